@@ -1,0 +1,355 @@
+"""The verbs as functions. Each builds a recipe, unless it is given one, and hands it to the pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.errors import BackendUnavailableError, DataError, RecipeError
+from convnext_deploy.inputs import open_input
+from convnext_deploy.pipeline import RunResult, Settings, check_classes, plan_recipe, run_recipe
+from convnext_deploy.data.sources import BUILT_IN, Data, open_data
+from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.progress import Progress, SilentProgress
+from convnext_deploy.recipe import (
+    SOURCE,
+    DistillConfig,
+    FitConfig,
+    Gate,
+    ModelConfig,
+    ONNXConfig,
+    PTQConfig,
+    QATConfig,
+    Recipe,
+    StageEntry,
+    TensorRTConfig,
+    TrainConfig,
+    load_recipe,
+)
+from convnext_deploy.reporting.record import Report, read_report, write_report
+
+DEFAULT_MAX_TOP1_DROP_PP = 0.5
+
+# The digits are few and simple: high learning rates for their few steps, crops that keep the digit, and no mirror images,
+# which are other signs.
+DIGITS_FIT = FitConfig(
+    epochs=15,
+    batch_size=64,
+    base_learning_rate=0.064,
+    warmup_epochs=2.0,
+    drop_path_rate=0.0,
+    crop_scale_min=0.5,
+    flip_probability=0.0,
+)
+DIGITS_TEACHER_FIT = dataclasses.replace(DIGITS_FIT, epochs=10, base_learning_rate=0.032)
+DIGITS_QAT_FIT = dataclasses.replace(DIGITS_FIT, epochs=5, base_learning_rate=0.0064, warmup_epochs=0.5, label_smoothing=0.0)
+# Fine-tuning as in arXiv 2201.03545, table 6: 30 epochs at 5e-5 and batch 512, which is 4e-4 at batch 4096.
+FINE_TUNE_FIT = FitConfig(epochs=30, base_learning_rate=4e-4, warmup_epochs=0.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every verb takes. None: decided from the data and the machine.
+
+    `epochs`, `batch_size` and `base_learning_rate` override the training settings of all stages of the verb; `image_size`,
+    `crop_pct` and `patch_size` those of the network or of the evaluation transform.
+    """
+
+    data: str | None = None
+    out: Path | None = None
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = None
+    image_size: int | None = None
+    crop_pct: float | None = None
+    patch_size: int | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    base_learning_rate: float | None = None
+    flip_probability: float | None = None
+    calibration_images: int | None = None
+    max_top1_drop_pp: float | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+
+
+def run(
+    recipe: Recipe | Path | str,
+    *,
+    options: Options = Options(),
+    on_plan: Callable[[list[tuple[StageEntry, bool]]], None] | None = None,
+) -> RunResult | None:
+    """Run a recipe.
+
+    Args:
+        recipe: a recipe or the path of one.
+        options: only `data`, `out`, `device`, `workers` and `progress` count; the rest is the recipe's.
+        on_plan: given the stages and whether each would run; then nothing is executed and None is returned.
+
+    Raises: DeployError: if the recipe, its data or a stage fails. A failed gate is no error: see `RunResult.report.passed`.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    name = options.data or loaded.data
+    if name is None:
+        raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
+    _check_names(loaded)
+    source = open_input(Path(loaded.source)) if loaded.source else None
+    data = open_data(name)
+    settings = _settings(options, loaded.name, data)
+    if on_plan is not None:
+        on_plan(plan_recipe(loaded, settings.out, source, data))
+        return None
+    _say_ignored(data, options.progress)
+    return run_recipe(loaded, settings, source, data)
+
+
+def train(model: str, *, checkpoint: Path | None = None, options: Options = Options()) -> RunResult:
+    """Train a model from scratch, or fine-tune a checkpoint of it."""
+    data = _training_data(options)
+    source = _optional_input(checkpoint, model, options)
+    fit = _override(_preset(data, DIGITS_FIT, source), options)
+    stage = StageEntry("model", TrainConfig(_model(model, options, data, source), fit), SOURCE if source else None)
+    return _run_stages(f"train-{model}", (stage,), options, source, data, checkpoint)
+
+
+def distill(
+    teacher: str,
+    student: str,
+    *,
+    teacher_checkpoint: Path | None = None,
+    temperature: float = DistillConfig.temperature,
+    distill_loss_weight: float = DistillConfig.distill_loss_weight,
+    options: Options = Options(),
+) -> RunResult:
+    """Train a student with a teacher, which is trained first when no checkpoint of it is given."""
+    data = _training_data(options)
+    source = _optional_input(teacher_checkpoint, teacher, options)
+    stages: list[StageEntry] = []
+    if source is None:
+        resolve_variant(teacher)
+        options.progress.say(f"no teacher checkpoint was given: training the teacher '{teacher}' first")
+        fit = _override(_preset(data, DIGITS_TEACHER_FIT, None), options)
+        stages.append(StageEntry("teacher", TrainConfig(_model(teacher, options, data, None), fit), None))
+    fit = _override(_preset(data, DIGITS_FIT, None), options)
+    config = DistillConfig(
+        model=_model(student, options, data, None),
+        teacher=SOURCE if source is not None else "teacher",
+        fit=fit,
+        temperature=temperature,
+        distill_loss_weight=distill_loss_weight,
+    )
+    stages.append(StageEntry("student", config, None))
+    name = f"distill-{teacher}-{student}"
+    return _run_stages(name, tuple(stages), options, source, data, teacher_checkpoint)
+
+
+def quantize(
+    checkpoint: Path,
+    *,
+    method: Literal["ptq", "qat"] = "ptq",
+    calibration_method: Literal["minmax", "percentile"] = "percentile",
+    model: str | None = None,
+    options: Options = Options(),
+) -> RunResult:
+    """Quantize an FP32 artifact or checkpoint to INT8, by calibration alone or with training after it."""
+    source = open_input(Path(checkpoint), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+    data = _data_for(source, options)
+    if data is None:
+        raise DataError("quantization needs images: give the image folder with --data DIR.")
+    gate = Gate(max_top1_drop_pp=_allowed(options))
+    ptq = PTQConfig(
+        calibration_method=calibration_method,
+        calibration_images=PTQConfig.calibration_images if options.calibration_images is None else options.calibration_images,
+    )
+    stages = [StageEntry("ptq", ptq, SOURCE, gate if method == "ptq" else Gate())]
+    if method == "qat":
+        fit = _override(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
+        stages.append(StageEntry("qat", QATConfig(fit=fit), "ptq", gate))
+    return _run_stages(f"{method}-{source.model.variant}", tuple(stages), options, source, data, checkpoint)
+
+
+def export(
+    artifact: Path,
+    *,
+    format: Literal["onnx", "tensorrt-rtx", "tensorrt"] = "onnx",  # noqa: A002  (the flag's name)
+    gpus: tuple[str, ...] = TensorRTConfig.gpus,
+    optimal_batch_size: int = TensorRTConfig.optimal_batch_size,
+    max_batch_size: int = TensorRTConfig.max_batch_size,
+    model: str | None = None,
+    options: Options = Options(),
+) -> RunResult:
+    """Export an artifact or checkpoint to ONNX, or from there to TensorRT engines. Validated when there are images."""
+    source = open_input(Path(artifact), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+    gate = Gate(max_top1_drop_pp=_allowed(options))
+    stages: list[StageEntry] = []
+    if source.format == "torch":
+        stages.append(StageEntry("onnx", ONNXConfig(), SOURCE, gate))
+    elif format == "onnx":
+        raise RecipeError(f"{artifact} is in the format {source.format} already; ONNX is made from a PyTorch artifact.")
+    if format != "onnx":
+        config = TensorRTConfig(format, tuple(gpus), optimal_batch_size, max_batch_size)
+        stages.append(StageEntry("engine", config, "onnx" if stages else SOURCE, gate))
+    return _run_stages(
+        f"{format}-{source.model.variant}", tuple(stages), options, source, _data_for(source, options), artifact
+    )
+
+
+def validate(
+    artifact: Path, *, baseline: Path | None = None, model: str | None = None, options: Options = Options()
+) -> Report:
+    """Score an artifact on the validation images, and compare it with a baseline image by image."""
+    from convnext_deploy.reporting.record import describe_environment
+    from convnext_deploy.reporting.rows import create_row
+    from convnext_deploy.validation.measure import BATCH_SIZE, measure_artifact
+
+    paths = {"baseline": baseline, "artifact": Path(artifact)}
+    opened = {
+        name: open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+        for name, path in paths.items()
+        if path is not None
+    }
+    data = _data_for(opened["artifact"], options)
+    if data is None:
+        raise DataError("validation needs images: give the image folder with --data DIR.")
+    _say_ignored(data, options.progress)
+    rows = []
+    scores = {}
+    for name, entry in opened.items():
+        check_classes(str(paths[name]), entry, data)
+    for name, entry in opened.items():
+        device, workers = _device(options), _workers(options, data)
+        batch_size = options.batch_size or BATCH_SIZE
+        measured = measure_artifact(entry, data, device, workers, options.progress, name, batch_size)
+        if measured.score is not None:
+            scores[name] = measured.score
+        gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp) if name == "artifact" and baseline else Gate()
+        reference = "baseline" if baseline else name
+        rows.append(create_row(name, "source", entry, gate, measured, reference, rows, scores))
+    report = Report(
+        recipe="validate",
+        data=data.name,
+        validation_images=len(data.validation),
+        seed=options.seed,
+        environment=describe_environment(),
+        rows=tuple(rows),
+        complete=True,
+    )
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_report(report, options.out)
+    return report
+
+
+def report(run: Path) -> Report:
+    """Read the report of a run and write its views again."""
+    found = read_report(Path(run))
+    if Path(run).is_dir():
+        write_report(found, Path(run))
+    return found
+
+
+def _run_stages(
+    name: str,
+    stages: tuple[StageEntry, ...],
+    options: Options,
+    source: Artifact | None,
+    data: Data | None,
+    source_path: Path | None,
+) -> RunResult:
+    recipe = Recipe(
+        name=name,
+        stages=stages,
+        data=None if data is None else data.name,
+        source=None if source_path is None else str(source_path),
+        seed=options.seed,
+    )
+    _check_names(recipe)
+    if data is not None:
+        _say_ignored(data, options.progress)
+    return run_recipe(recipe, _settings(options, name, data), source, data)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Resolve every name that a stage would look up later, so that a wrong one costs no training."""
+    from convnext_deploy.quantization.scheme import resolve_scheme
+
+    for stage in recipe.stages:
+        if isinstance(stage.config, TrainConfig | DistillConfig):
+            resolve_variant(stage.config.model.name)
+        elif isinstance(stage.config, PTQConfig):
+            resolve_scheme(stage.config.target)
+
+
+def _training_data(options: Options) -> Data:
+    if options.data is None:
+        options.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
+    return open_data(options.data or BUILT_IN)
+
+
+def _data_for(source: Artifact, options: Options) -> Data | None:
+    """Return the user's data, or the built-in digits for what was trained on them."""
+    if options.data is not None:
+        return open_data(options.data)
+    if any(record.data == BUILT_IN for record in source.lineage):
+        options.progress.say(f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained")
+        return open_data(BUILT_IN)
+    return None
+
+
+def _optional_input(checkpoint: Path | None, model: str, options: Options) -> Artifact | None:
+    if checkpoint is None:
+        return None
+    return open_input(Path(checkpoint), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+
+
+def _preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitConfig:
+    if data.name == BUILT_IN:
+        return digits
+    return FitConfig() if source is None else FINE_TUNE_FIT
+
+
+def _override(fit: FitConfig, options: Options) -> FitConfig:
+    names = ("epochs", "batch_size", "base_learning_rate", "flip_probability")
+    return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
+
+
+def _model(name: str, options: Options, data: Data, source: Artifact | None) -> ModelConfig:
+    resolve_variant(name)
+    if source is not None:
+        preprocess, spec = source.preprocess, source.model
+        return ModelConfig(name, preprocess.image_size, spec.patch_size, spec.in_channels, preprocess.crop_pct)
+    image_size = options.image_size or (32 if data.name == BUILT_IN else ModelConfig.image_size)
+    return ModelConfig(name, image_size, options.patch_size or ModelConfig.patch_size, crop_pct=options.crop_pct)
+
+
+def _allowed(options: Options) -> float:
+    return DEFAULT_MAX_TOP1_DROP_PP if options.max_top1_drop_pp is None else options.max_top1_drop_pp
+
+
+def _settings(options: Options, name: str, data: Data | None) -> Settings:
+    out = options.out if options.out is not None else Path("runs") / name
+    return Settings(Path(out), _device(options), _workers(options, data), options.progress)
+
+
+def _device(options: Options) -> str:
+    missing = cuda_driver_error()
+    if options.device == "cuda" and missing:
+        raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
+    return ("cpu" if missing else "cuda") if options.device == "auto" else options.device
+
+
+def _workers(options: Options, data: Data | None) -> int:
+    if options.workers is not None:
+        return options.workers
+    # Processes that decode images pay off for files, not for arrays in memory.
+    return 0 if data is None or data.name == BUILT_IN else min(8, os.cpu_count() or 1)
+
+
+def _say_ignored(data: Data, progress: Progress) -> None:
+    if data.ignored_files:
+        progress.say(f"{data.ignored_files} files in {data.name} are no images and were left out")

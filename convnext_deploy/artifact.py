@@ -1,0 +1,220 @@
+"""What flows from stage to stage: a folder with its files and a `manifest.json` that tells all about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from convnext_deploy.errors import ArtifactError, OutputError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+Format = Literal["torch", "onnx", "tensorrt"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network the weights belong to."""
+
+    variant: str
+    num_classes: int
+    in_channels: int = 3
+    patch_size: int = 4
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The evaluation transform: resize the shorter side to `image_size / crop_pct`, centre crop, scale, normalize.
+
+    `mean` and `std` are per channel, for pixel values in [0, 1].
+    """
+
+    image_size: int
+    crop_pct: float
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def resize_size(self) -> int:
+        """Length in pixels of the shorter side before the crop."""
+        return int(self.image_size / self.crop_pct)
+
+
+def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:
+    """The usual transform: ImageNet statistics, bicubic, crop 0.875 (1.0 for images too small to cut away a border)."""
+    if crop_pct is None:
+        crop_pct = 0.875 if image_size >= 128 else 1.0
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,) * in_channels, (0.5,) * in_channels)
+    return Preprocess(image_size, crop_pct, "bicubic", mean, std)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """How one step of an artifact's history was made."""
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    data: str
+    data_fingerprint: str
+    seed: int
+    versions: Mapping[str, str]
+    wall_s: float
+    cache_key: str
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """A file of an artifact, relative to its folder."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model on disk that a runner can open.
+
+    `details` holds what only the runner of this format needs: the quantization scheme, the GPUs an engine was built for.
+    """
+
+    path: Path
+    format: Format
+    precision: str
+    model: ModelSpec
+    class_names: tuple[str, ...] | None
+    preprocess: Preprocess
+    files: tuple[ArtifactFile, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    lineage: tuple[StageRecord, ...] = ()
+
+    @property
+    def main_file(self) -> Path:
+        """The first file, which the runner opens."""
+        return self.path / self.files[0].name
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """One hash for the contents of all files."""
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        return hashlib.sha256("\n".join(f"{f.sha256} {f.name}" for f in self.files).encode()).hexdigest()
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether drops are measured against this artifact: an FP32 PyTorch model."""
+        return self.format == "torch" and self.precision == "fp32"
+
+
+def describe_file(path: Path) -> ArtifactFile:
+    """Hash and measure a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return ArtifactFile(path.name, digest, path.stat().st_size)
+
+
+def write_manifest(artifact: Artifact) -> None:
+    """Write `manifest.json` beside the files."""
+    record = dataclasses.asdict(artifact)
+    del record["path"]
+    write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, **record}, indent=1))
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read an artifact folder, checking that its files are there with the recorded sizes.
+
+    Raises: ArtifactError: if the manifest is missing or unreadable, or a file is missing or has another size.
+    """
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is no artifact folder: it has no {MANIFEST}.") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} cannot be read: {error}. Make the artifact again.") from None
+    try:
+        if record.pop("schema") != SCHEMA:
+            raise ArtifactError(f"{folder / MANIFEST} was written by another version; make the artifact again.")
+        preprocess = record.pop("preprocess")
+        artifact = Artifact(
+            path=folder,
+            model=ModelSpec(**record.pop("model")),
+            preprocess=Preprocess(**{**preprocess, "mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}),
+            class_names=None if (names := record.pop("class_names")) is None else tuple(names),
+            files=tuple(ArtifactFile(**entry) for entry in record.pop("files")),
+            lineage=tuple(StageRecord(**entry) for entry in record.pop("lineage")),
+            **record,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest of this tool ({error}).") from None
+    for file in artifact.files:
+        target = folder / file.name
+        found = target.stat().st_size if target.is_file() else None
+        if found != file.size_bytes:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise ArtifactError(f"{target} {state}; its manifest says {file.size_bytes} bytes. Make the artifact again.")
+    return artifact
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def create_output_folder(path: Path) -> None:
+    """Make `path` and check that files can be written there.
+
+    Raises: OutputError: if it is a file, or cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {path} cannot be written ({error.strerror}); choose another one with --out."
+        ) from None
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """Yield a new empty folder that takes the place of `target` when the block ends without an error.
+
+    A reader of `target` sees the old folder or the complete new one; what a killed process left is removed by the next.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    old = target.with_name(f".{target.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)

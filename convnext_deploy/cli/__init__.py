@@ -1,0 +1,57 @@
+"""The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from convnext_deploy.errors import DeployError
+
+COMMANDS = ("run", "train", "distill", "quantize", "export", "validate", "report")
+EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name}").command
+        return command
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="convnext_deploy")
+def group() -> None:
+    """Make a trained ConvNeXt small and fast, and prove on every step's own artifact that it still works.
+
+    Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written).
+    """
+
+
+def main() -> None:
+    """Run the command line; every error that a user can mend is one line on standard error."""
+    try:
+        group(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except DeployError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_ERROR)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_ERROR)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"error: {error.strerror or error}{where}", err=True)
+        sys.exit(EXIT_ERROR)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; finished stages are kept, the same command goes on from there", err=True)
+        sys.exit(EXIT_INTERRUPTED)

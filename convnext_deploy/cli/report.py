@@ -1,0 +1,20 @@
+"""`convnext-deploy report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from convnext_deploy.cli.options import common_options
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@common_options()
+def command(run: Path, as_json: bool) -> None:
+    """Show the report of RUN (a run's folder or its report.json) again, and write report.md anew."""
+    from convnext_deploy import api
+    from convnext_deploy.cli.display import show_report
+
+    show_report(api.report(run), as_json)

@@ -1,0 +1,29 @@
+"""`convnext-deploy run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convnext_deploy.cli.options import collect_options, common_options
+
+
+@click.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say which stages would run, and do nothing.")
+@common_options("data", "out", "device", "workers")
+def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
+    """Run RECIPE (a TOML file): every stage in order, each artifact validated, what is up to date not repeated."""
+    from convnext_deploy import api
+    from convnext_deploy.cli.display import show_report
+
+    def show_plan(plan: list[Any]) -> None:
+        for stage, would_run in plan:
+            inputs = ", ".join(stage.inputs.values()) or "the data"
+            click.echo(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")
+
+    result = api.run(recipe, options=collect_options(values), on_plan=show_plan if dry_run else None)
+    if result is not None:
+        show_report(result.report, as_json)

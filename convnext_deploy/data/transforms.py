@@ -1,0 +1,101 @@
+"""From a decoded image to what the network sees, for evaluation and for training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF  # noqa: N812  (torchvision's documentation names it so)
+
+from convnext_deploy.artifact import Preprocess
+
+_ASPECT_RATIOS = (3 / 4, 4 / 3)
+_CROP_ATTEMPTS = 10
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Convert to grey (1) or RGB (3)."""
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def as_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Return `(H, W, C)` uint8."""
+    array = np.asarray(image, np.uint8)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def evaluation_transform(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Resize the shorter side and crop the centre: `(image_size, image_size, C)` uint8."""
+    image = to_channels(image, len(preprocess.mean))
+    if min(image.size) != preprocess.resize_size:
+        image = TF.resize(image, [preprocess.resize_size], InterpolationMode(preprocess.interpolation))
+    return as_array(TF.center_crop(image, [preprocess.image_size, preprocess.image_size]))
+
+
+def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Map `(N, H, W, C)` uint8 (or float in 0..255) to normalized `(N, C, H, W)` float32, channels-last in memory."""
+    mean = torch.tensor(preprocess.mean, device=pixels.device)
+    std = torch.tensor(preprocess.std, device=pixels.device)
+    return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+def sample_crops(rng: np.random.Generator, count: int, height: int, width: int, scale_min: float) -> NDArray[np.float64]:
+    """Draw the boxes of random resized crops.
+
+    Area uniform in [scale_min, 1] of the image, aspect ratio log-uniform in [3/4, 4/3]; the first of 10 draws that fits
+    counts, and the largest centred box when none does.
+
+    Returns: `(count, 4)` as top, left, height, width in pixels, not rounded.
+    Source: Szegedy et al. 2015, arXiv 1409.4842, section 6.
+    """
+    area = rng.uniform(scale_min, 1.0, (count, _CROP_ATTEMPTS)) * height * width
+    low, high = np.log(_ASPECT_RATIOS)
+    ratio = np.exp(rng.uniform(low, high, (count, _CROP_ATTEMPTS)))
+    widths, heights = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    fits = (widths <= width) & (heights <= height)
+    first = fits.argmax(axis=1)
+    rows = np.arange(count)
+    side = min(height, width)
+    w = np.where(fits.any(axis=1), widths[rows, first], side)
+    h = np.where(fits.any(axis=1), heights[rows, first], side)
+    top = np.where(fits.any(axis=1), rng.uniform(0, 1, count), 0.5) * (height - h)
+    left = np.where(fits.any(axis=1), rng.uniform(0, 1, count), 0.5) * (width - w)
+    return np.stack([top, left, h, w], axis=1)
+
+
+def crop_batch(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: int) -> Tensor:
+    """Cut one box out of each image of a batch, resize it bilinearly and mirror where `flips`.
+
+    Args:
+        pixels: `(N, H, W, C)` uint8.
+        boxes: `(N, 4)` top, left, height, width in pixels.
+        flips: `(N,)`.
+        size: side of the result.
+
+    Returns: `(N, size, size, C)` float32 in 0..255.
+    """
+    _, height, width, _ = pixels.shape
+    top, left, h, w = boxes.T
+    # affine_grid maps the output square [-1, 1]² to the box in the input's own [-1, 1]² coordinates.
+    theta = np.zeros((len(boxes), 2, 3))
+    theta[:, 0, 0] = np.where(flips, -w, w) / width
+    theta[:, 0, 2] = (2 * left + w) / width - 1
+    theta[:, 1, 1] = h / height
+    theta[:, 1, 2] = (2 * top + h) / height - 1
+    images = pixels.permute(0, 3, 1, 2).float()
+    grid = F.affine_grid(
+        torch.from_numpy(theta).to(images), [len(boxes), images.shape[1], size, size], align_corners=False
+    )
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
+
+
+def crop_image(image: Image.Image, box: NDArray[np.float64], flip: bool, size: int) -> NDArray[np.uint8]:
+    """Cut a box out of one image with bicubic antialiased resizing: `(size, size, C)` uint8."""
+    top, left = int(box[0]), int(box[1])
+    height, width = max(1, round(box[2])), max(1, round(box[3]))
+    image = TF.resized_crop(image, top, left, height, width, [size, size], InterpolationMode.BICUBIC)
+    return as_array(TF.horizontal_flip(image) if flip else image)

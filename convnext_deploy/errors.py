@@ -1,0 +1,44 @@
+"""Errors that end in one clear line: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeployError(Exception):
+    """Base of every error that a user can cause and mend. The command line prints its text and exits with 1."""
+
+
+class RecipeError(DeployError):
+    """A recipe, a stage option or a combination of them is wrong."""
+
+
+class DataError(DeployError):
+    """The image folder, an image or the split between train and validation is wrong."""
+
+
+class CheckpointError(DeployError):
+    """A checkpoint cannot be read, or does not fit the network."""
+
+
+class ArtifactError(DeployError):
+    """An artifact folder or file is missing, incomplete, altered or of the wrong format."""
+
+
+class ExportError(DeployError):
+    """A model could not be exported, or an engine could not be built."""
+
+
+class BackendUnavailableError(DeployError):
+    """The package, driver or device that a backend needs is not on this machine."""
+
+
+class OutputError(DeployError):
+    """The output folder cannot be written, or another process is writing it."""
+
+
+def suggest(found: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest of `known`, or an empty string when none is near."""
+    near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,1 @@
+"""The ConvNeXt network, its variants and its checkpoints."""

@@ -1,0 +1,29 @@
+"""From a PyTorch artifact to a network: float, or with the quantizers that its scheme asks for."""
+
+from __future__ import annotations
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.models.checkpoint import load_into, load_state
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.variants import build_model
+from convnext_deploy.quantization.prepare import prepare
+from convnext_deploy.quantization.scheme import resolve_scheme
+
+WEIGHTS = "model.safetensors"
+
+
+def load_network(artifact: Artifact, *, drop_path_rate: float = 0.0) -> ConvNeXt:
+    """Build the network of an artifact and load its weights and quantizers, in evaluation mode on the CPU.
+
+    Raises:
+        ArtifactError: if the artifact is not in PyTorch's format.
+        CheckpointError: if the weights cannot be read or do not fit.
+    """
+    if artifact.format != "torch":
+        raise ArtifactError(f"{artifact.path} is in the format {artifact.format}; this step needs a PyTorch artifact.")
+    model = build_model(artifact.model, drop_path_rate=drop_path_rate)
+    if "target" in artifact.details:
+        prepare(model, resolve_scheme(artifact.details["target"]))
+    load_into(model, load_state(artifact.main_file), str(artifact.main_file))
+    return model.eval()

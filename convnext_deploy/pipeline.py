@@ -1,0 +1,260 @@
+"""Run a recipe: order, cache, resume, validation after every stage. The only file that knows the order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnext_deploy import code_version
+from convnext_deploy.artifact import (
+    Artifact,
+    StageRecord,
+    create_output_folder,
+    describe_file,
+    read_artifact,
+    replace_folder,
+    write_manifest,
+)
+from convnext_deploy.data.sources import Data
+from convnext_deploy.errors import ArtifactError, DataError, OutputError
+from convnext_deploy.progress import Progress
+from convnext_deploy.recipe import SOURCE, Gate, ONNXConfig, Recipe, StageEntry, TensorRTConfig
+from convnext_deploy.reporting.record import Report, StageRow, describe_environment, package_versions, write_report
+from convnext_deploy.reporting.rows import create_row
+
+if TYPE_CHECKING:
+    from convnext_deploy.validation.measure import Measurement
+    from convnext_deploy.validation.score import Score
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how a recipe runs; none of it changes what the stages mean."""
+
+    out: Path
+    device: str
+    workers: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The report, and the names of the stages that were executed and not taken from an earlier run."""
+
+    report: Report
+    executed: tuple[str, ...]
+
+
+def run_recipe(recipe: Recipe, settings: Settings, source: Artifact | None = None, data: Data | None = None) -> RunResult:
+    """Execute what is not up to date, score every artifact, and write the report after each stage.
+
+    Args:
+        recipe: what to do.
+        settings: where and how.
+        source: the opened artifact that the recipe calls `source`, if it has one.
+        data: the opened data; None only when no stage needs any, and then nothing is validated.
+
+    Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
+    """
+    create_output_folder(settings.out)
+    with _lock(settings.out):
+        return _run(recipe, settings, source, data)
+
+
+def plan_recipe(recipe: Recipe, out: Path, source: Artifact | None, data: Data | None) -> list[tuple[StageEntry, bool]]:
+    """Return each stage with whether it would run; nothing is executed or written."""
+    artifacts = {SOURCE: source} if source is not None else {}
+    plan = []
+    for stage in recipe.stages:
+        cached = None
+        if all(name in artifacts for name in stage.inputs.values()):
+            cached = _reusable(out / "stages" / stage.name, _cache_key(stage, artifacts, data, recipe.seed))
+        if cached is not None:
+            artifacts[stage.name] = cached
+        plan.append((stage, cached is None))
+    return plan
+
+
+def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
+    artifacts: dict[str, Artifact] = {}
+    baselines: dict[str, str | None] = {}
+    scores: dict[str, Score] = {}
+    rows: list[StageRow] = []
+    executed: list[str] = []
+    report = Report(
+        recipe=recipe.name,
+        data="none" if data is None else data.name,
+        validation_images=0 if data is None else len(data.validation),
+        seed=recipe.seed,
+        environment=describe_environment(),
+        rows=(),
+    )
+
+    def record(name: str, kind: str, artifact: Artifact, stage: StageEntry | None) -> None:
+        nonlocal report
+        artifacts[name] = artifact
+        # The nearest FP32 PyTorch ancestor; an artifact brought without one is its own reference.
+        parent = stage.source if stage is not None else None
+        baselines[name] = name if artifact.is_baseline or parent is None else baselines[parent]
+        measured = _measure(name, artifact, settings, data)
+        if measured.score is not None:
+            scores[name] = measured.score
+        gate = stage.gate if stage is not None else Gate()
+        rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores))
+        report = dataclasses.replace(report, rows=tuple(rows))
+        write_report(report, settings.out)
+
+    if source is not None:
+        record(SOURCE, SOURCE, source, None)
+    for stage in recipe.stages:
+        folder = settings.out / "stages" / stage.name
+        key = _cache_key(stage, artifacts, data, recipe.seed)
+        artifact = _reusable(folder, key)
+        if artifact is None:
+            artifact = _execute(stage, artifacts, recipe, settings, data, key, folder)
+            executed.append(stage.name)
+        else:
+            settings.progress.say(f"{stage.name}: up to date")
+        record(stage.name, stage.config.kind, artifact, stage)
+    report = dataclasses.replace(report, complete=True)
+    write_report(report, settings.out)
+    return RunResult(report, tuple(executed))
+
+
+def _execute(
+    stage: StageEntry,
+    artifacts: Mapping[str, Artifact],
+    recipe: Recipe,
+    settings: Settings,
+    data: Data | None,
+    key: str,
+    folder: Path,
+) -> Artifact:
+    from convnext_deploy.stages import STAGES
+    from convnext_deploy.stages.context import StageContext
+
+    def need_data() -> Data:
+        if data is None:
+            raise DataError(f"stage '{stage.name}' needs images; give them with --data DIR.")
+        return data
+
+    inputs = {role: artifacts[name] for role, name in stage.inputs.items()}
+    start = time.perf_counter()
+    with replace_folder(folder) as output:
+        context = StageContext(
+            stage.name,
+            output,
+            need_data,
+            recipe.seed,
+            settings.device,
+            settings.workers,
+            settings.progress,
+            teacher=inputs.get("teacher"),
+        )
+        artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)
+        record = StageRecord(
+            name=stage.name,
+            kind=stage.config.kind,
+            config=dataclasses.asdict(stage.config),
+            inputs={role: source.sha256 for role, source in inputs.items()},
+            data=data.name if data is not None and _uses_data(stage) else "none",
+            data_fingerprint=data.fingerprint if data is not None and _uses_data(stage) else "none",
+            seed=recipe.seed,
+            versions=package_versions(),
+            wall_s=time.perf_counter() - start,
+            cache_key=key,
+        )
+        write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
+    return read_artifact(folder)
+
+
+def _uses_data(stage: StageEntry) -> bool:
+    return not isinstance(stage.config, ONNXConfig | TensorRTConfig)
+
+
+def _cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
+    """Hash everything that decides what a stage produces."""
+    inputs = {
+        role: [
+            artifacts[name].sha256,
+            artifacts[name].class_names,
+            dataclasses.asdict(artifacts[name].model),
+            dataclasses.asdict(artifacts[name].preprocess),
+        ]
+        for role, name in stage.inputs.items()
+    }
+    content = {
+        "kind": stage.config.kind,
+        "config": dataclasses.asdict(stage.config),
+        "inputs": inputs,
+        "data": data.fingerprint if data is not None and _uses_data(stage) else None,
+        "seed": seed,
+        "code": code_version.of_module(f"convnext_deploy.stages.{stage.config.kind}"),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _reusable(folder: Path, key: str) -> Artifact | None:
+    """Return the artifact in `folder` if it was made with this key and its files are unaltered."""
+    try:
+        artifact = read_artifact(folder)
+    except ArtifactError:
+        return None
+    if not artifact.lineage or artifact.lineage[-1].cache_key != key:
+        return None
+    unaltered = all(describe_file(folder / file.name) == file for file in artifact.files)
+    return artifact if unaltered else None
+
+
+def _measure(name: str, artifact: Artifact, settings: Settings, data: Data | None) -> Measurement:
+    """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
+    from convnext_deploy.validation.measure import Measurement, measure_artifact, read_measurement, write_measurement
+
+    if data is None:
+        return Measurement(not_run="not validated: no --data")
+    check_classes(name, artifact, data)
+    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, settings.device]
+    content.append(code_version.of_module("convnext_deploy.validation.measure"))
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path = settings.out / "scores" / f"{name}.json"
+    measured = read_measurement(path, key)
+    if measured is None:
+        measured = measure_artifact(artifact, data, settings.device, settings.workers, settings.progress, name)
+        if measured.score is not None:
+            write_measurement(path, key, measured)
+    return measured
+
+
+def check_classes(name: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact and the data speak of the same classes.
+
+    Raises: DataError: if they do not.
+    """
+    if len(data.class_names) != artifact.model.num_classes:
+        raise DataError(f"{name} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
+    if artifact.class_names is not None and artifact.class_names != data.class_names:
+        pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
+        raise DataError(f"{name} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes.")
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there the user takes care
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
+        yield

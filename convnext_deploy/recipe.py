@@ -1,0 +1,315 @@
+"""A recipe: an ordered list of stages, read strictly from TOML into frozen records."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from convnext_deploy.errors import RecipeError, suggest
+
+SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
+
+
+def _require(condition: bool, field_name: str, found: object, expected: str) -> None:
+    if not condition:
+        raise RecipeError(f"{field_name} = {found!r} is out of range; expected {expected}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network of a training stage. `crop_pct` None: 0.875 from 128 pixels on, 1.0 below."""
+
+    name: str
+    image_size: int = 224
+    patch_size: int = 4
+    in_channels: int = 3
+    crop_pct: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.patch_size in (2, 4, 8), "patch_size", self.patch_size, "2 (small images), 4 (usual) or 8")
+        _require(self.in_channels in (1, 3), "in_channels", self.in_channels, "1 (grey) or 3 (RGB)")
+        least = 8 * self.patch_size
+        _require(self.image_size >= least, "image_size", self.image_size, f">= {least} with patch_size {self.patch_size}")
+        if self.crop_pct is not None:
+            _require(0.1 <= self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0.1 to 1.0")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One training run. Defaults: ConvNeXt's ImageNet settings (arXiv 2201.03545, table 5) where they do not need 8 GPUs.
+
+    `base_learning_rate` holds at batch 4096 and is scaled linearly to `batch_size`. `crop_scale_min` is the least area of the
+    random resized crop.
+    """
+
+    epochs: int = 300
+    batch_size: int = 128
+    base_learning_rate: float = 4e-3
+    warmup_epochs: float = 20.0
+    final_learning_rate_ratio: float = 0.01
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    drop_path_rate: float = 0.1
+    layer_scale_init: float = 1e-6
+    crop_scale_min: float = 0.08
+    flip_probability: float = 0.5
+    autocast: Literal["auto", "off", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+        _require(self.base_learning_rate > 0, "base_learning_rate", self.base_learning_rate, "> 0")
+        _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, ">= 0")
+        _require(0 <= self.final_learning_rate_ratio <= 1, "final_learning_rate_ratio", self.final_learning_rate_ratio, "0 to 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 <= value < 1")
+        _require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 <= value < 1")
+        _require(self.layer_scale_init > 0, "layer_scale_init", self.layer_scale_init, "> 0")
+        _require(0 < self.crop_scale_min <= 1, "crop_scale_min", self.crop_scale_min, "0 < value <= 1")
+        _require(0 <= self.flip_probability <= 1, "flip_probability", self.flip_probability, "0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train from scratch, or fine-tune the stage's source artifact when it has one."""
+
+    kind: ClassVar[str] = "train"
+    model: ModelConfig
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Train a student on labels and on the logits of a teacher (another stage, or `source`)."""
+
+    kind: ClassVar[str] = "distill"
+    model: ModelConfig
+    teacher: str
+    fit: FitConfig = field(default_factory=FitConfig)
+    temperature: float = 2.0
+    distill_loss_weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        _check_distillation(self.temperature, self.distill_loss_weight)
+
+
+@dataclass(frozen=True)
+class PTQConfig:
+    """Post-training quantization. `percentile` counts for `calibration_method = "percentile"` only."""
+
+    kind: ClassVar[str] = "ptq"
+    target: str = "tensorrt"
+    calibration_method: Literal["minmax", "percentile"] = "percentile"
+    percentile: float = 99.99
+    calibration_images: int = 512
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        _require(50 < self.percentile <= 100, "percentile", self.percentile, "50 < value <= 100")
+        _require(self.calibration_images >= 1, "calibration_images", self.calibration_images, ">= 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+
+
+@dataclass(frozen=True)
+class QATConfig:
+    """Quantization-aware training from a PTQ artifact; its own float weights are the teacher."""
+
+    kind: ClassVar[str] = "qat"
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(epochs=5, base_learning_rate=4e-4, warmup_epochs=0.5, drop_path_rate=0.0)
+    )
+    temperature: float = 2.0
+    distill_loss_weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        _check_distillation(self.temperature, self.distill_loss_weight)
+
+
+@dataclass(frozen=True)
+class ONNXConfig:
+    """Export to ONNX: FP32 from an FP32 artifact, explicit Q/DQ from a quantized one. Dynamic batch."""
+
+    kind: ClassVar[str] = "onnx"
+
+
+@dataclass(frozen=True)
+class TensorRTConfig:
+    """Build engines from an ONNX artifact. `gpus` (`sm86`, …) is for `tensorrt-rtx`; `tensorrt` builds for the GPU present."""
+
+    kind: ClassVar[str] = "tensorrt"
+    flavor: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
+    gpus: tuple[str, ...] = ("sm86", "sm89")
+    optimal_batch_size: int = 1
+    max_batch_size: int = 8
+    workspace_mib: int = 1024
+    optimization_level: int = 3
+
+    def __post_init__(self) -> None:
+        best, most = self.optimal_batch_size, self.max_batch_size
+        _require(1 <= best <= most, "optimal_batch_size", best, f"1 to max_batch_size ({most})")
+        _require(self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, ">= 1")
+        _require(0 <= self.optimization_level <= 5, "optimization_level", self.optimization_level, "0 to 5")
+        _require(self.flavor == "tensorrt" or bool(self.gpus), "gpus", self.gpus, "at least one, such as 'sm86'")
+
+
+def _check_distillation(temperature: float, weight: float) -> None:
+    _require(temperature > 0, "temperature", temperature, "> 0")
+    _require(0 <= weight <= 1, "distill_loss_weight", weight, "0 to 1")
+
+
+StageConfig = TrainConfig | DistillConfig | PTQConfig | QATConfig | ONNXConfig | TensorRTConfig
+CONFIGS: dict[str, type[StageConfig]] = {
+    config.kind: config for config in (TrainConfig, DistillConfig, PTQConfig, QATConfig, ONNXConfig, TensorRTConfig)
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a stage must reach. None: not judged. `max_top1_drop_pp` in percentage points, `min_top1` a fraction."""
+
+    max_top1_drop_pp: float | None = None
+    min_top1: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_top1_drop_pp is not None:
+            _require(0 <= self.max_top1_drop_pp <= 100, "max_top1_drop_pp", self.max_top1_drop_pp, "0 to 100")
+        if self.min_top1 is not None:
+            _require(0 <= self.min_top1 <= 1, "min_top1", self.min_top1, "a fraction, 0 to 1")
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """A stage in a recipe. `source` names an earlier stage or `source`; None only where a stage starts from nothing."""
+
+    name: str
+    config: StageConfig
+    source: str | None
+    gate: Gate = field(default_factory=Gate)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Names of the artifacts that the stage reads, by role."""
+        roles = {"source": self.source, "teacher": getattr(self.config, "teacher", None)}
+        return {role: name for role, name in roles.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file."""
+
+    name: str
+    stages: tuple[StageEntry, ...]
+    data: str | None = None
+    source: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = {SOURCE} if self.source else set()
+        if not self.stages:
+            raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")
+        for stage in self.stages:
+            if not stage.name or not set(stage.name) <= _NAME_CHARACTERS or stage.name[0] in ".-":
+                raise RecipeError(f"stage name {stage.name!r} is not usable; expected letters, digits, '-', '_' and '.'.")
+            if stage.name in known or stage.name == SOURCE:
+                raise RecipeError(f"two stages are called '{stage.name}'; stage names must differ (and not be '{SOURCE}').")
+            for role, name in stage.inputs.items():
+                if name not in known:
+                    raise RecipeError(
+                        f"stage '{stage.name}': {role} = '{name}' is no earlier stage."
+                        f"{suggest(name, known)} Known here: {', '.join(sorted(known)) or 'none'}."
+                    )
+            if stage.source is None and not isinstance(stage.config, TrainConfig | DistillConfig):
+                raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
+            known.add(stage.name)
+
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises: RecipeError: if it cannot be read, has an unknown key, a value of the wrong type or out of range, or a reference
+        to a stage that does not come earlier.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}; see recipes/README.md for those that come with the project.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+    try:
+        return _parse_recipe(table)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _parse_recipe(table: dict[str, Any]) -> Recipe:
+    entries = table.pop("stages", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise RecipeError("stages must be written as [[stages]] tables.")
+    default_gate = _parse_record(Gate, table.pop("gate", {}), "gate")
+    stages: list[StageEntry] = []
+    for entry in entries:
+        stages.append(_parse_stage(entry, default_gate, stages[-1].name if stages else None, bool(table.get("source"))))
+    return _parse_record(Recipe, {**table, "stages": tuple(stages)}, "recipe")
+
+
+def _parse_stage(entry: dict[str, Any], default_gate: Gate, previous: str | None, has_source: bool) -> StageEntry:
+    kind = entry.pop("kind", None)
+    if kind not in CONFIGS:
+        raise RecipeError(f"stage kind {kind!r} is unknown.{suggest(str(kind), CONFIGS)} Known: {', '.join(CONFIGS)}.")
+    name = entry.pop("name", kind)
+    source = entry.pop("source", None)
+    if source is None and kind not in ("train", "distill"):
+        source = previous or (SOURCE if has_source else None)
+    gate = _parse_record(Gate, {**_set_fields(default_gate), **entry.pop("gate", {})}, f"stage '{name}' gate")
+    return StageEntry(name, _parse_record(CONFIGS[kind], entry, f"stage '{name}'"), source, gate)
+
+
+def _set_fields(record: Gate) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(record).items() if value is not None}
+
+
+def _parse_record(record_type: type[Any], table: object, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where} must be a table, found {table!r}.")
+    hints = typing.get_type_hints(record_type)
+    fields = {f.name: f for f in dataclasses.fields(record_type)}
+    for key in table:
+        if key not in fields:
+            raise RecipeError(f"{where}: unknown key '{key}'.{suggest(key, fields)} Known: {', '.join(fields)}.")
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in table:
+            raise RecipeError(f"{where}: '{name}' is missing.")
+    try:
+        return record_type(**{key: _parse_value(hints[key], value, f"{where}: {key}") for key, value in table.items()})
+    except RecipeError as error:
+        raise RecipeError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def _parse_value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if dataclasses.is_dataclass(value) else _parse_record(typing.cast(type[Any], hint), value, where)
+    if origin is types.UnionType:
+        return None if value is None else _parse_value(next(a for a in arguments if a is not types.NoneType), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(f"{where} = {value!r} is unknown; expected one of {', '.join(map(repr, arguments))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{where} = {value!r} has the wrong type; expected a list.")
+        return tuple(_parse_value(arguments[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise RecipeError(f"{where} = {value!r} has the wrong type; expected {hint.__name__}.")
+    return value

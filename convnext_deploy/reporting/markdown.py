@@ -1,0 +1,32 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from convnext_deploy.reporting.record import Report
+from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
+
+
+def render_markdown(report: Report) -> str:
+    """Return the text of `report.md`."""
+    environment = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    lines = [
+        f"# {report.recipe}",
+        "",
+        f"{summary(report).capitalize()}." if report.complete else "The run is not complete.",
+        "",
+        f"Data: {report.data}, {report.validation_images} validation images. Seed {report.seed}. "
+        f"Machine: {environment['cpu']}, {environment['cores']} cores.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+        *("| " + " | ".join(text.replace("|", "\\|") for text in cells(row)) + " |" for row in report.rows),
+        "",
+        "Top-1 is measured on each artifact by its own runner. Drops are against the nearest FP32 PyTorch ancestor, with the "
+        "95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. "
+        "Latency is the median of single images in one process.",
+    ]
+    if notes := remarks(report):
+        lines += ["", *(f"- {text}" for text in notes)]
+    lines += ["", f"Versions: {versions}.", ""]
+    return "\n".join(lines)

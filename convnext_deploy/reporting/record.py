@@ -1,0 +1,131 @@
+"""The report as records, and its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.artifact import write_text
+from convnext_deploy.errors import ArtifactError
+
+REPORT_JSON = "report.json"
+SCHEMA = 1
+_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "tensorrt_rtx", "tensorrt")
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One artifact and what was measured on it. Fractions, milliseconds, bytes, seconds, percentage points.
+
+    `top1_drop_pp` is against `baseline`, the nearest FP32 PyTorch ancestor (None for such an artifact itself);
+    `source_drop_pp` against the first artifact of the run. `not_run` says why there is no score.
+    """
+
+    name: str
+    kind: str
+    artifact: str
+    variant: str
+    format: str
+    precision: str
+    size_bytes: int
+    wall_s: float
+    runner: str | None = None
+    device: str | None = None
+    correct: int | None = None
+    total: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    baseline: str | None = None
+    agreement: float | None = None
+    top1_drop_pp: float | None = None
+    top1_drop_interval_pp: tuple[float, float] | None = None
+    source_drop_pp: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p90_ms: float | None = None
+    not_run: str | None = None
+    gate: Mapping[str, float | None] = field(default_factory=dict)
+    passed: bool | None = None
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows of a run in order, and what is needed to understand them."""
+
+    recipe: str
+    data: str
+    validation_images: int
+    seed: int
+    environment: Mapping[str, Any]
+    rows: tuple[StageRow, ...]
+    complete: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether no gate failed."""
+        return all(row.passed is not False for row in self.rows)
+
+    def to_json(self) -> str:
+        """Return the text of `report.json`."""
+        return json.dumps({"schema": SCHEMA, "passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+
+
+def read_report(run: Path) -> Report:
+    """Read the report of a run folder.
+
+    Raises: ArtifactError: if there is none, or it is damaged.
+    """
+    path = run / REPORT_JSON if run.is_dir() else run
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("passed")
+        if content.pop("schema") != SCHEMA:
+            raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")
+        rows = []
+        for row in content.pop("rows"):
+            interval = row.pop("top1_drop_interval_pp")
+            texts = {key: tuple(row.pop(key)) for key in ("reasons", "notes")}
+            rows.append(StageRow(**row, **texts, top1_drop_interval_pp=tuple(interval) if interval else None))
+        return Report(**content, rows=tuple(rows))
+    except FileNotFoundError:
+        raise ArtifactError(f"{run} is no finished run: it has no {REPORT_JSON}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is no report of this tool ({error}).") from None
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write `report.json` and `report.md`."""
+    from convnext_deploy.reporting.markdown import render_markdown
+
+    write_text(out / REPORT_JSON, report.to_json())
+    write_text(out / "report.md", render_markdown(report))
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in ("convnext_deploy", *_PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return the machine and the package versions."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "system": platform.system(), "versions": package_versions()}

@@ -1,0 +1,53 @@
+"""The columns of the stage table, as text: one place for console and Markdown."""
+
+from __future__ import annotations
+
+from convnext_deploy.reporting.record import Report, StageRow
+
+COLUMNS = ("stage", "artifact", "top-1 %", "drop pp [95 %]", "vs source pp", "agree %", "size MB", "p50 ms", "time s", "verdict")
+
+
+def cells(row: StageRow) -> tuple[str, ...]:
+    """Return the texts of a row, in the order of `COLUMNS`."""
+    return (
+        row.name,
+        f"{row.variant} {row.format} {row.precision}",
+        "–" if row.top1 is None else f"{100 * row.top1:.2f}",
+        _drop(row),
+        "–" if row.source_drop_pp is None else f"{row.source_drop_pp:+.2f}",
+        "–" if row.agreement is None else f"{100 * row.agreement:.2f}",
+        f"{row.size_bytes / 1e6:.1f}",
+        "–" if row.latency_p50_ms is None else f"{row.latency_p50_ms:.2f}",
+        f"{row.wall_s:.1f}",
+        verdict(row),
+    )
+
+
+def _drop(row: StageRow) -> str:
+    if row.top1 is None:
+        return "–"
+    if row.top1_drop_pp is None or row.top1_drop_interval_pp is None:
+        return "baseline"
+    low, high = row.top1_drop_interval_pp
+    return f"{row.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def verdict(row: StageRow) -> str:
+    """Return `passed`, `FAILED`, `no gate` or why the artifact was not run."""
+    if row.not_run is not None:
+        return row.not_run
+    return {True: "passed", False: "FAILED", None: "no gate"}[row.passed]
+
+
+def summary(report: Report) -> str:
+    """Return the closing line."""
+    failed = [row.name for row in report.rows if row.passed is False]
+    judged = sum(row.passed is not None for row in report.rows)
+    if failed:
+        return f"{len(failed)} of {judged} gates failed: {', '.join(failed)}"
+    return f"all {judged} gates passed" if judged else "no gates were set"
+
+
+def remarks(report: Report) -> list[str]:
+    """Return the reasons of failed gates and the notes, each with its stage."""
+    return [f"{row.name}: {text}" for row in report.rows for text in (*row.reasons, *row.notes)]

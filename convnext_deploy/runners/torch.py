@@ -1,0 +1,30 @@
+"""PyTorch artifacts, float and fake-quantized, in eager mode and float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.network import load_network
+
+
+class TorchRunner:
+    """See `Runner`."""
+
+    name = "torch"
+
+    def __init__(self, artifact: Artifact, device: str) -> None:
+        self.device = device
+        self._network = load_network(artifact).to(device)
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Runner.logits`."""
+        with torch.inference_mode():
+            result: NDArray[np.float32] = self._network(torch.from_numpy(images).to(self.device)).cpu().numpy()
+        return result
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        del self._network

@@ -1,0 +1,31 @@
+"""Stages: each turns one artifact into another. They know nothing of how the result is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.recipe import (
+    DistillConfig,
+    ONNXConfig,
+    PTQConfig,
+    QATConfig,
+    StageConfig,
+    TensorRTConfig,
+    TrainConfig,
+)
+from convnext_deploy.stages import distill, onnx, ptq, qat, tensorrt, train
+from convnext_deploy.stages.context import StageContext
+
+Stage = Callable[[Any, Artifact | None, StageContext], Artifact]
+"""`run(config, source, context)`; the config is of the type that the stage is listed under."""
+
+STAGES: dict[type[StageConfig], Stage] = {
+    TrainConfig: train.run,
+    DistillConfig: distill.run,
+    PTQConfig: ptq.run,
+    QATConfig: qat.run,
+    ONNXConfig: onnx.run,
+    TensorRTConfig: tensorrt.run,
+}

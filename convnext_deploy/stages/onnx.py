@@ -1,0 +1,40 @@
+"""Export to ONNX: FP32, or INT8 as explicit Q/DQ."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.exporters.onnx_float import export_float, save_onnx
+from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.network import load_network
+from convnext_deploy.quantization.prepare import read_sites, without_quantizers
+from convnext_deploy.recipe import ONNXConfig
+from convnext_deploy.stages.context import StageContext, require_source
+
+
+def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
+    """Write `model.onnx` with dynamic batch, input `images`, output `logits`."""
+    source = require_source(source, "onnx")
+    network = load_network(source)
+    with context.progress.task(f"{context.name}: export", 1) as task:
+        sites = read_sites(network)
+        proto = export_float(without_quantizers(network), source.model.in_channels, source.preprocess.image_size)
+        if sites:
+            proto = insert_qdq(proto, sites)
+        path = context.output / "model.onnx"
+        header = {
+            "model": dataclasses.asdict(source.model),
+            "preprocess": dataclasses.asdict(source.preprocess),
+            "class_names": source.class_names,
+            "precision": source.precision,
+        }
+        save_onnx(proto, path, header)
+        task.advance()
+    return dataclasses.replace(
+        source,
+        path=context.output,
+        format="onnx",
+        files=(describe_file(path),),
+        details={"quantized_layers": len(sites)},
+    )

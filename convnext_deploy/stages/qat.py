@@ -1,0 +1,34 @@
+"""Quantization-aware training: weights and scales of a PTQ artifact learn to live on their grids."""
+
+from __future__ import annotations
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.network import load_network
+from convnext_deploy.quantization.prepare import without_quantizers
+from convnext_deploy.recipe import QATConfig
+from convnext_deploy.stages.context import StageContext, fit_network, require_source, write_torch_artifact
+from convnext_deploy.stages.distill import distillation_objective
+
+
+def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
+    """Fine-tune under fake quantization. The teacher is the float model that the artifact still holds."""
+    source = require_source(source, "qat")
+    if "target" not in source.details:
+        raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
+    network = load_network(source, drop_path_rate=config.fit.drop_path_rate).to(context.device)
+    teacher = without_quantizers(network)
+    objective = distillation_objective(
+        network, teacher, config.temperature, config.distill_loss_weight, config.fit.label_smoothing
+    )
+    history = fit_network(network, source.preprocess, config.fit, context, objective)
+    return write_torch_artifact(
+        network,
+        context,
+        model=source.model,
+        preprocess=source.preprocess,
+        class_names=source.class_names,
+        precision="int8",
+        details={"target": source.details["target"], "history": history},
+        source=source,
+    )

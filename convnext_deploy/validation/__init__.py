@@ -1,0 +1,1 @@
+"""Scores, drops with their intervals, gates and latency: one code path for every runner."""
