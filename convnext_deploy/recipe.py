@@ -117,14 +117,17 @@ class PTQConfig:
 
 @dataclass(frozen=True)
 class QATConfig:
-    """Quantization-aware training from a PTQ artifact; its own float weights are the teacher."""
+    """Quantization-aware training from a PTQ artifact; its own float weights are the teacher.
+
+    By default the teacher alone is followed: the aim is the same predictions, not further training on the labels.
+    """
 
     kind: ClassVar[str] = "qat"
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(epochs=5, base_learning_rate=4e-4, warmup_epochs=0.5, drop_path_rate=0.0)
     )
-    temperature: float = 2.0
-    distill_loss_weight: float = 0.7
+    temperature: float = 1.0
+    distill_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
         _check_distillation(self.temperature, self.distill_loss_weight)

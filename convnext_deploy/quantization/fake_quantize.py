@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.quantization.observers import SMALLEST_SCALE, Observer
+from convnext_deploy.quantization.observers import Observer
 from convnext_deploy.quantization.scheme import TensorScheme
 
 
@@ -21,25 +20,25 @@ class _LearnedStepSize(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]  # the base class takes Any
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, gradient_scale: float
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
     ) -> Tensor:
         integers = torch.round(x / scale).add_(zero_point).clamp_(quant_min, quant_max)
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid = (quant_min, quant_max, gradient_scale)
+        ctx.grid = (quant_min, quant_max)
         return integers.sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, scale, zero_point = ctx.saved_tensors
-        quant_min, quant_max, gradient_scale = ctx.grid
+        quant_min, quant_max = ctx.grid
         ratio = x / scale
         rounded = torch.round(ratio).add_(zero_point)
         inside = (rounded >= quant_min) & (rounded <= quant_max)
         step = rounded.clamp_(quant_min, quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
         by_scale = step.mul_(gradient)
         by_scale = by_scale.flatten(1).sum(1).view_as(scale) if scale.ndim else by_scale.sum()
-        return gradient * inside, by_scale * gradient_scale, None, None, None, None
+        return gradient * inside, by_scale, None, None, None
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
@@ -55,8 +54,12 @@ def _broadcast(qparam: Tensor, x: Tensor) -> Tensor:
 class FakeQuantize(nn.Module):
     """A quantizer site: float before calibration, on its grid after `freeze`.
 
+    The scale is learned as its logarithm: Adam moves every parameter by about its learning rate whatever the gradient's size, and
+    only in the logarithm is that the same relative change for every scale. It also keeps the scale positive.
+    Source: Jain et al. 2020, arXiv 1903.08066, section 3 and appendix B.
+
     Attributes:
-        scale: parameter, `()` or `(channels, )` float32, > 0; learned by QAT.
+        log2_scale: parameter, `()` or `(channels, )` float32.
         zero_point: buffer, same shape, int32.
         enabled: False makes it the identity, so that the float model shows through exactly.
         observer: while set, inputs are observed and pass unchanged.
@@ -66,21 +69,21 @@ class FakeQuantize(nn.Module):
         super().__init__()
         shape = (channels,) if channels is not None else ()
         self.scheme = scheme
-        self.scale = nn.Parameter(torch.ones(shape))
+        self.log2_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
         self.zero_point: Tensor
         self.enabled = True
         self.observer: Observer | None = None
 
     @property
-    def step_size(self) -> Tensor:
-        """The scale in effect; training cannot take it to zero or below."""
-        return self.scale.clamp(min=SMALLEST_SCALE)
+    def scale(self) -> Tensor:
+        """Width of a step of the grid, `()` or `(channels,)` float32, > 0."""
+        return torch.exp2(self.log2_scale)
 
     @torch.no_grad()
     def freeze(self, scale: Tensor, zero_point: Tensor) -> None:
         """Fix the grid."""
-        self.scale.copy_(scale)
+        self.log2_scale.copy_(torch.log2(scale))
         self.zero_point.copy_(zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,12 +93,8 @@ class FakeQuantize(nn.Module):
             return x
         if not self.enabled:
             return x
-        # Source of the factor: arXiv 1902.08153, section 2.2: steps and weights then move at similar relative speed.
-        # Activations count the features of one image's pixel, so that neither batch nor image size changes the step size.
-        elements = x[0].numel() if self.scale.ndim else (x.shape[-1] if x.ndim != 4 else x.shape[1])
-        gradient_scale = 1.0 / math.sqrt(max(1, elements) * self.scheme.quant_max)
-        scale, zero_point = _broadcast(self.step_size, x), _broadcast(self.zero_point, x)
+        scale, zero_point = _broadcast(self.scale, x), _broadcast(self.zero_point, x)
         result: Tensor = _LearnedStepSize.apply(
-            x.float(), scale, zero_point, self.scheme.quant_min, self.scheme.quant_max, gradient_scale
+            x.float(), scale, zero_point, self.scheme.quant_min, self.scheme.quant_max
         )
         return result

@@ -162,11 +162,11 @@ def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
     sites: dict[str, QuantizedSite] = {}
     for name, layer in quantized_layers(model):
         weight, inputs = layer.weight_quantizer, layer.input_quantizer
-        integers = quantize(layer.weight, weight.step_size, weight.zero_point, weight.scheme)
+        integers = quantize(layer.weight, weight.scale, weight.zero_point, weight.scheme)
         sites[name] = QuantizedSite(
             integers.cpu().numpy().astype(np.int8),
-            weight.step_size.cpu().numpy(),
-            inputs.step_size.cpu().numpy(),
+            weight.scale.cpu().numpy(),
+            inputs.scale.cpu().numpy(),
             inputs.zero_point.cpu().numpy().astype(np.int8),
         )
     return sites
