@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.cuda_driver import cuda_driver_error
-from convnext_deploy.errors import BackendUnavailableError, DataError, RecipeError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.pipeline import RunResult, Settings, check_classes, plan_recipe, run_recipe
 from convnext_deploy.data.sources import BUILT_IN, Data, open_data
+from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.inputs import open_input
 from convnext_deploy.models.variants import resolve_variant
-from convnext_deploy.progress import Progress, SilentProgress
+from convnext_deploy.options import (
+    DEFAULTS,
+    DIGITS_FIT,
+    DIGITS_QAT_FIT,
+    DIGITS_TEACHER_FIT,
+    Options,
+    allowed_drop,
+    create_settings,
+    fit_preset,
+    model_config,
+    override_fit,
+    resolve_device,
+    resolve_workers,
+)
+from convnext_deploy.pipeline import RunResult, check_classes, plan_recipe, run_recipe
+from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import (
     SOURCE,
     DistillConfig,
-    FitConfig,
     Gate,
-    ModelConfig,
     ONNXConfig,
     PTQConfig,
     QATConfig,
@@ -30,58 +38,18 @@ from convnext_deploy.recipe import (
     StageEntry,
     TensorRTConfig,
     TrainConfig,
-    load_recipe,
 )
-from convnext_deploy.reporting.record import Report, read_report, write_report
+from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.reporting.record import Report, StageRow, read_report, write_report
 
-DEFAULT_MAX_TOP1_DROP_PP = 0.5
-
-# The digits are few and simple: high learning rates for their few steps, crops that keep the digit, and no mirror images,
-# which are other signs.
-DIGITS_FIT = FitConfig(
-    epochs=15,
-    batch_size=64,
-    base_learning_rate=0.064,
-    warmup_epochs=2.0,
-    drop_path_rate=0.0,
-    crop_scale_min=0.5,
-    flip_probability=0.0,
-)
-DIGITS_TEACHER_FIT = dataclasses.replace(DIGITS_FIT, epochs=10, base_learning_rate=0.032)
-DIGITS_QAT_FIT = dataclasses.replace(DIGITS_FIT, epochs=5, base_learning_rate=0.0064, warmup_epochs=0.5, label_smoothing=0.0)
-# Fine-tuning as in arXiv 2201.03545, table 6: 30 epochs at 5e-5 and batch 512, which is 4e-4 at batch 4096.
-FINE_TUNE_FIT = FitConfig(epochs=30, base_learning_rate=4e-4, warmup_epochs=0.0)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What every verb takes. None: decided from the data and the machine.
-
-    `epochs`, `batch_size` and `base_learning_rate` override the training settings of all stages of the verb; `image_size`,
-    `crop_pct` and `patch_size` those of the network or of the evaluation transform.
-    """
-
-    data: str | None = None
-    out: Path | None = None
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int | None = None
-    image_size: int | None = None
-    crop_pct: float | None = None
-    patch_size: int | None = None
-    batch_size: int | None = None
-    epochs: int | None = None
-    base_learning_rate: float | None = None
-    flip_probability: float | None = None
-    calibration_images: int | None = None
-    max_top1_drop_pp: float | None = None
-    progress: Progress = field(default_factory=SilentProgress)
+if TYPE_CHECKING:
+    from convnext_deploy.validation.score import Score
 
 
 def run(
     recipe: Recipe | Path | str,
     *,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     on_plan: Callable[[list[tuple[StageEntry, bool]]], None] | None = None,
 ) -> RunResult | None:
     """Run a recipe.
@@ -100,7 +68,7 @@ def run(
     _check_names(loaded)
     source = open_input(Path(loaded.source)) if loaded.source else None
     data = open_data(name)
-    settings = _settings(options, loaded.name, data)
+    settings = create_settings(options, loaded.name, data)
     if on_plan is not None:
         on_plan(plan_recipe(loaded, settings.out, source, data))
         return None
@@ -108,12 +76,14 @@ def run(
     return run_recipe(loaded, settings, source, data)
 
 
-def train(model: str, *, checkpoint: Path | None = None, options: Options = Options()) -> RunResult:
+def train(model: str, *, checkpoint: Path | None = None, options: Options = DEFAULTS) -> RunResult:
     """Train a model from scratch, or fine-tune a checkpoint of it."""
     data = _training_data(options)
     source = _optional_input(checkpoint, model, options)
-    fit = _override(_preset(data, DIGITS_FIT, source), options)
-    stage = StageEntry("model", TrainConfig(_model(model, options, data, source), fit), SOURCE if source else None)
+    fit = override_fit(fit_preset(data, DIGITS_FIT, source), options)
+    stage = StageEntry(
+        "model", TrainConfig(model_config(model, options, data, source), fit), SOURCE if source else None
+    )
     return _run_stages(f"train-{model}", (stage,), options, source, data, checkpoint)
 
 
@@ -124,7 +94,7 @@ def distill(
     teacher_checkpoint: Path | None = None,
     temperature: float = DistillConfig.temperature,
     distill_loss_weight: float = DistillConfig.distill_loss_weight,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> RunResult:
     """Train a student with a teacher, which is trained first when no checkpoint of it is given."""
     data = _training_data(options)
@@ -133,11 +103,11 @@ def distill(
     if source is None:
         resolve_variant(teacher)
         options.progress.say(f"no teacher checkpoint was given: training the teacher '{teacher}' first")
-        fit = _override(_preset(data, DIGITS_TEACHER_FIT, None), options)
-        stages.append(StageEntry("teacher", TrainConfig(_model(teacher, options, data, None), fit), None))
-    fit = _override(_preset(data, DIGITS_FIT, None), options)
+        fit = override_fit(fit_preset(data, DIGITS_TEACHER_FIT, None), options)
+        stages.append(StageEntry("teacher", TrainConfig(model_config(teacher, options, data, None), fit), None))
+    fit = override_fit(fit_preset(data, DIGITS_FIT, None), options)
     config = DistillConfig(
-        model=_model(student, options, data, None),
+        model=model_config(student, options, data, None),
         teacher=SOURCE if source is not None else "teacher",
         fit=fit,
         temperature=temperature,
@@ -154,21 +124,23 @@ def quantize(
     method: Literal["ptq", "qat"] = "ptq",
     calibration_method: Literal["minmax", "percentile"] = "percentile",
     model: str | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> RunResult:
     """Quantize an FP32 artifact or checkpoint to INT8, by calibration alone or with training after it."""
     source = open_input(Path(checkpoint), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
     data = _data_for(source, options)
     if data is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
-    gate = Gate(max_top1_drop_pp=_allowed(options))
+    gate = Gate(max_top1_drop_pp=allowed_drop(options))
     ptq = PTQConfig(
         calibration_method=calibration_method,
-        calibration_images=PTQConfig.calibration_images if options.calibration_images is None else options.calibration_images,
+        calibration_images=PTQConfig.calibration_images
+        if options.calibration_images is None
+        else options.calibration_images,
     )
     stages = [StageEntry("ptq", ptq, SOURCE, gate if method == "ptq" else Gate())]
     if method == "qat":
-        fit = _override(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
+        fit = override_fit(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
         stages.append(StageEntry("qat", QATConfig(fit=fit), "ptq", gate))
     return _run_stages(f"{method}-{source.model.variant}", tuple(stages), options, source, data, checkpoint)
 
@@ -181,11 +153,11 @@ def export(
     optimal_batch_size: int = TensorRTConfig.optimal_batch_size,
     max_batch_size: int = TensorRTConfig.max_batch_size,
     model: str | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> RunResult:
     """Export an artifact or checkpoint to ONNX, or from there to TensorRT engines. Validated when there are images."""
     source = open_input(Path(artifact), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-    gate = Gate(max_top1_drop_pp=_allowed(options))
+    gate = Gate(max_top1_drop_pp=allowed_drop(options))
     stages: list[StageEntry] = []
     if source.format == "torch":
         stages.append(StageEntry("onnx", ONNXConfig(), SOURCE, gate))
@@ -200,7 +172,7 @@ def export(
 
 
 def validate(
-    artifact: Path, *, baseline: Path | None = None, model: str | None = None, options: Options = Options()
+    artifact: Path, *, baseline: Path | None = None, model: str | None = None, options: Options = DEFAULTS
 ) -> Report:
     """Score an artifact on the validation images, and compare it with a baseline image by image."""
     from convnext_deploy.reporting.record import describe_environment
@@ -217,12 +189,12 @@ def validate(
     if data is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
     _say_ignored(data, options.progress)
-    rows = []
-    scores = {}
+    rows: list[StageRow] = []
+    scores: dict[str, Score] = {}
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, data)
     for name, entry in opened.items():
-        device, workers = _device(options), _workers(options, data)
+        device, workers = resolve_device(options), resolve_workers(options, data)
         batch_size = options.batch_size or BATCH_SIZE
         measured = measure_artifact(entry, data, device, workers, options.progress, name, batch_size)
         if measured.score is not None:
@@ -271,7 +243,7 @@ def _run_stages(
     _check_names(recipe)
     if data is not None:
         _say_ignored(data, options.progress)
-    return run_recipe(recipe, _settings(options, name, data), source, data)
+    return run_recipe(recipe, create_settings(options, name, data), source, data)
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -305,49 +277,6 @@ def _optional_input(checkpoint: Path | None, model: str, options: Options) -> Ar
     if checkpoint is None:
         return None
     return open_input(Path(checkpoint), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-
-
-def _preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitConfig:
-    if data.name == BUILT_IN:
-        return digits
-    return FitConfig() if source is None else FINE_TUNE_FIT
-
-
-def _override(fit: FitConfig, options: Options) -> FitConfig:
-    names = ("epochs", "batch_size", "base_learning_rate", "flip_probability")
-    return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
-
-
-def _model(name: str, options: Options, data: Data, source: Artifact | None) -> ModelConfig:
-    resolve_variant(name)
-    if source is not None:
-        preprocess, spec = source.preprocess, source.model
-        return ModelConfig(name, preprocess.image_size, spec.patch_size, spec.in_channels, preprocess.crop_pct)
-    image_size = options.image_size or (32 if data.name == BUILT_IN else ModelConfig.image_size)
-    return ModelConfig(name, image_size, options.patch_size or ModelConfig.patch_size, crop_pct=options.crop_pct)
-
-
-def _allowed(options: Options) -> float:
-    return DEFAULT_MAX_TOP1_DROP_PP if options.max_top1_drop_pp is None else options.max_top1_drop_pp
-
-
-def _settings(options: Options, name: str, data: Data | None) -> Settings:
-    out = options.out if options.out is not None else Path("runs") / name
-    return Settings(Path(out), _device(options), _workers(options, data), options.progress)
-
-
-def _device(options: Options) -> str:
-    missing = cuda_driver_error()
-    if options.device == "cuda" and missing:
-        raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
-    return ("cpu" if missing else "cuda") if options.device == "auto" else options.device
-
-
-def _workers(options: Options, data: Data | None) -> int:
-    if options.workers is not None:
-        return options.workers
-    # Processes that decode images pay off for files, not for arrays in memory.
-    return 0 if data is None or data.name == BUILT_IN else min(8, os.cpu_count() or 1)
 
 
 def _say_ignored(data: Data, progress: Progress) -> None:

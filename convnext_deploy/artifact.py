@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -172,7 +171,9 @@ def read_artifact(folder: Path) -> Artifact:
         found = target.stat().st_size if target.is_file() else None
         if found != file.size_bytes:
             state = "is missing" if found is None else f"has {found} bytes"
-            raise ArtifactError(f"{target} {state}; its manifest says {file.size_bytes} bytes. Make the artifact again.")
+            raise ArtifactError(
+                f"{target} {state}; its manifest says {file.size_bytes} bytes. Make the artifact again."
+            )
     return artifact
 
 
@@ -213,8 +214,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     try:
         yield partial
         if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
+            target.replace(old)
+        partial.replace(target)
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convnext_deploy import code_version
 from convnext_deploy.artifact import (
@@ -52,7 +52,9 @@ class RunResult:
     executed: tuple[str, ...]
 
 
-def run_recipe(recipe: Recipe, settings: Settings, source: Artifact | None = None, data: Data | None = None) -> RunResult:
+def run_recipe(
+    recipe: Recipe, settings: Settings, source: Artifact | None = None, data: Data | None = None
+) -> RunResult:
     """Execute what is not up to date, score every artifact, and write the report after each stage.
 
     Args:
@@ -241,7 +243,9 @@ def check_classes(name: str, artifact: Artifact, data: Data) -> None:
         raise DataError(f"{name} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
     if artifact.class_names is not None and artifact.class_names != data.class_names:
         pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
-        raise DataError(f"{name} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes.")
+        raise DataError(
+            f"{name} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
+        )
 
 
 @contextlib.contextmanager

@@ -19,10 +19,18 @@ from convnext_deploy.cli.options import collect_options, common_options
     help="Artifact folder or checkpoint of the teacher; without it the teacher is trained first.",
 )
 @click.option(
-    "--temperature", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True, help="Softening of both logits."
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Softening of both logits.",
 )
 @click.option(
-    "--distill-loss-weight", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Weight of the teacher; labels get the rest."
+    "--distill-loss-weight",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="Weight of the teacher; labels get the rest.",
 )
 @common_options(
     "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",

@@ -19,9 +19,19 @@ from convnext_deploy.cli.options import POSITIVE, collect_options, common_option
     show_default=True,
     help="tensorrt-rtx builds engines without a GPU; tensorrt builds on the device that runs them.",
 )
-@click.option("--gpu", "gpus", multiple=True, metavar="SMxx", help="Build for this GPU, with tensorrt-rtx; repeatable.  [default: sm86, sm89]")
-@click.option("--optimal-batch-size", type=POSITIVE, default=1, show_default=True, help="Batch size that engines are tuned for.")
-@click.option("--max-batch-size", type=POSITIVE, default=8, show_default=True, help="Largest batch that engines accept.")
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="SMxx",
+    help="Build for this GPU, with tensorrt-rtx; repeatable.  [default: sm86, sm89]",
+)
+@click.option(
+    "--optimal-batch-size", type=POSITIVE, default=1, show_default=True, help="Batch size that engines are tuned for."
+)
+@click.option(
+    "--max-batch-size", type=POSITIVE, default=8, show_default=True, help="Largest batch that engines accept."
+)
 @click.option("--model", help="Model that ARTIFACT must hold; found from its shapes if not given.")
 @common_options("data", "out", "max_drop", "image_size", "crop_pct", "device", "workers")
 def command(artifact: Path, gpus: tuple[str, ...], as_json: bool, **values: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from convnext_deploy.api import Options
+    from convnext_deploy.options import Options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -17,30 +17,48 @@ POSITIVE = click.IntRange(min=1)
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
-        "--data", metavar="DIR", help="Image folder with train/ and val/ (or validation/, test/), one folder per class; or 'digits'."
+        "--data",
+        metavar="DIR",
+        help="Image folder with train/ and val/ (or validation/, test/), one folder per class; or 'digits'.",
     ),
     "out": click.option(
         "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.  [default: runs/NAME]"
     ),
-    "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, crops and calibration."),
+    "seed": click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of weights, crops and calibration."
+    ),
     "device": click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where PyTorch runs."
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where PyTorch runs.",
     ),
     "workers": click.option(
-        "--workers", type=click.IntRange(min=0), help="Processes that decode images.  [default: one per core, at most 8]"
+        "--workers",
+        type=click.IntRange(min=0),
+        help="Processes that decode images.  [default: one per core, at most 8]",
     ),
-    "image_size": click.option("--image-size", type=POSITIVE, help="Side of the network's input in pixels.  [default: 224, digits 32]"),
+    "image_size": click.option(
+        "--image-size", type=POSITIVE, help="Side of the network's input in pixels.  [default: 224, digits 32]"
+    ),
     "crop_pct": click.option(
         "--crop-pct",
         type=click.FloatRange(0.1, 1.0),
         help="Centre crop of the evaluation transform.  [default: 0.875 from 128 pixels on, 1.0 below]",
     ),
     "patch_size": click.option(
-        "--patch-size", type=click.Choice(["2", "4", "8"]), help="Kernel and stride of the stem; 2 suits small images.  [default: 4]"
+        "--patch-size",
+        type=click.Choice(["2", "4", "8"]),
+        help="Kernel and stride of the stem; 2 suits small images.  [default: 4]",
     ),
-    "batch_size": click.option("--batch-size", type=POSITIVE, help="Images per step.  [default: 128, digits and validation 64]"),
+    "batch_size": click.option(
+        "--batch-size", type=POSITIVE, help="Images per step.  [default: 128, digits and validation 64]"
+    ),
     "epochs": click.option(
-        "--epochs", type=POSITIVE, help="Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]"
+        "--epochs",
+        type=POSITIVE,
+        help="Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]",
     ),
     "base_learning_rate": click.option(
         "--base-learning-rate",
@@ -48,7 +66,9 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="Peak learning rate at batch 4096, scaled to the batch.  [default: 4e-3, fine-tuning and QAT 4e-4]",
     ),
     "flip_probability": click.option(
-        "--flip-probability", type=click.FloatRange(0, 1), help="Share of mirrored training images.  [default: 0.5, digits 0]"
+        "--flip-probability",
+        type=click.FloatRange(0, 1),
+        help="Share of mirrored training images.  [default: 0.5, digits 0]",
     ),
     "calibration_images": click.option(
         "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
@@ -66,7 +86,9 @@ def common_options(*names: str) -> Callable[[Function], Function]:
     """Add the named options, then `--json` and the positional order that all commands share."""
 
     def decorate(function: Function) -> Function:
-        function = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")(function)
+        function = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")(
+            function
+        )
         for name in reversed(names):
             function = _OPTIONS[name](function)
         return function
@@ -76,8 +98,8 @@ def common_options(*names: str) -> Callable[[Function], Function]:
 
 def collect_options(values: dict[str, Any]) -> Options:
     """Turn the values of the common options into `Options`, with the progress display for this terminal."""
-    from convnext_deploy.api import Options
     from convnext_deploy.cli.display import create_progress
+    from convnext_deploy.options import Options
 
     if values.get("patch_size") is not None:
         values["patch_size"] = int(values["patch_size"])

@@ -40,7 +40,9 @@ class EvaluationBatches:
         """Yield normalized images `(N, C, S, S)` float32 and labels `(N,)` int64."""
         order = list(range(len(self.images)) if self.indices is None else self.indices)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        for pixels, chunk in zip(_load(_Evaluation(self.images, self.preprocess), chunks, self.workers), chunks, strict=True):
+        for pixels, chunk in zip(
+            _load(_Evaluation(self.images, self.preprocess), chunks, self.workers), chunks, strict=True
+        ):
             yield transforms.normalize(pixels, self.preprocess), torch.from_numpy(self.images.labels[chunk])
 
 
@@ -81,7 +83,9 @@ class TrainingBatches:
 
     def _pixels(self, order: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> Iterator[Tensor]:
         if self._cache is None:
-            dataset = _Augmentation(self.images, self.preprocess, self.crop_scale_min, self.flip_probability, self.seed, epoch)
+            dataset = _Augmentation(
+                self.images, self.preprocess, self.crop_scale_min, self.flip_probability, self.seed, epoch
+            )
             yield from _load(dataset, order.tolist(), self.workers)
             return
         _, height, width, _ = self._cache.shape
@@ -124,7 +128,7 @@ class _Augmentation(Dataset[Any]):
         return transforms.crop_image(image, box, rng.uniform() < self.flip_probability, self.preprocess.image_size)
 
 
-def _load(dataset: Dataset[Any], chunks: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+def _load(dataset: Dataset[Any], chunks: Sequence[list[int]], workers: int) -> Iterator[Tensor]:
     """Yield `(N, S, S, C)` uint8 batches; an unreadable image is raised here, not in a worker, so that its text survives."""
     loader = DataLoader(
         dataset, batch_sampler=chunks, num_workers=workers, collate_fn=_collate, generator=torch.Generator()

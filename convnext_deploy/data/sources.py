@@ -24,9 +24,11 @@ _DIGITS_SIZE = 32
 
 
 class ImageSet(Protocol):
-    """Labelled images. `labels` is `(N,)` int64, indices into the class names."""
+    """Labelled images."""
 
-    labels: NDArray[np.int64]
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices, `(N,)`."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -59,7 +61,9 @@ class FolderImages:
                 return image
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise DataError(f"{self.paths[index]} cannot be read as an image ({reason}); repair or remove it.") from None
+            raise DataError(
+                f"{self.paths[index]} cannot be read as an image ({reason}); repair or remove it."
+            ) from None
 
     def content(self, index: int) -> bytes:
         """See `ImageSet.content`."""
@@ -86,7 +90,8 @@ class ArrayImages:
 
     def content(self, index: int) -> bytes:
         """See `ImageSet.content`."""
-        return self.arrays[index].tobytes()
+        content: bytes = self.arrays[index].tobytes()
+        return content
 
     def size_hint(self, index: int) -> int:
         """Sum of all pixel values."""
@@ -133,10 +138,15 @@ def open_data(name: str) -> Data:
     if not (root / "train").is_dir() or validation is None:
         missing = "train/" if not (root / "train").is_dir() else "val/ (or validation/, test/)"
         inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
-        raise DataError(f"the data folder {root} has no {missing}; found {inside}. Expected train/CLASS/*.jpg and val/CLASS/*.jpg.")
+        raise DataError(
+            f"the data folder {root} has no {missing}; found {inside}. Expected train/CLASS/*.jpg and val/CLASS/*.jpg."
+        )
     found_train, ignored_train = _scan(root / "train")
     found_validation, ignored_validation = _scan(validation)
-    for here, there, where in ((found_train, found_validation, validation), (found_validation, found_train, root / "train")):
+    for here, there, where in (
+        (found_train, found_validation, validation),
+        (found_validation, found_train, root / "train"),
+    ):
         lonely = sorted(set(here) - set(there))
         if lonely:
             raise DataError(f"class '{lonely[0]}' has no images in {where}; every class needs images in both splits.")
@@ -144,7 +154,11 @@ def open_data(name: str) -> Data:
     if len(names) < 2:
         raise DataError(f"{root / 'train'} has only the class '{names[0]}'; at least 2 are needed.")
     return Data(
-        str(root), _folder(found_train, names), _folder(found_validation, names), names, ignored_train + ignored_validation
+        str(root),
+        _folder(found_train, names),
+        _folder(found_validation, names),
+        names,
+        ignored_train + ignored_validation,
     )
 
 
@@ -159,7 +173,9 @@ def _scan(split: Path) -> tuple[dict[str, list[Path]], int]:
         if images:
             found[folder.name] = sorted(images)
     if not found:
-        raise DataError(f"{split} has no images; expected one folder per class with {', '.join(IMAGE_EXTENSIONS[:3])} files.")
+        raise DataError(
+            f"{split} has no images; expected one folder per class with {', '.join(IMAGE_EXTENSIONS[:3])} files."
+        )
     return found, ignored
 
 
@@ -170,12 +186,14 @@ def _folder(found: dict[str, list[Path]], names: tuple[str, ...]) -> FolderImage
 
 def _digits() -> Data:
     """Scikit-learn's 1797 digits (8×8, 16 grey levels) as 32×32 RGB images, 540 of them held out."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # scikit-learn publishes no types
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     grey = (bunch.images * (255.0 / 16.0)).round().astype(np.uint8)
     size = (_DIGITS_SIZE, _DIGITS_SIZE)
-    arrays = np.stack([np.asarray(Image.fromarray(g).resize(size, Image.Resampling.BICUBIC).convert("RGB")) for g in grey])
+    arrays = np.stack(
+        [np.asarray(Image.fromarray(g).resize(size, Image.Resampling.BICUBIC).convert("RGB")) for g in grey]
+    )
     order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(arrays))
     held_out, rest = order[:_DIGITS_VALIDATION], order[_DIGITS_VALIDATION:]
     labels = bunch.target.astype(np.int64)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF  # noqa: N812  (torchvision's documentation names it so)
+from torchvision.transforms.v2 import functional as TF
 
 from convnext_deploy.artifact import Preprocess
 
@@ -43,7 +43,9 @@ def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
 
-def sample_crops(rng: np.random.Generator, count: int, height: int, width: int, scale_min: float) -> NDArray[np.float64]:
+def sample_crops(
+    rng: np.random.Generator, count: int, height: int, width: int, scale_min: float
+) -> NDArray[np.float64]:
     """Draw the boxes of random resized crops.
 
     Area uniform in [scale_min, 1] of the image, aspect ratio log-uniform in [3/4, 4/3]; the first of 10 draws that fits

@@ -48,7 +48,11 @@ def insert_qdq(proto: onnx.ModelProto, sites: Mapping[str, QuantizedSite]) -> on
 
 
 def _quantize_product(
-    graph: onnx.GraphProto, node: onnx.NodeProto, name: str, site: QuantizedSite, weights: Mapping[str, onnx.TensorProto]
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    name: str,
+    site: QuantizedSite,
+    weights: Mapping[str, onnx.TensorProto],
 ) -> list[onnx.NodeProto]:
     activation, weight = node.input[0], node.input[1]
     # The exporter stores a linear layer's weight transposed, as MatMul wants it.
@@ -61,19 +65,24 @@ def _quantize_product(
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), f"{name}.{suffix}"))
         return f"{name}.{suffix}"
 
-    x_scale, x_zero = initializer("input_scale", site.input_scale), initializer("input_zero_point", site.input_zero_point)
+    x_scale, x_zero = (
+        initializer("input_scale", site.input_scale),
+        initializer("input_zero_point", site.input_zero_point),
+    )
     quantized_weight = initializer("weight_quantized", integers)
     w_scale = initializer("weight_scale", site.weight_scale)
     w_zero = initializer("weight_zero_point", np.zeros_like(site.weight_scale, np.int8))
-    axis = {"axis": _PRODUCTS[node.op_type]} if site.weight_scale.ndim else {}
+    axis = _PRODUCTS[node.op_type] if site.weight_scale.ndim else None
     node.input[0], node.input[1] = f"{name}.input_dequantized", f"{name}.weight_dequantized"
     return [
-        helper.make_node("QuantizeLinear", [activation, x_scale, x_zero], [f"{name}.input_quantized"], f"{name}.input_q"),
+        helper.make_node(
+            "QuantizeLinear", [activation, x_scale, x_zero], [f"{name}.input_quantized"], f"{name}.input_q"
+        ),
         helper.make_node(
             "DequantizeLinear", [f"{name}.input_quantized", x_scale, x_zero], [node.input[0]], f"{name}.input_dq"
         ),
         helper.make_node(
-            "DequantizeLinear", [quantized_weight, w_scale, w_zero], [node.input[1]], f"{name}.weight_dq", **axis
+            "DequantizeLinear", [quantized_weight, w_scale, w_zero], [node.input[1]], f"{name}.weight_dq", axis=axis
         ),
     ]
 

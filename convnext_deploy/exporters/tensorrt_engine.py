@@ -68,7 +68,11 @@ def check_gpus(trt: ModuleType, gpus: tuple[str, ...]) -> None:
     known = [n.lower() for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
     for gpu in gpus:
         if gpu.lower() not in known:
-            note = " Orin (SM87) needs standard TensorRT: use --format tensorrt on the device." if gpu.lower() == "sm87" else ""
+            note = (
+                " Orin (SM87) needs standard TensorRT: use --format tensorrt on the device."
+                if gpu.lower() == "sm87"
+                else ""
+            )
             raise ExportError(
                 f"TensorRT-RTX {trt.__version__} cannot build for '{gpu}'.{note or suggest(gpu, known)} Known: {', '.join(known)}."
             )

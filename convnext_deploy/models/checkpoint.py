@@ -96,13 +96,19 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     expected = model.state_dict()
     for key, tensor in expected.items():
         if key not in state:
-            raise CheckpointError(f"{what} lacks '{key}', which the network needs; is it a checkpoint of another model?")
+            raise CheckpointError(
+                f"{what} lacks '{key}', which the network needs; is it a checkpoint of another model?"
+            )
         if state[key].shape != tensor.shape:
             found, wanted = tuple(state[key].shape), tuple(tensor.shape)
             raise CheckpointError(f"{what}: '{key}' has shape {found}, the network needs {wanted}.")
         if not torch.isfinite(state[key]).all():
-            raise CheckpointError(f"{what}: '{key}' holds values that are not finite; the training that made it diverged.")
+            raise CheckpointError(
+                f"{what}: '{key}' holds values that are not finite; the training that made it diverged."
+            )
     unexpected = next((key for key in state if key not in expected), None)
     if unexpected is not None:
-        raise CheckpointError(f"{what} has '{unexpected}', which the network does not; is it a checkpoint of another model?")
+        raise CheckpointError(
+            f"{what} has '{unexpected}', which the network does not; is it a checkpoint of another model?"
+        )
     model.load_state_dict(dict(state))

@@ -9,6 +9,7 @@ is ever made. State-dict keys are those of the official repositories.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ class GRN(nn.Module):
         # A sum of H*W squares: in half precision it would overflow, so it is always taken in float32.
         gx = torch.linalg.vector_norm(x.float(), dim=(1, 2), keepdim=True)
         nx = (gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)).to(x.dtype)
-        return self.gamma * (x * nx) + self.beta + x
+        y: Tensor = self.gamma * (x * nx) + self.beta + x
+        return y
 
 
 class Block(nn.Module):
@@ -71,7 +73,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
-        branch = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        branch: Tensor = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         branch = F.gelu(self.pwconv1(self.norm(branch)))
         if self.grn is not None:
             branch = self.grn(branch)
@@ -138,7 +140,7 @@ class ConvNeXt(nn.Module):
         super().__init__()
         self.downsample_layers = nn.ModuleList(
             [Stem(in_channels, dims[0], patch_size)]
-            + [Downsample(dim, out_dim) for dim, out_dim in zip(dims[:-1], dims[1:], strict=True)]
+            + [Downsample(dim, out_dim) for dim, out_dim in itertools.pairwise(dims)]
         )
         # One linspace over the whole depth; it does not restart in each model stage.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())

@@ -19,9 +19,7 @@ class _LearnedStepSize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]  # the base class takes Any
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
         integers = torch.round(x / scale).add_(zero_point).clamp_(quant_min, quant_max)
         ctx.save_for_backward(x, scale, zero_point)
         ctx.grid = (quant_min, quant_max)

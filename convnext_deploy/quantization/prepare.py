@@ -36,7 +36,8 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Linear's)
         """Map `(..., in_features)` to `(..., out_features)`."""
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        output: Tensor = F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return output
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -47,7 +48,8 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Conv2d's)
         """Map `(N, C, H, W)` to `(N, C', H', W')`."""
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        output: Tensor = self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return output
 
 
 QuantizedLayer = QuantizedLinear | QuantizedConv2d

@@ -61,5 +61,7 @@ def resolve_scheme(target: str) -> QuantizationScheme:
     Raises: RecipeError: if there is none of that name.
     """
     if target not in SCHEMES:
-        raise RecipeError(f"unknown quantization target '{target}'.{suggest(target, SCHEMES)} Known: {', '.join(SCHEMES)}.")
+        raise RecipeError(
+            f"unknown quantization target '{target}'.{suggest(target, SCHEMES)} Known: {', '.join(SCHEMES)}."
+        )
     return SCHEMES[target]

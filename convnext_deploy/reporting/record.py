@@ -91,9 +91,10 @@ def read_report(run: Path) -> Report:
             raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")
         rows = []
         for row in content.pop("rows"):
-            interval = row.pop("top1_drop_interval_pp")
-            texts = {key: tuple(row.pop(key)) for key in ("reasons", "notes")}
-            rows.append(StageRow(**row, **texts, top1_drop_interval_pp=tuple(interval) if interval else None))
+            row |= {key: tuple(row[key]) for key in ("reasons", "notes")}
+            if row["top1_drop_interval_pp"] is not None:
+                row["top1_drop_interval_pp"] = tuple(row["top1_drop_interval_pp"])
+            rows.append(StageRow(**row))
         return Report(**content, rows=tuple(rows))
     except FileNotFoundError:
         raise ArtifactError(f"{run} is no finished run: it has no {REPORT_JSON}.") from None

@@ -84,7 +84,9 @@ def _notes(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
     if row.precision != "int8":
         return ()
     if row.format == "torch":
-        return ("INT8 is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of INT8",)
+        return (
+            "INT8 is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of INT8",
+        )
     for other in earlier:
         same = (other.format, other.variant, other.runner) == (row.format, row.variant, row.runner)
         if same and other.precision == "fp32" and other.latency_p50_ms and row.latency_p50_ms:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from convnext_deploy.reporting.record import Report, StageRow
 
-COLUMNS = ("stage", "artifact", "top-1 %", "drop pp [95 %]", "vs source pp", "agree %", "size MB", "p50 ms", "time s", "verdict")
+COLUMNS = (
+    "stage",
+    "artifact",
+    "top-1 %",
+    "drop pp [95 %]",
+    "vs source pp",
+    "agree %",
+    "size MB",
+    "p50 ms",
+    "time s",
+    "verdict",
+)
 
 
 def cells(row: StageRow) -> tuple[str, ...]:

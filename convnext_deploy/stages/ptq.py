@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from torch import Tensor
+
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
 from convnext_deploy.errors import ArtifactError, DataError
@@ -22,13 +26,15 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
     data = context.open_data()
     chosen = calibration_indices(data.train, data.validation, config.calibration_images, context.seed)
     if not chosen:
-        raise DataError(f"every training image of {data.name} is also a validation image; none is left for calibration.")
+        raise DataError(
+            f"every training image of {data.name} is also a validation image; none is left for calibration."
+        )
     if len(chosen) < config.calibration_images:
         context.progress.say(f"{context.name}: {len(chosen)} calibration images, as the training set has no more")
     batches = EvaluationBatches(data.train, source.preprocess, config.batch_size, context.workers, chosen)
     with context.progress.task(f"{context.name}: calibrate", len(batches)) as task:
 
-        def images():  # type: ignore[no-untyped-def]  # a generator of tensors
+        def images() -> Iterator[Tensor]:
             for batch, _ in batches:
                 yield batch.to(context.device)
                 task.advance()

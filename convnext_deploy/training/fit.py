@@ -91,7 +91,7 @@ def fit(
                 if not math.isfinite(value):
                     raise DeployError(
                         f"{description}: the loss is {value} at step {step} (learning rate {rate:.2e}); "
-                        "lower base_learning_rate, lengthen warmup_epochs or set autocast = \"off\"."
+                        'lower base_learning_rate, lengthen warmup_epochs or set autocast = "off".'
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

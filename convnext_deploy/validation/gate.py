@@ -60,6 +60,8 @@ def judge(score: Score, drop: Drop | None, gate: Gate) -> Verdict:
     if gate.min_top1 is not None and score.top1 < gate.min_top1:
         reasons.append(f"top-1 {100 * score.top1:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
     if gate.max_top1_drop_pp is not None and drop is not None and drop.top1_drop_pp > gate.max_top1_drop_pp + 1e-9:
-        reasons.append(f"top-1 drops by {drop.top1_drop_pp:.2f} pp, more than the {gate.max_top1_drop_pp:.2f} pp allowed")
+        reasons.append(
+            f"top-1 drops by {drop.top1_drop_pp:.2f} pp, more than the {gate.max_top1_drop_pp:.2f} pp allowed"
+        )
     judged = gate.min_top1 is not None or (gate.max_top1_drop_pp is not None and drop is not None)
     return Verdict(not reasons if judged else None, tuple(reasons))

@@ -47,7 +47,9 @@ class Score:
         return float(np.mean(np.array(self.predictions) == np.array(other.predictions)))
 
 
-def score_runner(runner: Runner, batches: Iterable[tuple[Any, Any]], total: int, progress: Progress, description: str) -> Score:
+def score_runner(
+    runner: Runner, batches: Iterable[tuple[Any, Any]], total: int, progress: Progress, description: str
+) -> Score:
     """Run every validation image through an opened artifact.
 
     Args:

@@ -1,0 +1,119 @@
+"""What every verb takes, and what is decided for the user who leaves it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.data.sources import BUILT_IN, Data
+from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.pipeline import Settings
+from convnext_deploy.progress import Progress, SilentProgress
+from convnext_deploy.recipe import FitConfig, ModelConfig
+
+DEFAULT_MAX_TOP1_DROP_PP = 0.5
+
+# The digits are few and simple: high learning rates for their few steps, crops that keep the digit, and no mirror images,
+# which are other signs.
+DIGITS_FIT = FitConfig(
+    epochs=15,
+    batch_size=64,
+    base_learning_rate=0.064,
+    warmup_epochs=2.0,
+    drop_path_rate=0.0,
+    crop_scale_min=0.5,
+    flip_probability=0.0,
+)
+DIGITS_TEACHER_FIT = dataclasses.replace(DIGITS_FIT, epochs=10, base_learning_rate=0.032)
+DIGITS_QAT_FIT = dataclasses.replace(
+    DIGITS_FIT, epochs=5, base_learning_rate=0.0064, warmup_epochs=0.5, label_smoothing=0.0
+)
+# Fine-tuning as in arXiv 2201.03545, table 6: 30 epochs at 5e-5 and batch 512, which is 4e-4 at batch 4096.
+FINE_TUNE_FIT = FitConfig(epochs=30, base_learning_rate=4e-4, warmup_epochs=0.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every verb takes. None: decided from the data and the machine.
+
+    `epochs`, `batch_size` and `base_learning_rate` override the training settings of all stages of the verb; `image_size`,
+    `crop_pct` and `patch_size` those of the network or of the evaluation transform.
+    """
+
+    data: str | None = None
+    out: Path | None = None
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = None
+    image_size: int | None = None
+    crop_pct: float | None = None
+    patch_size: int | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    base_learning_rate: float | None = None
+    flip_probability: float | None = None
+    calibration_images: int | None = None
+    max_top1_drop_pp: float | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+
+
+DEFAULTS = Options()
+
+
+def fit_preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitConfig:
+    """Return the training settings for the data: those of the digits, of fine-tuning, or of the papers."""
+    if data.name == BUILT_IN:
+        return digits
+    return FitConfig() if source is None else FINE_TUNE_FIT
+
+
+def override_fit(fit: FitConfig, options: Options) -> FitConfig:
+    """Put what the user asked for in the place of the preset."""
+    names = ("epochs", "batch_size", "base_learning_rate", "flip_probability")
+    return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
+
+
+def model_config(name: str, options: Options, data: Data, source: Artifact | None) -> ModelConfig:
+    """Return the network to train: the source's when there is one, otherwise as asked for."""
+    resolve_variant(name)
+    if source is not None:
+        preprocess, spec = source.preprocess, source.model
+        return ModelConfig(name, preprocess.image_size, spec.patch_size, spec.in_channels, preprocess.crop_pct)
+    image_size = options.image_size or (32 if data.name == BUILT_IN else ModelConfig.image_size)
+    return ModelConfig(name, image_size, options.patch_size or ModelConfig.patch_size, crop_pct=options.crop_pct)
+
+
+def allowed_drop(options: Options) -> float:
+    """Return the gate in percentage points."""
+    return DEFAULT_MAX_TOP1_DROP_PP if options.max_top1_drop_pp is None else options.max_top1_drop_pp
+
+
+def create_settings(options: Options, name: str, data: Data | None) -> Settings:
+    """Decide where and how to run."""
+    out = options.out if options.out is not None else Path("runs") / name
+    return Settings(Path(out), resolve_device(options), resolve_workers(options, data), options.progress)
+
+
+def resolve_device(options: Options) -> str:
+    """Return `cpu` or `cuda`.
+
+    Raises: BackendUnavailableError: if a GPU was asked for and there is none.
+    """
+    missing = cuda_driver_error()
+    if options.device == "cuda" and missing:
+        raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
+    return ("cpu" if missing else "cuda") if options.device == "auto" else options.device
+
+
+def resolve_workers(options: Options, data: Data | None) -> int:
+    """Return the number of processes that decode images."""
+    if options.workers is not None:
+        return options.workers
+    # Processes that decode images pay off for files, not for arrays in memory.
+    return 0 if data is None or data.name == BUILT_IN else min(8, os.cpu_count() or 1)
