@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifact import Artifact, create_output_folder
 from convnext_deploy.data.sources import BUILT_IN, Data, open_data
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.inputs import open_input
@@ -212,7 +212,7 @@ def validate(
         complete=True,
     )
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        create_output_folder(options.out)
         write_report(report, options.out)
     return report
 

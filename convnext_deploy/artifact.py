@@ -63,12 +63,13 @@ def default_preprocess(image_size: int, crop_pct: float | None = None, in_channe
 
 @dataclass(frozen=True)
 class StageRecord:
-    """How one step of an artifact's history was made."""
+    """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay."""
 
     name: str
     kind: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
+    input_paths: Mapping[str, str]
     data: str
     data_fingerprint: str
     seed: int
@@ -112,6 +113,11 @@ class Artifact:
     def size_bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def location(self) -> Path:
+        """What opens this artifact again: its folder, or the bare file that it is."""
+        return (self.path if (self.path / MANIFEST).is_file() else self.main_file).resolve()
 
     @property
     def sha256(self) -> str:

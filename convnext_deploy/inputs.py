@@ -15,7 +15,7 @@ from convnext_deploy.artifact import (
     describe_file,
     read_artifact,
 )
-from convnext_deploy.errors import ArtifactError, CheckpointError
+from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -64,6 +64,21 @@ def open_input(
         preprocess = dataclasses.replace(preprocess, image_size=changed.image_size, crop_pct=changed.crop_pct)
         artifact = dataclasses.replace(artifact, preprocess=preprocess)
     return artifact
+
+
+def find_baseline(artifact: Artifact) -> Artifact | None:
+    """Return the nearest FP32 PyTorch ancestor of an artifact if it still lies where the lineage says, unaltered."""
+    for record in reversed(artifact.lineage):
+        if "source" in record.input_paths:
+            try:
+                ancestor = open_input(Path(record.input_paths["source"]))
+            except DeployError:
+                return None
+            if ancestor.sha256 != record.inputs["source"]:
+                return None
+            if ancestor.is_baseline:
+                return ancestor
+    return None
 
 
 def _open_folder(path: Path) -> Artifact:

@@ -24,8 +24,9 @@ from convnext_deploy.artifact import (
 )
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DataError, OutputError
+from convnext_deploy.inputs import find_baseline
 from convnext_deploy.progress import Progress
-from convnext_deploy.recipe import SOURCE, Gate, ONNXConfig, Recipe, StageEntry, TensorRTConfig
+from convnext_deploy.recipe import BASELINE, SOURCE, Gate, ONNXConfig, Recipe, StageEntry, TensorRTConfig
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, package_versions, write_report
 from convnext_deploy.reporting.rows import create_row
 
@@ -86,7 +87,7 @@ def plan_recipe(recipe: Recipe, out: Path, source: Artifact | None, data: Data |
 
 def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
     artifacts: dict[str, Artifact] = {}
-    baselines: dict[str, str | None] = {}
+    baselines: dict[str | None, str] = {}
     scores: dict[str, Score] = {}
     rows: list[StageRow] = []
     executed: list[str] = []
@@ -103,8 +104,8 @@ def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data
         nonlocal report
         artifacts[name] = artifact
         # The nearest FP32 PyTorch ancestor; an artifact brought without one is its own reference.
-        parent = stage.source if stage is not None else None
-        baselines[name] = name if artifact.is_baseline or parent is None else baselines[parent]
+        parent = stage.source if stage is not None else BASELINE
+        baselines[name] = name if artifact.is_baseline or parent not in baselines else baselines[parent]
         measured = _measure(name, artifact, settings, data)
         if measured.score is not None:
             scores[name] = measured.score
@@ -114,6 +115,9 @@ def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data
         write_report(report, settings.out)
 
     if source is not None:
+        baseline = None if source.is_baseline else find_baseline(source)
+        if baseline is not None:
+            record(BASELINE, BASELINE, baseline, None)
         record(SOURCE, SOURCE, source, None)
     for stage in recipe.stages:
         folder = settings.out / "stages" / stage.name
@@ -166,6 +170,7 @@ def _execute(
             kind=stage.config.kind,
             config=dataclasses.asdict(stage.config),
             inputs={role: source.sha256 for role, source in inputs.items()},
+            input_paths={role: str(source.location) for role, source in inputs.items()},
             data=data.name if data is not None and _uses_data(stage) else "none",
             data_fingerprint=data.fingerprint if data is not None and _uses_data(stage) else "none",
             seed=recipe.seed,

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from convnext_deploy.errors import RecipeError, suggest
 
 SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
+BASELINE = "baseline"  # the name of its FP32 ancestor in the report
 
 
 def _require(condition: bool, field_name: str, found: object, expected: str) -> None:
@@ -222,9 +223,9 @@ class Recipe:
                 raise RecipeError(
                     f"stage name {stage.name!r} is not usable; expected letters, digits, '-', '_' and '.'."
                 )
-            if stage.name in known or stage.name == SOURCE:
+            if stage.name in {*known, SOURCE, BASELINE}:
                 raise RecipeError(
-                    f"two stages are called '{stage.name}'; stage names must differ (and not be '{SOURCE}')."
+                    f"the stage name '{stage.name}' is taken; names must differ, and '{SOURCE}' and '{BASELINE}' are reserved."
                 )
             for role, name in stage.inputs.items():
                 if name not in known:

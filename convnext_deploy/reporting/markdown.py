@@ -13,7 +13,7 @@ def render_markdown(report: Report) -> str:
     lines = [
         f"# {report.recipe}",
         "",
-        f"{summary(report).capitalize()}." if report.complete else "The run is not complete.",
+        f"{summary(report)[0].upper()}{summary(report)[1:]}." if report.complete else "The run is not complete.",
         "",
         f"Data: {report.data}, {report.validation_images} validation images. Seed {report.seed}. "
         f"Machine: {environment['cpu']}, {environment['cores']} cores.",

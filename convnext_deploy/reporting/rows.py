@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.recipe import SOURCE, Gate
+from convnext_deploy.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.reporting.record import StageRow
 from convnext_deploy.validation.gate import judge, measure_drop
 from convnext_deploy.validation.measure import Measurement
@@ -43,7 +43,7 @@ def create_row(
         format=artifact.format,
         precision=artifact.precision,
         size_bytes=artifact.size_bytes,
-        wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind != SOURCE else 0.0,
+        wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind not in (SOURCE, BASELINE) else 0.0,
         baseline=None if baseline == name else baseline,
         not_run=measured.not_run,
         gate=dataclasses.asdict(gate),

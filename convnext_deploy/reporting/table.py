@@ -56,7 +56,7 @@ def summary(report: Report) -> str:
     judged = sum(row.passed is not None for row in report.rows)
     if failed:
         return f"{len(failed)} of {judged} gates failed: {', '.join(failed)}"
-    return f"all {judged} gates passed" if judged else "no gates were set"
+    return f"{judged} of {judged} gates passed" if judged else "no gates were set"
 
 
 def remarks(report: Report) -> list[str]:
