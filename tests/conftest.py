@@ -1,0 +1,130 @@
+"""Fixtures that several test files share: a small image folder, and one small run through every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convnext_deploy.artifact import Artifact, read_artifact
+from convnext_deploy.data.sources import Data, open_data
+from convnext_deploy.pipeline import RunResult, Settings, run_recipe
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.recipe import Recipe
+from convnext_deploy.recipe_file import load_recipe
+
+CLASSES = ("cat", "dog", "owl")
+
+SMALL_RECIPE = """
+name = "small"
+seed = 3
+[[stages]]
+kind = "train"
+name = "teacher"
+[stages.model]
+name = "femto"
+image_size = 32
+[stages.fit]
+epochs = 2
+batch_size = 16
+base_learning_rate = 0.256
+warmup_epochs = 0
+drop_path_rate = 0.1
+[[stages]]
+kind = "distill"
+name = "student"
+teacher = "teacher"
+[stages.model]
+name = "atto"
+image_size = 32
+[stages.fit]
+epochs = 2
+batch_size = 16
+base_learning_rate = 0.256
+warmup_epochs = 0
+[[stages]]
+kind = "ptq"
+calibration_images = 12
+[[stages]]
+kind = "qat"
+[stages.fit]
+epochs = 1
+batch_size = 16
+base_learning_rate = 0.0256
+[[stages]]
+kind = "onnx"
+name = "onnx-fp32"
+source = "student"
+[[stages]]
+kind = "onnx"
+name = "onnx-int8"
+source = "qat"
+[[stages]]
+kind = "tensorrt"
+name = "engine"
+gpus = ["sm86"]
+"""
+
+
+def draw_image(label: int, rng: np.random.Generator, side: int = 32) -> Image.Image:
+    """Draw an image that a network can tell by its colour, with noise on it."""
+    pixels = rng.integers(0, 90, (side, side, 3))
+    pixels[..., label % 3] += 120
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: int = 12, validation: int = 6) -> Path:
+    """Write `train/` and `val/` PNG files, `train` and `validation` of each class, all different."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", validation)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                draw_image(label, rng).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of three classes; do not change it."""
+    return write_image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def small_data(image_folder: Path) -> Data:
+    """The opened image folder."""
+    return open_data(str(image_folder))
+
+
+@pytest.fixture(scope="session")
+def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A recipe with every kind of stage."""
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(SMALL_RECIPE)
+    return load_recipe(path)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, small_data: Data) -> RunResult:
+    """The result of the small recipe; its folder is the parent of `stages` in any row's artifact path. Do not change it."""
+    out = tmp_path_factory.mktemp("small-run")
+    return run_recipe(small_recipe, Settings(out, "cpu", 0, SilentProgress()), data=small_data)
+
+
+@pytest.fixture(scope="session")
+def small_artifacts(small_run: RunResult) -> dict[str, Artifact]:
+    """The artifacts of the small run by stage name."""
+    return {row.name: read_artifact(Path(row.artifact)) for row in small_run.report.rows}
+
+
+@pytest.fixture(autouse=True)
+def _unchanged_threads() -> Iterator[None]:
+    """No test may change the number of threads for those after it."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
