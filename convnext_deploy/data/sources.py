@@ -119,7 +119,8 @@ class Data:
             elif isinstance(images, FolderImages):
                 for path in images.paths:
                     status = path.stat()
-                    digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                    # names are bytes to the system, and not always valid text
+                    digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
 
