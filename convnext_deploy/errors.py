@@ -38,6 +38,11 @@ class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the kind of error when it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def suggest(found: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest of `known`, or an empty string when none is near."""
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)

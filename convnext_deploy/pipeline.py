@@ -258,12 +258,13 @@ def _lock(out: Path) -> Iterator[None]:
     """Keep a second process out of the folder; the lock goes with the process, however it ends."""
     try:
         import fcntl
-    except ImportError:  # Windows has no flock; there the user takes care
+    except ImportError:  # Windows has no fcntl; there the user takes care
         yield
         return
     with (out / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
         yield

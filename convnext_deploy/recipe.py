@@ -161,6 +161,7 @@ class TensorRTConfig:
         _require(self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, ">= 1")
         _require(0 <= self.optimization_level <= 5, "optimization_level", self.optimization_level, "0 to 5")
         _require(self.flavor == "tensorrt" or bool(self.gpus), "gpus", self.gpus, "at least one, such as 'sm86'")
+        _require(len({g.lower() for g in self.gpus}) == len(self.gpus), "gpus", self.gpus, "each GPU once")
 
 
 def _check_distillation(temperature: float, weight: float) -> None:

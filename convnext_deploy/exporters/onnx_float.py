@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from convnext_deploy.errors import ArtifactError, ExportError
+from convnext_deploy.errors import ArtifactError, ExportError, first_line
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -49,7 +49,7 @@ def export_float(model: nn.Module, in_channels: int, image_size: int) -> onnx.Mo
             )
     except Exception as error:
         # The exporter raises whatever its many layers raise; all of it means the same to a user.
-        raise ExportError(f"torch.onnx.export failed: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"torch.onnx.export failed: {first_line(error)}") from error
     finally:
         exporter_logger.setLevel(level)
     assert program is not None  # dynamo=True without a file name returns the program
@@ -76,15 +76,17 @@ def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -
 
     Raises: ExportError: if the ONNX checker finds it invalid.
     """
-    entry = proto.metadata_props.add()
+    saved = onnx.ModelProto()
+    saved.CopyFrom(proto)
+    entry = saved.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(metadata, sort_keys=True)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(saved, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
-    for node in proto.graph.node:
+        raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+    for node in saved.graph.node:
         node.doc_string = ""
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    path.write_bytes(saved.SerializeToString(deterministic=True))
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -98,16 +100,22 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise ArtifactError(f"there is no ONNX file {path}.") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
-        raise ArtifactError(f"{path} is no readable ONNX file ({str(error).splitlines()[0]}).") from None
+        raise ArtifactError(f"{path} is no readable ONNX file ({first_line(error)}).") from None
     if not proto.graph.node:
         raise ArtifactError(f"{path} is no readable ONNX file: it has no graph.")
     return proto
 
 
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
-    """Return what `save_onnx` put inside; empty for a file of another origin."""
+    """Return what `save_onnx` put inside; empty for a file of another origin.
+
+    Raises: ArtifactError: if it is no JSON.
+    """
     text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), "{}")
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -61,8 +61,9 @@ def _quantize_product(
     if found != integers.shape:
         raise ExportError(f"the weight of '{name}' has shape {found} in the graph, expected {integers.shape}.")
 
+    # np.array and not np.ascontiguousarray, which would make the scalars 1-D: TensorRT-RTX then computes a convolution in float
     def initializer(suffix: str, values: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), f"{name}.{suffix}"))
+        graph.initializer.append(numpy_helper.from_array(np.array(values, order="C"), f"{name}.{suffix}"))
         return f"{name}.{suffix}"
 
     x_scale, x_zero = (

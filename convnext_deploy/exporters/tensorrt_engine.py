@@ -119,6 +119,8 @@ def build_engine(
     if not parser.parse_from_file(str(onnx_path)):
         problems = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         _fail(flavor, onnx_path, [*problems, *logger.errors])
+    if network.num_inputs == 0:
+        _fail(flavor, onnx_path, ["the file holds no network", *logger.errors])
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
     config.builder_optimization_level = optimization_level

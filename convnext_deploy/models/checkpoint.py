@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convnext_deploy.artifact import ModelSpec
-from convnext_deploy.errors import CheckpointError
+from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.variants import VARIANTS
 
 METADATA_KEY = "convnext_deploy"
@@ -56,8 +56,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
             "Save it again as a state dict: torch.save(model.state_dict(), FILE)."
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is no readable checkpoint ({reason}).") from None
+        raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

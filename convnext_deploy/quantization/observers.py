@@ -11,6 +11,7 @@ from torch import Tensor
 from convnext_deploy.quantization.scheme import TensorScheme
 
 _BINS = 4096  # on each side of zero
+_EXACT_IN_FLOAT32 = 1 << 24  # a histogram counts in float32, which is exact up to here
 SMALLEST_SCALE = 1e-6  # a constant-zero tensor must still have a positive scale, also after a cast to FP16
 
 
@@ -28,16 +29,17 @@ class MinMaxObserver:
     """Covers everything seen."""
 
     def __init__(self) -> None:
-        self.minimum, self.maximum = math.inf, -math.inf
+        self.minimum, self.maximum = torch.tensor(math.inf), torch.tensor(-math.inf)
 
     def observe(self, x: Tensor) -> None:
         """See `Observer.observe`."""
-        low, high = torch.aminmax(x)
-        self.minimum, self.maximum = min(self.minimum, low.item()), max(self.maximum, high.item())
+        low, high = torch.aminmax(x.float())
+        # Tensor minimum and maximum keep NaN, the built-in ones lose it.
+        self.minimum, self.maximum = torch.minimum(self.minimum, low.cpu()), torch.maximum(self.maximum, high.cpu())
 
     def value_range(self) -> tuple[float, float]:
         """See `Observer.value_range`."""
-        return self.minimum, self.maximum
+        return self.minimum.item(), self.maximum.item()
 
 
 class PercentileObserver:
@@ -51,11 +53,16 @@ class PercentileObserver:
         self.percentile = percentile
         self.limit = 0.0
         self.counts = torch.zeros(2 * _BINS, dtype=torch.float64)
+        self.zeros = 0  # values seen while nothing but zeros had been seen, so that no bin width was known
 
     def observe(self, x: Tensor) -> None:
         """See `Observer.observe`."""
         largest = x.abs().max().item()
+        if not math.isfinite(largest) or not math.isfinite(self.limit):
+            self.limit = math.nan  # what is not finite once has no range any more
+            return
         if self.limit == 0.0:
+            self.zeros += x.numel() if largest == 0 else 0
             self.limit = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 0.0
         if self.limit == 0.0:
             return
@@ -64,17 +71,19 @@ class PercentileObserver:
             self.counts.zero_()
             self.counts[_BINS // 2 : _BINS + _BINS // 2] = merged
             self.limit *= 2.0
-        histogram = torch.histc(x.float().cpu(), bins=2 * _BINS, min=-self.limit, max=self.limit)
-        self.counts += histogram.double()
+        for part in x.detach().float().cpu().flatten().split(_EXACT_IN_FLOAT32):
+            self.counts += torch.histc(part, bins=2 * _BINS, min=-self.limit, max=self.limit).double()
 
     def value_range(self) -> tuple[float, float]:
         """See `Observer.value_range`."""
-        if self.limit == 0.0:
-            return 0.0, 0.0
-        by_magnitude = self.counts[_BINS:] + self.counts[:_BINS].flip(0)
+        if self.limit == 0.0 or math.isnan(self.limit):
+            return self.limit, self.limit
+        counts = self.counts.clone()
+        counts[_BINS] += self.zeros
+        by_magnitude = counts[_BINS:] + counts[:_BINS].flip(0)
         covered = by_magnitude.cumsum(0) / by_magnitude.sum()
         bound = self.limit * (int((covered < self.percentile / 100.0 - 1e-12).sum()) + 1) / _BINS
-        occupied = self.counts.nonzero()
+        occupied = counts.nonzero()
         width = self.limit / _BINS
         low = -self.limit + width * int(occupied[0])
         high = -self.limit + width * (int(occupied[-1]) + 1)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.errors import ArtifactError, BackendUnavailableError
+from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 
 
 class ONNXRuntimeRunner:
@@ -30,8 +30,7 @@ class ONNXRuntimeRunner:
             )
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {reason}") from None
+            raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {first_line(error)}") from None
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
 

@@ -42,13 +42,14 @@ class TensorRTRunner:
         self._runtime = trt.Runtime(self._logger)
         engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
-            reason = "; ".join(self._logger.errors) or "no reason given"
-            raise ArtifactError(f"TensorRT {trt.__version__} cannot load {file}: {reason}")
+            raise ArtifactError(f"TensorRT {trt.__version__} cannot load {file}: {self._reason()}")
         self._engine = engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._input = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
         self._output = next(n for n in names if n != self._input)
         self._context = engine.create_execution_context()
+        if self._context is None:
+            raise ArtifactError(f"TensorRT {trt.__version__} cannot run {file}: {self._reason()}")
         self._max_batch_size = int(artifact.details["max_batch_size"])
         self._num_classes = artifact.model.num_classes
 
@@ -64,13 +65,17 @@ class TensorRTRunner:
         with torch.cuda.stream(stream):
             buffer = torch.from_numpy(np.ascontiguousarray(images)).cuda()
             output = torch.empty((len(images), self._num_classes), device="cuda")
-            self._context.set_input_shape(self._input, tuple(buffer.shape))
+            if not self._context.set_input_shape(self._input, tuple(buffer.shape)):
+                raise ArtifactError(f"the engine does not take images of shape {tuple(buffer.shape)}: {self._reason()}")
             self._context.set_tensor_address(self._input, buffer.data_ptr())
             self._context.set_tensor_address(self._output, output.data_ptr())
             if not self._context.execute_async_v3(stream.cuda_stream):
-                raise ArtifactError(f"the engine failed: {'; '.join(self._logger.errors) or 'no reason given'}")
+                raise ArtifactError(f"the engine failed: {self._reason()}")
             stream.synchronize()
             return output.cpu().numpy()
+
+    def _reason(self) -> str:
+        return "; ".join(" ".join(line.split()) for line in self._logger.errors) or "no reason given"
 
     def close(self) -> None:
         """See `Runner.close`."""

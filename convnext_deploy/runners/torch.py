@@ -22,7 +22,9 @@ class TorchRunner:
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Runner.logits`."""
         with torch.inference_mode():
-            result: NDArray[np.float32] = self._network(torch.from_numpy(images).to(self.device)).cpu().numpy()
+            result: NDArray[np.float32] = (
+                self._network(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)).cpu().numpy()
+            )
         return result
 
     def close(self) -> None:
