@@ -189,6 +189,8 @@ def validate(
     if data is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
     _say_ignored(data, options.progress)
+    if options.out is not None:
+        create_output_folder(options.out)
     rows: list[StageRow] = []
     scores: dict[str, Score] = {}
     for name, entry in opened.items():

@@ -221,7 +221,12 @@ def replace_folder(target: Path) -> Iterator[Path]:
         yield partial
         if target.exists():
             target.replace(old)
-        partial.replace(target)
+        try:
+            partial.replace(target)
+        except OSError:
+            if old.exists():
+                old.replace(target)
+            raise
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)

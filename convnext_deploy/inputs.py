@@ -54,6 +54,10 @@ def open_input(
 
         if (asked := resolve_variant(model)) != artifact.model.variant and artifact.model.variant != "unknown":
             raise CheckpointError(f"{path} holds a {artifact.model.variant}, not the {asked} asked for with --model.")
+    if image_size is not None and artifact.format == "torch" and image_size < 8 * artifact.model.patch_size:
+        raise ArtifactError(
+            f"--image-size {image_size} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
+        )
     if image_size is not None or crop_pct is not None:
         preprocess = artifact.preprocess
         changed = default_preprocess(
@@ -103,11 +107,16 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
     from convnext_deploy.exporters.onnx_float import load_onnx, read_metadata, tensor_shape
 
     proto = load_onnx(path)
-    if header := read_metadata(proto):
+    try:
+        header = read_metadata(proto)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    if header:
         return _from_header(path, "onnx", header)
     initializers = {initializer.name for initializer in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in initializers]
-    shape, logits = tensor_shape(inputs[0]), tensor_shape(proto.graph.output[0])
+    shape = tensor_shape(inputs[0]) if inputs else ()
+    logits = tensor_shape(proto.graph.output[0]) if proto.graph.output else ()
     if len(inputs) != 1 or len(shape) != 4 or len(logits) != 2 or not shape[1] or not logits[1]:
         raise ArtifactError(
             f"{path} is no image classifier: expected one input (batch, channels, height, width) and an output "

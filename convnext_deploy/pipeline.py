@@ -114,6 +114,7 @@ def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data
         report = dataclasses.replace(report, rows=tuple(rows))
         write_report(report, settings.out)
 
+    write_report(report, settings.out)
     if source is not None:
         baseline = None if source.is_baseline else find_baseline(source)
         if baseline is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -61,15 +62,15 @@ class FitConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
-        _require(self.base_learning_rate > 0, "base_learning_rate", self.base_learning_rate, "> 0")
-        _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, ">= 0")
+        _require(0 < self.base_learning_rate < math.inf, "base_learning_rate", self.base_learning_rate, "> 0")
+        _require(0 <= self.warmup_epochs < math.inf, "warmup_epochs", self.warmup_epochs, ">= 0")
         _require(
             0 <= self.final_learning_rate_ratio <= 1,
             "final_learning_rate_ratio",
             self.final_learning_rate_ratio,
             "0 to 1",
         )
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, ">= 0")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 <= value < 1")
         _require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 <= value < 1")
         _require(self.layer_scale_init > 0, "layer_scale_init", self.layer_scale_init, "> 0")
@@ -216,6 +217,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, ">= 0")
         known = {SOURCE} if self.source else set()
         if not self.stages:
             raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")

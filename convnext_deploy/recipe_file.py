@@ -47,13 +47,15 @@ def _parse_recipe(table: dict[str, Any]) -> Recipe:
 
 def _parse_stage(entry: dict[str, Any], default_gate: Gate, previous: str | None, has_source: bool) -> StageEntry:
     kind = entry.pop("kind", None)
-    if kind not in CONFIGS:
+    if not isinstance(kind, str) or kind not in CONFIGS:
         raise RecipeError(f"stage kind {kind!r} is unknown.{suggest(str(kind), CONFIGS)} Known: {', '.join(CONFIGS)}.")
-    name = entry.pop("name", kind)
-    source = entry.pop("source", None)
+    name = _parse_value(str, entry.pop("name", kind), "stage: name")
+    source = _parse_value(str | None, entry.pop("source", None), f"stage '{name}': source")
     if source is None and kind not in ("train", "distill"):
         source = previous or (SOURCE if has_source else None)
-    gate = _parse_record(Gate, {**_set_fields(default_gate), **entry.pop("gate", {})}, f"stage '{name}' gate")
+    own = entry.pop("gate", {})
+    merged = {**_set_fields(default_gate), **own} if isinstance(own, dict) else own
+    gate = _parse_record(Gate, merged, f"stage '{name}' gate")
     return StageEntry(name, _parse_record(CONFIGS[kind], entry, f"stage '{name}'"), source, gate)
 
 

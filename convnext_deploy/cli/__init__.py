@@ -36,7 +36,9 @@ def group() -> None:
 def main() -> None:
     """Run the command line; every error that a user can mend is one line on standard error."""
     try:
-        group(standalone_mode=False)
+        # without standalone mode click returns the code of `Exit` and does not raise it
+        code = group(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 from rich.table import Table
+from rich.text import Text
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
 from convnext_deploy.progress import Progress, Task
@@ -89,12 +90,12 @@ def show_report(report: Report, as_json: bool) -> None:
         click.echo(report.to_json())
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
-        table = Table(title=f"{report.recipe}: {report.data}, {report.validation_images} validation images")
+        table = Table(title=Text(f"{report.recipe}: {report.data}, {report.validation_images} validation images"))
         for index, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if index in (0, 1, len(COLUMNS) - 1) else "right")
         for row in report.rows:
             style = "bold red" if row.passed is False else None
-            table.add_row(*(text.replace("[", r"\[") for text in cells(row)), style=style)
+            table.add_row(*(Text(text) for text in cells(row)), style=style)
         console.print(table)
         for text in remarks(report):
             console.print(f"- {text}", highlight=False, markup=False)

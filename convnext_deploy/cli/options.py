@@ -25,7 +25,11 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.  [default: runs/NAME]"
     ),
     "seed": click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of weights, crops and calibration."
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of weights, crops and calibration.",
     ),
     "device": click.option(
         "--device",

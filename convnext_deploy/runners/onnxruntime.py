@@ -31,12 +31,18 @@ class ONNXRuntimeRunner:
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
             raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {first_line(error)}") from None
+        self._file = artifact.main_file
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Runner.logits`."""
-        result: NDArray[np.float32] = self._session.run([self._output], {self._input: images})[0]
+        try:
+            result: NDArray[np.float32] = self._session.run([self._output], {self._input: images})[0]
+        except Exception as error:
+            raise ArtifactError(
+                f"ONNX Runtime cannot run {self._file} on images of shape {images.shape}: {' '.join(str(error).split())}"
+            ) from None
         return result
 
     def close(self) -> None:

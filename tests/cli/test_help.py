@@ -1,0 +1,130 @@
+"""Every verb explains all of its flags, at once, and is a function of the same name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_type_hints
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import convnext_deploy
+from convnext_deploy.cli import COMMANDS, group
+from convnext_deploy.options import Options
+
+SHARED = {"--data", "--out", "--device", "--workers", "--json"}
+IMAGES = {"--image-size", "--crop-pct"}
+TRAINING = {"--batch-size", "--epochs", "--seed"}
+FLAGS = {
+    "run": SHARED | {"--dry-run"},
+    "train": SHARED | IMAGES | TRAINING | {"--model", "--checkpoint"},
+    "distill": SHARED | IMAGES | TRAINING | {"--teacher", "--student", "--teacher-checkpoint", "--temperature"},
+    "quantize": SHARED | IMAGES | TRAINING | {"--method", "--model", "--calibration-images", "--max-drop"},
+    "export": SHARED | IMAGES | {"--format", "--model", "--gpu", "--max-drop"},
+    "validate": SHARED | IMAGES | {"--baseline", "--model", "--batch-size", "--max-drop"},
+    "report": {"--json"},
+}
+ARGUMENTS = {"run": "RECIPE", "quantize": "CHECKPOINT", "export": "ARTIFACT", "validate": "ARTIFACT", "report": "RUN"}
+
+
+def command_of(verb: str) -> click.Command:
+    command = group.get_command(click.Context(group), verb)
+    assert isinstance(command, click.Command)
+    return command
+
+
+def options_of(verb: str) -> dict[str, click.Option]:
+    return {o: p for p in command_of(verb).params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
+
+
+def test_flags_lists_every_verb() -> None:
+    assert set(FLAGS) == set(COMMANDS)
+
+
+def test_help_of_the_group_lists_every_verb_with_its_summary_and_the_exit_codes() -> None:
+    result = CliRunner().invoke(group, ["--help"])
+    assert result.exit_code == 0
+    for verb in COMMANDS:
+        (line,) = [line.split() for line in result.output.splitlines() if line.startswith(f"  {verb} ")]
+        assert len(line) > 3
+    assert "Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed" in " ".join(
+        result.output.split()
+    )
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_explains_every_flag(verb: str) -> None:
+    result = CliRunner().invoke(group, [verb, "--help"])
+    assert result.exit_code == 0
+    assert options_of(verb).keys() >= FLAGS[verb]
+    for flag, option in options_of(verb).items():
+        assert flag in result.output
+        assert option.help
+        assert option.help.rstrip()[-1] in ".]", f"{flag}: {option.help}"
+    assert ARGUMENTS.get(verb, "") in result.output.splitlines()[0]
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_is_also_given_by_the_short_flag(verb: str) -> None:
+    runner = CliRunner()
+    assert runner.invoke(group, [verb, "-h"]).output == runner.invoke(group, [verb, "--help"]).output
+
+
+@pytest.mark.parametrize("flag", sorted(SHARED | IMAGES | TRAINING | {"--max-drop"}))
+def test_flag_means_the_same_in_every_verb(flag: str) -> None:
+    found = [options_of(verb)[flag] for verb in COMMANDS if flag in options_of(verb)]
+    assert len(found) >= 3
+    assert len({(option.name, repr(option.type), option.help, repr(option.default)) for option in found}) == 1
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_verb_is_a_function_of_the_package(verb: str) -> None:
+    function = getattr(convnext_deploy, verb)
+    assert inspect.isfunction(function)
+    assert function.__name__ == verb
+    assert verb in convnext_deploy.__all__
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_verb_has_no_module_of_its_name_that_would_hide_the_function(verb: str) -> None:
+    root = Path(convnext_deploy.__file__).parent
+    assert not (root / verb).exists()
+    assert not (root / f"{verb}.py").exists()
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_flag_and_argument_is_a_parameter_of_the_function(verb: str) -> None:
+    known = set(inspect.signature(getattr(convnext_deploy, verb)).parameters)
+    if "options" in known:
+        known |= {field.name for field in dataclasses.fields(Options)}
+    names = {parameter.name for parameter in command_of(verb).params} - {"as_json", "dry_run", "help"}
+    assert names <= known
+
+
+def test_package_has_no_other_attributes() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'destill'"):
+        convnext_deploy.destill  # noqa: B018
+    assert issubclass(convnext_deploy.DeployError, Exception)
+
+
+def test_options_annotations_resolve() -> None:
+    assert get_type_hints(Options)["epochs"] == int | None
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("distill", "--help"), ("--version",)])
+def test_help_of_the_installed_command_is_fast(arguments: tuple[str, ...]) -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "convnext_deploy", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        times.append(time.perf_counter() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "convnext" in done.stdout or "Usage:" in done.stdout
+    assert min(times) < 0.5

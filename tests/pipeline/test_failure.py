@@ -1,0 +1,149 @@
+"""A stage that fails, a process that died and a second process leave nothing half done."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convnext_deploy import stages
+from convnext_deploy.artifact import Artifact, read_artifact
+from convnext_deploy.data.sources import Data
+from convnext_deploy.errors import DataError, DeployError, OutputError
+from convnext_deploy.pipeline import RunResult, run_recipe
+from convnext_deploy.recipe import PTQConfig, Recipe, StageConfig, TrainConfig
+from convnext_deploy.reporting.record import read_report
+from convnext_deploy.stages.context import StageContext
+from tests.pipeline.conftest import STAGES, Rerun, change_stage, hashes, settings_for
+
+
+@contextmanager
+def failing(config_type: type[StageConfig], error: BaseException) -> Iterator[None]:
+    """Let a kind of stage write half of its files and raise."""
+
+    def run(config: Any, source: Artifact | None, context: StageContext) -> Artifact:
+        (context.output / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(stages.STAGES, config_type, run)
+        yield
+
+
+def stage_folders(out: Path) -> set[str]:
+    return {path.name for path in (out / "stages").iterdir()}
+
+
+@pytest.mark.parametrize("error", [DeployError("broken"), RuntimeError("bug"), KeyboardInterrupt()], ids=repr)
+def test_run_recipe_leaves_finished_stages_and_nothing_of_the_failed_one(
+    light_recipe: Recipe, small_data: Data, tmp_path: Path, error: BaseException
+) -> None:
+    short = dataclasses.replace(light_recipe, stages=light_recipe.stages[:2])
+    with failing(PTQConfig, error), pytest.raises(type(error)):
+        run_recipe(short, settings_for(tmp_path), data=small_data)
+    assert stage_folders(tmp_path) == {"model"}
+    report = read_report(tmp_path)
+    assert not report.complete
+    assert [row.name for row in report.rows] == ["model"]
+    assert run_recipe(short, settings_for(tmp_path), data=small_data).executed == ("ptq",)
+
+
+def test_run_recipe_keeps_the_old_artifact_when_its_stage_fails_with_new_settings(
+    rerun: Rerun, copied: Path, light_recipe: Recipe, light_run: RunResult
+) -> None:
+    with failing(PTQConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
+        rerun(change_stage(light_recipe, "ptq", calibration_images=9))
+    assert stage_folders(copied) == set(STAGES)
+    assert read_artifact(copied / "stages" / "ptq").sha256 == hashes(light_run)["ptq"]
+    assert rerun().executed == ()
+
+
+@pytest.mark.parametrize(("config_type", "stage"), [(TrainConfig, "model"), (PTQConfig, "ptq")])
+def test_run_recipe_leaves_no_complete_report_of_an_earlier_run_when_a_stage_fails(
+    rerun: Rerun, copied: Path, config_type: type[StageConfig], stage: str
+) -> None:
+    assert read_report(copied).complete
+    (copied / "stages" / stage / "manifest.json").unlink()
+    with failing(config_type, DeployError("broken")), pytest.raises(DeployError, match="broken"):
+        rerun()
+    assert not read_report(copied).complete
+
+
+def test_run_recipe_removes_what_a_killed_process_left(rerun: Rerun, copied: Path) -> None:
+    (copied / "stages" / "ptq").rename(copied / "stages" / ".ptq.partial")
+    (copied / "stages" / ".ptq.partial" / "manifest.json").unlink()
+    (copied / ".report.json.partial").write_text("{")
+    assert rerun().executed == ("ptq",)
+    assert stage_folders(copied) == set(STAGES)
+    assert not list(copied.rglob(".*.partial"))
+
+
+def test_run_recipe_raises_when_a_stage_needs_images_and_there_are_none(light_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"stage 'model' needs images; give them with --data DIR"):
+        run_recipe(light_recipe, settings_for(tmp_path))
+    assert stage_folders(tmp_path) == set()
+
+
+@pytest.mark.parametrize("place", ["out", "out/deeper"])
+def test_run_recipe_raises_when_the_output_folder_is_a_file(
+    light_recipe: Recipe, small_data: Data, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match=r"the output folder .* cannot be written"):
+        run_recipe(light_recipe, settings_for(tmp_path / place), data=small_data)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.fixture
+def hold_lock() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Let another process work in a folder until the test kills it."""
+    code = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    started: list[subprocess.Popen[str]] = []
+
+    def hold(out: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(out / ".lock")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_run_recipe_raises_when_another_process_works_in_the_folder(
+    rerun: Rerun, copied: Path, hold_lock: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*")}
+    other = hold_lock(copied)
+    with pytest.raises(
+        OutputError, match=rf"another process is working in {copied}; wait for it, or choose another --out"
+    ):
+        rerun()
+    assert {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*")} == before
+    other.kill()
+    other.wait()
+    assert rerun().executed == ()
+
+
+def test_run_recipe_gives_the_lock_back_when_it_fails(rerun: Rerun, light_recipe: Recipe) -> None:
+    with failing(PTQConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
+        rerun(change_stage(light_recipe, "ptq", calibration_images=9))
+    result: RunResult = rerun()
+    assert result.executed == ()

@@ -1,0 +1,145 @@
+"""The report as JSON: nothing is lost on the way to the file and back, and damage is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.pipeline import RunResult
+from convnext_deploy.reporting.record import (
+    Report,
+    StageRow,
+    describe_environment,
+    package_versions,
+    read_report,
+    write_report,
+)
+from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, create_report
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.builds(
+    StageRow,
+    name=TEXTS,
+    kind=TEXTS,
+    artifact=TEXTS,
+    variant=TEXTS,
+    format=TEXTS,
+    precision=TEXTS,
+    size_bytes=st.integers(0, 2**63),
+    wall_s=NUMBERS,
+    correct=st.none() | st.integers(0, 2**40),
+    total=st.none() | st.integers(1, 2**40),
+    top1=st.none() | NUMBERS,
+    top5=st.none() | NUMBERS,
+    agreement=st.none() | NUMBERS,
+    top1_drop_pp=st.none() | NUMBERS,
+    top1_drop_interval_pp=st.none() | st.tuples(NUMBERS, NUMBERS),
+    not_run=st.none() | TEXTS,
+    gate=st.dictionaries(TEXTS, st.none() | NUMBERS, max_size=2),
+    passed=st.none() | st.booleans(),
+    reasons=st.lists(TEXTS, max_size=2).map(tuple),
+    notes=st.lists(TEXTS, max_size=2).map(tuple),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(rows=st.lists(ROWS, max_size=3).map(tuple), recipe=TEXTS, data=TEXTS, complete=st.booleans())
+def test_read_report_returns_exactly_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: tuple[StageRow, ...], recipe: str, data: str, complete: bool
+) -> None:
+    report = create_report(*rows, recipe=recipe, data=data, complete=complete)
+    path = tmp_path_factory.getbasetemp() / "report-round-trip.json"
+    path.write_text(report.to_json(), encoding="utf-8")
+    assert read_report(path) == report
+
+
+def test_read_report_returns_the_report_of_a_run(small_run: RunResult) -> None:
+    out = Path(small_run.report.rows[0].artifact).parents[1]
+    assert read_report(out) == small_run.report
+    assert read_report(out / "report.json") == small_run.report
+
+
+def test_write_report_writes_both_files_and_nothing_else(tmp_path: Path) -> None:
+    report = create_report(BASELINE_ROW, INT8_ROW)
+    write_report(report, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert read_report(tmp_path) == report
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((), True),
+        ((BASELINE_ROW, ENGINE_ROW), True),
+        ((BASELINE_ROW, PASSED_ROW), True),
+        ((PASSED_ROW, INT8_ROW), False),
+    ],
+)
+def test_passed_is_false_only_when_a_gate_failed(rows: tuple[StageRow, ...], expected: bool) -> None:
+    report = create_report(*rows)
+    assert report.passed is expected
+    assert json.loads(report.to_json())["passed"] is expected
+
+
+def test_read_report_raises_when_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=rf"{tmp_path} is no finished run: it has no report\.json"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "5",
+        '{"schema": 1}',
+        '{"passed": true, "schema": 1, "rows": [5]}',
+        '{"passed": 1, "schema": 1}',
+    ],
+)
+def test_read_report_raises_when_the_file_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"report\.json is no report of this tool"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["recipe", "rows", "environment", "passed", "schema"])
+def test_read_report_raises_when_a_key_is_missing(tmp_path: Path, key: str) -> None:
+    content = json.loads(create_report(BASELINE_ROW).to_json())
+    del content[key]
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"report\.json is no report of this tool"):
+        read_report(tmp_path)
+
+
+def test_read_report_raises_when_it_is_of_another_version(tmp_path: Path) -> None:
+    content = json.loads(create_report(BASELINE_ROW).to_json()) | {"schema": 99}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="was written by another version of this tool; run the recipe again"):
+        read_report(tmp_path)
+
+
+def test_package_versions_names_what_results_depend_on() -> None:
+    versions = package_versions()
+    assert {"python", "convnext_deploy", "torch", "numpy", "onnx", "onnxruntime"} <= set(versions)
+    assert all(version[0].isdigit() for version in versions.values())
+
+
+def test_describe_environment_is_plain_data() -> None:
+    environment = describe_environment()
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["cores"] >= 1
+    assert environment["cpu"]
+
+
+def test_report_is_kept_in_order_of_its_rows() -> None:
+    report: Report = create_report(INT8_ROW, BASELINE_ROW, ENGINE_ROW)
+    assert [row["name"] for row in json.loads(report.to_json())["rows"]] == ["onnx-INT8", "student", "engine"]

@@ -1,0 +1,129 @@
+"""The table and the Markdown page: each number in its column, each verdict in its words."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from convnext_deploy.pipeline import RunResult
+from convnext_deploy.reporting.markdown import render_markdown
+from convnext_deploy.reporting.record import Report, StageRow
+from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary, verdict
+from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, create_report
+
+
+def table_of(markdown: str) -> list[list[str]]:
+    """Return the cells of the page's only table, without the line under its head."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert lines[1] == "|" + "---|" * len(COLUMNS)
+    split = [line.replace("\\|", "\0").strip("|").split("|") for line in (lines[0], *lines[2:])]
+    return [[cell.strip().replace("\0", "|") for cell in line] for line in split]
+
+
+def test_cells_of_a_baseline() -> None:
+    assert dict(zip(COLUMNS, cells(BASELINE_ROW), strict=True)) == {
+        "stage": "student",
+        "artifact": "convnext_atto torch fp32",
+        "top-1 %": "96.48",
+        "drop pp [95 %]": "baseline",
+        "vs source pp": "–",
+        "agree %": "–",
+        "size MB": "13.5",
+        "p50 ms": "1.24",
+        "time s": "61.2",
+        "verdict": "no gate",
+    }
+
+
+def test_cells_of_a_row_with_a_drop() -> None:
+    assert cells(INT8_ROW) == (
+        "onnx-INT8",
+        "convnext_atto onnx int8",
+        "96.11",
+        "+0.37 [-0.50, +1.23]",
+        "-0.19",
+        "99.44",
+        "3.8",
+        "1.24",
+        "0.0",
+        "FAILED",
+    )
+
+
+def test_cells_of_an_artifact_that_was_not_run() -> None:
+    expected = ("engine", "convnext_atto tensorrt int8", "–", "–", "–", "–", "9.0", "–", "30.0")
+    assert cells(ENGINE_ROW) == (*expected, "built for SM86; not run: no GPU")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (PASSED_ROW, "passed"),
+        (INT8_ROW, "FAILED"),
+        (BASELINE_ROW, "no gate"),
+        (ENGINE_ROW, "built for SM86; not run: no GPU"),
+        (dataclasses.replace(BASELINE_ROW, not_run="not validated: no --data"), "not validated: no --data"),
+    ],
+)
+def test_verdict_says(row: StageRow, expected: str) -> None:
+    assert verdict(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((BASELINE_ROW, ENGINE_ROW), "no gates were set"),
+        ((BASELINE_ROW, PASSED_ROW, ENGINE_ROW), "1 of 1 gates passed"),
+        ((PASSED_ROW, INT8_ROW, dataclasses.replace(INT8_ROW, name="qat")), "2 of 3 gates failed: onnx-INT8, qat"),
+    ],
+)
+def test_summary_says(rows: tuple[StageRow, ...], expected: str) -> None:
+    assert summary(create_report(*rows)) == expected
+
+
+def test_remarks_name_the_stage_of_each_reason_and_note() -> None:
+    assert remarks(create_report(BASELINE_ROW, INT8_ROW, PASSED_ROW)) == [
+        "onnx-INT8: top-1 drops by 0.37 pp, more than the 0.10 pp allowed",
+        "onnx-INT8: not faster | than student",
+    ]
+
+
+def test_render_markdown_has_one_row_per_stage_with_the_cells_of_the_table() -> None:
+    report = create_report(BASELINE_ROW, INT8_ROW, ENGINE_ROW)
+    table = table_of(render_markdown(report))
+    assert table == [list(COLUMNS), *(list(cells(row)) for row in report.rows)]
+
+
+def test_render_markdown_of_a_run_shows_every_stage(small_run: RunResult) -> None:
+    table = table_of(render_markdown(small_run.report))
+    assert [line[0] for line in table[1:]] == [row.name for row in small_run.report.rows]
+    out = Path(small_run.report.rows[0].artifact).parents[1]
+    assert (out / "report.md").read_text(encoding="utf-8") == render_markdown(small_run.report)
+
+
+def test_render_markdown_keeps_a_bar_inside_its_cell() -> None:
+    row = dataclasses.replace(ENGINE_ROW, not_run="a | b")
+    assert table_of(render_markdown(create_report(row)))[1][-1] == "a | b"
+
+
+def test_render_markdown_tells_what_was_run_and_where() -> None:
+    lines = render_markdown(create_report(PASSED_ROW, INT8_ROW)).splitlines()
+    assert lines[0] == "# small"
+    assert "1 of 2 gates failed: onnx-INT8." in lines
+    assert "Data: photos, 540 validation images. Seed 7. Machine: AMD EPYC, 2 cores." in lines
+    assert "- onnx-INT8: top-1 drops by 0.37 pp, more than the 0.10 pp allowed" in lines
+    assert "Versions: python 3.12.1, torch 2.14.0." in lines
+
+
+@pytest.mark.parametrize(
+    ("report", "line"),
+    [
+        (create_report(BASELINE_ROW), "No gates were set."),
+        (create_report(PASSED_ROW), "1 of 1 gates passed."),
+        (create_report(PASSED_ROW, complete=False), "The run is not complete."),
+    ],
+)
+def test_render_markdown_opens_with_the_outcome(report: Report, line: str) -> None:
+    assert render_markdown(report).splitlines()[2] == line
