@@ -168,7 +168,10 @@ def _scan(split: Path) -> tuple[dict[str, list[Path]], int]:
     found: dict[str, list[Path]] = {}
     ignored = 0
     for folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        paths = [Path(base) / file for base, _, files in os.walk(folder) for file in files]
+        paths: list[Path] = []
+        for base, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]  # such as .thumbnails
+            paths += [Path(base) / file for file in files]
         images = [p for p in paths if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")]
         ignored += len(paths) - len(images)
         if images:

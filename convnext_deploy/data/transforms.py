@@ -49,7 +49,7 @@ def sample_crops(
     """Draw the boxes of random resized crops.
 
     Area uniform in [scale_min, 1] of the image, aspect ratio log-uniform in [3/4, 4/3]; the first of 10 draws that fits
-    counts, and the largest centred box when none does.
+    counts, and the largest centred box of such a ratio when none does.
 
     Returns: `(count, 4)` as top, left, height, width in pixels, not rounded.
     Source: Szegedy et al. 2015, arXiv 1409.4842, section 6.
@@ -61,9 +61,9 @@ def sample_crops(
     fits = (widths <= width) & (heights <= height)
     first = fits.argmax(axis=1)
     rows = np.arange(count)
-    side = min(height, width)
-    w = np.where(fits.any(axis=1), widths[rows, first], side)
-    h = np.where(fits.any(axis=1), heights[rows, first], side)
+    narrow, wide = _ASPECT_RATIOS
+    w = np.where(fits.any(axis=1), widths[rows, first], min(width, height * wide))
+    h = np.where(fits.any(axis=1), heights[rows, first], min(height, width / narrow))
     top = np.where(fits.any(axis=1), rng.uniform(0, 1, count), 0.5) * (height - h)
     left = np.where(fits.any(axis=1), rng.uniform(0, 1, count), 0.5) * (width - w)
     return np.stack([top, left, h, w], axis=1)

@@ -19,6 +19,8 @@ from convnext_deploy.models.variants import VARIANTS
 
 METADATA_KEY = "convnext_deploy"
 _WRAPPERS = ("model", "state_dict")
+# what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
+_CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to", "unrecognized function")
 
 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -50,12 +52,17 @@ def load_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}.") from None
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if not any(sign in str(error) for sign in _CODE_SIGNS):
+            raise CheckpointError(
+                f"{path} is no readable checkpoint; it may be damaged or of another format."
+            ) from None
         raise CheckpointError(
             f"{path} is no plain weights file: reading it would execute code, which is refused. "
             "Save it again as a state dict: torch.save(model.state_dict(), FILE)."
         ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:
+        # The unpickler raises almost anything on bytes that are no pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -73,12 +80,18 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     try:
         stem = state["downsample_layers.0.0.weight"]
         head = state["head.weight"]
-        dims = tuple(state[f"stages.{i}.0.dwconv.weight"].shape[0] for i in range(4))
+        depthwise = [state[f"stages.{i}.0.dwconv.weight"] for i in range(4)]
     except KeyError as error:
         some = ", ".join(list(state)[:3])
         raise CheckpointError(
             f"{path} is no ConvNeXt checkpoint with the official key names: it has no {error}; its first keys are {some}."
         ) from None
+    if stem.ndim != 4 or head.ndim != 2 or any(weight.ndim != 4 for weight in depthwise):
+        found = [tuple(weight.shape) for weight in (stem, head, *depthwise)]
+        raise CheckpointError(
+            f"{path} is no ConvNeXt checkpoint: the shapes of stem, head and convolutions are {found}."
+        )
+    dims = tuple(weight.shape[0] for weight in depthwise)
     depths = tuple(len({k.split(".")[2] for k in state if k.startswith(f"stages.{i}.")}) for i in range(4))
     version = 2 if any(".grn." in key for key in state) else 1
     for name, variant in VARIANTS.items():

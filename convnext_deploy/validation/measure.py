@@ -77,5 +77,5 @@ def read_measurement(path: Path, key: str) -> Measurement | None:
         score = content.pop("score")
         score |= {"predictions": tuple(score["predictions"]), "labels": tuple(score["labels"])}
         return Measurement(Score(**score), Latency(**content.pop("latency")), **content)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
