@@ -158,10 +158,16 @@ def _flip_byte(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
 
 
+def _misstate_chunk_length(content: bytes) -> bytes:
+    start = content.index(b"IDAT") - 4
+    return content[:start] + (10).to_bytes(4) + content[start + 4 :]
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
         ("x.png", _cut),
+        ("x.png", _misstate_chunk_length),
         ("x.png", _flip_byte),
         ("x.jpg", _cut),
         ("x.webp", _cut),

@@ -68,6 +68,21 @@ def test_fit_lowers_the_loss_and_leaves_the_model_evaluating(small_data: Data) -
     assert all(entry.keys() == {"epoch", "train_loss", "learning_rate"} for entry in history)
 
 
+def test_fit_trains_in_training_mode_and_reports_the_mean_loss(small_data: Data) -> None:
+    model = network().eval()
+    losses: list[float] = []
+
+    def objective(images: Tensor, labels: Tensor) -> Tensor:
+        assert model.training
+        loss = F.cross_entropy(model(images), labels)
+        losses.append(loss.item())
+        return loss
+
+    history = train(model, small_data, objective)
+    means = [sum(losses[start : start + 3]) / 3 for start in (0, 3, 6)]
+    assert [entry["train_loss"] for entry in history] == pytest.approx(means)
+
+
 def test_fit_gives_the_same_weights_when_repeated_whatever_the_global_seed(small_data: Data) -> None:
     first, second, other = network(), network(), network()
     torch.manual_seed(1)
