@@ -166,7 +166,7 @@ def open_data(name: str) -> Data:
 def _scan(split: Path) -> tuple[dict[str, list[Path]], int]:
     """Return the images of each class folder in sorted order, and how many files are no images."""
     found: dict[str, list[Path]] = {}
-    ignored = 0
+    ignored = sum(path.is_file() for path in split.iterdir())  # images outside of class folders have no label
     for folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")):
         paths: list[Path] = []
         for base, folders, files in os.walk(folder):

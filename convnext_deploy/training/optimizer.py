@@ -16,7 +16,10 @@ def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
 
 
 def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float, final_ratio: float) -> float:
-    """Linear warm-up to `peak` over `warmup_steps`, then half a cosine down to `peak * final_ratio` at the last step."""
+    """Linear warm-up to `peak` over `warmup_steps`, then half a cosine down to `peak * final_ratio` at the last step.
+
+    A single step after the warm-up runs at the peak.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)

@@ -84,11 +84,17 @@ def test_open_data_prefers_val_then_validation_then_test(folder: Path, present: 
 
 
 def test_open_data_ignores_and_counts_files_that_are_no_images(folder: Path) -> None:
-    for name in ("train/cat/Thumbs.db", "train/dog/notes.txt", "train/cat/._0.png", "val/owl/0.png.part"):
+    for name in (
+        "train/cat/Thumbs.db",
+        "train/dog/notes.txt",
+        "train/cat/._0.png",
+        "val/owl/0.png.part",
+        "train/loose.png",
+    ):
         (folder / name).write_bytes(b"odd")
     data = open_data(str(folder))
     assert files(data) == (["0.png", "1.png", "2.png"] * 3, ["0.png", "1.png"] * 3)
-    assert data.ignored_files == 4
+    assert data.ignored_files == 5
 
 
 @pytest.mark.parametrize("hidden", ["train/.cache", "val/.ipynb_checkpoints", "train/cat/.thumbnails"])
