@@ -141,4 +141,4 @@ def test_wilson_interval_contains_the_proportion_and_mirrors(total: int, share: 
     assert successes / total - 1e-12 <= high <= 1
     assert wilson_interval(total - successes, total) == pytest.approx((1 - high, 1 - low), abs=1e-12)
     assume(total > 1)
-    assert high - low < 0.8
+    assert high - low < 0.811  # the widest is one of two: 0.8109
