@@ -214,7 +214,6 @@ def validate(
         complete=True,
     )
     if options.out is not None:
-        create_output_folder(options.out)
         write_report(report, options.out)
     return report
 
