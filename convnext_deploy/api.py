@@ -195,9 +195,9 @@ def validate(
     scores: dict[str, Score] = {}
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, data)
+    device, workers = resolve_device(options), resolve_workers(options, data)
+    batch_size = options.batch_size or BATCH_SIZE
     for name, entry in opened.items():
-        device, workers = resolve_device(options), resolve_workers(options, data)
-        batch_size = options.batch_size or BATCH_SIZE
         measured = measure_artifact(entry, data, device, workers, options.progress, name, batch_size)
         if measured.score is not None:
             scores[name] = measured.score

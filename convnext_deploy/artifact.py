@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +58,23 @@ def default_preprocess(image_size: int, crop_pct: float | None = None, in_channe
         crop_pct = 0.875 if image_size >= 128 else 1.0
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,) * in_channels, (0.5,) * in_channels)
     return Preprocess(image_size, crop_pct, "bicubic", mean, std)
+
+
+def read_preprocess(record: Mapping[str, Any]) -> Preprocess:
+    """Return what `dataclasses.asdict` and JSON made of a `Preprocess`. Raises: KeyError, TypeError: if it is none."""
+    return Preprocess(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+
+
+def file_header(
+    model: ModelSpec, preprocess: Preprocess, class_names: tuple[str, ...] | None, precision: str
+) -> dict[str, Any]:
+    """Return what a weights or ONNX file carries inside, so that it can be opened without its manifest."""
+    return {
+        "model": asdict(model),
+        "preprocess": asdict(preprocess),
+        "class_names": class_names,
+        "precision": precision,
+    }
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def describe_file(path: Path) -> ArtifactFile:
 
 def write_manifest(artifact: Artifact) -> None:
     """Write `manifest.json` beside the files."""
-    record = dataclasses.asdict(artifact)
+    record = asdict(artifact)
     del record["path"]
     write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, **record}, indent=1))
 
@@ -160,11 +176,10 @@ def read_artifact(folder: Path) -> Artifact:
     try:
         if record.pop("schema") != SCHEMA:
             raise ArtifactError(f"{folder / MANIFEST} was written by another version; make the artifact again.")
-        preprocess = record.pop("preprocess")
         artifact = Artifact(
             path=folder,
             model=ModelSpec(**record.pop("model")),
-            preprocess=Preprocess(**{**preprocess, "mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}),
+            preprocess=read_preprocess(record.pop("preprocess")),
             class_names=None if (names := record.pop("class_names")) is None else tuple(names),
             files=tuple(ArtifactFile(**entry) for entry in record.pop("files")),
             lineage=tuple(StageRecord(**entry) for entry in record.pop("lineage")),

@@ -14,6 +14,7 @@ from convnext_deploy.artifact import (
     default_preprocess,
     describe_file,
     read_artifact,
+    read_preprocess,
 )
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
 
@@ -58,16 +59,13 @@ def open_input(
         raise ArtifactError(
             f"--image-size {image_size} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
         )
-    if image_size is not None or crop_pct is not None:
-        preprocess = artifact.preprocess
-        changed = default_preprocess(
-            image_size or preprocess.image_size,
-            crop_pct if crop_pct is not None or image_size is not None else preprocess.crop_pct,
-            artifact.model.in_channels,
-        )
-        preprocess = dataclasses.replace(preprocess, image_size=changed.image_size, crop_pct=changed.crop_pct)
-        artifact = dataclasses.replace(artifact, preprocess=preprocess)
-    return artifact
+    preprocess = artifact.preprocess
+    if image_size is not None:
+        crop = default_preprocess(image_size).crop_pct
+        preprocess = dataclasses.replace(preprocess, image_size=image_size, crop_pct=crop)
+    if crop_pct is not None:
+        preprocess = dataclasses.replace(preprocess, crop_pct=crop_pct)
+    return dataclasses.replace(artifact, preprocess=preprocess)
 
 
 def find_baseline(artifact: Artifact) -> Artifact | None:
@@ -130,15 +128,13 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
 
 def _from_header(path: Path, format: Any, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the field's name)
     try:
-        preprocess = dict(header["preprocess"])
-        preprocess |= {"mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}
         names = header["class_names"]
         return _describe(
             path,
             format,
             header["precision"],
             ModelSpec(**header["model"]),
-            Preprocess(**preprocess),
+            read_preprocess(header["preprocess"]),
             None if names is None else tuple(names),
             header.get("details", {}),
         )

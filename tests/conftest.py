@@ -16,6 +16,7 @@ from convnext_deploy.pipeline import RunResult, Settings, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.validation import latency
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -120,6 +121,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, sm
 def small_artifacts(small_run: RunResult) -> dict[str, Artifact]:
     """The artifacts of the small run by stage name."""
     return {row.name: read_artifact(Path(row.artifact)) for row in small_run.report.rows}
+
+
+@pytest.fixture(scope="session")
+def short_timing() -> Iterator[None]:
+    """Time as few images as possible, from here to the end of the session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_BUDGET_S", 0.0)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from convnext_deploy.artifact import Artifact, ModelSpec, Preprocess, default_preprocess, describe_file
+from convnext_deploy.artifact import Artifact, ModelSpec, Preprocess, default_preprocess, describe_file, file_header
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoint import save_state
+from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.network import WEIGHTS
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import FitConfig, ModelConfig
@@ -47,20 +48,14 @@ def model_of(config: ModelConfig, data: Data, source: Artifact | None) -> tuple[
 
     Raises: ArtifactError: if the stage fine-tunes a source whose network is another one.
     """
-    from convnext_deploy.models.variants import resolve_variant
-
     spec = ModelSpec(resolve_variant(config.name), len(data.class_names), config.in_channels, config.patch_size)
     if source is not None and source.model != spec:
-        differing = next(f.name for f in dataclasses.fields(ModelSpec) if _differ(source.model, spec, f.name))
-        found, asked = getattr(source.model, differing), getattr(spec, differing)
+        found, after = dataclasses.asdict(source.model), dataclasses.asdict(spec)
+        differing, asked = next(item for item in after.items() if found[item[0]] != item[1])
         raise ArtifactError(
-            f"{source.main_file} cannot be fine-tuned as asked: its {differing} is {found}, this stage asks for {asked}."
+            f"{source.main_file} cannot be fine-tuned as asked: its {differing} is {found[differing]}, this stage asks for {asked}."
         )
     return spec, default_preprocess(config.image_size, config.crop_pct, config.in_channels)
-
-
-def _differ(left: ModelSpec, right: ModelSpec, name: str) -> bool:
-    return bool(getattr(left, name) != getattr(right, name))
 
 
 def fit_network(
@@ -106,10 +101,7 @@ def write_torch_artifact(
 ) -> Artifact:
     """Write the weights, with a header that makes the file readable on its own, and describe them."""
     header = {
-        "model": dataclasses.asdict(model),
-        "preprocess": dataclasses.asdict(preprocess),
-        "class_names": class_names,
-        "precision": precision,
+        **file_header(model, preprocess, class_names, precision),
         "details": {key: value for key, value in details.items() if key == "target"},
     }
     path = context.output / WEIGHTS

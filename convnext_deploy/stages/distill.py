@@ -23,7 +23,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     data = context.open_data()
     spec, preprocess = model_of(config.model, data, source)
     check_teacher(teacher_artifact, data.class_names, spec.in_channels)
-    student = start_network(config.model, config.fit, source, context)
+    student = start_network(spec, config.fit, source, context)
     teacher = load_network(teacher_artifact).to(context.device)
     objective = distillation_objective(
         student, teacher, config.temperature, config.distill_loss_weight, config.fit.label_smoothing

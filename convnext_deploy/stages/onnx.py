@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.artifact import Artifact, describe_file, file_header
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.network import load_network
@@ -23,12 +23,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         if sites:
             proto = insert_qdq(proto, sites)
         path = context.output / "model.onnx"
-        header = {
-            "model": dataclasses.asdict(source.model),
-            "preprocess": dataclasses.asdict(source.preprocess),
-            "class_names": source.class_names,
-            "precision": source.precision,
-        }
+        header = file_header(source.model, source.preprocess, source.class_names, source.precision)
         save_onnx(proto, path, header)
         task.advance()
     return dataclasses.replace(

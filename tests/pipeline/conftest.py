@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from convnext_deploy.pipeline import RunResult, Settings, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.validation import latency
 
 # Two branches from one network: ptq -> qat, and minmax -> onnx.
 LIGHT_RECIPE = """
@@ -76,11 +75,8 @@ def hashes(result: RunResult) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _short_timing() -> Iterator[None]:
-    """Time as few images as possible; nothing here looks at the latency."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "_BUDGET_S", 0.0)
-        yield
+def _short_timing(short_timing: None) -> None:
+    """Nothing here looks at the latency."""
 
 
 @pytest.fixture(scope="session")
