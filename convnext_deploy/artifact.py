@@ -25,19 +25,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which network the weights belong to."""
+    """Which network the weights belong to. None: as in the table of variants.
+
+    `num_classes` 0: the weights have no classification head. `norm_eps` holds for all norms, `head_norm_eps` for the last.
+    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it.
+    """
 
     variant: str
     num_classes: int
     in_channels: int = 3
     patch_size: int = 4
+    head_hidden_size: int | None = None
+    head_activation: Literal["gelu", "relu"] = "gelu"
+    activation: str | None = None
+    norm_eps: float | None = None
+    head_norm_eps: float | None = None
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The evaluation transform: resize the shorter side to `image_size / crop_pct`, centre crop, scale, normalize.
+    """The evaluation transform: resize to `image_size / crop_pct`, centre crop, scale, normalize.
 
-    `mean` and `std` are per channel, for pixel values in [0, 1].
+    `crop_mode` `center` resizes the shorter side and keeps the aspect ratio, `squash` resizes both sides. `mean` and `std` are
+    per channel, for pixel values in [0, 1].
     """
 
     image_size: int
@@ -45,11 +55,13 @@ class Preprocess:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: Literal["center", "squash"] = "center"
 
     @property
     def resize_size(self) -> int:
-        """Length in pixels of the shorter side before the crop."""
-        return int(self.image_size / self.crop_pct)
+        """Length in pixels of the shorter side, or of both, before the crop."""
+        # a quotient such as 224/236, meant to give 236 again, must not end a pixel lower for its rounding
+        return int(self.image_size / self.crop_pct + 1e-6)
 
 
 def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:

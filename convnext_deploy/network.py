@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.errors import ArtifactError
-from convnext_deploy.models.checkpoint import load_into, load_state
+import torch
+
+from convnext_deploy.artifact import Artifact, ModelSpec
+from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.matching import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
@@ -16,14 +18,22 @@ WEIGHTS = "model.safetensors"
 def load_network(artifact: Artifact, *, drop_path_rate: float = 0.0) -> ConvNeXt:
     """Build the network of an artifact and load its weights and quantizers, in evaluation mode on the CPU.
 
+    The network is built without memory and takes the tensors of the file as they are mapped, so there is one copy of them.
+
     Raises:
         ArtifactError: if the artifact is not in PyTorch's format.
-        CheckpointError: if the weights cannot be read or do not fit.
+        CheckpointError: if the weights cannot be read or do not fit, or have no head.
     """
     if artifact.format != "torch":
         raise ArtifactError(f"{artifact.path} is in the format {artifact.format}; this step needs a PyTorch artifact.")
-    model = build_model(artifact.model, drop_path_rate=drop_path_rate)
-    if "target" in artifact.details:
-        prepare(model, resolve_scheme(artifact.details["target"]))
-    load_into(model, load_state(artifact.main_file), str(artifact.main_file))
+    if artifact.model.num_classes < 1:
+        raise CheckpointError(
+            f"{artifact.main_file} has no classification head; give it one with "
+            "'convnext-deploy train --weights FILE --data DIR'."
+        )
+    with torch.device("meta"):
+        model = build_model(artifact.model, drop_path_rate=drop_path_rate)
+        if "target" in artifact.details:
+            prepare(model, resolve_scheme(artifact.details["target"]))
+    load_into(model, load_checkpoint(artifact.main_file).state, str(artifact.main_file))
     return model.eval()

@@ -29,10 +29,11 @@ def as_array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def evaluation_transform(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Resize the shorter side and crop the centre: `(image_size, image_size, C)` uint8."""
+    """Resize the shorter side (or both, when squashing) and crop the centre: `(image_size, image_size, C)` uint8."""
     image = to_channels(image, len(preprocess.mean))
-    if min(image.size) != preprocess.resize_size:
-        image = TF.resize(image, [preprocess.resize_size], InterpolationMode(preprocess.interpolation))
+    side, squash = preprocess.resize_size, preprocess.crop_mode == "squash"
+    if min(image.size) != side or (squash and max(image.size) != side):
+        image = TF.resize(image, [side, side] if squash else [side], InterpolationMode(preprocess.interpolation))
     return as_array(TF.center_crop(image, [preprocess.image_size, preprocess.image_size]))
 
 

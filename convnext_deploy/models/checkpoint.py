@@ -1,27 +1,34 @@
-"""Safe reading and writing of weights, and what their shapes tell about the network."""
+"""Safe reading and writing of weight files: nothing in them is executed, and what they claim is checked before it is believed."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.errors import CheckpointError, first_line
-from convnext_deploy.models.variants import VARIANTS
 
 METADATA_KEY = "convnext_deploy"
-_WRAPPERS = ("model", "state_dict")
+
+# Where training scripts put the weights, best first: an exponential moving average is what their authors publish.
+_WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
+# Prefixes that wrappers of the network leave in every key: DataParallel, torch.compile, Lightning modules.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to", "unrecognized function")
+_LARGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more too, but only after it tried to find them
+_LARGEST_EXPANSION = 1 << 20  # bytes that the records of an archive may unpack to beyond its own size
 
 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -31,99 +38,138 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Return what `save_state` wrote into the header; empty for a file of another origin."""
+    """Return what `save_state` wrote into the header; empty for a file of another origin.
+
+    Raises: CheckpointError: if the file is missing or damaged.
+    """
     if path.suffix != ".safetensors":
         return {}
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file ({error}).") from None
+        raise CheckpointError(f"{path} is no readable safetensors file ({first_line(error)}).") from None
     return found if isinstance(found, dict) else {}
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file; no code in it is executed.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Read the tensors of a `.safetensors` file, or of a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`.
 
-    Raises: CheckpointError: if the file is missing, damaged, or holds anything but tensors.
+    Files of today's formats are mapped into memory, so nothing is read before it is used. A training checkpoint's weights are
+    found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, and prefixes that all keys share are cut off.
+
+    Returns: the tensors, and the entry of a training checkpoint that they came from (None for a flat file).
+    Raises: CheckpointError: if the file is missing, damaged, or holds anything but tensors, or what would have to be executed.
     """
+    _check_file(path)
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}.") from None
+            with safe_open(path, framework="pt") as file:
+                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        else:
+            content = _unpickle(path)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
-        if not any(sign in str(error) for sign in _CODE_SIGNS):
-            raise CheckpointError(
-                f"{path} is no readable checkpoint; it may be damaged or of another format."
-            ) from None
-        raise CheckpointError(
-            f"{path} is no plain weights file: reading it would execute code, which is refused. "
-            "Save it again as a state dict: torch.save(model.state_dict(), FILE)."
-        ) from None
+        raise CheckpointError(_describe_refusal(path, str(error))) from None
     except Exception as error:
         # The unpickler raises almost anything on bytes that are no pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    entry = None
+    while isinstance(content, dict) and (name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)):
+        entry, content = entry or name, content[name]
+    if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict; expected a mapping from names to tensors.")
-    return content
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} holds no state dict: '{str(key)[:80]}' is a {type(value).__name__}; "
+                "expected a mapping from names to tensors."
+            )
+        _check_tensor(path, key, value)
+    return _strip_prefixes(content), entry
 
 
-def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
-    """Find the variant, classes, channels and stem from the shapes of a state dict with the official key names.
+def _unpickle(path: Path) -> Any:
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_archive(path)
+    # The training scripts of timm and of the official repositories save their arguments beside the weights. A Namespace is a
+    # plain holder of attributes; building one runs nothing.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
 
-    Raises: CheckpointError: if the keys are not those of a ConvNeXt, or no variant has these depths and widths.
-    """
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file of weights at first sight, before any library reads it."""
     try:
-        stem = state["downsample_layers.0.0.weight"]
-        head = state["head.weight"]
-        depthwise = [state[f"stages.{i}.0.dwconv.weight"] for i in range(4)]
-    except KeyError as error:
-        some = ", ".join(list(state)[:3])
-        raise CheckpointError(
-            f"{path} is no ConvNeXt checkpoint with the official key names: it has no {error}; its first keys are {some}."
-        ) from None
-    if stem.ndim != 4 or head.ndim != 2 or any(weight.ndim != 4 for weight in depthwise):
-        found = [tuple(weight.shape) for weight in (stem, head, *depthwise)]
-        raise CheckpointError(
-            f"{path} is no ConvNeXt checkpoint: the shapes of stem, head and convolutions are {found}."
-        )
-    dims = tuple(weight.shape[0] for weight in depthwise)
-    depths = tuple(len({k.split(".")[2] for k in state if k.startswith(f"stages.{i}.")}) for i in range(4))
-    version = 2 if any(".grn." in key for key in state) else 1
-    for name, variant in VARIANTS.items():
-        if (variant.version, variant.depths, variant.dims) == (version, depths, dims):
-            return ModelSpec(name, int(head.shape[0]), int(stem.shape[1]), int(stem.shape[2]))
-    raise CheckpointError(f"{path} is a ConvNeXt v{version} of unknown size: depths {depths}, widths {dims}.")
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copy a state dict into a model; every key must fit.
-
-    Raises: CheckpointError: naming the first key that is missing, unexpected, of another shape or not finite.
-    """
-    expected = model.state_dict()
-    for key, tensor in expected.items():
-        if key not in state:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(256)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); expected a file of weights.") from None
+    if size == 0:
+        raise CheckpointError(f"{path} is empty; was it copied completely?")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights; run 'git lfs pull' where it came from.")
+    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html") or start.lstrip()[:5].lower() == b"<html":
+        raise CheckpointError(f"{path} is a web page and not a checkpoint; download the file itself.")
+    if path.suffix == ".safetensors":
+        header = int.from_bytes(start[:8], "little")
+        if len(start) < 8 or header > min(size - 8, _LARGEST_HEADER):
             raise CheckpointError(
-                f"{what} lacks '{key}', which the network needs; is it a checkpoint of another model?"
+                f"{path} is no readable safetensors file: it claims a header of {header} bytes in a file of {size}; "
+                "it may be truncated or of another format."
             )
-        if state[key].shape != tensor.shape:
-            found, wanted = tuple(state[key].shape), tuple(tensor.shape)
-            raise CheckpointError(f"{what}: '{key}' has shape {found}, the network needs {wanted}.")
-        if not torch.isfinite(state[key]).all():
-            raise CheckpointError(
-                f"{what}: '{key}' holds values that are not finite; the training that made it diverged."
-            )
-    unexpected = next((key for key in state if key not in expected), None)
-    if unexpected is not None:
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse archives that `torch.save` would not write: compressed, unpacking to more than their size, or with code inside."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
+    unpacked = sum(record.file_size for record in records)
+    if (
+        any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        or unpacked > path.stat().st_size + _LARGEST_EXPANSION
+    ):
         raise CheckpointError(
-            f"{what} has '{unexpected}', which the network does not; is it a checkpoint of another model?"
+            f"{path} is an archive whose {len(records)} records unpack to {unpacked} bytes; a checkpoint stores them "
+            "uncompressed. It is not opened."
         )
-    model.load_state_dict(dict(state))
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, which is code. Save its weights instead: torch.save(model.state_dict(), FILE)."
+        )
+
+
+def _describe_refusal(path: Path, message: str) -> str:
+    if not any(sign in message for sign in _CODE_SIGNS):
+        return f"{path} is no readable checkpoint; it may be damaged or of another format."
+    needed = re.search(r"GLOBAL ([\w.]+)", message)
+    return (
+        f"{path} is no plain weights file: reading it would execute code{f' ({needed[1]})' if needed else ''}, which is refused. "
+        "Save it again as a state dict: torch.save(model.state_dict(), FILE)."
+    )
+
+
+def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        kind = "quantized" if tensor.is_quantized else "complex" if tensor.is_complex() else str(tensor.layout)
+        raise CheckpointError(f"{path}: '{key}' is a {kind} tensor; expected plain floating-point weights.")
+    claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > held:
+        # a shape with strides of 0: a few bytes that claim to be any amount of memory
+        raise CheckpointError(f"{path}: '{key}' claims shape {tuple(tensor.shape)}, {claimed} bytes, but holds {held}.")
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state

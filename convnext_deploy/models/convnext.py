@@ -1,73 +1,48 @@
-"""ConvNeXt v1 and v2, the network on one page.
+"""ConvNeXt v1 and v2 with the options of all published variants, the network on one page.
 
-Sources: Liu et al. 2022, "A ConvNet for the 2020s", arXiv 2201.03545; Woo et al. 2023, "ConvNeXt V2", arXiv 2301.00808.
+Sources: Liu et al. 2022, "A ConvNet for the 2020s", arXiv 2201.03545; Woo et al. 2023, "ConvNeXt V2", arXiv 2301.00808; the
+overlapping stems, other norms and other heads are those of timm's variants.
 
-The residual stream is kept channels-last, `(N, H, W, C)`, through the whole network: LayerNorm and the two pointwise layers
+The residual stream is kept channels-last, `(N, H, W, C)`, through the whole network: the norms and the two pointwise layers
 work on the last dimension, and a convolution sees the same memory as a channels-last `(N, C, H, W)` view, so no layout copy
-is ever made. State-dict keys are those of the official repositories.
+is ever made. State-dict keys are those of the official repositories; what these do not have is called `norm_pre` (a final
+norm before the pooling) and `pre_logits` (the hidden layer of an MLP head), as in timm.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-LAYER_NORM_EPS = 1e-6
-KERNEL_SIZE = 7
+from convnext_deploy.models.layers import ACTIVATIONS, GRN, NORMS, drop_path
+
 MLP_RATIO = 4
 
 
-def drop_path(x: Tensor, drop_probability: float) -> Tensor:
-    """Stochastic depth: zero whole samples of a residual branch and rescale the others.
-
-    Args:
-        x: `(N, ...)` residual branch.
-        drop_probability: in [0, 1).
-
-    Source: Huang et al. 2016, arXiv 1603.09382.
-    """
-    keep_probability = 1.0 - drop_probability
-    mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_probability)
-    return x * (mask / keep_probability)
-
-
-class GRN(nn.Module):
-    """Global response normalization over the pixels of each image: `gamma * (x * Nx) + beta + x`.
-
-    `Gx` is the L2 norm of each channel over (H, W), `Nx = Gx / (mean of Gx over the channels + 1e-6)`.
-
-    Source: ConvNeXt V2, section 3.2, algorithm 1.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, H, W, C)` to `(N, H, W, C)`."""
-        # A sum of H*W squares: in half precision it would overflow, so it is always taken in float32.
-        gx = torch.linalg.vector_norm(x.float(), dim=(1, 2), keepdim=True)
-        nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
-        # gamma * (x * nx) + x is x times one factor per image and channel, so the large tensor is read twice and not four times.
-        factor = 1.0 + self.gamma * nx
-        y: Tensor = x * factor.to(x.dtype) + self.beta.to(x.dtype)
-        return y
-
-
 class Block(nn.Module):
-    """Depthwise 7×7 convolution → LayerNorm → linear C→4C → GELU [→ GRN] → linear 4C→C [→ LayerScale], plus the input."""
+    """Depthwise convolution → norm → linear C→4C → activation [→ GRN] → linear 4C→C [→ LayerScale], plus the input."""
 
-    def __init__(self, dim: int, drop_path_rate: float, layer_scale_init: float | None, use_grn: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        norm: Callable[[int], nn.Module],
+        activation: str,
+        *,
+        layer_scale_init: float | None,
+        use_grn: bool,
+        drop_path_rate: float,
+    ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, KERNEL_SIZE, padding=KERNEL_SIZE // 2, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = norm(dim)
         self.pwconv1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.activation = activation
         self.grn = GRN(MLP_RATIO * dim) if use_grn else None
         self.pwconv2 = nn.Linear(MLP_RATIO * dim, dim)
         self.gamma = None if layer_scale_init is None else nn.Parameter(torch.full((dim,), layer_scale_init))
@@ -76,7 +51,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
         branch: Tensor = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        branch = F.gelu(self.pwconv1(self.norm(branch)))
+        branch = ACTIVATIONS[self.activation](self.pwconv1(self.norm(branch)))
         if self.grn is not None:
             branch = self.grn(branch)
         branch = self.pwconv2(branch)
@@ -87,25 +62,57 @@ class Block(nn.Module):
         return x + branch
 
 
-class Stem(nn.Sequential):
-    """Patchify convolution and LayerNorm: `(N, C_in, H, W)` to `(N, H/p, W/p, C)`."""
+class Activation(nn.Module):
+    """A named activation as a module, so that it can stand in a stem."""
 
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, dim, patch_size, stride=patch_size), nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        )
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a tensor to one of the same shape."""
+        return ACTIVATIONS[self.name](x)
+
+
+class Stem(nn.Sequential):
+    """Convolutions and a norm: `(N, C_in, H, W)` to `(N, H/p, W/p, C)`.
+
+    `patch`: one convolution with kernel and stride `patch_size`. `overlap`: two 3×3 convolutions with stride 2, of which the
+    first has `stem_dim` channels. `overlap_act`: likewise with an activation between them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_channels: int,
+        stem_dim: int,
+        dim: int,
+        patch_size: int,
+        norm: Callable[[int], nn.Module],
+        activation: str,
+    ) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)]
+        if kind != "patch":
+            layers = [
+                nn.Conv2d(in_channels, stem_dim, 3, stride=2, padding=1),
+                *([Activation(activation)] if kind == "overlap_act" else []),
+                nn.Conv2d(stem_dim, dim, 3, stride=2, padding=1),
+            ]
+        super().__init__(*layers, norm(dim))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
         """See the class."""
-        x: Tensor = self[0](input.contiguous(memory_format=torch.channels_last))
-        return self[1](x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # modules return Any
+        x = input.contiguous(memory_format=torch.channels_last)
+        for layer in itertools.islice(self, len(self) - 1):
+            x = layer(x)
+        return self[-1](x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # modules return Any
 
 
 class Downsample(nn.Sequential):
-    """LayerNorm and 2×2 convolution with stride 2: `(N, H, W, C)` to `(N, H/2, W/2, C')`."""
+    """Norm and 2×2 convolution with stride 2: `(N, H, W, C)` to `(N, H/2, W/2, C')`."""
 
-    def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__(nn.LayerNorm(dim, eps=LAYER_NORM_EPS), nn.Conv2d(dim, out_dim, 2, stride=2))
+    def __init__(self, dim: int, out_dim: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__(norm(dim), nn.Conv2d(dim, out_dim, 2, stride=2))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
         """See the class."""
@@ -121,10 +128,23 @@ class ConvNeXt(nn.Module):
         dims: channels of each model stage.
         num_classes: number of logits, >= 1.
         in_channels: channels of the input images.
-        patch_size: kernel and stride of the stem: 4 in the papers, 2 for images of about 32 pixels.
-        drop_path_rate: stochastic depth of the last block; it grows linearly over all blocks of the network.
+        patch_size: kernel and stride of the patch stem: 4 in the papers, 2 for images of about 32 pixels.
+        stem: `patch`, `overlap` or `overlap_act`; see `Stem`.
+        stem_dim: channels between the two convolutions of an overlapping stem; None: `dims[0]`.
+        kernel_sizes: of the depthwise convolutions of each model stage, odd.
+        norm: `layernorm`, `rmsnorm` or `simplenorm`, everywhere in the network.
+        norm_eps: of every norm.
+        head_norm_eps: of the last norm; None: `norm_eps`.
+        activation: `gelu`, `gelu_tanh`, `silu` or `relu` in blocks and stem.
         layer_scale_init: initial LayerScale, or None for no LayerScale (v2).
-        use_grn: global response normalization after the GELU (v2).
+        use_grn: global response normalization after the activation (v2).
+        head_norm_first: the last norm comes before the global pooling and not after it.
+        head_hidden_size: width of a hidden layer between pooling and logits, or None.
+        head_activation: of the hidden layer.
+        drop_path_rate: stochastic depth of the last block; it grows linearly over all blocks of the network.
+        head_input_dropout: before the hidden layer.
+        head_dropout: before the logits.
+        gradient_checkpointing: in training, keep only the inputs of blocks and compute the rest again for the gradient.
     """
 
     def __init__(
@@ -135,34 +155,82 @@ class ConvNeXt(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         patch_size: int = 4,
-        drop_path_rate: float = 0.0,
+        stem: str = "patch",
+        stem_dim: int | None = None,
+        kernel_sizes: Sequence[int] = (7, 7, 7, 7),
+        norm: str = "layernorm",
+        norm_eps: float = 1e-6,
+        head_norm_eps: float | None = None,
+        activation: str = "gelu",
         layer_scale_init: float | None = 1e-6,
         use_grn: bool = False,
+        head_norm_first: bool = False,
+        head_hidden_size: int | None = None,
+        head_activation: str = "gelu",
+        drop_path_rate: float = 0.0,
+        head_input_dropout: float = 0.0,
+        head_dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+
+        def create_norm(channels: int) -> nn.Module:
+            return NORMS[norm](channels, norm_eps)
+
         self.downsample_layers = nn.ModuleList(
-            [Stem(in_channels, dims[0], patch_size)]
-            + [Downsample(dim, out_dim) for dim, out_dim in itertools.pairwise(dims)]
+            [Stem(stem, in_channels, stem_dim or dims[0], dims[0], patch_size, create_norm, activation)]
+            + [Downsample(dim, out_dim, create_norm) for dim, out_dim in itertools.pairwise(dims)]
         )
         # One linspace over the whole depth; it does not restart in each model stage.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, next(rates), layer_scale_init, use_grn) for _ in range(depth)))
-            for depth, dim in zip(depths, dims, strict=True)
+            nn.Sequential(
+                *(
+                    Block(
+                        dim,
+                        kernel_size,
+                        create_norm,
+                        activation,
+                        layer_scale_init=layer_scale_init,
+                        use_grn=use_grn,
+                        drop_path_rate=next(rates),
+                    )
+                    for _ in range(depth)
+                )
+            )
+            for depth, dim, kernel_size in zip(depths, dims, kernel_sizes, strict=True)
         )
-        self.norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(dims[-1], num_classes)
-        self.apply(_initialize)
+        last_norm = NORMS[norm](dims[-1], norm_eps if head_norm_eps is None else head_norm_eps)
+        self.norm_pre, self.norm = (last_norm, None) if head_norm_first else (None, last_norm)
+        self.pre_logits = nn.Linear(dims[-1], head_hidden_size) if head_hidden_size else None
+        self.head_activation = head_activation
+        self.head = nn.Linear(head_hidden_size or dims[-1], num_classes)
+        self.head_input_dropout, self.head_dropout = nn.Dropout(head_input_dropout), nn.Dropout(head_dropout)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.apply(initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(N, C_in, H, W)` to logits `(N, num_classes)`."""
         x = images
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
-        return self.head(self.norm(x.mean(dim=(1, 2))))  # type: ignore[no-any-return]  # as above
+            x = downsample(x)
+            if self.gradient_checkpointing and self.training:
+                for block in stage:  # type: ignore[attr-defined]  # a ModuleList does not know what it holds
+                    x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = stage(x)
+        if self.norm_pre is not None:
+            x = self.norm_pre(x)
+        x = x.mean(dim=(1, 2))
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.pre_logits is not None:
+            x = ACTIVATIONS[self.head_activation](self.pre_logits(self.head_input_dropout(x)))
+        return self.head(self.head_dropout(x))  # type: ignore[no-any-return]  # as above
 
 
-def _initialize(module: Any) -> None:
+def initialize(module: Any) -> None:
+    """Fill the weights of a convolution or linear layer as the papers do: normal with 0.02, cut at ±2; biases 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

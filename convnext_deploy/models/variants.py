@@ -1,12 +1,12 @@
 """The table of ConvNeXt variants, and how their names are understood.
 
-Sources: arXiv 2201.03545 (v1 tiny to xlarge), arXiv 2301.00808 (v2), timm (v1 atto to nano use the v2 paper's sizes).
+Sources: arXiv 2201.03545 (v1 tiny to xlarge), arXiv 2301.00808 (v2), timm (all others; its names are used).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from convnext_deploy.errors import RecipeError, suggest
 
@@ -14,38 +14,86 @@ if TYPE_CHECKING:
     from convnext_deploy.artifact import ModelSpec
     from convnext_deploy.models.convnext import ConvNeXt
 
+Four = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: depths and widths of the four model stages, version 1 (LayerScale) or 2 (GRN)."""
+    """One row of the table: version 1 (LayerScale) or 2 (GRN), depths and widths of the model stages, and what is unusual.
 
-    version: int
-    depths: tuple[int, int, int, int]
-    dims: tuple[int, int, int, int]
+    The fields are arguments of `ConvNeXt`, except `pointwise_convolutions`: whether timm keeps the pointwise layers of this
+    variant as 1×1 convolutions, which only changes the shape of their weights.
+    """
+
+    version: Literal[1, 2]
+    depths: Four
+    dims: Four
+    pointwise_convolutions: bool = False
+    stem: Literal["patch", "overlap", "overlap_act"] = "patch"
+    stem_dim: int | None = None
+    kernel_sizes: Four = (7, 7, 7, 7)
+    norm: Literal["layernorm", "rmsnorm", "simplenorm"] = "layernorm"
+    norm_eps: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    head_norm_first: bool = False
+    head_hidden_size: int | None = None
 
 
-_SIZES: dict[str, tuple[tuple[int, int, int, int], int]] = {
-    # size: (depths, width of the first model stage; it doubles at each of the next three)
-    "atto": ((2, 2, 6, 2), 40),
-    "femto": ((2, 2, 6, 2), 48),
-    "pico": ((2, 2, 6, 2), 64),
-    "nano": ((2, 2, 8, 2), 80),
-    "tiny": ((3, 3, 9, 3), 96),
-    "small": ((3, 3, 27, 3), 96),
-    "base": ((3, 3, 27, 3), 128),
-    "large": ((3, 3, 27, 3), 192),
-    "xlarge": ((3, 3, 27, 3), 256),
-    "huge": ((3, 3, 27, 3), 352),
-}
-_VERSIONS = {1: set(_SIZES) - {"huge"}, 2: set(_SIZES) - {"xlarge"}}
-_PREFIX = {1: "convnext_", 2: "convnextv2_"}
+def _doubling(version: Literal[1, 2], depths: Four, width: int, *, pointwise_convolutions: bool = False) -> Variant:
+    return Variant(version, depths, (width, 2 * width, 4 * width, 8 * width), pointwise_convolutions)
+
+
+_ZEPTO = replace(_doubling(1, (2, 2, 4, 2), 32, pointwise_convolutions=True), norm="simplenorm")
+_ATTO = _doubling(1, (2, 2, 6, 2), 40, pointwise_convolutions=True)
+_FEMTO = _doubling(1, (2, 2, 6, 2), 48, pointwise_convolutions=True)
+_PICO = _doubling(1, (2, 2, 6, 2), 64, pointwise_convolutions=True)
+_NANO = _doubling(1, (2, 2, 8, 2), 80, pointwise_convolutions=True)
+_TINY = _doubling(1, (3, 3, 9, 3), 96)
+_SMALL = _doubling(1, (3, 3, 27, 3), 96)
+_BASE = _doubling(1, (3, 3, 27, 3), 128)
+_LARGE = _doubling(1, (3, 3, 27, 3), 192)
+_TEST = Variant(1, (1, 1, 1, 1), (32, 64, 96, 128), norm_eps=1e-5)
 
 VARIANTS: dict[str, Variant] = {
-    _PREFIX[version] + size: Variant(version, depths, (width, 2 * width, 4 * width, 8 * width))
-    for version in (1, 2)
-    for size, (depths, width) in _SIZES.items()
-    if size in _VERSIONS[version]
+    "convnext_zepto_rms": _ZEPTO,
+    "convnext_zepto_rms_ols": replace(_ZEPTO, stem="overlap_act"),
+    "convnext_atto": _ATTO,
+    "convnext_atto_ols": replace(_ATTO, stem="overlap", stem_dim=24),
+    "convnext_atto_rms": replace(_ATTO, norm="rmsnorm"),
+    "convnext_femto": _FEMTO,
+    "convnext_femto_ols": replace(_FEMTO, stem="overlap", stem_dim=24),
+    "convnext_pico": _PICO,
+    "convnext_pico_ols": replace(_PICO, stem="overlap", stem_dim=32),
+    "convnext_nano": _NANO,
+    "convnext_nano_ols": replace(_NANO, stem="overlap", stem_dim=80),
+    "convnext_tiny": _TINY,
+    "convnext_tiny_hnf": replace(_TINY, pointwise_convolutions=True, head_norm_first=True),
+    "convnext_small": _SMALL,
+    "convnext_base": _BASE,
+    "convnext_large": _LARGE,
+    "convnext_large_mlp": replace(_LARGE, head_hidden_size=1536),
+    "convnext_xlarge": _doubling(1, (3, 3, 27, 3), 256),
+    "convnext_xxlarge": replace(_doubling(1, (3, 4, 30, 3), 384), norm_eps=1e-5),
+    "convnextv2_atto": replace(_ATTO, version=2),
+    "convnextv2_femto": replace(_FEMTO, version=2),
+    "convnextv2_pico": replace(_PICO, version=2),
+    "convnextv2_nano": replace(_NANO, version=2),
+    "convnextv2_tiny": replace(_TINY, version=2),
+    "convnextv2_small": replace(_SMALL, version=2),
+    "convnextv2_base": replace(_BASE, version=2),
+    "convnextv2_large": replace(_LARGE, version=2),
+    "convnextv2_huge": _doubling(2, (3, 3, 27, 3), 352),
+    # timm's own test networks: no accuracy to speak of, but they exercise every unusual option in a moment
+    "test_convnext": Variant(1, (1, 2, 4, 2), (24, 32, 48, 64), norm_eps=1e-5, activation="gelu_tanh"),
+    "test_convnext2": replace(_TEST, activation="gelu_tanh"),
+    "test_convnext3": replace(_TEST, kernel_sizes=(7, 5, 5, 3), activation="silu"),
 }
+_V1, _V2 = "convnext_", "convnextv2_"
+
+
+def short_name(variant: str) -> str:
+    """Return the name that people type: `convnext_tiny` → `tiny`, `convnextv2_tiny` → `v2-tiny`."""
+    return variant.removeprefix(_V1).replace(_V2, "v2-")
 
 
 def resolve_variant(name: str) -> str:
@@ -54,26 +102,59 @@ def resolve_variant(name: str) -> str:
     Raises: RecipeError: if no variant has that name.
     """
     key = name.lower().replace("-", "_")
-    for candidate in (key, _PREFIX[1] + key, _PREFIX[2] + key.removeprefix("v2_")):
+    for candidate in (key, _V1 + key, _V2 + key.removeprefix("v2_")):
         if candidate in VARIANTS:
             return candidate
-    short = [full.removeprefix(_PREFIX[1]).replace(_PREFIX[2], "v2-") for full in VARIANTS]
+    short = [short_name(full) for full in VARIANTS]
     hint = suggest(name, [*short, *VARIANTS])
     raise RecipeError(f"unknown model '{name}'.{hint} Known models: {', '.join(short)}")
 
 
-def build_model(spec: ModelSpec, *, drop_path_rate: float = 0.0, layer_scale_init: float = 1e-6) -> ConvNeXt:
-    """Build the network of `spec` with fresh weights (LayerScale only in v1, GRN only in v2)."""
+def complete_spec(spec: ModelSpec) -> Variant:
+    """Return the row of the table for a network, with what the spec changes in it."""
+    row = VARIANTS[resolve_variant(spec.variant)]
+    changes = {
+        "activation": spec.activation,
+        "norm_eps": spec.norm_eps,
+        "head_hidden_size": spec.head_hidden_size,
+    }
+    row = replace(row, **{field: value for field, value in changes.items() if value is not None})
+    return replace(row, head_hidden_size=row.head_hidden_size or None)
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    drop_path_rate: float = 0.0,
+    layer_scale_init: float = 1e-6,
+    head_input_dropout: float = 0.0,
+    head_dropout: float = 0.0,
+    gradient_checkpointing: bool = False,
+) -> ConvNeXt:
+    """Build the network of `spec` with fresh weights (LayerScale only in v1, GRN only in v2). For the rest see `ConvNeXt`."""
     from convnext_deploy.models.convnext import ConvNeXt
 
-    variant = VARIANTS[resolve_variant(spec.variant)]
+    row = complete_spec(spec)
     return ConvNeXt(
-        variant.depths,
-        variant.dims,
+        row.depths,
+        row.dims,
         num_classes=spec.num_classes,
         in_channels=spec.in_channels,
         patch_size=spec.patch_size,
+        stem=row.stem,
+        stem_dim=row.stem_dim,
+        kernel_sizes=row.kernel_sizes,
+        norm=row.norm,
+        norm_eps=row.norm_eps,
+        head_norm_eps=spec.head_norm_eps,
+        activation=row.activation,
+        layer_scale_init=layer_scale_init if row.version == 1 else None,
+        use_grn=row.version == 2,
+        head_norm_first=row.head_norm_first,
+        head_hidden_size=row.head_hidden_size,
+        head_activation=spec.head_activation,
         drop_path_rate=drop_path_rate,
-        layer_scale_init=layer_scale_init if variant.version == 1 else None,
-        use_grn=variant.version == 2,
+        head_input_dropout=head_input_dropout,
+        head_dropout=head_dropout,
+        gradient_checkpointing=gradient_checkpointing,
     )

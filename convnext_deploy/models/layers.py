@@ -1,0 +1,84 @@
+"""The layers that PyTorch does not have, and the choices of norm and activation that ConvNeXt variants make.
+
+All of them work on the last dimension of channels-last tensors `(N, ..., C)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GRN(nn.Module):
+    """Global response normalization over the pixels of each image: `gamma * (x * Nx) + beta + x`.
+
+    `Gx` is the L2 norm of each channel over (H, W), `Nx = Gx / (mean of Gx over the channels + 1e-6)`.
+
+    Source: ConvNeXt V2, arXiv 2301.00808, section 3.2, algorithm 1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, H, W, C)` to `(N, H, W, C)`."""
+        # A sum of H*W squares: in half precision it would overflow, so it is always taken in float32.
+        gx = torch.linalg.vector_norm(x.float(), dim=(1, 2), keepdim=True)
+        nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
+        # gamma * (x * nx) + x is x times one factor per image and channel, so the large tensor is read twice and not four times.
+        factor = 1.0 + self.gamma * nx
+        y: Tensor = x * factor.to(x.dtype) + self.beta.to(x.dtype)
+        return y
+
+
+class ScaleNorm(nn.Module):
+    """Divide each pixel's channels by a measure of their size and multiply by a weight; no bias.
+
+    RMSNorm divides by `sqrt(mean(x²) + eps)` (Zhang and Sennrich 2019, arXiv 1910.07467). The "simple norm" of timm's
+    zepto variants divides by `sqrt(var(x) + eps)` with the unbiased variance; the mean is not subtracted from `x`.
+    """
+
+    def __init__(self, channels: int, eps: float, *, centred: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps, self.centred = eps, centred
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, ..., C)` to `(N, ..., C)`; squares are summed in float32, where they cannot overflow."""
+        wide = x.float()
+        power = wide.var(dim=-1, keepdim=True) if self.centred else wide.square().mean(dim=-1, keepdim=True)
+        return (wide * torch.rsqrt(power + self.eps) * self.weight).to(x.dtype)
+
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "layernorm": lambda channels, eps: nn.LayerNorm(channels, eps=eps),
+    "rmsnorm": partial(ScaleNorm, centred=False),
+    "simplenorm": partial(ScaleNorm, centred=True),
+}
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+def drop_path(x: Tensor, drop_probability: float) -> Tensor:
+    """Stochastic depth: zero whole samples of a residual branch and rescale the others.
+
+    Args:
+        x: `(N, ...)` residual branch.
+        drop_probability: in [0, 1).
+
+    Source: Huang et al. 2016, arXiv 1603.09382.
+    """
+    keep_probability = 1.0 - drop_probability
+    mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_probability)
+    return x * (mask / keep_probability)
