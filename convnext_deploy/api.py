@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from convnext_deploy.artifact import Artifact, create_output_folder
-from convnext_deploy.data.sources import BUILT_IN, Data, open_data
+from convnext_deploy.data.sources import BUILT_IN, Data, check_classes, open_data
 from convnext_deploy.errors import DataError, RecipeError
-from convnext_deploy.inputs import open_input
+from convnext_deploy.inputs import open_weights
 from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.opening import (
+    name_variant,
+    open_artifact,
+    open_data_for,
+    open_optional,
+    open_training_data,
+    say_ignored,
+)
 from convnext_deploy.options import (
     DEFAULTS,
     DIGITS_FIT,
@@ -25,8 +33,7 @@ from convnext_deploy.options import (
     resolve_device,
     resolve_workers,
 )
-from convnext_deploy.pipeline import RunResult, check_classes, plan_recipe, run_recipe
-from convnext_deploy.progress import Progress
+from convnext_deploy.pipeline import RunResult, plan_recipe, run_recipe
 from convnext_deploy.recipe import (
     SOURCE,
     DistillConfig,
@@ -66,20 +73,28 @@ def run(
     if name is None:
         raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
     _check_names(loaded)
-    source = open_input(Path(loaded.source)) if loaded.source else None
+    source = open_artifact(Path(loaded.source), None, Options(progress=options.progress)) if loaded.source else None
+    weights = open_weights(loaded)
     data = open_data(name)
     settings = create_settings(options, loaded.name, data)
     if on_plan is not None:
-        on_plan(plan_recipe(loaded, settings.out, source, data))
+        on_plan(plan_recipe(loaded, settings.out, source, data, weights))
         return None
-    _say_ignored(data, options.progress)
-    return run_recipe(loaded, settings, source, data)
+    say_ignored(data, options.progress)
+    return run_recipe(loaded, settings, source, data, weights)
 
 
-def train(model: str, *, checkpoint: Path | None = None, options: Options = DEFAULTS) -> RunResult:
-    """Train a model from scratch, or fine-tune a checkpoint of it."""
-    data = _training_data(options)
-    source = _optional_input(checkpoint, model, options)
+def train(model: str | None, *, checkpoint: Path | None = None, options: Options = DEFAULTS) -> RunResult:
+    """Train a model from scratch, or fine-tune a checkpoint or published weights.
+
+    Args:
+        model: variant; None: that of the checkpoint.
+        checkpoint: artifact, weights file or name of published weights; a head for other classes than the data's starts fresh.
+        options: see `Options`.
+    """
+    data = open_training_data(options)
+    source = open_optional(checkpoint, model, options)
+    model = name_variant(model, source)
     fit = override_fit(fit_preset(data, DIGITS_FIT, source), options)
     stage = StageEntry(
         "model", TrainConfig(model_config(model, options, data, source), fit), SOURCE if source else None
@@ -88,26 +103,38 @@ def train(model: str, *, checkpoint: Path | None = None, options: Options = DEFA
 
 
 def distill(
-    teacher: str,
-    student: str,
+    teacher: str | None,
+    student: str | None,
     *,
     teacher_checkpoint: Path | None = None,
+    student_weights: str | None = None,
     temperature: float = DistillConfig.temperature,
     distill_loss_weight: float = DistillConfig.distill_loss_weight,
     options: Options = DEFAULTS,
 ) -> RunResult:
-    """Train a student with a teacher, which is trained first when no checkpoint of it is given."""
-    data = _training_data(options)
-    source = _optional_input(teacher_checkpoint, teacher, options)
+    """Train a student with a teacher, which is trained first when no checkpoint of it is given.
+
+    Args:
+        teacher: variant; None: that of its checkpoint.
+        student: variant; None: that of its weights.
+        teacher_checkpoint: artifact, weights file or name of published weights, for the classes of the data.
+        student_weights: likewise, what the student starts from; its head may be for other classes.
+        temperature: softens both logits.
+        distill_loss_weight: weight of the teacher's loss; the labels get the rest.
+        options: see `Options`.
+    """
+    data = open_training_data(options)
+    source = open_optional(teacher_checkpoint, teacher, options)
+    start = open_optional(None if student_weights is None else Path(student_weights), student, options)
+    teacher, student = name_variant(teacher, source), name_variant(student, start)
     stages: list[StageEntry] = []
     if source is None:
-        resolve_variant(teacher)
         options.progress.say(f"no teacher checkpoint was given: training the teacher '{teacher}' first")
         fit = override_fit(fit_preset(data, DIGITS_TEACHER_FIT, None), options)
         stages.append(StageEntry("teacher", TrainConfig(model_config(teacher, options, data, None), fit), None))
-    fit = override_fit(fit_preset(data, DIGITS_FIT, None), options)
+    fit = override_fit(fit_preset(data, DIGITS_FIT, start), options)
     config = DistillConfig(
-        model=model_config(student, options, data, None),
+        model=model_config(student, options, data, start, student_weights),
         teacher=SOURCE if source is not None else "teacher",
         fit=fit,
         temperature=temperature,
@@ -127,8 +154,8 @@ def quantize(
     options: Options = DEFAULTS,
 ) -> RunResult:
     """Quantize an FP32 artifact or checkpoint to INT8, by calibration alone or with training after it."""
-    source = open_input(Path(checkpoint), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-    data = _data_for(source, options)
+    source = open_artifact(checkpoint, model, options)
+    data = open_data_for(source, options)
     if data is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
     gate = Gate(max_top1_drop_pp=allowed_drop(options))
@@ -156,7 +183,7 @@ def export(
     options: Options = DEFAULTS,
 ) -> RunResult:
     """Export an artifact or checkpoint to ONNX, or from there to TensorRT engines. Validated when there are images."""
-    source = open_input(Path(artifact), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+    source = open_artifact(artifact, model, options)
     gate = Gate(max_top1_drop_pp=allowed_drop(options))
     stages: list[StageEntry] = []
     if source.format == "torch":
@@ -167,7 +194,7 @@ def export(
         config = TensorRTConfig(format, tuple(gpus), optimal_batch_size, max_batch_size)
         stages.append(StageEntry("engine", config, "onnx" if stages else SOURCE, gate))
     return _run_stages(
-        f"{format}-{source.model.variant}", tuple(stages), options, source, _data_for(source, options), artifact
+        f"{format}-{source.model.variant}", tuple(stages), options, source, open_data_for(source, options), artifact
     )
 
 
@@ -180,15 +207,11 @@ def validate(
     from convnext_deploy.validation.measure import BATCH_SIZE, measure_artifact
 
     paths = {"baseline": baseline, "artifact": Path(artifact)}
-    opened = {
-        name: open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-        for name, path in paths.items()
-        if path is not None
-    }
-    data = _data_for(opened["artifact"], options)
+    opened = {name: open_artifact(path, model, options) for name, path in paths.items() if path is not None}
+    data = open_data_for(opened["artifact"], options)
     if data is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
-    _say_ignored(data, options.progress)
+    say_ignored(data, options.progress)
     if options.out is not None:
         create_output_folder(options.out)
     rows: list[StageRow] = []
@@ -243,8 +266,8 @@ def _run_stages(
     )
     _check_names(recipe)
     if data is not None:
-        _say_ignored(data, options.progress)
-    return run_recipe(recipe, create_settings(options, name, data), source, data)
+        say_ignored(data, options.progress)
+    return run_recipe(recipe, create_settings(options, name, data), source, data, open_weights(recipe))
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -256,30 +279,3 @@ def _check_names(recipe: Recipe) -> None:
             resolve_variant(stage.config.model.name)
         elif isinstance(stage.config, PTQConfig):
             resolve_scheme(stage.config.target)
-
-
-def _training_data(options: Options) -> Data:
-    if options.data is None:
-        options.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
-    return open_data(options.data or BUILT_IN)
-
-
-def _data_for(source: Artifact, options: Options) -> Data | None:
-    """Return the user's data, or the built-in digits for what was trained on them."""
-    if options.data is not None:
-        return open_data(options.data)
-    if any(record.data == BUILT_IN for record in source.lineage):
-        options.progress.say(f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained")
-        return open_data(BUILT_IN)
-    return None
-
-
-def _optional_input(checkpoint: Path | None, model: str, options: Options) -> Artifact | None:
-    if checkpoint is None:
-        return None
-    return open_input(Path(checkpoint), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-
-
-def _say_ignored(data: Data, progress: Progress) -> None:
-    if data.ignored_files:
-        progress.say(f"{data.ignored_files} files in {data.name} are no images and were left out")

@@ -37,7 +37,7 @@ class ModelSpec:
     patch_size: int = 4
     head_hidden_size: int | None = None
     head_activation: Literal["gelu", "relu"] = "gelu"
-    activation: str | None = None
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] | None = None
     norm_eps: float | None = None
     head_norm_eps: float | None = None
 
@@ -120,6 +120,7 @@ class Artifact:
     """A model on disk that a runner can open.
 
     `details` holds what only the runner of this format needs: the quantization scheme, the GPUs an engine was built for.
+    `notes` say in words what was found out about a file of another origin; they are shown and not stored.
     """
 
     path: Path
@@ -131,6 +132,7 @@ class Artifact:
     files: tuple[ArtifactFile, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     lineage: tuple[StageRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def main_file(self) -> Path:
@@ -170,7 +172,7 @@ def describe_file(path: Path) -> ArtifactFile:
 def write_manifest(artifact: Artifact) -> None:
     """Write `manifest.json` beside the files."""
     record = asdict(artifact)
-    del record["path"]
+    del record["path"], record["notes"]
     write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, **record}, indent=1))
 
 

@@ -17,20 +17,24 @@ from convnext_deploy.artifact import (
     read_preprocess,
 )
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
+from convnext_deploy.recipe import WEIGHTS_PREFIX, Recipe
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+# the names under which other libraries keep the weights in a folder, best first
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 
 
 def open_input(
     path: Path, *, model: str | None = None, image_size: int | None = None, crop_pct: float | None = None
 ) -> Artifact:
-    """Describe an artifact folder, a checkpoint or an ONNX file; nothing is written.
+    """Describe an artifact folder, a checkpoint, an ONNX file or published weights; nothing is written.
 
-    Files of this tool carry their own preprocessing and class names. For others the variant, classes, channels and stem come
-    from the shapes, and the evaluation transform from the arguments (224 pixels and the usual crop unless given).
+    Files of this tool carry their own preprocessing and class names. For checkpoints of others the variant, classes, channels,
+    stem and head come from names and shapes; evaluation transform and class names from the config file of timm or transformers
+    in the same folder, or else the transform that is published with the variant. `notes` of the result tell what was found.
 
     Args:
-        path: folder or file.
+        path: folder or file, or the name of published weights such as `timm/convnext_tiny.fb_in1k`.
         model: variant that the file must hold; needed for nothing, checked when given.
         image_size: overrides the evaluation image size.
         crop_pct: overrides the evaluation crop.
@@ -39,8 +43,10 @@ def open_input(
     """
     if path.is_dir():
         artifact = _open_folder(path)
+    elif path.is_symlink() and not path.exists():
+        raise ArtifactError(f"{path} is a symbolic link that leads nowhere; expected a folder or file.")
     elif not path.exists():
-        raise ArtifactError(f"{path} does not exist; expected an artifact folder, a checkpoint or an ONNX file.")
+        artifact = _open_published(str(path))
     elif path.suffix in CHECKPOINT_SUFFIXES:
         artifact = _open_checkpoint(path)
     elif path.suffix == ".onnx":
@@ -68,6 +74,15 @@ def open_input(
     return dataclasses.replace(artifact, preprocess=preprocess)
 
 
+def open_weights(recipe: Recipe) -> dict[str, Artifact]:
+    """Open the initial weights of all stages, by the names under which `StageEntry.inputs` refers to them.
+
+    Raises: DeployError: if any of them cannot be opened.
+    """
+    places = {stage.weights for stage in recipe.stages if stage.weights is not None}
+    return {place: open_input(Path(place.removeprefix(WEIGHTS_PREFIX))) for place in sorted(places)}
+
+
 def find_baseline(artifact: Artifact) -> Artifact | None:
     """Return the nearest FP32 PyTorch ancestor of an artifact if it still lies where the lineage says, unaltered."""
     for record in reversed(artifact.lineage):
@@ -84,21 +99,64 @@ def find_baseline(artifact: Artifact) -> Artifact | None:
 
 
 def _open_folder(path: Path) -> Artifact:
-    if not (path / MANIFEST).exists():
-        inside = sorted(p.parent for p in path.glob(f"stages/*/{MANIFEST}"))
-        hint = f" It is a run; point at one of its artifacts, such as {inside[-1]}." if inside else ""
-        raise ArtifactError(f"{path} is no artifact folder: it has no {MANIFEST}.{hint}")
-    return read_artifact(path)
+    if (path / MANIFEST).exists():
+        return read_artifact(path)
+    weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
+    if weights is not None:
+        return _open_checkpoint(weights)
+    inside = sorted(p.parent for p in path.glob(f"stages/*/{MANIFEST}"))
+    hint = f" It is a run; point at one of its artifacts, such as {inside[-1]}." if inside else ""
+    raise ArtifactError(f"{path} is no artifact folder: it has no {MANIFEST} and no {_WEIGHT_FILES[0]}.{hint}")
+
+
+def _open_published(name: str) -> Artifact:
+    from convnext_deploy.models.pretrained import fetch_weights, is_weights_name
+
+    if not is_weights_name(name):
+        raise ArtifactError(f"{name} does not exist; expected an artifact folder, a checkpoint or an ONNX file.")
+    found = fetch_weights(name)
+    artifact = _open_folder(found.path) if found.path.is_dir() else _open_checkpoint(found.path)
+    if found.preprocess is None:
+        return artifact
+    notes = (*artifact.notes[:-1], f"{name}: evaluation and class names as published with the weights")
+    return dataclasses.replace(artifact, preprocess=found.preprocess, class_names=found.class_names, notes=notes)
 
 
 def _open_checkpoint(path: Path) -> Artifact:
-    from convnext_deploy.models.checkpoint import infer_model_spec, load_metadata, load_state
+    from convnext_deploy.models.checkpoint import load_metadata
+    from convnext_deploy.models.hub_config import CONFIG, TRANSFORMERS_DEFAULT_EPS, read_hub_config
+    from convnext_deploy.models.matching import infer_model_spec, load_checkpoint
+    from convnext_deploy.models.published import default_evaluation
 
     header = load_metadata(path)
-    if not header:
-        spec = infer_model_spec(load_state(path), path)
-        return _describe(path, "torch", "fp32", spec, default_preprocess(224, None, spec.in_channels), None, {})
-    return _from_header(path, "torch", header)
+    if header:
+        return _from_header(path, "torch", header)
+    checkpoint = load_checkpoint(path)
+    spec = infer_model_spec(checkpoint.state, path)
+    # Another file's config may lie in the same folder; only these names are known to belong together.
+    config = read_hub_config(path.parent, spec) if path.name in _WEIGHT_FILES else None
+    if config is not None:
+        spec = dataclasses.replace(spec, **config.changes)
+    elif checkpoint.dialect == "huggingface":
+        spec = dataclasses.replace(spec, head_norm_eps=TRANSFORMERS_DEFAULT_EPS)
+    preprocess = config.preprocess if config is not None else None
+    if preprocess is not None:
+        origin = f"from {CONFIG} beside it"
+    else:
+        origin = "as published with the variant, because the file does not tell"
+        preprocess = default_evaluation(spec.variant)
+        if spec.in_channels != 3:
+            usual = default_preprocess(preprocess.image_size, preprocess.crop_pct, spec.in_channels)
+            preprocess = dataclasses.replace(preprocess, mean=usual.mean, std=usual.std)
+    notes = (
+        *checkpoint.notes,
+        f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
+        f"{path.name}: evaluated at {preprocess.image_size} pixels, crop {preprocess.crop_pct:.3g}, "
+        f"{preprocess.interpolation}, {origin}",
+    )
+    class_names = config.class_names if config is not None else None
+    artifact = _describe(path, "torch", "fp32", spec, preprocess, class_names, {})
+    return dataclasses.replace(artifact, notes=notes)
 
 
 def _open_onnx(path: Path, image_size: int | None) -> Artifact:

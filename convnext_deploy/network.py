@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from convnext_deploy.artifact import Artifact, ModelSpec
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.matching import load_checkpoint, load_into
@@ -15,8 +17,10 @@ from convnext_deploy.quantization.scheme import resolve_scheme
 WEIGHTS = "model.safetensors"
 
 
-def load_network(artifact: Artifact, *, drop_path_rate: float = 0.0) -> ConvNeXt:
+def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
     """Build the network of an artifact and load its weights and quantizers, in evaluation mode on the CPU.
+
+    `training` are arguments of `build_model` that count in training only.
 
     The network is built without memory and takes the tensors of the file as they are mapped, so there is one copy of them.
 
@@ -32,7 +36,7 @@ def load_network(artifact: Artifact, *, drop_path_rate: float = 0.0) -> ConvNeXt
             "'convnext-deploy train --weights FILE --data DIR'."
         )
     with torch.device("meta"):
-        model = build_model(artifact.model, drop_path_rate=drop_path_rate)
+        model = build_model(artifact.model, **training)
         if "target" in artifact.details:
             prepare(model, resolve_scheme(artifact.details["target"]))
     load_into(model, load_checkpoint(artifact.main_file).state, str(artifact.main_file))

@@ -58,6 +58,10 @@ class Options:
     epochs: int | None = None
     base_learning_rate: float | None = None
     flip_probability: float | None = None
+    drop_path_rate: float | None = None
+    head_hidden_size: int | None = None
+    head_dropout: float | None = None
+    gradient_checkpointing: bool | None = None
     calibration_images: int | None = None
     max_top1_drop_pp: float | None = None
     progress: Progress = field(default_factory=SilentProgress)
@@ -75,18 +79,50 @@ def fit_preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitCon
 
 def override_fit(fit: FitConfig, options: Options) -> FitConfig:
     """Put what the user asked for in the place of the preset."""
-    names = ("epochs", "batch_size", "base_learning_rate", "flip_probability")
+    names = (
+        "epochs",
+        "batch_size",
+        "base_learning_rate",
+        "flip_probability",
+        "drop_path_rate",
+        "head_dropout",
+        "gradient_checkpointing",
+    )
     return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
-def model_config(name: str, options: Options, data: Data, source: Artifact | None) -> ModelConfig:
-    """Return the network to train: the source's when there is one, otherwise as asked for."""
+def model_config(
+    name: str, options: Options, data: Data, start: Artifact | None, weights: str | None = None
+) -> ModelConfig:
+    """Return the network to train: that of the weights to start from when there are any, otherwise as asked for.
+
+    Args:
+        name: variant.
+        options: what the user asked for.
+        data: decides the image size when nobody else does.
+        start: the opened weights.
+        weights: where they lie, if the stage itself is to load them.
+    """
     resolve_variant(name)
-    if source is not None:
-        preprocess, spec = source.preprocess, source.model
-        return ModelConfig(name, preprocess.image_size, spec.patch_size, spec.in_channels, preprocess.crop_pct)
+    if start is not None:
+        preprocess, spec = start.preprocess, start.model
+        return ModelConfig(
+            name,
+            preprocess.image_size,
+            spec.patch_size,
+            spec.in_channels,
+            preprocess.crop_pct,
+            options.head_hidden_size,
+            weights=weights,
+        )
     image_size = options.image_size or (32 if data.name == BUILT_IN else ModelConfig.image_size)
-    return ModelConfig(name, image_size, options.patch_size or ModelConfig.patch_size, crop_pct=options.crop_pct)
+    return ModelConfig(
+        name,
+        image_size,
+        options.patch_size or ModelConfig.patch_size,
+        crop_pct=options.crop_pct,
+        head_hidden_size=options.head_hidden_size,
+    )
 
 
 def allowed_drop(options: Options) -> float:

@@ -22,11 +22,21 @@ from convnext_deploy.artifact import (
     replace_folder,
     write_manifest,
 )
-from convnext_deploy.data.sources import Data
+from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError, OutputError
 from convnext_deploy.inputs import find_baseline
 from convnext_deploy.progress import Progress
-from convnext_deploy.recipe import BASELINE, SOURCE, Gate, ONNXConfig, Recipe, StageEntry, TensorRTConfig
+from convnext_deploy.recipe import (
+    BASELINE,
+    SOURCE,
+    DistillConfig,
+    Gate,
+    ONNXConfig,
+    Recipe,
+    StageEntry,
+    TensorRTConfig,
+    TrainConfig,
+)
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, package_versions, write_report
 from convnext_deploy.reporting.rows import create_row
 
@@ -54,7 +64,11 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, settings: Settings, source: Artifact | None = None, data: Data | None = None
+    recipe: Recipe,
+    settings: Settings,
+    source: Artifact | None = None,
+    data: Data | None = None,
+    weights: Mapping[str, Artifact] | None = None,
 ) -> RunResult:
     """Execute what is not up to date, score every artifact, and write the report after each stage.
 
@@ -63,17 +77,20 @@ def run_recipe(
         settings: where and how.
         source: the opened artifact that the recipe calls `source`, if it has one.
         data: the opened data; None only when no stage needs any, and then nothing is validated.
+        weights: what `inputs.open_weights` returns for the recipe.
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
     create_output_folder(settings.out)
     with _lock(settings.out):
-        return _run(recipe, settings, source, data)
+        return _run(recipe, settings, source, data, dict(weights or {}))
 
 
-def plan_recipe(recipe: Recipe, out: Path, source: Artifact | None, data: Data | None) -> list[tuple[StageEntry, bool]]:
+def plan_recipe(
+    recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
-    artifacts = {SOURCE: source} if source is not None else {}
+    artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
     plan = []
     for stage in recipe.stages:
         cached = None
@@ -85,8 +102,9 @@ def plan_recipe(recipe: Recipe, out: Path, source: Artifact | None, data: Data |
     return plan
 
 
-def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
-    artifacts: dict[str, Artifact] = {}
+def _run(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, artifacts: dict[str, Artifact]
+) -> RunResult:
     baselines: dict[str | None, str] = {}
     scores: dict[str, Score] = {}
     rows: list[StageRow] = []
@@ -106,7 +124,7 @@ def _run(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data
         # The nearest FP32 PyTorch ancestor; an artifact brought without one is its own reference.
         parent = stage.source if stage is not None else BASELINE
         baselines[name] = name if artifact.is_baseline or parent not in baselines else baselines[parent]
-        measured = _measure(name, artifact, settings, data)
+        measured = _measure(name, artifact, settings, data, may_differ=name == SOURCE and _only_starts(recipe))
         if measured.score is not None:
             scores[name] = measured.score
         gate = stage.gate if stage is not None else Gate()
@@ -164,6 +182,7 @@ def _execute(
             settings.workers,
             settings.progress,
             teacher=inputs.get("teacher"),
+            weights=inputs.get("weights"),
         )
         artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)
         record = StageRecord(
@@ -181,6 +200,12 @@ def _execute(
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
     return read_artifact(folder)
+
+
+def _only_starts(recipe: Recipe) -> bool:
+    """Whether the recipe's source is nothing but the start of training stages, which may give it another head."""
+    uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
+    return all(role == "source" and isinstance(s.config, TrainConfig | DistillConfig) for role, s in uses)
 
 
 def _uses_data(stage: StageEntry) -> bool:
@@ -221,13 +246,20 @@ def _reusable(folder: Path, key: str) -> Artifact | None:
     return artifact if unaltered else None
 
 
-def _measure(name: str, artifact: Artifact, settings: Settings, data: Data | None) -> Measurement:
+def _measure(
+    name: str, artifact: Artifact, settings: Settings, data: Data | None, *, may_differ: bool = False
+) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
     from convnext_deploy.validation.measure import Measurement, measure_artifact, read_measurement, write_measurement
 
     if data is None:
         return Measurement(not_run="not validated: no --data")
-    check_classes(name, artifact, data)
+    try:
+        check_classes(name, artifact, data)
+    except DataError as error:
+        if not may_differ:
+            raise
+        return Measurement(not_run=f"not validated: {error}")
     content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, settings.device]
     content.append(code_version.of_module("convnext_deploy.validation.measure"))
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -238,20 +270,6 @@ def _measure(name: str, artifact: Artifact, settings: Settings, data: Data | Non
         if measured.score is not None:
             write_measurement(path, key, measured)
     return measured
-
-
-def check_classes(name: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact and the data speak of the same classes.
-
-    Raises: DataError: if they do not.
-    """
-    if len(data.class_names) != artifact.model.num_classes:
-        raise DataError(f"{name} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
-    if artifact.class_names is not None and artifact.class_names != data.class_names:
-        pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
-        raise DataError(
-            f"{name} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
-        )
 
 
 @contextlib.contextmanager

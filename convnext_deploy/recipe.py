@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from convnext_deploy.errors import RecipeError, suggest
 
 SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
+WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
 BASELINE = "baseline"  # the name of its FP32 ancestor in the report
 
 
@@ -19,13 +20,21 @@ def _require(condition: bool, field_name: str, found: object, expected: str) -> 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network of a training stage. `crop_pct` None: 0.875 from 128 pixels on, 1.0 below."""
+    """The network of a training stage.
+
+    `crop_pct` None: that of the initial weights, without any 0.875 from 128 pixels on and 1.0 below. `head_hidden_size`: width
+    of a hidden layer before the logits; None: as in the variant, 0: none. `weights`: initial weights, a file, an artifact or a
+    name such as `timm/convnext_tiny.fb_in1k`; a head of another size is left out.
+    """
 
     name: str
     image_size: int = 224
     patch_size: int = 4
     in_channels: int = 3
     crop_pct: float | None = None
+    head_hidden_size: int | None = None
+    head_activation: Literal["gelu", "relu"] = "gelu"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.patch_size in (2, 4, 8), "patch_size", self.patch_size, "2 (small images), 4 (usual) or 8")
@@ -36,6 +45,8 @@ class ModelConfig:
         )
         if self.crop_pct is not None:
             _require(0.1 <= self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0.1 to 1.0")
+        if self.head_hidden_size is not None:
+            _require(self.head_hidden_size >= 0, "head_hidden_size", self.head_hidden_size, ">= 1, or 0 for none")
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,8 @@ class FitConfig:
     """One training run. Defaults: ConvNeXt's ImageNet settings (arXiv 2201.03545, table 5) where they do not need 8 GPUs.
 
     `base_learning_rate` holds at batch 4096 and is scaled linearly to `batch_size`. `crop_scale_min` is the least area of the
-    random resized crop.
+    random resized crop. `head_dropout` is before the logits, `head_input_dropout` before the hidden layer of a head that has
+    one. `gradient_checkpointing` saves memory by computing each block twice.
     """
 
     epochs: int = 300
@@ -54,10 +66,13 @@ class FitConfig:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
+    head_input_dropout: float = 0.0
+    head_dropout: float = 0.0
     layer_scale_init: float = 1e-6
     crop_scale_min: float = 0.08
     flip_probability: float = 0.5
     autocast: Literal["auto", "off", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
@@ -73,6 +88,8 @@ class FitConfig:
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, ">= 0")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 <= value < 1")
         _require(0 <= self.drop_path_rate < 1, "drop_path_rate", self.drop_path_rate, "0 <= value < 1")
+        for name in ("head_input_dropout", "head_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 <= value < 1")
         _require(self.layer_scale_init > 0, "layer_scale_init", self.layer_scale_init, "> 0")
         _require(0 < self.crop_scale_min <= 1, "crop_scale_min", self.crop_scale_min, "0 < value <= 1")
         _require(0 <= self.flip_probability <= 1, "flip_probability", self.flip_probability, "0 to 1")
@@ -202,8 +219,14 @@ class StageEntry:
     @property
     def inputs(self) -> dict[str, str]:
         """Names of the artifacts that the stage reads, by role."""
-        roles = {"source": self.source, "teacher": getattr(self.config, "teacher", None)}
+        roles = {"source": self.source, "teacher": getattr(self.config, "teacher", None), "weights": self.weights}
         return {role: name for role, name in roles.items() if name is not None}
+
+    @property
+    def weights(self) -> str | None:
+        """Where the initial weights of a training stage lie, if not in its source, with a prefix that no stage name has."""
+        weights = self.config.model.weights if isinstance(self.config, TrainConfig | DistillConfig) else None
+        return None if weights is None else WEIGHTS_PREFIX + weights
 
 
 @dataclass(frozen=True)
@@ -231,11 +254,15 @@ class Recipe:
                     f"the stage name '{stage.name}' is taken; names must differ, and '{SOURCE}' and '{BASELINE}' are reserved."
                 )
             for role, name in stage.inputs.items():
-                if name not in known:
+                if role != "weights" and name not in known:
                     raise RecipeError(
                         f"stage '{stage.name}': {role} = '{name}' is no earlier stage."
                         f"{suggest(name, known)} Known here: {', '.join(sorted(known)) or 'none'}."
                     )
+            if stage.source is not None and stage.weights is not None:
+                raise RecipeError(
+                    f"stage '{stage.name}' has both a source and weights to start from; give one of them."
+                )
             if stage.source is None and not isinstance(stage.config, TrainConfig | DistillConfig):
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
             known.add(stage.name)

@@ -21,11 +21,11 @@ LAYERS = (
     ("stages", "runners"),
     ("validation",),
     ("inputs", "pipeline", "reporting"),
-    ("options", "api"),
+    ("options", "opening", "api", "catalog", "conversion"),
     ("cli", "__main__", "__init__"),
 )
 BUILDING_BLOCKS = (*LAYERS[1], *LAYERS[2])
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino", "timm", "webdataset")
+OPTIONAL = ("tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino", "timm", "webdataset", "transformers", "huggingface_hub")
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "sklearn", "rich")
 VAGUE_NAMES = ("util", "helper", "common", "misc", "manager")
 

@@ -9,7 +9,7 @@ import click
 
 from convnext_deploy.errors import DeployError
 
-COMMANDS = ("run", "train", "distill", "quantize", "export", "validate", "report")
+COMMANDS = ("run", "train", "distill", "quantize", "export", "validate", "report", "convert", "models", "recommend")
 EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
 

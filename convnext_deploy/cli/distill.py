@@ -7,16 +7,24 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.options import collect_options, common_options
+from convnext_deploy.cli.options import TRAINING, collect_options, common_options
 
 
 @click.command("distill")
-@click.option("--teacher", required=True, help="Teacher model: atto to xlarge, v2-atto to v2-huge.")
-@click.option("--student", required=True, help="Student model, likewise.")
+@click.option("--teacher", help="Teacher model; found from its weights if they are given.")
+@click.option("--student", help="Student model, likewise.")
 @click.option(
     "--teacher-checkpoint",
     type=click.Path(path_type=Path),
-    help="Artifact folder or checkpoint of the teacher; without it the teacher is trained first.",
+    help="Artifact folder or checkpoint of the teacher; without any weights the teacher is trained first.",
+)
+@click.option(
+    "--teacher-weights", metavar="NAME", help="Published weights of the teacher, trained on the data's classes."
+)
+@click.option(
+    "--student-weights",
+    metavar="NAME|PATH",
+    help="What the student starts from, such as timm/convnext_tiny.fb_in1k; its head may be another.",
 )
 @click.option(
     "--temperature",
@@ -32,10 +40,7 @@ from convnext_deploy.cli.options import collect_options, common_options
     show_default=True,
     help="Weight of the teacher; labels get the rest.",
 )
-@common_options(
-    "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
-    "seed", "device", "workers",
-)  # fmt: skip
+@common_options(*TRAINING)
 def command(as_json: bool, **values: Any) -> None:
     """Train a student on the labels and on a larger teacher's logits, and validate both.
 
@@ -45,7 +50,15 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
-    own = ("teacher", "student", "teacher_checkpoint", "temperature", "distill_loss_weight")
+    own = ("teacher", "student", "teacher_checkpoint", "student_weights", "temperature", "distill_loss_weight")
+    teacher_weights = values.pop("teacher_weights")
     arguments = {name: values.pop(name) for name in own}
+    if teacher_weights is not None and arguments["teacher_checkpoint"] is not None:
+        raise click.UsageError("--teacher-checkpoint and --teacher-weights were both given; use one teacher.")
+    if teacher_weights is not None:
+        arguments["teacher_checkpoint"] = Path(teacher_weights)
+    for who, weights in (("teacher", arguments["teacher_checkpoint"]), ("student", arguments["student_weights"])):
+        if arguments[who] is None and weights is None:
+            raise click.UsageError(f"give --{who}, or its weights.")
     result = api.distill(**arguments, options=collect_options(values))
     show_report(result.report, as_json)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
+# the options of the training verbs, in the order in which --help shows them
+TRAINING = (
+    "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
+    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "seed", "device", "workers",
+)  # fmt: skip
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
@@ -73,6 +78,24 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--flip-probability",
         type=click.FloatRange(0, 1),
         help="Share of mirrored training images.  [default: 0.5, digits 0]",
+    ),
+    "drop_path_rate": click.option(
+        "--drop-path-rate",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Stochastic depth of the last block.  [default: 0.1, digits 0]",
+    ),
+    "head_hidden_size": click.option(
+        "--head-hidden-size",
+        type=click.IntRange(min=0),
+        help="Width of a hidden layer between pooling and logits; 0: none.  [default: as in the model]",
+    ),
+    "head_dropout": click.option(
+        "--head-dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout before the logits.  [default: 0]"
+    ),
+    "gradient_checkpointing": click.option(
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        default=None,
+        help="Save memory by computing each block twice; for the large models.  [default: no]",
     ),
     "calibration_images": click.option(
         "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"

@@ -7,20 +7,28 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.options import collect_options, common_options
+from convnext_deploy.cli.options import TRAINING, collect_options, common_options
 
 
 @click.command("train")
-@click.option("--model", required=True, help="Model to train: atto to xlarge, v2-atto to v2-huge.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Fine-tune these weights instead of fresh ones.")
-@common_options(
-    "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
-    "seed", "device", "workers",
-)  # fmt: skip
-def command(model: str, checkpoint: Path | None, as_json: bool, **values: Any) -> None:
-    """Train a ConvNeXt from scratch, or fine-tune one, and validate it. Without --data: on the built-in digits."""
+@click.option(
+    "--model", help="Model to train, as 'convnext-deploy models' lists them; found from the weights if not given."
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Fine-tune this artifact or weights file.")
+@click.option("--weights", metavar="NAME", help="Fine-tune published weights, such as timm/convnext_tiny.fb_in1k.")
+@common_options(*TRAINING)
+def command(model: str | None, checkpoint: Path | None, weights: str | None, as_json: bool, **values: Any) -> None:
+    """Train a ConvNeXt from scratch, or fine-tune one, and validate it. Without --data: on the built-in digits.
+
+    A head for other classes than the data's starts fresh.
+    """
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
-    result = api.train(model, checkpoint=checkpoint, options=collect_options(values))
+    if checkpoint is not None and weights is not None:
+        raise click.UsageError("--checkpoint and --weights were both given; start from one of them.")
+    start = checkpoint if weights is None else Path(weights)
+    if model is None and start is None:
+        raise click.UsageError("give --model, or what to start from with --checkpoint or --weights.")
+    result = api.train(model, checkpoint=start, options=collect_options(values))
     show_report(result.report, as_json)

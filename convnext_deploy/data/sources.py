@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
@@ -207,3 +208,17 @@ def _digits() -> Data:
         ArrayImages(arrays[held_out], labels[held_out]),
         tuple(str(name) for name in bunch.target_names),
     )
+
+
+def check_classes(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact and the data speak of the same classes.
+
+    Raises: DataError: if they do not.
+    """
+    if len(data.class_names) != artifact.model.num_classes:
+        raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
+    if artifact.class_names is not None and artifact.class_names != data.class_names:
+        pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
+        raise DataError(
+            f"{what} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
+        )

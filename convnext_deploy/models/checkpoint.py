@@ -77,7 +77,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         # The unpickler raises almost anything on bytes that are no pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
     entry = None
-    while isinstance(content, dict) and (name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)):
+    while isinstance(content, dict) and (
+        name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
+    ):
         entry, content = entry or name, content[name]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict; expected a mapping from names to tensors.")
@@ -115,7 +117,9 @@ def _check_file(path: Path) -> None:
     if size == 0:
         raise CheckpointError(f"{path} is empty; was it copied completely?")
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights; run 'git lfs pull' where it came from.")
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer and not the weights; run 'git lfs pull' where it came from."
+        )
     if start.lstrip()[:9].lower() in (b"<!doctype", b"<html") or start.lstrip()[:5].lower() == b"<html":
         raise CheckpointError(f"{path} is a web page and not a checkpoint; download the file itself.")
     if path.suffix == ".safetensors":

@@ -201,7 +201,8 @@ class ConvNeXt(nn.Module):
             for depth, dim, kernel_size in zip(depths, dims, kernel_sizes, strict=True)
         )
         last_norm = NORMS[norm](dims[-1], norm_eps if head_norm_eps is None else head_norm_eps)
-        self.norm_pre, self.norm = (last_norm, None) if head_norm_first else (None, last_norm)
+        self.norm_pre = last_norm if head_norm_first else None
+        self.norm = None if head_norm_first else last_norm
         self.pre_logits = nn.Linear(dims[-1], head_hidden_size) if head_hidden_size else None
         self.head_activation = head_activation
         self.head = nn.Linear(head_hidden_size or dims[-1], num_classes)

@@ -7,7 +7,7 @@ reading and writing use the same table, so a round trip cannot lose a weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Literal, get_args
 
@@ -150,13 +150,14 @@ def _patterns(dialect: Dialect, reverse: bool) -> list[tuple[re.Pattern[str], st
 
 def _rows(dialect: Dialect) -> Iterator[tuple[str, str]]:
     column = _COLUMN[dialect]
+    numbered: list[tuple[int, Sequence[tuple[str | None, ...]]]]
     numbered = [(0, _STEM), *((s, _DOWNSAMPLE) for s in (1, 2, 3)), *((s, _BLOCK) for s in range(4)), (0, _HEAD)]
     for s, rows in numbered:
         for row in rows:
-            theirs = row[column]
-            if theirs is not None:
+            own, theirs = row[0], row[column]
+            if own is not None and theirs is not None:
                 numbers = {"s": s, "odd": 2 * s + 1, "even": 2 * s}
-                yield row[0].format(**numbers), theirs.format(**numbers)
+                yield own.format(**numbers), theirs.format(**numbers)
 
 
 def _rename(key: str, dialect: Dialect, *, reverse: bool) -> str | None:

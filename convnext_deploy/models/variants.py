@@ -34,7 +34,7 @@ class Variant:
     kernel_sizes: Four = (7, 7, 7, 7)
     norm: Literal["layernorm", "rmsnorm", "simplenorm"] = "layernorm"
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu"
     head_norm_first: bool = False
     head_hidden_size: int | None = None
 
@@ -113,13 +113,13 @@ def resolve_variant(name: str) -> str:
 def complete_spec(spec: ModelSpec) -> Variant:
     """Return the row of the table for a network, with what the spec changes in it."""
     row = VARIANTS[resolve_variant(spec.variant)]
-    changes = {
-        "activation": spec.activation,
-        "norm_eps": spec.norm_eps,
-        "head_hidden_size": spec.head_hidden_size,
-    }
-    row = replace(row, **{field: value for field, value in changes.items() if value is not None})
-    return replace(row, head_hidden_size=row.head_hidden_size or None)
+    hidden = row.head_hidden_size if spec.head_hidden_size is None else spec.head_hidden_size
+    return replace(
+        row,
+        activation=spec.activation or row.activation,
+        norm_eps=row.norm_eps if spec.norm_eps is None else spec.norm_eps,
+        head_hidden_size=hidden or None,
+    )
 
 
 def build_model(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from convnext_deploy.artifact import Artifact, ModelSpec, Preprocess, default_preprocess, describe_file, file_header
@@ -15,7 +16,9 @@ from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoint import save_state
-from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.matching import load_checkpoint, load_into
+from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.network import WEIGHTS
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import FitConfig, ModelConfig
@@ -34,6 +37,7 @@ class StageContext:
     workers: int
     progress: Progress
     teacher: Artifact | None = None
+    weights: Artifact | None = None
 
 
 def require_source(source: Artifact | None, kind: str) -> Artifact:
@@ -43,19 +47,79 @@ def require_source(source: Artifact | None, kind: str) -> Artifact:
     return source
 
 
-def model_of(config: ModelConfig, data: Data, source: Artifact | None) -> tuple[ModelSpec, Preprocess]:
+def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[ModelSpec, Preprocess]:
     """Return the network and the evaluation transform that a training stage asks for.
 
-    Raises: ArtifactError: if the stage fine-tunes a source whose network is another one.
+    Args:
+        config: of the stage.
+        data: its classes are the network's.
+        start: what the stage starts from, if not from fresh weights; everything but the head must be as the stage asks.
+
+    Raises: ArtifactError: if the stage starts from weights of another network.
     """
-    spec = ModelSpec(resolve_variant(config.name), len(data.class_names), config.in_channels, config.patch_size)
-    if source is not None and source.model != spec:
-        found, after = dataclasses.asdict(source.model), dataclasses.asdict(spec)
-        differing, asked = next(item for item in after.items() if found[item[0]] != item[1])
-        raise ArtifactError(
-            f"{source.main_file} cannot be fine-tuned as asked: its {differing} is {found[differing]}, this stage asks for {asked}."
+    spec = ModelSpec(
+        resolve_variant(config.name),
+        len(data.class_names),
+        config.in_channels,
+        config.patch_size,
+        config.head_hidden_size,
+        config.head_activation,
+    )
+    if start is None:
+        return spec, default_preprocess(config.image_size, config.crop_pct, config.in_channels)
+    for name in ("variant", "in_channels", "patch_size"):
+        found, asked = getattr(start.model, name), getattr(spec, name)
+        if found != asked:
+            raise ArtifactError(
+                f"{start.main_file} cannot be fine-tuned as asked: its {name} is {found}, this stage asks for {asked}."
+            )
+    if config.head_hidden_size is None:
+        spec = dataclasses.replace(
+            spec, head_hidden_size=start.model.head_hidden_size, head_activation=start.model.head_activation
         )
-    return spec, default_preprocess(config.image_size, config.crop_pct, config.in_channels)
+    spec = dataclasses.replace(
+        start.model,
+        num_classes=spec.num_classes,
+        head_hidden_size=spec.head_hidden_size,
+        head_activation=spec.head_activation,
+    )
+    crop_pct = config.crop_pct
+    if crop_pct is None:
+        same_size = config.image_size == start.preprocess.image_size
+        crop_pct = start.preprocess.crop_pct if same_size else default_preprocess(config.image_size).crop_pct
+    return spec, dataclasses.replace(start.preprocess, image_size=config.image_size, crop_pct=crop_pct)
+
+
+def training_options(config: FitConfig) -> dict[str, Any]:
+    """Return what training alone changes in a network, as arguments of `build_model` and `load_network`."""
+    return {
+        "drop_path_rate": config.drop_path_rate,
+        "head_input_dropout": config.head_input_dropout,
+        "head_dropout": config.head_dropout,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+
+
+def start_network(
+    spec: ModelSpec, config: FitConfig, start: Artifact | None, class_names: tuple[str, ...], context: StageContext
+) -> ConvNeXt:
+    """Return the network to train, on the device: fresh weights drawn from the seed, or those of `start`.
+
+    A head of another size, or for other classes, stays fresh; the user is told.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(context.seed)
+        network = build_model(spec, layer_scale_init=config.layer_scale_init, **training_options(config))
+    if start is not None:
+        state = load_checkpoint(start.main_file).state
+        other_classes = start.class_names is not None and start.class_names != class_names
+        if other_classes:
+            state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+        fresh = load_into(network, state, str(start.main_file), reinitialize_head=True)
+        if fresh:
+            why = f"the weights have {'other' if other_classes else start.model.num_classes} classes or another head"
+            context.progress.say(f"{context.name}: {', '.join(fresh)} start fresh: {why}")
+    return network.to(context.device)
 
 
 def fit_network(

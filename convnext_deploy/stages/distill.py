@@ -6,24 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.recipe import DistillConfig
-from convnext_deploy.stages.context import StageContext, fit_network, model_of, write_torch_artifact
-from convnext_deploy.stages.train import start_network
+from convnext_deploy.stages.context import StageContext, fit_network, model_of, start_network, write_torch_artifact
 from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.losses import distillation_loss
 
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
-    """Train the student; `source` holds its initial weights if it has any."""
+    """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     teacher_artifact = context.teacher
     if teacher_artifact is None:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
     data = context.open_data()
-    spec, preprocess = model_of(config.model, data, source)
-    check_teacher(teacher_artifact, data.class_names, spec.in_channels)
-    student = start_network(spec, config.fit, source, context)
+    start = source or context.weights
+    spec, preprocess = model_of(config.model, data, start)
+    check_teacher(teacher_artifact, data, spec.in_channels)
+    student = start_network(spec, config.fit, start, data.class_names, context)
     teacher = load_network(teacher_artifact).to(context.device)
     objective = distillation_objective(
         student, teacher, config.temperature, config.distill_loss_weight, config.fit.label_smoothing
@@ -37,26 +38,18 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         class_names=data.class_names,
         precision="fp32",
         details={"history": history},
-        source=source,
+        source=start,
     )
 
 
-def check_teacher(teacher: Artifact, class_names: tuple[str, ...], in_channels: int) -> None:
+def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
     """Check that teacher and student speak of the same classes and images.
 
-    Raises: ArtifactError: if they do not.
+    Raises:
+        DataError: if the teacher's classes are not those of the data.
+        ArtifactError: if it takes other images.
     """
-    if teacher.model.num_classes != len(class_names):
-        raise ArtifactError(
-            f"the teacher {teacher.main_file} has {teacher.model.num_classes} classes, the data has {len(class_names)}; "
-            "use a teacher trained on the same classes."
-        )
-    if teacher.class_names is not None and teacher.class_names != class_names:
-        pair = next((a, b) for a, b in zip(teacher.class_names, class_names, strict=True) if a != b)
-        raise ArtifactError(
-            f"the teacher {teacher.main_file} has the class '{pair[0]}' where the data has '{pair[1]}'; "
-            "use a teacher trained on the same classes."
-        )
+    check_classes(f"the teacher {teacher.main_file}", teacher, data)
     if teacher.model.in_channels != in_channels:
         raise ArtifactError(
             f"the teacher {teacher.main_file} takes {teacher.model.in_channels} channels, the student {in_channels}; "

@@ -7,7 +7,13 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
 from convnext_deploy.recipe import QATConfig
-from convnext_deploy.stages.context import StageContext, fit_network, require_source, write_torch_artifact
+from convnext_deploy.stages.context import (
+    StageContext,
+    fit_network,
+    require_source,
+    training_options,
+    write_torch_artifact,
+)
 from convnext_deploy.stages.distill import distillation_objective
 
 
@@ -16,7 +22,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     source = require_source(source, "qat")
     if "target" not in source.details:
         raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
-    network = load_network(source, drop_path_rate=config.fit.drop_path_rate).to(context.device)
+    network = load_network(source, **training_options(config.fit)).to(context.device)
     teacher = without_quantizers(network)
     objective = distillation_objective(
         network, teacher, config.temperature, config.distill_loss_weight, config.fit.label_smoothing

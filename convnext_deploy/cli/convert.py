@@ -1,0 +1,38 @@
+"""`convnext-deploy convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convnext_deploy.cli.options import collect_options, common_options
+
+
+@click.command("convert")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "dialect",
+    type=click.Choice(["timm", "torchvision", "facebook", "huggingface"]),
+    required=True,
+    help="Library that is to load the weights.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", required=True, help="New folder for weights and configs."
+)
+@click.option("--model", help="Model that CHECKPOINT must hold; found from its names and shapes if not given.")
+@common_options("image_size", "crop_pct")
+def command(checkpoint: Path, dialect: Any, out: Path, model: str | None, as_json: bool, **values: Any) -> None:
+    """Write the FP32 weights of CHECKPOINT (an artifact, a file or a published name) as another library keeps them."""
+    from convnext_deploy import conversion
+
+    result = conversion.convert(checkpoint, dialect, out, model=model, options=collect_options(values))
+    if as_json:
+        click.echo(result.to_json())
+        return
+    click.echo(f"{result.variant} for {result.dialect} in {result.path}: {', '.join(result.files)}")
+    for note in result.notes:
+        click.echo(f"- {note}")
+    click.echo(f"To load it, in that folder:\n\n{result.load}")

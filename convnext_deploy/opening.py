@@ -1,0 +1,67 @@
+"""What a verb works on: opened, and with a word to the user on what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.sources import BUILT_IN, Data, open_data
+from convnext_deploy.errors import RecipeError
+from convnext_deploy.inputs import open_input
+from convnext_deploy.models.variants import resolve_variant, short_name
+from convnext_deploy.options import Options
+from convnext_deploy.progress import Progress
+
+
+def open_training_data(options: Options) -> Data:
+    """Return the user's data, or the built-in digits."""
+    if options.data is None:
+        options.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
+    return open_data(options.data or BUILT_IN)
+
+
+def open_data_for(source: Artifact, options: Options) -> Data | None:
+    """Return the user's data, or the built-in digits for what was trained on them."""
+    if options.data is not None:
+        return open_data(options.data)
+    if any(record.data == BUILT_IN for record in source.lineage):
+        options.progress.say(f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained")
+        return open_data(BUILT_IN)
+    return None
+
+
+def open_optional(checkpoint: Path | None, model: str | None, options: Options) -> Artifact | None:
+    """Open a checkpoint if there is one; see `open_artifact`."""
+    return None if checkpoint is None else open_artifact(checkpoint, model, options)
+
+
+def open_artifact(path: Path | str, model: str | None, options: Options) -> Artifact:
+    """Open what the user brought and say what was found out about it.
+
+    Raises: DeployError: if it cannot be opened, or does not hold the model named.
+    """
+    found = open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+    for note in found.notes:
+        options.progress.say(note)
+    return found
+
+
+def name_variant(model: str | None, start: Artifact | None) -> str:
+    """Return the model asked for, or that of the weights to start from.
+
+    Raises: RecipeError: if neither tells it.
+    """
+    if model is not None:
+        resolve_variant(model)
+        return model
+    if start is None:
+        raise RecipeError(
+            "no model was named, and there are no weights to tell it; name one of 'convnext-deploy models'."
+        )
+    return short_name(start.model.variant)
+
+
+def say_ignored(data: Data, progress: Progress) -> None:
+    """Tell how many files of an image folder are no images."""
+    if data.ignored_files:
+        progress.say(f"{data.ignored_files} files in {data.name} are no images and were left out")
