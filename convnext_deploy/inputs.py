@@ -71,7 +71,10 @@ def open_input(
         preprocess = dataclasses.replace(preprocess, image_size=image_size, crop_pct=crop)
     if crop_pct is not None:
         preprocess = dataclasses.replace(preprocess, crop_pct=crop_pct)
-    return dataclasses.replace(artifact, preprocess=preprocess)
+    notes = artifact.notes
+    if notes and preprocess != artifact.preprocess:
+        notes = (*notes[:-1], _describe_evaluation(artifact.main_file, preprocess, "as asked for"))
+    return dataclasses.replace(artifact, preprocess=preprocess, notes=notes)
 
 
 def open_weights(recipe: Recipe) -> dict[str, Artifact]:
@@ -151,12 +154,16 @@ def _open_checkpoint(path: Path) -> Artifact:
     notes = (
         *checkpoint.notes,
         f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
-        f"{path.name}: evaluated at {preprocess.image_size} pixels, crop {preprocess.crop_pct:.3g}, "
-        f"{preprocess.interpolation}, {origin}",
+        _describe_evaluation(path, preprocess, origin),
     )
     class_names = config.class_names if config is not None else None
     artifact = _describe(path, "torch", "fp32", spec, preprocess, class_names, {})
     return dataclasses.replace(artifact, notes=notes)
+
+
+def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str:
+    how = f"{preprocess.image_size} pixels, crop {preprocess.crop_pct:.3g}, {preprocess.interpolation}"
+    return f"{path.name}: evaluated at {how}, {origin}"
 
 
 def _open_onnx(path: Path, image_size: int | None) -> Artifact:

@@ -211,10 +211,12 @@ def _digits() -> Data:
 
 
 def check_classes(what: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact and the data speak of the same classes.
+    """Check that an artifact takes images as files hold them, and that it and the data speak of the same classes.
 
-    Raises: DataError: if they do not.
+    Raises: DataError: if not.
     """
+    if artifact.model.in_channels not in (1, 3):
+        raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
     if len(data.class_names) != artifact.model.num_classes:
         raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
     if artifact.class_names is not None and artifact.class_names != data.class_names:

@@ -55,11 +55,10 @@ class Block(nn.Module):
         if self.grn is not None:
             branch = self.grn(branch)
         branch = self.pwconv2(branch)
-        if self.gamma is not None:
-            branch = self.gamma * branch
         if self.training and self.drop_path_rate > 0.0:
             branch = drop_path(branch, self.drop_path_rate)
-        return x + branch
+        # one pass over the large tensors for the product and the sum
+        return x + branch if self.gamma is None else torch.addcmul(x, self.gamma, branch)
 
 
 class Activation(nn.Module):

@@ -117,8 +117,10 @@ def start_network(
             state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
         fresh = load_into(network, state, str(start.main_file), reinitialize_head=True)
         if fresh:
-            why = f"the weights have {'other' if other_classes else start.model.num_classes} classes or another head"
-            context.progress.say(f"{context.name}: {', '.join(fresh)} start fresh: {why}")
+            classes = f"{start.model.num_classes or 'no'} classes and the data {spec.num_classes}"
+            same = start.model.num_classes == spec.num_classes
+            why = "other classes" if other_classes and same else "another hidden layer" if same else classes
+            context.progress.say(f"{context.name}: {', '.join(fresh)} start fresh, because the weights have {why}")
     return network.to(context.device)
 
 

@@ -1,17 +1,31 @@
-"""The parts of the network: GRN, stochastic depth, layout, stem and initialization."""
+"""The network as a whole: stochastic depth, layout, stems, gradients, checkpointing and initialization."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from convnext_deploy.models.convnext import GRN, Block, ConvNeXt, drop_path
+from convnext_deploy.models.convnext import Block, ConvNeXt
+from convnext_deploy.models.layers import NORMS
 
 DEPTHS, DIMS = (1, 2, 3, 1), (8, 16, 24, 32)
+
+
+# a network of each kind: v1, v2, and the unusual stems, norms, kernels and heads
+KINDS: dict[str, dict[str, Any]] = {
+    "v1": {},
+    "v2": {"use_grn": True},
+    "overlap": {"stem": "overlap", "stem_dim": 4, "norm": "rmsnorm"},
+    "overlap_act": {"stem": "overlap_act", "norm": "simplenorm", "activation": "silu"},
+    "norm first": {"head_norm_first": True, "kernel_sizes": (7, 5, 5, 3), "activation": "relu"},
+    "hidden": {"head_hidden_size": 6, "head_activation": "relu", "activation": "gelu_tanh"},
+}
 
 
 def small_network(*, use_grn: bool = False, **options: Any) -> ConvNeXt:
@@ -20,58 +34,36 @@ def small_network(*, use_grn: bool = False, **options: Any) -> ConvNeXt:
     return ConvNeXt(DEPTHS, DIMS, num_classes=5, layer_scale_init=layer_scale_init, use_grn=use_grn, **options)
 
 
+class LiveBytes(TorchDispatchMode):
+    """Knows how many bytes of what operations returned are still held by anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                reference = StorageWeakRef(leaf.untyped_storage())
+                self.storages[reference.cdata] = (reference, leaf.untyped_storage().nbytes())
+        return result
+
+    @property
+    def total(self) -> int:
+        return sum(size for reference, size in self.storages.values() if not reference.expired())
+
+
+def create_norm(channels: int) -> nn.Module:
+    return NORMS["layernorm"](channels, 1e-6)
+
+
 def blocks(network: ConvNeXt) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
 
 
 def images(size: int = 32, channels: int = 3, count: int = 3) -> Tensor:
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(7))
-
-
-def randomized_grn(channels: int) -> GRN:
-    grn = GRN(channels)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        grn.gamma.normal_(generator=generator)
-        grn.beta.normal_(generator=generator)
-    return grn
-
-
-def test_grn_equals_formula_in_float64() -> None:
-    x = np.random.default_rng(0).normal(size=(2, 5, 4, 6))
-    grn = randomized_grn(6)
-    expected = np.empty_like(x)
-    for image in range(2):
-        norms = np.array([np.sqrt(np.sum(x[image, :, :, channel] ** 2)) for channel in range(6)])
-        response = norms / (norms.mean() + 1e-6)
-        gamma, beta = grn.gamma.detach().numpy().ravel(), grn.beta.detach().numpy().ravel()
-        expected[image] = gamma * (x[image] * response) + beta + x[image]
-    np.testing.assert_allclose(grn(torch.from_numpy(x).float()).detach().numpy(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_grn_is_identity_when_new() -> None:
-    x = torch.randn(2, 3, 3, 4)
-    assert torch.equal(GRN(4)(x), x)
-
-
-@torch.no_grad()
-def test_grn_does_not_overflow_when_input_is_half_precision() -> None:
-    x = torch.full((1, 56, 56, 4), 2000.0)  # norms of 112000, beyond float16's 65504
-    grn = randomized_grn(4)
-    found = grn(x.half())
-    assert found.dtype == torch.float16
-    torch.testing.assert_close(found.float(), grn(x), rtol=2e-3, atol=1.0)
-
-
-def test_drop_path_keeps_or_zeroes_whole_samples_and_keeps_expectation() -> None:
-    torch.manual_seed(0)
-    x = torch.full((20_000, 2, 2, 3), 3.0)
-    ratio = drop_path(x, 0.25) / x
-    assert torch.equal(ratio, ratio[:, :1, :1, :1].expand_as(ratio))
-    assert set(ratio.unique().tolist()) == {0.0, float(ratio.max())}
-    assert ratio.max().item() == pytest.approx(1 / 0.75)
-    standard_error = (0.25 / 0.75 / len(x)) ** 0.5
-    assert ratio[:, 0, 0, 0].mean().item() == pytest.approx(1.0, abs=4 * standard_error)
 
 
 def test_drop_path_rates_are_one_linspace_over_all_blocks() -> None:
@@ -92,7 +84,7 @@ def test_drop_path_changes_nothing_when_evaluating() -> None:
 @torch.no_grad()
 def test_block_in_training_is_input_plus_scaled_or_dropped_branch() -> None:
     torch.manual_seed(0)
-    block = Block(8, 0.5, 1.0, use_grn=False)
+    block = Block(8, 7, create_norm, "gelu", layer_scale_init=1.0, use_grn=False, drop_path_rate=0.5)
     x = torch.randn(16, 4, 4, 8)
     branch = block.eval()(x) - x
     change = block.train()(x) - x
@@ -143,17 +135,77 @@ def test_forward_gives_each_image_its_own_logits() -> None:
     torch.testing.assert_close(network(batch), one_by_one, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("use_grn", [False, True])
-def test_every_parameter_gets_a_gradient(use_grn: bool) -> None:
-    network = small_network(use_grn=use_grn)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_gets_a_gradient(kind: str) -> None:
+    network = small_network(**KINDS[kind])
     network(images()).square().sum().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
 
-def test_initial_weights_are_as_in_the_papers() -> None:
+@pytest.mark.parametrize(("kind", "widths"), [("overlap", (4, 8)), ("overlap_act", (8, 8))])
+@torch.no_grad()
+def test_overlapping_stem_quarters_the_image_with_two_convolutions(kind: str, widths: tuple[int, int]) -> None:
+    stem = small_network(**KINDS[kind]).downsample_layers[0]
+    shapes = [tuple(p.shape) for p in stem.parameters() if p.ndim == 4]
+    assert shapes == [(widths[0], 3, 3, 3), (widths[1], widths[0], 3, 3)]
+    found = stem(images(48))
+    assert found.shape == (3, 12, 12, 8)
+    assert found.is_contiguous()
+
+
+def test_activation_stands_between_the_convolutions_only_when_stem_is_overlap_act() -> None:
+    state = small_network(stem="overlap_act").state_dict()
+    assert [key for key in state if key.startswith("downsample_layers.0.") and key.endswith("weight")] == [
+        "downsample_layers.0.0.weight",
+        "downsample_layers.0.2.weight",
+        "downsample_layers.0.3.weight",
+    ]
+    state = small_network(stem="overlap").state_dict()
+    assert "downsample_layers.0.2.weight" in state
+    assert "downsample_layers.0.3.weight" not in state
+
+
+def test_blocks_have_the_kernels_of_their_model_stage() -> None:
+    network = small_network(kernel_sizes=(7, 5, 5, 3))
+    sizes = [tuple(block.dwconv.weight.shape[2:]) for block in blocks(network)]
+    assert sizes == [(7, 7)] + [(5, 5)] * 5 + [(3, 3)]
+
+
+def gradients(network: ConvNeXt, batch: Tensor) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Return the loss, the gradients, and how many bytes were kept between the two passes."""
+    torch.manual_seed(11)
+    with LiveBytes() as live:
+        loss = network.train()(batch).square().sum()
+        kept = live.total
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in network.named_parameters() if p.grad is not None}, kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_memory_and_nothing_else(kind: str) -> None:
+    options = {**KINDS[kind], "drop_path_rate": 0.3, "head_dropout": 0.2}
+    plain, saving = small_network(**options), small_network(gradient_checkpointing=True, **options)
+    loss, expected, kept = gradients(plain, images(64))
+    other_loss, found, kept_when_saving = gradients(saving, images(64))
+    assert torch.equal(loss, other_loss)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+    assert kept_when_saving < 0.6 * kept
+
+
+@torch.no_grad()
+def test_gradient_checkpointing_changes_nothing_when_evaluating() -> None:
+    plain, saving = small_network().eval(), small_network(gradient_checkpointing=True).eval()
+    assert torch.equal(saving(images()), plain(images()))
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "simplenorm"])
+def test_initial_weights_are_as_in_the_papers(norm: str) -> None:
     torch.manual_seed(0)
-    network = ConvNeXt((1, 1, 1, 1), (64, 128, 128, 128), layer_scale_init=1e-6)
+    options: dict[str, Any] = {"norm": norm, "head_hidden_size": 64, "layer_scale_init": 1e-6}
+    network = ConvNeXt((1, 1, 1, 1), (64, 128, 128, 128), **options)
     for name, parameter in network.named_parameters():
         if name.endswith("gamma"):
             assert torch.equal(parameter, torch.full_like(parameter, 1e-6))

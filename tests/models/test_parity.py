@@ -1,9 +1,10 @@
-"""The network computes the same logits as torchvision's ConvNeXt and timm's ConvNeXt V2 with the same random weights."""
+"""The network computes the same logits as timm's, torchvision's and transformers' ConvNeXt with the same random weights."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,118 +12,218 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import convnext as torchvision_convnext
 from torchvision.models.convnext import CNBlockConfig
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+)
 
 from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.dialects import Dialect, from_native, recognize, to_native
+from convnext_deploy.models.matching import infer_model_spec, load_into
 from convnext_deploy.models.variants import VARIANTS, build_model
+from tests.models.conftest import assert_equal_logits, meta_state, random_weights, shapes
 
-NUM_CLASSES = 16
-TOLERANCE = 1e-5
+CLASSES = 16
+# more than 200 million parameters: compared at full width and this depth, and in full by names and shapes
+LARGEST = ("convnext_large_mlp", "convnext_xlarge", "convnext_xxlarge", "convnextv2_huge")
+REDUCED_DEPTHS = (1, 1, 2, 1)
+# one of each kind of norm, eps, stem and head
+KINDS = (
+    "convnext_zepto_rms_ols",
+    "convnext_atto",
+    "convnext_atto_ols",
+    "convnext_atto_rms",
+    "convnext_tiny_hnf",
+    "convnextv2_atto",
+    "test_convnext",
+    "test_convnext3",
+)
 
-TORCHVISION_BLOCK = {"block.0": "dwconv", "block.2": "norm", "block.3": "pwconv1", "block.5": "pwconv2"}
-TIMM_NAMES = {
-    "stem": "downsample_layers.0",
-    "conv_dw": "dwconv",
-    "mlp.fc1": "pwconv1",
-    "mlp.fc2": "pwconv2",
-    "mlp.grn.weight": "grn.gamma",
-    "mlp.grn.bias": "grn.beta",
-    "head.norm": "norm",
-    "head.fc": "head",
-}
+
+def create_timm(variant: str, **options: Any) -> nn.Module:
+    """Return timm's network on the meta device."""
+    with torch.device("meta"):
+        network: nn.Module = timm.create_model(variant, pretrained=False, **{"num_classes": CLASSES, **options})
+    return network
 
 
-def random_weights(reference: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Draw weights that keep activations near 1 and let every parameter, gamma and bias too, change the logits."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for key, empty in reference.state_dict().items():
-        noise = torch.randn(empty.shape, generator=generator)
-        if "grn" not in key and empty.ndim in (2, 4):
-            weights[key] = noise / empty[0].numel() ** 0.5
-        elif "grn" not in key and key.endswith("weight"):
-            weights[key] = 1 + 0.2 * noise
-        else:
-            weights[key] = 0.3 * noise
+def build_ours(spec: ModelSpec, theirs: dict[str, Tensor]) -> ConvNeXt:
+    """Return our network with the weights of another library."""
+    dialect = recognize(theirs)
+    assert dialect is not None
+    with torch.device("meta"):
+        ours = build_model(spec)
+    load_into(ours, to_native(theirs, dialect), "theirs")
+    return ours.eval()
+
+
+def load_reference(reference: nn.Module, *, weak: bool = False) -> dict[str, Tensor]:
+    weights = random_weights(reference.state_dict(), seed=1, weak=weak)
+    reference.load_state_dict(weights, assign=True)
+    reference.eval()
     return weights
 
 
-def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename torchvision's keys: `features` alternates between downsampling and model stages."""
-    renamed = {}
-    for key, tensor in weights.items():
-        name = key.replace("classifier.0", "norm").replace("classifier.2", "head")
-        if found := re.fullmatch(r"features\.(\d)\.(\d+)\.(.+)", name):
-            position, index, rest = int(found[1]), found[2], found[3]
-            for theirs, ours in TORCHVISION_BLOCK.items():
-                rest = rest.replace(theirs, ours)
-            rest = rest.replace("layer_scale", "gamma")
-            folder = "stages" if position % 2 else "downsample_layers"
-            name = f"{folder}.{position // 2}.{index}.{rest}"
-        renamed[name] = tensor.flatten() if name.endswith("gamma") else tensor
-    return renamed
+def reduce_depth(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    monkeypatch.setitem(VARIANTS, variant, dataclasses.replace(VARIANTS[variant], depths=REDUCED_DEPTHS))
 
 
-def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename timm's keys; its small variants write the pointwise layers as 1×1 convolutions."""
-    renamed = {}
-    for key, tensor in weights.items():
-        name = re.sub(r"stages\.(\d)\.blocks\.", r"stages.\1.", key)
-        name = re.sub(r"stages\.(\d)\.downsample\.", r"downsample_layers.\1.", name)
-        for theirs, ours in TIMM_NAMES.items():
-            name = re.sub(rf"(^|\.){re.escape(theirs)}(\.|$)", rf"\g<1>{ours}\g<2>", name)
-        if "pwconv" in name and tensor.ndim == 4:
-            tensor = tensor.flatten(1)
-        renamed[name] = tensor.view(1, 1, 1, -1) if ".grn." in name else tensor
-    return renamed
+def test_variants_are_those_of_timm() -> None:
+    assert set(VARIANTS) == set(timm.list_models(module="convnext"))
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in LARGEST])
+def test_forward_equals_timm_when_weights_are_equal(variant: str) -> None:
+    reference = create_timm(variant)
+    weights = load_reference(reference)
+    assert infer_model_spec(to_native(weights, "timm"), Path("w.pth")) == ModelSpec(variant, CLASSES)
+    assert_equal_logits(build_ours(ModelSpec(variant, CLASSES), weights), reference)
 
 
-@torch.no_grad()
-def compare(ours: ConvNeXt, reference: nn.Module, convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Give both networks, made on the meta device, the same weights and compare their logits."""
-    weights = random_weights(reference, seed=1)
-    reference.load_state_dict(weights, assign=True)
-    ours.load_state_dict(convert(weights), assign=True)
-    reference.eval()
-    ours.eval()
-    for size in (64, 96):
-        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
-        expected = reference(images)
-        assert expected.std() > 0.1
-        assert relative_error(ours(images), expected) <= TOLERANCE
+@pytest.mark.parametrize("variant", LARGEST)
+def test_forward_equals_timm_when_depth_is_reduced(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    reduce_depth(monkeypatch, variant)
+    reference = create_timm(variant, depths=REDUCED_DEPTHS)
+    weights = load_reference(reference)
+    assert_equal_logits(build_ours(ModelSpec(variant, CLASSES), weights), reference)
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_names_and_shapes_are_those_of_timm(variant: str) -> None:
+    theirs, ours = create_timm(variant, num_classes=1000).state_dict(), meta_state(ModelSpec(variant, 1000))
+    assert shapes(to_native(theirs, "timm")) == shapes(ours)
+    assert shapes(from_native(ours, ModelSpec(variant, 1000), "timm")) == shapes(theirs)
+
+
+@pytest.mark.parametrize("variant", KINDS)
+def test_forward_equals_timm_when_signals_are_as_weak_as_eps(variant: str) -> None:
+    reference = create_timm(variant)
+    assert_equal_logits(build_ours(ModelSpec(variant, CLASSES), load_reference(reference, weak=True)), reference)
+
+
+def test_forward_equals_timm_when_xxlarge_signals_are_as_weak_as_eps(monkeypatch: pytest.MonkeyPatch) -> None:
+    reduce_depth(monkeypatch, "convnext_xxlarge")
+    reference = create_timm("convnext_xxlarge", depths=REDUCED_DEPTHS)
+    weights = load_reference(reference, weak=True)
+    assert_equal_logits(build_ours(ModelSpec("convnext_xxlarge", CLASSES), weights), reference)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "options"),
+    [
+        ("convnext_atto", {"in_channels": 1}, {"in_chans": 1}),
+        ("convnext_femto_ols", {"in_channels": 5}, {"in_chans": 5}),
+        ("convnext_atto", {"patch_size": 1}, {"patch_size": 1}),
+        ("convnext_atto", {"patch_size": 7}, {"patch_size": 7}),
+        ("convnext_atto", {"head_hidden_size": 24}, {"head_hidden_size": 24}),
+        ("convnextv2_atto", {"head_hidden_size": 400}, {"head_hidden_size": 400}),
+        ("convnext_atto", {"activation": "silu"}, {"act_layer": "silu"}),
+        ("convnext_zepto_rms_ols", {"activation": "relu"}, {"act_layer": "relu"}),
+        ("convnextv2_atto", {"activation": "gelu_tanh"}, {"act_layer": "gelu_tanh"}),
+        ("convnext_atto", {"norm_eps": 1e-4}, {"norm_eps": 1e-4}),
+    ],
+)
+def test_forward_equals_timm_when_options_are_others(
+    variant: str, changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    reference = create_timm(variant, **options)
+    spec = ModelSpec(variant, CLASSES, **changes)
+    size = 16 * spec.patch_size
+    ours = build_ours(spec, load_reference(reference, weak=True))
+    assert_equal_logits(ours, reference, channels=spec.in_channels, sizes=(2 * size, 3 * size))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
 def test_forward_equals_torchvision_when_weights_are_equal(size: str) -> None:
     with torch.device("meta"):
-        reference = getattr(torchvision_convnext, f"convnext_{size}")(num_classes=NUM_CLASSES)
-        ours = build_model(ModelSpec(f"convnext_{size}", NUM_CLASSES))
-    compare(ours, reference, from_torchvision)
+        reference = getattr(torchvision_convnext, f"convnext_{size}")(num_classes=CLASSES)
+    spec = ModelSpec(f"convnext_{size}", CLASSES)
+    theirs = reference.state_dict()
+    assert shapes(from_native(meta_state(spec), spec, "torchvision")) == shapes(theirs)
+    weights = load_reference(reference)
+    assert infer_model_spec(to_native(weights, "torchvision"), Path("w.pth")) == spec
+    assert_equal_logits(build_ours(spec, weights), reference)
 
 
-def test_forward_equals_torchvision_when_widths_are_those_of_large() -> None:
-    depths, dims = (1, 2, 3, 1), VARIANTS["convnext_large"].dims
-    rows = [CNBlockConfig(*row) for row in zip(dims, (*dims[1:], None), depths, strict=True)]
+def test_forward_equals_torchvision_when_signals_are_as_weak_as_eps(monkeypatch: pytest.MonkeyPatch) -> None:
+    reduce_depth(monkeypatch, "convnext_tiny")
+    dims = VARIANTS["convnext_tiny"].dims
+    rows = [CNBlockConfig(*row) for row in zip(dims, (*dims[1:], None), REDUCED_DEPTHS, strict=True)]
     with torch.device("meta"):
-        reference = torchvision_convnext.ConvNeXt(rows, num_classes=NUM_CLASSES)
-        ours = ConvNeXt(depths, dims, num_classes=NUM_CLASSES)
-    compare(ours, reference, from_torchvision)
+        reference = torchvision_convnext.ConvNeXt(rows, num_classes=CLASSES)
+    ours = build_ours(ModelSpec("convnext_tiny", CLASSES), load_reference(reference, weak=True))
+    assert_equal_logits(ours, reference)
 
 
-def test_state_keys_cover_torchvision_large() -> None:
+def create_transformers(spec: ModelSpec, **options: Any) -> nn.Module:
+    """Return the network of transformers on the meta device."""
+    row = VARIANTS[spec.variant]
+    options = {
+        "depths": list(row.depths),
+        "hidden_sizes": list(row.dims),
+        "num_labels": spec.num_classes,
+        "num_channels": spec.in_channels,
+        "patch_size": spec.patch_size,
+        **options,
+    }
     with torch.device("meta"):
-        theirs = from_torchvision(torchvision_convnext.convnext_large().state_dict())
-        ours = build_model(ModelSpec("convnext_large", 1000)).state_dict()
-    assert {key: value.shape for key, value in theirs.items()} == {key: value.shape for key, value in ours.items()}
+        if row.version == 1:
+            return ConvNextForImageClassification(ConvNextConfig(**options))
+        return ConvNextV2ForImageClassification(ConvNextV2Config(**options))
 
 
-@pytest.mark.parametrize("variant", ["convnextv2_atto", "convnextv2_nano", "convnext_femto"])
-def test_forward_equals_timm_when_weights_are_equal(variant: str) -> None:
-    with torch.device("meta"):
-        reference = timm.create_model(variant, pretrained=False, num_classes=NUM_CLASSES)
-        ours = build_model(ModelSpec(variant, NUM_CLASSES))
-    compare(ours, reference, from_timm)
+@pytest.mark.parametrize("weak", [False, True], ids=["usual", "weak"])
+@pytest.mark.parametrize(
+    ("variant", "changes", "options"),
+    [
+        ("convnext_atto", {"head_norm_eps": 1e-12}, {}),
+        ("convnext_atto", {"head_norm_eps": 1e-12, "in_channels": 1}, {}),
+        ("convnext_atto", {"head_norm_eps": 1e-12, "patch_size": 8}, {}),
+        ("convnext_femto", {"head_norm_eps": 1e-3}, {"layer_norm_eps": 1e-3}),
+        ("convnext_nano", {"head_norm_eps": 1e-12, "activation": "silu"}, {"hidden_act": "silu"}),
+        ("convnext_tiny", {"head_norm_eps": 1e-12}, {}),
+        ("convnextv2_atto", {"head_norm_eps": 1e-12}, {}),
+        ("convnextv2_pico", {"head_norm_eps": 1e-5, "patch_size": 2}, {"layer_norm_eps": 1e-5}),
+        ("convnextv2_nano", {"head_norm_eps": 1e-12, "activation": "relu"}, {"hidden_act": "relu"}),
+        ("convnextv2_tiny", {"head_norm_eps": 1e-12}, {}),
+    ],
+)
+def test_forward_equals_transformers_when_weights_are_equal(
+    variant: str, changes: dict[str, Any], options: dict[str, Any], weak: bool
+) -> None:
+    spec = ModelSpec(variant, CLASSES, **changes)
+    reference = create_transformers(spec, **options)
+    weights = load_reference(reference, weak=weak)
+    shown = ModelSpec(variant, CLASSES, spec.in_channels, spec.patch_size)
+    assert infer_model_spec(to_native(weights, "huggingface"), Path("w.pth")) == shown
+    ours = build_ours(spec, weights)
+    size = max(16 * spec.patch_size, 64)
+    assert_equal_logits(ours, lambda x: reference(x).logits, channels=spec.in_channels, sizes=(size, size * 3 // 2))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(f"convnext_{size}" for size in ("atto", "nano", "tiny", "small", "base", "large", "xlarge")),
+        *(f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")),
+    ],
+)
+def test_names_and_shapes_are_those_of_transformers(variant: str) -> None:
+    spec = ModelSpec(variant, 1000)
+    theirs = create_transformers(spec).state_dict()
+    assert shapes(from_native(meta_state(spec), spec, "huggingface")) == shapes(theirs)
+    assert shapes(to_native(theirs, "huggingface")) == shapes(meta_state(spec))
+
+
+def test_names_are_read_when_transformers_saved_the_network_without_head() -> None:
+    spec = ModelSpec("convnextv2_femto", CLASSES)
+    dialect: Dialect = "huggingface"
+    backbone = create_transformers(spec).get_submodule("convnextv2").state_dict()
+    assert recognize(backbone) == dialect
+    found = infer_model_spec(to_native(backbone, dialect), Path("w.pth"))
+    assert found == ModelSpec("convnextv2_femto", 0)
+    expected = {key: shape for key, shape in shapes(meta_state(spec)).items() if not key.startswith("head.")}
+    assert shapes(to_native(backbone, dialect)) == expected

@@ -29,18 +29,25 @@ FITS = st.builds(
     weight_decay=between(0, 10),
     label_smoothing=between(0, 1, high_open=True),
     drop_path_rate=between(0, 1, high_open=True),
+    head_input_dropout=between(0, 1, high_open=True),
+    head_dropout=between(0, 1, high_open=True),
     layer_scale_init=between(0, 10, low_open=True),
     crop_scale_min=between(0, 1, low_open=True),
     flip_probability=between(0, 1),
     autocast=st.sampled_from(["auto", "off", "bf16"]),
+    gradient_checkpointing=st.booleans(),
 )
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
 MODELS = st.builds(
     ModelConfig,
-    name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20),
+    name=TEXTS,
     image_size=st.integers(64, 1024),
     patch_size=st.sampled_from([2, 4, 8]),
     in_channels=st.sampled_from([1, 3]),
-    crop_pct=between(0.1, 1.0),
+    crop_pct=st.none() | between(0.1, 1.0),
+    head_hidden_size=st.none() | st.integers(0, 4096),
+    head_activation=st.sampled_from(["gelu", "relu"]),
+    weights=st.none() | TEXTS,
 )
 OUTSIDE = {
     "epochs": st.integers(max_value=0),
@@ -51,6 +58,8 @@ OUTSIDE = {
     "weight_decay": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
     "label_smoothing": st.floats(min_value=1, allow_infinity=False),
     "drop_path_rate": st.floats(min_value=1, allow_infinity=False),
+    "head_input_dropout": st.floats(min_value=1, allow_infinity=False),
+    "head_dropout": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
     "layer_scale_init": st.floats(max_value=0, allow_infinity=False),
     "crop_scale_min": st.floats(max_value=0, allow_infinity=False),
     "flip_probability": st.floats(min_value=1, exclude_min=True, allow_infinity=False),
@@ -58,13 +67,14 @@ OUTSIDE = {
 
 
 def as_toml(value: object) -> str:
-    """Write a string or number as TOML reads it."""
+    """Write a string, number or truth value as TOML reads it."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def write_recipe(path: Path, model: ModelConfig, fit: dict[str, object]) -> Path:
     lines = ['name = "r"', "[[stages]]", 'kind = "train"', "[stages.model]"]
-    lines += [f"{key} = {as_toml(value)}" for key, value in dataclasses.asdict(model).items()]
+    given = {key: value for key, value in dataclasses.asdict(model).items() if value is not None}  # TOML has no null
+    lines += [f"{key} = {as_toml(value)}" for key, value in given.items()]
     lines += ["[stages.fit]", *(f"{key} = {as_toml(value)}" for key, value in fit.items())]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -94,4 +104,5 @@ def test_load_recipe_refuses_every_value_outside_its_range(tmp_path_factory: pyt
 
 
 def test_outside_lists_every_number_of_a_fit() -> None:
-    assert set(OUTSIDE) == {field.name for field in dataclasses.fields(FitConfig)} - {"autocast"}
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    assert set(OUTSIDE) == names - {"autocast", "gradient_checkpointing"}

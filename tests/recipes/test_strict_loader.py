@@ -91,6 +91,22 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
         (ENGINE + 'gpus = "sm86"\n', "stage 'engine': gpus = 'sm86' has the wrong type; expected a list"),
         (ENGINE + "gpus = [86]\n", "stage 'engine': gpus = 86 has the wrong type; expected str"),
         (DISTILL + "teacher = 5\n", "stage 'student': teacher = 5 has the wrong type; expected str"),
+        (
+            START + MODEL + "weights = 5\n",
+            "stage 'net': model: weights = 5 has the wrong type; expected str",
+        ),
+        (
+            START + MODEL + "head_hidden_size = 1.5\n",
+            "stage 'net': model: head_hidden_size = 1.5 has the wrong type; expected int",
+        ),
+        (
+            START + MODEL + 'head_activation = "tanh"\n',
+            "model: head_activation = 'tanh' is unknown; expected one of 'gelu', 'relu'",
+        ),
+        (
+            FIT + "gradient_checkpointing = 1\n",
+            "stage 'net': fit: gradient_checkpointing = 1 has the wrong type; expected bool",
+        ),
         (PTQ + "gate = 0.5\n", "stage 'ptq' gate must be a table, found 0.5"),
         (PTQ + 'gate = { min_top1 = "1" }\n', "stage 'ptq' gate: min_top1 = '1' has the wrong type; expected float"),
         (PTQ + "source = 5\n", "stage 'ptq': source = 5 has the wrong type; expected str"),
@@ -112,6 +128,11 @@ def test_load_recipe_names_a_value_of_the_wrong_type(tmp_path: Path, text: str, 
         ),
         (START + MODEL + "image_size = 31\n", "image_size = 31 is out of range; expected >= 32 with patch_size 4"),
         (START + MODEL + "crop_pct = 0.0\n", "stage 'net': model: crop_pct = 0.0 is out of range; expected 0.1 to 1.0"),
+        (
+            START + MODEL + "head_hidden_size = -1\n",
+            "model: head_hidden_size = -1 is out of range; expected >= 1, or 0 for none",
+        ),
+        (FIT + "head_dropout = 1.0\n", "stage 'net': fit: head_dropout = 1.0 is out of range; expected 0 <= value < 1"),
         (FIT + "epochs = 0\n", "stage 'net': fit: epochs = 0 is out of range; expected >= 1"),
         (FIT + "batch_size = 0\n", "stage 'net': fit: batch_size = 0 is out of range; expected >= 1"),
         (FIT + "base_learning_rate = 0.0\n", "base_learning_rate = 0.0 is out of range; expected > 0"),
@@ -184,6 +205,12 @@ def test_load_recipe_names_what_is_missing(tmp_path: Path, text: str, expected: 
         (DISTILL + 'teacher = "later"\n' + MODEL.replace("net", "later"), "teacher = 'later' is no earlier stage"),
         (DISTILL + 'teacher = "source"\n', "stage 'student': teacher = 'source' is no earlier stage"),
         (START + '[[stages]]\nkind = "ptq"\n', "stage 'ptq' (ptq) has nothing to work on; set its source"),
+        (
+            PTQ
+            + MODEL.replace("net", "again").replace("[stages.model]", 'source = "net"\n[stages.model]')
+            + 'weights = "w"\n',
+            "stage 'again' has both a source and weights to start from; give one of them",
+        ),
         *(
             (PTQ + f'name = "{name}"\n', "is not usable; expected letters, digits, '-', '_' and '.'")
             for name in ("", ".", "..", ".hidden", "-x", "a b", "a/b", "../a", "é", "a\\nb")
@@ -245,3 +272,14 @@ def test_load_recipe_reads_lists_in_order(tmp_path: Path) -> None:
     config = load(tmp_path, ENGINE + 'gpus = ["sm89", "sm86"]\n').stages[-1].config
     assert isinstance(config, TensorRTConfig)
     assert config.gpus == ("sm89", "sm86")
+
+
+def test_load_recipe_reads_the_weights_that_a_stage_starts_from(tmp_path: Path) -> None:
+    (net,) = load(tmp_path, START + MODEL + 'weights = "timm/convnext_atto.d2_in1k"\n').stages
+    assert net.inputs == {"weights": "weights:timm/convnext_atto.d2_in1k"}
+    assert net.source is None
+
+
+def test_load_recipe_lets_a_student_have_weights_beside_its_teacher(tmp_path: Path) -> None:
+    text = DISTILL.replace('{ name = "atto" }', '{ name = "atto", weights = "w.pth" }') + 'teacher = "net"\n'
+    assert load(tmp_path, text).stages[-1].inputs == {"teacher": "net", "weights": "weights:w.pth"}

@@ -1,0 +1,221 @@
+"""All variants with their figures and settings, and which of them to take for a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.artifact import ModelSpec, write_text
+from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.models.advice import SettingRanges, data_size, settings_for_size, settings_note
+from convnext_deploy.models.complexity import count_macs, count_parameters
+from convnext_deploy.models.published import PUBLISHED, Published
+from convnext_deploy.models.ranking import Candidate, Exclusion, rank, tier_of
+from convnext_deploy.models.variants import VARIANTS, Variant, resolve_variant, short_name
+from convnext_deploy.progress import Progress, SilentProgress
+from convnext_deploy.recipe import Recipe
+from convnext_deploy.start_recipe import create_start_recipe, write_recipe_text
+
+SHORT_LIST = 5
+_CLASSES = 1000  # of ImageNet-1k, for which parameters are published
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A variant. `parameters` with 1000 classes, `macs` multiply-accumulates for one image of 224 x 224 pixels.
+
+    `tier` 1 (best) to 4 of the ranking, None: not recommended. `published` None: nobody has published weights. `settings`
+    None: there is no advice on how to train it. `settings_note`: what a modifier in the name changes in them.
+    """
+
+    variant: str
+    short_name: str
+    version: int
+    parameters: int
+    macs: int
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    differences: tuple[str, ...]
+    tier: int | None
+    published: Published | None
+    settings: SettingRanges | None
+    settings_note: str | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The candidates for a data set, best first, why the other variants are left out, and a recipe for the first one.
+
+    `recipe_text` is the recipe as TOML with the source of every value. `device` tells where latency was measured, if it was.
+    """
+
+    images: int
+    classes: int
+    image_size: int
+    gpu_memory_gb: float | None
+    latency_budget_ms: float | None
+    device: str | None
+    candidates: tuple[Candidate, ...]
+    exclusions: tuple[Exclusion, ...]
+    recipe: Recipe
+    recipe_text: str
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what `--json` prints: all fields but `recipe`, which `recipe_text` holds."""
+        record = dataclasses.asdict(self)
+        del record["recipe"]
+        return record
+
+
+def list_models(name: str | None = None) -> tuple[ModelRow, ...]:
+    """Return all variants, or the one that a full or short name means.
+
+    Raises: RecipeError: if no variant has that name.
+    """
+    chosen = VARIANTS if name is None else (resolve_variant(name),)
+    return tuple(_row(variant, VARIANTS[variant]) for variant in chosen)
+
+
+def _row(variant: str, row: Variant) -> ModelRow:
+    spec = ModelSpec(variant, _CLASSES)
+    return ModelRow(
+        variant=variant,
+        short_name=short_name(variant),
+        version=row.version,
+        parameters=count_parameters(spec),
+        macs=count_macs(spec, 224),
+        depths=row.depths,
+        widths=row.dims,
+        differences=_differences(row),
+        tier=tier_of(variant),
+        published=PUBLISHED[variant],
+        settings=settings_for_size(variant),
+        settings_note=settings_note(variant),
+    )
+
+
+def _differences(row: Variant) -> tuple[str, ...]:
+    """Say what sets a variant apart from the papers' networks."""
+    norms = {
+        "rmsnorm": "RMSNorm in the place of LayerNorm",
+        "simplenorm": "norms that divide by the standard deviation and subtract no mean",
+    }
+    texts = {
+        f"stem of two overlapping 3x3 convolutions, {row.stem_dim or row.dims[0]} channels between them": row.stem
+        != "patch",
+        norms.get(row.norm, ""): row.norm in norms,
+        "the last norm stands before the pooling": row.head_norm_first,
+        f"hidden layer of {row.head_hidden_size} in the head": row.head_hidden_size is not None,
+        f"activation {row.activation}": row.activation != "gelu",
+        f"depthwise kernels of {', '.join(map(str, row.kernel_sizes))}": len(set(row.kernel_sizes)) > 1,
+        f"norm epsilon {row.norm_eps:g}": row.norm_eps != Variant.norm_eps,
+    }
+    return tuple(text for text, holds in texts.items() if holds)
+
+
+def recommend(
+    images: int,
+    classes: int,
+    *,
+    gpu_memory_gb: float | None = None,
+    latency_budget_ms: float | None = None,
+    image_size: int = 224,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Recommendation:
+    """Recommend at most five variants for a classification data set, and a recipe to start from.
+
+    Args:
+        images: training images.
+        classes: >= 2.
+        gpu_memory_gb: memory of the GPU to train on, as it is sold; None: no limit.
+        latency_budget_ms: longest time for one image in FP32 PyTorch on this machine, on its GPU if it has one. Candidates are
+            timed with fresh weights, which do not change the time.
+        image_size: side of the network's input in pixels.
+        out: new file for the recipe; None: none is written.
+        progress: where to report the timing; None: nowhere.
+
+    Raises:
+        RecipeError: if a number is out of range, or no variant fits the memory or the latency.
+        OutputError: if `out` exists or has no folder.
+    """
+    if latency_budget_ms is not None and latency_budget_ms <= 0:
+        raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
+    if out is not None:
+        _check_new_file(out)
+    candidates, exclusions = rank(images, classes, gpu_memory_gb=gpu_memory_gb, image_size=image_size)
+    if not candidates:
+        smallest = data_size(images).order[-1]
+        reason = next(exclusion.reason for exclusion in exclusions if exclusion.variant == smallest)
+        raise RecipeError(f"{gpu_memory_gb} GB of GPU memory are too little: even {smallest} {reason}.")
+    device = None
+    if latency_budget_ms is not None:
+        device = "cpu" if cuda_driver_error() else "cuda"
+        candidates, slow = _within_budget(
+            candidates, classes, image_size, latency_budget_ms, device, progress or SilentProgress()
+        )
+        exclusions = slow + exclusions
+    recipe = create_start_recipe(candidates[0], image_size)
+    text = write_recipe_text(recipe, candidates[0], images, classes)
+    if out is not None:
+        write_text(out, text)
+    return Recommendation(
+        images, classes, image_size, gpu_memory_gb, latency_budget_ms, device, candidates[:SHORT_LIST], exclusions,
+        recipe, text,
+    )  # fmt: skip
+
+
+def _check_new_file(path: Path) -> None:
+    if path.exists():
+        raise OutputError(f"{path} exists and is not overwritten; choose another name with --out, or remove it.")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"there is no folder {path.parent} to write {path.name} into; make it, or choose another with --out."
+        )
+
+
+def _within_budget(
+    candidates: tuple[Candidate, ...], classes: int, image_size: int, budget_ms: float, device: str, progress: Progress
+) -> tuple[tuple[Candidate, ...], tuple[Exclusion, ...]]:
+    """Time candidates in their order until enough of them are fast enough; return these, and those that are too slow."""
+    from convnext_deploy.validation.fresh_latency import measure_fresh_latency
+
+    fast: list[Candidate] = []
+    slow: dict[str, float] = {}
+    exclusions: list[Exclusion] = []
+    with progress.task(f"latency on {device}", len(candidates)) as task:
+        for candidate in candidates:
+            smaller = next((name for name in slow if _at_least_as_large(candidate.variant, name)), None)
+            if smaller is not None:
+                # It cannot be faster, and timing large networks is what takes long.
+                reason = f"at least as deep and wide as {smaller}, which takes {slow[smaller]:.1f} ms on this {device}"
+                exclusions.append(Exclusion(candidate.variant, reason))
+                continue
+            latency = measure_fresh_latency(ModelSpec(candidate.variant, classes), image_size, device)
+            task.advance(note=f"{candidate.variant} {latency:.1f} ms")
+            if latency > budget_ms:
+                slow[candidate.variant] = latency
+                reason = f"takes {latency:.1f} ms for one image on this {device}, the budget is {budget_ms:g} ms"
+                exclusions.append(Exclusion(candidate.variant, reason))
+                continue
+            reason = f"takes {latency:.1f} ms for one image on this {device}, within {budget_ms:g} ms"
+            fast.append(dataclasses.replace(candidate, latency_ms=latency, reasons=(*candidate.reasons, reason)))
+            if len(fast) == SHORT_LIST:
+                break
+    if not fast:
+        fastest = min(slow, key=lambda name: slow[name])
+        raise RecipeError(
+            f"no variant takes one image of {image_size} pixels in {budget_ms:g} ms on this {device}; the fastest, "
+            f"{fastest}, takes {slow[fastest]:.1f} ms. Allow more, or choose smaller images."
+        )
+    return tuple(fast), tuple(exclusions)
+
+
+def _at_least_as_large(variant: str, other: str) -> bool:
+    """Whether a variant does all that the other does: its depth, its width, its norms, and the GRN of version 2."""
+    a, b = VARIANTS[variant], VARIANTS[other]
+    sizes = zip((a.version, *a.depths, *a.dims), (b.version, *b.depths, *b.dims), strict=True)
+    return a.norm == b.norm and all(mine >= others for mine, others in sizes)

@@ -1,0 +1,169 @@
+"""`convnext-deploy models`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from convnext_deploy.cli.options import common_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convnext_deploy.catalog import ModelRow
+    from convnext_deploy.models.advice import Span
+    from convnext_deploy.models.published import Published
+
+# widths of the terminal from which the training settings, and the names of the weights, fit into the table as well
+_WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
+_NONE = "–"
+
+Record = TypeVar("Record")
+
+
+@click.command("models")
+@click.argument("name", required=False)
+@common_options()
+def command(name: str | None, as_json: bool) -> None:
+    """List all models: parameters, work, published top-1, how to train them. With NAME: everything about that one."""
+    from convnext_deploy import catalog
+
+    rows = catalog.list_models(name)
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    if name is None:
+        _print_table(rows, console)
+    else:
+        _print_one(rows[0], console)
+
+
+def _print_json(rows: tuple[ModelRow, ...]) -> None:
+    import dataclasses
+    import json
+
+    from convnext_deploy.models import advice
+
+    shared = {
+        "optimizer": "AdamW",
+        "weight_decay": advice.WEIGHT_DECAY,
+        "betas": advice.BETAS,
+        "learning_rate_batch_size": advice.RATE_BATCH_SIZE,
+        "mixup_alpha": advice.MIXUP_ALPHA,
+        "cutmix_alpha": advice.CUTMIX_ALPHA,
+    }
+    click.echo(json.dumps({"training": shared, "models": [dataclasses.asdict(row) for row in rows]}, indent=1))
+
+
+def _print_table(rows: tuple[ModelRow, ...], console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = _columns(console.width)
+    for title in columns:
+        table.add_column(title, justify="right" if title.split("\n")[0] in ("params", "GMACs", "top-1") else "left")
+    for row in rows:
+        table.add_row(*(Text(cell(row)) for cell in columns.values()))
+    console.print(table)
+    for line in _legend():
+        console.print(line, markup=False)
+
+
+def _columns(width: int) -> dict[str, Callable[[ModelRow], str]]:
+    """Titles and contents of the columns that fit into a width."""
+    columns: dict[str, Callable[[ModelRow], str]] = {
+        "model": lambda row: row.short_name,
+        "params\nM": lambda row: f"{row.parameters / 1e6:.2f}",
+        "GMACs": lambda row: f"{row.macs / 1e9:.2f}",
+        "depths": lambda row: "-".join(map(str, row.depths)),
+        "widths": lambda row: "-".join(map(str, row.widths)),
+        "top-1\n%": lambda row: _of(row.published, lambda published: f"{published.top1:.1f}"),
+        "evaluated\nat": lambda row: _of(row.published, _evaluated_at),
+    }
+    if width >= _WIDTH_WITH_SETTINGS:
+        columns |= {
+            "lr at\nbatch 128": lambda row: _of(row.settings, lambda settings: _compact(settings.learning_rate)),
+            "drop\npath": lambda row: _of(row.settings, lambda settings: _compact(settings.drop_path_rate)),
+        }
+    if width >= _WIDTH_WITH_WEIGHTS:
+        columns["published weights"] = lambda row: _of(row.published, lambda published: published.weights)
+    return columns
+
+
+def _of(record: Record | None, describe: Callable[[Record], str]) -> str:
+    return _NONE if record is None else describe(record)
+
+
+def _legend() -> tuple[str, ...]:
+    from convnext_deploy.models.advice import CUTMIX_ALPHA, MIXUP_ALPHA, WEIGHT_DECAY
+
+    return (
+        "params: with 1000 classes. GMACs: multiply-accumulates of convolutions and linear layers, at 224 pixels.",
+        f"top-1: on ImageNet-1k, evaluated at image size/crop fraction. {_NONE}: nobody has published weights.",
+        f"All: AdamW, betas 0.9 and 0.999, weight decay {WEIGHT_DECAY}, 300 epochs with 20 of warm-up, label smoothing 0.1; "
+        f"mixup {MIXUP_ALPHA} and CutMix {CUTMIX_ALPHA} from tiny on. lr scales linearly with the batch.",
+        "All about one: convnext-deploy models NAME. Which one to take: convnext-deploy recommend --images N --classes N.",
+    )
+
+
+def _compact(span: Span) -> str:
+    return str(span).replace(" to ", "–")
+
+
+def _evaluated_at(published: Published) -> str:
+    return f"{published.evaluation.image_size}/{published.evaluation.crop_pct:g}"
+
+
+def _print_one(row: ModelRow, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from convnext_deploy.models import advice
+
+    facts = {
+        "model": f"{row.variant} (short: {row.short_name}), ConvNeXt version {row.version}",
+        "parameters": f"{row.parameters:,} with 1000 classes",
+        "multiply-accumulates": f"{row.macs / 1e9:.2f} G for one image of 224 x 224 pixels",
+        "depths": ", ".join(map(str, row.depths)),
+        "widths": ", ".join(map(str, row.widths)),
+        "unlike the papers": "; ".join(row.differences) or "nothing",
+        "ranking": "not recommended" if row.tier is None else advice.TIER_REASONS[row.tier],
+        "published weights": "none",
+    }
+    if (published := row.published) is not None:
+        transform = published.evaluation
+        licence = " (CC BY-NC 4.0: not for commercial use)" if published.non_commercial else ""
+        facts |= {
+            "published weights": f"timm/{published.weights}{licence}",
+            "top-1": f"{published.top1:.1f} % on ImageNet-1k; {published.source}",
+            "evaluated": f"at {transform.image_size} pixels: resized to {transform.resize_size}, {transform.interpolation}, "
+            f"{transform.crop_mode} crop of {transform.crop_pct:g}",
+            "normalization": f"mean {_numbers(transform.mean)}, standard deviation {_numbers(transform.std)}",
+        }
+    if (settings := row.settings) is not None:
+        mixup = f"mixup {advice.MIXUP_ALPHA}, CutMix {advice.CUTMIX_ALPHA}" if settings.mixup else "no mixup, no CutMix"
+        facts |= {
+            "learning rate": f"{settings.learning_rate} at batch {advice.RATE_BATCH_SIZE}, scaled linearly",
+            "drop path": str(settings.drop_path_rate),
+            "schedule": f"{settings.epochs} epochs, {settings.warmup_epochs} of them warm-up, then half a cosine",
+            "optimizer": f"AdamW, betas {_numbers(advice.BETAS)}, weight decay {advice.WEIGHT_DECAY}",
+            "regularization": f"label smoothing {settings.label_smoothing}, {mixup}",
+        }
+    if row.settings_note is not None:
+        facts["note"] = row.settings_note
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts.items():
+        grid.add_row(Text(name, style="bold"), Text(text))
+    console.print(grid)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"

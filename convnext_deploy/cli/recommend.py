@@ -1,0 +1,142 @@
+"""`convnext-deploy recommend`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convnext_deploy.cli.options import POSITIVE, common_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convnext_deploy.catalog import Recommendation
+    from convnext_deploy.models.ranking import Candidate
+
+
+@click.command("recommend")
+@click.option("--images", type=POSITIVE, required=True, help="Training images that you have.")
+@click.option("--classes", type=click.IntRange(min=2), required=True, help="Classes that they belong to.")
+@click.option(
+    "--gpu-memory",
+    "gpu_memory_gb",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="Memory of the one GPU to train on, as it is sold.  [default: no limit]",
+)
+@click.option(
+    "--latency-budget",
+    "latency_budget_ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Longest time for one image in FP32 PyTorch, measured on this machine.  [default: no limit, no measurement]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="New file for the recipe.  [default: print it after the list]",
+)
+@common_options("image_size")
+def command(
+    images: int,
+    classes: int,
+    gpu_memory_gb: float | None,
+    latency_budget_ms: float | None,
+    out: Path | None,
+    image_size: int | None,
+    as_json: bool,
+) -> None:
+    """Recommend models for a data set, with reasons and a recipe to start from."""
+    from convnext_deploy import catalog
+    from convnext_deploy.cli.display import create_progress
+
+    found = catalog.recommend(
+        images,
+        classes,
+        gpu_memory_gb=gpu_memory_gb,
+        latency_budget_ms=latency_budget_ms,
+        image_size=image_size or 224,
+        out=out,
+        progress=create_progress(),
+    )
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found.to_record(), indent=1))
+        return
+    from rich.console import Console
+
+    _print_list(found, Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+    if out is None:
+        click.echo(f"\nA recipe to start from; --out FILE writes it:\n\n{found.recipe_text}", nl=False)
+    else:
+        click.echo(f"\nThe recipe is in {out}: convnext-deploy run {out} --data DIR")
+
+
+def _print_list(found: Recommendation, console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(
+        f"For {found.images:,} training images of {found.classes} classes at {found.image_size} pixels, best first:",
+        markup=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = _columns(found)
+    for title in columns:
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for candidate in found.candidates:
+        table.add_row(*(Text(cell(candidate)) for cell in columns.values()))
+    console.print(table)
+    for place, candidate in enumerate(found.candidates, start=1):
+        console.print(f"\n{place}. {candidate.variant}", markup=False, style="bold")
+        _print_items(candidate.reasons, console)
+    console.print("\nLeft out", style="bold")
+    variants: dict[str, list[str]] = {}
+    for exclusion in found.exclusions:
+        variants.setdefault(exclusion.reason, []).append(exclusion.variant)
+    _print_items([f"{', '.join(names)}: {reason}" for reason, names in variants.items()], console)
+
+
+def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
+    """Titles and contents of the columns."""
+    from convnext_deploy.catalog import list_models
+    from convnext_deploy.models.advice import format_setting
+
+    rows = {candidate.variant: list_models(candidate.variant)[0] for candidate in found.candidates}
+
+    def top1(candidate: Candidate) -> str:
+        published = rows[candidate.variant].published
+        return "–" if published is None else f"{published.top1:.1f}"
+
+    columns: dict[str, Callable[[Candidate], str]] = {
+        "": lambda candidate: f"{found.candidates.index(candidate) + 1}",
+        "model": lambda candidate: candidate.variant,
+        "params\nM": lambda candidate: f"{rows[candidate.variant].parameters / 1e6:.1f}",
+        "top-1\n%": top1,
+        "batch": lambda candidate: f"{candidate.batch_size}",
+        "memory\nGB": lambda candidate: f"{candidate.memory_gib:.1f}",
+        "lr at\nbatch 128": lambda candidate: format_setting(candidate.settings.learning_rate),
+        "drop\npath": lambda candidate: format_setting(candidate.settings.drop_path_rate),
+        "epochs": lambda candidate: f"{candidate.settings.epochs}",
+        "mixup,\nCutMix": lambda candidate: "yes" if candidate.settings.mixup else "no",
+    }
+    if found.device is not None:
+        columns[f"ms on\n{found.device}"] = lambda candidate: f"{candidate.latency_ms:.1f}"
+    return columns
+
+
+def _print_items(texts: Sequence[str], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for text in texts:
+        grid.add_row("  -", Text(text))
+    console.print(grid)
