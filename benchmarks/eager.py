@@ -67,7 +67,9 @@ def main() -> None:
         logits = {name: call() for name, call in calls.items()}
         for name, found in logits.items():
             expected = logits["timm"]
-            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), f"{name} computes other logits than timm"
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), (
+                f"{name} computes other logits than timm"
+            )
         for round_number in range(arguments.rounds + 3):
             for name in order.permutation(list(calls)):
                 start = time.perf_counter()

@@ -5,18 +5,45 @@ Every verb of the command line is a function of the same name here; importing th
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnext_deploy.api import distill, export, quantize, report, run, train, validate
+    from convnext_deploy.catalog import list_models, recommend
+    from convnext_deploy.conversion import convert
     from convnext_deploy.errors import DeployError
 
-__all__ = ["DeployError", "distill", "export", "quantize", "report", "run", "train", "validate"]
+# `models` is a folder of the package; the verb of that name is `list_models`.
+_HOMES = {
+    "DeployError": "errors",
+    "convert": "conversion",
+    "distill": "api",
+    "export": "api",
+    "list_models": "catalog",
+    "quantize": "api",
+    "recommend": "catalog",
+    "report": "api",
+    "run": "api",
+    "train": "api",
+    "validate": "api",
+}
+__all__ = [
+    "DeployError",
+    "convert",
+    "distill",
+    "export",
+    "list_models",
+    "quantize",
+    "recommend",
+    "report",
+    "run",
+    "train",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from convnext_deploy import api, errors
-
-    return getattr(errors if name == "DeployError" else api, name)
+    return getattr(importlib.import_module(f"convnext_deploy.{_HOMES[name]}"), name)

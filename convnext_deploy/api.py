@@ -13,6 +13,7 @@ from convnext_deploy.inputs import open_weights
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.opening import (
     name_variant,
+    one_start,
     open_artifact,
     open_data_for,
     open_optional,
@@ -84,15 +85,23 @@ def run(
     return run_recipe(loaded, settings, source, data, weights)
 
 
-def train(model: str | None, *, checkpoint: Path | None = None, options: Options = DEFAULTS) -> RunResult:
+def train(
+    model: str | None = None,
+    *,
+    checkpoint: Path | None = None,
+    weights: str | None = None,
+    options: Options = DEFAULTS,
+) -> RunResult:
     """Train a model from scratch, or fine-tune a checkpoint or published weights.
 
     Args:
-        model: variant; None: that of the checkpoint.
-        checkpoint: artifact, weights file or name of published weights; a head for other classes than the data's starts fresh.
+        model: variant; None: that of the checkpoint or weights.
+        checkpoint: artifact or weights file to start from; a head for other classes than the data's starts fresh.
+        weights: likewise, the name of published weights.
         options: see `Options`.
     """
     data = open_training_data(options)
+    checkpoint = one_start(checkpoint, weights)
     source = open_optional(checkpoint, model, options)
     model = name_variant(model, source)
     fit = override_fit(fit_preset(data, DIGITS_FIT, source), options)
@@ -103,10 +112,11 @@ def train(model: str | None, *, checkpoint: Path | None = None, options: Options
 
 
 def distill(
-    teacher: str | None,
-    student: str | None,
+    teacher: str | None = None,
+    student: str | None = None,
     *,
     teacher_checkpoint: Path | None = None,
+    teacher_weights: str | None = None,
     student_weights: str | None = None,
     temperature: float = DistillConfig.temperature,
     distill_loss_weight: float = DistillConfig.distill_loss_weight,
@@ -117,13 +127,15 @@ def distill(
     Args:
         teacher: variant; None: that of its checkpoint.
         student: variant; None: that of its weights.
-        teacher_checkpoint: artifact, weights file or name of published weights, for the classes of the data.
-        student_weights: likewise, what the student starts from; its head may be for other classes.
+        teacher_checkpoint: artifact or weights file, for the classes of the data.
+        teacher_weights: likewise, the name of published weights.
+        student_weights: artifact, weights file or name that the student starts from; its head may be for other classes.
         temperature: softens both logits.
         distill_loss_weight: weight of the teacher's loss; the labels get the rest.
         options: see `Options`.
     """
     data = open_training_data(options)
+    teacher_checkpoint = one_start(teacher_checkpoint, teacher_weights)
     source = open_optional(teacher_checkpoint, teacher, options)
     start = open_optional(None if student_weights is None else Path(student_weights), student, options)
     teacher, student = name_variant(teacher, source), name_variant(student, start)

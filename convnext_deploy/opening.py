@@ -35,6 +35,18 @@ def open_optional(checkpoint: Path | None, model: str | None, options: Options) 
     return None if checkpoint is None else open_artifact(checkpoint, model, options)
 
 
+def one_start(checkpoint: Path | None, weights: str | None) -> Path | None:
+    """Return the file or the published weights to start from.
+
+    Raises: RecipeError: if both are given.
+    """
+    if checkpoint is not None and weights is not None:
+        raise RecipeError(
+            f"both the checkpoint {checkpoint} and the weights {weights} were given; start from one of them."
+        )
+    return checkpoint if weights is None else Path(weights)
+
+
 def open_artifact(path: Path | str, model: str | None, options: Options) -> Artifact:
     """Open what the user brought and say what was found out about it.
 

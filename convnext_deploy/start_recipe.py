@@ -82,8 +82,8 @@ def write_recipe_text(recipe: Recipe, candidate: Candidate, images: int, classes
     lines = [
         f"# A start for {images:,} images of {classes} classes: {candidate.variant}, fine-tuned, quantized to INT8, exported.",
         "# Run it with: convnext-deploy run THIS_FILE --data DIR",
-        "# 'notes N' is section N of the training notes that models and recommend follow; where they give a range, its middle",
-        "# is taken. Learning rates are written for batch 4096 and scaled linearly to the batch size (notes 2).",
+        "# 'notes N': section N of the training notes, whose tables are in convnext_deploy/models/advice.py; where they give a",
+        "# range, its middle is taken. Learning rates are for batch 4096 and scaled linearly to the batch size (notes 2).",
         *_values(recipe, {"name": "also the folder of the results: runs/NAME", "seed": _TOOL}),
     ]
     for stage in recipe.stages:

@@ -21,7 +21,7 @@ LAYERS = (
     ("stages", "runners"),
     ("validation",),
     ("inputs", "pipeline", "reporting"),
-    ("options", "opening", "api", "catalog", "conversion"),
+    ("options", "opening", "api", "start_recipe", "catalog", "conversion"),
     ("cli", "__main__", "__init__"),
 )
 BUILDING_BLOCKS = (*LAYERS[1], *LAYERS[2])
@@ -191,7 +191,7 @@ for verb in ((), *((verb,) for verb in convnext_deploy.cli.COMMANDS)):
     print(*verb, "--help", loaded())
 """
     lines = run_python(code).splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 13
     assert [line for line in lines if not line.endswith(" []")] == []
 
 

@@ -50,15 +50,17 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
-    own = ("teacher", "student", "teacher_checkpoint", "student_weights", "temperature", "distill_loss_weight")
-    teacher_weights = values.pop("teacher_weights")
+    own = (
+        "teacher", "student", "teacher_checkpoint", "teacher_weights", "student_weights", "temperature", "distill_loss_weight",
+    )  # fmt: skip
     arguments = {name: values.pop(name) for name in own}
-    if teacher_weights is not None and arguments["teacher_checkpoint"] is not None:
+    if arguments["teacher_checkpoint"] is not None and arguments["teacher_weights"] is not None:
         raise click.UsageError("--teacher-checkpoint and --teacher-weights were both given; use one teacher.")
-    if teacher_weights is not None:
-        arguments["teacher_checkpoint"] = Path(teacher_weights)
-    for who, weights in (("teacher", arguments["teacher_checkpoint"]), ("student", arguments["student_weights"])):
-        if arguments[who] is None and weights is None:
+    for who, given in (
+        ("teacher", ("teacher", "teacher_checkpoint", "teacher_weights")),
+        ("student", ("student", "student_weights")),
+    ):
+        if not any(arguments[name] for name in given):
             raise click.UsageError(f"give --{who}, or its weights.")
     result = api.distill(**arguments, options=collect_options(values))
     show_report(result.report, as_json)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # widths of the terminal from which the training settings, and the names of the weights, fit into the table as well
 _WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
+_FILE_WIDTH = 160  # where the output is no terminal
 _NONE = "–"
 
 Record = TypeVar("Record")
@@ -37,7 +38,7 @@ def command(name: str | None, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
     if name is None:
         _print_table(rows, console)
     else:

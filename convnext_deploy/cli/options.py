@@ -113,7 +113,7 @@ def common_options(*names: str) -> Callable[[Function], Function]:
     """Add the named options, then `--json` and the positional order that all commands share."""
 
     def decorate(function: Function) -> Function:
-        function = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")(
+        function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(
             function
         )
         for name in reversed(names):

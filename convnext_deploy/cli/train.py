@@ -17,7 +17,7 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Fine-tune this artifact or weights file.")
 @click.option("--weights", metavar="NAME", help="Fine-tune published weights, such as timm/convnext_tiny.fb_in1k.")
 @common_options(*TRAINING)
-def command(model: str | None, checkpoint: Path | None, weights: str | None, as_json: bool, **values: Any) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Train a ConvNeXt from scratch, or fine-tune one, and validate it. Without --data: on the built-in digits.
 
     A head for other classes than the data's starts fresh.
@@ -25,10 +25,10 @@ def command(model: str | None, checkpoint: Path | None, weights: str | None, as_
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
-    if checkpoint is not None and weights is not None:
+    arguments = {name: values.pop(name) for name in ("model", "checkpoint", "weights")}
+    if arguments["checkpoint"] is not None and arguments["weights"] is not None:
         raise click.UsageError("--checkpoint and --weights were both given; start from one of them.")
-    start = checkpoint if weights is None else Path(weights)
-    if model is None and start is None:
+    if not any(arguments.values()):
         raise click.UsageError("give --model, or what to start from with --checkpoint or --weights.")
-    result = api.train(model, checkpoint=start, options=collect_options(values))
+    result = api.train(**arguments, options=collect_options(values))
     show_report(result.report, as_json)

@@ -126,7 +126,7 @@ def _read_transformers(
         return HubConfig(None, _class_names(names, spec), changes)
     size = processor.get("size", _SQUASHED_FROM)
     if isinstance(size, dict):
-        side = int(size.get("shortest_edge", size.get("height", 0)))
+        side = int(size.get("shortest_edge") or size.get("height") or 0)
         squash = "shortest_edge" not in size or side >= _SQUASHED_FROM
         if not side or ("height" in size and size.get("width") != side):
             raise CheckpointError(f"{path.with_name(PREPROCESSOR)} has size {size}; expected a square.")

@@ -35,9 +35,10 @@ def open_runner(artifact: Artifact, device: str = "cpu") -> Runner:
         ArtifactError: if the file does not fit its manifest.
     """
     if artifact.format == "torch":
+        from convnext_deploy.network import load_network
         from convnext_deploy.runners.torch import TorchRunner
 
-        return TorchRunner(artifact, device)
+        return TorchRunner(load_network(artifact), device)
     if artifact.format == "onnx":
         from convnext_deploy.runners.onnxruntime import ONNXRuntimeRunner
 

@@ -1,23 +1,21 @@
-"""PyTorch artifacts, float and fake-quantized, in eager mode and float32."""
+"""PyTorch networks, float and fake-quantized, in eager mode and float32."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.network import load_network
+from torch import nn
 
 
 class TorchRunner:
-    """See `Runner`."""
+    """See `Runner`; `network` is in evaluation mode."""
 
     name = "torch"
 
-    def __init__(self, artifact: Artifact, device: str) -> None:
+    def __init__(self, network: nn.Module, device: str) -> None:
         self.device = device
-        self._network = load_network(artifact).to(device)
+        self._network = network.to(device)
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Runner.logits`."""

@@ -8,20 +8,12 @@ from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.validation.latency import measure_latency
 
 
-class _FreshRunner(TorchRunner):
-    """A runner of a network that no artifact holds."""
-
-    def __init__(self, spec: ModelSpec, device: str) -> None:
-        self.device = device
-        self._network = build_model(spec).eval().to(device)
-
-
 def measure_fresh_latency(spec: ModelSpec, image_size: int, device: str) -> float:
     """Return the median time in milliseconds for one image `(C, image_size, image_size)` in FP32 PyTorch.
 
     The weights are fresh; the time does not depend on their values.
     """
-    runner = _FreshRunner(spec, device)
+    runner = TorchRunner(build_model(spec).eval(), device)
     try:
         return measure_latency(runner, (spec.in_channels, image_size, image_size)).p50_ms
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,17 @@ def test_evaluation_transform_equals_torchvision(
     assert found.shape == (32, 32, 3)
     assert found.dtype == np.uint8
     assert np.array_equal(found, np.asarray(reference(image)))
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.6])
+@pytest.mark.parametrize(("width", "height"), [(80, 50), (50, 81), (32, 32), (32, 40), (20, 31)])
+def test_evaluation_transform_resizes_both_sides_when_squashing(width: int, height: int, crop_pct: float) -> None:
+    image, side = picture(width, height), int(32 / crop_pct)
+    margin = round((side - 32) / 2)
+    whole = image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+    expected = whole.crop((margin, margin, margin + 32, margin + 32))
+    squash = dataclasses.replace(preprocess(32, crop_pct), crop_mode="squash")
+    assert np.array_equal(evaluation_transform(image, squash), np.asarray(expected))
 
 
 def test_evaluation_transform_equals_pillow() -> None:

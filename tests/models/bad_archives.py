@@ -30,8 +30,8 @@ class Claim:
 
 def claiming_tensor(numel: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> Executes:
     """Return what unpickles to a tensor of that size on a storage of that many elements."""
-    arguments = (Claim(numel), offset, size, stride, False, OrderedDict[str, Any]())
-    return Executes(torch._utils._rebuild_tensor_v2, *arguments)
+    hooks: OrderedDict[str, Any] = OrderedDict()
+    return Executes(torch._utils._rebuild_tensor_v2, Claim(numel), offset, size, stride, False, hooks)
 
 
 class _Pickler(pickle.Pickler):
@@ -156,11 +156,14 @@ def one(*arguments: Any, **options: Any) -> dict[str, Any]:
 
 
 def head(size: tuple[int, int], stride: tuple[int, int]) -> dict[str, Any]:
-    """Good weights, but for a head on a storage of 4 numbers."""
-    zeros: dict[str, Any] = {key: claiming_tensor(4, tuple(t.shape), (0,) * t.ndim) for key, t in good_state().items()}
-    return {**zeros, "head.weight": claiming_tensor(4, size, stride)}
+    """Return weights in which all is well but for the head: all of them lie on one storage of `NUMBERS` zeros."""
+    body: dict[str, Any] = {
+        key: claiming_tensor(NUMBERS, tuple(tensor.shape), tensor.stride()) for key, tensor in good_state().items()
+    }
+    return {**body, "head.weight": claiming_tensor(NUMBERS, size, stride)}
 
 
+NUMBERS = 100_000
 DEEP = 200_000
 DEEP_LIST = b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b"."
 DEEP_DICT = b"\x80\x02" + b"}X\x05\x00\x00\x00model" * DEEP + b"}" + b"s" * DEEP + b"."
@@ -193,7 +196,9 @@ ARCHIVES = [
     Bad("legacy storage of 2**33", legacy(one(2**33, (2**33,), (1,))), "bad.pth"),
     Bad("legacy tensor beyond its storage", legacy(one(4, (2**33,), (1,))), "bad.pth"),
     Bad("legacy offset beyond the storage", legacy(one(4, (4,), (1,), offset=10**15)), "bad.pth"),
-    Bad("legacy expanded", legacy(head((10**8, 64), (0, 0))), "claims shape"),
+    Bad("legacy expanded", legacy(head((10**8, 64), (0, 0)), bytes(4 * NUMBERS)), "claims shape (100000000, 64)"),
+    Bad("legacy growing head", legacy(head((4 * 10**7, 64), (64, 1)), bytes(4 * NUMBERS)), "bad.pth"),
+    Bad("growing head", zipped(archive(pickled(head((4 * 10**7, 64), (64, 1))), bytes(4 * NUMBERS))), "bad.pth"),
     Bad("legacy code", legacy({"w": Executes(eval, "1 + 1")}), "would execute code (eval)"),
     Bad("legacy module", legacy(nn.Identity()), "would execute code"),
 ]

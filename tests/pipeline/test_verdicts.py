@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.inputs import open_input
-from convnext_deploy.pipeline import RunResult, check_classes, run_recipe
+from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.recipe import (
     BASELINE,
     SOURCE,
+    DistillConfig,
     FitConfig,
     Gate,
     ModelConfig,
@@ -139,6 +140,40 @@ def test_run_recipe_without_data_says_that_nothing_was_validated(
         (None, None, "not validated: no --data")
     ] * 2
     assert result.report.passed
+
+
+def other_classes(small_data: Data) -> Data:
+    return dataclasses.replace(small_data, class_names=("cat", "elk", "owl"))
+
+
+def test_source_of_other_classes_is_not_validated_when_it_only_starts_the_training(
+    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    student, data = small_artifacts["student"], other_classes(small_data)
+    train = StageEntry("model", TrainConfig(ModelConfig("atto", 32), UNTRAINED), SOURCE, Gate(max_top1_drop_pp=100.0))
+    ptq = StageEntry("ptq", PTQConfig(calibration_images=6), "model", Gate(max_top1_drop_pp=100.0))
+    recipe = Recipe("r", (train, ptq), source=str(student.path))
+    source, model, quantized = run_recipe(recipe, settings_for(tmp_path), source=student, data=data).report.rows
+    assert (source.top1, source.not_run) == (
+        None,
+        f"not validated: source was trained with class 'dog' where {data.name} has 'elk'; use the same classes.",
+    )
+    assert (model.baseline, model.source_drop_pp, model.total) == (None, None, 18)
+    assert (quantized.baseline, quantized.passed) == ("model", True)
+
+
+@pytest.mark.parametrize("use", ["ptq", "teacher"])
+def test_source_of_other_classes_is_refused_when_it_is_more_than_a_start(
+    use: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    student = small_artifacts["student"]
+    train = StageEntry("model", TrainConfig(ModelConfig("atto", 32), UNTRAINED), SOURCE)
+    teach = StageEntry("more", DistillConfig(ModelConfig("atto", 32), SOURCE, UNTRAINED), None)
+    more = StageEntry("more", PTQConfig(calibration_images=6), SOURCE) if use == "ptq" else teach
+    recipe = Recipe("r", (train, more), source=str(student.path))
+    with pytest.raises(DataError, match="was trained with class 'dog'"):
+        run_recipe(recipe, settings_for(tmp_path), source=student, data=other_classes(small_data))
+    assert not (tmp_path / "stages").exists()
 
 
 # At this learning rate two steps change nothing, so the network still guesses and cannot be right on all images.

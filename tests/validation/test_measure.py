@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.progress import SilentProgress
+from convnext_deploy.network import load_network
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.validation.latency import Latency, measure_latency
 from convnext_deploy.validation.measure import (
@@ -30,7 +31,7 @@ def measured(small_artifacts: dict[str, Artifact], small_data: Data) -> Measurem
 
 
 def test_measure_latency_orders_its_percentiles(small_artifacts: dict[str, Artifact]) -> None:
-    runner = TorchRunner(small_artifacts["student"], "cpu")
+    runner = TorchRunner(load_network(small_artifacts["student"]), "cpu")
     found = measure_latency(runner, (3, 32, 32))
     runner.close()
     assert found.batch_size == 1
@@ -39,7 +40,7 @@ def test_measure_latency_orders_its_percentiles(small_artifacts: dict[str, Artif
 
 class _CountingRunner(TorchRunner):
     def __init__(self, artifact: Artifact) -> None:
-        super().__init__(artifact, "cpu")
+        super().__init__(load_network(artifact), "cpu")
         self.calls: list[tuple[tuple[int, ...], np.dtype[np.float32]]] = []
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

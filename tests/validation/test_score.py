@@ -18,6 +18,7 @@ from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
+from convnext_deploy.network import load_network
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.validation.score import Score, score_runner
 
@@ -105,7 +106,7 @@ def test_score_runner_equals_network_on_the_validation_images(
 ) -> None:
     artifact = small_artifacts["student"]
     images = EvaluationBatches(small_data.validation, artifact.preprocess, 5)
-    runner = TorchRunner(artifact, "cpu")
+    runner = TorchRunner(load_network(artifact), "cpu")
     found = score_runner(runner, images, len(images), SilentProgress(), "student")
     runner.close()
     with torch.no_grad():

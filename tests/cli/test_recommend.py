@@ -1,0 +1,120 @@
+"""`recommend`: the list, its reasons, the recipe, and wrong values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from convnext_deploy import catalog
+from convnext_deploy.catalog import recommend
+from convnext_deploy.recipe_file import load_recipe
+from tests.cli.conftest import call
+
+SMALL = ("--images", "6000", "--classes", "4")
+
+
+def test_recommend_prints_the_ranked_list_with_reasons_and_the_recipe() -> None:
+    outcome = call("recommend", *SMALL, "--gpu-memory", "12")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert lines[0] == "For 6,000 training images of 4 classes at 224 pixels, best first:"
+    cells = [line.split() for line in lines]
+    first = ["1", "convnextv2_tiny", "28.6", "83.0", "64", "8.5", "2e-4", "0.1", "125", "no"]
+    assert first in cells
+    order = ["1. convnextv2_tiny", "2. convnext_tiny", "3. convnextv2_nano", "4. convnext_nano", "5. convnext_small"]
+    assert [line for line in lines if line in order] == order
+    text = " ".join(outcome.out.split())
+    assert "- tier 1 of 6: the best accuracy for its computation" in text
+    assert "- convnextv2_base, convnext_base: too large for fewer than 50,000 images (overfitting)" in text
+    assert outcome.out.endswith(recommend(6000, 4, gpu_memory_gb=12).recipe_text)
+    assert "…" not in outcome.out
+
+
+def test_recommend_writes_the_recipe_to_a_file_that_runs(tmp_path: Path) -> None:
+    path = tmp_path / "start.toml"
+    outcome = call("recommend", *SMALL, "--gpu-memory", "12", "--out", path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.endswith(f"The recipe is in {path}: convnext-deploy run {path} --data DIR\n")
+    assert "[[stages]]" not in outcome.out
+    assert load_recipe(path) == recommend(6000, 4, gpu_memory_gb=12).recipe
+
+
+def test_recommend_does_not_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "start.toml"
+    path.write_text("mine")
+    outcome = call("recommend", *SMALL, "--out", path)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert (
+        outcome.err == f"error: {path} exists and is not overwritten; choose another name with --out, or remove it.\n"
+    )
+    assert path.read_text() == "mine"
+
+
+def test_recommend_json_is_the_record() -> None:
+    outcome = call("recommend", *SMALL, "--gpu-memory", "12", "--image-size", "160", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    expected = recommend(6000, 4, gpu_memory_gb=12, image_size=160)
+    assert json.loads(outcome.out) == json.loads(json.dumps(expected.to_record()))
+
+
+def test_recommend_measures_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "cuda_driver_error", lambda: "no GPU")
+    monkeypatch.setattr(catalog, "SHORT_LIST", 1)
+    outcome = call("recommend", *SMALL, "--image-size", "32", "--latency-budget", "60000", "--json")
+    assert outcome.code == 0
+    assert outcome.err.startswith("latency on cpu: done in ")
+    record = json.loads(outcome.out)
+    (candidate,) = record["candidates"]
+    assert (record["device"], candidate["variant"]) == ("cpu", "convnextv2_tiny")
+    assert 0 < candidate["latency_ms"] < 60_000
+
+
+def test_recommend_shows_times_when_there_is_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "cuda_driver_error", lambda: "no GPU")
+    monkeypatch.setattr("convnext_deploy.validation.fresh_latency.measure_fresh_latency", lambda *given: 12.3)
+    text = " ".join(call("recommend", *SMALL, "--latency-budget", "20").out.split())
+    assert "ms on" in text
+    assert "- takes 12.3 ms for one image on this cpu, within 20 ms" in text
+    assert "125 no 12.3" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--images", "0", "--classes", "4"),
+        ("--images", "-5", "--classes", "4"),
+        ("--images", "many", "--classes", "4"),
+        ("--images", "6000", "--classes", "1"),
+        ("--images", "6000"),
+        ("--classes", "4"),
+        (*SMALL, "--gpu-memory", "0"),
+        (*SMALL, "--gpu-memory", "-8"),
+        (*SMALL, "--latency-budget", "0"),
+        (*SMALL, "--image-size", "0"),
+    ],
+    ids=" ".join,
+)
+def test_recommend_answers_wrong_values_with_its_usage(arguments: tuple[str, ...]) -> None:
+    outcome = call("recommend", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("Usage: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--images", "3", "--classes", "4"),
+            "error: images = 3 is out of range; expected >= 4, one for each class.\n",
+        ),
+        ((*SMALL, "--image-size", "16"), "error: image_size = 16 is out of range; expected >= 32.\n"),
+        ((*SMALL, "--gpu-memory", "1"), "error: 1.0 GB of GPU memory are too little: even convnext_zepto_rms needs"),
+    ],
+)
+def test_recommend_says_in_one_line_what_cannot_be(arguments: tuple[str, ...], message: str) -> None:
+    outcome = call("recommend", *arguments)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(message)
+    assert outcome.err.count("\n") == 1
