@@ -76,6 +76,9 @@ def run(
     _check_names(loaded)
     source = open_artifact(Path(loaded.source), None, Options(progress=options.progress)) if loaded.source else None
     weights = open_weights(loaded)
+    for artifact in weights.values():
+        for note in artifact.notes:
+            options.progress.say(note)
     data = open_data(name)
     settings = create_settings(options, loaded.name, data)
     if on_plan is not None:

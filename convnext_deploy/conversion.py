@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS, PICKLE, CLASSES, README = "model.safetensors", "model.pth", "class_names.txt", "README.md"
+_SIGNATURE = "Written by convnext_deploy from"  # in the README; other folders than those with it are left alone
 _WRITTEN = {SAFETENSORS, PICKLE, CLASSES, README, CONFIG, PREPROCESSOR}
 _TORCHVISION = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 
@@ -68,13 +69,13 @@ def convert(
             "convert the artifact that it was made from."
         )
     notes = check_writable(artifact.model, dialect)
-    _check_output(out)
+    _check_output(out, artifact)
     state = _read_exactly(artifact)
     tensors = {key: t.contiguous() for key, t in from_native(state, artifact.model, dialect).items()}
     if dialect == "huggingface" and (difference := preprocessor_difference(artifact.preprocess)):
         notes.append(difference)
     load = _loading_lines(artifact, dialect)
-    with replace_folder(out.absolute()) as folder:
+    with replace_folder(out.resolve()) as folder:
         if dialect in ("timm", "huggingface"):
             from safetensors.torch import save_file
 
@@ -99,10 +100,15 @@ def _read_exactly(artifact: Artifact) -> dict[str, Tensor]:
     return dict(load_network(artifact).state_dict())
 
 
-def _check_output(out: Path) -> None:
+def _check_output(out: Path, artifact: Artifact) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; give a folder with --out.")
-    others = sorted({entry.name for entry in out.iterdir()} - _WRITTEN) if out.is_dir() else []
+    if out.resolve() == artifact.path.resolve():
+        raise OutputError(f"{out} holds the checkpoint itself; choose another folder with --out.")
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set[str]()
+    readme = out / README
+    is_own = readme.is_file() and _SIGNATURE in readme.read_text(encoding="utf-8", errors="replace")
+    others = sorted(names - _WRITTEN) or ([] if is_own else sorted(names))
     if others:
         raise OutputError(
             f"{out} holds '{others[0]}', which this command would delete; choose an empty folder with --out."
@@ -170,6 +176,6 @@ def _readme(artifact: Artifact, dialect: Dialect, load: str, notes: list[str]) -
         *([""] if notes else []),
         *(f"Note: {note}." for note in notes),
         "",
-        f"Written by convnext_deploy from {artifact.main_file.name} (sha256 {artifact.sha256}).",
+        f"{_SIGNATURE} {artifact.main_file.name} (sha256 {artifact.sha256}).",
     ]
     return "\n".join(lines) + "\n"

@@ -136,6 +136,10 @@ def _open_checkpoint(path: Path) -> Artifact:
         return _from_header(path, "torch", header)
     checkpoint = load_checkpoint(path)
     spec = infer_model_spec(checkpoint.state, path)
+    if checkpoint.dialect == "timm" and spec.patch_size > 4:
+        raise CheckpointError(
+            f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
+        )
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in _WEIGHT_FILES else None
     if config is not None:

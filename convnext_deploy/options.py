@@ -109,7 +109,7 @@ def model_config(
         return ModelConfig(
             name,
             preprocess.image_size,
-            spec.patch_size,
+            options.patch_size or spec.patch_size,
             spec.in_channels,
             preprocess.crop_pct,
             options.head_hidden_size,

@@ -45,6 +45,7 @@ class ModelConfig:
         )
         if self.crop_pct is not None:
             _require(0.1 <= self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0.1 to 1.0")
+        _require(self.weights != "", "weights", self.weights, "a file, a folder or a name")
         if self.head_hidden_size is not None:
             _require(self.head_hidden_size >= 0, "head_hidden_size", self.head_hidden_size, ">= 1, or 0 for none")
 

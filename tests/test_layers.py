@@ -25,7 +25,16 @@ LAYERS = (
     ("cli", "__main__", "__init__"),
 )
 BUILDING_BLOCKS = (*LAYERS[1], *LAYERS[2])
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino", "timm", "webdataset", "transformers", "huggingface_hub")
+OPTIONAL = (
+    "tensorrt",
+    "tensorrt_rtx",
+    "torch_tensorrt",
+    "openvino",
+    "timm",
+    "webdataset",
+    "transformers",
+    "huggingface_hub",
+)
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "sklearn", "rich")
 VAGUE_NAMES = ("util", "helper", "common", "misc", "manager")
 

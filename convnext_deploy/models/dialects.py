@@ -106,6 +106,7 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     if dialect == "timm":
         lacking += [
             (spec.patch_size == 2, "a patch size of 2 (there it also halves the first model stage)"),
+            (spec.patch_size > 4, f"a patch size of {spec.patch_size} (there the last model stage is dilated instead)"),
             (bool(row.head_hidden_size) and row.head_norm_first, "a hidden layer with the norm before the pooling"),
             (bool(row.head_hidden_size) and spec.head_activation != "gelu", f"a {spec.head_activation} in the head"),
         ]

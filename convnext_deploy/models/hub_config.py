@@ -6,6 +6,7 @@ timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.js
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,11 @@ _LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take
 _SQUASHED_FROM = 384
 _RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu"}
+_TIMM_NORMS = {
+    "layernorm": ("layernorm", "layernorm2d", "layernormfp32", "layernorm2dfp32"),
+    "rmsnorm": ("rmsnorm", "rmsnorm2d", "rmsnormfp32", "rmsnorm2dfp32"),
+    "simplenorm": ("simplenorm", "simplenorm2d", "simplenormfp32", "simplenorm2dfp32"),
+}
 _TRANSFORMERS_ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -61,7 +67,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
         if str(config.get("model_type", "")) in ("convnext", "convnextv2"):
             processor = folder / PREPROCESSOR
             return _read_transformers(config, _read_json(processor) if processor.is_file() else {}, spec, path)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} or {PREPROCESSOR} is damaged ({type(error).__name__}: {error}).") from None
     return None
 
@@ -81,12 +87,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubConfig:
     settings = config.get("pretrained_cfg", config)
+    row = complete_spec(spec)
     arguments = dict(config.get("model_args") or {})
     changes: dict[str, Any] = {}
     if "act_layer" in arguments:
         changes["activation"] = _look_up(_TIMM_ACTIVATIONS, arguments.pop("act_layer"), "act_layer", path)
     if "norm_eps" in arguments:
-        changes["norm_eps"] = float(arguments.pop("norm_eps"))
+        changes["norm_eps"] = _positive(arguments.pop("norm_eps"))
+    if "norm_layer" in arguments and arguments["norm_layer"] not in _TIMM_NORMS[row.norm]:
+        # norms with equal weights compute different things
+        raise CheckpointError(
+            f"{path} sets norm_layer {arguments['norm_layer']!r}; {spec.variant} has a {row.norm} here."
+        )
     pool = arguments.pop("global_pool", config.get("global_pool", "avg"))
     unknown = sorted(set(arguments) - _TIMM_TOLD_BY_SHAPES)
     if unknown or pool != "avg":
@@ -98,7 +110,8 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     mode = settings.get("crop_mode", "center")
     if mode not in ("center", "squash"):
         raise CheckpointError(f"{path} has crop_mode '{mode}'; known are 'center' and 'squash'.")
-    names = config.get("label_names", settings.get("label_names"))
+    places = (config.get("label_names"), settings.get("label_names"), settings.get("labels"))
+    names = next((found for found in places if found), None)
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
     return HubConfig(
@@ -115,7 +128,7 @@ def _read_transformers(
     config: Mapping[str, Any], processor: Mapping[str, Any], spec: ModelSpec, path: Path
 ) -> HubConfig:
     activation = _look_up(_TRANSFORMERS_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act", path)
-    changes: dict[str, Any] = {"head_norm_eps": float(config.get("layer_norm_eps", TRANSFORMERS_DEFAULT_EPS))}
+    changes: dict[str, Any] = {"head_norm_eps": _positive(config.get("layer_norm_eps", TRANSFORMERS_DEFAULT_EPS))}
     if activation != complete_spec(spec).activation:
         changes["activation"] = activation
     labels = config.get("id2label") or {}
@@ -134,13 +147,20 @@ def _read_transformers(
         side, squash = int(size), int(size) >= _SQUASHED_FROM
     crop_pct = 1.0 if squash else processor.get("crop_pct") or 224 / 256
     # (p·f - m)/s with another factor f than 1/255 is (p/255 - m/(255 f)) / (s/(255 f))
-    unit = 255.0 * processor.get("rescale_factor", 1 / 255)
+    unit = 255.0 * (processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0)
     normalized = processor.get("do_normalize", True)
     mean = [value / unit for value in processor["image_mean"]] if normalized else [0.0] * spec.in_channels
     std = [value / unit for value in processor["image_std"]] if normalized else [1.0 / unit] * spec.in_channels
     interpolation = _RESAMPLE.get(processor.get("resample", 3))
     preprocess = _preprocess(spec, side, crop_pct, interpolation, mean, std, "squash" if squash else "center")
     return HubConfig(preprocess, _class_names(names, spec), changes)
+
+
+def _positive(value: Any) -> float:
+    found = float(value)
+    if not 0 < found < math.inf:
+        raise ValueError(f"{found} for the eps of a norm")
+    return found
 
 
 def _look_up(known: Mapping[str, str], found: object, name: str, path: Path) -> str:
@@ -155,7 +175,7 @@ def _preprocess(
     """Return the transform, or None where mean and std do not belong to the network's input."""
     if not mean or not std or not len(mean) == len(std) == spec.in_channels:
         return None
-    if not 0 < crop_pct <= 1 or side < 1 or min(std) <= 0:
+    if not 0 < crop_pct <= 1 or side < 1 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"crop_pct {crop_pct}, size {side}, std {std}")
     resize: Interpolation = "bilinear" if interpolation == "bilinear" else "bicubic"
     return Preprocess(

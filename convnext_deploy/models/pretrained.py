@@ -56,7 +56,9 @@ def _fetch_hub(repository: str) -> Pretrained:
             f"'{repository}' is on the Hugging Face hub; to download it: pip install 'convnext_deploy[hub]'."
         ) from None
     try:
-        return Pretrained(Path(snapshot_download(repository, allow_patterns=list(_FILES))))
+        folder = Path(snapshot_download(repository, allow_patterns=list(_FILES[:3])))
+        if not (folder / _FILES[2]).is_file():
+            folder = Path(snapshot_download(repository, allow_patterns=list(_FILES)))
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"the Hugging Face hub has no repository '{repository}', or it needs a login; names look like "
@@ -67,6 +69,9 @@ def _fetch_hub(repository: str) -> Pretrained:
     except Exception as error:
         # the hub's client raises whatever its HTTP library, the proxy and the file system raise
         raise CheckpointError(f"{_offline(repository)} ({first_line(error)})") from None
+    if not any((folder / name).is_file() for name in _FILES[2:]):
+        raise CheckpointError(f"there are no weights of '{repository}' in {folder}: {_offline(repository)}")
+    return Pretrained(folder)
 
 
 def _offline(repository: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifact import Artifact, Preprocess
 from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
@@ -27,7 +27,11 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     student = start_network(spec, config.fit, start, data.class_names, context)
     teacher = load_network(teacher_artifact).to(context.device)
     objective = distillation_objective(
-        student, teacher, config.temperature, config.distill_loss_weight, config.fit.label_smoothing
+        student,
+        _Renormalized(teacher, preprocess, teacher_artifact.preprocess),
+        config.temperature,
+        config.distill_loss_weight,
+        config.fit.label_smoothing,
     )
     history = fit_network(student, preprocess, config.fit, context, objective)
     return write_torch_artifact(
@@ -40,6 +44,24 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         details={"history": history},
         source=start,
     )
+
+
+class _Renormalized(nn.Module):
+    """A teacher that is given images under the student's normalization and sees them under its own."""
+
+    def __init__(self, teacher: nn.Module, student: Preprocess, own: Preprocess) -> None:
+        super().__init__()
+        self.teacher, self.same = teacher, (student.mean, student.std) == (own.mean, own.std)
+        device = next(teacher.parameters()).device
+        mean, std, own_mean, own_std = (
+            torch.tensor(values, device=device)[:, None, None]
+            for values in (student.mean, student.std, own.mean, own.std)
+        )
+        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `(N, C, H, W)` to logits."""
+        return self.teacher(images if self.same else images * self.scale + self.shift)  # type: ignore[no-any-return]
 
 
 def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.network import load_network
+from convnext_deploy.progress import SilentProgress
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.validation.latency import Latency, measure_latency
 from convnext_deploy.validation.measure import (

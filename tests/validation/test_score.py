@@ -18,7 +18,6 @@ from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
-from convnext_deploy.network import load_network
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.validation.score import Score, score_runner
 
