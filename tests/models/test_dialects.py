@@ -162,7 +162,7 @@ def test_check_writable_refuses_when_library_lacks_an_option(
     ("variant", "dialect", "changes"),
     [
         ("convnext_atto", "timm", {"in_channels": 1}),
-        ("convnext_atto", "timm", {"patch_size": 6}),
+        ("convnext_atto", "timm", {"patch_size": 3}),
         ("convnext_atto", "timm", {"head_hidden_size": 8}),
         ("convnext_large_mlp", "timm", {"head_hidden_size": 0}),
         ("convnext_atto", "timm", {"activation": "relu", "norm_eps": 1e-5}),

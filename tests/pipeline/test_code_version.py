@@ -111,7 +111,7 @@ def test_plan_recipe_repeats_stages_whose_code_changed(
 ) -> None:
     def would_run() -> list[str]:
         code_version.of_module.cache_clear()
-        return [stage.name for stage, runs in plan_recipe(light_recipe, copied, None, small_data) if runs]
+        return [stage.name for stage, runs in plan_recipe(light_recipe, copied, None, small_data, {}) if runs]
 
     assert would_run() == []
     edit(package / "stages" / "ptq.py", '"""', '"""Another summary: ')

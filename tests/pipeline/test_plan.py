@@ -16,7 +16,7 @@ from tests.pipeline.conftest import STAGES, Rerun, change_stage
 
 
 def would_run(recipe: Recipe, out: Path, data: Data | None, source: Artifact | None = None) -> tuple[str, ...]:
-    plan = plan_recipe(recipe, out, source, data)
+    plan = plan_recipe(recipe, out, source, data, {})
     assert tuple(stage for stage, _ in plan) == recipe.stages
     return tuple(stage.name for stage, runs in plan if runs)
 
