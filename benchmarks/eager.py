@@ -21,10 +21,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.models.dialects import from_native, to_native
 from convnext_deploy.models.matching import load_into
 from convnext_deploy.models.variants import build_model, resolve_variant
+from convnext_deploy.spec import ModelSpec
 
 
 def main() -> None:

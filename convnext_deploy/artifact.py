@@ -12,81 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.spec import ModelSpec, Preprocess, read_model, read_preprocess
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 
 Format = Literal["torch", "onnx", "tensorrt"]
-Interpolation = Literal["bicubic", "bilinear"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which network the weights belong to. None: as in the table of variants.
-
-    `num_classes` 0: the weights have no classification head. `norm_eps` holds for all norms, `head_norm_eps` for the last.
-    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it.
-    """
-
-    variant: str
-    num_classes: int
-    in_channels: int = 3
-    patch_size: int = 4
-    head_hidden_size: int | None = None
-    head_activation: Literal["gelu", "relu"] = "gelu"
-    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] | None = None
-    norm_eps: float | None = None
-    head_norm_eps: float | None = None
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """The evaluation transform: resize to `image_size / crop_pct`, centre crop, scale, normalize.
-
-    `crop_mode` `center` resizes the shorter side and keeps the aspect ratio, `squash` resizes both sides. `mean` and `std` are
-    per channel, for pixel values in [0, 1].
-    """
-
-    image_size: int
-    crop_pct: float
-    interpolation: Interpolation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_mode: Literal["center", "squash"] = "center"
-
-    @property
-    def resize_size(self) -> int:
-        """Length in pixels of the shorter side, or of both, before the crop."""
-        # a quotient such as 224/236, meant to give 236 again, must not end a pixel lower for its rounding
-        return int(self.image_size / self.crop_pct + 1e-6)
-
-
-def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:
-    """The usual transform: ImageNet statistics, bicubic, crop 0.875 (1.0 for images too small to cut away a border)."""
-    if crop_pct is None:
-        crop_pct = 0.875 if image_size >= 128 else 1.0
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,) * in_channels, (0.5,) * in_channels)
-    return Preprocess(image_size, crop_pct, "bicubic", mean, std)
-
-
-def read_preprocess(record: Mapping[str, Any]) -> Preprocess:
-    """Return what `dataclasses.asdict` and JSON made of a `Preprocess`. Raises: KeyError, TypeError: if it is none."""
-    return Preprocess(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
-
-
-def file_header(
-    model: ModelSpec, preprocess: Preprocess, class_names: tuple[str, ...] | None, precision: str
-) -> dict[str, Any]:
-    """Return what a weights or ONNX file carries inside, so that it can be opened without its manifest."""
-    return {
-        "model": asdict(model),
-        "preprocess": asdict(preprocess),
-        "class_names": class_names,
-        "precision": precision,
-    }
 
 
 @dataclass(frozen=True)
@@ -192,14 +123,14 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(f"{folder / MANIFEST} was written by another version; make the artifact again.")
         artifact = Artifact(
             path=folder,
-            model=ModelSpec(**record.pop("model")),
+            model=read_model(record.pop("model")),
             preprocess=read_preprocess(record.pop("preprocess")),
             class_names=None if (names := record.pop("class_names")) is None else tuple(names),
             files=tuple(ArtifactFile(**entry) for entry in record.pop("files")),
             lineage=tuple(StageRecord(**entry) for entry in record.pop("lineage")),
             **record,
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest of this tool ({error}).") from None
     for file in artifact.files:
         target = folder / file.name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifact import ModelSpec, write_text
+from convnext_deploy.artifact import write_text
 from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.advice import SettingRanges, data_size, settings_for_size, settings_note
@@ -17,6 +17,7 @@ from convnext_deploy.models.ranking import Candidate, Exclusion, rank, tier_of
 from convnext_deploy.models.variants import VARIANTS, Variant, resolve_variant, short_name
 from convnext_deploy.progress import Progress, SilentProgress
 from convnext_deploy.recipe import Recipe
+from convnext_deploy.spec import ModelSpec
 from convnext_deploy.start_recipe import create_start_recipe, write_recipe_text
 
 SHORT_LIST = 5

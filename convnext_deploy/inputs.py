@@ -6,18 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifact import (
-    MANIFEST,
-    Artifact,
-    ModelSpec,
-    Preprocess,
-    default_preprocess,
-    describe_file,
-    read_artifact,
-    read_preprocess,
-)
+from convnext_deploy.artifact import MANIFEST, Artifact, describe_file, read_artifact
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
 from convnext_deploy.recipe import WEIGHTS_PREFIX, Recipe
+from convnext_deploy.spec import ModelSpec, Preprocess, check_header, default_preprocess, read_model, read_preprocess
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 # the names under which other libraries keep the weights in a folder, best first
@@ -136,7 +128,7 @@ def _open_checkpoint(path: Path) -> Artifact:
         return _from_header(path, "torch", header)
     checkpoint = load_checkpoint(path)
     spec = infer_model_spec(checkpoint.state, path)
-    if checkpoint.dialect == "timm" and spec.patch_size > 4:
+    if checkpoint.dialect == "timm" and spec.patch_size >= 8:
         raise CheckpointError(
             f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
         )
@@ -198,16 +190,17 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
 def _from_header(path: Path, format: Any, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the field's name)
     try:
         names = header["class_names"]
+        check_header(header)
         return _describe(
             path,
             format,
             header["precision"],
-            ModelSpec(**header["model"]),
+            read_model(header["model"]),
             read_preprocess(header["preprocess"]),
             None if names is None else tuple(names),
             header.get("details", {}),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ArtifactError(f"{path} has a damaged header ({error!r}); make it again.") from None
 
 

@@ -12,16 +12,11 @@ from typing import Any
 import pytest
 
 from convnext_deploy.artifact import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     MANIFEST,
     Artifact,
     ArtifactFile,
-    ModelSpec,
-    Preprocess,
     StageRecord,
     create_output_folder,
-    default_preprocess,
     describe_file,
     read_artifact,
     replace_folder,
@@ -29,6 +24,7 @@ from convnext_deploy.artifact import (
     write_text,
 )
 from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess, default_preprocess
 
 
 def create_artifact(folder: Path) -> Artifact:

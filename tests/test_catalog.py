@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy import catalog
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.catalog import SHORT_LIST, Recommendation, list_models, recommend
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.advice import settings_for_size
@@ -18,6 +17,7 @@ from convnext_deploy.models.published import PUBLISHED
 from convnext_deploy.models.ranking import rank
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.recipe import TrainConfig
+from convnext_deploy.spec import ModelSpec
 from convnext_deploy.validation import fresh_latency
 from convnext_deploy.validation.fresh_latency import measure_fresh_latency
 

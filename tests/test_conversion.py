@@ -19,12 +19,12 @@ import torch
 from timm.models.convnext import checkpoint_filter_fn
 from torch import nn
 
-from convnext_deploy.artifact import ModelSpec, default_preprocess
 from convnext_deploy.conversion import Conversion, convert
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.dialects import DIALECTS, Dialect
 from convnext_deploy.network import load_network
+from convnext_deploy.spec import ModelSpec, default_preprocess
 from tests.weights import (
     PREPROCESS,
     assert_equal_states,

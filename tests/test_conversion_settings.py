@@ -18,7 +18,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from convnext_deploy.artifact import IMAGENET_MEAN, IMAGENET_STD, Artifact, ModelSpec, Preprocess
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.conversion import convert
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, OutputError
@@ -26,6 +26,7 @@ from convnext_deploy.inputs import open_input
 from convnext_deploy.models.dialects import Dialect
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.options import Options
+from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from tests.data.test_transforms import picture
 from tests.weights import PREPROCESS, random_network, write_weights
 

@@ -13,11 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convnext_deploy.artifact import Artifact, ModelSpec, default_preprocess, describe_file, read_artifact
+from convnext_deploy.artifact import Artifact, describe_file, read_artifact
 from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
 from convnext_deploy.inputs import find_baseline, open_input
 from convnext_deploy.models.checkpoint import METADATA_KEY
 from convnext_deploy.pipeline import RunResult
+from convnext_deploy.spec import ModelSpec, default_preprocess
 
 
 def write_foreign_onnx(

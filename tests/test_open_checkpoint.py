@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convnext_deploy.artifact import Artifact, ModelSpec, describe_file
+from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.checkpoint import METADATA_KEY
 from convnext_deploy.models.published import default_evaluation
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.network import load_network
+from convnext_deploy.spec import ModelSpec
 from tests.weights import PREPROCESS, write_weights
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from convnext_deploy.artifact import Preprocess
 from convnext_deploy.data import transforms
 from convnext_deploy.data.sources import ImageSet
 from convnext_deploy.errors import DataError
+from convnext_deploy.spec import Preprocess
 
 _CACHED_SIDE = 96  # pixels; larger images are decoded again in every epoch
 _CACHED_BYTES = 2 << 30

@@ -217,6 +217,10 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
     """
     if artifact.model.in_channels not in (1, 3):
         raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
+    if artifact.model.num_classes < 1:
+        raise DataError(
+            f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
+        )
     if len(data.class_names) != artifact.model.num_classes:
         raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
     if artifact.class_names is not None and artifact.class_names != data.class_names:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from convnext_deploy.artifact import Preprocess
+from convnext_deploy.spec import Preprocess
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10

@@ -6,6 +6,8 @@ import argparse
 import json
 import pickle
 import re
+import stat
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -28,6 +30,8 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to", "unrecognized function")
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more too, but only after it tried to find them
+_LONGEST_NAME = 200  # characters
+_MANY_RECORDS = 0xFFFF  # what the end of an archive says when it holds this many or more
 _LARGEST_EXPANSION = 1 << 20  # bytes that the records of an archive may unpack to beyond its own size
 
 
@@ -80,13 +84,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     while isinstance(content, dict) and (
         name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
     ):
-        entry, content = entry or name, content[name]
+        entry, content = entry or name, content.pop(name)  # taken out, so that a dict that holds itself comes to an end
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict; expected a mapping from names to tensors.")
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str):
             raise CheckpointError(
-                f"{path} holds no state dict: '{str(key)[:80]}' is a {type(value).__name__}; "
+                f"{path} holds no state dict: one of its names is a {type(key).__name__} and not a text."
+            )
+        if len(key) > _LONGEST_NAME or not key.isprintable():
+            raise CheckpointError(
+                f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is no name of a weight."
+            )
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} holds no state dict: '{key}' is a {type(value).__name__}; "
                 "expected a mapping from names to tensors."
             )
         _check_tensor(path, key, value)
@@ -107,7 +119,11 @@ def _unpickle(path: Path) -> Any:
 def _check_file(path: Path) -> None:
     """Refuse what is no file of weights at first sight, before any library reads it."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # to open a pipe would wait for its writer
+            raise CheckpointError(f"{path} cannot be read; expected a file of weights.")
+        size = status.st_size
         with path.open("rb") as file:
             start = file.read(256)
     except FileNotFoundError:
@@ -134,6 +150,14 @@ def _check_file(path: Path) -> None:
 def _check_archive(path: Path) -> None:
     """Refuse archives that `torch.save` would not write: compressed, unpacking to more than their size, or with code inside."""
     try:
+        with path.open("rb") as file:
+            # the last record of an archive, which says how many there are, before a list of them is made
+            file.seek(-min(path.stat().st_size, 22 + 0xFFFF), 2)
+            _, found, end = file.read().rpartition(b"PK\x05\x06")
+        if found and len(end) >= 8 and struct.unpack_from("<H", end, 6)[0] == _MANY_RECORDS:
+            raise CheckpointError(
+                f"{path} is an archive of {_MANY_RECORDS} records or more; no checkpoint has so many."
+            )
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -164,8 +188,16 @@ def _describe_refusal(path: Path, message: str) -> str:
 
 
 def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        kind = "quantized" if tensor.is_quantized else "complex" if tensor.is_complex() else str(tensor.layout)
+    kinds = {
+        "nested": tensor.is_nested,
+        str(tensor.layout): tensor.layout != torch.strided,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "meta": tensor.is_meta,  # a shape without numbers
+        "packed 4-bit": tensor.dtype == torch.float4_e2m1fn_x2,
+    }
+    kind = next((name for name, holds in kinds.items() if holds), None)
+    if kind is not None:
         raise CheckpointError(f"{path}: '{key}' is a {kind} tensor; expected plain floating-point weights.")
     claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > held:

@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import Variant, complete_spec
+from convnext_deploy.spec import ModelSpec
 
 MLP_RATIO = 4  # as in `convnext.py`, which imports PyTorch
 _STEM_KERNEL = 3  # of both convolutions of an overlapping stem

@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.variants import Variant, complete_spec
+from convnext_deploy.spec import ModelSpec
 
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
@@ -106,7 +106,10 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     if dialect == "timm":
         lacking += [
             (spec.patch_size == 2, "a patch size of 2 (there it also halves the first model stage)"),
-            (spec.patch_size > 4, f"a patch size of {spec.patch_size} (there the last model stage is dilated instead)"),
+            (
+                spec.patch_size >= 8,
+                f"a patch size of {spec.patch_size} (there the last model stage is dilated instead)",
+            ),
             (bool(row.head_hidden_size) and row.head_norm_first, "a hidden layer with the norm before the pooling"),
             (bool(row.head_hidden_size) and spec.head_activation != "gelu", f"a {spec.head_activation} in the head"),
         ]

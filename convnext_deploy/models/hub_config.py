@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifact import Interpolation, ModelSpec, Preprocess
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.variants import VARIANTS, complete_spec
+from convnext_deploy.spec import Interpolation, ModelSpec, Preprocess, check_preprocess
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
@@ -67,7 +67,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
         if str(config.get("model_type", "")) in ("convnext", "convnextv2"):
             processor = folder / PREPROCESSOR
             return _read_transformers(config, _read_json(processor) if processor.is_file() else {}, spec, path)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} or {PREPROCESSOR} is damaged ({type(error).__name__}: {error}).") from None
     return None
 
@@ -178,9 +178,8 @@ def _preprocess(
     if not 0 < crop_pct <= 1 or side < 1 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"crop_pct {crop_pct}, size {side}, std {std}")
     resize: Interpolation = "bilinear" if interpolation == "bilinear" else "bicubic"
-    return Preprocess(
-        int(side), float(crop_pct), resize, tuple(float(v) for v in mean), tuple(float(v) for v in std), mode
-    )
+    means, stds = tuple(float(v) for v in mean), tuple(float(v) for v in std)
+    return check_preprocess(Preprocess(int(side), float(crop_pct), resize, means, stds, mode))
 
 
 def _class_names(names: Any, spec: ModelSpec) -> tuple[str, ...] | None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoint import read_tensors
 from convnext_deploy.models.dialects import DIALECTS, Dialect, recognize, to_native
 from convnext_deploy.models.variants import VARIANTS, Variant
+from convnext_deploy.spec import ModelSpec
 
 # What a checkpoint for fine-tuning may lack or have in another size: the head; the last norm only where the head is missing too,
 # as in the weights of a pretrained backbone.
@@ -61,9 +61,14 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     if missing is not None:
         raise CheckpointError(f"{path} is no ConvNeXt checkpoint: it has no '{missing}'.")
     stem, *depthwise = (state[key] for key in keys)
-    head = state.get("head.weight")
-    if stem.ndim != 4 or any(weight.ndim != 4 for weight in depthwise) or (head is not None and head.ndim != 2):
-        found = [tuple(weight.shape) for weight in (stem, *depthwise, *(() if head is None else (head,)))]
+    head, pre_logits = state.get("head.weight"), state.get("pre_logits.weight")
+    linear = [weight for weight in (pre_logits, head) if weight is not None]
+    if (
+        any(weight.ndim != 4 for weight in (stem, *depthwise))
+        or any(weight.ndim != 2 for weight in linear)
+        or any(0 in weight.shape for weight in (stem, *depthwise, *linear))
+    ):
+        found = [tuple(weight.shape) for weight in (stem, *depthwise, *linear)]
         raise CheckpointError(
             f"{path} is no ConvNeXt checkpoint: the shapes of stem, convolutions and head are {found}."
         )
@@ -85,7 +90,6 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     matching = [name for name, row in VARIANTS.items() if _traits(row) == found_row]
     if not matching:
         raise CheckpointError(_describe_unknown(path, found_row))
-    pre_logits = state.get("pre_logits.weight")
     hidden = None if pre_logits is None else int(pre_logits.shape[0])
     exact = [name for name in matching if VARIANTS[name].head_hidden_size == hidden]
     name = (exact or matching)[0]

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnext_deploy.artifact import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line, suggest
+from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 # Owners on the Hugging Face hub whose ConvNeXt repositories are meant by their bare names; others take the prefix `hf-hub:`.
 _OWNERS = ("timm", "facebook")

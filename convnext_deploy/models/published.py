@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convnext_deploy.artifact import IMAGENET_MEAN, IMAGENET_STD, Preprocess, default_preprocess
 from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess, default_preprocess
 
 Three = tuple[float, float, float]
 Statistics = tuple[Three, Three]

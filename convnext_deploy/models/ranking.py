@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.advice import (
     LEAST_IMAGES,
@@ -22,6 +21,7 @@ from convnext_deploy.models.advice import (
 from convnext_deploy.models.complexity import activation_bytes, count_parameters
 from convnext_deploy.models.published import PUBLISHED
 from convnext_deploy.models.variants import VARIANTS, resolve_variant
+from convnext_deploy.spec import ModelSpec
 
 GIB = 2**30
 _BYTES_PER_PARAMETER = 16  # float32 weights, gradients and the two moments of AdamW

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convnext_deploy.artifact import Artifact, ModelSpec, Preprocess, default_preprocess, describe_file, file_header
+from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError
@@ -22,6 +22,7 @@ from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.network import WEIGHTS
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import FitConfig, ModelConfig
+from convnext_deploy.spec import ModelSpec, Preprocess, default_preprocess, file_header
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import Artifact, Preprocess
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.recipe import DistillConfig
+from convnext_deploy.spec import Preprocess
 from convnext_deploy.stages.context import StageContext, fit_network, model_of, start_network, write_torch_artifact
 from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.losses import distillation_loss

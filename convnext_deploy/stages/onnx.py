@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from convnext_deploy.artifact import Artifact, describe_file, file_header
+from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import read_sites, without_quantizers
 from convnext_deploy.recipe import ONNXConfig
+from convnext_deploy.spec import file_header
 from convnext_deploy.stages.context import StageContext, require_source
 
 

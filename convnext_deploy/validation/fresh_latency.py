@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.runners.torch import TorchRunner
+from convnext_deploy.spec import ModelSpec
 from convnext_deploy.validation.latency import measure_latency
 
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext_deploy.artifact import Preprocess, default_preprocess
 from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches, calibration_indices
 from convnext_deploy.data.sources import ArrayImages, Data, FolderImages, ImageSet, open_data
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import DataError
+from convnext_deploy.spec import Preprocess, default_preprocess
 from tests.conftest import write_image_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

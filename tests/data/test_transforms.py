@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from convnext_deploy.artifact import Interpolation, Preprocess, default_preprocess
 from convnext_deploy.data.transforms import (
     as_array,
     crop_batch,
@@ -25,6 +24,7 @@ from convnext_deploy.data.transforms import (
     sample_crops,
     to_channels,
 )
+from convnext_deploy.spec import Interpolation, Preprocess, default_preprocess
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

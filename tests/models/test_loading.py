@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.checkpoint import save_state
@@ -18,6 +17,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.matching import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.network import load_network
+from convnext_deploy.spec import ModelSpec
 from tests.models.conftest import assert_equal_logits, assert_equal_states, mapped_ranges, random_state, refusal
 
 SPEC = ModelSpec("test_convnext", 3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import Artifact, ModelSpec
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model
@@ -29,6 +29,7 @@ from convnext_deploy.quantization.prepare import (
     without_quantizers,
 )
 from convnext_deploy.quantization.scheme import QuantizationScheme, TensorScheme, resolve_scheme
+from convnext_deploy.spec import ModelSpec
 
 SCHEME = resolve_scheme("tensorrt")
 

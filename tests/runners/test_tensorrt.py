@@ -15,9 +15,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact, ModelSpec, default_preprocess, describe_file
+from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.runners import open_runner, tensorrt
+from convnext_deploy.spec import ModelSpec, default_preprocess
 from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE, Script, create_stand_in
 
 CLASSES, SIDE, MAX_BATCH = 3, 8, 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convnext_deploy import api
-from convnext_deploy.artifact import Artifact, ModelSpec, read_artifact
+from convnext_deploy.artifact import Artifact, read_artifact
 from convnext_deploy.conversion import convert
 from convnext_deploy.data.sources import Data
 from convnext_deploy.inputs import open_weights
@@ -20,6 +20,7 @@ from convnext_deploy.pipeline import RunResult, Settings, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.spec import ModelSpec
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 from tests.weights import PREPROCESS, random_network, write_weights
 

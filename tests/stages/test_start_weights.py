@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact, ModelSpec, Preprocess, read_artifact, write_manifest
+from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.conversion import convert
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DataError
@@ -22,6 +22,7 @@ from convnext_deploy.models.variants import build_model
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import DistillConfig, FitConfig, ModelConfig, TrainConfig
+from convnext_deploy.spec import ModelSpec, Preprocess
 from convnext_deploy.stages import distill, train
 from convnext_deploy.stages.context import StageContext
 from tests.weights import PREPROCESS, random_network, write_weights

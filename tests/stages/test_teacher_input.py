@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from convnext_deploy.artifact import ModelSpec
 from convnext_deploy.data.sources import Data
 from convnext_deploy.inputs import open_input
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import DistillConfig, FitConfig, ModelConfig
+from convnext_deploy.spec import ModelSpec
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.training.losses import distillation_loss

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import default_preprocess
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.progress import SilentProgress
+from convnext_deploy.spec import default_preprocess
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
 from convnext_deploy.training.optimizer import learning_rate_at
 
