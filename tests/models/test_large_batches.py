@@ -1,0 +1,61 @@
+"""Large batches on the CPU: taken through the expanded layers a few images at a time, where nobody needs them whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from convnext_deploy.models.convnext import Block, ConvNeXt
+from convnext_deploy.models.variants import VARIANTS, build_model
+from convnext_deploy.quantization.prepare import prepare, quantizers_disabled
+from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.spec import ModelSpec
+
+BATCH = 9
+IMAGES = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+
+def random_network(variant: str) -> ConvNeXt:
+    network = build_model(ModelSpec(variant, 4)).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def count_images(network: ConvNeXt) -> list[int]:
+    """Return a list that grows by the batch size of every call of the first block's first linear layer."""
+    sizes: list[int] = []
+    block = next(module for module in network.modules() if isinstance(module, Block))
+    block.pwconv1.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+@pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto"])
+def test_block_takes_few_images_at_once_when_no_gradient_is_kept(variant: str) -> None:
+    network = random_network(variant)
+    sizes = count_images(network)
+    whole = network(IMAGES)
+    assert sizes == [BATCH]
+    sizes.clear()
+    with torch.inference_mode():
+        parts = network(IMAGES)
+    assert len(sizes) > 1
+    assert sum(sizes) == BATCH
+    assert (whole - parts).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_block_keeps_the_batch_whole_when_layers_are_quantized() -> None:
+    network = prepare(random_network("convnext_atto"), resolve_scheme("tensorrt"))
+    sizes = count_images(network)
+    with torch.no_grad(), quantizers_disabled(network):
+        network(IMAGES)
+    assert sizes == [BATCH]
+
+
+def test_block_keeps_the_batch_whole_when_the_graph_is_traced() -> None:
+    network = random_network("convnext_atto")
+    with torch.no_grad():
+        program = torch.export.export(network, (IMAGES,))
+    products = [node for node in program.graph.nodes if "linear" in str(node.target)]
+    assert len(products) == 2 * sum(VARIANTS["convnext_atto"].depths) + 1
