@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -95,7 +96,9 @@ def main() -> None:
         from convnext_deploy.reporting.record import describe_environment
 
         settings = {key: value for key, value in vars(arguments).items() if key != "out"}
-        record = {"environment": describe_environment(), "settings": settings, "rows": rows}
+        environment: dict[str, Any] = describe_environment()
+        environment["versions"]["timm"] = timm.__version__
+        record = {"environment": environment, "settings": settings, "rows": rows}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

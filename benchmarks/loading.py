@@ -11,11 +11,13 @@ builds the network without memory and loads it, then runs one image so that ever
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 MEASURE = """
 import json, resource, sys, threading, time
@@ -111,7 +113,9 @@ def main() -> None:
     if arguments.out is not None:
         from convnext_deploy.reporting.record import describe_environment
 
-        arguments.out.write_text(json.dumps({"environment": describe_environment(), "rows": rows}, indent=1) + "\n")
+        environment: dict[str, Any] = describe_environment()
+        environment["versions"]["timm"] = importlib.metadata.version("timm")
+        arguments.out.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
