@@ -62,7 +62,7 @@ def test_of_module_does_not_change_with_comments_docstrings_and_layout(package: 
     [
         ("stages/ptq.py", 'precision="int8"', 'precision="int4"'),
         ("stages/context.py", "weight_decay=config.weight_decay", "weight_decay=0.0"),
-        ("artifact.py", "crop_pct = 0.875", "crop_pct = 0.9"),
+        ("spec.py", "crop_pct = 0.875", "crop_pct = 0.9"),
         ("artifact.py", "frozen=True", "frozen=False"),
     ],
 )
