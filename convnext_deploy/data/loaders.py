@@ -14,12 +14,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convnext_deploy.data import transforms
+from convnext_deploy.data.augmentation import (
+    change_colors_and_shapes,
+    change_image,
+    crop_and_flip,
+    draw_erasures,
+    erase,
+)
+from convnext_deploy.data.mixing import mix
 from convnext_deploy.data.sources import ImageSet
 from convnext_deploy.errors import DataError
 from convnext_deploy.spec import Preprocess
+from convnext_deploy.stage_config import Augmentation
 
 _CACHED_SIDE = 96  # pixels; larger images are decoded again in every epoch
 _CACHED_BYTES = 2 << 30
+_ORDER, _BATCH, _IMAGE, _FINISH = 1, 2, 3, 4  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,10 @@ class EvaluationBatches:
 
 
 class TrainingBatches:
-    """Random resized crops and flips; what epoch `e` yields depends on the seed and `e` alone.
+    """Augmented batches; what batch `k` of epoch `e` holds depends on the seed, `e` and `k` alone, not on workers.
 
-    Small images of one size (up to 96 pixels) are decoded once, kept as uint8 and augmented in batches on the device.
-    The last incomplete batch of an epoch is dropped.
+    Small images of one size (up to 96 pixels) are decoded once, kept as uint8 and augmented in batches on the device; large ones
+    are decoded, cropped and changed by the loader's workers. The last incomplete batch of an epoch is dropped.
     """
 
     def __init__(
@@ -59,41 +69,78 @@ class TrainingBatches:
         preprocess: Preprocess,
         *,
         batch_size: int,
-        crop_scale_min: float,
-        flip_probability: float,
         seed: int,
+        augmentation: Augmentation,
+        num_classes: int,
         workers: int = 0,
         device: str = "cpu",
     ) -> None:
+        """Decode small images.
+
+        Args:
+            images: of the training set.
+            preprocess: normalization and size.
+            batch_size: at most the number of images.
+            seed: of order and augmentation.
+            augmentation: the training transforms.
+            num_classes: of the network.
+            workers: processes that load large images; 0: this one.
+            device: where batches are augmented and yielded.
+
+        Raises: DataError: if an image cannot be read.
+        """
         self.images, self.preprocess, self.seed, self.workers, self.device = images, preprocess, seed, workers, device
         self.batch_size = min(batch_size, len(images))
-        self.crop_scale_min, self.flip_probability = crop_scale_min, flip_probability
+        self.augmentation, self.num_classes = augmentation, num_classes
         self._cache = _decode_small(images, len(preprocess.mean), device)
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized images `(N, C, S, S)` float32 and labels `(N,)` int64, both on the device."""
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.images))[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
-        for pixels, chunk in zip(self._pixels(order, epoch, rng), order, strict=True):
-            labels = torch.from_numpy(self.images.labels[chunk]).to(self.device)
-            yield transforms.normalize(pixels.to(self.device), self.preprocess), labels
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch from batch `start` on, without computing those before.
 
-    def _pixels(self, order: NDArray[np.int64], epoch: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        if self._cache is None:
-            dataset = _Augmentation(
-                self.images, self.preprocess, self.crop_scale_min, self.flip_probability, self.seed, epoch
+        Yields: normalized images `(N, C, S, S)` float32, channels-last in memory, and labels: `(N,)` int64, or where the
+        augmentation mixes `(N, num_classes)` float32 probabilities. Both are on the device.
+        """
+        order = _generator(_ORDER, self.seed, epoch).permutation(len(self.images))[: len(self) * self.batch_size]
+        chunks = order.reshape(len(self), self.batch_size)[start:]
+        for batch, (pixels, chunk) in enumerate(zip(self._pixels(chunks, epoch, start), chunks, strict=True), start):
+            labels = torch.from_numpy(self.images.labels[chunk]).to(self.device)
+            images = transforms.normalize(pixels.to(self.device), self.preprocess)
+            yield self._finish(images, labels, _generator(_FINISH, self.seed, epoch, batch))
+
+    def _finish(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Erase and mix, which come after normalization."""
+        if self.augmentation.random_erasing_probability:
+            boxes = draw_erasures(
+                rng, len(images), images.shape[2], images.shape[3], self.augmentation.random_erasing_probability
             )
-            yield from _load(dataset, order.tolist(), self.workers)
+            images = erase(images, boxes, rng)
+        if self.augmentation.is_mixing:
+            return mix(images, labels, self.num_classes, self.augmentation, rng)
+        return images, labels
+
+    def _pixels(self, chunks: NDArray[np.int64], epoch: int, start: int) -> Iterator[Tensor]:
+        """Yield the images of each chunk as `(N, S, S, C)` uint8."""
+        size, wanted = self.preprocess.image_size, self.augmentation
+        if self._cache is None:
+            yield from _load(
+                _Training(self.images, self.preprocess, wanted, self.seed, epoch), chunks.tolist(), self.workers
+            )
             return
         _, height, width, _ = self._cache.shape
-        for chunk in order:
-            boxes = transforms.sample_crops(rng, len(chunk), height, width, self.crop_scale_min)
-            flips = rng.uniform(size=len(chunk)) < self.flip_probability
+        for batch, chunk in enumerate(chunks, start):
+            rng = _generator(_BATCH, self.seed, epoch, batch)
+            boxes = transforms.sample_crops(rng, len(chunk), height, width, wanted.crop_scale_min)
+            flips = rng.uniform(size=len(chunk)) < wanted.flip_probability
             chosen = self._cache[torch.from_numpy(chunk).to(self._cache.device)]
-            yield transforms.crop_batch(chosen, boxes, flips, self.preprocess.image_size)
+            yield change_colors_and_shapes(crop_and_flip(chosen, boxes, flips, size), wanted, rng)
+
+
+def _generator(stream: int, *parts: int) -> np.random.Generator:
+    # The stream comes first and is not 0: NumPy pads seeds with zeros, so that (seed, epoch) and (seed, epoch, 0) are the same.
+    return np.random.default_rng((stream, *parts))
 
 
 @dataclass(frozen=True)
@@ -109,11 +156,10 @@ class _Evaluation(Dataset[Any]):
 
 
 @dataclass(frozen=True)
-class _Augmentation(Dataset[Any]):
+class _Training(Dataset[Any]):
     images: ImageSet
     preprocess: Preprocess
-    crop_scale_min: float
-    flip_probability: float
+    augmentation: Augmentation
     seed: int
     epoch: int
 
@@ -122,10 +168,11 @@ class _Augmentation(Dataset[Any]):
             image = transforms.to_channels(self.images.load(index), len(self.preprocess.mean))
         except DataError as error:
             return error
-        # Seeded per image, so that the number of workers changes nothing.
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        box = transforms.sample_crops(rng, 1, image.height, image.width, self.crop_scale_min)[0]
-        return transforms.crop_image(image, box, rng.uniform() < self.flip_probability, self.preprocess.image_size)
+        rng = _generator(_IMAGE, self.seed, self.epoch, index)
+        box = transforms.sample_crops(rng, 1, image.height, image.width, self.augmentation.crop_scale_min)[0]
+        flip = rng.uniform() < self.augmentation.flip_probability
+        pixels = transforms.crop_image(image, box, flip, self.preprocess.image_size)
+        return change_image(pixels, self.augmentation, rng)
 
 
 def _load(dataset: Dataset[Any], chunks: Sequence[list[int]], workers: int) -> Iterator[Tensor]:

@@ -11,14 +11,15 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.decoding import printable, read_image
+from convnext_deploy.data.folders import read_folder
+from convnext_deploy.data.splits import ClassFiles
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-VALIDATION_FOLDERS = ("val", "validation", "test")
 _DIGITS_VALIDATION = 540
 _DIGITS_SPLIT_SEED = 20220110
 _DIGITS_SIZE = 32
@@ -35,7 +36,7 @@ class ImageSet(Protocol):
         """Return the number of images."""
 
     def load(self, index: int) -> Image.Image:
-        """Decode an image. Raises: DataError: naming the file, if it cannot be read."""
+        """Decode an image, upright, 8-bit grey or RGB. Raises: DataError: naming the file, if it cannot be read."""
 
     def content(self, index: int) -> bytes:
         """Return the encoded bytes; equal bytes are equal images."""
@@ -56,15 +57,7 @@ class FolderImages:
 
     def load(self, index: int) -> Image.Image:
         """See `ImageSet.load`."""
-        try:
-            with Image.open(self.paths[index]) as image:
-                image.load()
-                return image
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise DataError(
-                f"{self.paths[index]} cannot be read as an image ({reason}); repair or remove it."
-            ) from None
+        return read_image(self.paths[index])
 
     def content(self, index: int) -> bytes:
         """See `ImageSet.content`."""
@@ -100,14 +93,47 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How validation images were held out of a folder that has none of its own; see `split_validation`."""
+
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Data:
-    """A training and a validation set over the same classes. `name` is what the user gave."""
+    """A training and a validation set over the same classes.
+
+    `name` is what the user gave; `ignored_files` are no images by their names; `unreadable` are images that were left out;
+    `split` is None when the validation set came with the data.
+    """
 
     name: str
     train: ImageSet
     validation: ImageSet
     class_names: tuple[str, ...]
     ignored_files: int = 0
+    unreadable: tuple[Path, ...] = ()
+    split: Split | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the data was read, a line each."""
+        notes = []
+        name = printable(self.name)
+        if self.ignored_files:
+            notes.append(f"{self.ignored_files} files in {name} are no images and were left out")
+        if self.unreadable:
+            images = "image that cannot be read was" if len(self.unreadable) == 1 else "images that cannot be read were"
+            notes.append(f"{len(self.unreadable)} {images} left out:")
+            notes += [f"  {printable(path)}" for path in self.unreadable]
+        if self.split is not None:
+            count, total = len(self.validation), len(self.train) + len(self.validation)
+            notes.append(
+                f"{name} has no validation folder: {count} of {total} images, {100 * self.split.fraction:.3g}% of each "
+                f"class, were held out of training (seed {self.split.seed})"
+            )
+        return tuple(notes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -125,66 +151,45 @@ class Data:
         return digest.hexdigest()
 
 
-def open_data(name: str) -> Data:
-    """Open `digits` or an image folder with `train/` and one of `val/`, `validation/`, `test/`, one folder per class.
+def open_data(
+    name: str, *, validation_fraction: float = 0.1, split_seed: int = 0, skip_unreadable: bool = False
+) -> Data:
+    """Open `digits` or an image folder, and check that every image can be opened.
 
-    Raises: DataError: if the folder or a split is missing or empty, or a class is present in only one split.
+    Args:
+        name: `digits`, or a folder with `train/` and one of `val/`, `validation/`, `test/`, each with one folder per class;
+            or with `train/` alone, or with the class folders alone, and then validation images are held out.
+        validation_fraction: share of each class to hold out, between 0 and 1; see `split_validation`.
+        split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
+            a network is scored on images that it was trained on.
+        skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
+            when all pixels are decoded raises from `ImageSet.load` in any case.
+
+    Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
+        small to hold out an image of it, or an image cannot be opened.
     """
     if name == BUILT_IN and not Path(name).is_dir():
         return _digits()
     root = Path(name)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"the data folder {root} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'.")
-    validation = next((root / folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()), None)
-    if not (root / "train").is_dir() or validation is None:
-        missing = "train/" if not (root / "train").is_dir() else "val/ (or validation/, test/)"
-        inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
         raise DataError(
-            f"the data folder {root} has no {missing}; found {inside}. Expected train/CLASS/*.jpg and val/CLASS/*.jpg."
+            f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
-    found_train, ignored_train = _scan(root / "train")
-    found_validation, ignored_validation = _scan(validation)
-    for here, there, where in (
-        (found_train, found_validation, validation),
-        (found_validation, found_train, root / "train"),
-    ):
-        lonely = sorted(set(here) - set(there))
-        if lonely:
-            raise DataError(f"class '{lonely[0]}' has no images in {where}; every class needs images in both splits.")
-    names = tuple(sorted(found_train))
-    if len(names) < 2:
-        raise DataError(f"{root / 'train'} has only the class '{names[0]}'; at least 2 are needed.")
+    contents = read_folder(root, validation_fraction, split_seed, skip_unreadable)
+    names = tuple(sorted(contents.train))
     return Data(
         str(root),
-        _folder(found_train, names),
-        _folder(found_validation, names),
+        _folder(contents.train, names),
+        _folder(contents.validation, names),
         names,
-        ignored_train + ignored_validation,
+        contents.ignored,
+        contents.unreadable,
+        Split(validation_fraction, split_seed) if contents.held_out else None,
     )
 
 
-def _scan(split: Path) -> tuple[dict[str, list[Path]], int]:
-    """Return the images of each class folder in sorted order, and how many files are no images."""
-    found: dict[str, list[Path]] = {}
-    ignored = sum(path.is_file() for path in split.iterdir())  # images outside of class folders have no label
-    for folder in sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        paths: list[Path] = []
-        for base, folders, files in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]  # such as .thumbnails
-            paths += [Path(base) / file for file in files]
-        images = [p for p in paths if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")]
-        ignored += len(paths) - len(images)
-        if images:
-            found[folder.name] = sorted(images)
-    if not found:
-        raise DataError(
-            f"{split} has no images; expected one folder per class with {', '.join(IMAGE_EXTENSIONS[:3])} files."
-        )
-    return found, ignored
-
-
-def _folder(found: dict[str, list[Path]], names: tuple[str, ...]) -> FolderImages:
+def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
     labels = np.concatenate([np.full(len(found[name]), label, np.int64) for label, name in enumerate(names)])
     return FolderImages(tuple(path for name in names for path in found[name]), labels)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from convnext_deploy.data.decoding import to_8_bit
 from convnext_deploy.spec import Preprocess
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -18,12 +18,14 @@ _CROP_ATTEMPTS = 10
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to grey (1) or RGB (3)."""
-    return image.convert("L" if channels == 1 else "RGB")
+    """Convert to upright 8-bit grey (1 channel, ITU-R 601 luma) or RGB (3); see `to_8_bit`."""
+    image = to_8_bit(image)
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def as_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Return `(H, W, C)` uint8."""
+    """Return the pixels of a grey or RGB image of 8 bits, `(H, W, C)` uint8."""
     array = np.asarray(image, np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
@@ -68,32 +70,6 @@ def sample_crops(
     top = np.where(fits.any(axis=1), rng.uniform(0, 1, count), 0.5) * (height - h)
     left = np.where(fits.any(axis=1), rng.uniform(0, 1, count), 0.5) * (width - w)
     return np.stack([top, left, h, w], axis=1)
-
-
-def crop_batch(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: int) -> Tensor:
-    """Cut one box out of each image of a batch, resize it bilinearly and mirror where `flips`.
-
-    Args:
-        pixels: `(N, H, W, C)` uint8.
-        boxes: `(N, 4)` top, left, height, width in pixels.
-        flips: `(N,)`.
-        size: side of the result.
-
-    Returns: `(N, size, size, C)` float32 in 0..255.
-    """
-    _, height, width, _ = pixels.shape
-    top, left, h, w = boxes.T
-    # affine_grid maps the output square [-1, 1]² to the box in the input's own [-1, 1]² coordinates.
-    theta = np.zeros((len(boxes), 2, 3))
-    theta[:, 0, 0] = np.where(flips, -w, w) / width
-    theta[:, 0, 2] = (2 * left + w) / width - 1
-    theta[:, 1, 1] = h / height
-    theta[:, 1, 2] = (2 * top + h) / height - 1
-    images = pixels.permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(
-        torch.from_numpy(theta).to(images), [len(boxes), images.shape[1], size, size], align_corners=False
-    )
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
 
 
 def crop_image(image: Image.Image, box: NDArray[np.float64], flip: bool, size: int) -> NDArray[np.uint8]:

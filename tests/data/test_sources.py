@@ -57,11 +57,13 @@ def test_open_data_reads_nested_folders_and_every_image_format(folder: Path) -> 
     image = Image.open(folder / "train" / "cat" / "0.png")
     deep = folder / "train" / "cat" / "a" / "b"
     deep.mkdir(parents=True)
-    for index, suffix in enumerate((".jpg", ".JPEG", ".png", ".bmp", ".ppm", ".tif", ".TIFF", ".webp")):
+    for index, suffix in enumerate(
+        (".jpg", ".JPEG", ".png", ".bmp", ".ppm", ".tif", ".TIFF", ".webp", ".gif", ".jfif")
+    ):
         image.save(deep / f"{index}{suffix}")
     data = open_data(str(folder))
-    assert len(data.train) == 9 + 8
-    assert data.train.labels.tolist().count(0) == 3 + 8
+    assert len(data.train) == 9 + 10
+    assert data.train.labels.tolist().count(0) == 3 + 10
     assert {data.train.load(index).convert("RGB").size for index in range(len(data.train))} == {(32, 32)}
 
 
@@ -123,12 +125,11 @@ def test_open_data_refuses_when_folder_is_empty(tmp_path: Path) -> None:
     assert "found nothing" in message
 
 
-@pytest.mark.parametrize(("removed", "missing"), [("train", "train/"), ("val", "val/ (or validation/, test/)")])
-def test_open_data_refuses_when_a_split_is_missing(folder: Path, removed: str, missing: str) -> None:
-    shutil.rmtree(folder / removed)
+def test_open_data_refuses_when_there_is_a_validation_folder_alone(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
     message = refusal(folder)
-    assert f"has no {missing}" in message
-    assert f"found {'val' if removed == 'train' else 'train'}." in message
+    assert "has no train/; found val." in message
+    assert "or CLASS/*.jpg alone" in message
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -153,61 +154,6 @@ def test_open_data_refuses_when_a_class_is_in_one_split_only(folder: Path, lacki
 def test_open_data_refuses_when_there_is_one_class_only(tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "one", classes=("cat",), train=2, validation=1)
     assert "has only the class 'cat'; at least 2 are needed" in refusal(folder)
-
-
-def _cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def _flip_byte(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
-
-
-def _misstate_chunk_length(content: bytes) -> bytes:
-    start = content.index(b"IDAT") - 4
-    return content[:start] + (10).to_bytes(4) + content[start + 4 :]
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("x.png", _cut),
-        ("x.png", _misstate_chunk_length),
-        ("x.png", _flip_byte),
-        ("x.jpg", _cut),
-        ("x.webp", _cut),
-        ("x.bmp", _cut),
-        ("x.tif", _cut),
-        ("x.png", lambda _: b""),
-        ("x.jpg", lambda _: b"not an image"),
-        ("x.png", lambda content: content[:8]),
-    ],
-)
-def test_load_refuses_when_image_is_damaged(tmp_path: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / name
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    images = FolderImages((path,), np.zeros(1, np.int64))
-    assert images.load(0).size == (40, 40)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="cannot be read as an image") as caught:
-        images.load(0)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_load_refuses_when_image_is_a_decompression_bomb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
-        open_data(str(folder)).train.load(0)
-
-
-def test_load_refuses_when_file_has_gone(folder: Path) -> None:
-    data = open_data(str(folder))
-    (folder / "train" / "cat" / "0.png").unlink()
-    with pytest.raises(DataError, match=r"0\.png cannot be read"):
-        data.train.load(0)
 
 
 def test_digits_are_32_pixel_rgb_images_with_540_held_out() -> None:

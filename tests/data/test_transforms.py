@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from torchvision.transforms import v2
 
 from convnext_deploy.data.transforms import (
     as_array,
-    crop_batch,
     crop_image,
     evaluation_transform,
     normalize,
@@ -171,47 +169,6 @@ def test_sample_crops_are_spread_evenly() -> None:
     assert abs(log_ratio.mean()) < 4 * log_ratio.std() / 20_000**0.5
     for offset, free in ((top, 64 - h), (left, 64 - w)):
         assert np.mean(offset / free) == pytest.approx(0.5, abs=4 / (12 * 20_000) ** 0.5)
-
-
-def test_crop_batch_is_identity_when_box_is_the_whole_image() -> None:
-    batch = pixels(2, 24, 24)
-    found = crop_batch(batch, np.tile((0.0, 0.0, 24.0, 24.0), (2, 1)), no_flips(2), 24)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, batch.float(), rtol=0, atol=1e-2)
-
-
-def test_crop_batch_mirrors_only_where_flipped() -> None:
-    batch = pixels(4, 40, 30)
-    boxes = sample_crops(np.random.default_rng(1), 4, 40, 30, 0.2)
-    plain = crop_batch(batch, boxes, no_flips(4), 16)
-    flipped = crop_batch(batch, boxes, np.array([True, False, True, False]), 16)
-    torch.testing.assert_close(flipped[::2], plain[::2].flip(2), rtol=0, atol=1e-2)
-    assert torch.equal(flipped[1::2], plain[1::2])
-
-
-@pytest.mark.parametrize("size", [5, 8, 11, 12])
-def test_crop_batch_equals_slice_and_interpolate_when_box_is_on_pixels(size: int) -> None:
-    batch = pixels(3, 40, 30)
-    boxes = [(3, 4, 12, 16), (0, 0, 40, 30), (28, 14, 12, 16)]
-    found = crop_batch(batch, np.array(boxes, float), no_flips(3), size)
-    for image, result, (top, left, h, w) in zip(batch, found, boxes, strict=True):
-        part = image[top : top + h, left : left + w].permute(2, 0, 1)[None].float()
-        expected = F.interpolate(part, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-        torch.testing.assert_close(result, expected, rtol=0, atol=1e-2)
-
-
-def test_crop_batch_equals_interpolate_when_enlarging_the_whole_image() -> None:
-    batch = pixels(1, 10, 10)
-    expected = F.interpolate(batch.permute(0, 3, 1, 2).float(), (37, 37), mode="bilinear", align_corners=False)
-    found = crop_batch(batch, np.array([(0.0, 0.0, 10.0, 10.0)]), no_flips(1), 37)
-    torch.testing.assert_close(found, expected.permute(0, 2, 3, 1), rtol=0, atol=1e-2)
-
-
-def test_crop_batch_samples_between_pixels_when_box_is_fractional() -> None:
-    ramp = torch.arange(20, dtype=torch.uint8).mul(10).view(1, 1, 20, 1).expand(1, 20, 20, 3)
-    found = crop_batch(ramp, np.array([(2.5, 3.25, 8.0, 8.0)]), no_flips(1), 4)
-    centres = 3.25 + 2.0 * (np.arange(4) + 0.5) - 0.5
-    np.testing.assert_allclose(found[0, 1, :, 0].numpy(), 10 * centres, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -1,0 +1,159 @@
+"""The training transforms: which there are, and what they do to a batch.
+
+In order: random resized crop, horizontal flip, policy, colour jitter (all on uint8), normalization, random erasing, Mixup or CutMix
+(see `mixing`). Everything is drawn from NumPy generators that the caller seeds, nothing from torch's global one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from convnext_deploy.data import policies
+from convnext_deploy.data.transforms import as_array
+from convnext_deploy.stage_config import Augmentation
+
+_ERASED_AREAS = (0.02, 1 / 3)  # of the image
+_ERASED_RATIOS = (0.3, 1 / 0.3)
+_ATTEMPTS = 10
+_CUBIC = -0.5  # Keys' parameter, as in Pillow; OpenCV and torch.nn.functional have -0.75
+
+
+def crop_and_flip(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: int) -> Tensor:
+    """Cut one box out of each image of a batch, resize it with antialiased bicubic interpolation and mirror where `flips`.
+
+    The interpolation is Pillow's `resize(box=...)`: weighted sums along the rows, then along the columns, each of which is a
+    product of matrices over the batch. `grid_sample(mode="bicubic")` has another kernel and no antialiasing.
+
+    Args:
+        pixels: `(N, H, W, C)` uint8.
+        boxes: `(N, 4)` top, left, height, width in pixels, not rounded, inside the image.
+        flips: `(N,)`.
+        size: side of the result.
+
+    Returns: `(N, size, size, C)` uint8 on the device of `pixels`.
+    """
+    _, height, width, _ = pixels.shape
+    top, left, h, w = torch.from_numpy(boxes.T.copy()).to(pixels.device, torch.float32)
+    mirrored = torch.from_numpy(flips).to(pixels.device)
+    rows = _cubic_weights(top, h, height, size)
+    columns = _cubic_weights(torch.where(mirrored, left + w, left), torch.where(mirrored, -w, w), width, size)
+    # Pillow rounds between the passes, and so do the large images that it resizes; without, overshoots would come out otherwise.
+    count, _, _, channels = pixels.shape
+    across = pixels.permute(0, 2, 1, 3).reshape(count, width, height * channels).float()
+    across = (columns @ across).round_().clamp_(0, 255)
+    down = across.view(count, size, height, channels).permute(0, 2, 1, 3).reshape(count, height, size * channels)
+    down = (rows @ down).round_().clamp_(0, 255)
+    return down.to(torch.uint8).view(count, size, size, channels)
+
+
+def _cubic_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """Return `(N, size, side)`: how much of each pixel is in each of `size` parts of `[start, start + length]`.
+
+    Negative lengths go backwards.
+    """
+    step = (length / size)[:, None, None]
+    scale = step.abs().clamp_(min=1.0)  # the kernel grows with the pixels of the result: antialiasing
+    centres = start[:, None, None] + step * (torch.arange(size, device=start.device)[:, None] + 0.5)
+    x = (torch.arange(side, device=start.device) + 0.5 - centres).div_(scale).abs_()
+    # Keys' kernel, which is a cubic below 1 and another one below 2, without branches
+    below_2, below_1 = (2.0 - x).clamp_(min=0.0), (1.0 - x).clamp_(min=0.0)
+    outer = (1.0 - below_2).mul_(below_2).mul_(below_2).mul_(_CUBIC)
+    inner = (3.0 + 4.0 * _CUBIC - 2.0 * below_1).mul_(below_1).mul_(below_1)
+    weights = outer.add_(inner)
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+def change_colors_and_shapes(pixels: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Apply the policy and then the colour jitter, with draws for each image.
+
+    Args:
+        pixels: `(N, S, S, C)` uint8.
+        augmentation: what to apply.
+        rng: where the draws come from.
+
+    Returns: the same shape, dtype and device; `pixels` itself when there is nothing to apply.
+    """
+    plans = _draw(augmentation, rng, *pixels.shape[:2])
+    if not plans:
+        return pixels
+    images = pixels.permute(0, 3, 1, 2)
+    for plan in plans:
+        images = policies.apply_operations(images, plan)
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def change_image(pixels: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Do what `change_colors_and_shapes` does to one image `(S, S, C)` uint8, faster if that is large."""
+    plans = _draw(augmentation, rng, 1, len(pixels))
+    if not plans:
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    for plan in plans:
+        image = policies.apply_to_image(image, plan)
+    return as_array(image)
+
+
+def _draw(augmentation: Augmentation, rng: np.random.Generator, count: int, size: int) -> list[policies.Operations]:
+    """Draw the policy's operations and those of the colour jitter, each as far as there is one."""
+    plans: list[policies.Operations] = []
+    if augmentation.augmentation_policy == "randaugment":
+        operations, magnitude = augmentation.randaugment_ops, augmentation.randaugment_magnitude
+        plans.append(policies.draw_randaugment(rng, count, size, operations, magnitude))
+    elif augmentation.augmentation_policy == "autoaugment":
+        plans.append(policies.draw_autoaugment(rng, count, size))
+    elif augmentation.augmentation_policy == "trivialaugment":
+        plans.append(policies.draw_trivialaugment(rng, count, size))
+    if augmentation.color_jitter:
+        plans.append(policies.draw_color_jitter(rng, count, augmentation.color_jitter))
+    return plans
+
+
+def draw_erasures(
+    rng: np.random.Generator, count: int, height: int, width: int, probability: float
+) -> NDArray[np.int64]:
+    """Draw the rectangles of random erasing.
+
+    Area uniform in [0.02, 1/3] of the image, aspect ratio log-uniform in [0.3, 1/0.3]; the first of 10 draws that is smaller than
+    the image in both directions counts, and nothing is erased when none is.
+
+    Returns: `(count, 4)` as top, left, height, width in pixels; height and width are 0 where nothing is erased.
+    Source: Zhong et al. 2017, arXiv 1708.04896, algorithm 1.
+    """
+    area = rng.uniform(*_ERASED_AREAS, (count, _ATTEMPTS)) * height * width
+    ratio = np.exp(rng.uniform(math.log(_ERASED_RATIOS[0]), math.log(_ERASED_RATIOS[1]), (count, _ATTEMPTS)))
+    heights, widths = np.rint(np.sqrt(area * ratio)).astype(int), np.rint(np.sqrt(area / ratio)).astype(int)
+    fits = (heights < height) & (widths < width)
+    rows, first = np.arange(count), fits.argmax(axis=1)
+    erased = fits.any(axis=1) & (rng.uniform(size=count) < probability)
+    h, w = np.where(erased, heights[rows, first], 0), np.where(erased, widths[rows, first], 0)
+    return np.stack([rng.integers(height - h + 1), rng.integers(width - w + 1), h, w], axis=1)
+
+
+def erase(images: Tensor, boxes: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+    """Replace one rectangle of each image by noise, every pixel and channel drawn from N(0, 1).
+
+    This comes after normalization, so that the noise has about the mean and the deviation of the images; noise is what ConvNeXt was
+    trained with (`--remode pixel`), and in the paper it does better than a constant.
+
+    Args:
+        images: `(N, C, H, W)` float32, normalized.
+        boxes: `(N, 4)` top, left, height, width in pixels.
+        rng: where the noise comes from.
+
+    Returns: a new tensor, channels-last in memory.
+    """
+    _, channels, height, width = images.shape
+    top, left, h, w = boxes.T[:, :, None]
+    row, column = np.arange(height), np.arange(width)
+    inside_rows, inside_columns = (row >= top) & (row < top + h), (column >= left) & (column < left + w)
+    positions = np.flatnonzero(inside_rows[:, :, None] & inside_columns[:, None, :])
+    noise = torch.from_numpy(rng.standard_normal((len(positions), channels), np.float32))
+    result = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    result.view(-1, channels)[torch.from_numpy(positions).to(images.device)] = noise.to(images.device)
+    return result.permute(0, 3, 1, 2)
