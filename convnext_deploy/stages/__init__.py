@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.recipe import (
+from convnext_deploy.stage_config import (
     DistillConfig,
     ONNXConfig,
     PTQConfig,

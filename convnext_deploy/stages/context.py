@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convnext_deploy.artifact import Artifact, describe_file
-from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoint import save_state
@@ -21,9 +21,11 @@ from convnext_deploy.models.matching import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.network import WEIGHTS
 from convnext_deploy.progress import Progress
-from convnext_deploy.recipe import FitConfig, ModelConfig
 from convnext_deploy.spec import ModelSpec, Preprocess, default_preprocess, file_header
+from convnext_deploy.stage_config import FitConfig, ModelConfig
+from convnext_deploy.training.evaluate import evaluate_classifier
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
+from convnext_deploy.training.resume import TrainingStore
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class StageContext:
     device: str
     workers: int
     progress: Progress
-    teacher: Artifact | None = None
+    teachers: tuple[Artifact, ...] = ()
     weights: Artifact | None = None
+    store: TrainingStore | None = None
 
 
 def require_source(source: Artifact | None, kind: str) -> Artifact:
@@ -128,18 +131,21 @@ def start_network(
 def fit_network(
     network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
 ) -> list[dict[str, float]]:
-    """Run the training loop on the training images with a stage's settings."""
+    """Run the training loop on the training images with a stage's settings, and return its history without times."""
+    data = context.open_data()
+    freeze(network, config.frozen_stages)
+    validation = EvaluationBatches(data.validation, preprocess, config.batch_size, context.workers)
     batches = TrainingBatches(
-        context.open_data().train,
+        data.train,
         preprocess,
         batch_size=config.batch_size,
-        crop_scale_min=config.crop_scale_min,
-        flip_probability=config.flip_probability,
+        augmentation=config,
+        num_classes=len(data.class_names),
         seed=context.seed,
         workers=context.workers,
         device=context.device,
     )
-    return fit(
+    history = fit(
         network,
         batches,
         objective,
@@ -152,7 +158,24 @@ def fit_network(
         autocast=autocast_dtype(config.autocast, context.device),
         seed=context.seed,
         progress=context.progress,
+        layer_decay=config.layer_decay,
+        gradient_clip_norm=config.gradient_clip_norm,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
+        head_only_epochs=config.head_only_epochs,
+        evaluate=lambda model: evaluate_classifier(model, validation, context.device),
+        store=context.store,
     )
+    # how fast it went is in the history file; what describes an artifact must not differ from run to run
+    return [{name: figure for name, figure in row.items() if name != "images_per_s"} for row in history]
+
+
+def freeze(network: nn.Module, stages: int) -> None:
+    """Keep the stem and the first `stages` model stages, with the downsampling before them, from being trained; 0: nothing."""
+    prefixes = tuple(f"{part}.{i}." for i in range(stages) for part in ("downsample_layers", "stages"))
+    for name, parameter in network.named_parameters():
+        if stages and name.startswith(prefixes):
+            parameter.requires_grad_(False)
 
 
 def write_torch_artifact(

@@ -9,8 +9,8 @@ from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import read_sites, without_quantizers
-from convnext_deploy.recipe import ONNXConfig
 from convnext_deploy.spec import file_header
+from convnext_deploy.stage_config import ONNXConfig
 from convnext_deploy.stages.context import StageContext, require_source
 
 

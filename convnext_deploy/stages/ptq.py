@@ -12,7 +12,7 @@ from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import calibrate, observer_factory, prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.recipe import PTQConfig
+from convnext_deploy.stage_config import PTQConfig
 from convnext_deploy.stages.context import StageContext, require_source, write_torch_artifact
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
-from convnext_deploy.recipe import QATConfig
+from convnext_deploy.stage_config import QATConfig
 from convnext_deploy.stages.context import (
     StageContext,
     fit_network,
@@ -14,18 +16,28 @@ from convnext_deploy.stages.context import (
     training_options,
     write_torch_artifact,
 )
-from convnext_deploy.stages.distill import distillation_objective
+from convnext_deploy.stages.distill import check_teacher, distillation_objective, open_teacher
 
 
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
-    """Fine-tune under fake quantization. The teacher is the float model that the artifact still holds."""
+    """Fine-tune under fake quantization. The teacher is the context's, or the float model that the artifact still holds."""
     source = require_source(source, "qat")
     if "target" not in source.details:
         raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
+    if config.teacher is not None and not context.teachers:
+        raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
+    for artifact in context.teachers:
+        check_teacher(artifact, context.open_data(), source.model.in_channels)
     network = load_network(source, **training_options(config.fit)).to(context.device)
-    teacher = without_quantizers(network)
+    teachers: list[nn.Module] = [
+        open_teacher(artifact, source.preprocess, context.device) for artifact in context.teachers
+    ]
     objective = distillation_objective(
-        network, teacher, config.temperature, config.distill_loss_weight, config.fit.label_smoothing
+        network,
+        teachers or [without_quantizers(network)],
+        temperature=config.temperature,
+        distill_loss_weight=config.distill_loss_weight,
+        label_smoothing=config.fit.label_smoothing,
     )
     history = fit_network(network, source.preprocess, config.fit, context, objective)
     return write_torch_artifact(

@@ -7,7 +7,7 @@ import dataclasses
 from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.exporters.tensorrt_engine import Profile, build_engine, check_gpus, import_tensorrt
-from convnext_deploy.recipe import TensorRTConfig
+from convnext_deploy.stage_config import TensorRTConfig
 from convnext_deploy.stages.context import StageContext, require_source
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.recipe import TrainConfig
+from convnext_deploy.stage_config import TrainConfig
 from convnext_deploy.stages.context import StageContext, fit_network, model_of, start_network, write_torch_artifact
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +14,36 @@ from torch import Tensor, nn
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.progress import Progress
+from convnext_deploy.training.ema import ExponentialMovingAverage
+from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, learning_rate_at, scaled_learning_rate
+from convnext_deploy.training.resume import TrainingStore
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-"""Maps images `(N, C, H, W)` and labels `(N,)` to a scalar loss."""
+"""Maps images `(N, C, H, W)` and labels, `(N,)` int64 or `(N, classes)` float32, to a scalar loss, a mean over the images."""
+Evaluation = Callable[[nn.Module], dict[str, float]]
+"""Scores a network on the validation images: at least `validation_top1`."""
+_HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
-def autocast_dtype(choice: Literal["auto", "off", "bf16"], device: str) -> torch.dtype | None:
-    """Return bfloat16 where it is faster than float32 (or asked for), else None.
+def autocast_dtype(choice: Literal["auto", "off", "bf16", "fp16"], device: str) -> torch.dtype | None:
+    """Return bfloat16 where it is faster than float32 (or what is asked for), else None.
 
     It is faster on GPUs from SM80 on, and on CPUs with native bfloat16 products: AVX512-BF16 or AMX. On other CPUs bfloat16
     is emulated and slower.
+
+    Raises: DeployError: if float16 is asked for on a CPU.
     """
+    is_cuda = torch.device(device).type == "cuda"
     if choice == "bf16":
         return torch.bfloat16
+    if choice == "fp16":
+        if not is_cuda:
+            raise DeployError('autocast = "fp16" needs a GPU; on a CPU use "auto", "bf16" or "off".')
+        return torch.float16
     if choice == "off":
         return None
-    if torch.device(device).type == "cuda":
+    if is_cuda:
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else None
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
@@ -49,8 +64,15 @@ def fit(
     autocast: torch.dtype | None,
     seed: int,
     progress: Progress,
+    layer_decay: float = 1.0,
+    gradient_clip_norm: float | None = None,
+    accumulation_steps: int = 1,
+    ema_decay: float = 0.0,
+    head_only_epochs: float = 0.0,
+    evaluate: Evaluation | None = None,
+    store: TrainingStore | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place and leave it in evaluation mode.
+    """Train `model` in place and leave it in evaluation mode, with the averaged weights if there is an average.
 
     Args:
         model: on the device of `batches`.
@@ -62,43 +84,141 @@ def fit(
         warmup_epochs: length of the linear warm-up, at most half of the training.
         final_learning_rate_ratio: last learning rate over the peak.
         weight_decay: see `create_optimizer`.
-        autocast: dtype of the forward pass, None for float32.
-        seed: of stochastic depth; the global random state is left as it was.
+        autocast: dtype of the forward pass, None for float32; gradients of float16 are scaled.
+        seed: of stochastic depth and dropout; the global random state is left as it was.
         progress: where to report.
+        layer_decay: see `layer_scales`.
+        gradient_clip_norm: largest L2 norm of all gradients together, or None.
+        accumulation_steps: parts into which a batch is cut; the step is taken with the gradient of all of them.
+        ema_decay: see `ExponentialMovingAverage`; 0: no average.
+        head_only_epochs: at first only the last norm and the head are trained.
+        evaluate: called after every epoch, and once more for the average.
+        store: where the state is kept; a training that it holds goes on where it was.
 
-    Returns: per epoch the mean training loss and the last learning rate.
+    Returns: per epoch the mean training loss, the last learning rate, images per second, and what `evaluate` returned.
     Raises: DeployError: when the loss is not finite, with the step and the learning rate.
     """
     peak = scaled_learning_rate(base_learning_rate, batches.batch_size)
-    optimizer = create_optimizer(model, peak, weight_decay)
+    optimizer = create_optimizer(model, peak, weight_decay, layer_decay)
     total_steps = epochs * len(batches)
     warmup_steps = min(round(warmup_epochs * len(batches)), total_steps // 2)
+    head_only_steps = round(head_only_epochs * len(batches))
+    average = ExponentialMovingAverage(model, ema_decay) if ema_decay else None
+    scaler = torch.amp.GradScaler("cuda", enabled=autocast == torch.float16)
+    body = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(_HEAD)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    is_cuda = torch.device(batches.device).type == "cuda"
     history: list[dict[str, float]] = []
-    step = 0
-    devices = [batches.device] if torch.device(batches.device).type == "cuda" else []
-    with torch.random.fork_rng(devices), progress.task(description, total_steps) as task:
+    step, sums = 0, {"loss": 0.0, "seconds": 0.0}
+
+    def state() -> dict[str, Any]:
+        return {
+            "step": step,
+            "sums": dict(sums),
+            "history": history,
+            "model": model.state_dict(),
+            "average": None if average is None else average.network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(batches.device) if is_cuda else None,
+        }
+
+    with (
+        torch.random.fork_rng([batches.device] if is_cuda else []),
+        progress.task(description, total_steps) as task,
+        _trainable(body),
+    ):
         torch.manual_seed(seed)
+        found = store.load() if store is not None else None
+        if found is not None:
+            model.load_state_dict(found["model"])
+            if average is not None:
+                average.network.load_state_dict(found["average"])
+            optimizer.load_state_dict(found["optimizer"])
+            scaler.load_state_dict(found["scaler"])
+            torch.set_rng_state(found["random"])
+            if is_cuda:
+                torch.cuda.set_rng_state(found["random_cuda"], batches.device)
+            step, sums, history = found["step"], found["sums"], found["history"]
+            progress.say(f"{description}: goes on at step {step} of {total_steps}")
+            task.advance(step)
         model.train()
-        for epoch in range(epochs):
-            total_loss = 0.0
-            for images, labels in batches.epoch(epoch):
+        while step < total_steps:
+            epoch, first = divmod(step, len(batches))
+            started = time.perf_counter()
+            for images, labels in batches.epoch(epoch, first):
                 rate = learning_rate_at(step, total_steps, warmup_steps, peak, final_learning_rate_ratio)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
-                    loss = objective(images, labels)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise DeployError(
-                        f"{description}: the loss is {value} at step {step} (learning rate {rate:.2e}); "
-                        'lower base_learning_rate, lengthen warmup_epochs or set autocast = "off".'
-                    )
+                    group["lr"] = rate * group["lr_scale"]
+                for parameter in body:
+                    parameter.requires_grad_(step >= head_only_steps)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total_loss += value
+                value = 0.0
+                for part, targets in zip(
+                    images.chunk(accumulation_steps), labels.chunk(accumulation_steps), strict=True
+                ):
+                    with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
+                        loss = objective(part, targets) * (len(part) / len(images))
+                    value += loss.item()
+                    if not math.isfinite(value):
+                        raise DeployError(
+                            f"{description}: the loss is {value} at step {step} (learning rate {rate:.2e}); "
+                            'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
+                        )
+                    scaler.scale(loss).backward()
+                if gradient_clip_norm is not None:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(trained, gradient_clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                if average is not None:
+                    average.update(step)
+                sums["loss"] += value
                 step += 1
                 task.advance(note=f"epoch {epoch + 1}/{epochs} loss {value:.3f}")
-            history.append({"epoch": epoch + 1, "train_loss": total_loss / len(batches), "learning_rate": rate})
+                if store is not None and store.is_due() and step % len(batches):
+                    sums["seconds"] += time.perf_counter() - started
+                    started = time.perf_counter()
+                    store.save(state())
+            sums["seconds"] += time.perf_counter() - started
+            row = {
+                "epoch": epoch + 1,
+                "train_loss": sums["loss"] / len(batches),
+                "learning_rate": rate,
+                "images_per_s": len(batches) * batches.batch_size / sums["seconds"],
+            }
+            if evaluate is not None:
+                row |= evaluate(model)
+                model.train()
+                if average is not None:
+                    row |= {f"ema_{name}": figure for name, figure in evaluate(average.network).items()}
+            history.append(row)
+            sums = {"loss": 0.0, "seconds": 0.0}
+            if store is not None:
+                _keep(store, history, model if average is None else average.network, averaged=average is not None)
+                store.save(state())
+    if average is not None:
+        model.load_state_dict(average.network.state_dict())
     model.eval()
     return history
+
+
+def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:
+    """Write the history, and the weights if no earlier epoch was better."""
+    store.save_history(history)
+    name = "ema_validation_top1" if averaged else "validation_top1"
+    figures = [row[name] for row in history if name in row]
+    if figures and figures[-1] >= max(figures):
+        weights = network.state_dict()
+        store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
+
+
+@contextmanager
+def _trainable(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Leave parameters trainable, however the block ends."""
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,9 +1,19 @@
-"""Losses."""
+"""Losses between the logits of a student, those of a teacher and labels.
+
+All are computed in float32 (in float64 when given float64), averaged over the batch and in nats. Labels are `(N,)` int64, or
+`(N, num_classes)` floating point with rows that sum to 1, as mixup gives them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LogitMethod = Literal["kd", "teacher-only", "hard-label", "dkd"]
 
 
 def distillation_loss(
@@ -11,27 +21,138 @@ def distillation_loss(
     teacher_logits: Tensor,
     labels: Tensor,
     *,
+    method: LogitMethod = "kd",
     temperature: float,
     distill_loss_weight: float,
     label_smoothing: float = 0.0,
+    dkd_alpha: float = 1.0,
+    dkd_beta: float = 2.0,
 ) -> Tensor:
-    """`(1 - w) * CE(student, labels) + w * T² * KL(teacher || student)`, both distributions softened by T.
+    """`(1 - w) * CE(student, labels) + w * loss(student, teacher)`.
 
-    The gradient of the softened term shrinks with 1/T², so T² keeps the balance of the two terms when T changes.
+    Args:
+        student_logits: `(N, num_classes)`, of any floating-point dtype.
+        teacher_logits: `(N, num_classes)`, without gradient.
+        labels: `(N,)` int64, or `(N, num_classes)` floating point.
+        method: the second term. `kd`: `kd_loss`; `teacher-only`: likewise with w = 1, whatever is given (Beyer et al. 2022,
+            "Knowledge distillation: A good teacher is patient and consistent", arXiv 2106.05237); `hard-label`:
+            `hard_label_loss`, where w = 0.5 is the paper's; `dkd`: `dkd_loss`, whose paper adds the two terms, which is w = 0.5
+            but for a factor of 2.
+        temperature: T, 0.01 to 100; does not count for `hard-label`.
+        distill_loss_weight: w in [0, 1].
+        label_smoothing: of the cross-entropy with the labels alone, in [0, 1).
+        dkd_alpha: see `dkd_loss`.
+        dkd_beta: see `dkd_loss`.
+
+    Returns: scalar.
+    """
+    if method == "hard-label":
+        soft = hard_label_loss(student_logits, teacher_logits)
+    elif method == "dkd":
+        soft = dkd_loss(student_logits, teacher_logits, labels, temperature=temperature, alpha=dkd_alpha, beta=dkd_beta)
+    else:
+        soft = kd_loss(student_logits, teacher_logits, temperature)
+    if method == "teacher-only":
+        return soft
+    hard = F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=label_smoothing)
+    return (1 - distill_loss_weight) * hard + distill_loss_weight * soft
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`T² * KL(teacher || student)`, both distributions softened by T.
+
+    The gradient of the softened term shrinks with 1/T², so T² keeps its balance with other terms when T changes. When T grows
+    the loss tends to half the mean over classes of the squared difference of the logits, each freed of its mean over classes.
 
     Args:
         student_logits: `(N, num_classes)`.
-        teacher_logits: `(N, num_classes)`, without gradient.
-        labels: `(N,)` int64.
-        temperature: T > 0; 1 to 4 usual.
-        distill_loss_weight: w in [0, 1].
-        label_smoothing: of the cross-entropy, in [0, 1).
+        teacher_logits: `(N, num_classes)`.
+        temperature: T, 0.01 to 100; 1 to 4 usual. Rounding adds about 1e-7 * T² to the value, but not to the gradient.
 
-    Returns: scalar in nats, averaged over N.
-    Source: Hinton et al. 2015, arXiv 1503.02531.
+    Returns: scalar >= 0 up to rounding; 0 where the logits agree up to a constant.
+    Source: Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-    hard = F.cross_entropy(student_logits.float(), labels, label_smoothing=label_smoothing)
-    return (1 - distill_loss_weight) * hard + distill_loss_weight * soft
+    student = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=1)
+    return _divergence(teacher, student).mean() * temperature**2
+
+
+def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy with the class that the teacher finds most probable, which is never smoothed.
+
+    It does not look at the labels: on mixed images it is the one class that the teacher sees in the mixture.
+
+    Args:
+        student_logits: `(N, num_classes)`.
+        teacher_logits: `(N, num_classes)`.
+
+    Returns: scalar >= 0.
+    Source: Touvron et al. 2021, DeiT, arXiv 2012.12877, second term of equation 3 (there with weight 1/2).
+    """
+    return F.cross_entropy(_at_least_float32(student_logits), teacher_logits.argmax(dim=1))
+
+
+def dkd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, alpha: float, beta: float
+) -> Tensor:
+    """Decoupled knowledge distillation: `T² * (alpha * TCKD + beta * NCKD)`.
+
+    TCKD is KL(teacher || student) of the two probabilities "target class" and "any other class", NCKD that of the
+    distributions over the other classes alone. `kd_loss` is the sum with alpha 1 and beta `1 - teacher's probability of the
+    target`, which is small exactly where the teacher is sure.
+
+    Args:
+        student_logits: `(N, num_classes)`, at least 2 classes.
+        teacher_logits: `(N, num_classes)`.
+        labels: `(N,)` int64; of `(N, num_classes)` the most probable class is the target (the first of equal ones), as in the
+            experiments of arXiv 2305.15781.
+        temperature: T, 0.01 to 100.
+        alpha: weight of TCKD, >= 0; 1 in the paper.
+        beta: weight of NCKD, >= 0; in the paper 0.5 on ImageNet and up to 8 on CIFAR-100, in arXiv 2305.15781 2 on ImageNet.
+
+    Returns: scalar >= 0 up to rounding.
+    Source: Zhao et al. 2022, arXiv 2203.08679, equation 7; T² as in the official code.
+    """
+    target = (labels.argmax(dim=1) if labels.is_floating_point() else labels)[:, None]
+    # the other classes by their place, because a masked logit of -inf would give 0 * inf
+    others = torch.arange(student_logits.shape[1] - 1, device=target.device)
+    others = others + (others >= target)
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = F.log_softmax(_at_least_float32(logits) / temperature, dim=1)
+        rest = log_p.gather(1, others)
+        total = rest.logsumexp(dim=1, keepdim=True)  # log(1 - p) without the rounding of 1 - p
+        return torch.cat([log_p.gather(1, target), total], dim=1), rest - total
+
+    (student_two, student_rest), (teacher_two, teacher_rest) = split(student_logits), split(teacher_logits)
+    both = alpha * _divergence(teacher_two, student_two) + beta * _divergence(teacher_rest, student_rest)
+    return both.mean() * temperature**2
+
+
+def average_teachers(teacher_logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Return logits whose softmax at T is the mean of the teachers' probabilities at T.
+
+    Probabilities and not logits are averaged: a mean of logits is a geometric mean of the probabilities, in which one teacher
+    that excludes a class outvotes all others, and a teacher with larger logits weighs more.
+
+    Args:
+        teacher_logits: at least one tensor `(N, num_classes)`; a single one is returned as it is.
+        temperature: T, 0.01 to 100, at which the result is then used.
+
+    Returns: `(N, num_classes)`.
+    Source: Hinton et al. 2015, arXiv 1503.02531, section 1: the arithmetic mean of the predictive distributions.
+    """
+    if len(teacher_logits) == 1:
+        return teacher_logits[0]
+    logs = [F.log_softmax(_at_least_float32(logits) / temperature, dim=1) for logits in teacher_logits]
+    # log(number of teachers) is left out: a constant changes no probability
+    return temperature * torch.stack(logs).logsumexp(dim=0)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) of each row, `(N,)`, from logarithms of probabilities `(N, K)`."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

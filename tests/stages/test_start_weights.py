@@ -21,8 +21,8 @@ from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import DistillConfig, FitConfig, ModelConfig, TrainConfig
 from convnext_deploy.spec import ModelSpec, Preprocess
+from convnext_deploy.stage_config import DistillConfig, FitConfig, ModelConfig, TrainConfig
 from convnext_deploy.stages import distill, train
 from convnext_deploy.stages.context import StageContext
 from tests.weights import PREPROCESS, random_network, write_weights
@@ -79,7 +79,15 @@ def begin(tmp_path: Path, small_data: Data, monkeypatch: pytest.MonkeyPatch) -> 
         output.mkdir()
         source, weights = (start, None) if as_source else (None, start)
         context = StageContext(
-            "stage", output, lambda: small_data, SEED, "cpu", 0, progress, teacher=teacher, weights=weights
+            "stage",
+            output,
+            lambda: small_data,
+            SEED,
+            "cpu",
+            0,
+            progress,
+            teachers=() if teacher is None else (teacher,),
+            weights=weights,
         )
         settings = fit or FitConfig(epochs=1)
         if teacher is None:

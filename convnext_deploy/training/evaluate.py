@@ -1,0 +1,25 @@
+"""Loss and top-1 of a network in the middle of its training. The verdict on an artifact is made elsewhere, by its runner."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convnext_deploy.data.loaders import EvaluationBatches
+
+
+@torch.no_grad()
+def evaluate_classifier(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
+    """Return the mean cross-entropy `validation_loss` and the share of right predictions `validation_top1`, in [0, 1].
+
+    The network is left in evaluation mode.
+    """
+    network.eval()
+    loss, correct, total = 0.0, 0, 0
+    for images, labels in batches:
+        logits, targets = network(images.to(device)).float(), labels.to(device)
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += int((logits.argmax(dim=1) == targets).sum())
+        total += len(labels)
+    return {"validation_loss": loss / total, "validation_top1": correct / total}

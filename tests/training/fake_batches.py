@@ -1,0 +1,65 @@
+"""Batches of fixed random images, for tests of the training loop alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.training.fit import fit
+
+CLASSES = 3
+
+
+class FakeBatches:
+    """What `fit` uses of `TrainingBatches`: batch `k` of epoch `e` depends on `e` and `k` alone."""
+
+    device = "cpu"
+
+    def __init__(self, batches: int = 4, batch_size: int = 6) -> None:
+        self.batches, self.batch_size = batches, batch_size
+        self.given: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(start, self.batches):
+            generator = torch.Generator().manual_seed(1000 * epoch + index)
+            self.given.append((epoch, index))
+            images = torch.randn(self.batch_size, 3, 32, 32, generator=generator)
+            yield images, torch.randint(CLASSES, (self.batch_size,), generator=generator)
+
+
+def small_network(**options: Any) -> ConvNeXt:
+    """Return a network of a few thousand weights, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ConvNeXt((1, 1, 2, 1), (8, 8, 16, 16), num_classes=CLASSES, layer_scale_init=0.1, **options)
+
+
+def run_fit(model: nn.Module, batches: FakeBatches | None = None, **changes: Any) -> list[dict[str, float]]:
+    """Train for three epochs with cross-entropy unless `changes` say otherwise."""
+    options: dict[str, Any] = {
+        "objective": lambda images, labels: nn.functional.cross_entropy(model(images), labels),
+        "description": "student",
+        "epochs": 3,
+        "base_learning_rate": 2.0,
+        "warmup_epochs": 0.5,
+        "final_learning_rate_ratio": 0.1,
+        "weight_decay": 0.05,
+        "autocast": None,
+        "seed": 5,
+        "progress": SilentProgress(),
+    }
+    return fit(model, cast(TrainingBatches, batches or FakeBatches()), **{**options, **changes})
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    """Return all parameters in one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
