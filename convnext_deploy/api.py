@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from convnext_deploy.artifact import Artifact, create_output_folder
-from convnext_deploy.data.sources import BUILT_IN, Data, check_classes, open_data
+from convnext_deploy.data.sources import BUILT_IN, Data, check_classes
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.inputs import open_weights
 from convnext_deploy.models.variants import resolve_variant
@@ -16,9 +16,10 @@ from convnext_deploy.opening import (
     one_start,
     open_artifact,
     open_data_for,
+    open_named_data,
     open_optional,
     open_training_data,
-    say_ignored,
+    say_notes,
 )
 from convnext_deploy.options import (
     DEFAULTS,
@@ -35,20 +36,10 @@ from convnext_deploy.options import (
     resolve_workers,
 )
 from convnext_deploy.pipeline import RunResult, plan_recipe, run_recipe
-from convnext_deploy.recipe import (
-    SOURCE,
-    DistillConfig,
-    Gate,
-    ONNXConfig,
-    PTQConfig,
-    QATConfig,
-    Recipe,
-    StageEntry,
-    TensorRTConfig,
-    TrainConfig,
-)
+from convnext_deploy.recipe import SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.recipe_file import load_recipe
 from convnext_deploy.reporting.record import Report, StageRow, read_report, write_report
+from convnext_deploy.stage_config import DistillConfig, ONNXConfig, PTQConfig, QATConfig, TensorRTConfig, TrainConfig
 
 if TYPE_CHECKING:
     from convnext_deploy.validation.score import Score
@@ -64,7 +55,7 @@ def run(
 
     Args:
         recipe: a recipe or the path of one.
-        options: only `data`, `out`, `device`, `workers` and `progress` count; the rest is the recipe's.
+        options: only those of the data, `out`, `device`, `workers` and `progress` count; the rest is the recipe's.
         on_plan: given the stages and whether each would run; then nothing is executed and None is returned.
 
     Raises: DeployError: if the recipe, its data or a stage fails. A failed gate is no error: see `RunResult.report.passed`.
@@ -79,12 +70,12 @@ def run(
     for artifact in weights.values():
         for note in artifact.notes:
             options.progress.say(note)
-    data = open_data(name)
+    data = open_named_data(name, options)
     settings = create_settings(options, loaded.name, data)
     if on_plan is not None:
         on_plan(plan_recipe(loaded, settings.out, source, data, weights))
         return None
-    say_ignored(data, options.progress)
+    say_notes(data, options.progress)
     return run_recipe(loaded, settings, source, data, weights)
 
 
@@ -121,6 +112,7 @@ def distill(
     teacher_checkpoint: Path | None = None,
     teacher_weights: str | None = None,
     student_weights: str | None = None,
+    distill_method: Literal["kd", "teacher-only", "hard-label", "dkd", "feature"] = "kd",
     temperature: float = DistillConfig.temperature,
     distill_loss_weight: float = DistillConfig.distill_loss_weight,
     options: Options = DEFAULTS,
@@ -133,7 +125,8 @@ def distill(
         teacher_checkpoint: artifact or weights file, for the classes of the data.
         teacher_weights: likewise, the name of published weights.
         student_weights: artifact, weights file or name that the student starts from; its head may be for other classes.
-        temperature: softens both logits.
+        distill_method: what is learned from the teacher; see `DistillConfig`.
+        temperature: softens both logits, 0.01 to 100.
         distill_loss_weight: weight of the teacher's loss; the labels get the rest.
         options: see `Options`.
     """
@@ -152,6 +145,7 @@ def distill(
         model=model_config(student, options, data, start, student_weights),
         teacher=SOURCE if source is not None else "teacher",
         fit=fit,
+        method=distill_method,
         temperature=temperature,
         distill_loss_weight=distill_loss_weight,
     )
@@ -226,7 +220,7 @@ def validate(
     data = open_data_for(opened["artifact"], options)
     if data is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
-    say_ignored(data, options.progress)
+    say_notes(data, options.progress)
     if options.out is not None:
         create_output_folder(options.out)
     rows: list[StageRow] = []
@@ -281,7 +275,7 @@ def _run_stages(
     )
     _check_names(recipe)
     if data is not None:
-        say_ignored(data, options.progress)
+        say_notes(data, options.progress)
     return run_recipe(recipe, create_settings(options, name, data), source, data, open_weights(recipe))
 
 

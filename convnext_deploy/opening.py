@@ -17,16 +17,21 @@ def open_training_data(options: Options) -> Data:
     """Return the user's data, or the built-in digits."""
     if options.data is None:
         options.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
-    return open_data(options.data or BUILT_IN)
+    return open_named_data(options.data or BUILT_IN, options)
+
+
+def open_named_data(name: str, options: Options) -> Data:
+    """Open an image folder or the digits as the options say. The split is the same for every verb, whatever its seed."""
+    return open_data(name, validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable)
 
 
 def open_data_for(source: Artifact, options: Options) -> Data | None:
     """Return the user's data, or the built-in digits for what was trained on them."""
     if options.data is not None:
-        return open_data(options.data)
+        return open_named_data(options.data, options)
     if any(record.data == BUILT_IN for record in source.lineage):
         options.progress.say(f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained")
-        return open_data(BUILT_IN)
+        return open_named_data(BUILT_IN, options)
     return None
 
 
@@ -73,7 +78,7 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
     return short_name(start.model.variant)
 
 
-def say_ignored(data: Data, progress: Progress) -> None:
-    """Tell how many files of an image folder are no images."""
-    if data.ignored_files:
-        progress.say(f"{data.ignored_files} files in {data.name} are no images and were left out")
+def say_notes(data: Data, progress: Progress) -> None:
+    """Tell what was split off, left out and ignored."""
+    for note in data.notes:
+        progress.say(note)

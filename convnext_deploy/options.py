@@ -15,7 +15,7 @@ from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.pipeline import Settings
 from convnext_deploy.progress import Progress, SilentProgress
-from convnext_deploy.recipe import FitConfig, ModelConfig
+from convnext_deploy.stage_config import FitConfig, ModelConfig
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
 
@@ -27,7 +27,7 @@ DIGITS_FIT = FitConfig(
     base_learning_rate=0.064,
     warmup_epochs=2.0,
     drop_path_rate=0.0,
-    crop_scale_min=0.5,
+    crop_scale_min=0.7,
     flip_probability=0.0,
 )
 DIGITS_TEACHER_FIT = dataclasses.replace(DIGITS_FIT, epochs=10, base_learning_rate=0.032)
@@ -48,6 +48,8 @@ class Options:
 
     data: str | None = None
     out: Path | None = None
+    validation_fraction: float = 0.1
+    skip_unreadable: bool = False
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = None

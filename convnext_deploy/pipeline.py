@@ -26,19 +26,10 @@ from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError, OutputError
 from convnext_deploy.inputs import find_baseline
 from convnext_deploy.progress import Progress
-from convnext_deploy.recipe import (
-    BASELINE,
-    SOURCE,
-    DistillConfig,
-    Gate,
-    ONNXConfig,
-    Recipe,
-    StageEntry,
-    TensorRTConfig,
-    TrainConfig,
-)
+from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, package_versions, write_report
 from convnext_deploy.reporting.rows import create_row
+from convnext_deploy.stage_config import DistillConfig, ONNXConfig, TensorRTConfig, TrainConfig
 
 if TYPE_CHECKING:
     from convnext_deploy.validation.measure import Measurement
@@ -164,6 +155,7 @@ def _execute(
 ) -> Artifact:
     from convnext_deploy.stages import STAGES
     from convnext_deploy.stages.context import StageContext
+    from convnext_deploy.training.resume import TrainingStore
 
     def need_data() -> Data:
         if data is None:
@@ -181,8 +173,9 @@ def _execute(
             settings.device,
             settings.workers,
             settings.progress,
-            teacher=inputs.get("teacher"),
+            teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
+            store=TrainingStore(settings.out / "checkpoints" / stage.name, key),
         )
         artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)
         record = StageRecord(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext_deploy.errors import RecipeError, suggest
-from convnext_deploy.recipe import CONFIGS, SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.recipe import SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.stage_config import CONFIGS
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -86,9 +87,12 @@ def _parse_value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if dataclasses.is_dataclass(value) else _parse_record(typing.cast(type[Any], hint), value, where)
     if origin is types.UnionType:
-        return (
-            None if value is None else _parse_value(next(a for a in arguments if a is not types.NoneType), value, where)
-        )
+        if value is None and types.NoneType in arguments:
+            return None
+        # of several types the tuple is meant where a list is found
+        wanted = [a for a in arguments if a is not types.NoneType]
+        tuples = [a for a in wanted if typing.get_origin(a) is tuple]
+        return _parse_value(tuples[0] if tuples and isinstance(value, list | tuple) else wanted[0], value, where)
     if origin is Literal:
         if value not in arguments:
             raise RecipeError(f"{where} = {value!r} is unknown; expected one of {', '.join(map(repr, arguments))}.")

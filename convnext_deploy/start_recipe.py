@@ -20,16 +20,14 @@ from convnext_deploy.models.advice import (
 from convnext_deploy.models.published import PUBLISHED
 from convnext_deploy.models.ranking import Candidate
 from convnext_deploy.models.variants import short_name
-from convnext_deploy.recipe import (
+from convnext_deploy.recipe import Gate, Recipe, StageEntry
+from convnext_deploy.stage_config import (
     FitConfig,
-    Gate,
     ModelConfig,
     ONNXConfig,
     PTQConfig,
     QATConfig,
-    Recipe,
     StageConfig,
-    StageEntry,
     TensorRTConfig,
     TrainConfig,
 )
@@ -58,6 +56,8 @@ def create_start_recipe(candidate: Candidate, image_size: int) -> Recipe:
         weight_decay=WEIGHT_DECAY,
         label_smoothing=settings.label_smoothing,
         drop_path_rate=settings.drop_path_rate,
+        mixup_alpha=MIXUP_ALPHA if settings.mixup else 0.0,
+        cutmix_alpha=CUTMIX_ALPHA if settings.mixup else 0.0,
         gradient_checkpointing=candidate.gradient_checkpointing,
     )
     qat_fit = dataclasses.replace(
@@ -104,8 +104,6 @@ def _stage_lines(stage: StageEntry, comments: dict[str, Comments]) -> Iterator[s
         if (record := getattr(config, table, None)) is not None:
             yield f"[stages.{table}]"
             yield from _values(record, comments[f"{stage.name}.{table}"])
-            if stage.name == "model" and table == "fit":
-                yield comments["mixup"][""]
 
 
 def _values(record: object, comments: Comments) -> Iterator[str]:
@@ -133,10 +131,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
     if published is not None and published.non_commercial:
         weights += "; CC BY-NC 4.0: not for commercial use"
     of_data = f"notes 5, {data.name} data"
-    if candidate.settings.mixup:
-        mixup = f"# {of_data}: also mixup {MIXUP_ALPHA} and CutMix {CUTMIX_ALPHA}; recipes have no keys for them yet"
-    else:
-        mixup = f"# {of_data if size.mixup else 'notes 3, for this size'}: no mixup, no CutMix"
+    mixup = of_data if size.mixup else "notes 3, for this size"
     memory = f"an estimated {candidate.memory_gib:.1f} GB on a GPU with bfloat16"
     rate = f"{format_setting(candidate.settings.learning_rate)} at batch {RATE_BATCH_SIZE} x {_BASE_BATCH_SIZE // RATE_BATCH_SIZE}"
     return {
@@ -153,9 +148,10 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "weight_decay": "notes 1: AdamW with betas 0.9 and 0.999, for all sizes",
             "label_smoothing": of_data,
             "drop_path_rate": _both("drop_path_rate", size, data),
+            "mixup_alpha": mixup,
+            "cutmix_alpha": mixup,
             "gradient_checkpointing": "only where the memory of the GPU asks for it",
         },
-        "mixup": {"": mixup},
         "ptq": {
             "target": _TOOL,
             "calibration_method": _TOOL,

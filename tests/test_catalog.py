@@ -16,8 +16,8 @@ from convnext_deploy.models.advice import settings_for_size
 from convnext_deploy.models.published import PUBLISHED
 from convnext_deploy.models.ranking import rank
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.recipe import TrainConfig
 from convnext_deploy.spec import ModelSpec
+from convnext_deploy.stage_config import TrainConfig
 from convnext_deploy.validation import fresh_latency
 from convnext_deploy.validation.fresh_latency import measure_fresh_latency
 

@@ -15,7 +15,7 @@ import convnext_deploy
 PACKAGE = "convnext_deploy"
 ROOT = Path(convnext_deploy.__file__).parent
 LAYERS = (
-    ("errors", "recipe", "recipe_file", "spec", "artifact", "progress", "cuda_driver", "code_version"),
+    ("errors", "stage_config", "recipe", "recipe_file", "spec", "artifact", "progress", "cuda_driver", "code_version"),
     ("models", "data", "training", "quantization", "exporters"),
     ("network",),
     ("stages", "runners"),

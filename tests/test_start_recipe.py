@@ -11,8 +11,8 @@ import pytest
 from convnext_deploy.catalog import recommend
 from convnext_deploy.models.published import PUBLISHED
 from convnext_deploy.models.ranking import rank
-from convnext_deploy.recipe import FitConfig, QATConfig, TrainConfig
 from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.stage_config import FitConfig, QATConfig, TrainConfig
 from convnext_deploy.start_recipe import create_start_recipe, write_recipe_text
 from convnext_deploy.training.optimizer import scaled_learning_rate
 
@@ -75,18 +75,24 @@ def test_start_recipe_trains_as_recommended(case: tuple[int, int, float | None])
         assert all(getattr(qat.fit, name) == getattr(QATConfig().fit, name) for name in untouched)
 
 
+def mixing_lines(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith(("mixup_alpha", "cutmix_alpha"))]
+
+
 @pytest.mark.parametrize(
-    ("images", "line"),
+    ("images", "lines"),
     [
-        (6000, "# notes 5, small data: no mixup, no CutMix"),
-        (60_000, "# notes 5, medium data: also mixup 0.8 and CutMix 1.0; recipes have no keys for them yet"),
+        (6000, ["mixup_alpha = 0.0 # notes 5, small data", "cutmix_alpha = 0.0 # notes 5, small data"]),
+        (60_000, ["mixup_alpha = 0.8 # notes 5, medium data", "cutmix_alpha = 1.0 # notes 5, medium data"]),
     ],
 )
-def test_start_recipe_says_whether_the_notes_want_mixup(images: int, line: str) -> None:
-    assert line in recommend(images, 4).recipe_text.splitlines()
+def test_start_recipe_mixes_images_where_the_notes_want_it(images: int, lines: list[str]) -> None:
+    assert mixing_lines(recommend(images, 4).recipe_text) == lines
 
 
-def test_start_recipe_says_that_the_smallest_networks_need_no_mixup() -> None:
+def test_start_recipe_mixes_no_images_for_the_smallest_networks() -> None:
     candidate = next(c for c in rank(60_000, 4)[0] if c.variant == "convnext_atto")
-    text = write_recipe_text(create_start_recipe(candidate, 224), candidate, 60_000, 4)
-    assert "# notes 3, for this size: no mixup, no CutMix" in text.splitlines()
+    recipe = create_start_recipe(candidate, 224)
+    text = write_recipe_text(recipe, candidate, 60_000, 4)
+    source = "# notes 3, for this size"
+    assert mixing_lines(text) == [f"mixup_alpha = 0.0 {source}", f"cutmix_alpha = 0.0 {source}"]

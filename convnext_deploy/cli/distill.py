@@ -27,16 +27,24 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
     help="What the student starts from, such as timm/convnext_tiny.fb_in1k; its head may be another.",
 )
 @click.option(
+    "--distill-method",
+    type=click.Choice(["kd", "teacher-only", "hard-label", "dkd", "feature"]),
+    default="kd",
+    show_default=True,
+    help="What is learned from the teacher: its probabilities (kd; without the labels: teacher-only; decoupled: dkd), its best "
+    "class (hard-label), or probabilities and features (feature).",
+)
+@click.option(
     "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
     show_default=True,
     help="Softening of both logits.",
 )
 @click.option(
     "--distill-loss-weight",
     type=click.FloatRange(0, 1),
-    default=0.7,
+    default=0.5,
     show_default=True,
     help="Weight of the teacher; labels get the rest.",
 )
@@ -44,14 +52,15 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
 def command(as_json: bool, **values: Any) -> None:
     """Train a student on the labels and on a larger teacher's logits, and validate both.
 
-    The loss is (1-w)*CE + w*T^2*KL(teacher || student); the teacher sees the same crop as the student. Without --data it
-    runs on the built-in digits.
+    The loss of --distill-method kd is (1-w)*CE + w*T^2*KL(teacher || student); the teacher sees the same crop as the
+    student, at its own image size. Without --data it runs on the built-in digits.
     """
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
     own = (
-        "teacher", "student", "teacher_checkpoint", "teacher_weights", "student_weights", "temperature", "distill_loss_weight",
+        "teacher", "student", "teacher_checkpoint", "teacher_weights", "student_weights", "distill_method", "temperature",
+        "distill_loss_weight",
     )  # fmt: skip
     arguments = {name: values.pop(name) for name in own}
     if arguments["teacher_checkpoint"] is not None and arguments["teacher_weights"] is not None:

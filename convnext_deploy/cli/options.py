@@ -24,7 +24,17 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
         "--data",
         metavar="DIR",
-        help="Image folder with train/ and val/ (or validation/, test/), one folder per class; or 'digits'.",
+        help="Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or 'digits'.",
+    ),
+    "validation_fraction": click.option(
+        "--validation-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.1,
+        show_default=True,
+        help="Share of each class held out where the folder has no validation images. The same for every verb, or top-1 lies.",
+    ),
+    "skip_unreadable": click.option(
+        "--skip-unreadable", is_flag=True, help="Leave out images that cannot be opened, and list them."
     ),
     "out": click.option(
         "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.  [default: runs/NAME]"
@@ -109,6 +119,9 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+_TOGETHER = {"data": ("validation_fraction", "skip_unreadable")}
+
+
 def common_options(*names: str) -> Callable[[Function], Function]:
     """Add the named options, then `--json` and the positional order that all commands share."""
 
@@ -117,7 +130,8 @@ def common_options(*names: str) -> Callable[[Function], Function]:
             function
         )
         for name in reversed(names):
-            function = _OPTIONS[name](function)
+            for option in reversed((name, *_TOGETHER.get(name, ()))):
+                function = _OPTIONS[option](function)
         return function
 
     return decorate

@@ -18,7 +18,8 @@ from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DeployError
 from convnext_deploy.pipeline import Settings, run_recipe
 from convnext_deploy.progress import Progress, SilentProgress, Task
-from convnext_deploy.recipe import DistillConfig, Recipe, StageConfig, StageEntry, TensorRTConfig, TrainConfig
+from convnext_deploy.recipe import Recipe, StageEntry
+from convnext_deploy.stage_config import DistillConfig, StageConfig, TensorRTConfig, TrainConfig
 from convnext_deploy.stages import STAGES
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.validation import measure
@@ -172,7 +173,7 @@ def test_stage_adds_one_record_to_the_lineage_of_its_source(outcome: Outcome) ->
 
 def test_stage_record_tells_how_the_artifact_was_made(outcome: Outcome, small_recipe: Recipe, small_data: Data) -> None:
     record, config = outcome.artifact.lineage[-1], dataclasses.asdict(outcome.entry.config)
-    if "teacher" in config:
+    if config.get("teacher") is not None:
         config["teacher"] = "source"  # the name it has in the recipe of `run_stage`
     assert (record.name, record.kind) == (outcome.entry.name, outcome.entry.config.kind)
     assert record.config == as_stored(config)

@@ -11,7 +11,8 @@ import pytest
 from convnext_deploy import code_version
 from convnext_deploy.data.sources import Data
 from convnext_deploy.pipeline import plan_recipe
-from convnext_deploy.recipe import CONFIGS, Recipe
+from convnext_deploy.recipe import Recipe
+from convnext_deploy.stage_config import CONFIGS
 
 PTQ = "convnext_deploy.stages.ptq"
 

@@ -10,7 +10,8 @@ import pytest
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data, open_data
 from convnext_deploy.pipeline import plan_recipe
-from convnext_deploy.recipe import ONNXConfig, Recipe, StageEntry
+from convnext_deploy.recipe import Recipe, StageEntry
+from convnext_deploy.stage_config import ONNXConfig
 from tests.conftest import write_image_folder
 from tests.pipeline.conftest import STAGES, Rerun, change_stage
 

@@ -13,8 +13,9 @@ import pytest
 
 from convnext_deploy.data.sources import open_data
 from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.recipe import Gate, Recipe, TrainConfig
+from convnext_deploy.recipe import Gate, Recipe
 from convnext_deploy.reporting.record import read_report
+from convnext_deploy.stage_config import TrainConfig
 from tests.conftest import CLASSES, draw_image, write_image_folder
 from tests.pipeline.conftest import STAGES, Rerun, change_stage, hashes, settings_for
 

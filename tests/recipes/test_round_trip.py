@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.recipe import FitConfig, ModelConfig, TrainConfig
 from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.stage_config import FitConfig, ModelConfig, TrainConfig
 
 
 def between(low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> st.SearchStrategy[float]:
@@ -34,8 +34,21 @@ FITS = st.builds(
     layer_scale_init=between(0, 10, low_open=True),
     crop_scale_min=between(0, 1, low_open=True),
     flip_probability=between(0, 1),
-    autocast=st.sampled_from(["auto", "off", "bf16"]),
+    autocast=st.sampled_from(["auto", "off", "bf16", "fp16"]),
     gradient_checkpointing=st.booleans(),
+    color_jitter=between(0, 10),
+    augmentation_policy=st.sampled_from(["none", "randaugment", "autoaugment", "trivialaugment"]),
+    randaugment_ops=st.integers(1, 100),
+    randaugment_magnitude=st.integers(0, 30),
+    random_erasing_probability=between(0, 1),
+    mixup_alpha=between(0, 10),
+    cutmix_alpha=between(0, 10),
+    mixing_probability=between(0, 1),
+    gradient_clip_norm=st.none() | between(0, 10, low_open=True),
+    layer_decay=between(0, 1, low_open=True),
+    frozen_stages=st.integers(0, 4),
+    head_only_epochs=between(0, 1),
+    ema_decay=between(0, 1, high_open=True),
 )
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
 MODELS = st.builds(
@@ -47,7 +60,7 @@ MODELS = st.builds(
     crop_pct=st.none() | between(0.1, 1.0),
     head_hidden_size=st.none() | st.integers(0, 4096),
     head_activation=st.sampled_from(["gelu", "relu"]),
-    weights=st.none() | TEXTS,
+    weights=st.none() | TEXTS.filter(bool),
 )
 OUTSIDE = {
     "epochs": st.integers(max_value=0),
@@ -63,6 +76,19 @@ OUTSIDE = {
     "layer_scale_init": st.floats(max_value=0, allow_infinity=False),
     "crop_scale_min": st.floats(max_value=0, allow_infinity=False),
     "flip_probability": st.floats(min_value=1, exclude_min=True, allow_infinity=False),
+    "color_jitter": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
+    "randaugment_ops": st.integers(max_value=0),
+    "randaugment_magnitude": st.integers(max_value=-1) | st.integers(min_value=31),
+    "random_erasing_probability": st.floats(min_value=1, exclude_min=True, allow_infinity=False),
+    "mixup_alpha": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
+    "cutmix_alpha": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
+    "mixing_probability": st.floats(min_value=1, exclude_min=True, allow_infinity=False),
+    "gradient_clip_norm": st.floats(max_value=0, allow_infinity=False),
+    "accumulation_steps": st.integers(max_value=0) | st.integers(min_value=129),  # the batch size is 128
+    "layer_decay": st.floats(min_value=1, exclude_min=True, allow_infinity=False),
+    "frozen_stages": st.integers(max_value=-1) | st.integers(min_value=5),
+    "head_only_epochs": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
+    "ema_decay": st.floats(min_value=1, allow_infinity=False),
 }
 
 
@@ -75,7 +101,7 @@ def write_recipe(path: Path, model: ModelConfig, fit: dict[str, object]) -> Path
     lines = ['name = "r"', "[[stages]]", 'kind = "train"', "[stages.model]"]
     given = {key: value for key, value in dataclasses.asdict(model).items() if value is not None}  # TOML has no null
     lines += [f"{key} = {as_toml(value)}" for key, value in given.items()]
-    lines += ["[stages.fit]", *(f"{key} = {as_toml(value)}" for key, value in fit.items())]
+    lines += ["[stages.fit]", *(f"{key} = {as_toml(value)}" for key, value in fit.items() if value is not None)]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -105,4 +131,4 @@ def test_load_recipe_refuses_every_value_outside_its_range(tmp_path_factory: pyt
 
 def test_outside_lists_every_number_of_a_fit() -> None:
     names = {field.name for field in dataclasses.fields(FitConfig)}
-    assert set(OUTSIDE) == names - {"autocast", "gradient_checkpointing"}
+    assert set(OUTSIDE) == names - {"autocast", "gradient_checkpointing", "augmentation_policy"}

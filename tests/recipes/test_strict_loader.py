@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.recipe import Gate, PTQConfig, QATConfig, Recipe, StageEntry, TensorRTConfig, TrainConfig
+from convnext_deploy.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.stage_config import PTQConfig, QATConfig, TensorRTConfig, TrainConfig
 
 START = 'name = "r"\n'
 MODEL = '[[stages]]\nkind = "train"\nname = "net"\n[stages.model]\nname = "atto"\n'
@@ -80,8 +81,8 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
         (FIT + "epochs = 3.5\n", "stage 'net': fit: epochs = 3.5 has the wrong type; expected int"),
         (FIT + "weight_decay = true\n", "stage 'net': fit: weight_decay = True has the wrong type; expected float"),
         (
-            FIT + 'autocast = "fp16"\n',
-            "stage 'net': fit: autocast = 'fp16' is unknown; expected one of 'auto', 'off', 'bf16'",
+            FIT + 'autocast = "fp8"\n',
+            "stage 'net': fit: autocast = 'fp8' is unknown; expected one of 'auto', 'off', 'bf16', 'fp16'",
         ),
         (
             PTQ + 'calibration_method = "entropy"\n',

@@ -20,8 +20,9 @@ from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError
 from convnext_deploy.pipeline import Settings, run_recipe
 from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe, StageEntry, TensorRTConfig
+from convnext_deploy.recipe import Recipe, StageEntry
 from convnext_deploy.runners import open_runner
+from convnext_deploy.stage_config import TensorRTConfig
 
 
 @pytest.fixture(scope="module")
