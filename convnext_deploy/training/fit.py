@@ -151,7 +151,7 @@ def fit(
                 rate = learning_rate_at(step, total_steps, warmup_steps, peak, final_learning_rate_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["lr_scale"]
-                for parameter in body:
+                for parameter in body if head_only_steps else ():
                     parameter.requires_grad_(step >= head_only_steps)
                 optimizer.zero_grad(set_to_none=True)
                 value = 0.0

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from convnext_deploy.artifact import write_text
+
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
 SAVE_EVERY_S = 60.0
 
@@ -63,6 +65,4 @@ class TrainingStore:
     def save_history(self, history: list[dict[str, float]]) -> None:
         """Write the figures of the finished epochs."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{HISTORY}.partial"
-        partial.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.folder / HISTORY)
+        write_text(self.folder / HISTORY, json.dumps(history, indent=1) + "\n")
