@@ -38,6 +38,10 @@ class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 
 
+class ProcessLostError(DeployError):
+    """The processes of a training on several GPUs or machines did not meet, or one of them is gone."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the kind of error when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

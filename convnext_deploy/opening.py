@@ -6,6 +6,7 @@ from pathlib import Path
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import BUILT_IN, Data, open_data
+from convnext_deploy.distributed import from_first
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.variants import resolve_variant, short_name
@@ -22,7 +23,11 @@ def open_training_data(options: Options) -> Data:
 
 def open_named_data(name: str, options: Options) -> Data:
     """Open an image folder or the digits as the options say. The split is the same for every verb, whatever its seed."""
-    return open_data(name, validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable)
+    return from_first(
+        lambda: open_data(
+            name, validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable
+        )
+    )
 
 
 def open_data_for(source: Artifact, options: Options) -> Data | None:

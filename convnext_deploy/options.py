@@ -11,11 +11,13 @@ from typing import Literal
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.data.sources import BUILT_IN, Data
+from convnext_deploy.distributed import launched
 from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.execution import Settings
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.models.variants import resolve_variant
-from convnext_deploy.pipeline import Settings
 from convnext_deploy.progress import Progress, SilentProgress
-from convnext_deploy.stage_config import FitConfig, ModelConfig
+from convnext_deploy.stage_config import ModelConfig
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
 
@@ -66,6 +68,9 @@ class Options:
     gradient_checkpointing: bool | None = None
     calibration_images: int | None = None
     max_top1_drop_pp: float | None = None
+    compile: bool | None = None
+    cache_dir: Path | None = None
+    tensorboard: bool = False
     progress: Progress = field(default_factory=SilentProgress)
 
 
@@ -89,6 +94,7 @@ def override_fit(fit: FitConfig, options: Options) -> FitConfig:
         "drop_path_rate",
         "head_dropout",
         "gradient_checkpointing",
+        "compile",
     )
     return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
 
@@ -135,18 +141,40 @@ def allowed_drop(options: Options) -> float:
 def create_settings(options: Options, name: str, data: Data | None) -> Settings:
     """Decide where and how to run."""
     out = options.out if options.out is not None else Path("runs") / name
-    return Settings(Path(out), resolve_device(options), resolve_workers(options, data), options.progress)
+    if options.tensorboard:
+        from convnext_deploy.training.events import check_tensorboard
+
+        check_tensorboard()
+    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+    return Settings(
+        Path(out),
+        resolve_device(options),
+        resolve_workers(options, data),
+        options.progress,
+        cache_dir,
+        options.tensorboard,
+    )
 
 
 def resolve_device(options: Options) -> str:
-    """Return `cpu` or `cuda`.
+    """Return `cpu` or `cuda`, which is then this process's own GPU.
 
-    Raises: BackendUnavailableError: if a GPU was asked for and there is none.
+    Raises: BackendUnavailableError: if a GPU was asked for and there is none, or more processes than GPUs.
     """
     missing = cuda_driver_error()
     if options.device == "cuda" and missing:
         raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
-    return ("cpu" if missing else "cuda") if options.device == "auto" else options.device
+    device = ("cpu" if missing else "cuda") if options.device == "auto" else options.device
+    if device == "cuda" and launched().size > 1:
+        import torch
+
+        own, count = launched().local_rank, torch.cuda.device_count()
+        if own >= count:
+            raise BackendUnavailableError(
+                f"process {own + 1} of this machine has no GPU, there are {count}; start torchrun with --nproc-per-node {count}."
+            )
+        torch.cuda.set_device(own)
+    return device
 
 
 def resolve_workers(options: Options, data: Data | None) -> int:
@@ -154,4 +182,5 @@ def resolve_workers(options: Options, data: Data | None) -> int:
     if options.workers is not None:
         return options.workers
     # Processes that decode images pay off for files, not for arrays in memory.
-    return 0 if data is None or data.name == BUILT_IN else min(8, os.cpu_count() or 1)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
+    return 0 if data is None or data.name == BUILT_IN else min(8, max(1, (os.cpu_count() or 1) // here))

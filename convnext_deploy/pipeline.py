@@ -6,44 +6,26 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy import code_version
-from convnext_deploy.artifact import (
-    Artifact,
-    StageRecord,
-    create_output_folder,
-    describe_file,
-    read_artifact,
-    replace_folder,
-    write_manifest,
-)
+from convnext_deploy.artifact import Artifact, create_output_folder, read_artifact
 from convnext_deploy.data.sources import Data, check_classes
+from convnext_deploy.distributed import announce, receive, world
 from convnext_deploy.errors import ArtifactError, DataError, OutputError
+from convnext_deploy.execution import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.inputs import find_baseline
-from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.reporting.record import Report, StageRow, describe_environment, package_versions, write_report
+from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
 from convnext_deploy.reporting.rows import create_row
-from convnext_deploy.stage_config import DistillConfig, ONNXConfig, TensorRTConfig, TrainConfig
+from convnext_deploy.stage_config import DistillConfig, QATConfig, TrainConfig
 
 if TYPE_CHECKING:
     from convnext_deploy.validation.measure import Measurement
     from convnext_deploy.validation.score import Score
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where and how a recipe runs; none of it changes what the stages mean."""
-
-    out: Path
-    device: str
-    workers: int
-    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -72,6 +54,8 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    if not world().is_first:
+        return _follow(recipe, settings, source, data, dict(weights or {}))
     create_output_folder(settings.out)
     with _lock(settings.out):
         return _run(recipe, settings, source, data, dict(weights or {}))
@@ -86,7 +70,7 @@ def plan_recipe(
     for stage in recipe.stages:
         cached = None
         if all(name in artifacts for name in stage.inputs.values()):
-            cached = _reusable(out / "stages" / stage.name, _cache_key(stage, artifacts, data, recipe.seed))
+            cached = reusable(out / "stages" / stage.name, cache_key(stage, artifacts, data, recipe.seed))
         if cached is not None:
             artifacts[stage.name] = cached
         plan.append((stage, cached is None))
@@ -130,113 +114,58 @@ def _run(
             record(BASELINE, BASELINE, baseline, None)
         record(SOURCE, SOURCE, source, None)
     for stage in recipe.stages:
-        folder = settings.out / "stages" / stage.name
-        key = _cache_key(stage, artifacts, data, recipe.seed)
-        artifact = _reusable(folder, key)
+        key = cache_key(stage, artifacts, data, recipe.seed)
+        artifact = reusable(stage_folder(settings, stage), key)
+        if _is_joint(stage):
+            announce(artifact is None)
         if artifact is None:
-            artifact = _execute(stage, artifacts, recipe, settings, data, key, folder)
+            artifact = execute_stage(stage, artifacts, recipe, settings, data, key)
             executed.append(stage.name)
         else:
             settings.progress.say(f"{stage.name}: up to date")
         record(stage.name, stage.config.kind, artifact, stage)
     report = dataclasses.replace(report, complete=True)
     write_report(report, settings.out)
-    return RunResult(report, tuple(executed))
+    return announce(RunResult(report, tuple(executed)))
 
 
-def _execute(
-    stage: StageEntry,
-    artifacts: Mapping[str, Artifact],
-    recipe: Recipe,
-    settings: Settings,
-    data: Data | None,
-    key: str,
-    folder: Path,
-) -> Artifact:
-    from convnext_deploy.stages import STAGES
-    from convnext_deploy.stages.context import StageContext
-    from convnext_deploy.training.resume import TrainingStore
+def _follow(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, artifacts: dict[str, Artifact]
+) -> RunResult:
+    """Do what the processes after the first one do: take part in the stages that train, and wait for the others."""
+    if source is not None:
+        artifacts[SOURCE] = source
+    for stage in recipe.stages:
+        if not _is_joint(stage) or not receive():
+            continue
+        for name in stage.inputs.values():
+            if name not in artifacts:
+                artifacts[name] = _see_artifact(settings.out / "stages" / name)
+        execute_stage(stage, artifacts, recipe, settings, data, cache_key(stage, artifacts, data, recipe.seed))
+    finished: RunResult = receive()
+    return finished
 
-    def need_data() -> Data:
-        if data is None:
-            raise DataError(f"stage '{stage.name}' needs images; give them with --data DIR.")
-        return data
 
-    inputs = {role: artifacts[name] for role, name in stage.inputs.items()}
-    start = time.perf_counter()
-    with replace_folder(folder) as output:
-        context = StageContext(
-            stage.name,
-            output,
-            need_data,
-            recipe.seed,
-            settings.device,
-            settings.workers,
-            settings.progress,
-            teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
-            weights=inputs.get("weights"),
-            store=TrainingStore(settings.out / "checkpoints" / stage.name, key),
-        )
-        artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)
-        record = StageRecord(
-            name=stage.name,
-            kind=stage.config.kind,
-            config=dataclasses.asdict(stage.config),
-            inputs={role: source.sha256 for role, source in inputs.items()},
-            input_paths={role: str(source.location) for role, source in inputs.items()},
-            data=data.name if data is not None and _uses_data(stage) else "none",
-            data_fingerprint=data.fingerprint if data is not None and _uses_data(stage) else "none",
-            seed=recipe.seed,
-            versions=package_versions(),
-            wall_s=time.perf_counter() - start,
-            cache_key=key,
-        )
-        write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
-    return read_artifact(folder)
+def _see_artifact(folder: Path) -> Artifact:
+    """Read what the first process wrote. Raises: OutputError: if it is not there, because this is another machine's folder."""
+    try:
+        return read_artifact(folder)
+    except ArtifactError as error:
+        raise OutputError(
+            f"process {world().rank} does not see what the first one wrote ({error}); "
+            "--out must be a folder that all machines share."
+        ) from None
+
+
+def _is_joint(stage: StageEntry) -> bool:
+    """Whether all processes work on a stage, where there are several."""
+    return world().size > 1 and isinstance(stage.config, TrainConfig | DistillConfig | QATConfig)
 
 
 def _only_starts(recipe: Recipe) -> bool:
     """Whether the recipe's source is nothing but the start of training stages, which may give it another head."""
     uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
     return all(role == "source" and isinstance(s.config, TrainConfig | DistillConfig) for role, s in uses)
-
-
-def _uses_data(stage: StageEntry) -> bool:
-    return not isinstance(stage.config, ONNXConfig | TensorRTConfig)
-
-
-def _cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
-    """Hash everything that decides what a stage produces."""
-    inputs = {
-        role: [
-            artifacts[name].sha256,
-            artifacts[name].class_names,
-            dataclasses.asdict(artifacts[name].model),
-            dataclasses.asdict(artifacts[name].preprocess),
-        ]
-        for role, name in stage.inputs.items()
-    }
-    content = {
-        "kind": stage.config.kind,
-        "config": dataclasses.asdict(stage.config),
-        "inputs": inputs,
-        "data": data.fingerprint if data is not None and _uses_data(stage) else None,
-        "seed": seed,
-        "code": code_version.of_module(f"convnext_deploy.stages.{stage.config.kind}"),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _reusable(folder: Path, key: str) -> Artifact | None:
-    """Return the artifact in `folder` if it was made with this key and its files are unaltered."""
-    try:
-        artifact = read_artifact(folder)
-    except ArtifactError:
-        return None
-    if not artifact.lineage or artifact.lineage[-1].cache_key != key:
-        return None
-    unaltered = all(describe_file(folder / file.name) == file for file in artifact.files)
-    return artifact if unaltered else None
 
 
 def _measure(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from convnext_deploy.errors import RecipeError, suggest
-from convnext_deploy.stage_config import DistillConfig, StageConfig, TrainConfig, require
+from convnext_deploy.fit_config import require
+from convnext_deploy.stage_config import DistillConfig, StageConfig, TrainConfig
 
 SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
 WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights

@@ -12,7 +12,8 @@ from PIL import Image
 
 from convnext_deploy.artifact import Artifact, read_artifact
 from convnext_deploy.data.sources import Data, open_data
-from convnext_deploy.pipeline import RunResult, Settings, run_recipe
+from convnext_deploy.execution import Settings
+from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe

@@ -15,12 +15,24 @@ import convnext_deploy
 PACKAGE = "convnext_deploy"
 ROOT = Path(convnext_deploy.__file__).parent
 LAYERS = (
-    ("errors", "stage_config", "recipe", "recipe_file", "spec", "artifact", "progress", "cuda_driver", "code_version"),
+    (
+        "errors",
+        "distributed",
+        "fit_config",
+        "stage_config",
+        "recipe",
+        "recipe_file",
+        "spec",
+        "artifact",
+        "progress",
+        "cuda_driver",
+        "code_version",
+    ),
     ("models", "data", "training", "quantization", "exporters"),
     ("network",),
     ("stages", "runners"),
     ("validation",),
-    ("inputs", "pipeline", "reporting"),
+    ("inputs", "pipeline", "execution", "reporting"),
     ("options", "opening", "api", "start_recipe", "catalog", "conversion"),
     ("cli", "__main__", "__init__"),
 )

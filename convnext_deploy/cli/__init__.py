@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 
 import click
 
+from convnext_deploy.distributed import launched
 from convnext_deploy.errors import DeployError
 
 COMMANDS = ("run", "train", "distill", "quantize", "export", "validate", "report", "convert", "models", "recommend")
+_JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
+_PATIENCE_S = 2.0
 EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
 
@@ -26,11 +30,14 @@ class _LazyGroup(click.Group):
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="convnext_deploy")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Make a trained ConvNeXt small and fast, and prove on every step's own artifact that it still works.
 
     Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written).
     """
+    if context.invoked_subcommand not in _JOINT and not launched().is_first:
+        context.exit()
 
 
 def main() -> None:
@@ -45,15 +52,24 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except DeployError as error:
-        click.echo(f"error: {error}", err=True)
+        _say_error(str(error))
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_ERROR)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        click.echo(f"error: {error.strerror or error}{where}", err=True)
+        _say_error(f"{error.strerror or error}{where}")
         sys.exit(EXIT_ERROR)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; finished stages are kept, the same command goes on from there", err=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _say_error(text: str) -> None:
+    """Print an error. What all processes find wrong the first one says; it ends first, and torchrun then ends the others."""
+    if launched().is_first:
+        click.echo(f"error: {text}", err=True)
+    else:
+        time.sleep(_PATIENCE_S)
+        click.echo(f"error (process {launched().rank}): {text}", err=True)

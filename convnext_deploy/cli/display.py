@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
-from convnext_deploy.progress import Progress, Task
+from convnext_deploy.distributed import launched
+from convnext_deploy.progress import Progress, SilentProgress, Task
 from convnext_deploy.reporting.record import Report
 from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
 
@@ -80,12 +81,16 @@ class BarProgress:
 
 
 def create_progress() -> Progress:
-    """Return bars on a terminal, plain lines otherwise."""
+    """Return bars on a terminal, plain lines otherwise; of several processes only the first one speaks."""
+    if not launched().is_first:
+        return SilentProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def show_report(report: Report, as_json: bool) -> None:
-    """Print the table, or the JSON, and end with exit code 3 if a gate failed."""
+    """Print the table, or the JSON, and end with exit code 3 if a gate failed; of several processes the first one alone."""
+    if not launched().is_first:
+        return
     if as_json:
         click.echo(report.to_json())
     else:

@@ -17,7 +17,8 @@ POSITIVE = click.IntRange(min=1)
 # the options of the training verbs, in the order in which --help shows them
 TRAINING = (
     "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
-    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "seed", "device", "workers",
+    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "compile", "seed", "device", "workers",
+    "cache_dir", "tensorboard",
 )  # fmt: skip
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -106,6 +107,18 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--gradient-checkpointing/--no-gradient-checkpointing",
         default=None,
         help="Save memory by computing each block twice; for the large models.  [default: no]",
+    ),
+    "compile": click.option(
+        "--compile/--no-compile", default=None, help="Let torch.compile make the kernels.  [default: no]"
+    ),
+    "cache_dir": click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Keep decoded small images and teachers' predictions here, for other runs too.  [default: memory and OUT/cache]",
+    ),
+    "tensorboard": click.option(
+        "--tensorboard", is_flag=True, help="Write TensorBoard events to OUT/tensorboard as well."
     ),
     "calibration_images": click.option(
         "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"

@@ -29,7 +29,7 @@ from convnext_deploy.cli.options import collect_options, common_options
 @click.option("--model", help="Model that CHECKPOINT must hold; found from its shapes if not given.")
 @common_options(
     "data", "out", "max_drop", "calibration_images", "image_size", "crop_pct", "batch_size", "epochs", "base_learning_rate",
-    "flip_probability", "seed", "device", "workers",
+    "flip_probability", "compile", "seed", "device", "workers", "cache_dir", "tensorboard",
 )  # fmt: skip
 def command(checkpoint: Path, as_json: bool, **values: Any) -> None:
     """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 and measure what it cost."""

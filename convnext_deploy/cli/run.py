@@ -13,13 +13,16 @@ from convnext_deploy.cli.options import collect_options, common_options
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and do nothing.")
-@common_options("data", "out", "device", "workers")
+@common_options("data", "out", "device", "workers", "cache_dir", "tensorboard")
 def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Run RECIPE (a TOML file): every stage in order, each artifact validated, what is up to date not repeated."""
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
+    from convnext_deploy.distributed import launched
 
     def show_plan(plan: list[Any]) -> None:
+        if not launched().is_first:
+            return
         for stage, would_run in plan:
             inputs = ", ".join(stage.inputs.values()) or "the data"
             click.echo(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")

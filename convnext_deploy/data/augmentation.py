@@ -7,6 +7,7 @@ In order: random resized crop, horizontal flip, policy, colour jitter (all on ui
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from convnext_deploy.data import policies
 from convnext_deploy.data.transforms import as_array
-from convnext_deploy.stage_config import Augmentation
+from convnext_deploy.fit_config import Augmentation
 
 _ERASED_AREAS = (0.02, 1 / 3)  # of the image
 _ERASED_RATIOS = (0.3, 1 / 0.3)
@@ -69,17 +70,15 @@ def _cubic_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tenso
     return weights.div_(weights.sum(2, keepdim=True))
 
 
-def change_colors_and_shapes(pixels: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Apply the policy and then the colour jitter, with draws for each image.
+def change_colors_and_shapes(pixels: Tensor, plans: Sequence[policies.Operations]) -> Tensor:
+    """Apply what `draw_operations` drew for each image.
 
     Args:
         pixels: `(N, S, S, C)` uint8.
-        augmentation: what to apply.
-        rng: where the draws come from.
+        plans: each with N rows.
 
     Returns: the same shape, dtype and device; `pixels` itself when there is nothing to apply.
     """
-    plans = _draw(augmentation, rng, *pixels.shape[:2])
     if not plans:
         return pixels
     images = pixels.permute(0, 3, 1, 2)
@@ -89,8 +88,8 @@ def change_colors_and_shapes(pixels: Tensor, augmentation: Augmentation, rng: np
 
 
 def change_image(pixels: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Do what `change_colors_and_shapes` does to one image `(S, S, C)` uint8, faster if that is large."""
-    plans = _draw(augmentation, rng, 1, len(pixels))
+    """Draw for one image `(S, S, C)` uint8 and do what `change_colors_and_shapes` does, faster if the image is large."""
+    plans = draw_operations(augmentation, rng, 1, len(pixels))
     if not plans:
         return pixels
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
@@ -99,8 +98,13 @@ def change_image(pixels: NDArray[np.uint8], augmentation: Augmentation, rng: np.
     return as_array(image)
 
 
-def _draw(augmentation: Augmentation, rng: np.random.Generator, count: int, size: int) -> list[policies.Operations]:
-    """Draw the policy's operations and those of the colour jitter, each as far as there is one."""
+def draw_operations(
+    augmentation: Augmentation, rng: np.random.Generator, count: int, size: int
+) -> list[policies.Operations]:
+    """Draw the policy's operations and then those of the colour jitter, each as far as there is one, for `count` images.
+
+    `size` is the side of the images in pixels, which some magnitudes depend on.
+    """
     plans: list[policies.Operations] = []
     if augmentation.augmentation_policy == "randaugment":
         operations, magnitude = augmentation.randaugment_ops, augmentation.randaugment_magnitude
@@ -135,7 +139,7 @@ def draw_erasures(
     return np.stack([rng.integers(height - h + 1), rng.integers(width - w + 1), h, w], axis=1)
 
 
-def erase(images: Tensor, boxes: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+def erase(images: Tensor, boxes: NDArray[np.int64], generator_of: Callable[[int], np.random.Generator]) -> Tensor:
     """Replace one rectangle of each image by noise, every pixel and channel drawn from N(0, 1).
 
     This comes after normalization, so that the noise has about the mean and the deviation of the images; noise is what ConvNeXt was
@@ -144,7 +148,7 @@ def erase(images: Tensor, boxes: NDArray[np.int64], rng: np.random.Generator) ->
     Args:
         images: `(N, C, H, W)` float32, normalized.
         boxes: `(N, 4)` top, left, height, width in pixels.
-        rng: where the noise comes from.
+        generator_of: where the noise of an image comes from, so that it does not depend on which others are in the batch.
 
     Returns: a new tensor, channels-last in memory.
     """
@@ -153,7 +157,12 @@ def erase(images: Tensor, boxes: NDArray[np.int64], rng: np.random.Generator) ->
     row, column = np.arange(height), np.arange(width)
     inside_rows, inside_columns = (row >= top) & (row < top + h), (column >= left) & (column < left + w)
     positions = np.flatnonzero(inside_rows[:, :, None] & inside_columns[:, None, :])
-    noise = torch.from_numpy(rng.standard_normal((len(positions), channels), np.float32))
+    erased = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
+    parts = [
+        generator_of(int(index)).standard_normal((boxes[index, 2] * boxes[index, 3], channels), np.float32)
+        for index in erased
+    ]
+    noise = torch.from_numpy(np.concatenate([np.empty((0, channels), np.float32), *parts]))
     result = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     result.view(-1, channels)[torch.from_numpy(positions).to(images.device)] = noise.to(images.device)
     return result.permute(0, 3, 1, 2)

@@ -19,17 +19,42 @@ from convnext_deploy.data.augmentation import (
     change_image,
     crop_and_flip,
     draw_erasures,
+    draw_operations,
     erase,
 )
 from convnext_deploy.data.mixing import mix
+from convnext_deploy.data.pixel_cache import PixelCache, decode_small
 from convnext_deploy.data.sources import ImageSet
-from convnext_deploy.errors import DataError
+from convnext_deploy.distributed import World
+from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.spec import Preprocess
-from convnext_deploy.stage_config import Augmentation
 
-_CACHED_SIDE = 96  # pixels; larger images are decoded again in every epoch
-_CACHED_BYTES = 2 << 30
-_ORDER, _BATCH, _IMAGE, _FINISH = 1, 2, 3, 4  # streams of random numbers
+_ORDER, _BATCH, _IMAGE, _FINISH, _NOISE, _REPEAT = 1, 2, 3, 4, 5, 6  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented images `(N, C, S, S)` float32 and labels, `(N,)` int64 or where batches are mixed `(N, classes)` float32.
+
+    `epoch` and `first_row` say where they stand in the plan of all augmented images: images with the same `epoch` and row are
+    the same, bit for bit, whenever they come again.
+    """
+
+    images: Tensor
+    labels: Tensor
+    epoch: int = 0
+    first_row: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def chunk(self, parts: int) -> Iterator[Batch]:
+        """Yield the batch in that many parts, or fewer where it has fewer images."""
+        first = self.first_row
+        for images, labels in zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True):
+            yield Batch(images, labels, self.epoch, first)
+            first += len(images)
 
 
 @dataclass(frozen=True)
@@ -59,8 +84,11 @@ class EvaluationBatches:
 class TrainingBatches:
     """Augmented batches; what batch `k` of epoch `e` holds depends on the seed, `e` and `k` alone, not on workers.
 
-    Small images of one size (up to 96 pixels) are decoded once, kept as uint8 and augmented in batches on the device; large ones
-    are decoded, cropped and changed by the loader's workers. The last incomplete batch of an epoch is dropped.
+    Small images of one size (see `decode_small`) are decoded once, kept as uint8 and augmented in batches on the device; large
+    ones are decoded, cropped and changed by the loader's workers. The last incomplete batch of an epoch is dropped.
+
+    Several processes that train together each get the rows of every batch that are theirs, and these are the rows that one process
+    alone would have there: only what concerns the whole batch is drawn by all.
     """
 
     def __init__(
@@ -74,68 +102,101 @@ class TrainingBatches:
         num_classes: int,
         workers: int = 0,
         device: str = "cpu",
+        own_epochs: int = 0,
+        cache: PixelCache | None = None,
+        world: World | None = None,
     ) -> None:
         """Decode small images.
 
         Args:
             images: of the training set.
             preprocess: normalization and size.
-            batch_size: at most the number of images.
+            batch_size: of all processes together; at most the number of images.
             seed: of order and augmentation.
             augmentation: the training transforms.
             num_classes: of the network.
             workers: processes that load large images; 0: this one.
             device: where batches are augmented and yielded.
+            own_epochs: so many epochs have batches of their own; later ones repeat these batches in another order. 0: all.
+            cache: the decoded images if they are small; None: decoded here.
+            world: which process this is; None: the only one.
 
-        Raises: DataError: if an image cannot be read.
+        Raises:
+            DataError: if an image cannot be read.
+            RecipeError: if the processes cannot share a batch evenly.
         """
         self.images, self.preprocess, self.seed, self.workers, self.device = images, preprocess, seed, workers, device
         self.batch_size = min(batch_size, len(images))
-        self.augmentation, self.num_classes = augmentation, num_classes
-        self._cache = _decode_small(images, len(preprocess.mean), device)
+        self.augmentation, self.num_classes, self.own_epochs = augmentation, num_classes, own_epochs
+        world = world or World()
+        if self.batch_size % world.size:
+            raise RecipeError(
+                f"a batch of {self.batch_size} images does not divide among {world.size} processes; "
+                f"use a batch_size that is a multiple of {world.size}."
+            )
+        share = self.batch_size // world.size
+        self._rows = slice(world.rank * share, (world.rank + 1) * share)
+        cache = cache or decode_small(images, len(preprocess.mean))
+        # what is mapped from a file is more than the device should hold
+        self._small = None if cache is None else cache.pixels if cache.is_mapped else cache.pixels.to(device)
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without computing those before.
 
-        Yields: normalized images `(N, C, S, S)` float32, channels-last in memory, and labels: `(N,)` int64, or where the
-        augmentation mixes `(N, num_classes)` float32 probabilities. Both are on the device.
+        They are on the device, and images are channels-last in memory.
         """
-        order = _generator(_ORDER, self.seed, epoch).permutation(len(self.images))[: len(self) * self.batch_size]
-        chunks = order.reshape(len(self), self.batch_size)[start:]
-        for batch, (pixels, chunk) in enumerate(zip(self._pixels(chunks, epoch, start), chunks, strict=True), start):
-            labels = torch.from_numpy(self.images.labels[chunk]).to(self.device)
+        planned = epoch % self.own_epochs if self.own_epochs else epoch
+        numbers = np.arange(len(self))
+        if planned != epoch:
+            numbers = _generator(_REPEAT, self.seed, epoch).permutation(numbers)
+        order = _generator(_ORDER, self.seed, planned).permutation(len(self.images))[: len(self) * self.batch_size]
+        chunks = order.reshape(len(self), self.batch_size)
+        numbers = numbers[start:]
+        for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
+            labels = torch.from_numpy(self.images.labels[self._own(chunks[number])]).to(self.device)
             images = transforms.normalize(pixels.to(self.device), self.preprocess)
-            yield self._finish(images, labels, _generator(_FINISH, self.seed, epoch, batch))
+            images, labels = self._finish(images, labels, planned, number)
+            yield Batch(images, labels, planned, number * self.batch_size + self._rows.start)
 
-    def _finish(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Erase and mix, which come after normalization."""
-        if self.augmentation.random_erasing_probability:
-            boxes = draw_erasures(
-                rng, len(images), images.shape[2], images.shape[3], self.augmentation.random_erasing_probability
-            )
-            images = erase(images, boxes, rng)
+    def _own(self, chunk: NDArray[Any]) -> NDArray[Any]:
+        """Return this process's part of what there is for each row of a batch, with one row before it where rows are mixed."""
+        if self.augmentation.is_mixing and self._rows.stop - self._rows.start < self.batch_size:
+            return np.take(chunk, np.arange(self._rows.start - 1, self._rows.stop), axis=0, mode="wrap")
+        return chunk[self._rows]
+
+    def _finish(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+        """Erase and mix, which come after normalization, and leave out the row that was there to be mixed in."""
+        rng = _generator(_FINISH, self.seed, epoch, number)
+        probability = self.augmentation.random_erasing_probability
+        if probability:
+            boxes = self._own(draw_erasures(rng, self.batch_size, images.shape[2], images.shape[3], probability))
+            rows = self._own(np.arange(self.batch_size))
+            images = erase(images, boxes, lambda index: _generator(_NOISE, self.seed, epoch, number, int(rows[index])))
         if self.augmentation.is_mixing:
-            return mix(images, labels, self.num_classes, self.augmentation, rng)
-        return images, labels
+            images, labels = mix(images, labels, self.num_classes, self.augmentation, rng)
+        surplus = len(images) - (self._rows.stop - self._rows.start)
+        return images[surplus:], labels[surplus:]
 
-    def _pixels(self, chunks: NDArray[np.int64], epoch: int, start: int) -> Iterator[Tensor]:
-        """Yield the images of each chunk as `(N, S, S, C)` uint8."""
+    def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
+        """Yield this process's images of the numbered chunks as `(N, S, S, C)` uint8."""
         size, wanted = self.preprocess.image_size, self.augmentation
-        if self._cache is None:
-            yield from _load(
-                _Training(self.images, self.preprocess, wanted, self.seed, epoch), chunks.tolist(), self.workers
-            )
+        own = [self._own(chunks[number]) for number in numbers]
+        if self._small is None:
+            dataset = _Training(self.images, self.preprocess, wanted, self.seed, epoch)
+            yield from _load(dataset, [chunk.tolist() for chunk in own], self.workers)
             return
-        _, height, width, _ = self._cache.shape
-        for batch, chunk in enumerate(chunks, start):
-            rng = _generator(_BATCH, self.seed, epoch, batch)
-            boxes = transforms.sample_crops(rng, len(chunk), height, width, wanted.crop_scale_min)
-            flips = rng.uniform(size=len(chunk)) < wanted.flip_probability
-            chosen = self._cache[torch.from_numpy(chunk).to(self._cache.device)]
-            yield change_colors_and_shapes(crop_and_flip(chosen, boxes, flips, size), wanted, rng)
+        _, height, width, _ = self._small.shape
+        for number, chunk in zip(numbers.tolist(), own, strict=True):
+            rng = _generator(_BATCH, self.seed, epoch, number)
+            boxes = transforms.sample_crops(rng, self.batch_size, height, width, wanted.crop_scale_min)
+            flips = rng.uniform(size=self.batch_size) < wanted.flip_probability
+            plans = draw_operations(wanted, rng, self.batch_size, size)
+            chosen = self._small[torch.from_numpy(chunk).to(self._small.device)].to(self.device)
+            cropped = crop_and_flip(chosen, self._own(boxes), self._own(flips), size)
+            yield change_colors_and_shapes(cropped, [plan.select(self._own) for plan in plans])
 
 
 def _generator(stream: int, *parts: int) -> np.random.Generator:
@@ -191,20 +252,6 @@ def _collate(items: list[NDArray[np.uint8] | DataError]) -> Tensor | DataError:
         if isinstance(item, DataError):
             return item
     return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]  # errors are gone by now
-
-
-def _decode_small(images: ImageSet, channels: int, device: str) -> Tensor | None:
-    """Decode all images into `(N, H, W, C)` uint8, or return None when they are large or differ in size."""
-    first = images.load(0)
-    if max(first.size) > _CACHED_SIDE or len(images) * first.width * first.height * channels > _CACHED_BYTES:
-        return None
-    cache = np.empty((len(images), first.height, first.width, channels), np.uint8)
-    for index in range(len(images)):
-        image = images.load(index)
-        if image.size != first.size:
-            return None
-        cache[index] = transforms.as_array(transforms.to_channels(image, channels))
-    return torch.from_numpy(cache).to(device)
 
 
 def calibration_indices(train: ImageSet, validation: ImageSet, count: int, seed: int) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_deploy.stage_config import Augmentation
+from convnext_deploy.fit_config import Augmentation
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom, right in pixels; bottom and right are outside."""

@@ -9,6 +9,7 @@ generator, which belongs to the training.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,10 @@ class Operations:
 
     names: NDArray[np.str_]
     magnitudes: NDArray[np.float64]
+
+    def select(self, rows: Callable[[NDArray[Any]], NDArray[Any]]) -> Operations:
+        """Return the operations of the rows that `rows` takes out of an array of all."""
+        return Operations(rows(self.names), rows(self.magnitudes))
 
 
 def draw_randaugment(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,11 @@ from torch import nn
 
 from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
+from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
 from convnext_deploy.data.sources import Data
+from convnext_deploy.distributed import from_first, world
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.models.checkpoint import save_state
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.matching import load_checkpoint, load_into
@@ -22,7 +27,8 @@ from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.network import WEIGHTS
 from convnext_deploy.progress import Progress
 from convnext_deploy.spec import ModelSpec, Preprocess, default_preprocess, file_header
-from convnext_deploy.stage_config import FitConfig, ModelConfig
+from convnext_deploy.stage_config import ModelConfig
+from convnext_deploy.training.compilation import compile_network
 from convnext_deploy.training.evaluate import evaluate_classifier
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
 from convnext_deploy.training.resume import TrainingStore
@@ -30,7 +36,11 @@ from convnext_deploy.training.resume import TrainingStore
 
 @dataclass(frozen=True)
 class StageContext:
-    """`output` is the new, empty folder to write into. `data` is opened when a stage first asks for it."""
+    """`output` is the new, empty folder to write into. `data` is opened when a stage first asks for it.
+
+    `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
+    `keep_pixels` small images are kept there too, and not in memory.
+    """
 
     name: str
     output: Path
@@ -39,6 +49,8 @@ class StageContext:
     device: str
     workers: int
     progress: Progress
+    cache_dir: Path
+    keep_pixels: bool = False
     teachers: tuple[Artifact, ...] = ()
     weights: Artifact | None = None
     store: TrainingStore | None = None
@@ -132,18 +144,29 @@ def fit_network(
     network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
 ) -> list[dict[str, float]]:
     """Run the training loop on the training images with a stage's settings, and return its history without times."""
-    data = context.open_data()
+    data, own = context.open_data(), world()
     freeze(network, config.frozen_stages)
-    validation = EvaluationBatches(data.validation, preprocess, config.batch_size, context.workers)
+    if config.compile:
+        compile_network(network, context.device)
+    validation = EvaluationBatches(
+        data.validation,
+        preprocess,
+        config.batch_size,
+        context.workers,
+        range(own.rank, len(data.validation), own.size),
+    )
     batches = TrainingBatches(
         data.train,
         preprocess,
         batch_size=config.batch_size,
         augmentation=config,
         num_classes=len(data.class_names),
-        seed=context.seed,
+        seed=plan_seed(config, context),
         workers=context.workers,
         device=context.device,
+        own_epochs=config.augmentation_epochs,
+        cache=_decode_small(data, len(preprocess.mean), context),
+        world=own,
     )
     history = fit(
         network,
@@ -168,6 +191,23 @@ def fit_network(
     )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run
     return [{name: figure for name, figure in row.items() if name != "images_per_s"} for row in history]
+
+
+def plan_seed(config: FitConfig, context: StageContext) -> int:
+    """Return the seed of the order and augmentation of the training images."""
+    return context.seed if config.augmentation_seed is None else config.augmentation_seed
+
+
+def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
+    """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
+    key = hashlib.sha256(f"{data.fingerprint} {channels}".encode()).hexdigest()
+    file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
+    decode = functools.partial(
+        decode_small, data.train, channels, file, most_in_memory=0 if context.keep_pixels else LARGEST_IN_MEMORY
+    )
+    found: list[PixelCache | None] = []
+    from_first(lambda: found.append(decode()))
+    return found[0] if found else decode()
 
 
 def freeze(network: nn.Module, stages: int) -> None:
@@ -195,7 +235,8 @@ def write_torch_artifact(
         "details": {key: value for key, value in details.items() if key == "target"},
     }
     path = context.output / WEIGHTS
-    save_state(path, network.state_dict(), header)
+    if world().is_first:
+        save_state(path, network.state_dict(), header)
     return Artifact(
         path=context.output,
         format="torch",

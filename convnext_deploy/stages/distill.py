@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -10,16 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.code_version import of_module
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.network import load_network
 from convnext_deploy.spec import Preprocess
 from convnext_deploy.stage_config import DistillConfig
-from convnext_deploy.stages.context import StageContext, fit_network, model_of, start_network, write_torch_artifact
+from convnext_deploy.stages.context import (
+    StageContext,
+    fit_network,
+    model_of,
+    plan_seed,
+    start_network,
+    write_torch_artifact,
+)
 from convnext_deploy.training.feature_distillation import feature_distillation
-from convnext_deploy.training.fit import Objective
+from convnext_deploy.training.fit import Objective, autocast_dtype
 from convnext_deploy.training.losses import LogitMethod, average_teachers, distillation_loss
+from convnext_deploy.training.teacher_cache import TeacherCache
+
+TeacherLogits = Callable[[Batch], Tensor]
+"""Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""
 
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -32,16 +50,21 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     for artifact in context.teachers:
         check_teacher(artifact, data, spec.in_channels)
     student = start_network(spec, config.fit, start, data.class_names, context)
-    teachers = [open_teacher(artifact, preprocess, context.device) for artifact in context.teachers]
+    open_all = functools.cache(
+        lambda: [open_teacher(artifact, preprocess, context.device) for artifact in context.teachers]
+    )
     features = (
-        feature_distillation(student, [teacher.network for teacher in teachers], context.seed)
+        feature_distillation(student, [teacher.network for teacher in open_all()], context.seed)
         if config.method == "feature"
         else nullcontext()
     )
+
+    def predict(images: Tensor) -> Tensor:
+        return average_teachers([teacher(images) for teacher in open_all()], config.temperature)
+
     with features as loss_of_features:
         objective = distillation_objective(
-            student,
-            teachers,
+            _cached(predict, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
             method="kd" if config.method == "feature" else config.method,
             temperature=config.temperature,
             distill_loss_weight=config.distill_loss_weight,
@@ -62,6 +85,47 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         details={"history": history},
         source=start,
     )
+
+
+def _on_images(predict: Callable[[Tensor], Tensor]) -> TeacherLogits:
+    return lambda batch: predict(batch.images)
+
+
+def _cached(
+    predict: Callable[[Tensor], Tensor],
+    config: DistillConfig,
+    preprocess: Preprocess,
+    data: Data,
+    context: StageContext,
+) -> TeacherLogits:
+    """Return the teachers' predictions from the cache of the plan of crops, which is shared by all students of that plan."""
+    fit = config.fit
+    autocast = autocast_dtype(fit.autocast, context.device)
+    plan = {
+        "teachers": [[teacher.sha256, dataclasses.asdict(teacher.preprocess)] for teacher in context.teachers],
+        "images": [data.fingerprint, dataclasses.asdict(preprocess)],
+        "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
+        "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
+        "temperature": config.temperature,
+        "top_k": config.teacher_cache_top_k,
+        "arithmetic": [context.device, str(autocast)],
+        "code": of_module(__name__),
+    }
+    key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    batch_size = min(fit.batch_size, len(data.train))
+    cache = TeacherCache(
+        context.cache_dir / "teachers" / key[:32],
+        rows=len(data.train) // batch_size * batch_size,
+        classes=len(data.class_names),
+        temperature=config.temperature,
+        top_k=config.teacher_cache_top_k,
+        compute=predict,
+    )
+    size = cache.size_bytes(min(fit.augmentation_epochs or fit.epochs, fit.epochs))
+    context.progress.say(
+        f"{context.name}: the teacher's predictions are kept in {cache.folder}, {size / 1e6:.3g} MB when complete"
+    )
+    return cache
 
 
 class Teacher(nn.Module):
@@ -113,8 +177,7 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
 
 
 def distillation_objective(
-    student: nn.Module,
-    teachers: Sequence[nn.Module],
+    teacher: TeacherLogits,
     *,
     method: LogitMethod = "kd",
     temperature: float,
@@ -125,13 +188,12 @@ def distillation_objective(
     feature_loss: Callable[[], Tensor] | None = None,
     feature_loss_weight: float = 0.0,
 ) -> Objective:
-    """Return the loss of a student against frozen teachers on the same batch: `distillation_loss` of their mean prediction.
+    """Return the loss of a student against a teacher's predictions for the same batch, `distillation_loss`.
 
     Args:
-        student: maps images to logits.
-        teachers: likewise, at least one; frozen and put into evaluation mode here.
+        teacher: returns the logits `(N, classes)` for a batch, without gradients.
         method: this and the arguments up to `dkd_beta`: see `distillation_loss`.
-        temperature: also that at which the teachers are averaged, see `average_teachers`.
+        temperature: likewise.
         distill_loss_weight: see `distillation_loss`.
         label_smoothing: likewise.
         dkd_alpha: likewise.
@@ -139,16 +201,14 @@ def distillation_objective(
         feature_loss: called after all forward passes; what it returns is added.
         feature_loss_weight: with this weight.
     """
-    for teacher in teachers:
-        teacher.requires_grad_(False).eval()
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
+    def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
-            teacher_logits = average_teachers([teacher(images) for teacher in teachers], temperature)
+            teacher_logits = teacher(batch)
         loss = distillation_loss(
-            student(images),
+            student(batch.images),
             teacher_logits,
-            labels,
+            batch.labels,
             method=method,
             temperature=temperature,
             distill_loss_weight=distill_loss_weight,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
@@ -29,12 +27,10 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     for artifact in context.teachers:
         check_teacher(artifact, context.open_data(), source.model.in_channels)
     network = load_network(source, **training_options(config.fit)).to(context.device)
-    teachers: list[nn.Module] = [
-        open_teacher(artifact, source.preprocess, context.device) for artifact in context.teachers
-    ]
+    teachers = [open_teacher(artifact, source.preprocess, context.device) for artifact in context.teachers]
+    teacher = teachers[0] if teachers else without_quantizers(network).requires_grad_(False).eval()
     objective = distillation_objective(
-        network,
-        teachers or [without_quantizers(network)],
+        lambda batch: teacher(batch.images),
         temperature=config.temperature,
         distill_loss_weight=config.distill_loss_weight,
         label_smoothing=config.fit.label_smoothing,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.stage_config import TrainConfig
 from convnext_deploy.stages.context import StageContext, fit_network, model_of, start_network, write_torch_artifact
 
@@ -17,8 +18,8 @@ def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> 
     spec, preprocess = model_of(config.model, data, start)
     network = start_network(spec, config.fit, start, data.class_names, context)
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(network(images).float(), labels, label_smoothing=config.fit.label_smoothing)
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=config.fit.label_smoothing)
 
     history = fit_network(network, preprocess, config.fit, context, objective)
     return write_torch_artifact(

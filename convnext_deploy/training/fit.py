@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.data.loaders import Batch, TrainingBatches
+from convnext_deploy.distributed import losing_others, total, world
 from convnext_deploy.errors import DeployError
 from convnext_deploy.progress import Progress
 from convnext_deploy.training.ema import ExponentialMovingAverage
 from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, learning_rate_at, scaled_learning_rate
 from convnext_deploy.training.resume import TrainingStore
+from convnext_deploy.training.state import TrainingState
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""Maps images `(N, C, H, W)` and labels, `(N,)` int64 or `(N, classes)` float32, to a scalar loss, a mean over the images."""
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
 Evaluation = Callable[[nn.Module], dict[str, float]]
 """Scores a network on the validation images: at least `validation_top1`."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
@@ -74,6 +77,9 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place and leave it in evaluation mode, with the averaged weights if there is an average.
 
+    Where there are several processes, each calls this with the same model and its own part of the batches; gradients and losses
+    are averaged over all, and every one ends with the same weights.
+
     Args:
         model: on the device of `batches`.
         batches: its batch size scales `base_learning_rate`, which is given for batch 4096.
@@ -92,116 +98,121 @@ def fit(
         accumulation_steps: parts into which a batch is cut; the step is taken with the gradient of all of them.
         ema_decay: see `ExponentialMovingAverage`; 0: no average.
         head_only_epochs: at first only the last norm and the head are trained.
-        evaluate: called after every epoch, and once more for the average.
+        evaluate: called after every epoch, and once more for the average, in all processes.
         store: where the state is kept; a training that it holds goes on where it was.
 
     Returns: per epoch the mean training loss, the last learning rate, images per second, and what `evaluate` returned.
-    Raises: DeployError: when the loss is not finite, with the step and the learning rate.
+
+    Raises:
+        DeployError: when the loss is not finite, with the step and the learning rate.
+        ProcessLostError: when another process is gone.
     """
     peak = scaled_learning_rate(base_learning_rate, batches.batch_size)
     optimizer = create_optimizer(model, peak, weight_decay, layer_decay)
     total_steps = epochs * len(batches)
     warmup_steps = min(round(warmup_epochs * len(batches)), total_steps // 2)
     head_only_steps = round(head_only_epochs * len(batches))
-    average = ExponentialMovingAverage(model, ema_decay) if ema_decay else None
-    scaler = torch.amp.GradScaler("cuda", enabled=autocast == torch.float16)
     body = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(_HEAD)]
     trained = [p for p in model.parameters() if p.requires_grad]
     is_cuda = torch.device(batches.device).type == "cuda"
-    history: list[dict[str, float]] = []
-    step, sums = 0, {"loss": 0.0, "seconds": 0.0}
+    average = ExponentialMovingAverage(model, ema_decay) if ema_decay else None
+    scaler = torch.amp.GradScaler("cuda", enabled=autocast == torch.float16)
+    at = TrainingState(model, optimizer, average, scaler, batches.device)
 
-    def state() -> dict[str, Any]:
-        return {
-            "step": step,
-            "sums": dict(sums),
-            "history": history,
-            "model": model.state_dict(),
-            "average": None if average is None else average.network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(batches.device) if is_cuda else None,
-        }
+    def step_on(network: nn.Module, batch: Batch, rate: float) -> tuple[float, bool]:
+        """Take one step, and return the loss and whether the state should be saved: the same in all processes."""
+        optimizer.zero_grad(set_to_none=True)
+        value, parts = 0.0, list(batch.chunk(accumulation_steps))
+        for part in parts:
+            with _keeping_gradients(network) if part is not parts[-1] else nullcontext():
+                with torch.autocast(batch.images.device.type, dtype=autocast, enabled=autocast is not None):
+                    loss = objective(network, part) * (len(part) / len(batch))
+                is_due = world().is_first and store is not None and store.is_due()
+                mean, due = total([loss.item() / world().size, float(is_due)])
+                value += mean
+                if not math.isfinite(value):
+                    raise DeployError(
+                        f"{description}: the loss is {value} at step {at.step} (learning rate {rate:.2e}); "
+                        'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
+                    )
+                scaler.scale(loss).backward()
+        if gradient_clip_norm is not None:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if average is not None:
+            average.update(at.step)
+        return value, bool(due)
 
     with (
         torch.random.fork_rng([batches.device] if is_cuda else []),
         progress.task(description, total_steps) as task,
         _trainable(body),
+        losing_others(),
     ):
-        torch.manual_seed(seed)
-        found = store.load() if store is not None else None
-        if found is not None:
-            model.load_state_dict(found["model"])
-            if average is not None:
-                average.network.load_state_dict(found["average"])
-            optimizer.load_state_dict(found["optimizer"])
-            scaler.load_state_dict(found["scaler"])
-            torch.set_rng_state(found["random"])
-            if is_cuda:
-                torch.cuda.set_rng_state(found["random_cuda"], batches.device)
-            step, sums, history = found["step"], found["sums"], found["history"]
-            progress.say(f"{description}: goes on at step {step} of {total_steps}")
-            task.advance(step)
+        at.seed(seed)
+        if at.restore(store.load() if store is not None else None):
+            progress.say(f"{description}: goes on at step {at.step} of {total_steps}")
+            task.advance(at.step)
         model.train()
-        while step < total_steps:
-            epoch, first = divmod(step, len(batches))
+        network: nn.Module | None = None
+        while at.step < total_steps:
+            epoch, first = divmod(at.step, len(batches))
             started = time.perf_counter()
-            for images, labels in batches.epoch(epoch, first):
-                rate = learning_rate_at(step, total_steps, warmup_steps, peak, final_learning_rate_ratio)
+            for batch in batches.epoch(epoch, first):
+                rate = learning_rate_at(at.step, total_steps, warmup_steps, peak, final_learning_rate_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["lr_scale"]
-                for parameter in body if head_only_steps else ():
-                    parameter.requires_grad_(step >= head_only_steps)
-                optimizer.zero_grad(set_to_none=True)
-                value = 0.0
-                for part, targets in zip(
-                    images.chunk(accumulation_steps), labels.chunk(accumulation_steps), strict=True
-                ):
-                    with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
-                        loss = objective(part, targets) * (len(part) / len(images))
-                    value += loss.item()
-                    if not math.isfinite(value):
-                        raise DeployError(
-                            f"{description}: the loss is {value} at step {step} (learning rate {rate:.2e}); "
-                            'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
-                        )
-                    scaler.scale(loss).backward()
-                if gradient_clip_norm is not None:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(trained, gradient_clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                if average is not None:
-                    average.update(step)
-                sums["loss"] += value
-                step += 1
-                task.advance(note=f"epoch {epoch + 1}/{epochs} loss {value:.3f}")
-                if store is not None and store.is_due() and step % len(batches):
-                    sums["seconds"] += time.perf_counter() - started
+                if network is None or at.step == head_only_steps:
+                    for parameter in body:
+                        parameter.requires_grad_(at.step >= head_only_steps)
+                    del network  # its hooks on the gradients go with it, before there are new ones
+                    network = _shared(model)
+                loss, is_due = step_on(network, batch, rate)
+                at.sums["loss"] += loss
+                at.step += 1
+                task.advance(note=f"epoch {epoch + 1}/{epochs} loss {loss:.3f}")
+                if store is not None and is_due and at.step % len(batches):
+                    at.sums["seconds"] += time.perf_counter() - started
                     started = time.perf_counter()
-                    store.save(state())
-            sums["seconds"] += time.perf_counter() - started
+                    store.save(at.snapshot())
+            at.sums["seconds"] += time.perf_counter() - started
             row = {
                 "epoch": epoch + 1,
-                "train_loss": sums["loss"] / len(batches),
+                "train_loss": at.sums["loss"] / len(batches),
                 "learning_rate": rate,
-                "images_per_s": len(batches) * batches.batch_size / sums["seconds"],
+                "images_per_s": len(batches) * batches.batch_size / at.sums["seconds"],
             }
             if evaluate is not None:
                 row |= evaluate(model)
                 model.train()
                 if average is not None:
                     row |= {f"ema_{name}": figure for name, figure in evaluate(average.network).items()}
-            history.append(row)
-            sums = {"loss": 0.0, "seconds": 0.0}
+            at.history.append(row)
+            at.sums = {"loss": 0.0, "seconds": 0.0}
             if store is not None:
-                _keep(store, history, model if average is None else average.network, averaged=average is not None)
-                store.save(state())
+                _keep(store, at.history, model if average is None else average.network, averaged=average is not None)
+                store.save(at.snapshot())
     if average is not None:
         model.load_state_dict(average.network.state_dict())
     model.eval()
-    return history
+    return at.history
+
+
+def _shared(model: nn.Module) -> nn.Module:
+    """Return the network as it is to be called, so that gradients are averaged over the processes while they are computed."""
+    if world().size == 1:
+        return model
+    device = next(model.parameters()).device
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def _keeping_gradients(network: nn.Module) -> AbstractContextManager[None]:
+    """Leave the gradients of a part of a batch where they are until those of the last part are there too."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:

@@ -14,22 +14,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext_deploy.artifact import write_text
+from convnext_deploy.distributed import world
+from convnext_deploy.training.events import TensorBoardEvents
 
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
 SAVE_EVERY_S = 60.0
 
 
 class TrainingStore:
-    """A folder with the last state, the best weights and the history of a training.
+    """A folder with the last state, the best weights and the history of a training. Of several processes only the first writes.
 
     Args:
         folder: made when something is written; what it holds of another training is not used.
         key: names the training: its settings, data, starting weights and code. A state with another key is not this training's.
         save_every_s: least time between two states; what was done since the last one is done again after a kill.
+        events: where the figures of each epoch also go as TensorBoard events.
     """
 
-    def __init__(self, folder: Path, key: str, save_every_s: float = SAVE_EVERY_S) -> None:
-        self.folder, self.key, self.save_every_s = folder, key, save_every_s
+    def __init__(
+        self, folder: Path, key: str, save_every_s: float = SAVE_EVERY_S, events: TensorBoardEvents | None = None
+    ) -> None:
+        self.folder, self.key, self.save_every_s, self.events = folder, key, save_every_s, events
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -38,6 +43,8 @@ class TrainingStore:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a state of tensors, numbers and texts, completely or not at all."""
+        if not world().is_first:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{LAST}.partial"
         with partial.open("wb") as file:
@@ -57,6 +64,8 @@ class TrainingStore:
 
     def save_best(self, weights: Mapping[str, Tensor]) -> None:
         """Write the weights of the epoch with the best validation, completely or not at all."""
+        if not world().is_first:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{BEST}.partial"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
@@ -64,5 +73,9 @@ class TrainingStore:
 
     def save_history(self, history: list[dict[str, float]]) -> None:
         """Write the figures of the finished epochs."""
+        if not world().is_first:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / HISTORY, json.dumps(history, indent=1) + "\n")
+        if self.events is not None:
+            self.events.write(history[-1])

@@ -16,7 +16,8 @@ import pytest
 from convnext_deploy.artifact import MANIFEST, Artifact, describe_file, read_artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DeployError
-from convnext_deploy.pipeline import Settings, run_recipe
+from convnext_deploy.execution import Settings
+from convnext_deploy.pipeline import run_recipe
 from convnext_deploy.progress import Progress, SilentProgress, Task
 from convnext_deploy.recipe import Recipe, StageEntry
 from convnext_deploy.stage_config import DistillConfig, StageConfig, TensorRTConfig, TrainConfig
@@ -254,7 +255,7 @@ def test_stage_leaves_no_folder_when_it_is_interrupted(
 @pytest.mark.parametrize("kind", NEEDS_SOURCE)
 def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, small_data: Data, tmp_path: Path) -> None:
     entry = entry_of(small_recipe, kind)
-    context = StageContext(entry.name, tmp_path, lambda: small_data, 0, "cpu", 0, SilentProgress())
+    context = StageContext(entry.name, tmp_path, lambda: small_data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match=rf"^[^\n]*{kind}[^\n]*source[^\n]*$"):
         STAGES[type(entry.config)](entry.config, None, context)
     assert list(tmp_path.iterdir()) == []
@@ -262,7 +263,7 @@ def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, sma
 
 def test_distill_raises_when_it_has_no_teacher(small_recipe: Recipe, small_data: Data, tmp_path: Path) -> None:
     entry = entry_of(small_recipe, "distill")
-    context = StageContext(entry.name, tmp_path, lambda: small_data, 0, "cpu", 0, SilentProgress())
+    context = StageContext(entry.name, tmp_path, lambda: small_data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match="teacher"):
         STAGES[DistillConfig](entry.config, None, context)
 

@@ -10,18 +10,26 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from convnext_deploy.data.augmentation import (
     change_colors_and_shapes,
     change_image,
     crop_and_flip,
     draw_erasures,
+    draw_operations,
     erase,
 )
 from convnext_deploy.data.policies import apply_operations, draw_color_jitter, draw_randaugment
 from convnext_deploy.data.transforms import as_array, sample_crops, to_channels
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.stage_config import Augmentation
+from convnext_deploy.fit_config import Augmentation
+
+
+def change(pixels: Tensor, augmentation: Augmentation, seed: int) -> Tensor:
+    """Draw for a batch and apply it."""
+    plans = draw_operations(augmentation, np.random.default_rng(seed), *pixels.shape[:2])
+    return change_colors_and_shapes(pixels, plans)
 
 
 def noise(count: int, height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
@@ -93,19 +101,19 @@ def test_change_colors_and_shapes_changes_images_and_keeps_their_form(policy: An
     pixels = torch.from_numpy(noise(64, 32, 32, channels) // 2 + 30)
     before, state = pixels.clone(), torch.get_rng_state()
     augmentation = Augmentation(augmentation_policy=policy, color_jitter=0.4 if policy == "none" else 0.0)
-    found = change_colors_and_shapes(pixels, augmentation, np.random.default_rng(0))
+    found = change(pixels, augmentation, 0)
     assert (found.shape, found.dtype) == (pixels.shape, torch.uint8)
     assert found.is_contiguous()
     assert (found != pixels).flatten(1).any(1).float().mean() > 0.5
     assert torch.equal(pixels, before)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(found, change_colors_and_shapes(pixels, augmentation, np.random.default_rng(0)))
-    assert not torch.equal(found, change_colors_and_shapes(pixels, augmentation, np.random.default_rng(1)))
+    assert torch.equal(found, change(pixels, augmentation, 0))
+    assert not torch.equal(found, change(pixels, augmentation, 1))
 
 
 def test_change_colors_and_shapes_does_nothing_when_nothing_is_asked_for() -> None:
     pixels = torch.from_numpy(noise(2, 8, 8))
-    assert change_colors_and_shapes(pixels, Augmentation(), np.random.default_rng(0)) is pixels
+    assert change(pixels, Augmentation(), 0) is pixels
 
 
 def test_change_colors_and_shapes_jitters_after_the_policy() -> None:
@@ -113,7 +121,7 @@ def test_change_colors_and_shapes_jitters_after_the_policy() -> None:
     augmentation = Augmentation(
         augmentation_policy="randaugment", randaugment_ops=3, randaugment_magnitude=20, color_jitter=0.5
     )
-    found = change_colors_and_shapes(pixels, augmentation, np.random.default_rng(0))
+    found = change(pixels, augmentation, 0)
     rng = np.random.default_rng(0)
     images = apply_operations(pixels.permute(0, 3, 1, 2), draw_randaugment(rng, 64, 16, 3, 20))
     images = apply_operations(images, draw_color_jitter(rng, 64, 0.5))
@@ -133,7 +141,7 @@ def test_change_image_does_to_one_image_what_is_done_to_batches(policy: Any, cha
         before = pixels.copy()
         found = change_image(pixels, augmentation, np.random.default_rng(seed))
         batch = torch.from_numpy(pixels.copy())[None]
-        expected = change_colors_and_shapes(batch, augmentation, np.random.default_rng(seed))[0].numpy()
+        expected = change(batch, augmentation, seed)[0].numpy()
         assert found.shape == (40, 40, channels)
         assert found.dtype == np.uint8
         assert np.array_equal(pixels, before)
@@ -148,7 +156,7 @@ def test_erase_replaces_the_boxes_by_noise_and_nothing_else() -> None:
     images = images.contiguous(memory_format=torch.channels_last)
     before = images.clone()
     boxes = np.array([(0, 0, 20, 30), (5, 7, 3, 4), (0, 0, 0, 0), (19, 29, 1, 1), (2, 0, 18, 1)])
-    found = erase(images, boxes, np.random.default_rng(0))
+    found = erase(images, boxes, np.random.default_rng)
     assert torch.equal(images, before)
     assert found.is_contiguous(memory_format=torch.channels_last)
     inside = torch.zeros(5, 20, 30, dtype=torch.bool)
@@ -160,7 +168,7 @@ def test_erase_replaces_the_boxes_by_noise_and_nothing_else() -> None:
     assert len(values.unique()) > 0.999 * len(values)  # a draw for each pixel and channel
     assert values.mean().item() == pytest.approx(0.0, abs=5 / len(values) ** 0.5)
     assert values.std().item() == pytest.approx(1.0, abs=5 / len(values) ** 0.5)
-    again = erase(images, boxes, np.random.default_rng(0))
+    again = erase(images, boxes, np.random.default_rng)
     assert torch.equal(again, found)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from convnext_deploy.data.mixing import cutmix, draw_box, mix, mixup
-from convnext_deploy.stage_config import Augmentation
+from convnext_deploy.fit_config import Augmentation
 
 
 def batch(count: int = 6, height: int = 10, width: int = 8) -> tuple[Tensor, Tensor]:

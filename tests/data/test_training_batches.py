@@ -15,8 +15,8 @@ from torch import Tensor
 from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
 from convnext_deploy.data.sources import ArrayImages, FolderImages, ImageSet, open_data
 from convnext_deploy.errors import DataError
+from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.spec import default_preprocess
-from convnext_deploy.stage_config import Augmentation
 from tests.conftest import write_image_folder
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
 
@@ -34,7 +34,7 @@ def training(
 
 def epoch(batches: TrainingBatches, number: int = 0) -> tuple[Tensor, Tensor]:
     """Return the images and labels of a whole epoch."""
-    images, labels = zip(*batches.epoch(number), strict=True)
+    images, labels = zip(*((batch.images, batch.labels) for batch in batches.epoch(number)), strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
@@ -76,9 +76,10 @@ def test_training_batches_start_anywhere_in_an_epoch(side: int, start: int) -> N
     whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start))
     assert len(whole) == 4
     assert len(rest) == 4 - start
-    for (images, labels), (expected_images, expected_labels) in zip(rest, whole[start:], strict=True):
-        assert torch.equal(images, expected_images)
-        assert torch.equal(labels, expected_labels)
+    for found, expected in zip(rest, whole[start:], strict=True):
+        assert torch.equal(found.images, expected.images)
+        assert torch.equal(found.labels, expected.labels)
+        assert (found.epoch, found.first_row) == (expected.epoch, expected.first_row)
 
 
 def test_training_batches_load_only_the_images_from_the_start_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from convnext_deploy.data.sources import Data
-from convnext_deploy.pipeline import RunResult, Settings, run_recipe
+from convnext_deploy.execution import Settings
+from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe

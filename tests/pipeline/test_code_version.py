@@ -96,8 +96,8 @@ def test_of_module_raises_when_there_is_no_such_module() -> None:
 
 
 def test_imports_of_finds_imports_inside_functions_and_of_names() -> None:
-    found = code_version.imports_of("convnext_deploy.pipeline")
-    assert {"convnext_deploy.artifact", "convnext_deploy.code_version", "convnext_deploy.stages.context"} <= found
+    found = code_version.imports_of("convnext_deploy.execution")
+    assert {"convnext_deploy.artifact", "convnext_deploy.reporting.record", "convnext_deploy.stages.context"} <= found
     assert all(name.startswith("convnext_deploy") for name in found)
 
 

@@ -11,11 +11,12 @@ import pytest
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.inputs import open_input
 from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import StageRow, read_report
-from convnext_deploy.stage_config import DistillConfig, FitConfig, ModelConfig, PTQConfig, TrainConfig
+from convnext_deploy.stage_config import DistillConfig, ModelConfig, PTQConfig, TrainConfig
 from tests.pipeline.conftest import Rerun, change_stage, settings_for
 
 

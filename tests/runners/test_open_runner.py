@@ -18,7 +18,8 @@ from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError
-from convnext_deploy.pipeline import Settings, run_recipe
+from convnext_deploy.execution import Settings
+from convnext_deploy.pipeline import run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe, StageEntry
 from convnext_deploy.runners import open_runner

@@ -14,22 +14,25 @@ from torch import Tensor, nn
 
 from convnext_deploy import api
 from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
+from convnext_deploy.execution import Settings
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.checkpoint import load_metadata
 from convnext_deploy.models.matching import load_checkpoint
 from convnext_deploy.network import load_network
 from convnext_deploy.options import Options
-from convnext_deploy.pipeline import Settings, run_recipe
+from convnext_deploy.pipeline import run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe_file import load_recipe
 from convnext_deploy.spec import ModelSpec
-from convnext_deploy.stage_config import DistillConfig, FitConfig, ModelConfig, PTQConfig, QATConfig
+from convnext_deploy.stage_config import DistillConfig, ModelConfig, PTQConfig, QATConfig
 from convnext_deploy.stages import distill, ptq, qat
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.distill import distillation_objective
-from convnext_deploy.training.losses import distillation_loss
+from convnext_deploy.training.losses import average_teachers, distillation_loss
 from tests.weights import PREPROCESS, noise_images, random_network, write_weights
 
 CLASSES = ("cat", "dog", "owl")
@@ -49,7 +52,9 @@ def create_context(small_data: Data, tmp_path: Path) -> Callable[..., StageConte
     def create(name: str, **inputs: Any) -> StageContext:
         output = tmp_path / f"stage-{name}"
         output.mkdir()
-        return StageContext(name, output, lambda: small_data, 0, "cpu", 0, SilentProgress(), **inputs)
+        return StageContext(
+            name, output, lambda: small_data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache", **inputs
+        )
 
     return create
 
@@ -63,7 +68,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found["names"] = [name for name, _ in network.named_parameters()]
         network.train()
         with torch.no_grad():
-            found["loss"] = objective(IMAGES, LABELS).item()
+            found["loss"] = objective(network, Batch(IMAGES, LABELS)).item()
         return []
 
     for stage in (distill, qat):
@@ -120,10 +125,16 @@ def test_distill_trains_the_student_and_saves_nothing_else(
 
 
 def test_distillation_objective_follows_the_mean_prediction_of_several_teachers() -> None:
-    student, teachers = random_network(STUDENT), [random_network(TEACHER, seed).train() for seed in (1, 2)]
-    objective = distillation_objective(student, teachers, temperature=2.0, distill_loss_weight=1.0, label_smoothing=0.0)
-    found = objective(IMAGES, LABELS)
-    assert not any(teacher.training or any(p.requires_grad for p in teacher.parameters()) for teacher in teachers)
+    student, teachers = random_network(STUDENT), [random_network(TEACHER, seed) for seed in (1, 2)]
+    objective = distillation_objective(
+        lambda batch: average_teachers([teacher(batch.images) for teacher in teachers], 2.0),
+        temperature=2.0,
+        distill_loss_weight=1.0,
+        label_smoothing=0.0,
+    )
+    found = objective(student, Batch(IMAGES, LABELS))
+    found.backward()
+    assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
     with torch.no_grad():
         mean = sum((teacher(IMAGES).double() / 2).softmax(dim=1) for teacher in teachers) / 2
         log_q = (student(IMAGES).double() / 2).log_softmax(dim=1)

@@ -13,10 +13,11 @@ from convnext_deploy import api
 from convnext_deploy.artifact import Artifact, read_artifact
 from convnext_deploy.conversion import convert
 from convnext_deploy.data.sources import Data
+from convnext_deploy.execution import Settings
 from convnext_deploy.inputs import open_weights
 from convnext_deploy.network import load_network
 from convnext_deploy.options import Options
-from convnext_deploy.pipeline import RunResult, Settings, run_recipe
+from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe

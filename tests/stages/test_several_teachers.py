@@ -9,8 +9,9 @@ import pytest
 from convnext_deploy.artifact import read_artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import RecipeError
+from convnext_deploy.execution import Settings
 from convnext_deploy.inputs import open_input
-from convnext_deploy.pipeline import Settings, run_recipe
+from convnext_deploy.pipeline import run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe_file import load_recipe
 from convnext_deploy.spec import ModelSpec

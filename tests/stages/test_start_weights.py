@@ -16,13 +16,14 @@ from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.conversion import convert
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.spec import ModelSpec, Preprocess
-from convnext_deploy.stage_config import DistillConfig, FitConfig, ModelConfig, TrainConfig
+from convnext_deploy.stage_config import DistillConfig, ModelConfig, TrainConfig
 from convnext_deploy.stages import distill, train
 from convnext_deploy.stages.context import StageContext
 from tests.weights import PREPROCESS, random_network, write_weights
@@ -86,6 +87,7 @@ def begin(tmp_path: Path, small_data: Data, monkeypatch: pytest.MonkeyPatch) -> 
             "cpu",
             0,
             progress,
+            tmp_path / "cache",
             teachers=() if teacher is None else (teacher,),
             weights=weights,
         )

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.conversion import convert
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.data.sources import Data
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.inputs import open_input
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.spec import ModelSpec, Preprocess
-from convnext_deploy.stage_config import DistillConfig, FitConfig, ModelConfig
+from convnext_deploy.stage_config import DistillConfig, ModelConfig
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.training.losses import distillation_loss
@@ -55,14 +57,23 @@ def seen(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
 
         def compute(network: Any, settings: Any, config: Any, context: Any, objective: Any) -> list[dict[str, float]]:
             with torch.no_grad():
-                losses.append(objective(normalized(pixels, PREPROCESS), LABELS).item())
+                losses.append(objective(network, Batch(normalized(pixels, PREPROCESS), LABELS)).item())
             return []
 
         monkeypatch.setattr(distill, "fit_network", compute)
         output = tmp_path / "stage"
         output.mkdir()
         context = StageContext(
-            "student", output, lambda: small_data, 0, "cpu", 0, SilentProgress(), teachers=(teacher,), weights=student
+            "student",
+            output,
+            lambda: small_data,
+            0,
+            "cpu",
+            0,
+            SilentProgress(),
+            tmp_path,
+            teachers=(teacher,),
+            weights=student,
         )
         config = DistillConfig(ModelConfig("test_convnext", 64), "teacher", FitConfig(epochs=1, drop_path_rate=0.0))
         distill.run(config, None, context)

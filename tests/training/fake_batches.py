@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.training.fit import fit
@@ -28,12 +28,13 @@ class FakeBatches:
     def __len__(self) -> int:
         return self.batches
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for index in range(start, self.batches):
             generator = torch.Generator().manual_seed(1000 * epoch + index)
             self.given.append((epoch, index))
             images = torch.randn(self.batch_size, 3, 32, 32, generator=generator)
-            yield images, torch.randint(CLASSES, (self.batch_size,), generator=generator)
+            labels = torch.randint(CLASSES, (self.batch_size,), generator=generator)
+            yield Batch(images, labels, epoch, index * self.batch_size)
 
 
 def small_network(**options: Any) -> ConvNeXt:
@@ -46,7 +47,7 @@ def small_network(**options: Any) -> ConvNeXt:
 def run_fit(model: nn.Module, batches: FakeBatches | None = None, **changes: Any) -> list[dict[str, float]]:
     """Train for three epochs with cross-entropy unless `changes` say otherwise."""
     options: dict[str, Any] = {
-        "objective": lambda images, labels: nn.functional.cross_entropy(model(images), labels),
+        "objective": lambda network, batch: nn.functional.cross_entropy(network(batch.images), batch.labels),
         "description": "student",
         "epochs": 3,
         "base_learning_rate": 2.0,

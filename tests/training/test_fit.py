@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import DeployError
+from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.spec import default_preprocess
-from convnext_deploy.stage_config import Augmentation
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
 from convnext_deploy.training.optimizer import learning_rate_at
 
@@ -34,7 +34,7 @@ def network() -> ConvNeXt:
 
 
 def cross_entropy(model: nn.Module) -> Objective:
-    return lambda images, labels: F.cross_entropy(model(images), labels)
+    return lambda network, batch: F.cross_entropy(network(batch.images), batch.labels)
 
 
 def train(model: nn.Module, data: Data, objective: Objective | None = None, **changes: Any) -> list[dict[str, float]]:
@@ -77,9 +77,9 @@ def test_fit_trains_in_training_mode_and_reports_the_mean_loss(small_data: Data)
     model = network().eval()
     losses: list[float] = []
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
         assert model.training
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(network(batch.images), batch.labels)
         losses.append(loss.item())
         return loss
 
@@ -109,7 +109,7 @@ def test_fit_leaves_the_global_random_state_alone(small_data: Data) -> None:
 def test_fit_leaves_the_global_random_state_alone_when_it_fails(small_data: Data) -> None:
     before = torch.get_rng_state()
     with pytest.raises(DeployError):
-        train(network(), small_data, lambda images, labels: images.sum() * torch.nan)
+        train(network(), small_data, lambda network, batch: batch.images.sum() * torch.nan)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -118,7 +118,7 @@ def test_fit_follows_the_learning_rate_schedule(small_data: Data) -> None:
     parameter = next(model.parameters())
     steps: list[Tensor] = []
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
         steps.append(parameter.detach().clone())
         return parameter.sum()
 
@@ -144,9 +144,9 @@ def test_fit_names_step_and_learning_rate_when_loss_is_not_finite(small_data: Da
     model = network()
     seen: list[int] = []
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
         seen.append(len(seen))
-        return F.cross_entropy(model(images), labels) * (value if len(seen) == 5 else 1.0)
+        return F.cross_entropy(network(batch.images), batch.labels) * (value if len(seen) == 5 else 1.0)
 
     with pytest.raises(DeployError) as caught:
         train(model, small_data, objective)
@@ -194,10 +194,10 @@ def test_fit_runs_the_objective_under_autocast_and_keeps_float32_weights(small_d
     model = network()
     dtypes: set[torch.dtype] = set()
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
-        logits = model(images)
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
+        logits = network(batch.images)
         dtypes.add(logits.dtype)
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(logits.float(), batch.labels)
 
     train(model, small_data, objective, epochs=1, autocast=torch.bfloat16)
     assert dtypes == {torch.bfloat16}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.variants import VARIANTS, build_model
 from convnext_deploy.spec import ModelSpec
@@ -61,9 +62,9 @@ def test_fit_takes_the_same_steps_when_batches_are_cut_into_parts(parts: int) ->
 def test_fit_weighs_unequal_parts_by_their_images() -> None:
     losses: list[float] = []
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
-        losses.append(float(len(images)))
-        return model.head.bias.sum() * 0 + len(images)
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
+        losses.append(float(len(batch)))
+        return model.head.bias.sum() * 0 + len(batch)
 
     model = small_network()
     history = run_fit(model, FakeBatches(1, 5), objective=objective, epochs=1, accumulation_steps=2)
@@ -150,7 +151,7 @@ def test_fit_reports_speed_and_names_what_to_try_when_it_diverges() -> None:
     with pytest.raises(
         DeployError, match=r"^student: the loss is nan at step 2 \(learning rate .*\); lower base_learning_rate"
     ):
-        run_fit(model, objective=lambda images, labels: model(images).sum() * 0 + next(values))
+        run_fit(model, objective=lambda network, batch: network(batch.images).sum() * 0 + next(values))
 
 
 def test_autocast_dtype_refuses_float16_on_a_cpu() -> None:

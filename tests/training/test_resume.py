@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.training.resume import BEST, HISTORY, LAST, TrainingStore
 from tests.training.fake_batches import FakeBatches, flat_weights, run_fit, small_network
 
@@ -27,12 +28,12 @@ def train(folder: Path, *, kill_at: int | None = None, **options: Any) -> tuple[
     batches = FakeBatches()
     steps = 0
 
-    def objective(images: Tensor, labels: Tensor) -> Tensor:
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
         nonlocal steps
         if kill_at is not None and steps == kill_at:
             raise KilledError
         steps += 1
-        return nn.functional.cross_entropy(model(images), labels)
+        return nn.functional.cross_entropy(network(batch.images), batch.labels)
 
     store = TrainingStore(folder, options.pop("key", "key"), options.pop("save_every_s", 0.0))
     run_fit(model, batches, objective=objective, store=store, **{**OPTIONS, **options})
