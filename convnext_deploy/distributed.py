@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.errors import DeployError, ProcessLostError, first_line
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def world() -> World:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
+        backend = "gloo" if cuda_driver_error() else "cpu:gloo,cuda:nccl"
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
             dist.init_process_group(backend)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import time
+from typing import NoReturn
 
 import click
 
@@ -13,7 +15,7 @@ from convnext_deploy.errors import DeployError
 
 COMMANDS = ("run", "train", "distill", "quantize", "export", "validate", "report", "convert", "models", "recommend")
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
-_PATIENCE_S = 2.0
+_PATIENCE_S = 10.0
 EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
 
 
@@ -42,6 +44,8 @@ def group(context: click.Context) -> None:
 
 def main() -> None:
     """Run the command line; every error that a user can mend is one line on standard error."""
+    if launched().size > 1:
+        signal.signal(signal.SIGTERM, _on_end)
     try:
         # without standalone mode click returns the code of `Exit` and does not raise it
         code = group(standalone_mode=False)
@@ -73,3 +77,14 @@ def _say_error(text: str) -> None:
     else:
         time.sleep(_PATIENCE_S)
         click.echo(f"error (process {launched().rank}): {text}", err=True)
+
+
+def _on_end(*_: object) -> NoReturn:
+    """What `torchrun` does to the others when one process has ended."""
+    if launched().is_first:
+        click.echo(
+            "error: another process ended (see what it said, and torchrun's summary), and this one was told to; the same command "
+            "goes on from the last saved state",
+            err=True,
+        )
+    sys.exit(EXIT_ERROR)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.code_version import of_module
 from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
 from convnext_deploy.data.sources import Data
@@ -200,7 +201,7 @@ def plan_seed(config: FitConfig, context: StageContext) -> int:
 
 def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
     """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
-    key = hashlib.sha256(f"{data.fingerprint} {channels}".encode()).hexdigest()
+    key = hashlib.sha256(f"{data.fingerprint} {channels} {of_module(decode_small.__module__)}".encode()).hexdigest()
     file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
     decode = functools.partial(
         decode_small, data.train, channels, file, most_in_memory=0 if context.keep_pixels else LARGEST_IN_MEMORY
@@ -229,13 +230,17 @@ def write_torch_artifact(
     details: Mapping[str, Any],
     source: Artifact | None,
 ) -> Artifact:
-    """Write the weights, with a header that makes the file readable on its own, and describe them."""
+    """Write the weights, with a header that makes the file readable on its own, and describe them.
+
+    Of several processes only the first one writes; what the others get describes no file.
+    """
     header = {
         **file_header(model, preprocess, class_names, precision),
         "details": {key: value for key, value in details.items() if key == "target"},
     }
     path = context.output / WEIGHTS
-    if world().is_first:
+    is_writer = world().is_first
+    if is_writer:
         save_state(path, network.state_dict(), header)
     return Artifact(
         path=context.output,
@@ -244,7 +249,7 @@ def write_torch_artifact(
         model=model,
         class_names=class_names,
         preprocess=preprocess,
-        files=(describe_file(path),),
+        files=(describe_file(path),) if is_writer else (),
         details=details,
         lineage=source.lineage if source is not None else (),
     )

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,8 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.code_version import of_module
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.data.sources import Data, check_classes
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.distributed import from_first
+from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.network import load_network
@@ -102,7 +105,11 @@ def _cached(
     fit = config.fit
     autocast = autocast_dtype(fit.autocast, context.device)
     plan = {
-        "teachers": [[teacher.sha256, dataclasses.asdict(teacher.preprocess)] for teacher in context.teachers],
+        # the same weights may be those of networks that differ in what no weight shows, such as the activation
+        "teachers": [
+            [teacher.sha256, dataclasses.asdict(teacher.model), dataclasses.asdict(teacher.preprocess)]
+            for teacher in context.teachers
+        ],
         "images": [data.fingerprint, dataclasses.asdict(preprocess)],
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
@@ -121,11 +128,26 @@ def _cached(
         top_k=config.teacher_cache_top_k,
         compute=predict,
     )
-    size = cache.size_bytes(min(fit.augmentation_epochs or fit.epochs, fit.epochs))
-    context.progress.say(
-        f"{context.name}: the teacher's predictions are kept in {cache.folder}, {size / 1e6:.3g} MB when complete"
-    )
+    epochs = min(fit.augmentation_epochs or fit.epochs, fit.epochs)
+    size = _in_words(cache.size_bytes(epochs))
+    context.progress.say(f"{context.name}: the teacher's predictions are kept in {cache.folder}, {size} when complete")
+    from_first(lambda: _check_space(cache.folder, cache.missing_bytes(epochs)))
     return cache
+
+
+def _check_space(folder: Path, missing: int) -> None:
+    """Check that the teachers' predictions fit on the disk. Raises: OutputError: if not."""
+    disk = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(disk).free
+    if missing > free:
+        raise OutputError(
+            f"the teacher's predictions need {_in_words(missing)} in {folder}, where {_in_words(free)} are free; "
+            "set teacher_cache_top_k or augmentation_epochs, or choose another folder with --cache-dir."
+        )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 class Teacher(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -205,8 +206,10 @@ def _shared(model: nn.Module) -> nn.Module:
     if world().size == 1:
         return model
     device = next(model.parameters()).device
+    # depthwise weights have a dimension of 1, whose stride autograd and DDP write differently; it costs a small copy
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        model, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
     )
 
 

@@ -2,7 +2,7 @@
 
 Every image of an epoch's plan (see `Batch`) has a row in the epoch's file: the mean prediction of the teachers as half-precision
 log-probabilities, of all classes or of the most probable ones, and a check sum. A row that is not there, or is damaged, is computed
-and written; so any process may fill any part, be killed, and come back.
+and written; so any process may fill any part, be killed, and come back. The most probable class stays the only one after rounding.
 
 Source: Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition", arXiv 2112.01528, with its "marginal
 smoothing" for the classes that are not kept.
@@ -10,7 +10,10 @@ smoothing" for the classes that are not kept.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.data.loaders import Batch
+from convnext_deploy.errors import OutputError
 
-_LEAST = 1e-12  # probability of all classes that are not kept, together; its logarithm is well inside half precision
-_PRIME = 0x01000193
+_LOWEST = -65504.0  # of half precision; below it is minus infinity, which makes a loss NaN
 
 
 class TeacherCache:
@@ -53,75 +56,109 @@ class TeacherCache:
         self.compute = compute
         self.computed = 0
         """Images that the teachers had to look at."""
-        kept = self.top_k or classes
-        fields = [("logits", "<f2", (kept,))]
-        if self.top_k:
-            fields += [("rest", "<f2", (1,)), ("index", "<u2" if classes <= 1 << 16 else "<u4", (kept,))]
-        self._row = np.dtype([*fields, ("check", "<u4")])
+        if self.top_k:  # the last value is that of every other class
+            index = ("index", "<u2" if classes <= 1 << 16 else "<u4", (top_k,))
+            self._row = np.dtype([("logits", "<f2", (top_k + 1,)), index, ("check", "<u4")])
+        else:
+            self._row = np.dtype([("logits", "<f2", (classes,)), ("check", "<u4")])
 
     def size_bytes(self, epochs: int) -> int:
         """Return the size of so many epochs on disk."""
         return epochs * self.rows * self._row.itemsize
+
+    def missing_bytes(self, epochs: int) -> int:
+        """Return how much of `size_bytes` the disk has still to give; holes in a file count as missing."""
+        present = 0
+        for epoch in range(epochs):
+            with contextlib.suppress(OSError):
+                status = self._path(epoch).stat()
+                present += min(status.st_size, status.st_blocks * 512)  # POSIX counts blocks of 512 bytes
+        return max(0, self.size_bytes(epochs) - present)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logits `(N, classes)` float32, from which softmax at the temperature makes the teachers' mean prediction.
 
         They have been rounded to what the file holds, also where they were computed just now: a training does not depend on
         which part of its predictions was there before.
+
+        Raises: OutputError: if they cannot be written.
         """
-        path = self.folder / f"epoch-{batch.epoch:04d}.bin"
-        rows = self._read(path, batch.first_row, len(batch))
+        rows = self._read(batch)
         if rows is None:
             rows = self._encode(self.compute(batch.images))
+            rows["check"] = self._check(rows, batch)
             self.computed += len(batch)
-            self._write(path, batch.first_row, rows)
+            self._write(batch, rows)
         return self._decode(rows).to(batch.images.device, non_blocking=True)
 
-    def _read(self, path: Path, first: int, count: int) -> NDArray[np.void] | None:
-        """Return rows of a file, or None if any of them is not there."""
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:04d}.bin"
+
+    def _read(self, batch: Batch) -> NDArray[np.void] | None:
+        """Return the rows of a batch, or None if any of them is not there or cannot be read."""
+        size = self._row.itemsize
         try:
-            with path.open("rb") as file:
-                content = os.pread(file.fileno(), count * self._row.itemsize, first * self._row.itemsize)
-        except FileNotFoundError:
+            with self._path(batch.epoch).open("rb") as file:
+                content = os.pread(file.fileno(), len(batch) * size, batch.first_row * size)
+        except OSError:
             return None
-        if len(content) != count * self._row.itemsize:
+        if len(content) != len(batch) * size:
             return None
         rows = np.frombuffer(content, self._row)
-        return rows if np.array_equal(rows["check"], _check(rows)) else None
+        return rows if np.array_equal(rows["check"], self._check(rows, batch)) else None
 
-    def _write(self, path: Path, first: int, rows: NDArray[np.void]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # no truncation, no append: processes write different rows of one file, in any order
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    def _write(self, batch: Batch, rows: NDArray[np.void]) -> None:
+        path, content, start = self._path(batch.epoch), memoryview(rows.tobytes()), batch.first_row * self._row.itemsize
         try:
-            os.pwrite(descriptor, rows.tobytes(), first * self._row.itemsize)
-        finally:
-            os.close(descriptor)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # no truncation, no append: processes write different rows of one file, in any order
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                while content:  # a disk that is nearly full takes a part, and only then raises
+                    written = os.pwrite(descriptor, content, start)
+                    content, start = content[written:], start + written
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(
+                f"the teacher's predictions cannot be written to {path} ({error.strerror or error}); "
+                "make room, or choose another folder with --cache-dir."
+            ) from None
 
     def _encode(self, logits: Tensor) -> NDArray[np.void]:
-        scaled = F.log_softmax(logits.float() / self.temperature, dim=1)
-        rows = np.zeros(len(logits), self._row)
+        """Return the rows of logits, without their check sums."""
+        log_p = F.log_softmax(logits.float() / self.temperature, dim=1)
+        rows, best = np.zeros(len(logits), self._row), logits.argmax(1, keepdim=True)
         if self.top_k:
-            best = scaled.topk(self.top_k, dim=1)
-            rest = (1.0 - best.values.double().exp().sum(1, keepdim=True)).clamp(min=_LEAST)
-            rows["index"] = best.indices.cpu().numpy()
-            rows["rest"] = ((rest / (self.classes - self.top_k)).log() * self.temperature).cpu().numpy()
-            scaled = best.values
-        rows["logits"] = (scaled * self.temperature).cpu().numpy()
-        rows["check"] = _check(rows)
+            index = (
+                log_p.scatter(1, best, 1.0).topk(self.top_k, dim=1).indices
+            )  # the best is the first, also of equal ones
+            # not 1 minus the sum of the kept ones, which would be the rounding error of that sum
+            others = log_p.scatter(1, index, -math.inf).logsumexp(1, keepdim=True)
+            rest = others - math.log(self.classes - self.top_k)
+            rows["index"] = index.cpu().numpy()
+            log_p, best = torch.cat([log_p.gather(1, index), rest], dim=1), torch.zeros_like(best)
+        values = (log_p * self.temperature).clamp(min=_LOWEST).cpu().numpy().astype(np.float16)
+        # rounding must not make the best class one of several, of which a hard label would be the first
+        place = best.cpu().numpy()
+        highest = np.take_along_axis(values, place, 1)
+        is_alone = (values >= highest).sum(1, keepdims=True) == 1
+        np.put_along_axis(values, place, np.where(is_alone, highest, np.nextafter(highest, np.float16(np.inf))), 1)
+        rows["logits"] = values
         return rows
+
+    def _check(self, rows: NDArray[np.void], batch: Batch) -> NDArray[np.uint32]:
+        """Return a number for each row that depends on its content and its place, and is not 0: that is what holes have."""
+        content, size = memoryview(rows.tobytes()), self._row.itemsize
+        place = batch.epoch * self.rows + batch.first_row
+        sums = (
+            zlib.crc32(content[i * size : (i + 1) * size - 4], (place + i) % (1 << 32)) | 1 for i in range(len(rows))
+        )
+        return np.fromiter(sums, np.uint32, len(rows))
 
     def _decode(self, rows: NDArray[np.void]) -> Tensor:
         logits = torch.from_numpy(rows["logits"].astype(np.float32))
         if not self.top_k:
             return logits
-        rest = torch.from_numpy(rows["rest"].astype(np.float32)).expand(-1, self.classes)
-        return rest.scatter(1, torch.from_numpy(rows["index"].astype(np.int64)), logits)
-
-
-def _check(rows: NDArray[np.void]) -> NDArray[np.uint32]:
-    """Return a number for each row that depends on each of its bytes, and is not 0 for zeros: those are holes in the file."""
-    content = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)[:, :-4].astype(np.uint32)
-    weights = np.arange(1, content.shape[1] + 1, dtype=np.uint32) * np.uint32(_PRIME) | np.uint32(1)
-    sums: NDArray[np.uint32] = (content * weights).sum(1, dtype=np.uint32)
-    return sums + np.uint32(1)
+        rest = logits[:, -1:].expand(-1, self.classes)
+        return rest.scatter(1, torch.from_numpy(rows["index"].astype(np.int64)), logits[:, :-1])
