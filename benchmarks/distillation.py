@@ -2,9 +2,10 @@
 
     python benchmarks/distillation.py --data DIR [--seeds 0 1 2] [--work DIR] [--out FILE.json]
 
-One teacher is trained once. Then, for every seed, the student is trained twice for the same number of epochs with the same settings,
-from the same initial weights and with the same crops in the same order: on the labels alone, and on labels and teacher. Both are
-scored on all validation images. Temperature and weight are those of Tian et al. 2020 for CIFAR (arXiv 1910.10699, section 4). The figures are the differences seed by seed, their mean, and the 95 % interval of that mean after
+One teacher is trained once. Then, for every seed, the student is trained twice for the same number of epochs with the same
+settings, from the same initial weights and with the same crops in the same order: on the labels alone, and on labels and
+teacher. Both are scored on all validation images. Temperature and weight are those of Tian et al. 2020 for CIFAR (arXiv
+1910.10699, section 4). The figures are the differences seed by seed, their mean, and the 95 % interval of that mean after
 Student's t. What was finished in `--work` is not done again.
 """
 
@@ -21,9 +22,9 @@ from scipy import stats
 
 from convnext_deploy import run
 from convnext_deploy.cli.display import create_progress
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.options import Options
 from convnext_deploy.recipe import Recipe, StageEntry
-from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.stage_config import DistillConfig, ModelConfig, TrainConfig
 
 

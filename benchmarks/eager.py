@@ -20,6 +20,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from comparison import median_ratio
 from torch import Tensor
 
 from convnext_deploy.models.dialects import from_native, to_native
@@ -79,14 +80,12 @@ def main() -> None:
                     times[name].append(time.perf_counter() - start)
     rows = {}
     for name in calls:
-        ratios = np.array(times[name]) / np.array(times["convnext_deploy"])
-        samples = order.choice(ratios, (2000, len(ratios)))
-        low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
+        ratio, low, high = median_ratio(np.array(times[name]), np.array(times["convnext_deploy"]))
         rows[name] = {
             "p50_ms": 1000 * float(np.median(times[name])),
-            "ratio": float(np.median(ratios)),
-            "ratio_low": float(low),
-            "ratio_high": float(high),
+            "ratio": ratio,
+            "ratio_low": low,
+            "ratio_high": high,
         }
         print(
             f"{name:20} {rows[name]['p50_ms']:8.1f} ms, {rows[name]['ratio']:.2f} times ours [{low:.2f}, {high:.2f}]",
