@@ -115,6 +115,8 @@ def distill(
     distill_method: Literal["kd", "teacher-only", "hard-label", "dkd", "feature"] = "kd",
     temperature: float = DistillConfig.temperature,
     distill_loss_weight: float = DistillConfig.distill_loss_weight,
+    teacher_cache: bool = False,
+    teacher_cache_top_k: int = 0,
     options: Options = DEFAULTS,
 ) -> RunResult:
     """Train a student with a teacher, which is trained first when no checkpoint of it is given.
@@ -128,6 +130,8 @@ def distill(
         distill_method: what is learned from the teacher; see `DistillConfig`.
         temperature: softens both logits, 0.01 to 100.
         distill_loss_weight: weight of the teacher's loss; the labels get the rest.
+        teacher_cache: keep the teacher's predictions on disk, see `DistillConfig`.
+        teacher_cache_top_k: of so many classes; 0: of all.
         options: see `Options`.
     """
     data = open_training_data(options)
@@ -148,6 +152,8 @@ def distill(
         method=distill_method,
         temperature=temperature,
         distill_loss_weight=distill_loss_weight,
+        teacher_cache=teacher_cache,
+        teacher_cache_top_k=teacher_cache_top_k,
     )
     stages.append(StageEntry("student", config, None))
     name = f"distill-{teacher}-{student}"

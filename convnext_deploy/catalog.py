@@ -10,7 +10,7 @@ from typing import Any
 from convnext_deploy.artifact import write_text
 from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.errors import OutputError, RecipeError
-from convnext_deploy.models.advice import SettingRanges, data_size, settings_for_size, settings_note
+from convnext_deploy.models.advice import SettingRanges, data_size, settings_for_size, settings_note, size_recipe
 from convnext_deploy.models.complexity import count_macs, count_parameters
 from convnext_deploy.models.published import PUBLISHED, Published
 from convnext_deploy.models.ranking import Candidate, Exclusion, rank, tier_of
@@ -50,7 +50,9 @@ class ModelRow:
 class Recommendation:
     """The candidates for a data set, best first, why the other variants are left out, and a recipe for the first one.
 
-    `recipe_text` is the recipe as TOML with the source of every value. `device` tells where latency was measured, if it was.
+    `recipe_text` is the recipe as TOML with the source of every value. `size_recipe` and `data_recipe` are the paths, in the
+    project's repository, of the recipes for the size of the first candidate and for the size of the data. `device` tells where
+    latency was measured, if it was.
     """
 
     images: int
@@ -63,6 +65,8 @@ class Recommendation:
     exclusions: tuple[Exclusion, ...]
     recipe: Recipe
     recipe_text: str
+    size_recipe: str
+    data_recipe: str
 
     def to_record(self) -> dict[str, Any]:
         """Return what `--json` prints: all fields but `recipe`, which `recipe_text` holds."""
@@ -159,13 +163,15 @@ def recommend(
             candidates, classes, image_size, latency_budget_ms, device, progress or SilentProgress()
         )
         exclusions = slow + exclusions
-    recipe = create_start_recipe(candidates[0], image_size)
+    recipe = create_start_recipe(candidates[0], image_size, images)
     text = write_recipe_text(recipe, candidates[0], images, classes)
+    of_size = size_recipe(candidates[0].variant)
+    assert of_size is not None  # candidates are never test networks
     if out is not None:
         write_text(out, text)
     return Recommendation(
         images, classes, image_size, gpu_memory_gb, latency_budget_ms, device, candidates[:SHORT_LIST], exclusions,
-        recipe, text,
+        recipe, text, of_size, data_size(images).recipe,
     )  # fmt: skip
 
 

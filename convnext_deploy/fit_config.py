@@ -22,8 +22,9 @@ AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugme
 class Augmentation:
     """Which training transforms there are, and how strong: flat keys of a stage's `fit` table.
 
-    ConvNeXt's own for ImageNet (arXiv 2201.03545, table 5): RandAugment of magnitude 9, erasing 0.25, Mixup 0.8, CutMix 1.0. The
-    defaults have crop and flip alone, which is right for small networks and for medical images.
+    ConvNeXt's own for ImageNet (arXiv 2201.03545, table 5): RandAugment (magnitude 9 on timm's scale to 10, which is 27 here),
+    erasing 0.25, Mixup 0.8, CutMix 1.0. The defaults have crop and flip alone, which is right for small networks and for medical
+    images.
 
     Attributes:
         crop_scale_min: least area of the random resized crop, a fraction of the image.
@@ -31,7 +32,7 @@ class Augmentation:
         color_jitter: brightness, contrast and saturation each get a factor uniform in 1 ± this, in random order; 0: off.
         augmentation_policy: RandAugment (arXiv 1909.13719), AutoAugment (1805.09501), TrivialAugmentWide (2103.10158) or none.
         randaugment_ops: operations per image.
-        randaugment_magnitude: of them, 0 to 30.
+        randaugment_magnitude: of them, 0 to 30; the default is torchvision's.
         random_erasing_probability: of a rectangle being replaced by noise (arXiv 1708.04896).
         mixup_alpha: of the Beta distribution of Mixup's weights (arXiv 1710.09412); 0: no Mixup.
         cutmix_alpha: of the Beta distribution of CutMix's areas (arXiv 1905.04899); 0: no CutMix. With both, each has half the

@@ -69,6 +69,8 @@ class Options:
     calibration_images: int | None = None
     max_top1_drop_pp: float | None = None
     compile: bool | None = None
+    augmentation_epochs: int | None = None
+    augmentation_seed: int | None = None
     cache_dir: Path | None = None
     tensorboard: bool = False
     progress: Progress = field(default_factory=SilentProgress)
@@ -95,6 +97,8 @@ def override_fit(fit: FitConfig, options: Options) -> FitConfig:
         "head_dropout",
         "gradient_checkpointing",
         "compile",
+        "augmentation_epochs",
+        "augmentation_seed",
     )
     return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
 

@@ -6,14 +6,17 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from convnext_deploy.fit_config import Augmentation, FitConfig
 from convnext_deploy.models.advice import (
-    CUTMIX_ALPHA,
-    MIXUP_ALPHA,
+    EMA_DECAY,
     RATE_BATCH_SIZE,
     WEIGHT_DECAY,
     DataSize,
     SettingRanges,
+    TrainingSettings,
+    augmentation_for,
     data_size,
+    fine_tuning,
     format_setting,
     settings_for_size,
 )
@@ -22,7 +25,6 @@ from convnext_deploy.models.ranking import Candidate
 from convnext_deploy.models.variants import short_name
 from convnext_deploy.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.stage_config import (
-    FitConfig,
     ModelConfig,
     ONNXConfig,
     PTQConfig,
@@ -34,35 +36,66 @@ from convnext_deploy.stage_config import (
 
 _BASE_BATCH_SIZE = 4096  # at which recipes give learning rates; see `FitConfig`
 _TOOL = "this tool's default"
-_COMMENT_COLUMN = 34
+_COMMENT_COLUMN = 36
 
 Comments = dict[str, str]
 
 
-def create_start_recipe(candidate: Candidate, image_size: int) -> Recipe:
-    """Return train → PTQ → QAT → ONNX (FP32, INT8) → TensorRT-RTX for a candidate; the data are for `--data`.
+def recommended_fit(
+    variant: str, settings: TrainingSettings, augmentation: Augmentation, *, from_weights: bool
+) -> FitConfig:
+    """Return how to train a variant, with the batch size that belongs to its learning rate.
 
-    QAT gets half the batch: it keeps up to 1.8 times as much for each image, and a float copy of the network as its teacher.
+    Args:
+        variant: full name, no test network.
+        settings: of its size and its data.
+        augmentation: that of the data; without Mixup and CutMix where `settings` has none.
+        from_weights: whether it starts from published weights or from fresh ones.
     """
-    published, settings = PUBLISHED[candidate.variant], candidate.settings
-    model = ModelConfig(
-        candidate.variant, image_size=image_size, weights=None if published is None else f"timm/{published.weights}"
-    )
-    fit = FitConfig(
+    start = fine_tuning(variant)
+    assert start is not None  # only the test networks lack it
+    return FitConfig(
+        **dataclasses.asdict(augmentation_for(augmentation, mixup=settings.mixup)),
         epochs=settings.epochs,
-        batch_size=candidate.batch_size,
+        batch_size=RATE_BATCH_SIZE,
         base_learning_rate=round(settings.learning_rate * _BASE_BATCH_SIZE / RATE_BATCH_SIZE, 10),
         warmup_epochs=settings.warmup_epochs,
         weight_decay=WEIGHT_DECAY,
         label_smoothing=settings.label_smoothing,
         drop_path_rate=settings.drop_path_rate,
-        mixup_alpha=MIXUP_ALPHA if settings.mixup else 0.0,
-        cutmix_alpha=CUTMIX_ALPHA if settings.mixup else 0.0,
+        layer_decay=start.layer_decay if from_weights else 1.0,
+        ema_decay=start.ema_decay if from_weights else EMA_DECAY,
+    )
+
+
+def create_start_recipe(candidate: Candidate, image_size: int, images: int) -> Recipe:
+    """Return train → PTQ → QAT → ONNX (FP32, INT8) → TensorRT-RTX for a candidate; the data are for `--data`.
+
+    QAT gets half the batch: it keeps up to 1.8 times as much for each image, and a float copy of the network as its teacher.
+
+    Args:
+        candidate: from `rank`.
+        image_size: side of the network's input in pixels.
+        images: training images, which decide the augmentation.
+    """
+    published = PUBLISHED[candidate.variant]
+    model = ModelConfig(
+        candidate.variant, image_size=image_size, weights=None if published is None else f"timm/{published.weights}"
+    )
+    fit = dataclasses.replace(
+        recommended_fit(
+            candidate.variant,
+            candidate.settings,
+            data_size(images).augmentation,
+            from_weights=published is not None,
+        ),
+        batch_size=candidate.batch_size,
         gradient_checkpointing=candidate.gradient_checkpointing,
     )
     qat_fit = dataclasses.replace(
         QATConfig().fit,
         batch_size=max(1, candidate.batch_size // 2),
+        crop_scale_min=fit.crop_scale_min,
         gradient_checkpointing=candidate.gradient_checkpointing,
     )
     stages = (
@@ -132,6 +165,9 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
         weights += "; CC BY-NC 4.0: not for commercial use"
     of_data = f"notes 5, {data.name} data"
     mixup = of_data if size.mixup else "notes 3, for this size"
+    start = fine_tuning(candidate.variant)
+    assert start is not None  # likewise
+    from_scratch = "arXiv 2201.03545, table 5, from scratch"
     memory = f"an estimated {candidate.memory_gib:.1f} GB on a GPU with bfloat16"
     rate = f"{format_setting(candidate.settings.learning_rate)} at batch {RATE_BATCH_SIZE} x {_BASE_BATCH_SIZE // RATE_BATCH_SIZE}"
     return {
@@ -148,6 +184,9 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "weight_decay": "notes 1: AdamW with betas 0.9 and 0.999, for all sizes",
             "label_smoothing": of_data,
             "drop_path_rate": _both("drop_path_rate", size, data),
+            "layer_decay": from_scratch if published is None else f"{start.source}: {start.note}",
+            "ema_decay": from_scratch if published is None else start.source,
+            **_augmentation_comments(data.augmentation),
             "mixup_alpha": mixup,
             "cutmix_alpha": mixup,
             "gradient_checkpointing": "only where the memory of the GPU asks for it",
@@ -164,6 +203,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "base_learning_rate": "fine-tuning in arXiv 2201.03545, table 6: 5e-5 at batch 512",
             "warmup_epochs": _TOOL,
             "drop_path_rate": "none: the student follows the same network in float",
+            "crop_scale_min": "as above",
             "gradient_checkpointing": "as above",
         },
         "engine-int8": {
@@ -179,6 +219,23 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "onnx-int8": "against 'model'",
             "engine-int8": "against 'model', where there is such a GPU to run it",
         },
+    }
+
+
+def _augmentation_comments(augmentation: Augmentation) -> Comments:
+    if augmentation.augmentation_policy == "none":
+        return {
+            "crop_scale_min": "ours: half of the image and more, so that what decides stays in it",
+            "flip_probability": "0.0 where left and right are not the same thing",
+            "color_jitter": "notes on transforms: optional, light",
+        }
+    return {
+        "crop_scale_min": "notes on transforms",
+        "flip_probability": "notes on transforms; 0.0 where left and right are not the same thing",
+        "augmentation_policy": "arXiv 2201.03545, table 5",
+        "randaugment_ops": "table 5 in timm's words: two operations, each left out in every second case",
+        "randaugment_magnitude": "table 5: 9 on timm's scale to 10, which is 27 on this one to 30",
+        "random_erasing_probability": "table 5",
     }
 
 

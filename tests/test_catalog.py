@@ -16,10 +16,13 @@ from convnext_deploy.models.advice import settings_for_size
 from convnext_deploy.models.published import PUBLISHED
 from convnext_deploy.models.ranking import rank
 from convnext_deploy.models.variants import VARIANTS
+from convnext_deploy.recipe_file import load_recipe
 from convnext_deploy.spec import ModelSpec
 from convnext_deploy.stage_config import TrainConfig
 from convnext_deploy.validation import fresh_latency
 from convnext_deploy.validation.fresh_latency import measure_fresh_latency
+
+ROOT = Path(__file__).parents[1]
 
 
 def names(recommendation: Recommendation) -> list[str]:
@@ -96,6 +99,35 @@ def test_recommendation_is_a_record_that_json_can_hold() -> None:
     assert [entry["variant"] for entry in record["candidates"]] == names(found)
     assert record["recipe_text"] == found.recipe_text
     assert record["candidates"][0]["settings"]["epochs"] == 125
+
+
+@pytest.mark.parametrize(
+    ("images", "memory", "size_recipe", "data_recipe"),
+    [
+        (6000, None, "recipes/sizes/v2.toml", "recipes/data/small_medical.toml"),
+        (6000, 1.9, "recipes/sizes/zepto_to_nano.toml", "recipes/data/small_medical.toml"),
+        (30_000, None, "recipes/sizes/small.toml", "recipes/data/medium.toml"),
+        (2_000_000, None, "recipes/sizes/v2.toml", "recipes/data/imagenet.toml"),
+    ],
+)
+def test_recommend_names_the_recipes_for_the_first_candidate_and_the_data(
+    images: int, memory: float | None, size_recipe: str, data_recipe: str
+) -> None:
+    found = recommend(images, 4, gpu_memory_gb=memory)
+    assert (found.size_recipe, found.data_recipe) == (size_recipe, data_recipe)
+    record = found.to_record()
+    assert (record["size_recipe"], record["data_recipe"]) == (size_recipe, data_recipe)
+
+
+@pytest.mark.parametrize("images", [100, 19_999, 20_000, 100_000, 999_999, 1_000_000])
+def test_every_candidate_has_recipes_that_exist(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = rank(images, 4)[0]
+    assert len(candidates) >= SHORT_LIST
+    for candidate in candidates:
+        monkeypatch.setattr(catalog, "rank", lambda *given, chosen=candidate, **named: ((chosen,), ()))
+        found = recommend(images, 4)
+        for name in (found.size_recipe, found.data_recipe):
+            load_recipe(ROOT / name)
 
 
 def test_recommend_writes_the_recipe_to_a_new_file(tmp_path: Path) -> None:

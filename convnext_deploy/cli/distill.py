@@ -48,6 +48,18 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
     show_default=True,
     help="Weight of the teacher; labels get the rest.",
 )
+@click.option(
+    "--teacher-cache",
+    is_flag=True,
+    help="Keep the teacher's predictions in --cache-dir; what is there, for the same crops, is not computed again.",
+)
+@click.option(
+    "--teacher-cache-top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Keep the most probable classes only; 0: all. For hundreds of classes.",
+)
 @common_options(*TRAINING)
 def command(as_json: bool, **values: Any) -> None:
     """Train a student on the labels and on a larger teacher's logits, and validate both.
@@ -60,9 +72,11 @@ def command(as_json: bool, **values: Any) -> None:
 
     own = (
         "teacher", "student", "teacher_checkpoint", "teacher_weights", "student_weights", "distill_method", "temperature",
-        "distill_loss_weight",
+        "distill_loss_weight", "teacher_cache", "teacher_cache_top_k",
     )  # fmt: skip
     arguments = {name: values.pop(name) for name in own}
+    if arguments["teacher_cache"] and arguments["distill_method"] == "feature":
+        raise click.UsageError("--teacher-cache keeps predictions, and --distill-method feature needs features.")
     if arguments["teacher_checkpoint"] is not None and arguments["teacher_weights"] is not None:
         raise click.UsageError("--teacher-checkpoint and --teacher-weights were both given; use one teacher.")
     for who, given in (

@@ -17,7 +17,7 @@ POSITIVE = click.IntRange(min=1)
 # the options of the training verbs, in the order in which --help shows them
 TRAINING = (
     "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
-    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "compile", "seed", "device", "workers",
+    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "compile", "augmentation_epochs", "augmentation_seed", "seed", "device", "workers",
     "cache_dir", "tensorboard",
 )  # fmt: skip
 
@@ -110,6 +110,16 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     ),
     "compile": click.option(
         "--compile/--no-compile", default=None, help="Let torch.compile make the kernels.  [default: no]"
+    ),
+    "augmentation_epochs": click.option(
+        "--augmentation-epochs",
+        type=click.IntRange(min=0),
+        help="So many epochs have crops of their own, later ones repeat them in another order.  [default: 0, all]",
+    ),
+    "augmentation_seed": click.option(
+        "--augmentation-seed",
+        type=click.IntRange(min=0),
+        help="Seed of order and crops alone; students with the same one see the same crops.  [default: --seed]",
     ),
     "cache_dir": click.option(
         "--cache-dir",

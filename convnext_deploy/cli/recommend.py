@@ -72,6 +72,10 @@ def command(
     from rich.console import Console
 
     _print_list(found, Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+    click.echo(
+        "\nSee also, in the project's repository: "
+        f"{found.size_recipe} for networks like {found.candidates[0].variant}, {found.data_recipe} for so many images."
+    )
     if out is None:
         click.echo(f"\nA recipe to start from; --out FILE writes it:\n\n{found.recipe_text}", nl=False)
     else:

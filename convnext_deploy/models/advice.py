@@ -1,13 +1,16 @@
 """What to train each variant with, and which variants suit how many images, as literal tables.
 
 The tables are those of the notes that this project started from: "Models Ranking" with its "Simple rule of thumb", and
-"ConvNext Training Recipe", sections 2 to 5. Where the notes give a range, the middle of it is used.
+"ConvNext Training Recipe", sections 2 to 5. Where the notes give a range, the middle of it is used. What they leave open,
+augmentation and how to start from published weights, is that of the papers and their code.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.models.variants import VARIANTS, resolve_variant
 
 WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.999)  # section 1: AdamW with these for all sizes
@@ -53,6 +56,16 @@ class SettingRanges:
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """What changes when a training starts from published weights: see `FitConfig`. `source` and `note` tell where it is from."""
+
+    layer_decay: float
+    ema_decay: float
+    source: str
+    note: str
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """What to train one variant with on data of one size; see `SettingRanges`."""
 
@@ -90,6 +103,32 @@ _V2 = {
     "huge": _for_size(Span(8e-5, 8e-5), Span(0.6, 0.6)),
 }
 
+EMA_DECAY = 0.9999  # arXiv 2201.03545, table 5, and the official code of version 2
+_OFFICIAL_V2 = "TRAINING.md of facebookresearch/ConvNeXt-V2"
+_TABLE_6 = "arXiv 2201.03545, table 6"
+_SMALLEST_FROM_WEIGHTS = FineTuning(0.9, EMA_DECAY, f"{_OFFICIAL_V2}, atto", "0.9 for each of its 12 blocks")
+_V1_FROM_WEIGHTS = {
+    **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), _SMALLEST_FROM_WEIGHTS),
+    **dict.fromkeys(("tiny", "small", "base", "large"), FineTuning(0.7, 0.0, _TABLE_6, "weights of ImageNet-1k")),
+    # their weights come from more than ImageNet-1k, see `published.py`
+    **dict.fromkeys(("xlarge", "xxlarge"), FineTuning(0.8, EMA_DECAY, _TABLE_6, "weights of ImageNet-22k")),
+}
+_V2_FROM_WEIGHTS = {
+    **dict.fromkeys(("atto", "femto", "pico", "nano"), _SMALLEST_FROM_WEIGHTS),
+    **dict.fromkeys(
+        ("tiny", "small"),
+        FineTuning(0.85, EMA_DECAY, f"{_OFFICIAL_V2}, tiny", "0.9 for each of 18 blocks: 0.9^(18/12)"),
+    ),
+    **dict.fromkeys(("base", "large", "huge"), FineTuning(0.6, EMA_DECAY, f"{_OFFICIAL_V2}, base", "0.6 for 12 parts")),
+}
+
+# Files of `recipes/sizes/`: one for each section of the notes on a size, 3.1 to 3.7.
+_SIZE_RECIPES = {
+    **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), "zepto_to_nano"),
+    **{size: size for size in ("tiny", "small", "base", "large")},
+    **dict.fromkeys(("xlarge", "xxlarge"), "xlarge"),
+}
+
 # "Models Ranking": tiers 1 to 4, best first. The notes leave `base` out of the tiers; it stands where "Best choice" has it,
 # behind `small`. Tier 5 (ols, rms, hnf, mlp) and tier 6 (test networks) are not recommended and stand below.
 TIERS = {
@@ -112,15 +151,35 @@ LEAST_IMAGES = {"base": 50_000, **dict.fromkeys(("large", "huge", "xlarge", "xxl
 LEAST_IMAGES_FROM_SCRATCH = 1_000_000
 
 
+# Images in plenty: arXiv 2201.03545, table 5. Magnitude 9 of its RandAugment is on timm's scale to 10, which is 27 on the
+# scale to 30 here (both rotate by 27 degrees), and timm skips each of its two operations in every second case: one is left.
+STRONG_AUGMENTATION = Augmentation(
+    augmentation_policy="randaugment",
+    randaugment_ops=1,
+    randaugment_magnitude=27,
+    random_erasing_probability=0.25,
+    mixup_alpha=MIXUP_ALPHA,
+    cutmix_alpha=CUTMIX_ALPHA,
+)
+# Few and medical images: section 5 has no mixup; a crop keeps at least half, so that a finding stays in it, and exposure
+# varies by a tenth ("color jitter: optional, light").
+MILD_AUGMENTATION = Augmentation(crop_scale_min=0.5, color_jitter=0.1)
+
+
 @dataclass(frozen=True)
 class DataSize:
-    """Advice for data of up to `below` images: settings, the sizes that suit it, and all candidates, best first."""
+    """Advice for data of up to `below` images: settings, the sizes that suit it, and all candidates, best first.
+
+    `recipe`: path of the recipe for such data in the repository. `augmentation`: for networks that are not among the smallest.
+    """
 
     name: str
     below: float
     suited: tuple[str, ...]
     settings: SettingRanges
     order: tuple[str, ...]
+    augmentation: Augmentation
+    recipe: str
 
 
 def _order(*first: str) -> tuple[str, ...]:
@@ -139,6 +198,8 @@ DATA_SIZES = (
         SettingRanges(Span(1e-4, 2e-4), Span(0.0, 0.1), Span(100, 150), Span(5, 10), 0.05, mixup=False),
         # "Best choice" for about 6,000 images has the first four
         _order("v2-tiny", "v2-small", "tiny", "v2-nano", "nano", "small"),
+        MILD_AUGMENTATION,
+        "recipes/data/small_medical.toml",
     ),
     DataSize(
         "medium",
@@ -146,6 +207,8 @@ DATA_SIZES = (
         ("small", "base"),
         SettingRanges(Span(2e-4, 3e-4), Span(0.2, 0.2), Span(200, 300), Span(10, 20), 0.1, mixup=True),
         _order("v2-base", "v2-small", "small", "base"),
+        STRONG_AUGMENTATION,
+        "recipes/data/medium.toml",
     ),
     DataSize(
         "large",
@@ -154,6 +217,8 @@ DATA_SIZES = (
         SettingRanges(Span(1e-4, 4e-4), Span(0.3, 0.7), Span(300, 300), Span(20, 20), 0.1, mixup=True),
         # section 3.6: xlarge and xxlarge are "only realistic with multi-GPU training", so they stand behind base
         _order("v2-large", "v2-huge", "large", "v2-base", "base", "xlarge", "xxlarge"),
+        STRONG_AUGMENTATION,
+        "recipes/data/imagenet.toml",
     ),
 )
 
@@ -169,6 +234,22 @@ def settings_for_size(variant: str) -> SettingRanges | None:
     The modifiers ols, rms, hnf and mlp change nothing in them, see `settings_note`.
     """
     return (_V1 if VARIANTS[variant].version == 1 else _V2).get(size_of(variant))
+
+
+def fine_tuning(variant: str) -> FineTuning | None:
+    """Return what changes when a variant starts from its published weights, None for the test networks."""
+    return (_V1_FROM_WEIGHTS if VARIANTS[variant].version == 1 else _V2_FROM_WEIGHTS).get(size_of(variant))
+
+
+def augmentation_for(augmentation: Augmentation, *, mixup: bool) -> Augmentation:
+    """Return an augmentation without Mixup and CutMix where they are not wanted."""
+    return augmentation if mixup else dataclasses.replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
+
+
+def size_recipe(variant: str) -> str | None:
+    """Return the path in the repository of the recipe for a variant's size, None for the test networks."""
+    name = "v2" if VARIANTS[variant].version == 2 else _SIZE_RECIPES.get(size_of(variant))
+    return None if name is None else f"recipes/sizes/{name}.toml"
 
 
 def settings_note(variant: str) -> str | None:

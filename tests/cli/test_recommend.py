@@ -28,6 +28,10 @@ def test_recommend_prints_the_ranked_list_with_reasons_and_the_recipe() -> None:
     text = " ".join(outcome.out.split())
     assert "- tier 1 of 6: the best accuracy for its computation" in text
     assert "- convnextv2_base, convnext_base: too large for fewer than 50,000 images (overfitting)" in text
+    recipes = (
+        "recipes/sizes/v2.toml for networks like convnextv2_tiny, recipes/data/small_medical.toml for so many images."
+    )
+    assert f"See also, in the project's repository: {recipes}" in text
     assert outcome.out.endswith(recommend(6000, 4, gpu_memory_gb=12).recipe_text)
     assert "…" not in outcome.out
 
@@ -38,6 +42,7 @@ def test_recommend_writes_the_recipe_to_a_file_that_runs(tmp_path: Path) -> None
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.endswith(f"The recipe is in {path}: convnext-deploy run {path} --data DIR\n")
     assert "[[stages]]" not in outcome.out
+    assert "recipes/data/small_medical.toml" in outcome.out
     assert load_recipe(path) == recommend(6000, 4, gpu_memory_gb=12).recipe
 
 

@@ -17,6 +17,7 @@ FILES = sorted(FOLDER.rglob("*.toml"))
 
 def test_recipes_are_there() -> None:
     assert {"quickstart.toml", "cifar10.toml"} <= {path.name for path in FILES}
+    assert len({path.stem for path in FILES}) == len(FILES), "two recipes would share the folder of their results"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -32,7 +33,7 @@ def test_recipe_loads_and_names_only_what_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_recipe_has_a_line_in_the_readme(path: Path) -> None:
-    assert path.name in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"`{path.relative_to(FOLDER)}`" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_quickstart_is_the_whole_path_on_the_digits() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_deploy.errors import RecipeError
+from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.stage_config import FitConfig, ModelConfig, TrainConfig
+from convnext_deploy.stage_config import ModelConfig, TrainConfig
 
 
 def between(low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> st.SearchStrategy[float]:
@@ -49,6 +50,9 @@ FITS = st.builds(
     frozen_stages=st.integers(0, 4),
     head_only_epochs=between(0, 1),
     ema_decay=between(0, 1, high_open=True),
+    augmentation_epochs=st.integers(0, 10_000),
+    augmentation_seed=st.none() | st.integers(0, 2**63 - 1),
+    compile=st.booleans(),
 )
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
 MODELS = st.builds(
@@ -89,6 +93,8 @@ OUTSIDE = {
     "frozen_stages": st.integers(max_value=-1) | st.integers(min_value=5),
     "head_only_epochs": st.floats(max_value=0, exclude_max=True, allow_infinity=False),
     "ema_decay": st.floats(min_value=1, allow_infinity=False),
+    "augmentation_epochs": st.integers(max_value=-1),
+    "augmentation_seed": st.integers(max_value=-1),
 }
 
 
@@ -131,4 +137,4 @@ def test_load_recipe_refuses_every_value_outside_its_range(tmp_path_factory: pyt
 
 def test_outside_lists_every_number_of_a_fit() -> None:
     names = {field.name for field in dataclasses.fields(FitConfig)}
-    assert set(OUTSIDE) == names - {"autocast", "gradient_checkpointing", "augmentation_policy"}
+    assert set(OUTSIDE) == names - {"autocast", "gradient_checkpointing", "augmentation_policy", "compile"}
