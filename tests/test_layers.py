@@ -46,6 +46,7 @@ OPTIONAL = (
     "webdataset",
     "transformers",
     "huggingface_hub",
+    "tensorboard",
 )
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "sklearn", "rich")
 VAGUE_NAMES = ("util", "helper", "common", "misc", "manager")

@@ -19,6 +19,7 @@ from PIL.ExifTags import Base as ExifTag
 
 from convnext_deploy.errors import DataError, first_line
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What photographs come in, whatever the file is called. Pillow's other readers are left out: EPS runs Ghostscript.
@@ -123,13 +124,21 @@ def read_image(path: Path) -> Image.Image:
 
     Raises: DataError: naming the file, if it cannot be read.
     """
+    # A stream, because Pillow maps files that it opens itself into memory, and then garbles rotated TIFF images.
+    return decode_image(path, lambda: path.open("rb"))
+
+
+def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Image:
+    """Decode the image file that `open_stream` opens; see `to_8_bit`.
+
+    Raises: DataError: with `name`, if it cannot be read.
+    """
     try:
-        # A stream, because Pillow maps files that it opens itself into memory, and then garbles rotated TIFF images.
-        with _quiet(), path.open("rb") as stream, Image.open(stream, formats=_formats()) as image:
+        with quiet(), open_stream() as stream, _open_image(stream) as image:
             return to_8_bit(image)
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         raise DataError(
-            f"{printable(path)} cannot be read as an image ({_reason(path, error)}); repair or remove it."
+            f"{printable(name)} cannot be read as an image ({_reason(error)}); repair or remove it."
         ) from None
 
 
@@ -139,32 +148,48 @@ def find_unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     Opens every header, and decodes in full only JPEG and PNG files that do not end as they should. Damage amid the pixels
     is found by `read_image` alone. Costs about 25 µs per file on one core when the disk answers at once.
     """
-    with _quiet():
-        reasons = map_files(_find_defect, paths)
+    with quiet():
+        reasons = map_files(_find_defect_of_file, paths)
     return [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason is not None]
 
 
-def map_files(function: Callable[[Path], Result], paths: Sequence[Path]) -> list[Result]:
-    """Call a function that reads a file for each of `paths`, in threads; the results are in order."""
+def map_files(function: Callable[[Item], Result], items: Sequence[Item], chunk: int = _CHUNK) -> list[Result]:
+    """Call a function that reads a file for each of `items`, `chunk` to a task, in threads; the results are in order."""
 
     def work(start: int) -> list[Result]:
-        return [function(path) for path in paths[start : start + _CHUNK]]
+        return [function(item) for item in items[start : start + chunk]]
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [result for part in pool.map(work, range(0, len(paths), _CHUNK)) for result in part]
+        return [result for part in pool.map(work, range(0, len(items), chunk)) for result in part]
 
 
-def _find_defect(path: Path) -> str | None:
+def _find_defect_of_file(path: Path) -> str | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "not a regular file"  # opening a pipe would wait for ever
-        with path.open("rb") as stream, Image.open(stream, formats=_formats()) as image:
+        with path.open("rb") as stream:
+            return find_defect(stream)
+    except OSError as error:
+        return _reason(error)
+
+
+def find_defect(stream: BinaryIO) -> str | None:
+    """Return why an image file cannot be read, or None; see `find_unreadable`. To be called within `quiet`."""
+    try:
+        with _open_image(stream) as image:
             # integers of 32 bits and floats may be out of range
             if image.mode in ("I", "F") or _ends_oddly(image, stream):
                 to_8_bit(image)
-    except Exception as error:  # see `read_image`
-        return _reason(path, error)
+    except Exception as error:  # see `decode_image`
+        return _reason(error)
     return None
+
+
+def _open_image(stream: BinaryIO) -> Image.Image:
+    if not stream.read(1):
+        raise DataError("an empty file")
+    stream.seek(0)
+    return Image.open(stream, formats=_formats())
 
 
 def _ends_oddly(image: Image.Image, stream: BinaryIO) -> bool:
@@ -178,9 +203,9 @@ def _ends_oddly(image: Image.Image, stream: BinaryIO) -> bool:
     return _ENDINGS[image.format] not in ending
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image" if path.stat().st_size else "an empty file"
+        return "not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which stands before it
     return printable(first_line(error))
@@ -198,7 +223,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Pillow's warnings of odd metadata and of images of more than 89 megapixels; those of twice that are refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

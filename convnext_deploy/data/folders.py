@@ -16,7 +16,7 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 VALIDATION_FOLDERS = ("val", "validation", "test")
 # Names of splits that are not read, but must not be taken for classes or passed over either.
-_SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, "valid", "dev", "eval", "evaluation", "testing"}
+SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, "valid", "dev", "eval", "evaluation", "testing"}
 _EXPECTED = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone"
 
 
@@ -65,10 +65,10 @@ def _find_splits(root: Path) -> tuple[Path, Path | None]:
     """Return the folders of the classes for training and for validation, the latter None when some are to be held out."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     inside = ", ".join(map(printable, sorted(path.name for path in root.iterdir())[:6])) or "nothing"
-    splits = [name for name in folders if name.lower() in _SPLIT_NAMES]
+    splits = [name for name in folders if name.lower() in SPLIT_NAMES]
     if "train" not in folders:
         # A folder of classes, unless it has nothing of the sort or is a folder of splits by other names.
-        if splits or not any(next(_image_files(root / name), None) for name in folders if not name.startswith(".")):
+        if splits or not has_images(root):
             raise DataError(f"the data folder {printable(root)} has no train/; found {inside}. {_EXPECTED}.")
         return root, None
     validation = next((root / name for name in VALIDATION_FOLDERS if name in folders), None)
@@ -79,6 +79,12 @@ def _find_splits(root: Path) -> tuple[Path, Path | None]:
             "or move it away to have a part of train/ held out."
         )
     return root / "train", validation
+
+
+def has_images(root: Path) -> bool:
+    """Whether a folder in `root` has an image, however deep. Raises: OSError: if a folder cannot be listed."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return any(next(_image_files(folder), None) for folder in folders)
 
 
 def _scan(split: Path) -> tuple[ClassFiles, int]:

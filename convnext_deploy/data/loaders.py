@@ -132,7 +132,7 @@ class TrainingBatches:
         if self.batch_size % world.size:
             raise RecipeError(
                 f"a batch of {self.batch_size} images does not divide among {world.size} processes; "
-                f"use a batch_size that is a multiple of {world.size}."
+                f"use a batch_size that is a multiple of {world.size} and at most {len(images)}."
             )
         share = self.batch_size // world.size
         self._rows = slice(world.rank * share, (world.rank + 1) * share)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +17,11 @@ from torch import Tensor
 
 from convnext_deploy.data import transforms
 from convnext_deploy.data.sources import ImageSet
+from convnext_deploy.errors import OutputError
 
 LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch
 LARGEST_IN_MEMORY = 2 << 30  # bytes
+_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,10 @@ def decode_small(
         most_in_memory: bytes that may be kept in memory.
 
     Returns: None when images have more than 96 pixels on a side, differ in size, or are too many and there is no `file`.
-    Raises: DataError: if an image cannot be read.
+
+    Raises:
+        DataError: if an image cannot be read.
+        OutputError: if the file cannot be written.
     """
     if file is not None and (found := _map(file, len(images), channels)) is not None:
         return found
@@ -51,19 +59,50 @@ def decode_small(
     if np.prod(shape, dtype=np.int64) <= most_in_memory:
         pixels = np.empty(shape, np.uint8)
         return PixelCache(torch.from_numpy(pixels), False) if _fill(pixels, images) else None
-    if file is None:
+    if file is None or not _write(file, shape, images):
         return None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        if not _fill(mapped, images):
-            return None
-        mapped.flush()
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return _map(file, len(images), channels)
+
+
+def _write(file: Path, shape: tuple[int, int, int, int], images: ImageSet) -> bool:
+    """Decode into a file, completely or not at all, and return whether all images have one size."""
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with _naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(file.parent)
+            mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            with partial.open("r+b") as opened:
+                # what is mapped and finds no room ends the process when it is written
+                os.posix_fallocate(opened.fileno(), 0, partial.stat().st_size)
+        if not _fill(mapped, images):
+            return False
+        with _naming(file):
+            mapped.flush()
+            partial.replace(file)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"decoded images cannot be written to {file} ({error.strerror or error}); "
+            "make room, or choose another folder with --cache-dir."
+        ) from None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left; a living one writes more often than once a day."""
+    for leftover in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _DAY_S:
+                leftover.unlink()
 
 
 def _fill(pixels: NDArray[np.uint8], images: ImageSet) -> bool:
@@ -79,9 +118,12 @@ def _fill(pixels: NDArray[np.uint8], images: ImageSet) -> bool:
 
 def _map(file: Path, count: int, channels: int) -> PixelCache | None:
     """Map a file that holds so many images; None when it does not exist or is another one."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
+    try:
         # "c": nothing is ever written into the file, and torch warns of arrays that cannot be written
-        found = np.load(file, mmap_mode="c")
-        if found.dtype == np.uint8 and found.ndim == 4 and (found.shape[0], found.shape[3]) == (count, channels):
-            return PixelCache(torch.from_numpy(found), True)
-    return None
+        found = np.lib.format.open_memmap(file, mode="c")
+        is_whole = file.stat().st_size == found.offset + found.nbytes
+    except Exception:  # a file that cannot be read, for whatever reason, is no file
+        return None
+    if not is_whole or found.dtype != np.uint8 or found.ndim != 4 or found.shape[::3] != (count, channels):
+        return None
+    return PixelCache(torch.from_numpy(found), True)

@@ -1,4 +1,4 @@
-"""Where images come from: an image folder, or the built-in handwritten digits."""
+"""Where images come from: an image folder, tar shards, or the built-in handwritten digits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.decoding import printable, read_image
 from convnext_deploy.data.folders import read_folder
+from convnext_deploy.data.shards import ShardImages, find_shards, read_shards
 from convnext_deploy.data.splits import ClassFiles
 from convnext_deploy.errors import DataError
 
@@ -129,8 +130,9 @@ class Data:
             notes += [f"  {printable(path)}" for path in self.unreadable]
         if self.split is not None:
             count, total = len(self.validation), len(self.train) + len(self.validation)
+            what = "shards" if isinstance(self.validation, ShardImages) else "folder"
             notes.append(
-                f"{name} has no validation folder: {count} of {total} images, {100 * self.split.fraction:.3g}% of each "
+                f"{name} has no validation {what}: {count} of {total} images, {100 * self.split.fraction:.3g}% of each "
                 f"class, were held out of training (seed {self.split.seed})"
             )
         return tuple(notes)
@@ -148,22 +150,32 @@ class Data:
                     status = path.stat()
                     # names are bytes to the system, and not always valid text
                     digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            elif isinstance(images, ShardImages):
+                digest.update(images.fingerprint)
         return digest.hexdigest()
 
 
 def open_data(
-    name: str, *, validation_fraction: float = 0.1, split_seed: int = 0, skip_unreadable: bool = False
+    name: str,
+    *,
+    validation_fraction: float = 0.1,
+    split_seed: int = 0,
+    skip_unreadable: bool = False,
+    cache_dir: Path | None = None,
 ) -> Data:
-    """Open `digits` or an image folder, and check that every image can be opened.
+    """Open `digits`, an image folder or a folder of tar shards, and check that every image can be opened.
 
     Args:
         name: `digits`, or a folder with `train/` and one of `val/`, `validation/`, `test/`, each with one folder per class;
-            or with `train/` alone, or with the class folders alone, and then validation images are held out.
+            or with `train/` alone, or with the class folders alone, and then validation images are held out; or a folder
+            with `train-*.tar` and one of `val-*.tar`, `validation-*.tar`, `test-*.tar`, or with the former alone, or with shards
+            of any other names, in the format of WebDataset (see `read_shards`).
         validation_fraction: share of each class to hold out, between 0 and 1; see `split_validation`.
         split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
             a network is scored on images that it was trained on.
         skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
             when all pixels are decoded raises from `ImageSet.load` in any case.
+        cache_dir: where to keep what was found in the headers of shards, so that they are not read again; None: nowhere.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
         small to hold out an image of it, or an image cannot be opened.
@@ -176,6 +188,13 @@ def open_data(
         raise DataError(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
+    split = Split(validation_fraction, split_seed)
+    if shards := find_shards(root):
+        inside = read_shards(root, shards, validation_fraction, split_seed, skip_unreadable, cache_dir)
+        held_out = split if inside.held_out else None
+        return Data(
+            str(root), inside.train, inside.validation, inside.class_names, unreadable=inside.unreadable, split=held_out
+        )
     contents = read_folder(root, validation_fraction, split_seed, skip_unreadable)
     names = tuple(sorted(contents.train))
     return Data(
@@ -185,7 +204,7 @@ def open_data(
         names,
         contents.ignored,
         contents.unreadable,
-        Split(validation_fraction, split_seed) if contents.held_out else None,
+        split if contents.held_out else None,
     )
 
 

@@ -27,4 +27,6 @@ def compile_network(network: nn.Module, device: str) -> None:
         raise BackendUnavailableError(
             "compile = true needs the package triton, which comes with torch on Linux; or leave it out."
         )
+    # Kernels are counted over all networks of a class: after eight, which three stages reach, the next would silently have none.
+    torch.compiler.reset()
     network.compile()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from convnext_deploy.errors import BackendUnavailableError
 
@@ -21,26 +22,39 @@ def check_tensorboard() -> None:
 class TensorBoardEvents:
     """A folder of event files, one run of TensorBoard. Nothing is made before the first epoch has ended.
 
+    Records are appended here, and not by `SummaryWriter`, whose thread prints its own traceback when the disk is full.
+
     Args:
         folder: the run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._writer: Any = None
+        self._file: Path | None = None
 
     def write(self, row: Mapping[str, float]) -> None:
         """Write an epoch's figures, `epoch` being the step; what an earlier process wrote of this epoch or later is dropped.
 
         Raises: BackendUnavailableError: without TensorBoard.
         """
-        epoch = int(row["epoch"])
-        if self._writer is None:
-            check_tensorboard()
-            from torch.utils.tensorboard import SummaryWriter
+        check_tensorboard()
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-            self._writer = SummaryWriter(str(self.folder), purge_step=epoch)
-        for name, figure in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, figure, epoch)
-        self._writer.flush()  # a killed training keeps what it wrote
+        now, step = time.time(), int(row["epoch"])
+        events = []
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads files in the order of their names, and forgets the steps from a start's own on
+            self._file = self.folder / f"events.out.tfevents.{now:.6f}"
+            start = SessionLog(status=SessionLog.START)
+            events = [Event(file_version="brain.Event:2"), Event(step=step, session_log=start)]
+        values = [Summary.Value(tag=name, simple_value=figure) for name, figure in row.items() if name != "epoch"]
+        events.append(Event(step=step, summary=Summary(value=values)))
+        records = io.BytesIO()
+        for event in events:
+            event.wall_time = now
+            RecordWriter(records).write(event.SerializeToString())
+        with self._file.open("ab") as file:
+            file.write(records.getvalue())

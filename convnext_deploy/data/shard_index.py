@@ -1,0 +1,115 @@
+"""Where each sample of some tar shards lies, and the file in which that is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from convnext_deploy.data.decoding import map_files, printable, quiet
+from convnext_deploy.data.shard_scan import SAMPLE, Defect, Shard, describe_shard, load_grouping, scan_shard
+from convnext_deploy.errors import DataError
+
+_VERSION = 1  # of the files in the cache
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Every usable sample of some shards, in their order.
+
+    `samples`: `(N,)` of `SAMPLE`. `names`: of the image files, joined. `defects`: samples that cannot be used.
+    """
+
+    shards: tuple[Shard, ...]
+    samples: NDArray[np.void]
+    names: bytes
+    defects: tuple[Defect, ...]
+
+    def name(self, sample: int) -> bytes:
+        """Return the name of the image file in its shard."""
+        start, size = int(self.samples["name"][sample]), int(self.samples["name_size"][sample])
+        return self.names[start : start + size]
+
+
+def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
+    """Read the headers of all shards and check every sample, or take what was found the last time from `cache_dir`.
+
+    A sample needs one image that can be opened (see `find_unreadable`) and a class index, in a `.cls` file or as `label` of a
+    `.json` file. Costs about 0.2 ms per sample on one core when the disk answers at once. Nothing is unpacked or executed.
+
+    Args:
+        paths: the tar files.
+        cache_dir: made when missing; holds a file for each set of shards, by their paths, sizes and times.
+
+    Raises: DataError: if webdataset is missing, a shard cannot be read to its end, has no samples or has one key twice, or the
+        index cannot be written.
+    """
+    shards = tuple(map(describe_shard, paths))
+    cached = None
+    if cache_dir is not None:
+        described = [(str(shard.path.resolve()), shard.size, shard.modified_ns) for shard in shards]
+        key = hashlib.sha256(repr((_VERSION, PIL.__version__, described)).encode()).hexdigest()[:32]
+        cached = cache_dir / f"shards-{key}.npz"
+        if (index := _load(cached, shards)) is not None:
+            return index
+    index = _scan(shards)
+    if cached is not None:
+        _save(index, cached)
+    return index
+
+
+def _scan(shards: tuple[Shard, ...]) -> ShardIndex:
+    group = load_grouping(shards[0])
+    with quiet():
+        # one shard to a task, because it takes seconds
+        parts = map_files(lambda number: scan_shard(number, shards[number], group), range(len(shards)), 1)
+    samples = np.concatenate([samples for samples, _, _ in parts])
+    samples["name"] = np.cumsum(samples["name_size"], dtype=np.int64) - samples["name_size"]
+    defects = tuple(defect for _, _, defects in parts for defect in defects)
+    return ShardIndex(shards, samples, b"".join(names for _, names, _ in parts), defects)
+
+
+def _save(index: ShardIndex, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that find no index at the same time all write one, each its own; they are equal.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".shards-", delete=False) as stream:
+            partial = Path(stream.name)
+            try:
+                np.savez(
+                    stream,
+                    samples=index.samples,
+                    names=np.frombuffer(index.names, np.uint8),
+                    defects=np.frombuffer(json.dumps(index.defects).encode(), np.uint8),
+                )
+                stream.flush()  # a full disk may show only here
+            except BaseException:
+                partial.unlink()
+                raise
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"the index of the shards cannot be written to {printable(path)} ({error.strerror}).") from None
+
+
+def _load(path: Path, shards: tuple[Shard, ...]) -> ShardIndex | None:
+    """Return a kept index, or None where there is none that can be used."""
+    try:
+        # opened here, because numpy leaves a damaged file open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            samples, names, defects = file["samples"], file["names"].tobytes(), json.loads(file["defects"].tobytes())
+        index = ShardIndex(
+            shards, samples, names, tuple((int(shard), str(key), str(why)) for shard, key, why in defects)
+        )
+        sizes = np.array([shard.size for shard in shards])[samples["shard"]]
+        inside = samples["offset"] + samples["size"] <= sizes
+        named = samples["name"] + samples["name_size"] <= len(names)
+        return index if samples.dtype == SAMPLE and inside.all() and named.all() else None
+    except Exception:  # missing, cut or of another kind: it is made anew
+        return None

@@ -1,0 +1,201 @@
+"""The samples of a tar shard, found by reading its headers once, each checked.
+
+The grouping of files into samples is webdataset's own; the offsets are found by tarfile, because webdataset 1.0 reads shards
+from front to back only (its `wids`, which indexed them, has left the package) and so could not repeat a seeded order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.data.decoding import find_defect, printable
+from convnext_deploy.data.folders import IMAGE_EXTENSIONS
+from convnext_deploy.data.splits import TAIL_BYTES
+from convnext_deploy.errors import DataError, first_line
+
+# `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
+# `name`, `name_size`: where the name of the image file lies among all names.
+SAMPLE = np.dtype(
+    [
+        ("shard", "u4"),
+        ("label", "i8"),
+        ("offset", "i8"),
+        ("size", "i8"),
+        ("tail", "u8"),
+        ("name", "i8"),
+        ("name_size", "u4"),
+    ]
+)
+Defect = tuple[int, str, str]  # the number of the shard, the key of the sample, what is wrong with it
+Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
+
+_META = re.compile(r"__[^/]*__(?:$|/)")  # what webdataset keeps for itself
+_LABEL = re.compile(rb"\s*(\d{1,9})\s*")
+_LABEL_BYTES, _JSON_BYTES = 64, 1 << 24
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file as it was when it was read."""
+
+    path: Path
+    size: int
+    modified_ns: int
+
+
+def describe_shard(path: Path) -> Shard:
+    """Return the size and the time of a tar file. Raises: DataError: if there is no regular file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{printable(path)} is no regular file; expected a tar file.")
+    return Shard(path, status.st_size, status.st_mtime_ns)
+
+
+def load_grouping(shard: Shard) -> Group:
+    """Return webdataset's grouping of files into samples. Raises: DataError: if webdataset is missing."""
+    try:
+        from webdataset.tariterators import group_by_keys
+    except ImportError as error:
+        raise DataError(
+            f"{printable(shard.path)} is a shard, and webdataset cannot be loaded ({printable(first_line(error))}); "
+            "pip install 'convnext_deploy[webdataset]'."
+        ) from None
+    group: Group = group_by_keys
+    return group
+
+
+def scan_shard(number: int, shard: Shard, group: Group) -> tuple[NDArray[np.void], bytes, list[Defect]]:
+    """Read all headers of a shard and check every sample; see `read_index`. To be called within `quiet`.
+
+    Args:
+        number: of the shard, for the result.
+        shard: is read from front to back, without the contents of images but for their first and last bytes.
+        group: see `load_grouping`.
+
+    Returns: the usable samples, `(N,)` of `SAMPLE` but for the places of their names, which are returned joined; the defects.
+    Raises: DataError: if the shard cannot be read to its end, has no samples or has a key twice.
+    """
+    rows, names, defects = [], [], []
+    keys: set[str] = set()
+    try:
+        with shard.path.open("rb") as stream, _open_tar(stream) as tar:
+            for sample in group(_files(tar, stream)):
+                key = sample["__key__"]
+                if key in keys:
+                    raise DataError(f"has the key '{key}' twice; the files of a sample must follow each other")
+                keys.add(key)
+                try:
+                    image, label = _find_image(sample), _read_label(tar, sample)
+                    tail = _check_image(tar, image)
+                except _UnusableError as error:
+                    defects.append((number, key, str(error)))
+                    continue
+                names.append(os.fsencode(image.name.removeprefix("./")))
+                rows.append((number, label, image.offset_data, image.size, tail, 0, len(names[-1])))
+        if not keys:
+            raise DataError("has no samples; remove it, or make it again")
+    except DataError as error:
+        raise DataError(f"{printable(shard.path)} {printable(error)}.") from None
+    except Exception as error:  # damaged tar files make tarfile raise errors of many kinds
+        reason = getattr(error, "strerror", None) or next(iter(error.args), type(error).__name__)
+        raise DataError(
+            f"{printable(shard.path)} cannot be read as a tar file ({printable(reason)}); copy or make it again."
+        ) from None
+    return np.array(rows, SAMPLE), b"".join(names), defects
+
+
+class _UnusableError(Exception):
+    """What is wrong with a sample."""
+
+
+def _open_tar(stream: BinaryIO) -> tarfile.TarFile:
+    start = stream.read(max(map(len, _COMPRESSED)))
+    stream.seek(0)
+    if start.startswith(_COMPRESSED):
+        raise DataError("is compressed, so that no sample can be read alone; unpack it to a plain .tar file")
+    return tarfile.open(fileobj=stream, mode="r:")
+
+
+def _files(tar: tarfile.TarFile, stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield the files of a shard in the form that webdataset groups, with headers in the place of contents."""
+    end = 0
+    while (info := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # where the headers would pile up
+        if tar.offset <= end:  # by a negative size, and without end
+            raise DataError("is no sound tar file: its headers lead backwards; copy or make it again")
+        end = tar.offset
+        if info.isreg() and not info.issparse() and not _META.match(info.name):
+            yield {"fname": info.name, "data": info, "__url__": ""}
+    # tarfile takes a damaged header, and a file that has been cut between two headers, for the end.
+    stream.seek(tar.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"is cut or damaged at byte {tar.offset}; copy or make it again")
+    while rest := stream.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise DataError("goes on after the end of an archive, as when several are joined; join their files instead")
+
+
+def _find_image(sample: dict[str, Any]) -> tarfile.TarInfo:
+    suffixes = [f".{suffix}" for suffix, info in sample.items() if isinstance(info, tarfile.TarInfo)]
+    images = [suffix for suffix in suffixes if suffix in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        found = ", ".join(images or suffixes)
+        raise _UnusableError(f"has {len(images)} images ({found})" if images else f"has no image (only {found})")
+    image: tarfile.TarInfo = sample[images[0][1:]]
+    return image
+
+
+def _read_label(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
+    if "cls" in sample:
+        content = _read(tar, sample["cls"], _LABEL_BYTES)
+        if len(content) > _LABEL_BYTES or (match := _LABEL.fullmatch(content)) is None:
+            raise _UnusableError(f"has no class index in its .cls file, but {content[:20]!r}")
+        return int(match[1])
+    if "json" not in sample:
+        raise _UnusableError("has no label: neither a .cls nor a .json file")
+    try:
+        label = json.loads(_read(tar, sample["json"], _JSON_BYTES))["label"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _UnusableError("has no label: no .cls file, and no 'label' in its .json file") from None
+    if type(label) is not int or not 0 <= label < 10**9:
+        raise _UnusableError(f"has no class index as 'label' in its .json file, but {str(label)[:20]!r}")
+    return label
+
+
+def _check_image(tar: tarfile.TarFile, info: tarfile.TarInfo) -> int:
+    """Return the `tail` of an image."""
+    with _FileInShard(tar, info) as stream:
+        stream.seek(max(0, info.size - TAIL_BYTES))
+        tail = hashlib.sha256(info.size.to_bytes(8) + stream.read()).digest()
+        stream.seek(0)
+        if (reason := find_defect(stream)) is not None:
+            raise _UnusableError(f"cannot be read as an image ({reason})")
+    return int.from_bytes(tail[:8])
+
+
+def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
+    with _FileInShard(tar, info) as stream:
+        return stream.read(limit + 1)  # one more than that is no label
+
+
+class _FileInShard(tarfile.ExFileObject):
+    def fileno(self) -> int:
+        # Pillow's TIFF reader asks for it, and knows this answer.
+        raise io.UnsupportedOperation("a part of a file has no number of its own")

@@ -1,0 +1,127 @@
+"""The index of tar shards on disk: taken again, made anew when a shard changes, and never trusted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from convnext_deploy.data import shard_index
+from convnext_deploy.data.shards import ShardImages
+from convnext_deploy.data.sources import Data, open_data
+from convnext_deploy.errors import DataError
+from tests.shards import numbered, sample, write_tar
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A folder of three shards with ten samples each."""
+    root = tmp_path / "shards"
+    for index, name in enumerate(("train-0", "train-1", "val-0")):
+        numbered(root / f"{name}.tar", range(10 * index, 10 * index + 10))
+    return root
+
+
+def train_of(data: Data) -> ShardImages:
+    assert isinstance(data.train, ShardImages)
+    return data.train
+
+
+def forbid_scanning(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the shards are read again")
+
+    patch.setattr(shard_index, "_scan", refuse)
+
+
+def test_index_is_kept_and_taken_again(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "deep" / "cache"
+    write_tar(shards / "train-0.tar", [*sample(0, 0), ("\udcff.png", b"x"), *sample(1, 1)])
+    plain = open_data(str(shards), skip_unreadable=True)
+    assert open_data(str(shards), skip_unreadable=True, cache_dir=cache).fingerprint == plain.fingerprint
+    assert len(list(cache.iterdir())) == 1
+    forbid_scanning(monkeypatch)
+    again = open_data(str(shards), skip_unreadable=True, cache_dir=cache)
+    assert again.fingerprint == plain.fingerprint
+    assert again.unreadable == plain.unreadable != ()
+    assert again.class_names == plain.class_names
+    for index in range(len(plain.train)):
+        assert again.train.content(index) == plain.train.content(index)
+        assert train_of(again).place(index) == train_of(plain).place(index)
+        assert again.train.size_hint(index) == plain.train.size_hint(index)
+    with pytest.raises(DataError, match="has no label"):
+        open_data(str(shards), cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: os.utime(root / "val-0.tar", ns=(0, 0)),
+        lambda root: (root / "train-1.tar").rename(root / "train-2.tar"),
+        lambda root: numbered(root / "train-2.tar", range(2)),
+        lambda root: numbered(root / "train-1.tar", range(12)),
+        lambda root: root.rename(root.with_name("moved")).rename(root) and root.joinpath("val-0.tar").unlink(),
+    ],
+)
+def test_index_is_made_anew_when_a_shard_changes(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    open_data(str(shards), cache_dir=tmp_path)
+    change(shards)
+    with monkeypatch.context() as patch:
+        forbid_scanning(patch)
+        with pytest.raises(AssertionError, match="read again"):
+            open_data(str(shards), cache_dir=tmp_path)
+    assert open_data(str(shards), cache_dir=tmp_path).fingerprint == open_data(str(shards)).fingerprint
+
+
+def _spoil(name: str, change: Callable[[NDArray[np.void]], object]) -> Callable[[Path], object]:
+    def spoil(path: Path) -> None:
+        with np.load(path) as file:
+            arrays = dict(file)
+        change(arrays[name])
+        np.savez(path, **arrays)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-400]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"010.png", b"xxx.xxx")),
+        lambda path: path.write_bytes(pickle.dumps([1])),
+        lambda path: np.savez(path, samples=np.zeros(3)),
+        _spoil("samples", lambda samples: samples["offset"].__setitem__(3, 10**6)),
+        _spoil("samples", lambda samples: samples["shard"].__setitem__(3, 7)),
+        _spoil("samples", lambda samples: samples["name"].__setitem__(3, 10**6)),
+    ],
+)
+def test_damaged_index_is_made_anew(shards: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    expected = open_data(str(shards), cache_dir=tmp_path / "cache").fingerprint
+    (kept,) = (tmp_path / "cache").iterdir()
+    content = kept.read_bytes()
+    damage(kept)
+    assert kept.read_bytes() != content
+    assert open_data(str(shards), cache_dir=tmp_path / "cache").fingerprint == expected
+    assert kept.read_bytes() == content
+
+
+def test_index_that_cannot_be_written_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"the index of the shards cannot be written to .*/file/shards-\w+\.npz \("):
+        open_data(str(shards), cache_dir=tmp_path / "file")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(DataError, match=r"npz \(No space left on device\)\."):
+        open_data(str(shards), cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
