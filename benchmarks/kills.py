@@ -75,7 +75,8 @@ def main() -> None:
             assert process.wait() == 0, process.communicate()[1]
         seconds = time.monotonic() - started
         print(f"left alone: {seconds:.0f} s", flush=True)
-        kills, starts = [], 0
+        kills: list[float] = []
+        starts = 0
         while True:
             starts += 1
             with start("killed") as process:

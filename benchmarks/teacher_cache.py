@@ -107,7 +107,8 @@ def main() -> None:
                 seed=0,
                 progress=SilentProgress(),
             )
-            return arguments.images / history[0]["images_per_s"]
+            seconds: float = arguments.images / history[0]["images_per_s"]
+            return seconds
 
         for name in objectives:  # fills the cache, and warms up
             epoch(name)

@@ -21,10 +21,10 @@ from typing import Any, cast
 
 import numpy as np
 import timm
-import timm.optim
 import torch
 import torch.nn.functional as F
 from comparison import median_ratio
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, TrainingBatches
@@ -78,7 +78,7 @@ def plain_loop(
     model: nn.Module, batches: list[tuple[Tensor, Tensor]], autocast: torch.dtype | None
 ) -> Callable[[], float]:
     """Return a function that trains on the batches once and returns its seconds."""
-    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     model.train()
 
     def epoch() -> float:

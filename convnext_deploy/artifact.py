@@ -22,7 +22,10 @@ Format = Literal["torch", "onnx", "tensorrt"]
 
 @dataclass(frozen=True)
 class StageRecord:
-    """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay."""
+    """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay.
+
+    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data.
+    """
 
     name: str
     kind: str
@@ -35,6 +38,7 @@ class StageRecord:
     versions: Mapping[str, str]
     wall_s: float
     cache_key: str
+    validation_fraction: float | None = None
 
 
 @dataclass(frozen=True)

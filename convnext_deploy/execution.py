@@ -102,6 +102,9 @@ def execute_stage(
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
             cache_key=key,
+            validation_fraction=data.split.fraction
+            if data is not None and data.split is not None and _uses_data(stage)
+            else None,
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
     return read_artifact(folder)

@@ -235,7 +235,8 @@ def _digits() -> Data:
 
 
 def check_classes(what: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact takes images as files hold them, and that it and the data speak of the same classes.
+    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, and that no image
+    on which it was trained is now held out to judge it.
 
     Raises: DataError: if not.
     """
@@ -252,3 +253,15 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
         raise DataError(
             f"{what} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
         )
+    for record in artifact.lineage:
+        if (
+            record.validation_fraction is not None
+            and data.split is not None
+            and record.validation_fraction != data.split.fraction
+            and Path(record.data).resolve() == Path(data.name).resolve()
+        ):
+            raise DataError(
+                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {data.split.fraction:g} "
+                "is, so that it would be judged on images it has learned; "
+                f"use --validation-fraction {record.validation_fraction:g}."
+            )

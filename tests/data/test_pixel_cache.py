@@ -147,6 +147,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "grey images": lambda file: other_file(file, IMAGES.arrays[..., :1]),
     "floats": lambda file: other_file(file, IMAGES.arrays.astype(np.float32)),
     "flat": lambda file: other_file(file, IMAGES.arrays.reshape(23, -1)),
+    "one dimension more": lambda file: other_file(file, IMAGES.arrays[..., None]),
 }
 
 

@@ -1,0 +1,42 @@
+"""Images that a network was trained on are not taken to judge it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from convnext_deploy import api
+from convnext_deploy.artifact import read_artifact
+from convnext_deploy.errors import DataError
+from convnext_deploy.options import Options
+from tests.conftest import write_image_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An image folder without validation images."""
+    root = write_image_folder(tmp_path / "images", train=12, validation=1)
+    shutil.rmtree(root / "val")
+    return root
+
+
+def test_validate_refuses_another_share_of_the_same_images(folder: Path, tmp_path: Path) -> None:
+    options = Options(
+        data=str(folder), out=tmp_path / "run", image_size=32, epochs=1, batch_size=9, device="cpu", workers=0
+    )
+    options = dataclasses.replace(options, validation_fraction=0.25)
+    api.train("test_convnext", options=options)
+    path = tmp_path / "run" / "stages" / "model"
+    assert read_artifact(path).lineage[-1].validation_fraction == 0.25
+    same = dataclasses.replace(options, out=None)
+    assert api.validate(path, options=same).rows[0].total == 9
+    other = dataclasses.replace(same, validation_fraction=0.5, data=str(folder / ".." / folder.name))
+    with pytest.raises(
+        DataError, match=r"with 0\.25 of .* held out, and now 0\.5 is.* use --validation-fraction 0\.25\.$"
+    ):
+        api.validate(path, options=other)
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")  # what these images are nobody can tell
+    assert api.validate(path, options=dataclasses.replace(other, data=str(elsewhere))).rows[0].total == 18
