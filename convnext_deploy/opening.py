@@ -25,7 +25,10 @@ def open_named_data(name: str, options: Options) -> Data:
     """Open an image folder or the digits as the options say. The split is the same for every verb, whatever its seed."""
     return from_first(
         lambda: open_data(
-            name, validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable
+            name,
+            validation_fraction=options.validation_fraction,
+            skip_unreadable=options.skip_unreadable,
+            cache_dir=options.cache_dir,
         )
     )
 

@@ -25,7 +25,8 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
         "--data",
         metavar="DIR",
-        help="Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or 'digits'.",
+        help="Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or a folder of "
+        "WebDataset shards; or 'digits'.",
     ),
     "validation_fraction": click.option(
         "--validation-fraction",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,18 +18,31 @@ from convnext_deploy.errors import BackendUnavailableError
 def compile_network(network: nn.Module, device: str) -> None:
     """Let `torch.compile` make kernels for a network when it is first called.
 
-    Raises: BackendUnavailableError: if there is no compiler.
+    Raises: BackendUnavailableError: if there is no compiler, or not what it needs.
     """
-    is_cuda = torch.device(device).type == "cuda"
-    compiler = os.environ.get("CXX", "g++")
-    if not is_cuda and shutil.which(compiler) is None:
-        raise BackendUnavailableError(
-            f"compile = true needs a C++ compiler, and there is no {compiler}; install one, or leave compile out."
-        )
+    _check_tools(is_cuda=torch.device(device).type == "cuda")
+    # Kernels are counted over all networks of a class: after eight, which three stages reach, the next would silently have none.
+    torch.compiler.reset()
+    network.compile()
+
+
+def _check_tools(*, is_cuda: bool) -> None:
+    """Check before a training what would end it in its first step, with pages of a compiler's text."""
     if is_cuda and importlib.util.find_spec("triton") is None:
         raise BackendUnavailableError(
             "compile = true needs the package triton, which comes with torch on Linux; or leave it out."
         )
-    # Kernels are counted over all networks of a class: after eight, which three stages reach, the next would silently have none.
-    torch.compiler.reset()
-    network.compile()
+    # kernels for a CPU are C++; Triton compiles what loads its kernels, which is C
+    language, variable, usual = ("C", "CC", ("gcc", "clang")) if is_cuda else ("C++", "CXX", ("g++",))
+    asked = os.environ.get(variable)
+    compilers = usual if asked is None else shlex.split(asked)[:1]  # such as "ccache g++"
+    if not any(shutil.which(compiler) for compiler in compilers):
+        missing = " or ".join(usual) if asked is None else f"'{asked}', which {variable} asks for"
+        raise BackendUnavailableError(
+            f"compile = true needs a {language} compiler, and there is no {missing}; install one, or leave compile out."
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        raise BackendUnavailableError(
+            f"compile = true needs the headers of Python, and there is no {header}; install them (python3-dev), or leave it out."
+        )

@@ -21,7 +21,7 @@ from convnext_deploy.data.sources import FolderImages, ImageSet, open_data
 from convnext_deploy.errors import DataError
 from convnext_deploy.spec import default_preprocess
 from tests.conftest import CLASSES, write_image_folder
-from tests.shards import make_shards, numbered, places, png, sample, write_tar
+from tests.shards import MAKE_SHARDS, make_shards, numbered, places, png, sample, write_tar
 
 
 def assert_same_images(found: ImageSet, expected: ImageSet) -> None:
@@ -252,3 +252,7 @@ def test_data_can_be_sent_to_other_processes(folder: Path, tmp_path: Path) -> No
     assert sent.fingerprint == data.fingerprint
     assert_same_images(sent.train, data.train)
     assert sent.train.index is sent.validation.index  # which is large
+
+
+def test_readme_makes_shards_by_the_lines_that_the_tests_run() -> None:
+    assert MAKE_SHARDS in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
