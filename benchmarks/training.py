@@ -24,7 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from comparison import median_ratio
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm exports it without saying so
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, TrainingBatches

@@ -17,8 +17,8 @@ POSITIVE = click.IntRange(min=1)
 # the options of the training verbs, in the order in which --help shows them
 TRAINING = (
     "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
-    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "compile", "augmentation_epochs", "augmentation_seed", "seed", "device", "workers",
-    "cache_dir", "tensorboard",
+    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "compile", "augmentation_epochs",
+    "augmentation_seed", "seed", "device", "workers", "cache_dir", "tensorboard",
 )  # fmt: skip
 
 _OPTIONS: dict[str, Callable[[Any], Any]] = {

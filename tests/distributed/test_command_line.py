@@ -102,7 +102,7 @@ def test_run_says_an_error_once(image_folder: Path, tmp_path: Path) -> None:
     lines = [line for line in errors.splitlines() if line.startswith("error")]
     assert (code, output) == (1, "")
     assert lines == [
-        "error: a batch of 11 images does not divide among 2 processes; use a batch_size that is a multiple of 2."
+        "error: a batch of 11 images does not divide among 2 processes; use a batch_size that is a multiple of 2 and at most 36."
     ]
 
 
