@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class GRN(nn.Module):
-    """Global response normalization over the pixels of each image: `gamma * (x * Nx) + beta + x`.
+    """Global response normalization over the pixels of each image: `gamma * (x * Nx) + beta + x`; `beta` None: without it.
 
     `Gx` is the L2 norm of each channel over (H, W), `Nx = Gx / (mean of Gx over the channels + 1e-6)`.
 
@@ -24,21 +24,21 @@ class GRN(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))  # None after fold.drop_identities
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
-        # A sum of H*W squares: in half precision it would overflow, so it is always taken in float32.
-        gx = torch.linalg.vector_norm(x.float(), dim=(1, 2), keepdim=True)
+        # A sum of H*W squares: in half precision it would overflow, so it is taken in float32 at least.
+        gx = torch.linalg.vector_norm(_at_least_float32(x), dim=(1, 2), keepdim=True)
         nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
         # gamma * (x * nx) + x is x times one factor per image and channel, so the large tensor is read twice and not four times.
         factor = 1.0 + self.gamma * nx
-        y: Tensor = x * factor.to(x.dtype) + self.beta.to(x.dtype)
-        return y
+        y: Tensor = x * factor.to(x.dtype)
+        return y if self.beta is None else y + self.beta.to(x.dtype)
 
 
 class ScaleNorm(nn.Module):
-    """Divide each pixel's channels by a measure of their size and multiply by a weight; no bias.
+    """Divide each pixel's channels by a measure of their size and multiply by a weight, if there is one; no bias.
 
     RMSNorm divides by `sqrt(mean(x²) + eps)` (Zhang and Sennrich 2019, arXiv 1910.07467). The "simple norm" of timm's
     zepto variants divides by `sqrt(var(x) + eps)` with the unbiased variance; the mean is not subtracted from `x`.
@@ -46,14 +46,19 @@ class ScaleNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float, *, centred: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels))  # None after fold.drop_identities
         self.eps, self.centred = eps, centred
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, ..., C)` to `(N, ..., C)`; squares are summed in float32, where they cannot overflow."""
-        wide = x.float()
+        """Map `(N, ..., C)` to `(N, ..., C)`; squares are summed in float32 at least, where they cannot overflow."""
+        wide = _at_least_float32(x)
         power = wide.var(dim=-1, keepdim=True) if self.centred else wide.square().mean(dim=-1, keepdim=True)
-        return (wide * torch.rsqrt(power + self.eps) * self.weight).to(x.dtype)
+        y = wide * torch.rsqrt(power + self.eps)
+        return (y if self.weight is None else y * self.weight).to(x.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {
