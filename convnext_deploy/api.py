@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from convnext_deploy.artifact import Artifact, create_output_folder
 from convnext_deploy.data.sources import BUILT_IN, Data, check_classes
@@ -38,11 +38,8 @@ from convnext_deploy.options import (
 from convnext_deploy.pipeline import RunResult, plan_recipe, run_recipe
 from convnext_deploy.recipe import SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.reporting.record import Report, StageRow, read_report, write_report
+from convnext_deploy.reporting.record import Report, read_report, write_report
 from convnext_deploy.stage_config import DistillConfig, ONNXConfig, PTQConfig, QATConfig, TensorRTConfig, TrainConfig
-
-if TYPE_CHECKING:
-    from convnext_deploy.validation.score import Score
 
 
 def run(
@@ -214,13 +211,30 @@ def export(
 
 
 def validate(
-    artifact: Path, *, baseline: Path | None = None, model: str | None = None, options: Options = DEFAULTS
+    artifact: Path,
+    *,
+    baseline: Path | None = None,
+    model: str | None = None,
+    gate_on: Literal["point", "upper"] = "point",
+    options: Options = DEFAULTS,
 ) -> Report:
-    """Score an artifact on the validation images, and compare it with a baseline image by image."""
-    from convnext_deploy.reporting.record import describe_environment
-    from convnext_deploy.reporting.rows import create_row
-    from convnext_deploy.validation.measure import BATCH_SIZE, measure_artifact
+    """Score an artifact on the validation images, and compare it with a baseline image by image.
 
+    Args:
+        artifact: folder or file, or the name of published weights.
+        baseline: likewise; None: nothing is compared.
+        model: variant that both must hold.
+        gate_on: what must be within `options.max_top1_drop_pp`, see `Gate`.
+        options: see `Options`.
+
+    Raises: RecipeError: if a gate is given for a drop that is not measured.
+    """
+    from convnext_deploy.reporting.comparison import compare_artifacts
+
+    if baseline is None and options.max_top1_drop_pp is not None:
+        raise RecipeError("--max-drop is about a drop, and there is nothing to compare with; give --baseline ARTIFACT.")
+    if gate_on == "upper" and options.max_top1_drop_pp is None:
+        raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
     paths = {"baseline": baseline, "artifact": Path(artifact)}
     opened = {name: open_artifact(path, model, options) for name, path in paths.items() if path is not None}
     data = open_data_for(opened["artifact"], options)
@@ -229,31 +243,13 @@ def validate(
     say_notes(data, options.progress)
     if options.out is not None:
         create_output_folder(options.out)
-    rows: list[StageRow] = []
-    scores: dict[str, Score] = {}
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, data)
     device, workers = resolve_device(options), resolve_workers(options, data)
-    batch_size = options.batch_size or BATCH_SIZE
-    for name, entry in opened.items():
-        measured = measure_artifact(entry, data, device, workers, options.progress, name, batch_size)
-        if measured.score is not None:
-            scores[name] = measured.score
-        gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp) if name == "artifact" and baseline else Gate()
-        reference = "baseline" if baseline else name
-        rows.append(create_row(name, "source", entry, gate, measured, reference, rows, scores))
-    report = Report(
-        recipe="validate",
-        data=data.name,
-        validation_images=len(data.validation),
-        seed=options.seed,
-        environment=describe_environment(),
-        rows=tuple(rows),
-        complete=True,
+    gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp, on=gate_on)
+    return compare_artifacts(
+        opened, gate, data, options.seed, device, workers, options.progress, options.batch_size, options.out
     )
-    if options.out is not None:
-        write_report(report, options.out)
-    return report
 
 
 def report(run: Path) -> Report:

@@ -12,7 +12,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.matching import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
-from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.quantization.scheme import read_scheme
 
 WEIGHTS = "model.safetensors"
 
@@ -35,9 +35,10 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
             f"{artifact.main_file} has no classification head; give it one with "
             "'convnext-deploy train --weights FILE --data DIR'."
         )
+    scheme = read_scheme(artifact.details)
     with torch.device("meta"):
         model = build_model(artifact.model, **training)
-        if "target" in artifact.details:
-            prepare(model, resolve_scheme(artifact.details["target"]))
+        if scheme is not None:
+            prepare(model, scheme)
     load_into(model, load_checkpoint(artifact.main_file).state, str(artifact.main_file))
     return model.eval()

@@ -20,7 +20,7 @@ from convnext_deploy.execution import Settings, cache_key, execute_stage, reusab
 from convnext_deploy.inputs import find_baseline
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
-from convnext_deploy.reporting.rows import create_row
+from convnext_deploy.reporting.rows import create_row, keep_flips
 from convnext_deploy.stage_config import DistillConfig, QATConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def _run(
         if measured.score is not None:
             scores[name] = measured.score
         gate = stage.gate if stage is not None else Gate()
-        rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores))
+        rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores, data))
+        keep_flips(settings.out, rows[-1], scores, data)
         report = dataclasses.replace(report, rows=tuple(rows))
         write_report(report, settings.out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from convnext_deploy.errors import RecipeError, suggest
 from convnext_deploy.fit_config import require
@@ -15,12 +16,20 @@ BASELINE = "baseline"  # the name of its FP32 ancestor in the report
 
 @dataclass(frozen=True)
 class Gate:
-    """What a stage must reach. None: not judged. `max_top1_drop_pp` in percentage points, `min_top1` a fraction."""
+    """What a stage must reach. None: not judged. `max_top1_drop_pp` in percentage points, `min_top1` a fraction.
+
+    `on` says what of the drop must stay within the gate: the `point` that was measured, or the `upper` end of its 95 % interval,
+    which a small validation set does not let pass.
+    """
 
     max_top1_drop_pp: float | None = None
     min_top1: float | None = None
+    on: Literal["point", "upper"] = "point"
 
     def __post_init__(self) -> None:
+        require(self.on in ("point", "upper"), "on", self.on, "'point' or 'upper'")
+        if self.on == "upper" and self.max_top1_drop_pp is None:
+            raise RecipeError("on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both.")
         if self.max_top1_drop_pp is not None:
             require(0 <= self.max_top1_drop_pp <= 100, "max_top1_drop_pp", self.max_top1_drop_pp, "0 to 100")
         if self.min_top1 is not None:

@@ -123,6 +123,8 @@ def check_header(header: Mapping[str, Any]) -> None:
     _require(len(header["preprocess"]["mean"]) == model.in_channels, "mean", header["preprocess"]["mean"])
     _require(isinstance(header["precision"], str), "precision", header["precision"])
     _require(isinstance(details, dict) and isinstance(details.get("target", ""), str), "details", details)
+    sites = details.get("sites", {})
+    _require(isinstance(sites, dict) and all(isinstance(choice, str) for choice in sites.values()), "details", details)
     if names is not None:
         _require(len(names) == model.num_classes and all(isinstance(name, str) for name in names), "class_names", names)
 

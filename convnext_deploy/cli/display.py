@@ -21,6 +21,7 @@ from convnext_deploy.reporting.record import Report
 from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
 
 _LINE_EVERY_S = 10.0
+_NARROW = 150  # columns of a terminal, below which numbers are set closely and leave room for names
 
 
 class _PlainTask:
@@ -87,6 +88,22 @@ def create_progress() -> Progress:
     return BarProgress() if sys.stderr.isatty() else PlainProgress()
 
 
+def create_table(report: Report, width: int) -> Table:
+    """Return the stage table for so many columns of a terminal. What does not fit is broken into lines, and nothing cut off."""
+    narrow = width < _NARROW
+    title = Text(f"{report.recipe}: {report.data}, {report.validation_images} validation images")
+    table = Table(title=title, padding=(0, 0 if narrow else 1))
+    for index, column in enumerate(COLUMNS):
+        is_text = index in (0, 1, len(COLUMNS) - 1)
+        words = " ".join((column, *(cells(row)[index] for row in report.rows))).split()
+        widest = max(map(len, words)) if narrow and not is_text else None
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", max_width=widest)
+    for row in report.rows:
+        style = "bold red" if row.passed is False else None
+        table.add_row(*(Text(text) for text in cells(row)), style=style)
+    return table
+
+
 def show_report(report: Report, as_json: bool) -> None:
     """Print the table, or the JSON, and end with exit code 3 if a gate failed; of several processes the first one alone."""
     if not launched().is_first:
@@ -95,13 +112,7 @@ def show_report(report: Report, as_json: bool) -> None:
         click.echo(report.to_json())
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
-        table = Table(title=Text(f"{report.recipe}: {report.data}, {report.validation_images} validation images"))
-        for index, column in enumerate(COLUMNS):
-            table.add_column(column, justify="left" if index in (0, 1, len(COLUMNS) - 1) else "right")
-        for row in report.rows:
-            style = "bold red" if row.passed is False else None
-            table.add_row(*(Text(text) for text in cells(row)), style=style)
-        console.print(table)
+        console.print(create_table(report, console.width))
         for text in remarks(report):
             console.print(f"- {text}", highlight=False, markup=False)
         console.print(summary(report), highlight=False, markup=False, style="bold red" if not report.passed else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -14,11 +14,25 @@ from convnext_deploy.cli.options import collect_options, common_options
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--baseline", type=click.Path(path_type=Path), help="Compare with this artifact, image by image.")
 @click.option("--model", help="Model that ARTIFACT must hold; found from its shapes if not given.")
+@click.option(
+    "--gate-on",
+    type=click.Choice(["point", "upper"]),
+    default="point",
+    show_default=True,
+    help="What must be within --max-drop: the drop measured, or the upper end of its 95 % interval.",
+)
 @common_options("data", "out", "max_drop", "image_size", "crop_pct", "batch_size", "device", "workers")
-def command(artifact: Path, baseline: Path | None, model: str | None, as_json: bool, **values: Any) -> None:
+def command(
+    artifact: Path,
+    baseline: Path | None,
+    model: str | None,
+    gate_on: Literal["point", "upper"],
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Measure top-1 and top-5 of ARTIFACT (a folder, a weights file or an ONNX file) with its own runner."""
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
-    report = api.validate(artifact, baseline=baseline, model=model, options=collect_options(values))
+    report = api.validate(artifact, baseline=baseline, model=model, gate_on=gate_on, options=collect_options(values))
     show_report(report, as_json)

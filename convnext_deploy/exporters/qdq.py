@@ -1,7 +1,8 @@
-"""Explicit quantization: rewrite a float ONNX graph so that it says which products run in INT8, as TensorRT 10 and 11 read it.
+"""Explicit quantization: rewrite a float ONNX graph so that it says which products run in INT8, as every runtime reads it.
 
-The rules are those of TensorRT's explicit quantization: both inputs of a quantized product come from DequantizeLinear,
-weights are int8 initializers with a scale per output channel, activations have one scale, biases stay in float.
+Both inputs of a quantized product come from DequantizeLinear: weights are int8 initializers with a scale per output channel,
+activations have one scale, biases are float. Where a site says so, its output goes through a pair as well. Symmetric int8 is
+what TensorRT's explicit quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from convnext_deploy.errors import ExportError
-from convnext_deploy.quantization.prepare import QuantizedSite
+from convnext_deploy.quantization.prepare import ActivationGrid, QuantizedSite
 
 _PRODUCTS = {"MatMul": 1, "Gemm": 0, "Conv": 0}
 """Operator → axis of the output channels in its weight: `(K, N)` for MatMul, `(N, K)` for Gemm with transB, `(N, C, h, w)`."""
 
 
 def insert_qdq(proto: onnx.ModelProto, sites: Mapping[str, QuantizedSite]) -> onnx.ModelProto:
-    """Return the graph with Q/DQ pairs at the input and a DQ at the weight of every site.
+    """Return the graph with a Q/DQ pair at the input, a DQ at the weight and, where a site has one, a pair at the output.
 
     Args:
         proto: from `export_float`; its nodes carry the names of their layers in `doc_string`.
@@ -32,13 +33,17 @@ def insert_qdq(proto: onnx.ModelProto, sites: Mapping[str, QuantizedSite]) -> on
     result.CopyFrom(proto)
     graph = result.graph
     weights = {initializer.name: initializer for initializer in graph.initializer}
+    last = {node.doc_string: index for index, node in enumerate(graph.node)}
     pending = dict(sites)
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        site = pending.pop(node.doc_string, None) if node.op_type in _PRODUCTS else None
-        if site is not None:
-            nodes += _quantize_product(graph, node, node.doc_string, site, weights)
+    for index, node in enumerate(graph.node):
+        name = node.doc_string
+        if name in pending and node.op_type in _PRODUCTS:
+            nodes += _quantize_product(graph, node, name, pending.pop(name), weights)
         nodes.append(node)
+        # The product of a linear layer may be followed by the sum with its bias, which is the layer's last node.
+        if name in sites and index == last[name]:
+            nodes += _finish_layer(graph, node, sites[name], weights)
     if pending:
         raise ExportError(f"the exported graph has no product for the quantized layers {', '.join(sorted(pending))}.")
     del graph.node[:]
@@ -60,32 +65,51 @@ def _quantize_product(
     found = tuple(weights[weight].dims) if weight in weights else None
     if found != integers.shape:
         raise ExportError(f"the weight of '{name}' has shape {found} in the graph, expected {integers.shape}.")
-
-    # np.array and not np.ascontiguousarray, which would make the scalars 1-D: TensorRT-RTX then computes a convolution in float
-    def initializer(suffix: str, values: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(values, order="C"), f"{name}.{suffix}"))
-        return f"{name}.{suffix}"
-
-    x_scale, x_zero = (
-        initializer("input_scale", site.input_scale),
-        initializer("input_zero_point", site.input_zero_point),
-    )
-    quantized_weight = initializer("weight_quantized", integers)
-    w_scale = initializer("weight_scale", site.weight_scale)
-    w_zero = initializer("weight_zero_point", np.zeros_like(site.weight_scale, np.int8))
-    axis = _PRODUCTS[node.op_type] if site.weight_scale.ndim else None
     node.input[0], node.input[1] = f"{name}.input_dequantized", f"{name}.weight_dequantized"
-    return [
-        helper.make_node(
-            "QuantizeLinear", [activation, x_scale, x_zero], [f"{name}.input_quantized"], f"{name}.input_q"
-        ),
-        helper.make_node(
-            "DequantizeLinear", [f"{name}.input_quantized", x_scale, x_zero], [node.input[0]], f"{name}.input_dq"
-        ),
-        helper.make_node(
-            "DequantizeLinear", [quantized_weight, w_scale, w_zero], [node.input[1]], f"{name}.weight_dq", axis=axis
-        ),
+    parts = [
+        _initializer(graph, f"{name}.weight_quantized", integers),
+        _initializer(graph, f"{name}.weight_scale", site.weight_scale),
+        _initializer(graph, f"{name}.weight_zero_point", np.zeros_like(site.weight_scale, np.int8)),
     ]
+    axis = _PRODUCTS[node.op_type] if site.weight_scale.ndim else None
+    dequantize = helper.make_node("DequantizeLinear", parts, [node.input[1]], f"{name}.weight_dq", axis=axis)
+    return [*_pair(graph, f"{name}.input", activation, node.input[0], site.input), dequantize]
+
+
+def _finish_layer(
+    graph: onnx.GraphProto, node: onnx.NodeProto, site: QuantizedSite, weights: Mapping[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    name = node.doc_string
+    if site.bias is not None:
+        place = (
+            2 if node.op_type in ("Conv", "Gemm") else next((i for i, x in enumerate(node.input) if x in weights), 2)
+        )
+        if place >= len(node.input) or tuple(weights[node.input[place]].dims) != site.bias.shape:
+            raise ExportError(f"the bias of '{name}' is not where it is expected in the graph.")
+        node.input[place] = _initializer(graph, f"{name}.bias_rounded", site.bias)
+    if site.output is None:
+        return []
+    output, node.output[0] = node.output[0], f"{name}.output"
+    return _pair(graph, f"{name}.output", node.output[0], output, site.output)
+
+
+def _pair(graph: onnx.GraphProto, place: str, source: str, result: str, grid: ActivationGrid) -> list[onnx.NodeProto]:
+    # The type of the zero point is the type of the integers.
+    qparams = [
+        _initializer(graph, f"{place}_scale", grid.scale),
+        _initializer(graph, f"{place}_zero_point", grid.zero_point),
+    ]
+    integers = f"{place}_quantized"
+    return [
+        helper.make_node("QuantizeLinear", [source, *qparams], [integers], f"{place}_q"),
+        helper.make_node("DequantizeLinear", [integers, *qparams], [result], f"{place}_dq"),
+    ]
+
+
+def _initializer(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
+    # np.array and not np.ascontiguousarray, which would make the scalars 1-D: TensorRT-RTX then computes a convolution in float
+    graph.initializer.append(numpy_helper.from_array(np.array(values, order="C"), name))
+    return name
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

@@ -73,7 +73,8 @@ class Block(nn.Module):
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return 0
         images = max(1, _EXPANDED_BYTES // max(1, MLP_RATIO * x[:1].numel() * x.element_size()))
-        return images if images < len(x) and type(self.pwconv1) is nn.Linear else 0
+        is_float = type(self.pwconv1) is type(self.pwconv2) is nn.Linear
+        return images if images < len(x) and is_float else 0
 
 
 class Activation(nn.Module):

@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from convnext_deploy.quantization.observers import Observer
 from convnext_deploy.quantization.scheme import TensorScheme
 
+INT32_MAX = 2**31 - 128  # the largest float32 that int32 holds
 
-class _LearnedStepSize(torch.autograd.Function):
-    """Forward: quantize-dequantize. Backward: straight-through for `x`, learned step size for `scale`.
+
+class _LearnedGrid(torch.autograd.Function):
+    """Forward: quantize-dequantize. Backward: straight-through for `x`; learned step size and offset for scale and zero point.
 
     With `v = x / scale + zero_point`, the derivative to `scale` is `round(v) - v` inside the grid and
-    `clamp(v) - zero_point` outside. Source: Esser et al. 2020, arXiv 1902.08153, equation 3.
+    `clamp(v) - zero_point` outside; the derivative to `zero_point` is 0 inside and `-scale` outside.
+
+    Sources: Esser et al. 2020, arXiv 1902.08153, equation 3; Bhalgat et al. 2020, arXiv 2004.09576, equations 4 and 5, whose
+    offset is `-scale * zero_point` here, so that 0 stays on the grid and the exported graph computes the same.
     """
 
     @staticmethod
@@ -34,9 +39,35 @@ class _LearnedStepSize(torch.autograd.Function):
         rounded = torch.round(ratio).add_(zero_point)
         inside = (rounded >= quant_min) & (rounded <= quant_max)
         step = rounded.clamp_(quant_min, quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
-        by_scale = step.mul_(gradient)
-        by_scale = by_scale.flatten(1).sum(1).view_as(scale) if scale.ndim else by_scale.sum()
-        return gradient * inside, by_scale, None, None, None
+        by_x = gradient * inside
+        by_scale = _sum_as(step.mul_(gradient), scale)
+        by_zero_point = None
+        if ctx.needs_input_grad[2]:
+            by_zero_point = _sum_as(by_x - gradient, scale) * scale
+        return by_x, by_scale, by_zero_point, None, None
+
+
+def _sum_as(values: Tensor, qparam: Tensor) -> Tensor:
+    """Sum over all that shares a scale: everything, or each row."""
+    return values.flatten(1).sum(1).view_as(qparam) if qparam.ndim else values.sum()
+
+
+class _RoundIntoGrid(torch.autograd.Function):
+    """Round and clamp, with the derivative 1, except to a value beyond an end that descent would take further out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.ends = (low, high)
+        return torch.round(x).clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        (x,) = ctx.saved_tensors
+        low, high = ctx.ends
+        outwards = ((x < low) & (gradient > 0)) | ((x > high) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0.0), None, None
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
@@ -49,16 +80,43 @@ def _broadcast(qparam: Tensor, x: Tensor) -> Tensor:
     return qparam.view(-1, *[1] * (x.ndim - 1)) if qparam.ndim else qparam
 
 
+class _RoundToMultiples(torch.autograd.Function):
+    """Round to multiples of a step, with the derivative 1 to `x` and none to the step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor) -> Tensor:
+        return torch.round(x / step).clamp_(-INT32_MAX, INT32_MAX).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None
+
+
+def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
+    """Return a bias as the accumulator of an integer product holds it: multiples of `input_scale * weight_scale` in int32.
+
+    Args:
+        bias: `(channels,)` float32.
+        input_scale: `()`.
+        weight_scale: `(channels,)` or `()`.
+    """
+    rounded: Tensor = _RoundToMultiples.apply(bias.float(), (input_scale * weight_scale).detach())
+    return rounded
+
+
 class FakeQuantize(nn.Module):
     """A quantizer site: float before calibration, on its grid after `freeze`.
 
     The scale is learned as its logarithm: Adam moves every parameter by about its learning rate whatever the gradient's size, and
-    only in the logarithm is that the same relative change for every scale. It also keeps the scale positive.
+    only in the logarithm is that the same relative change for every scale. It also keeps the scale positive. For the same reason
+    the zero point of an asymmetric grid is learned as a shift in widths of the grid: both move the range alike.
     Source: Jain et al. 2020, arXiv 1903.08066, section 3 and appendix B.
 
     Attributes:
         log2_scale: parameter, `()` or `(channels, )` float32.
-        zero_point: buffer, same shape, int32.
+        zero_point: buffer, same shape, int32, as `freeze` fixed it; `qparams` says what it has become.
+        zero_point_shift: parameter, same shape, float32, what training added in units of `quant_max - quant_min`; None where the
+            grid is symmetric.
         enabled: False makes it the identity, so that the float model shows through exactly.
         observer: while set, inputs are observed and pass unchanged.
     """
@@ -70,6 +128,7 @@ class FakeQuantize(nn.Module):
         self.log2_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
         self.zero_point: Tensor
+        self.zero_point_shift = None if scheme.symmetric else nn.Parameter(torch.zeros(shape))
         self.enabled = True
         self.observer: Observer | None = None
 
@@ -78,11 +137,25 @@ class FakeQuantize(nn.Module):
         """Width of a step of the grid, `()` or `(channels,)` float32, > 0."""
         return torch.exp2(self.log2_scale)
 
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """Return the scale and the zero point that `forward` computes with, both `()` or `(channels,)`.
+
+        The zero point is int32 where it is fixed; where it is learned, it is float32, a whole number within the grid, and carries
+        gradients.
+        """
+        if self.zero_point_shift is None:
+            return self.scale, self.zero_point
+        low, high = self.scheme.quant_min, self.scheme.quant_max
+        moved = self.zero_point + self.zero_point_shift * (high - low)
+        return self.scale, _RoundIntoGrid.apply(moved, low, high)
+
     @torch.no_grad()
     def freeze(self, scale: Tensor, zero_point: Tensor) -> None:
         """Fix the grid."""
         self.log2_scale.copy_(torch.log2(scale))
         self.zero_point.copy_(zero_point)
+        if self.zero_point_shift is not None:
+            self.zero_point_shift.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid, in float32 whatever the autocast dtype: a grid of 256 steps needs more than bfloat16."""
@@ -91,8 +164,6 @@ class FakeQuantize(nn.Module):
             return x
         if not self.enabled:
             return x
-        scale, zero_point = _broadcast(self.scale, x), _broadcast(self.zero_point, x)
-        result: Tensor = _LearnedStepSize.apply(
-            x.float(), scale, zero_point, self.scheme.quant_min, self.scheme.quant_max
-        )
+        scale, zero_point = (_broadcast(qparam, x) for qparam in self.qparams())
+        result: Tensor = _LearnedGrid.apply(x.float(), scale, zero_point, self.scheme.quant_min, self.scheme.quant_max)
         return result

@@ -1,11 +1,20 @@
-"""Which tensor is quantized how, per deployment target. PTQ, QAT and the exporters read the same object."""
+"""Which tensor is quantized how, per deployment target. PTQ, QAT, the exporters and the reports read the same object.
+
+Nothing else knows where a quantizer sits: `SCHEMES` says it by patterns over the names of layers, and a recipe may say
+otherwise for any layer by patterns of its own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 from convnext_deploy.errors import RecipeError, suggest
+
+_WILDCARD = re.compile(r"\[[^]]*\]|[*?]")
 
 
 @dataclass(frozen=True)
@@ -21,47 +30,196 @@ class TensorScheme:
     symmetric: bool
     per_channel: bool
 
+    @property
+    def dtype(self) -> Literal["int8", "uint8"]:
+        """The type that holds its integers."""
+        return "int8" if self.quant_min < 0 else "uint8"
+
+
+@dataclass(frozen=True)
+class LayerScheme:
+    """The grids of one quantized layer: of its input, its weight, and its output where that is quantized too.
+
+    Raises: RecipeError: if the weight's grid is not symmetric, or an activation has a scale per channel. No target knows these.
+    """
+
+    input: TensorScheme
+    weight: TensorScheme
+    output: TensorScheme | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight.symmetric:
+            raise RecipeError("the grid of a weight must be symmetric: no target multiplies weights with a zero point.")
+        if self.input.per_channel or (self.output is not None and self.output.per_channel):
+            raise RecipeError(
+                "activations have one scale for the whole tensor: a sum over channels needs a common one."
+            )
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "float": (),
+    "int8": ("input", "weight"),
+    "int8-output": ("input", "weight", "output"),
+}
+"""What may be chosen for a layer → which of its tensors are quantized. The grids are those of the target."""
+
+Rules = tuple[tuple[str, str], ...]  # pattern over layer names, as `fnmatch` reads it → choice
+
 
 @dataclass(frozen=True)
 class QuantizationScheme:
-    """A deployment target's choice: the layers whose input and weight are quantized, and on which grids.
+    """A deployment target's choice: which tensors of which layers are quantized, and on which grids.
 
-    `sites` are patterns over module names, as `fnmatch` reads them.
+    Attributes:
+        target: name in `SCHEMES`.
+        sites: patterns and choices; the first that matches counts, a layer that none matches stays in float.
+        activation: grid of inputs and outputs.
+        weight: grid of weights.
+        overrides: patterns and choices of the user, before those of the target; of several that match, the one with the most
+            letters that are no wildcards counts, so that their order means nothing.
     """
 
     target: str
-    sites: tuple[str, ...]
+    sites: Rules
     activation: TensorScheme
     weight: TensorScheme
+    overrides: Rules = ()
 
-    def is_site(self, module_name: str) -> bool:
-        """Whether the layer of that name is quantized."""
-        return any(fnmatchcase(module_name, pattern) for pattern in self.sites)
+    def choice(self, layer_name: str) -> str:
+        """Return the name in `CHOICES` for a layer.
+
+        Raises: RecipeError: if overrides that are equally specific say different things about it.
+        """
+        matching = [(_letters(pattern), pattern, choice) for pattern, choice in self.overrides]
+        matching = [rule for rule in matching if fnmatchcase(layer_name, rule[1])]
+        if matching:
+            most = max(matching)[0]
+            best = {choice: pattern for letters, pattern, choice in matching if letters == most}
+            if len(best) > 1:
+                said = " and ".join(f"'{pattern}' = '{choice}'" for choice, pattern in sorted(best.items()))
+                raise RecipeError(f"sites: {said} disagree about '{layer_name}'; write its choice under its full name.")
+            return next(iter(best))
+        return next((choice for pattern, choice in self.sites if fnmatchcase(layer_name, pattern)), "float")
+
+    def layer(self, layer_name: str) -> LayerScheme | None:
+        """Return the grids of a layer, None for a layer in float. Raises: as `choice`."""
+        tensors = CHOICES[self.choice(layer_name)]
+        if not tensors:
+            return None
+        return LayerScheme(self.activation, self.weight, self.activation if "output" in tensors else None)
+
+    def is_site(self, layer_name: str) -> bool:
+        """Whether the layer of that name is quantized. Raises: as `choice`."""
+        return self.layer(layer_name) is not None
+
+    def with_overrides(self, overrides: Mapping[str, str]) -> QuantizationScheme:
+        """Return the scheme with other choices for some layers, in place of those that it had.
+
+        Args:
+            overrides: pattern over layer names, such as `stages.3.*` → `float`, `int8` or `int8-output`.
+
+        Raises: RecipeError: if there is no such choice.
+        """
+        for pattern, choice in overrides.items():
+            if choice not in CHOICES:
+                raise RecipeError(
+                    f"sites: '{pattern}' = '{choice}' is unknown.{suggest(choice, CHOICES)} Known: {', '.join(CHOICES)}."
+                )
+        return replace(self, overrides=tuple(sorted(overrides.items())))
+
+    def select(self, layer_names: Iterable[str]) -> dict[str, LayerScheme]:
+        """Return the grids of the layers to quantize.
+
+        Args:
+            layer_names: of all the linear layers and convolutions of a network.
+
+        Raises: RecipeError: if an override matches none of them, two disagree, or no layer is left to quantize.
+        """
+        names = list(layer_names)
+        for pattern, _ in self.overrides:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise RecipeError(
+                    f"sites: '{pattern}' matches no linear layer or convolution of the network."
+                    f"{suggest(pattern, names) or _examples(names)}"
+                )
+        found = {name: layer for name in names if (layer := self.layer(name)) is not None}
+        if not found:
+            patterns = ", ".join(pattern for pattern, _ in self.sites)
+            reason = "sites leaves" if self.overrides else f"its layers match none of {patterns}, which leaves"
+            raise RecipeError(f"no layer is quantized under the '{self.target}' scheme: {reason} all of them in float.")
+        return found
+
+    def details(self) -> dict[str, Any]:
+        """Return what an artifact's details say about the scheme; `read_scheme` makes the same scheme of it."""
+        return {"target": self.target, **({"sites": dict(self.overrides)} if self.overrides else {})}
 
 
-_INT8_PER_TENSOR = TensorScheme(-128, 127, symmetric=True, per_channel=False)
-_INT8_PER_CHANNEL = TensorScheme(-128, 127, symmetric=True, per_channel=True)
+def _letters(pattern: str) -> int:
+    return len(_WILDCARD.sub("", pattern))
+
+
+def _examples(names: list[str]) -> str:
+    return f" Layers have names such as {', '.join(names[:: max(1, len(names) // 3)][:3])}." if names else ""
+
+
+_S8 = TensorScheme(-128, 127, symmetric=True, per_channel=False)
+_S8_PER_CHANNEL = TensorScheme(-128, 127, symmetric=True, per_channel=True)
+_U8 = TensorScheme(0, 255, symmetric=False, per_channel=False)
+
+_POINTWISE = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8"))
+_DOWNSAMPLING = ("downsample_layers.[123].1", "int8")
 
 SCHEMES: dict[str, QuantizationScheme] = {
-    # TensorRT runs a product in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when the
-    # outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split into
-    # padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
-    "tensorrt": QuantizationScheme(
-        target="tensorrt",
-        sites=("stages.*.pwconv1", "stages.*.pwconv2", "downsample_layers.[123].1"),
-        activation=_INT8_PER_TENSOR,
-        weight=_INT8_PER_CHANNEL,
-    ),
+    scheme.target: scheme
+    for scheme in (
+        # TensorRT runs a product in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when the
+        # outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split into
+        # padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
+        QuantizationScheme("tensorrt", (*_POINTWISE, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
+        # Standard TensorRT has kernels of depthwise convolutions with INT8 on both sides, and takes slower ones where the norm
+        # reads float; so the convolution's output, which is the norm's input, is quantized (Model Optimizer, pull request 1117).
+        QuantizationScheme(
+            "tensorrt-depthwise",
+            (*_POINTWISE, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
+            _S8,
+            _S8_PER_CHANNEL,
+        ),
+        # ONNX Runtime on x86 multiplies unsigned by signed. A convolution runs in INT8, and channels-last, only when its output
+        # is quantized too; a linear layer gives float from INT8 in one kernel, and a pair after it would keep its bias and GELU
+        # apart. The head is a Gemm, which ONNX Runtime computes in float unless its output is quantized.
+        QuantizationScheme(
+            "onnxruntime",
+            (
+                *_POINTWISE,
+                ("downsample_layers.?.?", "int8-output"),
+                ("stages.*.dwconv", "int8-output"),
+            ),
+            _U8,
+            _S8_PER_CHANNEL,
+        ),
+        # OpenVINO's CPU plugin turns these pairs into its own FakeQuantize and multiplies signed and unsigned inputs, with zero
+        # point or without, equally fast; so the inputs have all 256 codes. Depthwise convolutions and outputs in INT8 cost it more
+        # conversions than they save.
+        QuantizationScheme("openvino", (*_POINTWISE, _DOWNSAMPLING), _U8, _S8_PER_CHANNEL),
+    )
 }
 
 
-def resolve_scheme(target: str) -> QuantizationScheme:
-    """Return the scheme of a deployment target.
+def resolve_scheme(target: str, overrides: Mapping[str, str] | None = None) -> QuantizationScheme:
+    """Return the scheme of a deployment target, with the overrides of `QuantizationScheme.with_overrides`.
 
-    Raises: RecipeError: if there is none of that name.
+    Raises: RecipeError: if there is no target or choice of that name.
     """
     if target not in SCHEMES:
         raise RecipeError(
             f"unknown quantization target '{target}'.{suggest(target, SCHEMES)} Known: {', '.join(SCHEMES)}."
         )
-    return SCHEMES[target]
+    return SCHEMES[target].with_overrides(overrides or {})
+
+
+def read_scheme(details: Mapping[str, Any]) -> QuantizationScheme | None:
+    """Return the scheme that an artifact's details name (see `QuantizationScheme.details`); None for a float artifact.
+
+    Raises: RecipeError: if there is no target or choice of that name.
+    """
+    return resolve_scheme(details["target"], details.get("sites")) if "target" in details else None

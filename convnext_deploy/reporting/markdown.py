@@ -26,7 +26,14 @@ def render_markdown(report: Report) -> str:
         "95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. "
         "Latency is the median of single images in one process.",
     ]
+    if any(row.passed and row.proven is False for row in report.rows):
+        lines[-1] += " Passed, unproven: the drop measured is within the gate, the upper end of its interval is not."
     if notes := remarks(report):
         lines += ["", *(f"- {text}" for text in notes)]
+    if any(row.flipped for row in report.rows):
+        lines += [
+            "",
+            "`flips/STAGE.json` lists the images whose first guess changed, `report.json` the change of each class.",
+        ]
     lines += ["", f"Versions: {versions}.", ""]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 
 from convnext_deploy.artifact import write_text
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.validation.changes import ClassChange, Flip
 
 REPORT_JSON = "report.json"
 SCHEMA = 1
@@ -26,6 +27,10 @@ class StageRow:
 
     `top1_drop_pp` is against `baseline`, the nearest FP32 PyTorch ancestor (None for such an artifact itself);
     `source_drop_pp` against the first artifact of the run. `not_run` says why there is no score.
+
+    Of the validation images, `lost` are classified correctly by the baseline only, `gained` by the artifact only, and the first
+    guess of `flipped` changed; `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
+    `mcnemar_p` is the p-value of the exact test that nothing changed. For `proven` and `images_needed` see `Verdict`.
     """
 
     name: str
@@ -46,14 +51,22 @@ class StageRow:
     agreement: float | None = None
     top1_drop_pp: float | None = None
     top1_drop_interval_pp: tuple[float, float] | None = None
+    mcnemar_p: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    flipped: int | None = None
     source_drop_pp: float | None = None
     latency_p50_ms: float | None = None
     latency_p90_ms: float | None = None
     not_run: str | None = None
-    gate: Mapping[str, float | None] = field(default_factory=dict)
+    gate: Mapping[str, float | str | None] = field(default_factory=dict)
     passed: bool | None = None
+    proven: bool | None = None
+    images_needed: int | None = None
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    classes: tuple[ClassChange, ...] = ()
+    flips: tuple[Flip, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,9 @@ def read_report(run: Path) -> Report:
             row |= {key: tuple(row[key]) for key in ("reasons", "notes")}
             if row["top1_drop_interval_pp"] is not None:
                 row["top1_drop_interval_pp"] = tuple(row["top1_drop_interval_pp"])
+            # reports of before have neither
+            row["classes"] = tuple(ClassChange(**entry) for entry in row.get("classes", ()))
+            row["flips"] = tuple(Flip(**entry) for entry in row.get("flips", ()))
             rows.append(StageRow(**row))
         return Report(**content, rows=tuple(rows))
     except FileNotFoundError:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.sources import Data
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.reporting.record import StageRow
+from convnext_deploy.validation.changes import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.validation.gate import judge, measure_drop
 from convnext_deploy.validation.measure import Measurement
 from convnext_deploy.validation.score import Score
+from convnext_deploy.validation.statistics import SIGNIFICANCE
+
+_MOST_FLIPS = 20  # images in the report; all are in the file beside it
+_MOST_CLASSES = 3  # classes in a remark
 
 
 def create_row(
@@ -22,6 +29,7 @@ def create_row(
     baseline: str | None,
     earlier: list[StageRow],
     scores: Mapping[str, Score],
+    data: Data | None = None,
 ) -> StageRow:
     """Put together what is known of an artifact.
 
@@ -34,6 +42,7 @@ def create_row(
         baseline: name of the artifact that its drop is measured against; its own name for a baseline itself.
         earlier: rows of the run so far.
         scores: all scores of the run so far, the first being the run's source.
+        data: what was scored, for the names of classes and images; None: they go by number.
     """
     row = StageRow(
         name=name,
@@ -54,11 +63,18 @@ def create_row(
     drop = None
     if baseline is not None and baseline != name and baseline in scores:
         drop = measure_drop(score, scores[baseline])
+        flips = find_flips(score, scores[baseline], image_namer(data))
         row = dataclasses.replace(
             row,
             agreement=drop.agreement,
             top1_drop_pp=drop.top1_drop_pp,
             top1_drop_interval_pp=drop.interval_pp,
+            mcnemar_p=drop.p_value,
+            lost=drop.lost,
+            gained=drop.gained,
+            flipped=len(flips),
+            classes=compare_classes(score, scores[baseline], None if data is None else data.class_names),
+            flips=flips[:_MOST_FLIPS],
         )
     first = next(iter(scores))
     verdict = judge(score, drop, gate)
@@ -74,12 +90,44 @@ def create_row(
         latency_p50_ms=measured.latency.p50_ms,
         latency_p90_ms=measured.latency.p90_ms,
         passed=verdict.passed,
+        proven=verdict.proven,
+        images_needed=verdict.images_needed,
         reasons=verdict.reasons,
     )
-    return dataclasses.replace(row, notes=_notes(row, earlier))
+    return dataclasses.replace(row, notes=(*verdict.notes, *_changes(row), *_precision(row, earlier)))
 
 
-def _notes(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
+def keep_flips(out: Path, row: StageRow, scores: Mapping[str, Score], data: Data | None) -> None:
+    """Write all images whose first guess changed to `out/flips/NAME.json`; without a comparison, remove what lay there."""
+    path = out / "flips" / f"{row.name}.json"
+    if row.flipped is None or row.baseline is None or row.total is None:
+        path.unlink(missing_ok=True)
+        return
+    flips = find_flips(scores[row.name], scores[row.baseline], image_namer(data))
+    write_flips(path, row.name, row.baseline, row.total, flips, data)
+
+
+def _changes(row: StageRow) -> Iterator[str]:
+    """Say what changed beyond chance: in all, and in single classes."""
+    if row.mcnemar_p is not None and row.mcnemar_p <= SIGNIFICANCE:
+        yield f"{row.lost} images lost and {row.gained} gained: beyond chance (exact McNemar {_p(row.mcnemar_p)})"
+    worse = [change for change in row.classes if change.p_value <= SIGNIFICANCE and change.top1_drop_pp > 0]
+    if worse:
+        worse.sort(key=lambda change: -change.top1_drop_pp)
+        named = "; ".join(
+            f"{change.name} {change.top1_drop_pp:+.1f} pp ({change.lost} lost, {change.gained} gained of {change.total}, "
+            f"{_p(change.p_value)})"
+            for change in worse[:_MOST_CLASSES]
+        )
+        more = f"; and {len(worse) - _MOST_CLASSES} more" if len(worse) > _MOST_CLASSES else ""
+        yield f"classes that lose beyond chance, after Holm's correction: {named}{more}"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.2g}" if value >= 1e-99 else "p < 1e-99"
+
+
+def _precision(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
     """Say what a reader would otherwise take for granted: that INT8 is small and fast."""
     if row.precision != "int8":
         return ()

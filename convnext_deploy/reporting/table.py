@@ -44,9 +44,14 @@ def _drop(row: StageRow) -> str:
 
 
 def verdict(row: StageRow) -> str:
-    """Return `passed`, `FAILED`, `no gate` or why the artifact was not run."""
+    """Return `passed`, `FAILED`, `no gate` or why the artifact was not run.
+
+    `passed, unproven`: what was measured is within the gate, the upper end of its interval is not.
+    """
     if row.not_run is not None:
         return row.not_run
+    if row.passed and row.proven is False:
+        return "passed, unproven"
     return {True: "passed", False: "FAILED", None: "no gate"}[row.passed]
 
 
@@ -60,5 +65,20 @@ def summary(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """Return the reasons of failed gates and the notes, each with its stage."""
-    return [f"{row.name}: {text}" for row in report.rows for text in (*row.reasons, *row.notes)]
+    """Return the reasons of failed gates and the notes with their stages, and then how many first guesses changed.
+
+    What is said of several stages is said once.
+    """
+    stages: dict[str, list[str]] = {}
+    for row in report.rows:
+        for text in (*row.reasons, *row.notes):
+            stages.setdefault(text, []).append(row.name)
+    found = [f"{', '.join(names)}: {text}" for text, names in stages.items()]
+    changed = [f"{row.name} {_flips(row)}" for row in report.rows if row.flipped is not None]
+    if changed:
+        found.append(f"images whose first guess changed, of {report.validation_images:,}: {'; '.join(changed)}")
+    return found
+
+
+def _flips(row: StageRow) -> str:
+    return f"{row.flipped:,} ({row.lost:,} lost, {row.gained:,} gained)" if row.flipped else "none"

@@ -27,6 +27,7 @@ from convnext_deploy.models.matching import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.network import WEIGHTS
 from convnext_deploy.progress import Progress
+from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.spec import ModelSpec, Preprocess, default_preprocess, file_header
 from convnext_deploy.stage_config import ModelConfig
 from convnext_deploy.training.compilation import compile_network
@@ -236,7 +237,7 @@ def write_torch_artifact(
     """
     header = {
         **file_header(model, preprocess, class_names, precision),
-        "details": {key: value for key, value in details.items() if key == "target"},
+        "details": scheme.details() if (scheme := read_scheme(details)) is not None else {},
     }
     path = context.output / WEIGHTS
     is_writer = world().is_first

@@ -9,6 +9,7 @@ from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import read_sites, without_quantizers
+from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.spec import file_header
 from convnext_deploy.stage_config import ONNXConfig
 from convnext_deploy.stages.context import StageContext, require_source
@@ -17,7 +18,7 @@ from convnext_deploy.stages.context import StageContext, require_source
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write `model.onnx` with dynamic batch, input `images`, output `logits`."""
     source = require_source(source, "onnx")
-    network = load_network(source)
+    network, scheme = load_network(source), read_scheme(source.details)
     with context.progress.task(f"{context.name}: export", 1) as task:
         sites = read_sites(network)
         proto = export_float(without_quantizers(network), source.model.in_channels, source.preprocess.image_size)
@@ -25,12 +26,12 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
             proto = insert_qdq(proto, sites)
         path = context.output / "model.onnx"
         header = file_header(source.model, source.preprocess, source.class_names, source.precision)
-        save_onnx(proto, path, header)
+        save_onnx(proto, path, {**header, "details": scheme.details() if scheme else {}})
         task.advance()
     return dataclasses.replace(
         source,
         path=context.output,
         format="onnx",
         files=(describe_file(path),),
-        details={"quantized_layers": len(sites)},
+        details={**(scheme.details() if scheme else {}), "quantized_layers": len(sites)},
     )

@@ -6,6 +6,7 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
+from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.stage_config import QATConfig
 from convnext_deploy.stages.context import (
     StageContext,
@@ -20,7 +21,8 @@ from convnext_deploy.stages.distill import check_teacher, distillation_objective
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Fine-tune under fake quantization. The teacher is the context's, or the float model that the artifact still holds."""
     source = require_source(source, "qat")
-    if "target" not in source.details:
+    scheme = read_scheme(source.details)
+    if scheme is None:
         raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
     if config.teacher is not None and not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
@@ -43,6 +45,6 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
         preprocess=source.preprocess,
         class_names=source.class_names,
         precision="int8",
-        details={"target": source.details["target"], "history": history},
+        details={**scheme.details(), "history": history},
         source=source,
     )

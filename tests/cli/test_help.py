@@ -32,7 +32,7 @@ FLAGS = {
     | {"--teacher", "--student", "--teacher-checkpoint", "--teacher-weights", "--student-weights", "--temperature"},
     "quantize": SHARED | IMAGES | FITTING | {"--method", "--model", "--calibration-images", "--max-drop"},
     "export": SHARED | IMAGES | {"--format", "--model", "--gpu", "--max-drop"},
-    "validate": SHARED | IMAGES | {"--baseline", "--model", "--batch-size", "--max-drop"},
+    "validate": SHARED | IMAGES | {"--baseline", "--model", "--batch-size", "--max-drop", "--gate-on"},
     "report": {"--json"},
     "convert": IMAGES | {"--to", "--out", "--model", "--json"},
     "models": {"--json"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from convnext_deploy.artifact import Artifact, read_artifact
 from convnext_deploy.cli import COMMANDS
+from convnext_deploy.cli.display import create_table
 from convnext_deploy.pipeline import RunResult
 from convnext_deploy.reporting.record import read_report
 from convnext_deploy.reporting.table import cells
@@ -149,7 +152,76 @@ def test_validate_compares_with_a_baseline_image_by_image(
     row = rows["artifact"]
     assert (row["top1_drop_pp"], row["agreement"]) == (expected.top1_drop_pp, expected.agreement)
     assert (row["baseline"], row["passed"], rows["baseline"]["passed"]) == ("baseline", True, None)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flips", "report.json", "report.md"]
+    content = json.loads((tmp_path / "out" / "flips" / "artifact.json").read_text())
+    assert [path.name for path in (tmp_path / "out" / "flips").iterdir()] == ["artifact.json"]
+    assert len(content["images"]) == content["flipped"] == row["flipped"] == round(18 * (1 - row["agreement"]))
+    assert row["flips"] == content["images"][:20]
+    assert [change["name"] for change in row["classes"]] == ["cat", "dog", "owl"]
+    assert sum(change["lost"] - change["gained"] for change in row["classes"]) == row["lost"] - row["gained"]
+
+
+def test_validate_fails_on_the_upper_end_where_the_point_passes(
+    small_artifacts: dict[str, Artifact], image_folder: Path
+) -> None:
+    """18 images cannot show that an artifact loses less than 5 pp, were it the baseline itself."""
+    path = small_artifacts["student"].path
+    command = ("validate", path, "--baseline", path, "--data", image_folder, "--max-drop", "5", *HERE)
+    for options, code in (((), 0), (("--gate-on", "point"), 0), (("--gate-on", "upper"), 3)):
+        outcome = call(*command, *options)
+        assert outcome.code == code
+        assert "- artifact: 18 images cannot tell whether top-1 drops by more than 5.00 pp" in outcome.out
+        assert "about 160 would do if nothing was lost" in outcome.out
+        assert ("passed, unproven" in outcome.out) is (code == 0)
+        assert ("- artifact: the 95 % interval of the top-1 drop ends at" in outcome.out) is (code == 3)
+        assert json.loads(call(*command, *options, "--json").out)["passed"] is (code == 0)
+    assert call(*command[:-6], "--max-drop", "90", "--gate-on", "upper", *HERE).code == 0
+
+
+def test_run_fails_on_the_upper_end_where_the_point_passes(
+    small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    out = tmp_path / "out"
+    codes = []
+    for end in ("point", "upper"):
+        recipe.write_text(
+            f'name = "r"\nsource = "{small_artifacts["student"].path}"\n[gate]\nmax_top1_drop_pp = 5\non = "{end}"\n'
+            '[[stages]]\nkind = "onnx"\n'
+        )
+        codes.append(call("run", recipe, "--data", image_folder, "--out", out, *HERE).code)
+        assert read_report(out).rows[-1].gate["on"] == end
+    assert codes == [0, 3]
+    assert [path.name for path in (out / "flips").iterdir()] == ["onnx.json"]
+    assert_nothing_half_written(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-drop", "1"), "there is nothing to compare with; give --baseline ARTIFACT"),
+        (("--gate-on", "upper"), "--gate-on upper needs to know how much may be lost; give --max-drop"),
+    ],
+)
+def test_validate_refuses_a_gate_that_judges_nothing(
+    small_artifacts: dict[str, Artifact], image_folder: Path, options: tuple[str, ...], message: str
+) -> None:
+    outcome = call("validate", small_artifacts["student"].path, "--data", image_folder, *options, *HERE)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.count("\n") == 1
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 149, 150, 200])
+def test_table_cuts_nothing_off_in_a_terminal_of_any_width(small_run: RunResult, width: int) -> None:
+    out = io.StringIO()
+    Console(width=width, file=out).print(create_table(small_run.report, width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    found = ["".join(parts).replace(" ", "") for parts in zip(*shown, strict=True)]
+    rows = [cells(row) for row in small_run.report.rows]
+    assert found == ["".join(parts).replace(" ", "") for parts in zip(*rows, strict=True)]
 
 
 def test_validate_prints_json_alone_on_standard_output(

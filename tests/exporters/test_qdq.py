@@ -23,8 +23,9 @@ from torch import nn
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.qdq import insert_qdq
-from convnext_deploy.quantization.prepare import QuantizedSite, quantized_layers
-from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.quantization.fake_quantize import quantize
+from convnext_deploy.quantization.prepare import ActivationGrid, QuantizedSite, quantized_layers
+from convnext_deploy.quantization.scheme import TensorScheme, resolve_scheme
 from convnext_deploy.runners import open_runner
 from tests.exporters.conftest import Network, QuantizedExport, structured_images
 from tests.exporters.test_onnx_float import run_onnx
@@ -216,7 +217,7 @@ def test_insert_qdq_writes_the_integers_and_scales_of_the_sites_exactly(export: 
             graph.array(node.input[1]).astype(np.float32) for node in (product.dequantize_weight, product.quantize)
         ]
         found.append(key(weight, *scales))
-    expected = [key(site.weight, site.weight_scale, site.input_scale) for site in export.sites.values()]
+    expected = [key(site.weight, site.weight_scale, site.input.scale) for site in export.sites.values()]
     assert len(set(expected)) == len(expected)
     assert set(found) == set(expected)
 
@@ -302,10 +303,11 @@ class SingleProduct:
     def expected(self) -> NDArray[np.float64]:
         """Compute the quantized product in exact integers."""
         site = self.site
-        ratio = self.images / site.input_scale
-        integers = np.clip(np.rint(ratio), -128, 127).astype(np.int64)
+        ends, zero_point = np.iinfo(site.input.zero_point.dtype), int(site.input.zero_point)
+        integers = np.clip(np.rint(self.images / site.input.scale) + zero_point, ends.min, ends.max).astype(np.int64)
+        integers -= zero_point
         sums = integers.reshape(len(integers), -1) @ site.weight.reshape(len(site.weight), -1).T.astype(np.int64)
-        products: NDArray[np.float64] = sums * np.float64(site.input_scale) * site.weight_scale.astype(np.float64)
+        products: NDArray[np.float64] = sums * np.float64(site.input.scale) * site.weight_scale.astype(np.float64)
         return products
 
 
@@ -320,9 +322,13 @@ def single_products(draw: st.DrawFn) -> SingleProduct:
     input_scale = np.float32(2.0 ** draw(exponents))
     weight_scale = (2.0 ** rng.uniform(-12, 4, outputs)).astype(np.float32)
     weight = rng.integers(-128, 128, (outputs, inputs, *tail)).astype(np.int8)
+    # Symmetric as for TensorRT, or with any zero point of either type.
+    dtype = np.dtype(draw(st.sampled_from(["int8", "uint8"])))
+    ends = np.iinfo(dtype)
+    zero_point = np.array(draw(st.just(0) | st.integers(int(ends.min), int(ends.max))), dtype)
     # Beyond the grid on both sides, and exactly on the boundaries between two steps.
     images = (rng.integers(-400, 401, (rows, inputs, *tail)) / 2 * input_scale).astype(np.float32)
-    site = QuantizedSite(weight, weight_scale, np.array(input_scale), np.array(0, np.int8))
+    site = QuantizedSite(weight, weight_scale, ActivationGrid(np.array(input_scale), zero_point))
     stored = rng.standard_normal(weight.T.shape if kind == "MatMul" else weight.shape).astype(np.float32)
     attributes: dict[str, Any] = {"transB": 1} if kind == "Gemm" else {}
     node = helper.make_node(kind, ["images", "w"], ["logits"], "product", doc_string="layer", **attributes)
@@ -337,7 +343,7 @@ def single_products(draw: st.DrawFn) -> SingleProduct:
     return SingleProduct(model, site, images)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(case=single_products())
 def test_insert_qdq_makes_any_product_compute_in_its_integers(case: SingleProduct) -> None:
     model = insert_qdq(case.graph, {"layer": case.site})
@@ -346,10 +352,37 @@ def test_insert_qdq_makes_any_product_compute_in_its_integers(case: SingleProduc
     found = session.run(["logits"], {"images": case.images})[0].reshape(len(case.images), -1)
     expected = case.expected()
     size = np.abs(expected).max(axis=0) + 1e-30
-    assert (np.abs(found - expected) <= 1e-5 * size + 1e-6 * case.site.input_scale * case.site.weight_scale).all()
+    assert (np.abs(found - expected) <= 1e-5 * size + 1e-6 * case.site.input.scale * case.site.weight_scale).all()
     (product,) = quantized_products(Graph(model))
     stored = Graph(model).array(product.dequantize_weight.input[0])
     assert np.array_equal(stored.T if product.node.op_type == "MatMul" else stored, case.site.weight)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_onnxruntime_quantizes_to_the_same_integers_as_pytorch(data: st.DataObject) -> None:
+    signed, count = data.draw(st.booleans()), 64
+    scheme = TensorScheme(-128, 127, False, False) if signed else TensorScheme(0, 255, False, False)
+    zero_point = data.draw(st.integers(scheme.quant_min, scheme.quant_max))
+    scale = np.float32(2.0 ** data.draw(st.floats(-14, 6, width=32)))
+    halves = np.arange(-count, count, dtype=np.float32) / 2
+    noise = np.random.default_rng(zero_point + 128).normal(0, 200, count).astype(np.float32)
+    x = np.concatenate([halves, noise]) * scale
+    graph = helper.make_graph(
+        [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])],
+        "quantize",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [len(x)])],
+        [helper.make_tensor_value_info("y", TensorProto.INT8 if signed else TensorProto.UINT8, [len(x)])],
+        [
+            numpy_helper.from_array(np.array(scale), "s"),
+            numpy_helper.from_array(np.array(zero_point, scheme.dtype), "z"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x})[0]
+    expected = quantize(torch.from_numpy(x), torch.tensor(scale), torch.tensor(zero_point), scheme).numpy()
+    assert np.array_equal(found.astype(np.float32), expected)
 
 
 def test_quantized_file_is_smaller_than_the_float_file(small_artifacts: dict[str, Artifact]) -> None:

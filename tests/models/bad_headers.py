@@ -119,7 +119,13 @@ HEADER_VALUES: dict[str, tuple[object, ...]] = {
     "preprocess": ([], None),
     "class_names": (7, ["a"] * 3, [1, None] * 5),
     "precision": ([], 7),
-    "details": ([], "x", {"target": 7}),
+    "details": (
+        [],
+        "x",
+        {"target": 7},
+        {"target": "tensorrt", "sites": []},
+        {"target": "tensorrt", "sites": {"head": 1}},
+    ),
 }
 HEADERS = [
     Bad("no JSON in own header", header("{"), "no readable safetensors"),

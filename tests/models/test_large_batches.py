@@ -45,8 +45,9 @@ def test_block_takes_few_images_at_once_when_no_gradient_is_kept(variant: str) -
     assert (whole - parts).abs().max() <= 1e-5 * whole.abs().max()
 
 
-def test_block_keeps_the_batch_whole_when_layers_are_quantized() -> None:
-    network = prepare(random_network("convnext_atto"), resolve_scheme("tensorrt"))
+@pytest.mark.parametrize("overrides", [{}, {"*.pwconv1": "float"}, {"*.pwconv2": "float"}], ids=["both", "2", "1"])
+def test_block_keeps_the_batch_whole_when_layers_are_quantized(overrides: dict[str, str]) -> None:
+    network = prepare(random_network("convnext_atto"), resolve_scheme("tensorrt", overrides))
     sizes = count_images(network)
     with torch.no_grad(), quantizers_disabled(network):
         network(IMAGES)

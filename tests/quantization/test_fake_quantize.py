@@ -113,6 +113,121 @@ def test_fake_quantize_gradients_are_per_channel_when_scales_are(shape: tuple[in
         assert quantizer.log2_scale.grad[channel].item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+AFFINE = TensorScheme(0, 255, symmetric=False, per_channel=False)
+
+
+def lsq_plus(
+    x: NDArray[np.float64], step: float, offset: float, scheme: TensorScheme, upstream: NDArray[np.float64]
+) -> tuple[float, float]:
+    """The gradients to step and offset of `round(clip((x - offset) / step)) * step + offset`, as arXiv 2004.09576 has them."""
+    by_step = by_offset = 0.0
+    for value, slope in zip(x.flat, upstream.flat, strict=True):
+        position = (value - offset) / step
+        if round(position) < scheme.quant_min:
+            by_step += slope * scheme.quant_min
+            by_offset += slope
+        elif round(position) > scheme.quant_max:
+            by_step += slope * scheme.quant_max
+            by_offset += slope
+        else:
+            by_step += slope * (round(position) - position)
+    return by_step, by_offset
+
+
+@pytest.mark.parametrize("zero_point", [3, 17, 200])
+def test_fake_quantize_gradients_of_asymmetric_grids_equal_lsq_plus(zero_point: int) -> None:
+    quantizer = frozen(AFFINE, torch.tensor(0.01), torch.tensor(zero_point))
+    x = noise(8, 60, scale=2.0)
+    upstream = torch.randn(8, 60, generator=torch.Generator().manual_seed(1)) + 0.3
+    quantizer(x).backward(upstream)
+    scale = quantizer.scale.item()
+    by_step, by_offset = lsq_plus(x.double().numpy(), scale, -scale * zero_point, AFFINE, upstream.double().numpy())
+    assert quantizer.zero_point_shift is not None
+    assert quantizer.zero_point_shift.grad is not None
+    assert quantizer.log2_scale.grad is not None
+    # offset = -scale * zero_point and zero_point = shift * 255 + constant
+    assert by_offset != 0
+    assert quantizer.zero_point_shift.grad.item() == pytest.approx(-scale * 255 * by_offset, rel=1e-4)
+    # the derivative at a fixed zero point is that at a fixed offset, and what the offset then moves by
+    found = quantizer.log2_scale.grad.item() / (scale * np.log(2))
+    assert found == pytest.approx(by_step - zero_point * by_offset, rel=1e-3)
+
+
+def test_fake_quantize_gradients_of_asymmetric_grids_are_per_channel_when_scales_are() -> None:
+    scheme = TensorScheme(-8, 7, symmetric=False, per_channel=True)
+    scales, zero_points = torch.tensor([0.02, 0.2, 0.05]), torch.tensor([-5, 0, 6])
+    quantizer = frozen(scheme, scales, zero_points)
+    x, upstream = noise(3, 4, 10), torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1))
+    quantizer(x).backward(upstream)
+    assert quantizer.zero_point_shift is not None
+    assert quantizer.zero_point_shift.grad is not None
+    for channel, (scale, zero_point) in enumerate(zip(quantizer.scale.tolist(), zero_points.tolist(), strict=True)):
+        values, slopes = x[channel].double().numpy(), upstream[channel].double().numpy()
+        _, by_offset = lsq_plus(values, scale, -scale * zero_point, scheme, slopes)
+        assert quantizer.zero_point_shift.grad[channel].item() == pytest.approx(-scale * 15 * by_offset, rel=1e-4)
+
+
+def test_symmetric_grids_learn_no_zero_point() -> None:
+    quantizer = frozen(PER_CHANNEL, torch.tensor([0.1]), torch.tensor([0]))
+    assert {name for name, _ in quantizer.named_parameters()} == {"log2_scale"}
+    assert quantizer.state_dict().keys() == {"log2_scale", "zero_point"}
+    scale, zero_point = quantizer.qparams()
+    assert torch.equal(scale, quantizer.scale)
+    assert torch.equal(zero_point, torch.tensor([0], dtype=torch.int32))
+    affine = frozen(AFFINE, torch.tensor(0.1), torch.tensor(7))
+    assert affine.state_dict().keys() == {"log2_scale", "zero_point", "zero_point_shift"}
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(0.0, 7), (0.5 / 256, 7), (1.0 / 255, 8), (0.5, 134), (-1, 0), (2, 255)]
+)
+def test_qparams_round_a_learned_zero_point_into_the_grid(shift: float, expected: int) -> None:
+    quantizer = frozen(AFFINE, torch.tensor(0.1), torch.tensor(7))
+    assert quantizer.zero_point_shift is not None
+    with torch.no_grad():
+        quantizer.zero_point_shift.fill_(shift)
+    _, zero_point = quantizer.qparams()
+    assert zero_point.item() == expected
+    x = noise(300, scale=20.0)
+    integers = quantize(x, quantizer.scale, torch.tensor(expected), AFFINE)
+    assert torch.equal(quantizer(x), (integers - expected) * quantizer.scale)
+    quantizer.freeze(torch.tensor(0.1), torch.tensor(9))
+    assert quantizer.qparams()[1].item() == 9, "freeze forgets what was learned"
+
+
+@pytest.mark.parametrize(
+    ("shift", "x", "moves"), [(-0.2, -1.0, True), (-0.2, 1e3, False), (1.2, -1e3, False), (1.2, 1.0, True)]
+)
+def test_zero_point_beyond_the_grid_comes_back_but_goes_no_further(shift: float, x: float, moves: bool) -> None:
+    quantizer = frozen(AFFINE, torch.tensor(0.1), torch.tensor(0))
+    assert quantizer.zero_point_shift is not None
+    with torch.no_grad():
+        quantizer.zero_point_shift.fill_(shift)
+    (quantizer(torch.tensor([x])) - x).square().sum().backward()
+    assert quantizer.zero_point_shift.grad is not None
+    gradient = quantizer.zero_point_shift.grad.item()
+    assert (gradient != 0) == moves
+    assert not moves or (gradient < 0) == (shift < 0), "descent takes it towards the grid"
+
+
+def test_fake_quantize_learns_scale_and_zero_point_of_one_sided_values() -> None:
+    scheme = TensorScheme(0, 15, symmetric=False, per_channel=False)
+    x = torch.nn.functional.gelu(noise(2000))
+    errors = {}
+    for exponent in np.linspace(-4, 0, 41):
+        for zero_point in range(16):
+            candidate = frozen(scheme, torch.tensor(2.0**exponent), torch.tensor(zero_point))
+            errors[exponent, zero_point] = (candidate(x) - x).square().mean().item()
+    quantizer = frozen(scheme, torch.tensor(0.5), torch.tensor(8))
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    assert quantizer.qparams()[1].item() < 4
+    assert (quantizer(x) - x).square().mean().item() <= 1.1 * min(errors.values())
+
+
 def test_fake_quantize_scale_gradient_of_clipped_values_is_the_grid_end() -> None:
     quantizer = frozen(PER_CHANNEL, torch.tensor([1.0]), torch.tensor([0]))
     for value, slope in ((100.0, 7.0), (-100.0, -8.0), (2.25, -0.25), (2.75, 0.25), (-3.0, 0.0)):

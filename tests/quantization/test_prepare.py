@@ -143,13 +143,14 @@ def test_read_sites_dequantize_to_the_fake_quantized_weights_bit_exactly() -> No
     assert sites.keys() == layers.keys()
     for name, site in sites.items():
         layer = layers[name]
-        assert site.weight.dtype == site.input_zero_point.dtype == np.int8
-        assert site.weight_scale.dtype == site.input_scale.dtype == np.float32
+        assert site.weight.dtype == site.input.zero_point.dtype == np.int8
+        assert site.weight_scale.dtype == site.input.scale.dtype == np.float32
         assert site.weight.shape == tuple(layer.weight.shape)
         scale = site.weight_scale.reshape(-1, *[1] * (site.weight.ndim - 1))
         assert np.array_equal(site.weight.astype(np.float32) * scale, layer.weight_quantizer(layer.weight).numpy())
         assert np.abs(site.weight).reshape(len(site.weight), -1).max(axis=1).min() >= 126
-        assert site.input_zero_point == 0
+        assert site.input.zero_point == 0
+        assert site.output is None
 
 
 @torch.no_grad()
@@ -161,24 +162,30 @@ def test_forward_computes_with_the_numbers_of_read_sites() -> None:
     layer.register_forward_hook(lambda _, inputs, output: captured.append((inputs[0], output)))
     network(images())
     ((x, output),) = captured
-    integers = np.clip(np.rint(x.numpy() / site.input_scale), -128, 127).astype(np.int64)
+    integers = np.clip(np.rint(x.numpy() / site.input.scale), -128, 127).astype(np.int64)
     products = integers.reshape(-1, integers.shape[-1]) @ site.weight.T.astype(np.int64)
     assert layer.bias is not None
-    expected = products * (site.input_scale.astype(float) * site.weight_scale.astype(float)) + layer.bias.numpy()
+    expected = products * (site.input.scale.astype(float) * site.weight_scale.astype(float)) + layer.bias.numpy()
     np.testing.assert_allclose(output.numpy().reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_read_sites_holds_scalars_when_scheme_is_affine_and_per_tensor() -> None:
     affine = TensorScheme(-128, 127, symmetric=False, per_channel=False)
-    network = calibrated(small_network(), QuantizationScheme("other", ("stages.*.pwconv2",), affine, affine))
+    scheme = QuantizationScheme("other", (("stages.*.pwconv2", "int8-output"),), affine, SCHEME.activation)
+    network = calibrated(small_network(), scheme)
     sites = read_sites(network)
     assert len(sites) == 5
     for name, site in sites.items():
         layer = dict(quantized_layers(network))[name]
-        assert site.weight_scale.shape == site.input_scale.shape == site.input_zero_point.shape == ()
-        assert site.input_zero_point == layer.input_quantizer.zero_point.item()
+        assert site.output is not None
+        assert layer.output_quantizer is not None
+        assert site.weight_scale.shape == ()
+        for grid, quantizer in ((site.input, layer.input_quantizer), (site.output, layer.output_quantizer)):
+            assert grid.scale.shape == grid.zero_point.shape == ()
+            assert grid.zero_point.dtype == np.int8
+            assert grid.zero_point == quantizer.zero_point.item()
         # A GELU's output has a short negative side, so that its zero lies near the lower end.
-        assert -128 < site.input_zero_point < -60
+        assert -128 < site.input.zero_point < -60
 
 
 def test_calibrate_observes_the_float_model_over_all_batches() -> None:
@@ -235,7 +242,9 @@ def test_observer_factory_makes_a_new_observer_each_time(method: str, kind: type
 
 
 def test_prepare_refuses_when_no_layer_is_a_site() -> None:
-    with pytest.raises(RecipeError, match="no layer of the model matches the sites of the 'tensorrt' scheme"):
+    with pytest.raises(
+        RecipeError, match="no layer is quantized under the 'tensorrt' scheme: its layers match none of"
+    ):
         prepare(nn.Sequential(nn.Linear(2, 2)), SCHEME)
 
 

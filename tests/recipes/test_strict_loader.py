@@ -262,6 +262,38 @@ def test_load_recipe_lets_a_stage_override_one_value_of_the_common_gate(tmp_path
     assert [stage.gate for stage in recipe.stages] == [Gate(1.0, 0.5), Gate(1.0, 0.25)]
 
 
+@pytest.mark.parametrize(
+    ("common", "own", "expected"),
+    [
+        ("", 'max_top1_drop_pp = 0.5, on = "upper"', Gate(0.5, None, "upper")),
+        ('gate = { max_top1_drop_pp = 1, on = "upper" }\n', "max_top1_drop_pp = 0.5", Gate(0.5, None, "upper")),
+        ('gate = { max_top1_drop_pp = 1, on = "upper" }\n', 'on = "point"', Gate(1.0)),
+        ("gate = { max_top1_drop_pp = 1 }\n", 'on = "upper"', Gate(1.0, None, "upper")),
+    ],
+)
+def test_load_recipe_reads_which_end_a_gate_is_on(tmp_path: Path, common: str, own: str, expected: Gate) -> None:
+    recipe = load(tmp_path, START + common + MODEL + f'[[stages]]\nkind = "ptq"\ngate = {{ {own} }}\n')
+    assert recipe.stages[-1].gate == expected
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (
+            'max_top1_drop_pp = 1, on = "lower"',
+            "stage 'ptq' gate: on = 'lower' is unknown; expected one of 'point', 'upper'",
+        ),
+        (
+            'on = "upper"',
+            "stage 'ptq' gate: on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both",
+        ),
+        ("max_top1_drop_pp = 1, on = true", "on = True is unknown"),
+    ],
+)
+def test_load_recipe_refuses_a_gate_on_something_else(tmp_path: Path, gate: str, message: str) -> None:
+    assert message in refuse(tmp_path, PTQ + f"gate = {{ {gate} }}\n")
+
+
 def test_load_recipe_accepts_whole_numbers_where_fractions_are_meant(tmp_path: Path) -> None:
     config = load(tmp_path, FIT + "flip_probability = 1\n").stages[0].config
     assert isinstance(config, TrainConfig)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from convnext_deploy.reporting.record import Report, StageRow
+from convnext_deploy.validation.changes import ClassChange, Flip
 
 BASELINE_ROW = StageRow(
     name="student",
@@ -40,11 +41,19 @@ INT8_ROW = dataclasses.replace(
     agreement=537 / 540,
     top1_drop_pp=100 * 2 / 540,
     top1_drop_interval_pp=(-0.5, 1.234),
+    mcnemar_p=0.625,
+    lost=3,
+    gained=1,
+    flipped=3,
     source_drop_pp=-100 * 1 / 540,
-    gate={"max_top1_drop_pp": 0.1, "min_top1": None},
+    gate={"max_top1_drop_pp": 0.1, "min_top1": None, "on": "point"},
     passed=False,
+    proven=False,
+    images_needed=15_699,
     reasons=("top-1 drops by 0.37 pp, more than the 0.10 pp allowed",),
     notes=("not faster | than student",),
+    classes=(ClassChange(0, "cat", 270, 260, 258, 3, 1, 100 * 2 / 270, 1.0),),
+    flips=(Flip(17, "val/cat/17.png", 0, 0, 1, "lost"),),
 )
 ENGINE_ROW = StageRow(
     name="engine",
@@ -58,7 +67,8 @@ ENGINE_ROW = StageRow(
     baseline="student",
     not_run="built for SM86; not run: no GPU",
 )
-PASSED_ROW = dataclasses.replace(INT8_ROW, name="ptq", passed=True, reasons=(), notes=())
+UNPROVEN_ROW = dataclasses.replace(INT8_ROW, name="qat", passed=True, reasons=(), notes=())
+PASSED_ROW = dataclasses.replace(UNPROVEN_ROW, name="ptq", proven=True, images_needed=None)
 ENVIRONMENT = {"cpu": "AMD EPYC", "cores": 2, "system": "Linux", "versions": {"python": "3.12.1", "torch": "2.14.0"}}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline import RunResult
+from convnext_deploy.reporting.markdown import render_markdown
 from convnext_deploy.reporting.record import (
     Report,
     StageRow,
@@ -19,10 +22,33 @@ from convnext_deploy.reporting.record import (
     read_report,
     write_report,
 )
+from convnext_deploy.validation.changes import ClassChange, Flip
 from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, create_report
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(0, 2**40)
+CLASSES = st.builds(
+    ClassChange,
+    label=COUNTS,
+    name=TEXTS,
+    total=COUNTS,
+    baseline_correct=COUNTS,
+    correct=COUNTS,
+    lost=COUNTS,
+    gained=COUNTS,
+    top1_drop_pp=NUMBERS,
+    p_value=NUMBERS,
+)
+FLIPS = st.builds(
+    Flip,
+    index=COUNTS,
+    image=st.none() | st.text(max_size=20),  # half of a surrogate pair as well, as in names that are no text
+    label=COUNTS,
+    baseline_prediction=COUNTS,
+    prediction=COUNTS,
+    change=st.sampled_from(["lost", "gained", "other"]),
+)
 ROWS = st.builds(
     StageRow,
     name=TEXTS,
@@ -40,11 +66,19 @@ ROWS = st.builds(
     agreement=st.none() | NUMBERS,
     top1_drop_pp=st.none() | NUMBERS,
     top1_drop_interval_pp=st.none() | st.tuples(NUMBERS, NUMBERS),
+    mcnemar_p=st.none() | NUMBERS,
+    lost=st.none() | COUNTS,
+    gained=st.none() | COUNTS,
+    flipped=st.none() | COUNTS,
     not_run=st.none() | TEXTS,
-    gate=st.dictionaries(TEXTS, st.none() | NUMBERS, max_size=2),
+    gate=st.dictionaries(TEXTS, st.none() | NUMBERS | TEXTS, max_size=2),
     passed=st.none() | st.booleans(),
+    proven=st.none() | st.booleans(),
+    images_needed=st.none() | COUNTS,
     reasons=st.lists(TEXTS, max_size=2).map(tuple),
     notes=st.lists(TEXTS, max_size=2).map(tuple),
+    classes=st.lists(CLASSES, max_size=2).map(tuple),
+    flips=st.lists(FLIPS, max_size=2).map(tuple),
 )
 
 
@@ -63,6 +97,43 @@ def test_read_report_returns_the_report_of_a_run(small_run: RunResult) -> None:
     out = Path(small_run.report.rows[0].artifact).parents[1]
     assert read_report(out) == small_run.report
     assert read_report(out / "report.json") == small_run.report
+
+
+NEW_KEYS = ("mcnemar_p", "lost", "gained", "flipped", "proven", "images_needed", "classes", "flips")
+
+
+def test_read_report_reads_reports_of_before_the_statistics(tmp_path: Path) -> None:
+    rows = (BASELINE_ROW, INT8_ROW, ENGINE_ROW)
+    content = json.loads(create_report(*rows).to_json())
+    for row in content["rows"]:
+        for key in NEW_KEYS:
+            del row[key]
+        row["gate"].pop("on", None)
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    defaults: dict[str, Any] = {
+        field.name: field.default for field in dataclasses.fields(StageRow) if field.name in NEW_KEYS
+    }
+    old = [dataclasses.replace(row, **defaults) for row in rows]
+    old[1] = dataclasses.replace(old[1], gate={"max_top1_drop_pp": 0.1, "min_top1": None})
+    assert read_report(tmp_path) == create_report(*old)
+
+
+@pytest.mark.parametrize("name", ["quickstart.json", "cifar10.json"])
+def test_read_report_reads_the_published_reports(name: str) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / name
+    report = read_report(path)
+    assert report.rows
+    assert "drop pp [95 %]" in render_markdown(report)
+
+
+@pytest.mark.parametrize("key", ["classes", "flips"])
+@pytest.mark.parametrize("damage", [5, [5], [{}], [{"index": 1}], None])
+def test_read_report_raises_when_the_changes_are_damaged(tmp_path: Path, key: str, damage: object) -> None:
+    content = json.loads(create_report(INT8_ROW).to_json())
+    content["rows"][0][key] = damage
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"report\.json is no report of this tool"):
+        read_report(tmp_path)
 
 
 def test_write_report_writes_both_files_and_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from convnext_deploy.pipeline import RunResult
 from convnext_deploy.reporting.markdown import render_markdown
 from convnext_deploy.reporting.record import Report, StageRow
 from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary, verdict
-from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, create_report
+from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, UNPROVEN_ROW, create_report
 
 
 def table_of(markdown: str) -> list[list[str]]:
@@ -62,6 +62,8 @@ def test_cells_of_an_artifact_that_was_not_run() -> None:
     [
         (PASSED_ROW, "passed"),
         (INT8_ROW, "FAILED"),
+        (UNPROVEN_ROW, "passed, unproven"),
+        (dataclasses.replace(PASSED_ROW, proven=None), "passed"),
         (BASELINE_ROW, "no gate"),
         (ENGINE_ROW, "built for SM86; not run: no GPU"),
         (dataclasses.replace(BASELINE_ROW, not_run="not validated: no --data"), "not validated: no --data"),
@@ -84,9 +86,26 @@ def test_summary_says(rows: tuple[StageRow, ...], expected: str) -> None:
 
 
 def test_remarks_name_the_stage_of_each_reason_and_note() -> None:
-    assert remarks(create_report(BASELINE_ROW, INT8_ROW, PASSED_ROW)) == [
+    silent = dataclasses.replace(INT8_ROW, flipped=None)
+    assert remarks(create_report(BASELINE_ROW, silent, ENGINE_ROW)) == [
         "onnx-INT8: top-1 drops by 0.37 pp, more than the 0.10 pp allowed",
         "onnx-INT8: not faster | than student",
+    ]
+
+
+def test_remarks_say_once_what_holds_for_several_stages() -> None:
+    rows = [
+        dataclasses.replace(BASELINE_ROW, name=name, notes=notes)
+        for name, notes in (("a", ("x", "y")), ("b", ("z",)), ("c", ("y", "x")))
+    ]
+    assert remarks(create_report(*rows)) == ["a, c: x", "a, c: y", "b: z"]
+
+
+def test_remarks_end_with_the_images_that_changed() -> None:
+    same = dataclasses.replace(PASSED_ROW, lost=0, gained=0, flipped=0)
+    many = dataclasses.replace(UNPROVEN_ROW, lost=1200, gained=34, flipped=5678)
+    assert remarks(create_report(BASELINE_ROW, same, many, ENGINE_ROW, validation_images=10_000)) == [
+        "images whose first guess changed, of 10,000: ptq none; qat 5,678 (1,200 lost, 34 gained)"
     ]
 
 
@@ -101,6 +120,15 @@ def test_render_markdown_of_a_run_shows_every_stage(small_run: RunResult) -> Non
     assert [line[0] for line in table[1:]] == [row.name for row in small_run.report.rows]
     out = Path(small_run.report.rows[0].artifact).parents[1]
     assert (out / "report.md").read_text(encoding="utf-8") == render_markdown(small_run.report)
+
+
+@pytest.mark.parametrize(
+    ("row", "unproven", "flips"), [(BASELINE_ROW, 0, 0), (PASSED_ROW, 0, 1), (UNPROVEN_ROW, 1, 1), (INT8_ROW, 0, 1)]
+)
+def test_render_markdown_explains_what_it_shows(row: StageRow, unproven: int, flips: int) -> None:
+    text = render_markdown(create_report(row))
+    assert text.count("Passed, unproven: the drop measured is within the gate") == unproven
+    assert text.count("`flips/STAGE.json` lists the images") == flips
 
 
 def test_render_markdown_keeps_a_bar_inside_its_cell() -> None:

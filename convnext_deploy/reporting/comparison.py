@@ -1,0 +1,65 @@
+"""An artifact, and what it is compared with, measured on the same images: the report of `validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.sources import Data
+from convnext_deploy.progress import Progress
+from convnext_deploy.recipe import SOURCE, Gate
+from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
+from convnext_deploy.reporting.rows import create_row, keep_flips
+from convnext_deploy.validation.score import Score
+
+
+def compare_artifacts(
+    artifacts: Mapping[str, Artifact],
+    gate: Gate,
+    data: Data,
+    seed: int,
+    device: str,
+    workers: int,
+    progress: Progress,
+    batch_size: int | None,
+    out: Path | None,
+) -> Report:
+    """Measure one or two artifacts and compare the last with the first, image by image.
+
+    Args:
+        artifacts: by name; the first of two is called `baseline`.
+        gate: what the last must reach.
+        data: whose validation images are scored.
+        seed: named in the report; nothing here is random.
+        device: where PyTorch runs.
+        workers: processes that decode images.
+        progress: where to report.
+        batch_size: images per step; None: as everywhere.
+        out: folder for the report and the list of changed images; None: nothing is written.
+    """
+    from convnext_deploy.validation.measure import BATCH_SIZE, measure_artifact
+
+    rows: list[StageRow] = []
+    scores: dict[str, Score] = {}
+    reference, judged = next(iter(artifacts)), list(artifacts)[-1]
+    for name, artifact in artifacts.items():
+        measured = measure_artifact(artifact, data, device, workers, progress, name, batch_size or BATCH_SIZE)
+        if measured.score is not None:
+            scores[name] = measured.score
+        own = gate if name == judged else Gate()
+        rows.append(create_row(name, SOURCE, artifact, own, measured, reference, rows, scores, data))
+        if out is not None:
+            keep_flips(out, rows[-1], scores, data)
+    report = Report(
+        recipe="validate",
+        data=data.name,
+        validation_images=len(data.validation),
+        seed=seed,
+        environment=describe_environment(),
+        rows=tuple(rows),
+        complete=True,
+    )
+    if out is not None:
+        write_report(report, out)
+    return report

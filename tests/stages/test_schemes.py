@@ -1,0 +1,129 @@
+"""An artifact carries its scheme: whatever target and overrides it was quantized with, it opens as what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.data.sources import Data
+from convnext_deploy.errors import CheckpointError, RecipeError
+from convnext_deploy.exporters.onnx_float import read_metadata
+from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.inputs import open_input
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.network import load_network
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.quantization.observers import MinMaxObserver
+from convnext_deploy.quantization.prepare import calibrate, prepare, quantized_layers
+from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, read_scheme, resolve_scheme
+from convnext_deploy.stage_config import ONNXConfig, QATConfig
+from convnext_deploy.stages import onnx as onnx_stage
+from convnext_deploy.stages import qat as qat_stage
+from convnext_deploy.stages.context import StageContext, write_torch_artifact
+
+OVERRIDES = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}
+IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+EVERY_SCHEME = pytest.mark.parametrize(
+    "scheme",
+    [*SCHEMES.values(), *(scheme.with_overrides(OVERRIDES) for scheme in SCHEMES.values())],
+    ids=[*SCHEMES, *(f"{target}-overrides" for target in SCHEMES)],
+)
+
+
+def context(folder: Path, data: Data | None = None) -> StageContext:
+    folder.mkdir()
+
+    def open_data() -> Data:
+        assert data is not None
+        return data
+
+    return StageContext("stage", folder, open_data, 0, "cpu", 0, SilentProgress(), folder.parent / "cache")
+
+
+def quantize(source: Artifact, scheme: QuantizationScheme, folder: Path) -> tuple[ConvNeXt, Artifact]:
+    """Quantize as a PTQ stage does."""
+    network = prepare(load_network(source), scheme)
+    calibrate(network, [IMAGES], MinMaxObserver)
+    artifact = write_torch_artifact(
+        network,
+        context(folder),
+        model=source.model,
+        preprocess=source.preprocess,
+        class_names=source.class_names,
+        precision="int8",
+        details={**scheme.details(), "calibration_images": len(IMAGES)},
+        source=source,
+    )
+    return network, artifact
+
+
+@EVERY_SCHEME
+@torch.no_grad()
+def test_artifact_opens_with_the_quantizers_that_it_was_written_with(
+    scheme: QuantizationScheme, small_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
+    write_manifest(artifact)
+    expected = network(IMAGES)
+    layers = {name: layer.output_quantizer is None for name, layer in quantized_layers(network)}
+    # from the folder, whose manifest was written and read, and from the bare file, which tells by its header
+    for found in (read_artifact(artifact.path), open_input(artifact.main_file)):
+        assert read_scheme(found.details) == scheme
+        opened = load_network(found)
+        assert {name: layer.output_quantizer is None for name, layer in quantized_layers(opened)} == layers
+        assert torch.equal(opened(IMAGES), expected)
+
+
+def test_onnx_file_tells_target_and_overrides(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    scheme = resolve_scheme("onnxruntime", OVERRIDES)
+    network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
+    exported = onnx_stage.run(ONNXConfig(), artifact, context(tmp_path / "onnx"))
+    assert read_scheme(exported.details) == scheme
+    assert exported.details["quantized_layers"] == len(dict(quantized_layers(network)))
+    assert read_scheme(open_input(exported.main_file).details) == scheme
+    assert read_metadata(onnx.load(exported.main_file))["details"] == scheme.details()
+    plain = onnx_stage.run(ONNXConfig(), small_artifacts["student"], context(tmp_path / "float"))
+    assert plain.details == {"quantized_layers": 0}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_qat_trains_asymmetric_grids_and_keeps_the_scheme(
+    target: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    scheme = resolve_scheme(target, {"stages.3.*": "float"})
+    network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
+    config = QATConfig(fit=FitConfig(epochs=1, batch_size=16, base_learning_rate=0.0256, warmup_epochs=0))
+    trained = qat_stage.run(config, artifact, context(tmp_path / "qat", small_data))
+    assert read_scheme(trained.details) == scheme
+    before, after = network.state_dict(), load_network(trained).state_dict()
+    assert before.keys() == after.keys()
+    moved = {key.rpartition(".")[2] for key in before if not torch.equal(before[key], after[key])}
+    assert {"log2_scale", "zero_point_shift", "weight", "bias"} <= moved
+    assert "zero_point" not in moved
+
+
+def test_artifact_of_another_scheme_does_not_open(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    _, artifact = quantize(small_artifacts["student"], resolve_scheme("tensorrt"), tmp_path / "ptq")
+    for details, error, words in (
+        ({"target": "onnxruntime"}, CheckpointError, "quantizer"),
+        ({"target": "tensorrt", "sites": {"head": "int8"}}, CheckpointError, "head"),
+        ({"target": "tensorrt", "sites": {"haed": "int8"}}, RecipeError, "Did you mean 'head'"),
+        ({"target": "tensorrt", "sites": {"head": "int4"}}, RecipeError, "'head' = 'int4' is unknown"),
+    ):
+        with pytest.raises(error, match=words):
+            load_network(dataclasses.replace(artifact, details=details))
+
+
+def test_weights_header_holds_the_scheme_and_nothing_else_of_the_details(
+    small_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    scheme = resolve_scheme("openvino", OVERRIDES)
+    _, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
+    assert dict(open_input(artifact.main_file).details) == scheme.details()
+    assert json.loads(json.dumps(scheme.details())) == scheme.details()
