@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from convnext_deploy.artifact import Artifact, create_output_folder
-from convnext_deploy.data.sources import BUILT_IN, Data, check_classes
+from convnext_deploy.artifact import create_output_folder
+from convnext_deploy.data.sources import BUILT_IN, check_classes
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.inputs import open_weights
-from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.opening import (
     name_variant,
     one_start,
@@ -39,7 +38,16 @@ from convnext_deploy.pipeline import RunResult, plan_recipe, run_recipe
 from convnext_deploy.recipe import SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.recipe_file import load_recipe
 from convnext_deploy.reporting.record import Report, read_report, write_report
-from convnext_deploy.stage_config import DistillConfig, ONNXConfig, PTQConfig, QATConfig, TensorRTConfig, TrainConfig
+from convnext_deploy.stage_config import (
+    DistillConfig,
+    ONNXConfig,
+    PTQConfig,
+    QATConfig,
+    QuantizeConfig,
+    TensorRTConfig,
+    TrainConfig,
+)
+from convnext_deploy.stage_runs import check_names, run_stages
 
 
 def run(
@@ -61,7 +69,7 @@ def run(
     name = options.data or loaded.data
     if name is None:
         raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
-    _check_names(loaded)
+    check_names(loaded)
     source = open_artifact(Path(loaded.source), None, Options(progress=options.progress)) if loaded.source else None
     weights = open_weights(loaded)
     for artifact in weights.values():
@@ -99,7 +107,7 @@ def train(
     stage = StageEntry(
         "model", TrainConfig(model_config(model, options, data, source), fit), SOURCE if source else None
     )
-    return _run_stages(f"train-{model}", (stage,), options, source, data, checkpoint)
+    return run_stages(f"train-{model}", (stage,), options, source, data, checkpoint)
 
 
 def distill(
@@ -154,34 +162,54 @@ def distill(
     )
     stages.append(StageEntry("student", config, None))
     name = f"distill-{teacher}-{student}"
-    return _run_stages(name, tuple(stages), options, source, data, teacher_checkpoint)
+    return run_stages(name, tuple(stages), options, source, data, teacher_checkpoint)
 
 
 def quantize(
     checkpoint: Path,
     *,
-    method: Literal["ptq", "qat"] = "ptq",
-    calibration_method: Literal["minmax", "percentile"] = "percentile",
+    target: str = QuantizeConfig.target,
+    method: Literal["auto", "ptq", "qat"] = "auto",
+    calibration_method: str | None = None,
+    time_budget_s: float | None = None,
     model: str | None = None,
     options: Options = DEFAULTS,
 ) -> RunResult:
-    """Quantize an FP32 artifact or checkpoint to INT8, by calibration alone or with training after it."""
+    """Quantize an FP32 artifact or checkpoint to INT8 by the cheapest method that loses too little to matter.
+
+    Args:
+        checkpoint: artifact folder or file, or the name of published weights.
+        target: name in `quantization.scheme.SCHEMES`.
+        method: see `QuantizeConfig`.
+        calibration_method: quantize once, with this choice of ranges, and do not climb; see `PTQSteps`.
+        time_budget_s: seconds, see `QuantizeConfig`.
+        model: variant that the checkpoint must hold.
+        options: see `Options`; a drop of `max_top1_drop_pp` is allowed.
+    """
     source = open_artifact(checkpoint, model, options)
     data = open_data_for(source, options)
     if data is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
-    gate = Gate(max_top1_drop_pp=allowed_drop(options))
-    ptq = PTQConfig(
-        calibration_method=calibration_method,
-        calibration_images=PTQConfig.calibration_images
-        if options.calibration_images is None
-        else options.calibration_images,
-    )
-    stages = [StageEntry("ptq", ptq, SOURCE, gate if method == "ptq" else Gate())]
-    if method == "qat":
+    drop = QuantizeConfig.max_drop_pp if options.max_top1_drop_pp is None else options.max_top1_drop_pp
+    images = options.calibration_images or QuantizeConfig.calibration_images
+    config: PTQConfig | QuantizeConfig
+    if calibration_method is not None:
+        if method == "qat" or time_budget_s is not None:
+            raise RecipeError("--calibration-method quantizes once, without --method qat and --time-budget.")
+        config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=images)  # type: ignore[arg-type]
+    else:
         fit = override_fit(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
-        stages.append(StageEntry("qat", QATConfig(fit=fit), "ptq", gate))
-    return _run_stages(f"{method}-{source.model.variant}", tuple(stages), options, source, data, checkpoint)
+        config = QuantizeConfig(
+            target=target,
+            method=method,
+            max_drop_pp=drop,
+            calibration_images=images,
+            selection_images=options.selection_images or QuantizeConfig.selection_images,
+            time_budget_s=time_budget_s,
+            fit=fit,
+        )
+    stage = StageEntry(config.kind, config, SOURCE, Gate(max_top1_drop_pp=drop))
+    return run_stages(f"{config.kind}-{source.model.variant}", (stage,), options, source, data, checkpoint)
 
 
 def export(
@@ -205,7 +233,7 @@ def export(
     if format != "onnx":
         config = TensorRTConfig(format, tuple(gpus), optimal_batch_size, max_batch_size)
         stages.append(StageEntry("engine", config, "onnx" if stages else SOURCE, gate))
-    return _run_stages(
+    return run_stages(
         f"{format}-{source.model.variant}", tuple(stages), options, source, open_data_for(source, options), artifact
     )
 
@@ -258,35 +286,3 @@ def report(run: Path) -> Report:
     if Path(run).is_dir():
         write_report(found, Path(run))
     return found
-
-
-def _run_stages(
-    name: str,
-    stages: tuple[StageEntry, ...],
-    options: Options,
-    source: Artifact | None,
-    data: Data | None,
-    source_path: Path | None,
-) -> RunResult:
-    recipe = Recipe(
-        name=name,
-        stages=stages,
-        data=None if data is None else data.name,
-        source=None if source_path is None else str(source_path),
-        seed=options.seed,
-    )
-    _check_names(recipe)
-    if data is not None:
-        say_notes(data, options.progress)
-    return run_recipe(recipe, create_settings(options, name, data), source, data, open_weights(recipe))
-
-
-def _check_names(recipe: Recipe) -> None:
-    """Resolve every name that a stage would look up later, so that a wrong one costs no training."""
-    from convnext_deploy.quantization.scheme import resolve_scheme
-
-    for stage in recipe.stages:
-        if isinstance(stage.config, TrainConfig | DistillConfig):
-            resolve_variant(stage.config.model.name)
-        elif isinstance(stage.config, PTQConfig):
-            resolve_scheme(stage.config.target)

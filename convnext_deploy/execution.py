@@ -23,10 +23,11 @@ from convnext_deploy.artifact import (
 from convnext_deploy.data.sources import Data
 from convnext_deploy.distributed import world
 from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.inputs import find_baseline
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import Recipe, StageEntry
 from convnext_deploy.reporting.record import package_versions
-from convnext_deploy.stage_config import ONNXConfig, TensorRTConfig
+from convnext_deploy.stage_config import ONNXConfig, QATConfig, TensorRTConfig
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def execute_stage(
             keep_pixels=settings.cache_dir is not None,
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
+            baseline=find_baseline(inputs["source"]) if isinstance(stage.config, QATConfig) else None,
             store=TrainingStore(settings.out / "checkpoints" / stage.name, key, events=events),
         )
         artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)

@@ -10,6 +10,7 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.matching import load_checkpoint, load_into
+from convnext_deploy.models.smoothing import add_gains
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import read_scheme
@@ -40,5 +41,7 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
         model = build_model(artifact.model, **training)
         if scheme is not None:
             prepare(model, scheme)
-    load_into(model, load_checkpoint(artifact.main_file).state, str(artifact.main_file))
+        state = load_checkpoint(artifact.main_file).state
+        add_gains(model, state)
+    load_into(model, state, str(artifact.main_file))
     return model.eval()

@@ -67,6 +67,7 @@ class Options:
     head_dropout: float | None = None
     gradient_checkpointing: bool | None = None
     calibration_images: int | None = None
+    selection_images: int | None = None
     max_top1_drop_pp: float | None = None
     compile: bool | None = None
     augmentation_epochs: int | None = None

@@ -21,7 +21,7 @@ from convnext_deploy.inputs import find_baseline
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
 from convnext_deploy.reporting.rows import create_row, keep_flips
-from convnext_deploy.stage_config import DistillConfig, QATConfig, TrainConfig
+from convnext_deploy.stage_config import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 
 if TYPE_CHECKING:
     from convnext_deploy.validation.measure import Measurement
@@ -160,7 +160,7 @@ def _see_artifact(folder: Path) -> Artifact:
 
 def _is_joint(stage: StageEntry) -> bool:
     """Whether all processes work on a stage, where there are several."""
-    return world().size > 1 and isinstance(stage.config, TrainConfig | DistillConfig | QATConfig)
+    return world().size > 1 and isinstance(stage.config, TrainConfig | DistillConfig | QATConfig | QuantizeConfig)
 
 
 def _only_starts(recipe: Recipe) -> bool:

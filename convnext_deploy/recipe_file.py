@@ -101,6 +101,10 @@ def _parse_value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise RecipeError(f"{where} = {value!r} has the wrong type; expected a list.")
         return tuple(_parse_value(arguments[0], item, where) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where} = {value!r} has the wrong type; expected a table.")
+        return {key: _parse_value(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -94,20 +94,45 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class PTQConfig:
-    """Post-training quantization. `percentile` counts for `calibration_method = "percentile"` only."""
+class PTQSteps:
+    """What is done to a network between folding and INT8, without training.
+
+    `calibration_method`: how the range of an activation is chosen; `auto`: tensor by tensor, by the error at the layer's output.
+    `percentile` counts for `percentile` and as a candidate of `auto`. `smoothing` scales channels between a norm or GRN and the
+    layer after it (SmoothQuant, arXiv 2211.10438), with `smoothing_alpha` or, None, what suits each layer, which may be nothing.
+    `bias_correction` keeps the mean of every channel (1906.04721). `reconstruction` learns which way each weight is rounded
+    (AdaRound, 2004.10568), block by block, in `reconstruction_steps` each.
+    """
+
+    calibration_method: Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"] = "auto"
+    percentile: float = 99.99
+    smoothing: bool = True
+    smoothing_alpha: float | None = None
+    bias_correction: bool = True
+    reconstruction: bool = False
+    reconstruction_steps: int = 300
+
+    def __post_init__(self) -> None:
+        require(50 < self.percentile <= 100, "percentile", self.percentile, "50 < value <= 100")
+        if self.smoothing_alpha is not None:
+            require(0 <= self.smoothing_alpha <= 1, "smoothing_alpha", self.smoothing_alpha, "0 to 1")
+            require(self.smoothing, "smoothing_alpha", self.smoothing_alpha, "only with smoothing = true")
+        require(self.reconstruction_steps >= 1, "reconstruction_steps", self.reconstruction_steps, ">= 1")
+
+
+@dataclass(frozen=True)
+class PTQConfig(PTQSteps):
+    """Post-training quantization with the steps given. `sites`: pattern over layer names → choice, see `quantization.scheme`."""
 
     kind: ClassVar[str] = "ptq"
     target: str = "tensorrt"
-    calibration_method: Literal["minmax", "percentile"] = "percentile"
-    percentile: float = 99.99
+    sites: dict[str, str] = field(default_factory=dict)
     calibration_images: int = 512
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        require(50 < self.percentile <= 100, "percentile", self.percentile, "50 < value <= 100")
-        require(self.calibration_images >= 1, "calibration_images", self.calibration_images, ">= 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+        super().__post_init__()
+        _check_calibration(self.calibration_images, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -128,6 +153,39 @@ class QATConfig:
 
     def __post_init__(self) -> None:
         _check_distillation(self.temperature, self.distill_loss_weight)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Climb from the cheapest method of quantization to the strongest, and stop at the first that loses too little to matter.
+
+    A rung is good enough when it loses at most `max_drop_pp` percentage points of top-1, luck included (see `stages.quantize`), on
+    `selection_images` training images that no other step sees. `method`: `ptq` ends before training, `qat` goes to training
+    at once, from the best of the rest, and `auto` trains only if nothing else is good enough. `time_budget_s`: no rung is begun
+    that would not end within it; the first one always is. Training settings are those of `QATConfig`.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    target: str = "tensorrt"
+    sites: dict[str, str] = field(default_factory=dict)
+    method: Literal["auto", "ptq", "qat"] = "auto"
+    max_drop_pp: float = 0.2
+    calibration_images: int = 512
+    selection_images: int = 1024
+    batch_size: int = 64
+    time_budget_s: float | None = None
+    fit: FitConfig = field(default_factory=lambda: QATConfig().fit)
+    teacher: str | None = None
+    temperature: float = 1.0
+    distill_loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_calibration(self.calibration_images, self.batch_size)
+        _check_distillation(self.temperature, self.distill_loss_weight)
+        require(0 < self.max_drop_pp <= 100, "max_drop_pp", self.max_drop_pp, "more than 0, up to 100")
+        require(self.selection_images >= 1, "selection_images", self.selection_images, ">= 1")
+        if self.time_budget_s is not None:
+            require(self.time_budget_s > 0, "time_budget_s", self.time_budget_s, "> 0")
 
 
 @dataclass(frozen=True)
@@ -164,7 +222,13 @@ def _check_distillation(temperature: float, weight: float) -> None:
     require(0 <= weight <= 1, "distill_loss_weight", weight, "0 to 1")
 
 
-StageConfig = TrainConfig | DistillConfig | PTQConfig | QATConfig | ONNXConfig | TensorRTConfig
+def _check_calibration(images: int, batch_size: int) -> None:
+    require(images >= 1, "calibration_images", images, ">= 1")
+    require(batch_size >= 1, "batch_size", batch_size, ">= 1")
+
+
+StageConfig = TrainConfig | DistillConfig | PTQConfig | QATConfig | QuantizeConfig | ONNXConfig | TensorRTConfig
 CONFIGS: dict[str, type[StageConfig]] = {
-    config.kind: config for config in (TrainConfig, DistillConfig, PTQConfig, QATConfig, ONNXConfig, TensorRTConfig)
+    config.kind: config
+    for config in (TrainConfig, DistillConfig, PTQConfig, QATConfig, QuantizeConfig, ONNXConfig, TensorRTConfig)
 }

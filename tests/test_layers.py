@@ -17,6 +17,7 @@ ROOT = Path(convnext_deploy.__file__).parent
 LAYERS = (
     (
         "errors",
+        "statistics",
         "distributed",
         "fit_config",
         "stage_config",
@@ -33,7 +34,7 @@ LAYERS = (
     ("stages", "runners"),
     ("validation",),
     ("inputs", "pipeline", "execution", "reporting"),
-    ("options", "opening", "api", "start_recipe", "catalog", "conversion"),
+    ("options", "opening", "stage_runs", "api", "start_recipe", "catalog", "conversion"),
     ("cli", "__main__", "__init__"),
 )
 BUILDING_BLOCKS = (*LAYERS[1], *LAYERS[2])

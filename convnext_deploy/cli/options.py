@@ -134,11 +134,16 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "calibration_images": click.option(
         "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
     ),
+    "selection_images": click.option(
+        "--selection-images",
+        type=POSITIVE,
+        help="Other training images, by which the method is chosen.  [default: 1024]",
+    ),
     "max_drop": click.option(
         "--max-drop",
         "max_top1_drop_pp",
         type=click.FloatRange(0, 100),
-        help="Largest top-1 drop allowed, in percentage points; more ends with exit code 3.  [default: 0.5; validate: none]",
+        help="Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,67 @@ import click
 
 from convnext_deploy.cli.options import collect_options, common_options
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType):
+    """`90`, `90s`, `20m` or `1.5h`, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value).strip())
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no time; expected such as 90s, 20m or 1.5h.", param, ctx)
+        return float(found[1]) * _SECONDS[found[2] or "s"]
+
 
 @click.command("quantize")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
-    "--method",
-    type=click.Choice(["ptq", "qat"]),
-    default="ptq",
+    "--target",
+    type=click.Choice(["tensorrt", "tensorrt-depthwise", "onnxruntime", "openvino"]),
+    default="tensorrt",
     show_default=True,
-    help="ptq: calibration alone; qat: calibration, then training of weights and scales.",
+    help="Where it will run; that decides what is quantized, and how.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "ptq", "qat"]),
+    default="auto",
+    show_default=True,
+    help="ptq: without training; qat: with training at once; auto: training only if nothing else is good enough.",
 )
 @click.option(
     "--calibration-method",
-    type=click.Choice(["percentile", "minmax"]),
-    default="percentile",
-    show_default=True,
-    help="How the range of an activation is chosen.",
+    type=click.Choice(["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]),
+    help="Quantize once, with ranges chosen so, instead of looking for the cheapest method that does.",
+)
+@click.option(
+    "--time-budget",
+    "time_budget_s",
+    type=Duration(),
+    metavar="TIME",
+    help="Begin nothing that would not end within it, such as 90s, 20m or 1h.  [default: no limit]",
 )
 @click.option("--model", help="Model that CHECKPOINT must hold; found from its shapes if not given.")
 @common_options(
-    "data", "out", "max_drop", "calibration_images", "image_size", "crop_pct", "batch_size", "epochs", "base_learning_rate",
-    "flip_probability", "compile", "seed", "device", "workers", "cache_dir", "tensorboard",
+    "data", "out", "max_drop", "calibration_images", "selection_images", "image_size", "crop_pct", "batch_size", "epochs",
+    "base_learning_rate", "flip_probability", "compile", "seed", "device", "workers", "cache_dir", "tensorboard",
 )  # fmt: skip
 def command(checkpoint: Path, as_json: bool, **values: Any) -> None:
-    """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 and measure what it cost."""
+    """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 and measure what it cost.
+
+    It climbs from the cheapest method to the strongest and stops at the first that keeps the drop of top-1 within --max-drop,
+    judged on training images set aside; the validation images judge the result.
+    """
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 
-    arguments = {name: values.pop(name) for name in ("method", "calibration_method", "model")}
+    names = ("target", "method", "calibration_method", "time_budget_s", "model")
+    arguments = {name: values.pop(name) for name in names}
     result = api.quantize(checkpoint, **arguments, options=collect_options(values))
     show_report(result.report, as_json)

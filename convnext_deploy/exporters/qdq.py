@@ -1,8 +1,9 @@
 """Explicit quantization: rewrite a float ONNX graph so that it says which products run in INT8, as every runtime reads it.
 
 Both inputs of a quantized product come from DequantizeLinear: weights are int8 initializers with a scale per output channel,
-activations have one scale, biases are float. Where a site says so, its output goes through a pair as well. Symmetric int8 is
-what TensorRT's explicit quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
+activations have one scale, biases are float. Where a site says so, its input is moved before, or its output goes through a pair
+as well. Symmetric int8 is what TensorRT's explicit quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point
+too.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ def _quantize_product(
     ]
     axis = _PRODUCTS[node.op_type] if site.weight_scale.ndim else None
     dequantize = helper.make_node("DequantizeLinear", parts, [node.input[1]], f"{name}.weight_dq", axis=axis)
-    return [*_pair(graph, f"{name}.input", activation, node.input[0], site.input), dequantize]
+    moved = []
+    if site.input.shift is not None:
+        shift = _initializer(graph, f"{name}.input_shift", site.input.shift)
+        moved = [helper.make_node("Add", [activation, shift], [f"{name}.input_moved"], f"{name}.input_move")]
+        activation = f"{name}.input_moved"
+    return [*moved, *_pair(graph, f"{name}.input", activation, node.input[0], site.input), dequantize]
 
 
 def _finish_layer(

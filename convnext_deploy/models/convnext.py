@@ -225,6 +225,14 @@ class ConvNeXt(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.apply(initialize)
 
+    def trunk(self) -> list[nn.Module]:
+        """Return stem, blocks and downsampling layers in order: what maps images to the features before the pooling."""
+        return [
+            part
+            for downsample, stage in zip(self.downsample_layers, self.stages, strict=True)
+            for part in (downsample, *stage)  # type: ignore[misc]  # a ModuleList does not know what it holds
+        ]
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(N, C_in, H, W)` to logits `(N, num_classes)`."""
         x = images

@@ -167,7 +167,7 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
     """Do the rewrites inside the network, in place."""
     folds: list[Fold] = []
     kept: list[Kept] = []
-    for rewrite, source, target in _places(network):
+    for rewrite, source, target in places(network):
         if rewrite not in rewrites:
             continue
         if target is None:
@@ -179,7 +179,7 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
     return folds, kept
 
 
-def _places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
+def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
     """Yield each rewrite, the module that has the constants, and the layer that they go into (None: there is none), by name."""
     for s, layers in enumerate(network.downsample_layers):
         names = [f"downsample_layers.{s}.{name}" for name, _ in layers.named_children()]

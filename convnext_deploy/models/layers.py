@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 
 class GRN(nn.Module):
-    """Global response normalization over the pixels of each image: `gamma * (x * Nx) + beta + x`; `beta` None: without it.
+    """Global response normalization over the pixels of each image: `gamma * (x * Nx) + beta + gain * x`.
 
-    `Gx` is the L2 norm of each channel over (H, W), `Nx = Gx / (mean of Gx over the channels + 1e-6)`.
+    `beta` None is 0, `gain` None is 1 for all channels, as in the paper; with another gain, the channels that leave can be
+    scaled without another operation. `Gx` is the L2 norm of each channel over (H, W), `Nx = Gx / (mean of Gx over the channels +
+    1e-6)`.
 
     Source: ConvNeXt V2, arXiv 2301.00808, section 3.2, algorithm 1.
     """
@@ -25,6 +27,7 @@ class GRN(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))  # None after fold.drop_identities
+        self.gain: nn.Parameter | None = None  # (1, 1, 1, channels) after smoothing
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
@@ -32,7 +35,7 @@ class GRN(nn.Module):
         gx = torch.linalg.vector_norm(_at_least_float32(x), dim=(1, 2), keepdim=True)
         nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
         # gamma * (x * nx) + x is x times one factor per image and channel, so the large tensor is read twice and not four times.
-        factor = 1.0 + self.gamma * nx
+        factor = (1.0 if self.gain is None else self.gain) + self.gamma * nx
         y: Tensor = x * factor.to(x.dtype)
         return y if self.beta is None else y + self.beta.to(x.dtype)
 

@@ -72,11 +72,11 @@ class _RoundIntoGrid(torch.autograd.Function):
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
     """Return the integers of `x` as float32: round half to even, then saturate, as ONNX's QuantizeLinear does."""
-    scale, zero_point = _broadcast(scale, x), _broadcast(zero_point, x)
+    scale, zero_point = spread(scale, x), spread(zero_point, x)
     return torch.round(x / scale).add_(zero_point).clamp_(scheme.quant_min, scheme.quant_max)
 
 
-def _broadcast(qparam: Tensor, x: Tensor) -> Tensor:
+def spread(qparam: Tensor, x: Tensor) -> Tensor:
     return qparam.view(-1, *[1] * (x.ndim - 1)) if qparam.ndim else qparam
 
 
@@ -164,6 +164,6 @@ class FakeQuantize(nn.Module):
             return x
         if not self.enabled:
             return x
-        scale, zero_point = (_broadcast(qparam, x) for qparam in self.qparams())
+        scale, zero_point = (spread(qparam, x) for qparam in self.qparams())
         result: Tensor = _LearnedGrid.apply(x.float(), scale, zero_point, self.scheme.quant_min, self.scheme.quant_max)
         return result

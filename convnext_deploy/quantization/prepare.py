@@ -1,9 +1,9 @@
-"""Put quantizers into a model, calibrate them, and read them out for export."""
+"""Put quantizers into a model, take them out again, and read them out for export."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,15 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnext_deploy.errors import DeployError
-from convnext_deploy.quantization.fake_quantize import INT32_MAX, FakeQuantize, quantize, round_bias
-from convnext_deploy.quantization.observers import (
-    MinMaxObserver,
-    Observer,
-    PercentileObserver,
-    choose_qparams,
-    weight_qparams,
-)
+from convnext_deploy.errors import RecipeError
+from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize, round_bias, spread
 from convnext_deploy.quantization.scheme import QuantizationScheme
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,6 +27,7 @@ class QuantizedLinear(nn.Linear):
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
     output_quantizer: FakeQuantize | None
+    recentred: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Linear's)
         """Map `(..., in_features)` to `(..., out_features)`."""
@@ -47,6 +41,7 @@ class QuantizedConv2d(nn.Conv2d):
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
     output_quantizer: FakeQuantize | None
+    recentred: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Conv2d's)
         """Map `(N, C, H, W)` to `(N, C', H', W')`."""
@@ -79,13 +74,20 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
     Raises: RecipeError: if the scheme leaves every layer in float, or an override matches no layer; the model is then unchanged.
     """
     layers = {name: module for name, module in model.named_modules() if type(module) in _REPLACEMENTS}
-    for name, grids in scheme.select(layers).items():
+    chosen = scheme.select(layers)
+    for name, grids in chosen.items():
+        if grids.recentred and any(getattr(layers[name], "padding", ())):
+            raise RecipeError(
+                f"sites: '{name}' pads its input with zeros, which a moved input would no longer be; choose 'int8' for it."
+            )
+    for name, grids in chosen.items():
         layer = layers[name]
         # The class changes and nothing else, so weights, hooks and sharing stay as they are.
         layer.__class__ = _REPLACEMENTS[type(layer)]
         layer.input_quantizer = FakeQuantize(grids.input, None)
         layer.weight_quantizer = FakeQuantize(grids.weight, layer.weight.shape[0] if grids.weight.per_channel else None)
         layer.output_quantizer = None if grids.output is None else FakeQuantize(grids.output, None)
+        layer.recentred = grids.recentred
         layer.to(layer.weight.device)
     return model
 
@@ -107,57 +109,6 @@ def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
     return found
 
 
-def observer_factory(method: str, percentile: float) -> Callable[[], Observer]:
-    """Return what makes an observer: `minmax` or `percentile`."""
-    return MinMaxObserver if method == "minmax" else lambda: PercentileObserver(percentile)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor], create_observer: Callable[[], Observer]) -> None:
-    """Run `batches` through the float model once and fix every grid: activations as observed, weights at their extremes.
-
-    Args:
-        model: prepared; in evaluation mode.
-        batches: normalized images `(N, C, H, W)` on the model's device.
-        create_observer: called once per quantized activation.
-
-    Raises: DeployError: if there is no batch, or a site sees values that are not finite.
-    """
-    quantizers = activation_quantizers(model)
-    for quantizer in quantizers.values():
-        quantizer.observer = create_observer()
-    seen = 0
-    with quantizers_disabled(model):
-        for images in batches:
-            model(images)
-            seen += len(images)
-    if seen == 0:
-        raise DeployError("there are no calibration images; at least one is needed.")
-    for place, quantizer in quantizers.items():
-        assert quantizer.observer is not None  # set above
-        low, high = quantizer.observer.value_range()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise DeployError(f"the {place} is not finite on the calibration images ({low} to {high}).")
-        device = quantizer.zero_point.device
-        limits = torch.tensor(low, device=device), torch.tensor(high, device=device)
-        quantizer.freeze(*choose_qparams(*limits, quantizer.scheme))
-        quantizer.observer = None
-    for _, layer in quantized_layers(model):
-        freeze_weight(layer, *weight_qparams(layer.weight, layer.weight_quantizer.scheme))
-
-
-@torch.no_grad()
-def freeze_weight(layer: QuantizedLayer, scale: Tensor, zero_point: Tensor) -> None:
-    """Fix the grid of a layer's weight, after that of its input: wide enough for the bias where that is held in int32.
-
-    A dead channel has so small a scale that its bias would take more than 32 bits, and be cut off.
-    """
-    if layer.output_quantizer is not None and layer.bias is not None:
-        least = layer.bias.abs() / (INT32_MAX * layer.input_quantizer.scale)
-        scale = torch.maximum(scale, least if scale.ndim else least.max())
-    layer.weight_quantizer.freeze(scale, zero_point)
-
-
 @contextmanager
 def quantizers_disabled(model: nn.Module) -> Iterator[None]:
     """Within the block the model computes in float, exactly as before `prepare`."""
@@ -177,17 +128,21 @@ def without_quantizers(model: Model) -> Model:
     model = copy.deepcopy(model)
     originals = {quantized: plain for plain, quantized in _REPLACEMENTS.items()}
     for _, layer in list(quantized_layers(model)):
-        del layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer
+        del layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer, layer.recentred
         layer.__class__ = originals[type(layer)]  # type: ignore[assignment]  # the reverse of prepare
     return model
 
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """The grid of an input or output in numbers: float32 scale and, in the type of the integers, zero point; both `()`."""
+    """The grid of an input or output in numbers: float32 scale and, in the type of the integers, zero point; both `()`.
+
+    `shift`, `()` float32: what is to be added to the values before they are quantized; None: nothing.
+    """
 
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int8] | NDArray[np.uint8]
+    shift: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,17 +162,27 @@ class QuantizedSite:
 
 @torch.no_grad()
 def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
-    """Return the integers and scales of every site by layer name: the very numbers that the fake quantizers compute with."""
+    """Return the integers and scales of every site by layer name: the very numbers that the fake quantizers compute with.
+
+    A runtime without zero points gets a recentred input moved by a whole number of steps, `x + scale * zero_point`, so that its
+    symmetric integers are those of the asymmetric grid; what the weight makes of the move goes out of the bias, exactly.
+    """
     sites: dict[str, QuantizedSite] = {}
     for name, layer in quantized_layers(model):
         weight = layer.weight_quantizer
         scale, zero_point = weight.qparams()
         integers = quantize(layer.weight, scale, zero_point, weight.scheme)
-        bias = _bias(layer)
+        grid, bias = _read_grid(layer.input_quantizer), _bias(layer)
+        if layer.recentred and grid.zero_point:
+            shift = layer.input_quantizer.scale.double() * int(grid.zero_point)
+            moved = (integers.double() * spread(scale.double(), integers)).flatten(1).sum(1) * shift
+            bias = ((0.0 if bias is None else bias.double()) - moved).float()
+            zero = np.zeros_like(grid.zero_point)
+            grid = ActivationGrid(grid.scale, zero, np.array(shift.item(), np.float32))
         sites[name] = QuantizedSite(
             integers.cpu().numpy().astype(np.int8),
             scale.cpu().numpy(),
-            _read_grid(layer.input_quantizer),
+            grid,
             None if layer.output_quantizer is None else _read_grid(layer.output_quantizer),
             None if bias is None or bias is layer.bias else bias.cpu().numpy(),
         )

@@ -40,12 +40,16 @@ class TensorScheme:
 class LayerScheme:
     """The grids of one quantized layer: of its input, its weight, and its output where that is quantized too.
 
+    `recentred`: the input's grid has a zero point though the target knows none; the exported graph moves the input before it is
+    quantized, and the bias takes the move back.
+
     Raises: RecipeError: if the weight's grid is not symmetric, or an activation has a scale per channel. No target knows these.
     """
 
     input: TensorScheme
     weight: TensorScheme
     output: TensorScheme | None = None
+    recentred: bool = False
 
     def __post_init__(self) -> None:
         if not self.weight.symmetric:
@@ -60,8 +64,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "float": (),
     "int8": ("input", "weight"),
     "int8-output": ("input", "weight", "output"),
+    "int8-recentred": ("input", "weight"),
 }
-"""What may be chosen for a layer → which of its tensors are quantized. The grids are those of the target."""
+"""What may be chosen for a layer → which of its tensors are quantized. The grids are those of the target; see `LayerScheme`."""
 
 Rules = tuple[tuple[str, str], ...]  # pattern over layer names, as `fnmatch` reads it → choice
 
@@ -103,10 +108,14 @@ class QuantizationScheme:
 
     def layer(self, layer_name: str) -> LayerScheme | None:
         """Return the grids of a layer, None for a layer in float. Raises: as `choice`."""
-        tensors = CHOICES[self.choice(layer_name)]
+        choice = self.choice(layer_name)
+        tensors = CHOICES[choice]
         if not tensors:
             return None
-        return LayerScheme(self.activation, self.weight, self.activation if "output" in tensors else None)
+        output = self.activation if "output" in tensors else None
+        if choice == "int8-recentred" and self.activation.symmetric:
+            return LayerScheme(replace(self.activation, symmetric=False), self.weight, output, recentred=True)
+        return LayerScheme(self.activation, self.weight, output)
 
     def is_site(self, layer_name: str) -> bool:
         """Whether the layer of that name is quantized. Raises: as `choice`."""
@@ -116,7 +125,7 @@ class QuantizationScheme:
         """Return the scheme with other choices for some layers, in place of those that it had.
 
         Args:
-            overrides: pattern over layer names, such as `stages.3.*` → `float`, `int8` or `int8-output`.
+            overrides: pattern over layer names, such as `stages.3.*` → `float`; see `CHOICES`.
 
         Raises: RecipeError: if there is no such choice.
         """
@@ -167,6 +176,8 @@ _S8_PER_CHANNEL = TensorScheme(-128, 127, symmetric=True, per_channel=True)
 _U8 = TensorScheme(0, 255, symmetric=False, per_channel=False)
 
 _POINTWISE = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8"))
+# The second linear layer reads a GELU, whose values begin at -0.17: a symmetric grid would leave half its codes unused.
+_RECENTRED = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8-recentred"))
 _DOWNSAMPLING = ("downsample_layers.[123].1", "int8")
 
 SCHEMES: dict[str, QuantizationScheme] = {
@@ -175,12 +186,12 @@ SCHEMES: dict[str, QuantizationScheme] = {
         # TensorRT runs a product in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when the
         # outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split into
         # padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
-        QuantizationScheme("tensorrt", (*_POINTWISE, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
+        QuantizationScheme("tensorrt", (*_RECENTRED, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
         # Standard TensorRT has kernels of depthwise convolutions with INT8 on both sides, and takes slower ones where the norm
         # reads float; so the convolution's output, which is the norm's input, is quantized (Model Optimizer, pull request 1117).
         QuantizationScheme(
             "tensorrt-depthwise",
-            (*_POINTWISE, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
+            (*_RECENTRED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
             _S8,
             _S8_PER_CHANNEL,
         ),

@@ -10,11 +10,11 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.reporting.record import StageRow
+from convnext_deploy.statistics import SIGNIFICANCE
 from convnext_deploy.validation.changes import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.validation.gate import judge, measure_drop
 from convnext_deploy.validation.measure import Measurement
 from convnext_deploy.validation.score import Score
-from convnext_deploy.validation.statistics import SIGNIFICANCE
 
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_CLASSES = 3  # classes in a remark

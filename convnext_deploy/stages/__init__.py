@@ -11,11 +11,12 @@ from convnext_deploy.stage_config import (
     ONNXConfig,
     PTQConfig,
     QATConfig,
+    QuantizeConfig,
     StageConfig,
     TensorRTConfig,
     TrainConfig,
 )
-from convnext_deploy.stages import distill, onnx, ptq, qat, tensorrt, train
+from convnext_deploy.stages import distill, onnx, ptq, qat, quantize, tensorrt, train
 from convnext_deploy.stages.context import StageContext
 
 Stage = Callable[[Any, Artifact | None, StageContext], Artifact]
@@ -26,6 +27,7 @@ STAGES: dict[type[StageConfig], Stage] = {
     DistillConfig: distill.run,
     PTQConfig: ptq.run,
     QATConfig: qat.run,
+    QuantizeConfig: quantize.run,
     ONNXConfig: onnx.run,
     TensorRTConfig: tensorrt.run,
 }

@@ -41,7 +41,7 @@ class StageContext:
     """`output` is the new, empty folder to write into. `data` is opened when a stage first asks for it.
 
     `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
-    `keep_pixels` small images are kept there too, and not in memory.
+    `keep_pixels` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source.
     """
 
     name: str
@@ -55,6 +55,7 @@ class StageContext:
     keep_pixels: bool = False
     teachers: tuple[Artifact, ...] = ()
     weights: Artifact | None = None
+    baseline: Artifact | None = None
     store: TrainingStore | None = None
 
 

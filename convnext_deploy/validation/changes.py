@@ -13,8 +13,8 @@ import numpy as np
 
 from convnext_deploy.artifact import write_text
 from convnext_deploy.data.sources import Data, FolderImages
+from convnext_deploy.statistics import LEAST_DISCORDANT, holm_p_values, mcnemar_p_value
 from convnext_deploy.validation.score import Score
-from convnext_deploy.validation.statistics import LEAST_DISCORDANT, holm_p_values, mcnemar_p_value
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 
 from convnext_deploy.errors import DataError
 from convnext_deploy.recipe import Gate
+from convnext_deploy.statistics import images_needed, mcnemar_p_value, paired_difference_interval
 from convnext_deploy.validation.score import Score
-from convnext_deploy.validation.statistics import images_needed, mcnemar_p_value, paired_difference_interval
 
 _ROUNDING_PP = 1e-9  # what the arithmetic of percentages may add
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_deploy.validation.statistics import images_needed, mcnemar_p_value, paired_difference_interval
+from convnext_deploy.statistics import images_needed, mcnemar_p_value, paired_difference_interval
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 DRAWS = 2000

@@ -1,0 +1,92 @@
+"""Walk through a network block by block, with what each block gets in float and what it gets from quantized blocks before it.
+
+So every change to a block is made knowing the errors that arrive there, and it can undo a part of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers, quantizers_disabled
+
+MOST_BYTES = 1 << 28  # of the largest tensor between two blocks; four of them are held at once
+_AT_ONCE = 32
+
+Adjust = Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+"""Given a block, its inputs in float and behind quantized blocks, and its float outputs: change its parameters."""
+
+
+def run_block(block: nn.Module, x: Tensor, *, quantized: bool) -> Tensor:
+    """Return the outputs of a block, computed a few images at a time."""
+    if quantized:
+        return torch.cat([block(part) for part in x.split(_AT_ONCE)])
+    with quantizers_disabled(block):
+        return torch.cat([block(part) for part in x.split(_AT_ONCE)])
+
+
+@torch.no_grad()
+def walk(
+    blocks: Sequence[nn.Module], images: Tensor, adjust: Adjust, advance: Callable[[], None] = lambda: None
+) -> None:
+    """Call `adjust` for every block that has quantized layers, from the first block to the last.
+
+    Args:
+        blocks: which, one after the other, make up the network, or its beginning; calibrated.
+        images: `(N, C, H, W)`, normalized; as many are taken as `MOST_BYTES` has room for, one at least.
+        adjust: see `Adjust`.
+        advance: called after every block.
+    """
+    with quantizers_disabled(blocks[0]):
+        largest = max(images[:1].nbytes, blocks[0](images[:1]).nbytes)
+    floats = arriving = images[: max(1, MOST_BYTES // largest)]
+    for block in blocks:
+        expected = run_block(block, floats, quantized=False)
+        if any(True for _ in quantized_layers(block)):
+            adjust(block, floats, arriving, expected)
+        arriving = run_block(block, arriving, quantized=True)
+        floats = expected
+        advance()
+
+
+def correct_biases(blocks: Sequence[nn.Module], images: Tensor, advance: Callable[[], None] = lambda: None) -> None:
+    """Move every bias so that the mean of its layer's output is what it was in float, channel by channel.
+
+    Layers are corrected one after the other, each behind those corrected before it.
+
+    Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
+        section 4.2 and appendix D (the empirical form).
+    """
+    walk(blocks, images, _correct, advance)
+
+
+def _correct(block: nn.Module, floats: Tensor, arriving: Tensor, expected: Tensor) -> None:
+    layers = [layer for _, layer in quantized_layers(block) if layer.bias is not None]
+    with quantizers_disabled(block):
+        wanted = _output_means(block, layers, floats)
+    for layer in layers:
+        (found,) = _output_means(block, [layer], arriving)
+        layer.bias += (wanted.pop(0) - found).to(layer.bias.dtype)  # type: ignore[operator]  # chosen so above
+
+
+def _output_means(block: nn.Module, layers: Sequence[QuantizedLayer], x: Tensor) -> list[Tensor]:
+    """Return the mean output of each layer by channel, `(out,)` float64, when a block gets `x`."""
+    sums = {layer: torch.zeros(len(layer.weight), dtype=torch.float64, device=x.device) for layer in layers}
+    counts = dict.fromkeys(layers, 0)
+
+    def take(layer: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        rows = output.flatten(0, -2) if isinstance(layer, nn.Linear) else output.permute(0, 2, 3, 1).flatten(0, 2)
+        sums[layer] += rows.sum(dim=0, dtype=torch.float64)  # type: ignore[index]  # hooked below
+        counts[layer] += len(rows)  # type: ignore[index]
+
+    hooks = [layer.register_forward_hook(take) for layer in layers]
+    try:
+        for part in x.split(_AT_ONCE):
+            block(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [sums[layer] / counts[layer] for layer in layers]

@@ -1,0 +1,147 @@
+"""What each quantized layer costs, alone, and the fewest layers to keep in float that a budget asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers
+
+_MOST_TRIALS = 12
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What quantizing one layer alone does to the logits.
+
+    `kl` is the mean over images of the Kullback-Leibler divergence from the float to the quantized class probabilities, in nats;
+    `changed` the fraction of images whose first guess is another; `macs` the layer's multiply-accumulates per image.
+    """
+
+    layer: str
+    kl: float
+    changed: float
+    macs: int
+
+
+def kl_divergence(logits: Tensor, other: Tensor) -> float:
+    """Return the mean over rows of KL(softmax(logits) || softmax(other)), both `(N, classes)`, in nats, >= 0."""
+    first, second = logits.double().log_softmax(1), other.double().log_softmax(1)
+    return max(0.0, (first.exp() * (first - second)).sum(1).mean().item())
+
+
+def signal_to_noise_db(logits: Tensor, other: Tensor) -> float:
+    """Return ten times the decimal logarithm of the power of `logits` over that of the difference, both `(N, classes)`."""
+    noise = (logits - other).double().square().sum().item()
+    return 10 * math.log10(max(logits.double().square().sum().item(), 1e-300) / noise) if noise else math.inf
+
+
+@torch.no_grad()
+def compute_logits(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
+    """Return the logits `(N, classes)` of images `(N, C, H, W)`."""
+    return torch.cat([model(part) for part in images.split(batch_size)])
+
+
+@contextmanager
+def only_quantized(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Within the block these layers alone compute with their quantizers."""
+    before = []
+    for name, layer in quantized_layers(model):
+        for quantizer in _quantizers(layer):
+            before.append((quantizer, quantizer.enabled))
+            quantizer.enabled = name in names
+    try:
+        yield
+    finally:
+        for quantizer, enabled in before:
+            quantizer.enabled = enabled
+
+
+def _quantizers(layer: QuantizedLayer) -> list[nn.Module]:
+    found = (layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer)
+    return [quantizer for quantizer in found if quantizer is not None]
+
+
+def measure_sensitivity(
+    model: nn.Module, images: Tensor, reference: Tensor, advance: Callable[[], None] = lambda: None
+) -> tuple[Effect, ...]:
+    """Measure every layer alone; the most harmful comes first.
+
+    Args:
+        model: calibrated.
+        images: `(N, C, H, W)`, normalized.
+        reference: float logits `(N, classes)` of the same images.
+        advance: called after every layer.
+    """
+    macs = count_macs(model, images[:1])
+    effects = []
+    for name, _ in quantized_layers(model):
+        with only_quantized(model, [name]):
+            found = compute_logits(model, images)
+        changed = (found.argmax(1) != reference.argmax(1)).double().mean().item()
+        effects.append(Effect(name, kl_divergence(reference, found), changed, macs[name]))
+        advance()
+    return tuple(sorted(effects, key=lambda effect: (-effect.kl, effect.layer)))
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Return the multiply-accumulates of every quantized layer for one image, by running one, `(1, C, H, W)`."""
+    counts: dict[str, int] = {}
+    hooks = []
+    for name, layer in quantized_layers(model):
+
+        def take(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
+            assert isinstance(module, nn.Linear | nn.Conv2d)
+            # every output value is a sum over one row of the weight
+            counts[name] = output[0].numel() * module.weight[0].numel()
+
+        hooks.append(layer.register_forward_hook(take))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def choose_float_layers(
+    model: nn.Module, effects: Sequence[Effect], passes: Callable[[], bool], most: int = _MOST_TRIALS
+) -> tuple[str, ...] | None:
+    """Choose layers to keep in float so that the rest passes: the most harm per multiply-accumulate goes first.
+
+    Then every chosen layer that is not needed goes back, the dearest first, so that few and cheap ones stay.
+
+    Args:
+        model: calibrated; its quantizers work again as before when this returns.
+        effects: of `measure_sensitivity`.
+        passes: whether the model, with the quantizers that work now, is good enough.
+        most: number of layers that may be in float.
+
+    Returns: their names, None if no choice passes.
+    """
+    order = sorted(effects, key=lambda effect: -effect.kl / max(1, effect.macs))
+    names = [effect.layer for effect in effects]
+    macs: Mapping[str, int] = {effect.layer: effect.macs for effect in effects}
+
+    def good(in_float: Sequence[str]) -> bool:
+        with only_quantized(model, [name for name in names if name not in in_float]):
+            return passes()
+
+    chosen: list[str] = []
+    for effect in order[: min(most, len(order) - 1)]:
+        chosen.append(effect.layer)
+        if good(chosen):
+            break
+    else:
+        return None
+    for name in sorted(chosen[:-1], key=lambda name: -macs[name]):
+        fewer = [kept for kept in chosen if kept != name]
+        if good(fewer):
+            chosen = fewer
+    return tuple(chosen)

@@ -1,0 +1,48 @@
+"""From the stages that a verb wants to a run of the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.sources import Data
+from convnext_deploy.inputs import open_weights
+from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.opening import say_notes
+from convnext_deploy.options import Options, create_settings
+from convnext_deploy.pipeline import RunResult, run_recipe
+from convnext_deploy.recipe import Recipe, StageEntry
+from convnext_deploy.stage_config import DistillConfig, PTQConfig, QuantizeConfig, TrainConfig
+
+
+def run_stages(
+    name: str,
+    stages: tuple[StageEntry, ...],
+    options: Options,
+    source: Artifact | None,
+    data: Data | None,
+    source_path: Path | None,
+) -> RunResult:
+    """Run stages in order; `source_path` is where `source` was opened from."""
+    recipe = Recipe(
+        name=name,
+        stages=stages,
+        data=None if data is None else data.name,
+        source=None if source_path is None else str(source_path),
+        seed=options.seed,
+    )
+    check_names(recipe)
+    if data is not None:
+        say_notes(data, options.progress)
+    return run_recipe(recipe, create_settings(options, name, data), source, data, open_weights(recipe))
+
+
+def check_names(recipe: Recipe) -> None:
+    """Resolve every name that a stage would look up later, so that a wrong one costs no training."""
+    from convnext_deploy.quantization.scheme import resolve_scheme
+
+    for stage in recipe.stages:
+        if isinstance(stage.config, TrainConfig | DistillConfig):
+            resolve_variant(stage.config.model.name)
+        elif isinstance(stage.config, PTQConfig | QuantizeConfig):
+            resolve_scheme(stage.config.target, stage.config.sites)

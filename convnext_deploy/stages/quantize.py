@@ -1,0 +1,314 @@
+"""The ladder: from the cheapest way to INT8 to the strongest, until one loses too little to matter.
+
+A rung is judged on training images that no other step has seen, never on the validation images, which judge the result. Of a few
+hundred or thousand images, top-1 says little: gains and losses cancel. So a rung must hold two things against the budget. The
+drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the drop that the float network's own
+probabilities expect of the answers that changed, plus what chance may add to it on `JUDGED_ON` images, with probability 0.95.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.distributed import from_first
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.fold import Folding
+from convnext_deploy.quantization.prepare import prepare, without_quantizers
+from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
+from convnext_deploy.quantization.sensitivity import (
+    Effect,
+    choose_float_layers,
+    compute_logits,
+    kl_divergence,
+    measure_sensitivity,
+    signal_to_noise_db,
+)
+from convnext_deploy.stage_config import PTQSteps, QATConfig, QuantizeConfig
+from convnext_deploy.stages.context import StageContext, require_source, write_torch_artifact
+from convnext_deploy.stages.post_training import Images, choose_images, open_folded, quantize_network
+from convnext_deploy.stages.qat import check_teachers, train_quantized, training_seconds
+from convnext_deploy.statistics import paired_difference_interval
+
+JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to climb
+_Z95_ONE_SIDED = 1.6448536269514722
+_SENSITIVITY_IMAGES = 256
+_NAMED = 5  # layers in a message
+
+BARE = PTQSteps("minmax", smoothing=False, bias_correction=False)
+RUNGS: dict[str, PTQSteps] = {
+    "min-max": BARE,
+    "ranges by error": dataclasses.replace(BARE, calibration_method="auto"),
+    "smoothing": PTQSteps(bias_correction=False),
+    "bias correction": PTQSteps(),
+    "learned rounding": PTQSteps(reconstruction=True),
+}
+"""Name → steps, the cheapest first. After them come layers in float, and training."""
+STRONGEST_OF_ONE_PASS = "bias correction"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one rung gave on the selection images. Fractions, percentage points, nats, decibels, seconds.
+
+    `risk_pp`: see the module. `kl` and `sqnr_db` are of the logits against the float network's.
+    """
+
+    name: str
+    top1: float
+    top1_drop_pp: float
+    interval_pp: tuple[float, float]
+    agreement: float
+    kl: float
+    sqnr_db: float
+    risk_pp: float
+    seconds: float
+    passed: bool
+
+
+class Judge:
+    """Compares quantized networks with the float one on the selection images."""
+
+    def __init__(self, folded: ConvNeXt, images: Images, max_drop_pp: float) -> None:
+        self.images, self.max_drop_pp = images, max_drop_pp
+        self.labels = images.labels
+        self.reference = self.logits(folded)
+
+    @torch.no_grad()
+    def logits(self, network: nn.Module) -> Tensor:
+        """Return the logits `(N, classes)` of the selection images, on the CPU."""
+        return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
+
+    def judge(self, name: str, network: nn.Module, seconds: float) -> Rung:
+        """Measure a rung. `seconds`: what making it took."""
+        return self.compare(name, self.logits(network), seconds)
+
+    def compare(self, name: str, logits: Tensor, seconds: float) -> Rung:
+        """Judge logits `(N, classes)`."""
+        before, now = self.reference.argmax(1), logits.argmax(1)
+        right_before, right = before == self.labels, now == self.labels
+        both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
+        lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
+        low, high = paired_difference_interval(both, lost, gained, neither)
+        risk = expected_drop_pp(self.reference, logits)
+        drop = 100.0 * (lost - gained) / len(now)
+        return Rung(
+            name=name,
+            top1=right.double().mean().item(),
+            top1_drop_pp=drop,
+            interval_pp=(100.0 * low, 100.0 * high),
+            agreement=(before == now).double().mean().item(),
+            kl=kl_divergence(self.reference, logits),
+            sqnr_db=signal_to_noise_db(self.reference, logits),
+            risk_pp=risk,
+            seconds=seconds,
+            passed=bool(logits.isfinite().all()) and risk <= self.max_drop_pp and 100.0 * low <= self.max_drop_pp,
+        )
+
+
+def expected_drop_pp(reference: Tensor, logits: Tensor) -> float:
+    """Return the drop of top-1 in percentage points that is to be feared, see the module; both `(N, classes)`, >= 0.
+
+    If the float network's probabilities are right, an image whose answer changes from class a to class b costs `p_a - p_b` of a
+    correct answer on average. The number of changed answers on other images varies, and with it, by at most one each, the drop:
+    its standard deviation on `JUDGED_ON` images is at most the root of their share over that number.
+    """
+    probabilities = reference.double().softmax(1)
+    before, now = reference.argmax(1, keepdim=True), logits.argmax(1, keepdim=True)
+    cost = (probabilities.gather(1, before) - probabilities.gather(1, now)).mean().item()
+    changed = (before != now).double().mean().item()
+    return 100.0 * (cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))
+
+
+@dataclass
+class _Climb:
+    """Where the ladder stands: what was tried, the best of it, and why it ended."""
+
+    rungs: list[Rung]
+    best: int = -1
+    network: ConvNeXt | None = None
+    scheme: QuantizationScheme | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+    effects: tuple[Effect, ...] = ()
+
+    def take(self, rung: Rung, network: ConvNeXt, scheme: QuantizationScheme, details: dict[str, Any]) -> bool:
+        """Take in a rung; the best is the first that passed, otherwise the one with the least risk."""
+        self.rungs.append(rung)
+        if self.best < 0 or rung.passed or rung.risk_pp < self.rungs[self.best].risk_pp:
+            self.best = len(self.rungs) - 1
+            self.network, self.scheme, self.details = network, scheme, details
+        return rung.passed
+
+
+def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) -> Artifact:
+    """Climb, and write the best that was found. Its details have every rung and the reason for the choice.
+
+    Of several processes the first one climbs as far as there is no training, in which all take part.
+    """
+    source = require_source(source, "quantize")
+    scheme = resolve_scheme(config.target, config.sites)
+    check_teachers(source, config.teacher, context)
+    start = time.monotonic()
+    folding = open_folded(source, scheme, context)
+    climb: _Climb = from_first(lambda: _climb(config, scheme, folding, context, start))
+    assert climb.network is not None  # the first rung is always taken
+    assert climb.scheme is not None
+    if not climb.reason:
+        _train(config, source, folding, climb, context)
+    best = climb.rungs[climb.best]
+    context.progress.say(f"{context.name}: {best.name} it is: {climb.reason}")
+    return write_torch_artifact(
+        climb.network,
+        context,
+        model=source.model,
+        preprocess=folding.preprocess,
+        class_names=source.class_names,
+        precision="int8",
+        details={
+            **climb.scheme.details(),
+            **climb.details,
+            "rungs": [dataclasses.asdict(rung) for rung in climb.rungs],
+            "chosen": best.name,
+            "reason": climb.reason,
+            "max_drop_pp": config.max_drop_pp,
+            "sensitivity": [dataclasses.asdict(effect) for effect in climb.effects],
+            "folding": folding.certificate.record(),
+        },
+        source=source,
+    )
+
+
+def _climb(
+    config: QuantizeConfig, scheme: QuantizationScheme, folding: Folding, context: StageContext, start: float
+) -> _Climb:
+    """Try everything before training. The result has no reason where training is to come."""
+    counts = [config.calibration_images, config.selection_images]
+    images, selection = choose_images(counts, folding.preprocess, context, config.batch_size)
+    if not len(selection):
+        selection = images
+        context.progress.say(
+            f"{context.name}: no training images are left to choose by; it is done by those of calibration"
+        )
+    judge = Judge(folding.network, selection, config.max_drop_pp)
+    climb = _Climb([])
+    deadline = math.inf if config.time_budget_s is None else start + config.time_budget_s
+    for name in RUNGS if config.method != "qat" else (STRONGEST_OF_ONE_PASS,):
+        begun = time.monotonic()
+        longest = max((rung.seconds for rung in climb.rungs), default=0.0)
+        if climb.rungs and begun + longest > deadline:
+            climb.reason = f"the time budget of {config.time_budget_s:.0f} s leaves none for '{name}'"
+            break
+        network, details = quantize_network(
+            folding.network, scheme, RUNGS[name], images, context, seed=context.seed, deadline=deadline - longest
+        )
+        rung = judge.judge(name, network, time.monotonic() - begun)
+        details["calibration_images"] = len(images)
+        _say(rung, context)
+        if climb.take(rung, network, scheme, details) and config.method != "qat":
+            climb.reason = _why(rung, config.max_drop_pp)
+            return climb
+    if config.method != "qat":
+        _keep_some_in_float(climb, judge, images, context, config, deadline)
+    if not climb.reason and config.method == "ptq":
+        climb.reason = _nothing(climb, config.max_drop_pp)
+    if not climb.reason and deadline < math.inf:
+        assert climb.network is not None  # there is one rung at least
+        seconds = training_seconds(climb.network, folding.preprocess, config.fit, context)
+        if time.monotonic() + seconds > deadline:
+            climb.reason = f"training would take {seconds:.0f} s, more than the time budget leaves"
+    return climb
+
+
+def _keep_some_in_float(
+    climb: _Climb, judge: Judge, images: Images, context: StageContext, config: QuantizeConfig, deadline: float
+) -> None:
+    """Find out which layers hurt, and try with the worst of them in float."""
+    network, scheme = climb.network, climb.scheme
+    assert network is not None
+    assert scheme is not None
+    begun = time.monotonic()
+    some = images.first(_SENSITIVITY_IMAGES)
+    reference = compute_logits(without_quantizers(network), some)
+    with context.progress.task(f"{context.name}: sensitivity", len(list(_names(network)))) as task:
+        climb.effects = measure_sensitivity(network, some, reference, task.advance)
+    if climb.reason:
+        return
+    found: list[Rung] = []
+
+    def passes() -> bool:
+        if time.monotonic() > deadline:
+            return False
+        found.append(judge.judge("layers in float", network, 0.0))
+        return found[-1].passed
+
+    chosen = choose_float_layers(network, climb.effects, passes)
+    if chosen is None:
+        hurt = ", ".join(effect.layer for effect in climb.effects[:_NAMED])
+        context.progress.say(f"{context.name}: a few layers in float do not do; what hurts most: {hurt}")
+        return
+    narrower = scheme.with_overrides({**dict(scheme.overrides), **dict.fromkeys(chosen, "float")})
+    result = prepare(without_quantizers(network), narrower)
+    kept = result.state_dict().keys()
+    result.load_state_dict({key: value for key, value in network.state_dict().items() if key in kept})
+    rung = judge.judge("layers in float", result, time.monotonic() - begun)
+    _say(rung, context)
+    if climb.take(rung, result, narrower, {**climb.details, "float_layers": list(chosen)}):
+        climb.reason = f"{_why(rung, config.max_drop_pp)}, with {', '.join(chosen)} in float"
+
+
+def _names(network: nn.Module) -> Iterator[str]:
+    from convnext_deploy.quantization.prepare import quantized_layers
+
+    return (name for name, _ in quantized_layers(network))
+
+
+def _train(config: QuantizeConfig, source: Artifact, folding: Folding, climb: _Climb, context: StageContext) -> None:
+    """Train the best rung on, and judge the result."""
+    assert climb.network is not None
+    assert climb.scheme is not None
+    begun = time.monotonic()
+    settings = QATConfig(config.fit, config.teacher, config.temperature, config.distill_loss_weight)
+    network, scheme = climb.network.to(context.device), climb.scheme
+    history = train_quantized(network, folding.network, source, folding.preprocess, settings, context)
+    counts = [config.calibration_images, config.selection_images]
+
+    def judged() -> Rung:
+        images, selection = choose_images(counts, folding.preprocess, context, config.batch_size)
+        judge = Judge(folding.network, selection if len(selection) else images, config.max_drop_pp)
+        return judge.judge("training", network, time.monotonic() - begun)
+
+    rung = from_first(judged)
+    _say(rung, context)
+    passed = climb.take(rung, network, scheme, {**climb.details, "history": history})
+    if config.method == "qat" and not passed and rung.top1_drop_pp <= config.max_drop_pp:
+        climb.best, climb.details = len(climb.rungs) - 1, {**climb.details, "history": history}
+    climb.reason = _why(rung, config.max_drop_pp) if passed else _nothing(climb, config.max_drop_pp)
+
+
+def _say(rung: Rung, context: StageContext) -> None:
+    low, high = rung.interval_pp
+    context.progress.say(
+        f"{context.name}: {rung.name}: top-1 {100 * rung.top1:.2f} %, drop {rung.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}], "
+        f"agreement {100 * rung.agreement:.2f} %, KL {rung.kl:.2g}, {rung.sqnr_db:.1f} dB, risk {rung.risk_pp:.2f} pp, "
+        f"{rung.seconds:.1f} s"
+    )
+
+
+def _why(rung: Rung, max_drop_pp: float) -> str:
+    return f"its risk of {rung.risk_pp:.2f} pp is within the {max_drop_pp:.2f} pp allowed"
+
+
+def _nothing(climb: _Climb, max_drop_pp: float) -> str:
+    best = climb.rungs[climb.best]
+    worst = ", ".join(effect.layer for effect in climb.effects[:_NAMED])
+    hurt = f"; the layers that hurt most are {worst}" if worst else ""
+    return f"no rung's risk is within {max_drop_pp:.2f} pp, and its {best.risk_pp:.2f} pp is the least{hurt}"
