@@ -9,11 +9,10 @@ Reads `float.onnx`, `calibration.npy` and, for accuracy control, `control.npy` a
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -21,45 +20,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peers_meter import Meter
 
 INPUT_NAME = "images"
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx", "nncf", "openvino", "nvidia-modelopt", "torch", "numpy")
-
-
-class Meter:
-    """Seconds of a block, and its peak resident memory in bytes above what the process held at its start."""
-
-    seconds = 0.0
-    peak_bytes: int | None = None
-
-    def __enter__(self) -> Meter:
-        gc.collect()
-        if platform.system() == "Linux":
-            # What was freed but not returned would hide as much of what the block takes.
-            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-                libc.malloc_trim(0)
-            # The high-water mark starts anew, so that it is not that of the imports or, with `ru_maxrss`, of the parent process.
-            Path("/proc/self/clear_refs").write_text("5")
-            self._before = _memory("VmRSS")
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.seconds = time.perf_counter() - self._started
-        if platform.system() == "Linux":
-            self.peak_bytes = _memory("VmHWM") - self._before
-
-
-def _memory(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 @dataclass
@@ -143,17 +111,20 @@ def _onnxruntime(calibration: str, *, defaults: bool = False, signed: bool = Tru
 def _nncf(backend: str, *, transformer: bool = False, control: bool = False) -> Callable[[Task], None]:
     def quantize(task: Task) -> None:
         nncf = importlib.import_module("nncf")
-        # One by one: NNCF warns of inaccurate statistics with batches for transformers, and counts `subset_size` in images.
-        calibration = nncf.Dataset(list(_batches(task.images(), 1)))
+        images = task.images()
+        # In batches, like the others, though NNCF's examples often go image by image: its ranges are means over the batches of each
+        # batch's extremes, and single images cut off what is in few of them, which makes the KL several times as large.
+        size = math.gcd(task.batch_size, len(images))
+        calibration = nncf.Dataset(list(_batches(images, size)))
         settings: dict[str, Any] = {"subset_size": calibration.get_length()}
         if transformer:
             settings["model_type"] = nncf.ModelType.TRANSFORMER
         run: Callable[..., Any] = nncf.quantize
         if control:
             run = nncf.quantize_with_accuracy_control
-            images, labels = np.load(task.work / "control.npy"), np.load(task.work / "control_labels.npy")
-            pairs = [(images[row : row + 1], int(label)) for row, label in enumerate(labels)]
-            settings["validation_dataset"] = nncf.Dataset(pairs, lambda pair: {INPUT_NAME: pair[0]})
+            settings["validation_dataset"] = nncf.Dataset(
+                _control_batches(task, size), lambda pair: {INPUT_NAME: pair[0]}
+            )
             settings["validation_fn"] = _accuracy_onnx if backend == "onnx" else _accuracy_openvino
             settings |= {"max_drop": task.control_drop, "drop_type": nncf.DropType.ABSOLUTE}
         if backend == "onnx":
@@ -162,6 +133,8 @@ def _nncf(backend: str, *, transformer: bool = False, control: bool = False) -> 
         else:
             openvino = importlib.import_module("openvino")
             model = openvino.Core().read_model(task.model)
+            # OpenVINO does not compile what NNCF makes of a dynamic batch with TRANSFORMER.
+            model.reshape([size, *images.shape[1:]])
         with task.meter:
             found = run(model, calibration, **settings)
         if backend == "onnx":
@@ -172,29 +145,35 @@ def _nncf(backend: str, *, transformer: bool = False, control: bool = False) -> 
     return quantize
 
 
-Pairs = Iterable[tuple[NDArray[np.float32], int]]
+Pairs = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
+Controlled = tuple[float, list[list[NDArray[np.float32]]]]
 
 
-def _accuracy_onnx(model: Any, pairs: Pairs) -> tuple[float, list[list[NDArray[np.float32]]]]:
+def _control_batches(task: Task, size: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Return whole batches of control images and their labels, in an order in which each has all classes."""
+    images, labels = np.load(task.work / "control.npy"), np.load(task.work / "control_labels.npy")
+    count = len(labels) // size
+    return [(images[start::count][:size], labels[start::count][:size]) for start in range(count)]
+
+
+def _accuracy_onnx(model: Any, pairs: Pairs) -> Controlled:
     session = importlib.import_module("onnxruntime").InferenceSession(model.SerializeToString())
     name = session.get_outputs()[0].name
     return _accuracy(lambda images: session.run([name], {INPUT_NAME: images})[0], pairs)
 
 
-def _accuracy_openvino(model: Any, pairs: Pairs) -> tuple[float, list[list[NDArray[np.float32]]]]:
+def _accuracy_openvino(model: Any, pairs: Pairs) -> Controlled:
     return _accuracy(lambda images: np.array(model(images)[0]), pairs)
 
 
-def _accuracy(
-    run: Callable[[NDArray[np.float32]], NDArray[np.float32]], pairs: Pairs
-) -> tuple[float, list[list[NDArray[np.float32]]]]:
-    """Return top-1 and the logits of each image, from which NNCF ranks the layers."""
+def _accuracy(run: Callable[[NDArray[np.float32]], NDArray[np.float32]], pairs: Pairs) -> Controlled:
+    """Return top-1 and the logits of each batch, from which NNCF ranks the layers."""
     logits, labels = [], []
-    for images, label in pairs:
+    for images, truth in pairs:
         logits.append(run(images))
-        labels.append(label)
-    right = np.concatenate(logits).argmax(axis=1) == np.array(labels)
-    return float(right.mean()), [[row] for row in logits]
+        labels.append(truth)
+    right = np.concatenate(logits).argmax(axis=1) == np.concatenate(labels)
+    return float(right.mean()), [[batch] for batch in logits]
 
 
 def _modelopt(calibration: str) -> Callable[[Task], None]:
@@ -202,7 +181,8 @@ def _modelopt(calibration: str) -> Callable[[Task], None]:
         quantization = importlib.import_module("modelopt.onnx.quantization")
         onnx = importlib.import_module("onnx")
         images, model = task.images(), onnx.load(task.model)
-        shape = "x".join(str(size) for size in (task.batch_size, *images.shape[1:]))
+        # Without a shape it takes one image at a time, and whatever fills no batch is left out.
+        shape = "x".join(str(size) for size in (math.gcd(task.batch_size, len(images)), *images.shape[1:]))
         with task.meter:
             del model  # it takes a path and loads for itself, where the others go on with what was loaded
             quantization.quantize(
@@ -211,7 +191,6 @@ def _modelopt(calibration: str) -> Callable[[Task], None]:
                 calibration_data=images,
                 calibration_method=calibration,
                 calibration_eps=["cpu"],
-                # without it one image at a time; images beyond the last whole batch are left out
                 calibration_shapes=f"{INPUT_NAME}:{shape}",
                 output_path=str(task.output),
                 high_precision_dtype="fp32",  # by default FP16, whose error would count as that of INT8
@@ -242,11 +221,16 @@ LOGITS = "logits-openvino"
 
 def _logits_openvino(task: Task, model: Path) -> None:
     """Write `logits.npy` of the validation images for an OpenVINO model."""
-    core = importlib.import_module("openvino").Core()
-    # On a CPU with AMX it would compute the rest in bfloat16, whose error is larger than that of INT8.
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # On a CPU with AMX it would compute the rest in bfloat16, whose error would count as that of INT8.
+    compiled = importlib.import_module("openvino").compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    shape = compiled.input(0).get_partial_shape()
+    size = shape[0].get_length() if shape[0].is_static else task.batch_size
     images = np.load(task.work / "validation.npy", mmap_mode="r")
-    found = [np.array(compiled(dict(batch))[0]) for batch in _batches(images, task.batch_size)]
+    found = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        whole = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.float32)])
+        found.append(np.array(compiled(whole)[0])[: len(batch)])
     np.save(task.folder / "logits.npy", np.concatenate(found))
 
 

@@ -13,7 +13,7 @@ from convnext_deploy.cli.options import collect_options, common_options
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """`90`, `90s`, `20m` or `1.5h`, in seconds."""
 
     name = "duration"

@@ -68,7 +68,8 @@ def _correct(block: nn.Module, floats: Tensor, arriving: Tensor, expected: Tenso
         wanted = _output_means(block, layers, floats)
     for layer in layers:
         (found,) = _output_means(block, [layer], arriving)
-        layer.bias += (wanted.pop(0) - found).to(layer.bias.dtype)  # type: ignore[operator]  # chosen so above
+        assert layer.bias is not None  # chosen so above
+        layer.bias += (wanted.pop(0) - found).to(layer.bias.dtype)
 
 
 def _output_means(block: nn.Module, layers: Sequence[QuantizedLayer], x: Tensor) -> list[Tensor]:

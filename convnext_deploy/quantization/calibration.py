@@ -195,7 +195,7 @@ def linear_map(layer: QuantizedLayer, x: Tensor, weight: Tensor) -> Tensor:
     """Return the layer's output for another weight, without its bias: `(R, out)` or `(N, out, H', W')`."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
-    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 @torch.no_grad()

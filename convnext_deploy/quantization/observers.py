@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,12 +13,22 @@ from convnext_deploy.quantization.scheme import TensorScheme
 
 RANGE_METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy")
 SMALLEST_SCALE = 1e-6  # a constant-zero tensor must still have a positive scale, also after a cast to FP16
-_BINS = 2048  # on each side of zero
-_VALUES_PER_BATCH = 1 << 16  # that the histogram counts; extremes are exact
-_MOMENTUM = 0.1  # a calibration has about eight batches; with PyTorch's 0.01 the first one would be all that counts
-_ENTROPY_STEPS = 128  # candidates of the range
-_MSE_SHARES = torch.linspace(1.0, 0.1, 91, dtype=torch.float64)
-_WEIGHT_SHARES = torch.linspace(1.0, 0.6, 41)
+_BINS = 4096  # on each side of zero: 8 to 16 for each step of a grid of 256 that covers everything
+_SMALLEST_EXPONENT = (
+    -100
+)  # of the histogram's limit, so that bins per unit still fit float32; far below the smallest scale
+_SAMPLED_VALUES = 1 << 17  # of a batch: ConvNeXt-Tiny's 39 inputs cost 9 ms then; with 2^18, 17 ms
+_VALUES_IN_CACHE = 1 << 18  # 1 MiB: the second reduction over as many finds them there, which saves a third of the time
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_MOMENTUM = 0.2  # over eight batches the first (0.8^7 = 0.21) counts like the last; PyTorch's 0.01 would leave it 0.93
+_ENDS = torch.cat(
+    [0.75 ** torch.arange(33, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
+)  # 1 to 1/13000, 0
+_NEARER_ENDS = 0.75 ** torch.linspace(-1, 1, 11, dtype=torch.float64)
+_REFINEMENTS = 3  # each five times finer; the last has steps of 0.2 %
+_TIE = 1e-9  # losses this near each other differ by rounding only
+_UNSEEN = 1e-4  # of a value, where the quantized distribution has none; what ONNX Runtime's smooth_distribution takes
+_WEIGHT_CANDIDATES = 32
 
 
 class Observer(Protocol):
@@ -28,162 +39,225 @@ class Observer(Protocol):
 
 
 class ActivationObserver:
-    """Sees one tensor in all batches and keeps what every way to choose its range needs.
+    """Sees one tensor in all batches, in constant memory, and keeps what every way to choose its range needs.
 
-    The extremes of every channel are exact. The histogram counts an evenly spaced sample of positions with all their channels, at
-    most `_VALUES_PER_BATCH` values of a batch, from another first position each time.
+    The extremes of every channel are exact. The histogram has 4096 bins on each side of zero, up to a limit that doubles as needed
+    and is above every magnitude seen. It counts a sample of each batch: whole positions with all their channels, at most 2^17
+    values, one position out of each of equally long stretches. Where in its stretch follows multiples of the golden ratio and
+    differs from call to call; so the same calls give the same result, and no row or column of pixels is preferred. A batch counts
+    by its size, not by that of its sample.
 
     Attributes:
-        channel_minimum: `(C,)` float32, least value seen in each channel; NaN once a NaN was seen there.
+        channel_minimum: `(C,)` float32 on the tensor's device, least value seen in each channel; NaN once one was seen there.
         channel_maximum: `(C,)` float32, likewise.
         seen: number of values.
     """
 
     def __init__(self, channel_dim: int) -> None:
+        """Args: channel_dim: -1 for a linear layer's `(..., C)`, 1 for a convolution's `(N, C, H, W)`."""
         self.channel_dim = channel_dim
         self.channel_minimum = self.channel_maximum = torch.empty(0)
         self.seen = 0
-        self._average: tuple[Tensor, Tensor] | None = None
-        self._limit = 0.0  # of the histogram, a power of two; its bins go from -limit to limit
+        self._calls = 0
+        self._average: list[float] | None = None
+        self._exponent = _SMALLEST_EXPONENT  # the histogram goes from -2^exponent to 2^exponent
         self._counts = torch.zeros(2 * _BINS, dtype=torch.float64)
-        self._batches = 0
 
+    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take in one batch; channels are the dimension given."""
-        rows = x.movedim(self.channel_dim, -1)
-        dims = tuple(range(x.ndim - 1))
-        low, high = rows.amin(dims).float(), rows.amax(dims).float()
-        ends = low.amin(), high.amax()
+        """Take in one batch of any floating dtype; float64 values count as the float32 that is nearest."""
+        if x.numel() == 0:
+            return
+        low, high = _channel_extremes(x, self.channel_dim)
+        ends = torch.stack([low.amin(), high.amax()]).tolist()
         if self._average is None:
             self.channel_minimum, self.channel_maximum, self._average = low, high, ends
         else:
-            # Tensor minimum and maximum keep NaN, the built-in ones lose it.
+            # Tensor minimum and maximum keep NaN; the built-in ones would lose it.
             self.channel_minimum = torch.minimum(self.channel_minimum, low)
             self.channel_maximum = torch.maximum(self.channel_maximum, high)
-            self._average = tuple(a.lerp(b, _MOMENTUM) for a, b in zip(self._average, ends, strict=True))  # type: ignore[assignment]
+            self._average = [old + _MOMENTUM * (new - old) for old, new in zip(self._average, ends, strict=True)]
         self.seen += x.numel()
-        self._batches += 1
-        largest = max(-ends[0].item(), ends[1].item())
-        if math.isfinite(largest) and math.isfinite(self._limit):
-            self._count(rows, largest)
-        else:
-            self._limit = math.nan
+        self._calls += 1
+        if math.isfinite(ends[0]) and math.isfinite(
+            ends[1]
+        ):  # otherwise the channels say so and the histogram is not read
+            self._widen(max(-ends[0], ends[1]))
+            self._count(x.movedim(self.channel_dim, -1))
 
-    def _count(self, rows: Tensor, largest: float) -> None:
-        rows = rows.reshape(-1, rows.shape[-1])
-        take = max(1, _VALUES_PER_BATCH // rows.shape[-1])
-        if take < len(rows):
-            places = torch.arange(take, device=rows.device) * len(rows) // take + 7919 * self._batches
-            rows = rows[places % len(rows)]
-        needed = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 0.0
-        if needed > self._limit:
-            self._widen(needed)
-        if self._limit > 0:
-            self._counts += torch.histc(rows.float().cpu(), bins=2 * _BINS, min=-self._limit, max=self._limit).double()
-        else:
-            self._counts[_BINS] += rows.numel()  # nothing but zeros so far; they stay in the bin after zero
+    def _count(self, rows: Tensor) -> None:
+        """Count a sample of `(..., C)`."""
+        positions = rows.shape[:-1].numel()
+        take = min(positions, max(1, _SAMPLED_VALUES // rows.shape[-1]))
+        if take < positions:
+            index = torch.arange(take, dtype=torch.float64)
+            within = ((index + math.sqrt(2) * self._calls) * _GOLDEN).frac_()
+            places = (index + within).mul_(positions / take).long().clamp_(max=positions - 1)
+            rows = rows[torch.unravel_index(places.to(rows.device), rows.shape[:-1])]
+        # Bins per unit are a power of two, so that this is exact in float32.
+        bins = rows.flatten().float().mul(1 / self._width).floor_().add_(_BINS).clamp_(0, 2 * _BINS - 1)
+        self._counts += torch.bincount(bins.int().cpu(), minlength=2 * _BINS).double().mul_(positions / take)
 
-    def _widen(self, limit: float) -> None:
-        """Let the histogram reach to `limit`, by merging neighbouring bins, which keeps the counts exact."""
-        merges = round(math.log2(limit / self._limit)) if self._limit > 0 else 0
-        for _ in range(min(merges, 2 * _BINS.bit_length())):
-            merged = self._counts.reshape(_BINS, 2).sum(dim=1)
+    def _widen(self, largest: float) -> None:
+        """Let the histogram reach beyond a magnitude by merging neighbouring bins, which keeps the counts exact."""
+        exponent = max(self._exponent, math.frexp(largest)[1])
+        for _ in range(
+            min(exponent - self._exponent, _BINS.bit_length())
+        ):  # after so many all is in the two bins around zero
+            merged = self._counts.view(_BINS, 2).sum(dim=1)
             self._counts.zero_()
             self._counts[_BINS // 2 : _BINS + _BINS // 2] = merged
-        self._limit = limit
+        self._exponent = exponent
+
+    @property
+    def _width(self) -> float:
+        return 2.0**self._exponent / _BINS
 
     def value_range(self, method: str, scheme: TensorScheme, percentile: float = 99.99) -> tuple[float, float]:
-        """Return the least and the greatest value that the grid is to represent, within what was seen; NaN if that had any.
+        """Return the least and the greatest value that the grid is to represent; never outside the extremes.
+
+        Values that were not finite make it not finite, and so does having seen none (NaN); the caller has to refuse it.
 
         Args:
-            method: `minmax`: everything seen. `moving_average`: of the extremes of the batches, newer ones count more.
-                `percentile`: all but the same small fraction of values, by magnitude. `mse`: least squared error of the values,
-                cut off ones included. `entropy`: least divergence of the distributions, see `_entropy_range`.
-            scheme: the grid that will represent the range.
-            percentile: of `percentile`, in (50, 100].
+            method: in `RANGE_METHODS`. `minmax`: everything seen. `moving_average`: exponential moving average of the extremes of
+                the batches, from the first one on, with momentum 0.2. `percentile`: all but a fraction of the values, by
+                magnitude. `mse`: least squared error of the values on their grid, cut off ones included; see `_squared_errors`.
+                `entropy`: least divergence of the quantized distribution; see `_divergences`.
+            scheme: the grid, per tensor.
+            percentile: of `percentile`, in (0, 100].
+
+        Raises: ValueError: if there is no such method.
         """
-        low, high = self.channel_minimum.min().item(), self.channel_maximum.max().item()
-        if not (math.isfinite(low) and math.isfinite(high)) or method == "minmax" or low == high == 0:
-            return low, high
-        if method == "moving_average":
-            assert self._average is not None  # something was seen
-            return self._average[0].item(), self._average[1].item()
-        chosen = {"percentile": self._percentile_range, "mse": self._mse_range, "entropy": self._entropy_range}[method]
-        found = chosen(percentile) if method == "percentile" else chosen(scheme, low, high)  # type: ignore[operator]
+        if method not in RANGE_METHODS:
+            raise ValueError(f"unknown range method '{method}'")
+        if self._average is None:
+            return math.nan, math.nan
+        low, high = torch.stack([self.channel_minimum.amin(), self.channel_maximum.amax()]).tolist()
+        found = -math.inf, math.inf
+        if math.isfinite(low) and math.isfinite(high):
+            if method == "moving_average":
+                found = self._average[0], self._average[1]
+            elif method == "percentile" and percentile < 100:
+                found = self._percentile_range(percentile)
+            elif method == "mse":
+                found = _least(self._squared_errors, low, high, scheme)
+            elif method == "entropy":
+                found = _least(self._divergences, low, high, scheme)
         return max(low, found[0]), min(high, found[1])
 
     def _percentile_range(self, percentile: float) -> tuple[float, float]:
-        if percentile >= 100:
-            return -math.inf, math.inf
         by_magnitude = self._counts[_BINS:] + self._counts[:_BINS].flip(0)
         covered = by_magnitude.cumsum(0) / by_magnitude.sum()
-        bound = self._limit * (int((covered < percentile / 100.0 - 1e-12).sum()) + 1) / _BINS
+        # Shares are sums of fractions; one that is reached must not be missed by rounding.
+        bound = self._width * (int((covered < percentile / 100.0 - 1e-12).sum()) + 1)
         return -bound, bound
 
-    def _centres(self) -> Tensor:
-        return (torch.arange(2 * _BINS, dtype=torch.float64) + 0.5 - _BINS) * (self._limit / _BINS)
+    def _squared_errors(self, ends: Tensor, scheme: TensorScheme) -> Tensor:
+        """Return the mean squared error of the values on the grids of some ranges, `(M,)` float64, in squared widths of a bin.
 
-    def _mse_range(self, scheme: TensorScheme, low: float, high: float) -> tuple[float, float]:
-        lows, highs = _candidates(scheme, low, high, _MSE_SHARES)
-        scales, zero_points = choose_qparams(lows, highs, scheme)
-        occupied = self._counts.nonzero().flatten()
-        values, counts = self._centres()[occupied].clamp(low, high), self._counts[occupied]
-        scale, zero_point = scales.double()[:, None], zero_points.double()[:, None]
-        steps = torch.round(values / scale).add_(zero_point).clamp_(scheme.quant_min, scheme.quant_max)
-        errors = ((steps.sub_(zero_point).mul_(scale) - values).square_() * counts).sum(1)
-        best = int(errors.argmin())
-        return lows[best].item(), highs[best].item()
+        Values are taken as spread evenly over their bin. With `f` their density, `top` the last of the levels, `step` between two
+        of them and `b` half-way between neighbours, the sum over levels of `integral (level - x)^2 f(x) dx`, each over what rounds
+        to that level, is `integral (top - x)^2 f(x) dx - 2 step sum_b G(b)` with `G(b) = integral_{x < b} (b - x) f(x) dx`. So a
+        range costs as many look-ups in the table of `G` as the grid has levels, however many bins there are.
 
-    def _entropy_range(self, scheme: TensorScheme, low: float, high: float) -> tuple[float, float]:
-        """Return the range whose quantized distribution diverges least, in Kullback and Leibler's sense, from the one seen.
-
-        P is the histogram within a candidate range, with what lies beyond in its end bins. Q is the same histogram in as many
-        groups of bins as the grid has steps, without what lies beyond, each group spread evenly over its bins that are not empty.
-        A symmetric grid has candidates around zero, an asymmetric one keeps an end that is nearer to zero.
-
-        Source: Migacz 2017, "8-bit Inference with TensorRT", GTC 2017, session 7310.
+        Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
         """
-        lows, highs = _candidates(scheme, low, high, torch.linspace(1.0, 0.1, _ENTROPY_STEPS, dtype=torch.float64))
-        width, levels = self._limit / _BINS, scheme.quant_max - scheme.quant_min + 1
-        best = (math.inf, low, high)
-        for start, end in zip(lows.tolist(), highs.tolist(), strict=True):
-            first, last = math.floor(start / width) + _BINS, math.ceil(end / width) + _BINS
-            first, last = max(0, first), min(2 * _BINS, max(last, first + 1))
-            inner = self._counts[first:last]
-            reference = inner.clone()
-            reference[0] += self._counts[:first].sum()
-            reference[-1] += self._counts[last:].sum()
-            group = torch.arange(len(inner)) * min(levels, len(inner)) // len(inner)
-            filled = (reference > 0).double()
-            sums = torch.zeros(levels, dtype=torch.float64).index_add_(0, group, inner)
-            sizes = torch.zeros(levels, dtype=torch.float64).index_add_(0, group, filled)
-            candidate = (sums / sizes.clamp(min=1))[group] * filled
-            divergence = _kl(reference, candidate)
-            if divergence < best[0]:
-                best = (divergence, start, end)
-        return best[1], best[2]
+        step, borders = _borders(ends, scheme)
+        step, borders = step / self._width, borders / self._width + _BINS
+        top = borders[:, -1] - step / 2
+        density = self._counts / self._counts.sum()
+        below = torch.nn.functional.pad(density.cumsum(0), (1, 0))  # at the edges of the bins
+        table = torch.nn.functional.pad((below[:-1] + density / 2).cumsum(0), (1, 0))
+        centres = torch.arange(2 * _BINS, dtype=torch.float64) + 0.5
+        mean, square = (density * centres).sum(), (density * (centres.square() + 1 / 12)).sum()
+        borders = borders[:, 1:-1].clamp(min=0)
+        edge = borders.long().clamp_(max=2 * _BINS)
+        beyond = borders - edge
+        density = torch.nn.functional.pad(density, (0, 1))
+        total = (table[edge] + beyond * (below[edge] + beyond * density[edge] / 2)).sum(1)
+        return square - 2 * top * mean + top.square() - 2 * step * total
+
+    def _divergences(self, ends: Tensor, scheme: TensorScheme) -> Tensor:
+        """Return the divergence KL(P || Q) in nats of the quantized values of some ranges from the values seen, `(M,)` float64.
+
+        P is the histogram of both signs, over the bins whose centre rounds to a level of the grid without being cut off; what lies
+        beyond is added to the first or the last of them. Q is the same without what lies beyond, in one group per level: the bins
+        that round to it. Each group is spread evenly over its bins that are not empty in P; the one bin where that leaves none
+        though P has some gets 0.0001 of a value. So the groups are the steps of the very grid, symmetric or not, with zero on it; a
+        symmetric one has them on the empty side of one-sided values as well, where they hold nothing and cost nothing. A grid
+        finer than the bins could not be told from the values, and has an infinite divergence.
+
+        Source: Migacz 2017, "8-bit Inference with TensorRT", GTC 2017, session 7310, for magnitudes and 128 levels.
+
+        Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
+        """
+        step, borders = _borders(ends, scheme)
+        edges = (
+            (borders / self._width + (_BINS - 0.5)).ceil_().clamp_(0, 2 * _BINS).long()
+        )  # first bin with its centre above
+        first, last = edges[:, :1], (edges[:, -1:] - 1).clamp(min=0)
+        counts, total = self._counts, self._counts.sum()
+        below = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        filled = torch.nn.functional.pad((counts > 0).double().cumsum(0), (1, 0))
+        entropy = torch.nn.functional.pad(torch.xlogy(counts, counts).cumsum(0), (1, 0))
+        inner, size = below[edges].diff(dim=1), filled[edges].diff(dim=1)
+        own = entropy[edges[:, -1]] - entropy[edges[:, 0]]
+        outer = inner.clone()
+        for column, place, cut in ((0, first, below[first]), (-1, last, total - below[last + 1])):
+            place, cut = place[:, 0].clamp(max=2 * _BINS - 1), cut[:, 0]
+            before = counts[place]
+            own += torch.xlogy(before + cut, before + cut) - torch.xlogy(before, before)
+            outer[:, column] += cut
+            size[:, column] += (before == 0) & (cut > 0)
+        missing = (inner <= 0) & (outer > 0)
+        inner = torch.where(missing, _UNSEEN, inner)
+        spread = torch.where(outer > 0, inner / size.clamp(min=1), 1.0)
+        cross = (outer * spread.log()).sum(1) - total * inner.sum(1).log()
+        found = (own - total * total.log() - cross) / total
+        return found.masked_fill(step < self._width, math.inf)
 
 
-def _kl(reference: Tensor, candidate: Tensor) -> float:
-    """Return the divergence of two histograms in nats; an empty bin of the second where the first has something is nearly so."""
-    if not candidate.sum() > 0:
-        return math.inf
-    p, q = reference / reference.sum(), candidate / candidate.sum()
-    where = p > 0
-    return float((p[where] * (p[where] / q[where].clamp(min=1e-10)).log()).sum())
+def _channel_extremes(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+    """Return least and greatest value of each channel, `(C,)` float32; NaN where there is one."""
+    dims = [dim for dim in range(x.ndim) if dim != channel_dim % x.ndim]
+    parts = x.split(max(1, _VALUES_IN_CACHE // x[0].numel()))
+    low, high = zip(*((part.amin(dims), part.amax(dims)) for part in parts), strict=True)
+    return torch.stack(low).amin(0).float(), torch.stack(high).amax(0).float()
 
 
-def _candidates(scheme: TensorScheme, low: float, high: float, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return narrower and narrower ranges, `(N,)` float64 lower and upper ends, the whole range first.
+def _borders(ends: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
+    """Return, for the grids of some ranges `(M, 2)`, the step `(M,)` and what bounds the values of each level, `(M, levels + 1)`.
 
-    Both ends of a symmetric grid move together. Of an asymmetric one, the end that is farther from zero moves to the nearer one
-    first, because that is where the outliers are; then both do.
+    The outermost borders are half a step beyond the ends: what lies outside is cut off, not rounded. All float64.
     """
-    if scheme.symmetric:
-        reach = max(-low, high) * shares
-        return (-reach).clamp(min=min(low, 0.0)), reach.clamp(max=max(high, 0.0))
-    reach = max(-low, high) * shares
-    return torch.maximum(-reach, torch.tensor(min(low, 0.0), dtype=reach.dtype)), reach.clamp(max=max(high, 0.0))
+    scale, zero_point = choose_qparams(ends[:, 0], ends[:, 1], scheme)
+    steps = torch.arange(scheme.quant_min, scheme.quant_max + 2) - zero_point[:, None] - 0.5
+    return scale.double(), steps.double() * scale.double()[:, None]
+
+
+def _least(
+    loss: Callable[[Tensor, TensorScheme], Tensor], low: float, high: float, scheme: TensorScheme
+) -> tuple[float, float]:
+    """Return the range within [low, high] with the least loss, and of equally good ones the widest.
+
+    Of an asymmetric grid both ends are searched, each with the other; of a symmetric one, the common magnitude: first over shares
+    of the whole from 1 to 1/13000 and 0, then three times more finely around the best.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    whole = torch.tensor([low, high], dtype=torch.float64)
+    if choose_qparams(whole[0], whole[1], scheme)[0] <= SMALLEST_SCALE:
+        return low, high  # no narrower range has a finer grid
+    reach = torch.stack([-whole.abs().max(), whole.abs().max()]) if scheme.symmetric else whole
+    best, factors = torch.ones(2, dtype=torch.float64), _ENDS
+    for level in range(_REFINEMENTS + 1):
+        pairs = factors[:, None].expand(-1, 2) if scheme.symmetric else torch.cartesian_prod(factors, factors)
+        shares = (best * pairs).clamp(max=1.0)
+        ends = (reach * shares).clamp(min=whole[0], max=whole[1])
+        losses = loss(ends, scheme)
+        best = shares[int((losses <= losses.min() + _TIE).nonzero()[0])]
+        factors = _NEARER_ENDS ** (0.2**level)
+    ends = (reach * best).clamp(min=whole[0], max=whole[1])
+    return ends[0].item(), ends[1].item()
 
 
 def choose_qparams(low: Tensor, high: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
@@ -211,19 +285,45 @@ def weight_qparams(weight: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor
     return (scale, zero_point) if scheme.per_channel else (scale[0], zero_point[0])
 
 
+@torch.no_grad()
 def mse_weight_qparams(weight: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
     """Return scale and zero point with the least squared error of a weight `(N, ...)`, per output channel or for all of it.
 
-    The scales compared are those that cover 100 % to 60 % of the extremes, in steps of a hundredth.
+    Compared are shares of the scale that covers everything, which is the first. With it no value is off by more than half a step,
+    so that `K` values lose at most `K / 4` squared steps; a share at which the largest magnitude alone loses more cannot be best,
+    and none below is tried. (For one scale of the whole weight `K` is its size, and 0.1 the least share.)
+
+    Returns: scale `(N,)` or `()` float32 and zero point, the same shape, int32; on the weight's device.
     """
     covering, zero_point = weight_qparams(weight, scheme)
-    rows = weight.detach().flatten(1) if scheme.per_channel else weight.detach().reshape(1, -1)
-    scales, zeros = covering.reshape(-1, 1), zero_point.reshape(-1, 1)
-    best, least = scales.clone(), torch.full_like(scales, math.inf)
-    for share in _WEIGHT_SHARES.tolist():
-        candidate = (scales * share).clamp(min=SMALLEST_SCALE)
-        steps = torch.round(rows / candidate).add_(zeros).clamp_(scheme.quant_min, scheme.quant_max)
-        error = (steps.sub_(zeros).mul_(candidate) - rows).square_().sum(1, keepdim=True)
-        better = error < least
-        best, least = torch.where(better, candidate, best), torch.where(better, error, least)
-    return best.view_as(covering), zero_point
+    rows = weight.flatten(1).float()
+    count = rows.shape[1] if scheme.per_channel else rows.numel()
+    least = 1 - (math.sqrt(count) / 2 + 1) / ((scheme.quant_max - scheme.quant_min) // 2)
+    shares = torch.linspace(1.0, max(0.1, least), _WEIGHT_CANDIDATES, device=rows.device)
+    scales = (covering.reshape(-1, 1) * shares).clamp(min=SMALLEST_SCALE)  # (N or 1, candidates)
+    zeros = zero_point.reshape(-1, 1).expand(len(rows), 1)
+    size = max(1, _VALUES_IN_CACHE // 4 // max(1, rows.shape[1]))
+    errors = torch.cat(
+        [
+            _weight_errors(part, scale, zero, scheme)
+            for part, scale, zero in zip(
+                rows.split(size), scales.expand(len(rows), -1).split(size), zeros.split(size), strict=True
+            )
+        ]
+    )
+    if not scheme.per_channel:
+        errors = errors.sum(0, keepdim=True)
+    return scales.gather(1, errors.argmin(1, keepdim=True)).view_as(covering), zero_point
+
+
+def _weight_errors(rows: Tensor, scales: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
+    """Return the squared error `(n, candidates)` float64 of rows `(n, K)` with each of their candidate scales."""
+    low, high = scheme.quant_min - zero_point, scheme.quant_max - zero_point
+    found = []
+    for scale in scales.unbind(1):
+        steps = rows / scale[:, None]
+        off = torch.round(steps).clamp_(low, high).sub_(steps)
+        found.append(
+            off.square_().sum(1).double() * scale.double().square()
+        )  # in steps first: squares of 1e30 overflow
+    return torch.stack(found, 1)

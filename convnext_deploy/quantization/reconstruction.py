@@ -157,7 +157,7 @@ def _learn(
             beta = _BETA_LAST + (_BETA_FIRST - _BETA_LAST) * left
             loss = loss + regularization * sum(rounding.undecided(beta) for rounding in roundings)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.quantization.fake_quantize import FakeQuantize
 from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers
 
 _MOST_TRIALS = 12
@@ -62,7 +63,7 @@ def only_quantized(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             quantizer.enabled = enabled
 
 
-def _quantizers(layer: QuantizedLayer) -> list[nn.Module]:
+def _quantizers(layer: QuantizedLayer) -> list[FakeQuantize]:
     found = (layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer)
     return [quantizer for quantizer in found if quantizer is not None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convnext_deploy.reporting.record import Report
+from convnext_deploy.reporting.record import Report, StageRow
 from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
 
 
@@ -28,6 +28,9 @@ def render_markdown(report: Report) -> str:
     ]
     if any(row.passed and row.proven is False for row in report.rows):
         lines[-1] += " Passed, unproven: the drop measured is within the gate, the upper end of its interval is not."
+    for row in report.rows:
+        if row.rungs:
+            lines += ["", *_ladder(row)]
     if notes := remarks(report):
         lines += ["", *(f"- {text}" for text in notes)]
     if any(row.flipped for row in report.rows):
@@ -37,3 +40,21 @@ def render_markdown(report: Report) -> str:
         ]
     lines += ["", f"Versions: {versions}.", ""]
     return "\n".join(lines)
+
+
+def _ladder(row: StageRow) -> list[str]:
+    lines = [
+        f"What {row.name} tried, on training images set aside (risk: the drop to be feared at 95 %, luck included):",
+        "",
+        "| rung | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
+        "|" + "---|" * 9,
+    ]
+    for rung in row.rungs:
+        low, high = rung["interval_pp"]
+        mark = "passed" if rung["passed"] else ""
+        lines.append(
+            f"| {rung['name']} | {100 * rung['top1']:.2f} | {rung['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{100 * rung['agreement']:.2f} | {rung['kl']:.2g} | {rung['sqnr_db']:.1f} | {rung['risk_pp']:.2f} | "
+            f"{rung['seconds']:.1f} | {mark} |"
+        )
+    return [*lines, "", f"Taken: {row.chosen}; {row.reason}."]

@@ -31,6 +31,8 @@ class StageRow:
     Of the validation images, `lost` are classified correctly by the baseline only, `gained` by the artifact only, and the first
     guess of `flipped` changed; `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
     `mcnemar_p` is the p-value of the exact test that nothing changed. For `proven` and `images_needed` see `Verdict`.
+
+    `rungs`: what a ladder tried (see `stages.quantize.Rung`), of which it took `chosen` for a `reason`.
     """
 
     name: str
@@ -65,6 +67,9 @@ class StageRow:
     images_needed: int | None = None
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    rungs: tuple[Mapping[str, Any], ...] = ()
+    chosen: str | None = None
+    reason: str | None = None
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
 
@@ -109,6 +114,7 @@ def read_report(run: Path) -> Report:
                 row["top1_drop_interval_pp"] = tuple(row["top1_drop_interval_pp"])
             # reports of before have neither
             row["classes"] = tuple(ClassChange(**entry) for entry in row.get("classes", ()))
+            row["rungs"] = tuple(row.get("rungs", ()))
             row["flips"] = tuple(Flip(**entry) for entry in row.get("flips", ()))
             rows.append(StageRow(**row))
         return Report(**content, rows=tuple(rows))

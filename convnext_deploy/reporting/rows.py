@@ -10,12 +10,14 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.reporting.record import StageRow
+from convnext_deploy.stage_config import QuantizeConfig
 from convnext_deploy.statistics import SIGNIFICANCE
 from convnext_deploy.validation.changes import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.validation.gate import judge, measure_drop
 from convnext_deploy.validation.measure import Measurement
 from convnext_deploy.validation.score import Score
 
+LADDER = QuantizeConfig.kind
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_CLASSES = 3  # classes in a remark
 
@@ -56,6 +58,9 @@ def create_row(
         baseline=None if baseline == name else baseline,
         not_run=measured.not_run,
         gate=dataclasses.asdict(gate),
+        rungs=tuple(artifact.details.get("rungs", ())) if kind == LADDER else (),
+        chosen=artifact.details.get("chosen") if kind == LADDER else None,
+        reason=artifact.details.get("reason") if kind == LADDER else None,
     )
     if measured.score is None or measured.latency is None:
         return row

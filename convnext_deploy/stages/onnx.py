@@ -1,4 +1,4 @@
-"""Export to ONNX: FP32, or INT8 as explicit Q/DQ."""
+"""Export to ONNX: FP32, folded here, or INT8 as explicit Q/DQ, folded before it was quantized."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import read_sites, without_quantizers
 from convnext_deploy.quantization.scheme import read_scheme
@@ -21,7 +22,10 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     network, scheme = load_network(source), read_scheme(source.details)
     with context.progress.task(f"{context.name}: export", 1) as task:
         sites = read_sites(network)
-        proto = export_float(without_quantizers(network), source.model.in_channels, source.preprocess.image_size)
+        plain = without_quantizers(network)
+        if scheme is None:
+            plain = fold(plain, source.preprocess).network
+        proto = export_float(drop_identities(plain), source.model.in_channels, source.preprocess.image_size)
         if sites:
             proto = insert_qdq(proto, sites)
         path = context.output / "model.onnx"

@@ -168,9 +168,6 @@ def quantize_network(
     blocks = network.trunk()
     if steps.bias_correction or steps.reconstruction:
         some = images.first(max(_CORRECTION_IMAGES, len(images) if steps.reconstruction else 0))
-        if steps.bias_correction:
-            with context.progress.task(f"{context.name}: correct biases", len(blocks)) as task:
-                correct_biases(blocks, some[:_CORRECTION_IMAGES], task.advance)
         if steps.reconstruction:
             with context.progress.task(f"{context.name}: learn rounding", len(blocks)) as task:
                 details["blocks_reconstructed"] = reconstruct(
@@ -181,6 +178,9 @@ def quantize_network(
                     deadline=deadline,
                     advance=task.advance,
                 )
+        if steps.bias_correction:  # last, because learned rounding moves means again
+            with context.progress.task(f"{context.name}: correct biases", len(blocks)) as task:
+                correct_biases(blocks, some[:_CORRECTION_IMAGES], task.advance)
     return network, details
 
 

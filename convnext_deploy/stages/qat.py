@@ -110,7 +110,7 @@ def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, 
     with torch.enable_grad():
         for _ in range(2):
             start = time.perf_counter()
-            network(images).sum().backward()  # type: ignore[no-untyped-call]
+            network(images).sum().backward()
             times.append(time.perf_counter() - start)
     network.zero_grad(set_to_none=True)
     return min(times) / _TIMED_IMAGES * fit.epochs * len(context.open_data().train)

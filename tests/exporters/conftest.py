@@ -19,7 +19,8 @@ from convnext_deploy.exporters.onnx_float import export_float, load_onnx, save_o
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.network import load_network
-from convnext_deploy.quantization.prepare import QuantizedSite, calibrate, observer_factory, prepare, read_sites
+from convnext_deploy.quantization.calibration import calibrate
+from convnext_deploy.quantization.prepare import QuantizedSite, prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
 
 
@@ -85,7 +86,7 @@ class Network:
     def quantized(self) -> QuantizedExport:
         """The network quantized, and its INT8 graph."""
         model = prepare(copy.deepcopy(self.model), resolve_scheme("tensorrt"))
-        calibrate(model, [torch.from_numpy(self.images(64, seed=1))], observer_factory("minmax", 100.0))
+        calibrate(model, [torch.from_numpy(self.images(64, seed=1))], "minmax")
         sites = read_sites(model)
         return QuantizedExport(model, sites, insert_qdq(self.graph, sites))
 

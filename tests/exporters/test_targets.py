@@ -22,11 +22,10 @@ from convnext_deploy.exporters.onnx_float import export_float
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.network import load_network
-from convnext_deploy.quantization.observers import MinMaxObserver
+from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import (
     QuantizedSite,
     activation_quantizers,
-    calibrate,
     prepare,
     quantizers_disabled,
     read_sites,
@@ -56,7 +55,7 @@ class Exported:
 
 def export_quantized(model: ConvNeXt, scheme: QuantizationScheme, channels: int, side: int = SIDE) -> Exported:
     quantized = prepare(copy.deepcopy(model), scheme)
-    calibrate(quantized, [torch.from_numpy(structured_images(64, channels, side, seed=1))], MinMaxObserver)
+    calibrate(quantized, [torch.from_numpy(structured_images(64, channels, side, seed=1))], "minmax")
     sites = read_sites(quantized)
     graph = insert_qdq(export_float(without_quantizers(quantized), channels, side), sites)
     return Exported(model, quantized, sites, graph, channels, scheme)
@@ -233,7 +232,7 @@ def test_single_convolution_gives_the_same_integers_when_channels_are_dead(case:
     grid = SCHEMES[target].activation
     scheme = QuantizationScheme("one", (("conv", "int8-output"),), grid, SCHEMES[target].weight)
     quantized = prepare(copy.deepcopy(network), scheme)
-    calibrate(quantized, [images], MinMaxObserver)
+    calibrate(quantized, [images], "minmax")
     sites = read_sites(quantized)
     graph = insert_qdq(export_float(network, 6, 12), sites)
     expected = quantized(images).numpy()
@@ -255,7 +254,7 @@ def test_bias_is_rounded_only_while_all_quantizers_of_its_layer_work() -> None:
     images = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = network(images)
     quantized = prepare(copy.deepcopy(network), scheme)
-    calibrate(quantized, [images], MinMaxObserver)
+    calibrate(quantized, [images], "minmax")
     assert read_sites(quantized)["conv"].bias is not None
     for place, quantizer in activation_quantizers(quantized).items():
         quantizer.enabled = False

@@ -19,7 +19,8 @@ from convnext_deploy.exporters.onnx_float import export_float
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS, complete_spec
-from convnext_deploy.quantization.prepare import calibrate, observer_factory, prepare, read_sites
+from convnext_deploy.quantization.calibration import calibrate
+from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.spec import ModelSpec
 from tests.exporters.conftest import structured_images
@@ -77,7 +78,7 @@ def export(name: str) -> Exported:
     model = build(spec, images)
     graph = export_float(model, spec.in_channels, SIDE)
     quantized = prepare(copy.deepcopy(model), resolve_scheme("tensorrt"))
-    calibrate(quantized, [images], observer_factory("minmax", 100.0))
+    calibrate(quantized, [images], "minmax")
     return Exported(spec, model, graph, quantized, insert_qdq(graph, read_sites(quantized)))
 
 

@@ -20,9 +20,8 @@ from convnext_deploy.models.dialects import Dialect, from_native
 from convnext_deploy.models.fold import drop_identities, fold, identity_parameters
 from convnext_deploy.models.matching import infer_model_spec, load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
+from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import (
-    calibrate,
-    observer_factory,
     prepare,
     quantized_layers,
     read_sites,
@@ -180,7 +179,7 @@ def test_folded_network_is_quantized_and_exported(name: str, target: str) -> Non
     folded = prepare(fold(network, preprocess_of(spec)).network, scheme)
     names = {site for site, _ in quantized_layers(folded)}
     assert names == {site for site, _ in quantized_layers(prepare(copy.deepcopy(network), scheme))}
-    calibrate(folded, [images], observer_factory("minmax", 100.0))
+    calibrate(folded, [images], "minmax")
     graph = export_float(drop_identities(without_quantizers(folded)), spec.in_channels, 96)
     found = run(insert_qdq(graph, read_sites(folded)), images)
     with torch.no_grad():

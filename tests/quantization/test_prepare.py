@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,13 +14,11 @@ from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.network import load_network
+from convnext_deploy.quantization.calibration import CALIBRATION_METHODS, calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize
-from convnext_deploy.quantization.observers import MinMaxObserver, Observer, PercentileObserver
 from convnext_deploy.quantization.prepare import (
     QuantizedConv2d,
     QuantizedLinear,
-    calibrate,
-    observer_factory,
     prepare,
     quantized_layers,
     quantizers_disabled,
@@ -52,7 +49,7 @@ def images(count: int = 4, seed: int = 0) -> Tensor:
 
 def calibrated(network: ConvNeXt, scheme: QuantizationScheme = SCHEME) -> ConvNeXt:
     prepare(network, scheme)
-    calibrate(network, [images(seed=1), images(seed=2)], MinMaxObserver)
+    calibrate(network, [images(seed=1), images(seed=2)], "minmax")
     return network
 
 
@@ -199,7 +196,7 @@ def test_calibrate_observes_the_float_model_over_all_batches() -> None:
             network(batch)
     handle.remove()
     prepare(network, SCHEME)
-    calibrate(network, iter(batches), MinMaxObserver)
+    calibrate(network, iter(batches), "minmax")
     layer = dict(quantized_layers(network))[name]
     expected = max(x.abs().max().item() for x in seen) / 127
     assert layer.input_quantizer.scale.item() == pytest.approx(expected, rel=1e-5)
@@ -215,10 +212,10 @@ def test_calibrate_observes_the_float_model_over_all_batches() -> None:
 
 def test_calibrate_refuses_when_there_is_no_batch() -> None:
     with pytest.raises(DeployError, match="no calibration images"):
-        calibrate(prepare(small_network(), SCHEME), [], MinMaxObserver)
+        calibrate(prepare(small_network(), SCHEME), [], "minmax")
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile"])
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("position", [0, 1])
 def test_calibrate_refuses_when_values_are_not_finite(method: str, value: float, position: int) -> None:
@@ -226,19 +223,10 @@ def test_calibrate_refuses_when_values_are_not_finite(method: str, value: float,
     batches[position][0, 0, 0, 0] = value
     network = prepare(small_network(), SCHEME)
     with pytest.raises(DeployError) as caught:
-        calibrate(network, batches, observer_factory(method, 99.9))
+        calibrate(network, batches, method, 99.9)
     message = str(caught.value)
     assert any(message.startswith(f"the input of '{name}' is not finite") for name, _ in quantized_layers(network))
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(("method", "kind"), [("minmax", MinMaxObserver), ("percentile", PercentileObserver)])
-def test_observer_factory_makes_a_new_observer_each_time(method: str, kind: type[Observer]) -> None:
-    create: Callable[[], Observer] = observer_factory(method, 98.5)
-    first, second = create(), create()
-    assert type(first) is type(second) is kind
-    assert first is not second
-    assert getattr(first, "percentile", 98.5) == 98.5
 
 
 def test_prepare_refuses_when_no_layer_is_a_site() -> None:

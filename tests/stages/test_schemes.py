@@ -19,8 +19,8 @@ from convnext_deploy.inputs import open_input
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.network import load_network
 from convnext_deploy.progress import SilentProgress
-from convnext_deploy.quantization.observers import MinMaxObserver
-from convnext_deploy.quantization.prepare import calibrate, prepare, quantized_layers
+from convnext_deploy.quantization.calibration import calibrate
+from convnext_deploy.quantization.prepare import prepare, quantized_layers
 from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, read_scheme, resolve_scheme
 from convnext_deploy.stage_config import ONNXConfig, QATConfig
 from convnext_deploy.stages import onnx as onnx_stage
@@ -49,7 +49,7 @@ def context(folder: Path, data: Data | None = None) -> StageContext:
 def quantize(source: Artifact, scheme: QuantizationScheme, folder: Path) -> tuple[ConvNeXt, Artifact]:
     """Quantize as a PTQ stage does."""
     network = prepare(load_network(source), scheme)
-    calibrate(network, [IMAGES], MinMaxObserver)
+    calibrate(network, [IMAGES], "minmax")
     artifact = write_torch_artifact(
         network,
         context(folder),

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.data.sources import ArrayImages, Data, FolderImages, open_data
+from convnext_deploy.statistics import mcnemar_p_value
 from convnext_deploy.validation.changes import (
     ClassChange,
     Flip,
@@ -22,7 +23,6 @@ from convnext_deploy.validation.changes import (
     write_flips,
 )
 from convnext_deploy.validation.score import Score
-from convnext_deploy.statistics import mcnemar_p_value
 
 LABELS = (0, 0, 0, 2, 2, 2, 2)
 BEFORE = (0, 0, 1, 2, 2, 0, 1)

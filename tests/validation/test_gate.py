@@ -10,9 +10,9 @@ import pytest
 
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.recipe import Gate
+from convnext_deploy.statistics import images_needed, mcnemar_p_value, paired_difference_interval
 from convnext_deploy.validation.gate import Drop, Verdict, judge, measure_drop
 from convnext_deploy.validation.score import Score
-from convnext_deploy.statistics import images_needed, mcnemar_p_value, paired_difference_interval
 
 
 def score(predictions: list[int], labels: list[int]) -> Score:
