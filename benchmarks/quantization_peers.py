@@ -1,7 +1,7 @@
 """INT8 by this package and by its peers: the same float ONNX model, calibration images and validation images for all.
 
     python benchmarks/quantization_peers.py --checkpoint ARTIFACT_OR_WEIGHTS --data DIR [--out FILE.json]
-    python benchmarks/quantization_peers.py --fresh tiny --image-size 224 --calibration-images 256 --methods ort-defaults
+    python benchmarks/quantization_peers.py --fresh tiny --image-size 224 --calibration-images 256 --batch-size 1 --methods ort-defaults
 
 Every method runs in a process of its own, one after the other. A peer gets the FP32 ONNX file as our `export` writes it, and the
 calibration images that our `quantize` would choose, normalized, as an array in memory; it writes an ONNX file or, some of NNCF, an

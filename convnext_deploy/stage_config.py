@@ -182,7 +182,7 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         _check_calibration(self.calibration_images, self.batch_size)
         _check_distillation(self.temperature, self.distill_loss_weight)
-        require(0 < self.max_drop_pp <= 100, "max_drop_pp", self.max_drop_pp, "more than 0, up to 100")
+        require(0 <= self.max_drop_pp <= 100, "max_drop_pp", self.max_drop_pp, "0 to 100")
         require(self.selection_images >= 1, "selection_images", self.selection_images, ">= 1")
         if self.time_budget_s is not None:
             require(self.time_budget_s > 0, "time_budget_s", self.time_budget_s, "> 0")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnext_deploy.quantization.scheme import TensorScheme
@@ -14,21 +15,17 @@ from convnext_deploy.quantization.scheme import TensorScheme
 RANGE_METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy")
 SMALLEST_SCALE = 1e-6  # a constant-zero tensor must still have a positive scale, also after a cast to FP16
 _BINS = 4096  # on each side of zero: 8 to 16 for each step of a grid of 256 that covers everything
-_SMALLEST_EXPONENT = (
-    -100
-)  # of the histogram's limit, so that bins per unit still fit float32; far below the smallest scale
-_SAMPLED_VALUES = 1 << 17  # of a batch: ConvNeXt-Tiny's 39 inputs cost 9 ms then; with 2^18, 17 ms
-_VALUES_IN_CACHE = 1 << 18  # 1 MiB: the second reduction over as many finds them there, which saves a third of the time
+_SMALLEST_EXPONENT = -100  # of the histogram's limit, so that bins per unit still fit float32
+_SAMPLED_VALUES = 1 << 17  # of a batch; counting them takes 0.4 ms, and twice as many cost twice that
+_VALUES_IN_CACHE = 1 << 18  # 1 MiB: a second pass over as many finds them there, which saves a third of the time
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _MOMENTUM = 0.2  # over eight batches the first (0.8^7 = 0.21) counts like the last; PyTorch's 0.01 would leave it 0.93
-_ENDS = torch.cat(
-    [0.75 ** torch.arange(33, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
-)  # 1 to 1/13000, 0
-_NEARER_ENDS = 0.75 ** torch.linspace(-1, 1, 11, dtype=torch.float64)
-_REFINEMENTS = 3  # each five times finer; the last has steps of 0.2 %
-_TIE = 1e-9  # losses this near each other differ by rounding only
-_UNSEEN = 1e-4  # of a value, where the quantized distribution has none; what ONNX Runtime's smooth_distribution takes
+_SHARES = F.pad(0.75 ** torch.arange(33, dtype=torch.float64), (0, 1))  # of an end of the range: 1 to 1/10000, and 0
+_NEARER_SHARES = [0.75 ** (torch.linspace(-1, 1, 11, dtype=torch.float64) / 5**n) for n in range(3)]
+_TIE = 1e-7  # losses nearer to each other than this may differ by rounding only
+_UNSEEN = 1e-4  # of a value, where the quantized distribution has none, as in ONNX Runtime's smooth_distribution
 _WEIGHT_CANDIDATES = 32
+_Loss = Callable[[Tensor, TensorScheme], Tensor]  # ranges `(M, 2)` and the grid → `(M,)`
 
 
 class Observer(Protocol):
@@ -68,7 +65,8 @@ class ActivationObserver:
         """Take in one batch of any floating dtype; float64 values count as the float32 that is nearest."""
         if x.numel() == 0:
             return
-        low, high = _channel_extremes(x, self.channel_dim)
+        rows = torch.atleast_2d(x.movedim(self.channel_dim, -1))
+        low, high = _channel_extremes(rows)
         ends = torch.stack([low.amin(), high.amax()]).tolist()
         if self._average is None:
             self.channel_minimum, self.channel_maximum, self._average = low, high, ends
@@ -83,7 +81,7 @@ class ActivationObserver:
             ends[1]
         ):  # otherwise the channels say so and the histogram is not read
             self._widen(max(-ends[0], ends[1]))
-            self._count(x.movedim(self.channel_dim, -1))
+            self._count(rows)
 
     def _count(self, rows: Tensor) -> None:
         """Count a sample of `(..., C)`."""
@@ -94,19 +92,17 @@ class ActivationObserver:
             within = ((index + math.sqrt(2) * self._calls) * _GOLDEN).frac_()
             places = (index + within).mul_(positions / take).long().clamp_(max=positions - 1)
             rows = rows[torch.unravel_index(places.to(rows.device), rows.shape[:-1])]
-        # Bins per unit are a power of two, so that this is exact in float32.
-        bins = rows.flatten().float().mul(1 / self._width).floor_().add_(_BINS).clamp_(0, 2 * _BINS - 1)
-        self._counts += torch.bincount(bins.int().cpu(), minlength=2 * _BINS).double().mul_(positions / take)
+        # Bins per unit are a power of two and all magnitudes are below the limit: exact in float32, and no index is outside.
+        bins = rows.flatten().float().mul(1 / self._width).floor_().add_(_BINS).int().cpu()
+        self._counts += torch.bincount(bins, minlength=2 * _BINS).double().mul_(positions / take)
 
     def _widen(self, largest: float) -> None:
         """Let the histogram reach beyond a magnitude by merging neighbouring bins, which keeps the counts exact."""
         exponent = max(self._exponent, math.frexp(largest)[1])
-        for _ in range(
-            min(exponent - self._exponent, _BINS.bit_length())
-        ):  # after so many all is in the two bins around zero
+        merges = min(exponent - self._exponent, _BINS.bit_length())  # after so many all is in the two bins around zero
+        for _ in range(merges if self._counts.any() else 0):
             merged = self._counts.view(_BINS, 2).sum(dim=1)
-            self._counts.zero_()
-            self._counts[_BINS // 2 : _BINS + _BINS // 2] = merged
+            self._counts.zero_()[_BINS // 2 : _BINS + _BINS // 2] = merged
         self._exponent = exponent
 
     @property
@@ -166,15 +162,14 @@ class ActivationObserver:
         step, borders = step / self._width, borders / self._width + _BINS
         top = borders[:, -1] - step / 2
         density = self._counts / self._counts.sum()
-        below = torch.nn.functional.pad(density.cumsum(0), (1, 0))  # at the edges of the bins
-        table = torch.nn.functional.pad((below[:-1] + density / 2).cumsum(0), (1, 0))
+        below = F.pad(density.cumsum(0), (1, 0))  # at the edges of the bins
+        table = F.pad((below[:-1] + density / 2).cumsum(0), (1, 0))
         centres = torch.arange(2 * _BINS, dtype=torch.float64) + 0.5
         mean, square = (density * centres).sum(), (density * (centres.square() + 1 / 12)).sum()
         borders = borders[:, 1:-1].clamp(min=0)
         edge = borders.long().clamp_(max=2 * _BINS)
         beyond = borders - edge
-        density = torch.nn.functional.pad(density, (0, 1))
-        total = (table[edge] + beyond * (below[edge] + beyond * density[edge] / 2)).sum(1)
+        total = (table[edge] + beyond * (below[edge] + beyond * F.pad(density, (0, 1))[edge] / 2)).sum(1)
         return square - 2 * top * mean + top.square() - 2 * step * total
 
     def _divergences(self, ends: Tensor, scheme: TensorScheme) -> Tensor:
@@ -192,35 +187,30 @@ class ActivationObserver:
         Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
         """
         step, borders = _borders(ends, scheme)
-        edges = (
-            (borders / self._width + (_BINS - 0.5)).ceil_().clamp_(0, 2 * _BINS).long()
-        )  # first bin with its centre above
-        first, last = edges[:, :1], (edges[:, -1:] - 1).clamp(min=0)
-        counts, total = self._counts, self._counts.sum()
-        below = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        filled = torch.nn.functional.pad((counts > 0).double().cumsum(0), (1, 0))
-        entropy = torch.nn.functional.pad(torch.xlogy(counts, counts).cumsum(0), (1, 0))
-        inner, size = below[edges].diff(dim=1), filled[edges].diff(dim=1)
-        own = entropy[edges[:, -1]] - entropy[edges[:, 0]]
-        outer = inner.clone()
-        for column, place, cut in ((0, first, below[first]), (-1, last, total - below[last + 1])):
-            place, cut = place[:, 0].clamp(max=2 * _BINS - 1), cut[:, 0]
-            before = counts[place]
-            own += torch.xlogy(before + cut, before + cut) - torch.xlogy(before, before)
-            outer[:, column] += cut
-            size[:, column] += (before == 0) & (cut > 0)
-        missing = (inner <= 0) & (outer > 0)
-        inner = torch.where(missing, _UNSEEN, inner)
-        spread = torch.where(outer > 0, inner / size.clamp(min=1), 1.0)
-        cross = (outer * spread.log()).sum(1) - total * inner.sum(1).log()
-        found = (own - total * total.log() - cross) / total
-        return found.masked_fill(step < self._width, math.inf)
+        # of each group the first bin, by its centre, and after the last group the first bin that is cut off
+        edges = (borders / self._width + (_BINS - 0.5)).ceil_().clamp_(0, 2 * _BINS).long()
+        counts = self._counts
+        below, filled, entropy = (
+            F.pad(each.cumsum(0), (1, 0)) for each in (counts, (counts > 0).double(), torch.xlogy(counts, counts))
+        )
+        total, size = below[-1], filled[edges].diff(dim=1)
+        inner = below[edges].diff(dim=1) * (size > 0)  # where nothing is, not what rounding leaves of the difference
+        outer, own = inner.clone(), entropy[edges[:, -1]] - entropy[edges[:, 0]]
+        first, last = edges[:, 0], edges[:, -1] - 1
+        for group, place, cut in (0, first, below[first]), (-1, last, total - below[last + 1]):
+            at_end = counts[place]
+            own += torch.xlogy(at_end + cut, at_end + cut) - torch.xlogy(at_end, at_end)
+            outer[:, group] += cut
+            size[:, group] += (at_end == 0) & (cut > 0)
+        inner = torch.where((inner == 0) & (outer > 0), _UNSEEN, inner)
+        cross = torch.xlogy(outer, inner / size.clamp(min=1)).sum(1) - total * inner.sum(1).log()
+        return ((own - total * total.log() - cross) / total).masked_fill(step < self._width, math.inf)
 
 
-def _channel_extremes(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """Return least and greatest value of each channel, `(C,)` float32; NaN where there is one."""
-    dims = [dim for dim in range(x.ndim) if dim != channel_dim % x.ndim]
-    parts = x.split(max(1, _VALUES_IN_CACHE // x[0].numel()))
+def _channel_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest value of each channel of `(..., C)`, `(C,)` float32; NaN where there is one."""
+    dims = tuple(range(rows.ndim - 1))
+    parts = rows.split(max(1, _VALUES_IN_CACHE // rows[0].numel())) if rows.is_cpu else (rows,)
     low, high = zip(*((part.amin(dims), part.amax(dims)) for part in parts), strict=True)
     return torch.stack(low).amin(0).float(), torch.stack(high).amax(0).float()
 
@@ -235,27 +225,23 @@ def _borders(ends: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
     return scale.double(), steps.double() * scale.double()[:, None]
 
 
-def _least(
-    loss: Callable[[Tensor, TensorScheme], Tensor], low: float, high: float, scheme: TensorScheme
-) -> tuple[float, float]:
+def _least(loss: _Loss, low: float, high: float, scheme: TensorScheme) -> tuple[float, float]:
     """Return the range within [low, high] with the least loss, and of equally good ones the widest.
 
     Of an asymmetric grid both ends are searched, each with the other; of a symmetric one, the common magnitude: first over shares
-    of the whole from 1 to 1/13000 and 0, then three times more finely around the best.
+    of the whole from 1 to 1/10000 and 0, then three times around the best, at last in steps of 0.2 %.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     whole = torch.tensor([low, high], dtype=torch.float64)
-    if choose_qparams(whole[0], whole[1], scheme)[0] <= SMALLEST_SCALE:
-        return low, high  # no narrower range has a finer grid
+    if not SMALLEST_SCALE < choose_qparams(whole[0], whole[1], scheme)[0] < math.inf:
+        return low, high  # no narrower range has a finer grid, or float32 has none
     reach = torch.stack([-whole.abs().max(), whole.abs().max()]) if scheme.symmetric else whole
-    best, factors = torch.ones(2, dtype=torch.float64), _ENDS
-    for level in range(_REFINEMENTS + 1):
+    best = torch.ones(2, dtype=torch.float64)
+    for factors in (_SHARES, *_NEARER_SHARES):
         pairs = factors[:, None].expand(-1, 2) if scheme.symmetric else torch.cartesian_prod(factors, factors)
         shares = (best * pairs).clamp(max=1.0)
-        ends = (reach * shares).clamp(min=whole[0], max=whole[1])
-        losses = loss(ends, scheme)
+        losses = loss((reach * shares).clamp(min=whole[0], max=whole[1]), scheme)
         best = shares[int((losses <= losses.min() + _TIE).nonzero()[0])]
-        factors = _NEARER_ENDS ** (0.2**level)
     ends = (reach * best).clamp(min=whole[0], max=whole[1])
     return ends[0].item(), ends[1].item()
 
@@ -300,30 +286,13 @@ def mse_weight_qparams(weight: Tensor, scheme: TensorScheme) -> tuple[Tensor, Te
     count = rows.shape[1] if scheme.per_channel else rows.numel()
     least = 1 - (math.sqrt(count) / 2 + 1) / ((scheme.quant_max - scheme.quant_min) // 2)
     shares = torch.linspace(1.0, max(0.1, least), _WEIGHT_CANDIDATES, device=rows.device)
-    scales = (covering.reshape(-1, 1) * shares).clamp(min=SMALLEST_SCALE)  # (N or 1, candidates)
-    zeros = zero_point.reshape(-1, 1).expand(len(rows), 1)
-    size = max(1, _VALUES_IN_CACHE // 4 // max(1, rows.shape[1]))
-    errors = torch.cat(
-        [
-            _weight_errors(part, scale, zero, scheme)
-            for part, scale, zero in zip(
-                rows.split(size), scales.expand(len(rows), -1).split(size), zeros.split(size), strict=True
-            )
-        ]
-    )
-    if not scheme.per_channel:
-        errors = errors.sum(0, keepdim=True)
-    return scales.gather(1, errors.argmin(1, keepdim=True)).view_as(covering), zero_point
-
-
-def _weight_errors(rows: Tensor, scales: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
-    """Return the squared error `(n, candidates)` float64 of rows `(n, K)` with each of their candidate scales."""
-    low, high = scheme.quant_min - zero_point, scheme.quant_max - zero_point
-    found = []
-    for scale in scales.unbind(1):
-        steps = rows / scale[:, None]
-        off = torch.round(steps).clamp_(low, high).sub_(steps)
-        found.append(
-            off.square_().sum(1).double() * scale.double().square()
-        )  # in steps first: squares of 1e30 overflow
-    return torch.stack(found, 1)
+    candidates = (covering.reshape(-1, 1) * shares).clamp(min=SMALLEST_SCALE)  # (N or 1, candidates)
+    scales, zeros = candidates.expand(len(rows), -1), zero_point.reshape(-1, 1).expand(len(rows), -1)
+    size, errors = max(1, _VALUES_IN_CACHE // _WEIGHT_CANDIDATES // rows.shape[1]), []
+    for part, scale, zero in zip(rows.split(size), scales.split(size), zeros.split(size), strict=True):
+        steps = part[:, None] / scale[..., None]  # (n, candidates, K)
+        off = torch.round(steps).add_(zero[..., None]).clamp_(scheme.quant_min, scheme.quant_max)
+        off.sub_(zero[..., None]).sub_(steps)
+        errors.append(off.square_().sum(2).double() * scale.double().square())  # squares of 1e30 would overflow float32
+    total = torch.cat(errors) if scheme.per_channel else torch.cat(errors).sum(0, keepdim=True)
+    return candidates.gather(1, total.argmin(1, keepdim=True)).view_as(covering), zero_point

@@ -1,10 +1,4 @@
-"""The ladder: from the cheapest way to INT8 to the strongest, until one loses too little to matter.
-
-A rung is judged on training images that no other step has seen, never on the validation images, which judge the result. Of a few
-hundred or thousand images, top-1 says little: gains and losses cancel. So a rung must hold two things against the budget. The
-drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the drop that the float network's own
-probabilities expect of the answers that changed, plus what chance may add to it on `JUDGED_ON` images, with probability 0.95.
-"""
+"""The ladder: from the cheapest way to INT8 to the strongest, until one is good enough, see `judging`."""
 
 from __future__ import annotations
 
@@ -15,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.distributed import from_first
@@ -28,18 +21,14 @@ from convnext_deploy.quantization.sensitivity import (
     Effect,
     choose_float_layers,
     compute_logits,
-    kl_divergence,
     measure_sensitivity,
-    signal_to_noise_db,
 )
 from convnext_deploy.stage_config import PTQSteps, QATConfig, QuantizeConfig
 from convnext_deploy.stages.context import StageContext, require_source, write_torch_artifact
+from convnext_deploy.stages.judging import Judge, Rung
 from convnext_deploy.stages.post_training import Images, choose_images, open_folded, quantize_network
 from convnext_deploy.stages.qat import check_teachers, train_quantized, training_seconds
-from convnext_deploy.statistics import paired_difference_interval
 
-JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to climb
-_Z95_ONE_SIDED = 1.6448536269514722
 _SENSITIVITY_IMAGES = 256
 _NAMED = 5  # layers in a message
 
@@ -53,79 +42,6 @@ RUNGS: dict[str, PTQSteps] = {
 }
 """Name → steps, the cheapest first. After them come layers in float, and training."""
 STRONGEST_OF_ONE_PASS = "bias correction"
-
-
-@dataclass(frozen=True)
-class Rung:
-    """What one rung gave on the selection images. Fractions, percentage points, nats, decibels, seconds.
-
-    `risk_pp`: see the module. `kl` and `sqnr_db` are of the logits against the float network's.
-    """
-
-    name: str
-    top1: float
-    top1_drop_pp: float
-    interval_pp: tuple[float, float]
-    agreement: float
-    kl: float
-    sqnr_db: float
-    risk_pp: float
-    seconds: float
-    passed: bool
-
-
-class Judge:
-    """Compares quantized networks with the float one on the selection images."""
-
-    def __init__(self, folded: ConvNeXt, images: Images, max_drop_pp: float) -> None:
-        self.images, self.max_drop_pp = images, max_drop_pp
-        self.labels = images.labels
-        self.reference = self.logits(folded)
-
-    @torch.no_grad()
-    def logits(self, network: nn.Module) -> Tensor:
-        """Return the logits `(N, classes)` of the selection images, on the CPU."""
-        return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
-
-    def judge(self, name: str, network: nn.Module, seconds: float) -> Rung:
-        """Measure a rung. `seconds`: what making it took."""
-        return self.compare(name, self.logits(network), seconds)
-
-    def compare(self, name: str, logits: Tensor, seconds: float) -> Rung:
-        """Judge logits `(N, classes)`."""
-        before, now = self.reference.argmax(1), logits.argmax(1)
-        right_before, right = before == self.labels, now == self.labels
-        both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
-        lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
-        low, high = paired_difference_interval(both, lost, gained, neither)
-        risk = expected_drop_pp(self.reference, logits)
-        drop = 100.0 * (lost - gained) / len(now)
-        return Rung(
-            name=name,
-            top1=right.double().mean().item(),
-            top1_drop_pp=drop,
-            interval_pp=(100.0 * low, 100.0 * high),
-            agreement=(before == now).double().mean().item(),
-            kl=kl_divergence(self.reference, logits),
-            sqnr_db=signal_to_noise_db(self.reference, logits),
-            risk_pp=risk,
-            seconds=seconds,
-            passed=bool(logits.isfinite().all()) and risk <= self.max_drop_pp and 100.0 * low <= self.max_drop_pp,
-        )
-
-
-def expected_drop_pp(reference: Tensor, logits: Tensor) -> float:
-    """Return the drop of top-1 in percentage points that is to be feared, see the module; both `(N, classes)`, >= 0.
-
-    If the float network's probabilities are right, an image whose answer changes from class a to class b costs `p_a - p_b` of a
-    correct answer on average. The number of changed answers on other images varies, and with it, by at most one each, the drop:
-    its standard deviation on `JUDGED_ON` images is at most the root of their share over that number.
-    """
-    probabilities = reference.double().softmax(1)
-    before, now = reference.argmax(1, keepdim=True), logits.argmax(1, keepdim=True)
-    cost = (probabilities.gather(1, before) - probabilities.gather(1, now)).mean().item()
-    changed = (before != now).double().mean().item()
-    return 100.0 * (cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))
 
 
 @dataclass

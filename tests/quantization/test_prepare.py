@@ -76,7 +76,9 @@ def test_prepare_keeps_every_float_key_and_weight() -> None:
     after = prepare(network, SCHEME).state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     added = [key for key in after if key not in before]
-    assert len(added) == 4 * len(dict(quantized_layers(network)))
+    layers = dict(quantized_layers(network))
+    # two scales and zero points of each layer, and a zero point that can be learned where the input is recentred
+    assert len(added) == 4 * len(layers) + sum(layer.recentred for layer in layers.values())
     assert all(key.rsplit(".", 2)[1] in {"input_quantizer", "weight_quantizer"} for key in added)
 
 
@@ -159,10 +161,12 @@ def test_forward_computes_with_the_numbers_of_read_sites() -> None:
     layer.register_forward_hook(lambda _, inputs, output: captured.append((inputs[0], output)))
     network(images())
     ((x, output),) = captured
-    integers = np.clip(np.rint(x.numpy() / site.input.scale), -128, 127).astype(np.int64)
+    assert site.input.shift is not None  # it reads a GELU
+    assert site.input.zero_point == 0
+    integers = np.clip(np.rint((x.numpy() + site.input.shift) / site.input.scale), -128, 127).astype(np.int64)
     products = integers.reshape(-1, integers.shape[-1]) @ site.weight.T.astype(np.int64)
-    assert layer.bias is not None
-    expected = products * (site.input.scale.astype(float) * site.weight_scale.astype(float)) + layer.bias.numpy()
+    assert site.bias is not None
+    expected = products * (site.input.scale.astype(float) * site.weight_scale.astype(float)) + site.bias
     np.testing.assert_allclose(output.numpy().reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -252,11 +256,12 @@ def test_qat_prepared_forward_is_bit_equal_to_ptq_forward(small_artifacts: dict[
 
 
 @torch.no_grad()
-def test_ptq_artifact_without_quantizers_is_bit_equal_to_its_float_source(
-    small_artifacts: dict[str, Artifact],
-) -> None:
+def test_ptq_artifact_without_quantizers_is_near_its_float_source(small_artifacts: dict[str, Artifact]) -> None:
     source, ptq = load_network(small_artifacts["student"]), load_network(small_artifacts["ptq"])
-    assert torch.equal(without_quantizers(ptq)(images()), source(images()))
+    expected = source(images())
+    # folding and smoothing move nothing that counts; bias correction moves what quantization would have moved the other way
+    difference = (without_quantizers(ptq)(images()) - expected).abs().max()
+    assert 0 < difference <= 0.05 * expected.abs().max()
 
 
 def test_qat_moves_weights_and_scales(small_artifacts: dict[str, Artifact]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,12 +51,15 @@ NAMES = {variant: layer_names(spec) for variant, spec in VARIANTS.items()}
 def expected_choices(target: str, names: list[str]) -> dict[str, str]:
     """Return what issue and sources say, written without patterns: layer name → choice, of the quantized layers."""
     linear = {name for name in names if name.rpartition(".")[2] in ("pwconv1", "pwconv2")}
+    after_gelu = {name for name in linear if name.endswith("pwconv2")}
     depthwise = {name for name in names if name.endswith(".dwconv")}
     stem = {name for name in names if name.startswith("downsample_layers.0.")}
     both = {"tensorrt": set(), "tensorrt-depthwise": depthwise, "onnxruntime": depthwise | stem | DOWNSAMPLING}
     outputs = both.get(target, set())
     inputs = (linear | DOWNSAMPLING) - outputs
-    return {**dict.fromkeys(inputs, "int8"), **dict.fromkeys(outputs, "int8-output")}
+    recentred = after_gelu if target.startswith("tensorrt") else set()
+    choices = {**dict.fromkeys(inputs, "int8"), **dict.fromkeys(outputs, "int8-output")}
+    return choices | dict.fromkeys(recentred, "int8-recentred")
 
 
 @pytest.mark.parametrize("target", SCHEMES)
@@ -65,7 +69,12 @@ def test_scheme_selects_exactly_the_layers_of_its_target(variant: str, target: s
     expected = expected_choices(target, names)
     assert {name: scheme.choice(name) for name in names if scheme.is_site(name)} == expected
     found = scheme.select(names)
-    assert {name: "int8" if layer.output is None else "int8-output" for name, layer in found.items()} == expected
+    assert {name for name, layer in found.items() if layer.output is not None} == {
+        name for name, choice in expected.items() if choice == "int8-output"
+    }
+    assert {name for name, layer in found.items() if layer.recentred} == {
+        name for name, choice in expected.items() if choice == "int8-recentred"
+    }
     assert not any(scheme.is_site(name) for name in ("head", "pre_logits", "norm", "stages.0.0.norm"))
 
 
@@ -75,7 +84,8 @@ def test_scheme_selects_exactly_the_layers_of_its_target(variant: str, target: s
 )
 def test_scheme_has_the_grids_that_its_target_multiplies(target: str, activation: TensorScheme) -> None:
     for layer in SCHEMES[target].select(NAMES["convnext_tiny"]).values():
-        assert layer.input == activation
+        # a grid with a zero point, where the runtime's own has none
+        assert layer.input == (replace(activation, symmetric=False) if layer.recentred else activation)
         assert layer.weight == S8_PER_CHANNEL
         assert layer.output in (None, activation)
 
@@ -186,7 +196,7 @@ def test_select_refuses_when_nothing_is_left_to_quantize() -> None:
     ("choice", "hint"), [("flaot", " Did you mean 'float'?"), ("int8_output", " Did you mean 'int8-output'?"), ("", "")]
 )
 def test_with_overrides_refuses_an_unknown_choice(choice: str, hint: str) -> None:
-    expected = f"sites: 'head' = '{choice}' is unknown.{hint} Known: float, int8, int8-output."
+    expected = f"sites: 'head' = '{choice}' is unknown.{hint} Known: float, int8, int8-output, int8-recentred."
     with pytest.raises(RecipeError) as caught:
         resolve_scheme("openvino", {"head": choice})
     assert str(caught.value) == expected

@@ -85,8 +85,8 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
             "stage 'net': fit: autocast = 'fp8' is unknown; expected one of 'auto', 'off', 'bf16', 'fp16'",
         ),
         (
-            PTQ + 'calibration_method = "entropy"\n',
-            "calibration_method = 'entropy' is unknown; expected one of 'minmax'",
+            PTQ + 'calibration_method = "median"\n',
+            "calibration_method = 'median' is unknown; expected one of 'auto', 'minmax'",
         ),
         (PTQ + 'calibration_method = ["minmax"]\n', "calibration_method = ['minmax'] is unknown"),
         (ENGINE + 'gpus = "sm86"\n', "stage 'engine': gpus = 'sm86' has the wrong type; expected a list"),
@@ -194,7 +194,7 @@ def test_load_recipe_names_what_is_missing(tmp_path: Path, text: str, expected: 
     ("text", "expected"),
     [
         (START + '[[stages]]\nkind = "trian"\n', "stage kind 'trian' is unknown. Did you mean 'train'?"),
-        (START + '[[stages]]\nkind = "prune"\n', "Known: train, distill, ptq, qat, onnx, tensorrt"),
+        (START + '[[stages]]\nkind = "prune"\n', "Known: train, distill, ptq, qat, quantize, onnx, tensorrt"),
         (PTQ + '[[stages]]\nkind = "ptq"\n', "the stage name 'ptq' is taken"),
         (PTQ + 'name = "source"\n', "the stage name 'source' is taken"),
         (PTQ + 'name = "baseline"\n', "the stage name 'baseline' is taken"),
