@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from convnext_deploy.spec import Preprocess
 from convnext_deploy.validation.gate import measure_drop
 from convnext_deploy.validation.score import Score
 
@@ -27,8 +28,17 @@ COLUMNS = (
 )
 
 
-def onnx_logits(model: Path, images: NDArray[np.float32], batch_size: int, threads: int | None) -> NDArray[np.float32]:
-    """Run images `(N, C, S, S)` through an ONNX file on ONNX Runtime's CPU provider, with its default optimizations."""
+def onnx_logits(
+    model: Path,
+    images: NDArray[np.float32],
+    batch_size: int,
+    threads: int | None,
+    adapt: Callable[[NDArray[np.float32]], NDArray[np.float32]] = np.ascontiguousarray,
+) -> NDArray[np.float32]:
+    """Run images `(N, C, S, S)` through an ONNX file on ONNX Runtime's CPU provider, with its default optimizations.
+
+    `adapt` makes of a batch what this file takes.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -37,11 +47,20 @@ def onnx_logits(model: Path, images: NDArray[np.float32], batch_size: int, threa
     source, output = session.get_inputs()[0].name, session.get_outputs()[0].name
     starts = range(0, len(images), batch_size)
     return np.concatenate(
-        [
-            session.run([output], {source: np.ascontiguousarray(images[start : start + batch_size])})[0]
-            for start in starts
-        ]
+        [session.run([output], {source: adapt(images[start : start + batch_size])})[0] for start in starts]
     )
+
+
+def renormalize(images: NDArray[np.float32], source: Preprocess, target: Preprocess) -> NDArray[np.float32]:
+    """Return images `(N, C, S, S)` normalized as `source` says as they are when normalized as `target` says."""
+    if (source.mean, source.std) == (target.mean, target.std):
+        return np.ascontiguousarray(images)  # without the rounding of going there and back
+    first, second = (
+        [np.array(values, np.float64).reshape(-1, 1, 1) for values in (preprocess.mean, preprocess.std)]
+        for preprocess in (source, target)
+    )
+    pixels = images * first[1] + first[0]
+    return np.ascontiguousarray((pixels - second[0]) / second[1], np.float32)
 
 
 def compare_logits(

@@ -1,7 +1,7 @@
 """INT8 by this package and by its peers: the same float ONNX model, calibration images and validation images for all.
 
     python benchmarks/quantization_peers.py --checkpoint ARTIFACT_OR_WEIGHTS --data DIR [--out FILE.json]
-    python benchmarks/quantization_peers.py --fresh tiny --image-size 224 --calibration-images 256 --batch-size 1 --methods ort-defaults
+    python benchmarks/quantization_peers.py --fresh tiny --image-size 224 --calibration-images 256 --batch-size 1 --methods "ort-d*"
 
 Every method runs in a process of its own, one after the other. A peer gets the FP32 ONNX file as our `export` writes it, and the
 calibration images that our `quantize` would choose, normalized, as an array in memory; it writes an ONNX file or, some of NNCF, an
@@ -55,13 +55,14 @@ from numpy.typing import NDArray
 from peers_inputs import SEED, create_fresh, write_inputs
 from peers_meter import Meter
 from peers_methods import LOGITS, METHODS
-from quantization_measures import compare_logits, onnx_logits, render_table
+from quantization_measures import compare_logits, onnx_logits, render_table, renormalize
 
 from convnext_deploy import api
 from convnext_deploy.artifact import read_artifact
 from convnext_deploy.options import Options
 from convnext_deploy.quantization.scheme import SCHEMES
 from convnext_deploy.reporting.record import describe_environment
+from convnext_deploy.spec import Preprocess
 
 _OURS = "ours-"
 _SCORE_BATCH = 64
@@ -131,15 +132,25 @@ def run_child(command: list[str], log: Path, arguments: argparse.Namespace) -> s
 
 
 def score(
-    name: str, reference: NDArray[np.float32], labels: NDArray[np.int64], arguments: argparse.Namespace
+    name: str,
+    source: Preprocess,
+    reference: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Run what a method wrote on the validation images and compare it with the float model."""
+    """Run what a method wrote on the validation images, normalized as `source` says, and compare it with the float model."""
     folder: Path = arguments.work / name
     model = folder / "model.onnx"
     if model.exists():
         images = np.load(arguments.work / "validation.npy", mmap_mode="r")
+        own = source
+        if name.startswith(_OURS):
+            # Where the stem is quantized, the normalization is folded into it and the file takes pixels from 0 to 1.
+            own = read_artifact(folder / "export" / "stages" / "onnx").preprocess
         try:
-            logits = onnx_logits(model, images, _SCORE_BATCH, arguments.threads)
+            logits = onnx_logits(
+                model, images, _SCORE_BATCH, arguments.threads, lambda batch: renormalize(batch, source, own)
+            )
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
             return {"failure": f"ONNX Runtime cannot run it: {str(error).splitlines()[0][:200]}"}
@@ -228,7 +239,7 @@ def compare(arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         row = {"method": name, **run_method(name, arguments)}
         if "failure" not in row:
-            row |= score(name, reference, labels, arguments)
+            row |= score(name, artifact.preprocess, reference, labels, arguments)
         rows.append(row)
         print(f"{name}: {time.perf_counter() - started:.0f} s {row.get('failure', '')}", file=sys.stderr)
     instructions = cpu_instructions()

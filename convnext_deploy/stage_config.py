@@ -128,7 +128,7 @@ class PTQConfig(PTQSteps):
     target: str = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)
     calibration_images: int = 512
-    batch_size: int = 64
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,7 +172,7 @@ class QuantizeConfig:
     max_drop_pp: float = 0.2
     calibration_images: int = 512
     selection_images: int = 1024
-    batch_size: int = 64
+    batch_size: int = 32
     time_budget_s: float | None = None
     fit: FitConfig = field(default_factory=lambda: QATConfig().fit)
     teacher: str | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers, quantizers_disabled
 
-MOST_BYTES = 1 << 28  # of the largest tensor between two blocks; four of them are held at once
+MOST_BYTES = 1 << 27  # of the largest tensor between two blocks; four of them are held at once
 _AT_ONCE = 32
 
 Adjust = Callable[[nn.Module, Tensor, Tensor, Tensor], None]

@@ -98,7 +98,7 @@ class ActivationObserver:
 
     def _widen(self, largest: float) -> None:
         """Let the histogram reach beyond a magnitude by merging neighbouring bins, which keeps the counts exact."""
-        exponent = max(self._exponent, math.frexp(largest)[1])
+        exponent = max(self._exponent, math.frexp(largest)[1]) if largest else self._exponent  # frexp has 0 at 2^0
         merges = min(exponent - self._exponent, _BINS.bit_length())  # after so many all is in the two bins around zero
         for _ in range(merges if self._counts.any() else 0):
             merged = self._counts.view(_BINS, 2).sum(dim=1)
@@ -194,7 +194,7 @@ class ActivationObserver:
             F.pad(each.cumsum(0), (1, 0)) for each in (counts, (counts > 0).double(), torch.xlogy(counts, counts))
         )
         total, size = below[-1], filled[edges].diff(dim=1)
-        inner = below[edges].diff(dim=1) * (size > 0)  # where nothing is, not what rounding leaves of the difference
+        inner = below[edges].diff(dim=1)  # exactly 0 over empty bins: cumulative sums are constant there
         outer, own = inner.clone(), entropy[edges[:, -1]] - entropy[edges[:, 0]]
         first, last = edges[:, 0], edges[:, -1] - 1
         for group, place, cut in (0, first, below[first]), (-1, last, total - below[last + 1]):

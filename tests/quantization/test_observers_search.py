@@ -163,6 +163,18 @@ def test_divergence_of_a_range_follows_its_definition(kind: str, name: str) -> N
     assert sum(math.isfinite(each) for each in expected) >= 3
 
 
+@pytest.mark.parametrize("name", ["signed", "unsigned"])
+def test_divergence_follows_its_definition_when_counts_are_those_of_a_sample(name: str) -> None:
+    values, scheme = draw("heavy", 96 * 5000).reshape(5000, 96), GRIDS[name]
+    observer = observed(values)
+    counts = observer._counts.numpy()
+    assert np.any(counts != np.round(counts))
+    candidates = ranges(values.double().numpy(), scheme, np.array([1.0, 0.7, 0.4]))
+    found = observer._divergences(torch.tensor(candidates, dtype=torch.float64), scheme)
+    expected = [divergence(counts, observer._width, low, high, scheme) for low, high in candidates]
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
 @KINDS
 @pytest.mark.parametrize("name", ["signed", "unsigned"])
 def test_entropy_range_diverges_no_more_than_any_of_a_grid(kind: str, name: str) -> None:
@@ -238,12 +250,15 @@ def test_weight_scale_cuts_off_one_of_very_many_values() -> None:
     assert (found / covering).item() == pytest.approx(1 / (1 + count / (12 * 127**2)), rel=0.03)
 
 
-@pytest.mark.parametrize("magnitude", [0.0, 1e-30, 1e30])
-def test_weight_scale_exists_at_any_magnitude(magnitude: float) -> None:
-    weight = magnitude * torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    covering, (found, _) = weight_qparams(weight, PER_CHANNEL)[0], mse_weight_qparams(weight, PER_CHANNEL)
-    assert (0.9 * covering <= found).all()
-    assert (found <= covering).all()
+def test_weight_scale_is_the_same_share_at_any_magnitude_and_never_too_small() -> None:
+    weight = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    scale, (covering, _) = mse_weight_qparams(weight, PER_CHANNEL)[0], weight_qparams(weight, PER_CHANNEL)
+    assert (scale < covering).any()
+    torch.testing.assert_close(
+        mse_weight_qparams(weight * 2.0**100, PER_CHANNEL)[0], scale * 2.0**100, rtol=1e-6, atol=0
+    )
+    for magnitude in (0.0, 1e-30, 3e-5):  # the covering scale of the last is 7e-7
+        assert mse_weight_qparams(magnitude * weight, PER_CHANNEL)[0].tolist() == pytest.approx([SMALLEST_SCALE] * 3)
 
 
 def test_weight_scale_carries_no_gradient() -> None:
