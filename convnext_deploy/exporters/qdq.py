@@ -85,18 +85,33 @@ def _quantize_product(
 def _finish_layer(
     graph: onnx.GraphProto, node: onnx.NodeProto, site: QuantizedSite, weights: Mapping[str, onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
-    name = node.doc_string
+    name, added = node.doc_string, []
     if site.bias is not None:
-        place = (
-            2 if node.op_type in ("Conv", "Gemm") else next((i for i, x in enumerate(node.input) if x in weights), 2)
-        )
-        if place >= len(node.input) or tuple(weights[node.input[place]].dims) != site.bias.shape:
-            raise ExportError(f"the bias of '{name}' is not where it is expected in the graph.")
-        node.input[place] = _initializer(graph, f"{name}.bias_rounded", site.bias)
+        place = _bias_place(node, weights)
+        stored = None if place is None else node.input[place]
+        if stored is not None and tuple(weights[stored].dims) != site.bias.shape:
+            found = tuple(weights[stored].dims)
+            raise ExportError(f"the bias of '{name}' has shape {found} in the graph, expected {site.bias.shape}.")
+        bias = _initializer(graph, f"{name}.bias_rounded", site.bias)
+        if place is not None:
+            node.input[place] = bias
+        elif node.op_type in ("Conv", "Gemm"):  # the exporter leaves out a bias of zeros
+            node.input.append(bias)
+        else:
+            result, node.output[0] = node.output[0], f"{name}.product"
+            node = helper.make_node("Add", [node.output[0], bias], [result], f"{name}.bias_add", doc_string=name)
+            added = [node]
     if site.output is None:
-        return []
+        return added
     output, node.output[0] = node.output[0], f"{name}.output"
-    return _pair(graph, f"{name}.output", node.output[0], output, site.output)
+    return [*added, *_pair(graph, f"{name}.output", node.output[0], output, site.output)]
+
+
+def _bias_place(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> int | None:
+    """Return which input of a layer's last node is its bias; None where it has none."""
+    if node.op_type in ("Conv", "Gemm"):
+        return 2 if len(node.input) > 2 else None
+    return next((place for place, name in enumerate(node.input) if name in weights), None)
 
 
 def _pair(graph: onnx.GraphProto, place: str, source: str, result: str, grid: ActivationGrid) -> list[onnx.NodeProto]:
