@@ -58,6 +58,13 @@ epochs = 1
 batch_size = 16
 base_learning_rate = 0.0256
 [[stages]]
+kind = "quantize"
+source = "student"
+target = "onnxruntime"
+max_drop_pp = 100.0
+calibration_images = 12
+selection_images = 12
+[[stages]]
 kind = "onnx"
 name = "onnx-fp32"
 source = "student"

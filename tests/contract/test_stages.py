@@ -190,7 +190,10 @@ def test_stage_keeps_classes_and_preprocessing(outcome: Outcome, small_data: Dat
     assert outcome.artifact.class_names == small_data.class_names
     assert outcome.artifact.model.num_classes == len(small_data.class_names)
     if "source" in outcome.inputs:
-        assert outcome.artifact.preprocess == outcome.inputs["source"].preprocess
+        before = outcome.inputs["source"].preprocess
+        if outcome.artifact.details.get("target") == "onnxruntime":  # its stem takes pixels / 255: mean and std are in it
+            before = dataclasses.replace(before, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        assert outcome.artifact.preprocess == before
         assert outcome.artifact.model == outcome.inputs["source"].model
 
 
@@ -202,9 +205,15 @@ def test_stage_reports_progress_to_the_end(outcome: Outcome) -> None:
         assert task.closed
 
 
+def without_times(details: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest tells of a stage, without the seconds that the rungs of a ladder took."""
+    rungs = [{**rung, "seconds": 0.0} for rung in details.get("rungs", [])]
+    return {**details, "rungs": rungs}
+
+
 def test_stage_repeats_its_description_of_the_artifact(outcome: Outcome, small_artifacts: dict[str, Artifact]) -> None:
     first = small_artifacts[outcome.entry.name]
-    assert outcome.artifact.details == first.details
+    assert without_times(outcome.artifact.details) == without_times(first.details)
     assert (outcome.artifact.format, outcome.artifact.precision) == (first.format, first.precision)
     assert [file.name for file in outcome.artifact.files] == [file.name for file in first.files]
 
@@ -220,6 +229,7 @@ WRONG_INPUT = {
     "distill": "onnx-fp32",
     "ptq": "onnx-fp32",
     "qat": "onnx-int8",
+    "quantize": "onnx-fp32",
     "onnx": "onnx-fp32",
     "tensorrt": "student",
 }
