@@ -12,7 +12,8 @@ OpenVINO model. ONNX Runtime (for the latter OpenVINO) runs it on the validation
     nncf-*        `nncf.quantize` of the ONNX or OpenVINO model as it comes, and with `model_type=TRANSFORMER`; `-control`:
                   `quantize_with_accuracy_control` with 0.1 pp allowed on `--control-images` other training images
     modelopt-*    `modelopt.onnx.quantization.quantize`, on the CPU, with what stays in float in FP32
-    ours-TARGET   `convnext_deploy.api.quantize` and `export`
+    ours-TARGET   `convnext_deploy.api.quantize` and `export`: the ladder, which stops at the first rung that is good enough;
+                  `-one-pass`: with `calibration_method="auto"`, all that needs one pass over the images and no training
 
 Columns: top-1; its drop against the float ONNX model with Newcombe's 95 % interval; images with the same first guess; the mean
 KL(softmax(float) ‖ softmax(INT8)) in nats; the energy of the float logits over that of their change; seconds of the call that
@@ -65,16 +66,19 @@ from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.spec import Preprocess
 
 _OURS = "ours-"
+_ONE_PASS = "-one-pass"
 _SCORE_BATCH = 64
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
-def quantize_ours(checkpoint: Path, data: str, target: str, calibration_images: int, folder: Path) -> dict[str, Any]:
-    """Quantize for a target and export to `folder/model.onnx`; return what a peer writes into its `result.json`."""
+def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: int, folder: Path) -> dict[str, Any]:
+    """Quantize as the method's name says and export to `folder/model.onnx`; return what a peer writes into its `result.json`."""
+    target = name.removeprefix(_OURS).removesuffix(_ONE_PASS)
+    calibration_method = "auto" if name.endswith(_ONE_PASS) else None
     options = Options(data=data, out=folder / "quantize", calibration_images=calibration_images, seed=SEED)
     meter = Meter()
     with meter:
-        result = api.quantize(checkpoint, target=target, options=options)
+        result = api.quantize(checkpoint, target=target, calibration_method=calibration_method, options=options)
     row = result.report.rows[-1]
     api.export(Path(row.artifact), options=Options(out=folder / "export"))
     exported = read_artifact(folder / "export" / "stages" / "onnx")
@@ -167,12 +171,16 @@ def score(
 
 def choose_methods(patterns: list[str], targets: list[str]) -> list[str]:
     """Return the methods that aim at one of the targets and match one of the patterns."""
-    aims = {name: method.target for name, method in METHODS.items()} | {_OURS + target: target for target in SCHEMES}
+    aims = {name: method.target for name, method in METHODS.items()} | _ours()
     return [
         name
         for name, target in aims.items()
         if any(target.startswith(wanted) for wanted in targets) and any(fnmatchcase(name, p) for p in patterns)
     ]
+
+
+def _ours() -> dict[str, str]:
+    return {f"{_OURS}{target}{suffix}": target for target in SCHEMES for suffix in ("", _ONE_PASS)}
 
 
 def cpu_instructions() -> list[str]:
@@ -207,7 +215,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.checkpoint is not None and arguments.data is None:
         parser.error("--checkpoint needs --data")
     if not choose_methods(arguments.methods, arguments.target):
-        parser.error(f"no method matches; there are {', '.join([*METHODS, *(_OURS + name for name in SCHEMES)])}")
+        parser.error(f"no method matches; there are {', '.join([*METHODS, *_ours()])}")
     return arguments
 
 
@@ -268,8 +276,7 @@ def main() -> None:
         if arguments.threads is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
         folder = arguments.work / arguments.child
-        target = arguments.child.removeprefix(_OURS)
-        found = quantize_ours(arguments.checkpoint, arguments.data, target, arguments.calibration_images, folder)
+        found = quantize_ours(arguments.checkpoint, arguments.data, arguments.child, arguments.calibration_images, folder)
         (folder / "result.json").write_text(json.dumps({**found, "versions": describe_environment()["versions"]}))
         return
     with tempfile.TemporaryDirectory() as temporary:

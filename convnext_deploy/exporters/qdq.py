@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from convnext_deploy.errors import ExportError
+from convnext_deploy.exporters.patches import patch_rows
 from convnext_deploy.quantization.prepare import ActivationGrid, QuantizedSite
 
 _PRODUCTS = {"MatMul": 1, "Gemm": 0, "Conv": 0}
@@ -34,7 +35,8 @@ def insert_qdq(proto: onnx.ModelProto, sites: Mapping[str, QuantizedSite]) -> on
     result.CopyFrom(proto)
     graph = result.graph
     weights = {initializer.name: initializer for initializer in graph.initializer}
-    last = {node.doc_string: index for index, node in enumerate(graph.node)}
+    # A layer's last node that computes: it may lay out its result anew after that.
+    last = {node.doc_string: index for index, node in enumerate(graph.node) if node.op_type in (*_PRODUCTS, "Add")}
     pending = dict(sites)
     nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(graph.node):
@@ -61,15 +63,17 @@ def _quantize_product(
     weights: Mapping[str, onnx.TensorProto],
 ) -> list[onnx.NodeProto]:
     activation, weight = node.input[0], node.input[1]
-    # The exporter stores a linear layer's weight transposed, as MatMul wants it.
-    integers = site.weight.T if node.op_type == "MatMul" else site.weight
+    integers = site.weight
+    if node.op_type == "MatMul":  # the exporter stores the weight of a linear layer transposed
+        integers = (patch_rows(site.weight) if site.weight.ndim == 4 else site.weight).T
     found = tuple(weights[weight].dims) if weight in weights else None
     if found != integers.shape:
         raise ExportError(f"the weight of '{name}' has shape {found} in the graph, expected {integers.shape}.")
     node.input[0], node.input[1] = f"{name}.input_dequantized", f"{name}.weight_dequantized"
+    steps = site.output.scale if site.output is not None and site.output.scale.ndim else np.float32(1)
     parts = [
         _initializer(graph, f"{name}.weight_quantized", integers),
-        _initializer(graph, f"{name}.weight_scale", site.weight_scale),
+        _initializer(graph, f"{name}.weight_scale", (site.weight_scale / steps).astype(np.float32)),
         _initializer(graph, f"{name}.weight_zero_point", np.zeros_like(site.weight_scale, np.int8)),
     ]
     axis = _PRODUCTS[node.op_type] if site.weight_scale.ndim else None
@@ -87,23 +91,27 @@ def _finish_layer(
 ) -> list[onnx.NodeProto]:
     name, added = node.doc_string, []
     if site.bias is not None:
+        bias = site.bias
+        if site.output is not None and site.output.scale.ndim:
+            bias = (bias / site.output.scale).astype(np.float32)
         place = _bias_place(node, weights)
         stored = None if place is None else node.input[place]
-        if stored is not None and tuple(weights[stored].dims) != site.bias.shape:
-            found = tuple(weights[stored].dims)
-            raise ExportError(f"the bias of '{name}' has shape {found} in the graph, expected {site.bias.shape}.")
-        bias = _initializer(graph, f"{name}.bias_rounded", site.bias)
+        if stored is not None and tuple(weights[stored].dims) != bias.shape:
+            raise ExportError(f"the bias of '{name}' has shape {tuple(weights[stored].dims)}, expected {bias.shape}.")
+        new = _initializer(graph, f"{name}.bias_rounded", bias)
         if place is not None:
-            node.input[place] = bias
+            node.input[place] = new
         elif node.op_type in ("Conv", "Gemm"):  # the exporter leaves out a bias of zeros
-            node.input.append(bias)
+            node.input.append(new)
         else:
             result, node.output[0] = node.output[0], f"{name}.product"
-            node = helper.make_node("Add", [node.output[0], bias], [result], f"{name}.bias_add", doc_string=name)
+            node = helper.make_node("Add", [node.output[0], new], [result], f"{name}.bias_add", doc_string=name)
             added = [node]
     if site.output is None:
         return added
     output, node.output[0] = node.output[0], f"{name}.output"
+    if site.output.scale.ndim:
+        return [*added, *_output_by_channel(graph, node, site.output, output)]
     return [*added, *_pair(graph, f"{name}.output", node.output[0], output, site.output)]
 
 
@@ -112,6 +120,28 @@ def _bias_place(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -
     if node.op_type in ("Conv", "Gemm"):
         return 2 if len(node.input) > 2 else None
     return next((place for place, name in enumerate(node.input) if name in weights), None)
+
+
+def _output_by_channel(
+    graph: onnx.GraphProto, node: onnx.NodeProto, grid: ActivationGrid, output: str
+) -> list[onnx.NodeProto]:
+    """Return a pair with scale 1, because the layer's result is divided by its scales already, and the product with them.
+
+    A runtime that fuses QuantizeLinear into its integer product takes one scale there; and a product by channel is faster than a
+    DequantizeLinear by channel. `_quantize_product` and `_finish_layer` divided weight scales and bias.
+    """
+    name = node.doc_string
+    steps = grid.scale.reshape(-1, 1, 1) if node.op_type == "Conv" else grid.scale
+    one = ActivationGrid(np.array(1.0, np.float32), grid.zero_point[0])
+    return [
+        *_pair(graph, f"{name}.output", node.output[0], f"{name}.output_steps", one),
+        helper.make_node(
+            "Mul",
+            [f"{name}.output_steps", _initializer(graph, f"{name}.output_channel_scale", steps)],
+            [output],
+            f"{name}.output_mul",
+        ),
+    ]
 
 
 def _pair(graph: onnx.GraphProto, place: str, source: str, result: str, grid: ActivationGrid) -> list[onnx.NodeProto]:

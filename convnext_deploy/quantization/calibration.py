@@ -18,12 +18,18 @@ from convnext_deploy.quantization.observers import (
     mse_weight_qparams,
     weight_qparams,
 )
-from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers, quantizers_disabled
+from convnext_deploy.quantization.prepare import (
+    QuantizedLayer,
+    channel_dim,
+    quantized_layers,
+    quantizers_disabled,
+)
 from convnext_deploy.quantization.scheme import TensorScheme
 
 AUTO = "auto"
 CALIBRATION_METHODS = (AUTO, *RANGE_METHODS)
 _SAMPLE_VALUES = 1 << 20  # of each quantized input; 4 MiB, 160 MiB for the 39 of ConvNeXt-Tiny
+_LEAST_OF_CHANNEL = 2**-8  # of the largest channel's scale
 _PARTS = 16  # a sample is taken from so many batches at least, once there are as many
 
 
@@ -62,7 +68,7 @@ class SiteObserver:
     """What calibration sees of one quantized tensor: its range and, of an input, a sample."""
 
     def __init__(self, layer: QuantizedLayer, *, sample: bool) -> None:
-        self.range = ActivationObserver(-1 if isinstance(layer, nn.Linear) else 1)
+        self.range = ActivationObserver(channel_dim(layer))
         self.sample = InputSample(layer) if sample else None
 
     def observe(self, x: Tensor) -> None:
@@ -117,7 +123,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], method: str = AUTO, p
 
     `auto` takes, for every input, the range of `RANGE_METHODS` with the least squared error of the layer's output on a sample of
     inputs, and for every output the one with the least squared error; weights get the scale with the least squared error, which
-    with any other method is the one that covers their extremes.
+    with any other method is the one that covers their extremes. Outputs with a scale per channel have it from their extremes.
 
     Args:
         model: prepared; in evaluation mode.
@@ -141,9 +147,9 @@ def fix_grids(
 ) -> None:
     """Fix every grid from what `observe` returned. See `calibrate`."""
     for name, layer in quantized_layers(model):
-        layer.output_quantizer and layer.output_quantizer.freeze(
-            *_qparams(outputs[name], layer.output_quantizer.scheme, "mse" if method == AUTO else method, percentile)
-        )
+        if layer.output_quantizer is not None:
+            way = "mse" if method == AUTO else method
+            layer.output_quantizer.freeze(*_qparams(outputs[name], layer.output_quantizer.scheme, way, percentile))
         scheme = layer.weight_quantizer.scheme
         scale, zero_point = (mse_weight_qparams if method == AUTO else weight_qparams)(layer.weight, scheme)
         if method == AUTO:
@@ -155,6 +161,10 @@ def fix_grids(
 
 
 def _qparams(seen: SiteObserver, scheme: TensorScheme, method: str, percentile: float) -> tuple[Tensor, Tensor]:
+    if scheme.per_channel:  # a channel of its own has no outliers of others to leave out
+        scale, zero_point = choose_qparams(seen.range.channel_minimum, seen.range.channel_maximum, scheme)
+        # a channel that was silent on these images may speak on others
+        return scale.clamp(min=scale.max() * _LEAST_OF_CHANNEL), zero_point
     low, high = seen.range.value_range(method, scheme, percentile)
     return choose_qparams(torch.tensor(low), torch.tensor(high), scheme)
 

@@ -121,9 +121,11 @@ class FakeQuantize(nn.Module):
         observer: while set, inputs are observed and pass unchanged.
     """
 
-    def __init__(self, scheme: TensorScheme, channels: int | None) -> None:
+    def __init__(self, scheme: TensorScheme, channels: int | None, channel_dim: int = 0) -> None:
+        """Args: channel_dim: which dimension has a scale for each of its `channels`; `channels` None: one for all."""
         super().__init__()
         shape = (channels,) if channels is not None else ()
+        self.channel_dim = channel_dim
         self.scheme = scheme
         self.log2_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
@@ -164,6 +166,8 @@ class FakeQuantize(nn.Module):
             return x
         if not self.enabled:
             return x
-        scale, zero_point = (spread(qparam, x) for qparam in self.qparams())
-        result: Tensor = _LearnedGrid.apply(x.float(), scale, zero_point, self.scheme.quant_min, self.scheme.quant_max)
-        return result
+        ends = self.scheme.quant_min, self.scheme.quant_max
+        scale, zero_point = self.qparams()
+        first = x.float().transpose(0, self.channel_dim) if scale.ndim and self.channel_dim else x.float()
+        result: Tensor = _LearnedGrid.apply(first, spread(scale, first), spread(zero_point, first), *ends)
+        return result.transpose(0, self.channel_dim) if scale.ndim and self.channel_dim else result

@@ -256,8 +256,9 @@ def choose_qparams(low: Tensor, high: Tensor, scheme: TensorScheme) -> tuple[Ten
     """
     low, high = low.clamp(max=0.0).float(), high.clamp(min=0.0).float()
     if scheme.symmetric:
-        scale = (torch.maximum(-low, high) / scheme.quant_max).clamp(min=SMALLEST_SCALE)
-        return scale, torch.zeros_like(scale, dtype=torch.int32)
+        middle = (scheme.quant_min + scheme.quant_max + 1) // 2
+        scale = (torch.maximum(-low, high) / (scheme.quant_max - middle)).clamp(min=SMALLEST_SCALE)
+        return scale, torch.full_like(scale, middle, dtype=torch.int32)
     scale = ((high - low) / (scheme.quant_max - scheme.quant_min)).clamp(min=SMALLEST_SCALE)
     zero_point = (scheme.quant_min - torch.round(low / scale)).clamp(scheme.quant_min, scheme.quant_max)
     return scale, zero_point.to(torch.int32)

@@ -28,6 +28,7 @@ class QuantizedLinear(nn.Linear):
     weight_quantizer: FakeQuantize
     output_quantizer: FakeQuantize | None
     recentred: bool
+    patches: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Linear's)
         """Map `(..., in_features)` to `(..., out_features)`."""
@@ -42,6 +43,7 @@ class QuantizedConv2d(nn.Conv2d):
     weight_quantizer: FakeQuantize
     output_quantizer: FakeQuantize | None
     recentred: bool
+    patches: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Conv2d's)
         """Map `(N, C, H, W)` to `(N, C', H', W')`."""
@@ -86,10 +88,30 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
         layer.__class__ = _REPLACEMENTS[type(layer)]
         layer.input_quantizer = FakeQuantize(grids.input, None)
         layer.weight_quantizer = FakeQuantize(grids.weight, layer.weight.shape[0] if grids.weight.per_channel else None)
-        layer.output_quantizer = None if grids.output is None else FakeQuantize(grids.output, None)
+        layer.output_quantizer = None
+        layer.patches = grids.patches and _cuts_patches(layer)
+        if grids.output is not None and not layer.patches:
+            channels = layer.weight.shape[0] if grids.output.per_channel else None
+            layer.output_quantizer = FakeQuantize(grids.output, channels, channel_dim(layer))
         layer.recentred = grids.recentred
         layer.to(layer.weight.device)
     return model
+
+
+def _cuts_patches(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution that reads every pixel once, all channels of it, and no padding."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == layer.stride
+        and not any(layer.padding)
+        and layer.groups == 1
+        and layer.dilation == (1, 1)
+    )
+
+
+def channel_dim(layer: nn.Module) -> int:
+    """Return which dimension of a layer's inputs and outputs has the channels: the last of a linear layer's."""
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
@@ -128,14 +150,16 @@ def without_quantizers(model: Model) -> Model:
     model = copy.deepcopy(model)
     originals = {quantized: plain for plain, quantized in _REPLACEMENTS.items()}
     for _, layer in list(quantized_layers(model)):
-        del layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer, layer.recentred
+        del layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer, layer.recentred, layer.patches
         layer.__class__ = originals[type(layer)]  # type: ignore[assignment]  # the reverse of prepare
     return model
 
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """The grid of an input or output in numbers: float32 scale and, in the type of the integers, zero point; both `()`.
+    """The grid of an input or output in numbers: float32 scale and, in the type of the integers, zero point.
+
+    Both are `()`, or `(out,)` for an output whose channels have scales of their own; the zero points are all the same then.
 
     `shift`, `()` float32: what is to be added to the values before they are quantized; None: nothing.
     """

@@ -21,8 +21,8 @@ _WILDCARD = re.compile(r"\[[^]]*\]|[*?]")
 class TensorScheme:
     """An integer grid: `real = scale * (integer - zero_point)`, `quant_min <= integer <= quant_max`.
 
-    Symmetric grids have zero_point 0. Per-channel scales have one value per output channel: a weight `(N, K)` or
-    `(N, C, h, w)` has a scale `(N,)`; per-tensor scales are scalars `()`.
+    A symmetric grid has its zero point in the middle: 0 of int8, 128 of uint8. Per-channel scales have one value per output
+    channel: a weight `(N, K)` or `(N, C, h, w)` and what the layer gives have a scale `(N,)`; per-tensor scales are scalars `()`.
     """
 
     quant_min: int
@@ -42,21 +42,26 @@ class LayerScheme:
 
     `recentred`: the input's grid has a zero point though the target knows none; the exported graph moves the input before it is
     quantized, and the bias takes the move back.
+    `patches`: a convolution with kernel = stride and no padding is exported as a linear layer, and its output stays in float; the
+    grid of the output is for any other.
 
-    Raises: RecipeError: if the weight's grid is not symmetric, or an activation has a scale per channel. No target knows these.
+    Raises: RecipeError: if the weight's grid is not symmetric, or the input has a scale per channel. No target knows these.
     """
 
     input: TensorScheme
     weight: TensorScheme
     output: TensorScheme | None = None
     recentred: bool = False
+    patches: bool = False
 
     def __post_init__(self) -> None:
         if not self.weight.symmetric:
             raise RecipeError("the grid of a weight must be symmetric: no target multiplies weights with a zero point.")
-        if self.input.per_channel or (self.output is not None and self.output.per_channel):
+        if self.input.per_channel:
+            raise RecipeError("an input has one scale for the whole tensor: a sum over channels needs a common one.")
+        if self.output is not None and self.output.per_channel and not self.output.symmetric:
             raise RecipeError(
-                "activations have one scale for the whole tensor: a sum over channels needs a common one."
+                "an output with a scale for each channel must be symmetric: the channels share a zero point."
             )
 
 
@@ -65,6 +70,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "int8": ("input", "weight"),
     "int8-output": ("input", "weight", "output"),
     "int8-recentred": ("input", "weight"),
+    "int8-patches": ("input", "weight", "output"),
 }
 """What may be chosen for a layer → which of its tensors are quantized. The grids are those of the target; see `LayerScheme`."""
 
@@ -78,8 +84,9 @@ class QuantizationScheme:
     Attributes:
         target: name in `SCHEMES`.
         sites: patterns and choices; the first that matches counts, a layer that none matches stays in float.
-        activation: grid of inputs and outputs.
+        activation: grid of inputs.
         weight: grid of weights.
+        output: grid of outputs; None: that of inputs.
         overrides: patterns and choices of the user, before those of the target; of several that match, the one with the most
             letters that are no wildcards counts, so that their order means nothing.
     """
@@ -89,6 +96,7 @@ class QuantizationScheme:
     activation: TensorScheme
     weight: TensorScheme
     overrides: Rules = ()
+    output: TensorScheme | None = None
 
     def choice(self, layer_name: str) -> str:
         """Return the name in `CHOICES` for a layer.
@@ -112,10 +120,10 @@ class QuantizationScheme:
         tensors = CHOICES[choice]
         if not tensors:
             return None
-        output = self.activation if "output" in tensors else None
+        output = (self.output or self.activation) if "output" in tensors else None
         if choice == "int8-recentred" and self.activation.symmetric:
             return LayerScheme(replace(self.activation, symmetric=False), self.weight, output, recentred=True)
-        return LayerScheme(self.activation, self.weight, output)
+        return LayerScheme(self.activation, self.weight, output, patches=choice == "int8-patches")
 
     def is_site(self, layer_name: str) -> bool:
         """Whether the layer of that name is quantized. Raises: as `choice`."""
@@ -174,6 +182,7 @@ def _examples(names: list[str]) -> str:
 _S8 = TensorScheme(-128, 127, symmetric=True, per_channel=False)
 _S8_PER_CHANNEL = TensorScheme(-128, 127, symmetric=True, per_channel=True)
 _U8 = TensorScheme(0, 255, symmetric=False, per_channel=False)
+_U8_PER_CHANNEL = TensorScheme(0, 255, symmetric=True, per_channel=True)
 
 _POINTWISE = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8"))
 # The second linear layer reads a GELU, whose values begin at -0.17: a symmetric grid would leave half its codes unused.
@@ -197,16 +206,18 @@ SCHEMES: dict[str, QuantizationScheme] = {
         ),
         # ONNX Runtime on x86 multiplies unsigned by signed. A convolution runs in INT8, and channels-last, only when its output
         # is quantized too; a linear layer gives float from INT8 in one kernel, and a pair after it would keep its bias and GELU
-        # apart. The head is a Gemm, which ONNX Runtime computes in float unless its output is quantized.
+        # apart. So patches go through a linear layer. What other convolutions give goes into a norm, and its channels may have
+        # scales of their own, see `exporters.qdq`. The head is a Gemm, in float unless its output is quantized.
         QuantizationScheme(
             "onnxruntime",
             (
                 *_POINTWISE,
-                ("downsample_layers.?.?", "int8-output"),
+                ("downsample_layers.?.?", "int8-patches"),
                 ("stages.*.dwconv", "int8-output"),
             ),
             _U8,
             _S8_PER_CHANNEL,
+            output=_U8_PER_CHANNEL,
         ),
         # OpenVINO's CPU plugin turns these pairs into its own FakeQuantize and multiplies signed and unsigned inputs, with zero
         # point or without, equally fast; so the inputs have all 256 codes. Depthwise convolutions and outputs in INT8 cost it more

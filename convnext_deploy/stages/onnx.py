@@ -6,10 +6,11 @@ import dataclasses
 
 from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
+from convnext_deploy.exporters.patches import as_patch_linear
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.network import load_network
-from convnext_deploy.quantization.prepare import read_sites, without_quantizers
+from convnext_deploy.quantization.prepare import quantized_layers, read_sites, without_quantizers
 from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.spec import file_header
 from convnext_deploy.stage_config import ONNXConfig
@@ -22,10 +23,12 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     network, scheme = load_network(source), read_scheme(source.details)
     with context.progress.task(f"{context.name}: export", 1) as task:
         sites = read_sites(network)
+        patches = [name for name, layer in quantized_layers(network) if layer.patches]
         plain = without_quantizers(network)
         if scheme is None:
             plain = fold(plain, source.preprocess).network
-        proto = export_float(drop_identities(plain), source.model.in_channels, source.preprocess.image_size)
+        plain = as_patch_linear(drop_identities(plain), patches)
+        proto = export_float(plain, source.model.in_channels, source.preprocess.image_size)
         if sites:
             proto = insert_qdq(proto, sites)
         path = context.output / "model.onnx"

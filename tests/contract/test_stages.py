@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,7 +205,7 @@ def test_stage_reports_progress_to_the_end(outcome: Outcome) -> None:
         assert task.closed
 
 
-def without_times(details: dict[str, Any]) -> dict[str, Any]:
+def without_times(details: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a manifest tells of a stage, without the seconds that the rungs of a ladder took."""
     rungs = [{**rung, "seconds": 0.0} for rung in details.get("rungs", [])]
     return {**details, "rungs": rungs}

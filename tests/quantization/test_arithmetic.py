@@ -15,9 +15,12 @@ from convnext_deploy.quantization.scheme import SCHEMES, TensorScheme
 SYMMETRIC = TensorScheme(-128, 127, symmetric=True, per_channel=False)
 AFFINE = TensorScheme(-128, 127, symmetric=False, per_channel=False)
 UNSIGNED = TensorScheme(0, 255, symmetric=False, per_channel=False)
+SYMMETRIC_UNSIGNED = TensorScheme(0, 255, symmetric=True, per_channel=False)
 NARROW = TensorScheme(-7, 7, symmetric=True, per_channel=False)
 GRIDS = pytest.mark.parametrize(
-    "scheme", [SYMMETRIC, AFFINE, UNSIGNED, NARROW], ids=["symmetric", "affine", "unsigned", "narrow"]
+    "scheme",
+    [SYMMETRIC, AFFINE, UNSIGNED, SYMMETRIC_UNSIGNED, NARROW],
+    ids=["symmetric", "affine", "unsigned", "symmetric-unsigned", "narrow"],
 )
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
@@ -40,7 +43,7 @@ def test_choose_qparams_covers_the_range_and_represents_zero(scheme: TensorSchem
     assert zero_point.dtype == torch.int32
     assert scale.item() >= np.float32(SMALLEST_SCALE)
     assert scheme.quant_min <= zero_point.item() <= scheme.quant_max
-    assert zero_point.item() == 0 or not scheme.symmetric
+    assert zero_point.item() == (128 if scheme.dtype == "uint8" else 0) or not scheme.symmetric
     least = scale.item() * (scheme.quant_min - zero_point.item())
     greatest = scale.item() * (scheme.quant_max - zero_point.item())
     half_step = 0.5 * scale.item() * (1 + 1e-4)
@@ -58,7 +61,9 @@ def test_choose_qparams_grid_is_no_wider_than_needed(scheme: TensorScheme, ends:
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     scale, _ = grid(*ends, scheme)
     needed = (
-        max(-low, high) / scheme.quant_max if scheme.symmetric else (high - low) / (scheme.quant_max - scheme.quant_min)
+        max(-low, high) / (scheme.quant_max - (128 if scheme.dtype == "uint8" else 0))
+        if scheme.symmetric
+        else (high - low) / (scheme.quant_max - scheme.quant_min)
     )
     assert scale.item() == pytest.approx(max(needed, SMALLEST_SCALE), rel=1e-6)
 

@@ -54,11 +54,13 @@ def expected_choices(target: str, names: list[str]) -> dict[str, str]:
     after_gelu = {name for name in linear if name.endswith("pwconv2")}
     depthwise = {name for name in names if name.endswith(".dwconv")}
     stem = {name for name in names if name.startswith("downsample_layers.0.")}
-    both = {"tensorrt": set(), "tensorrt-depthwise": depthwise, "onnxruntime": depthwise | stem | DOWNSAMPLING}
+    both = {"tensorrt-depthwise": depthwise, "onnxruntime": depthwise}
     outputs = both.get(target, set())
-    inputs = (linear | DOWNSAMPLING) - outputs
+    patches = stem | DOWNSAMPLING if target == "onnxruntime" else set()
+    inputs = (linear | DOWNSAMPLING) - outputs - patches
     recentred = after_gelu if target.startswith("tensorrt") else set()
     choices = {**dict.fromkeys(inputs, "int8"), **dict.fromkeys(outputs, "int8-output")}
+    choices |= dict.fromkeys(patches, "int8-patches")
     return choices | dict.fromkeys(recentred, "int8-recentred")
 
 
@@ -70,7 +72,10 @@ def test_scheme_selects_exactly_the_layers_of_its_target(variant: str, target: s
     assert {name: scheme.choice(name) for name in names if scheme.is_site(name)} == expected
     found = scheme.select(names)
     assert {name for name, layer in found.items() if layer.output is not None} == {
-        name for name, choice in expected.items() if choice == "int8-output"
+        name for name, choice in expected.items() if choice in ("int8-output", "int8-patches")
+    }
+    assert {name for name, layer in found.items() if layer.patches} == {
+        name for name, choice in expected.items() if choice == "int8-patches"
     }
     assert {name for name, layer in found.items() if layer.recentred} == {
         name for name, choice in expected.items() if choice == "int8-recentred"
@@ -79,15 +84,22 @@ def test_scheme_selects_exactly_the_layers_of_its_target(variant: str, target: s
 
 
 @pytest.mark.parametrize(
-    ("target", "activation"),
-    [("tensorrt", S8), ("tensorrt-depthwise", S8), ("onnxruntime", U8), ("openvino", U8)],
+    ("target", "activation", "output"),
+    [
+        ("tensorrt", S8, None),
+        ("tensorrt-depthwise", S8, S8),
+        ("onnxruntime", U8, TensorScheme(0, 255, symmetric=True, per_channel=True)),
+        ("openvino", U8, None),
+    ],
 )
-def test_scheme_has_the_grids_that_its_target_multiplies(target: str, activation: TensorScheme) -> None:
+def test_scheme_has_the_grids_that_its_target_multiplies(
+    target: str, activation: TensorScheme, output: TensorScheme | None
+) -> None:
     for layer in SCHEMES[target].select(NAMES["convnext_tiny"]).values():
         # a grid with a zero point, where the runtime's own has none
         assert layer.input == (replace(activation, symmetric=False) if layer.recentred else activation)
         assert layer.weight == S8_PER_CHANNEL
-        assert layer.output in (None, activation)
+        assert layer.output in (None, output)
 
 
 def test_schemes_are_named_by_their_targets_and_choices_by_their_tensors() -> None:
@@ -108,7 +120,8 @@ def test_override_changes_the_layers_that_it_matches_and_no_other(target: str) -
         elif name == "head":
             assert after.layer(name) == LayerScheme(before.activation, before.weight)
         elif name.startswith("stages.0.") and name.endswith("dwconv"):
-            assert after.layer(name) == LayerScheme(before.activation, before.weight, before.activation)
+            output = before.output or before.activation
+            assert after.layer(name) == LayerScheme(before.activation, before.weight, output)
         else:
             assert after.layer(name) == before.layer(name)
     assert "stages.3.0.pwconv1" in before.select(names)
@@ -196,7 +209,9 @@ def test_select_refuses_when_nothing_is_left_to_quantize() -> None:
     ("choice", "hint"), [("flaot", " Did you mean 'float'?"), ("int8_output", " Did you mean 'int8-output'?"), ("", "")]
 )
 def test_with_overrides_refuses_an_unknown_choice(choice: str, hint: str) -> None:
-    expected = f"sites: 'head' = '{choice}' is unknown.{hint} Known: float, int8, int8-output, int8-recentred."
+    expected = (
+        f"sites: 'head' = '{choice}' is unknown.{hint} Known: float, int8, int8-output, int8-recentred, int8-patches."
+    )
     with pytest.raises(RecipeError) as caught:
         resolve_scheme("openvino", {"head": choice})
     assert str(caught.value) == expected
@@ -218,10 +233,11 @@ def test_layer_scheme_refuses_grids_that_no_target_multiplies() -> None:
     affine = TensorScheme(-128, 127, symmetric=False, per_channel=True)
     with pytest.raises(RecipeError, match="the grid of a weight must be symmetric"):
         LayerScheme(S8, affine)
-    with pytest.raises(RecipeError, match="activations have one scale"):
+    with pytest.raises(RecipeError, match="an input has one scale"):
         LayerScheme(S8_PER_CHANNEL, S8_PER_CHANNEL)
-    with pytest.raises(RecipeError, match="activations have one scale"):
-        LayerScheme(S8, S8_PER_CHANNEL, S8_PER_CHANNEL)
+    with pytest.raises(RecipeError, match="must be symmetric: the channels share a zero point"):
+        LayerScheme(S8, S8_PER_CHANNEL, affine)
+    assert LayerScheme(S8, S8_PER_CHANNEL, S8_PER_CHANNEL).output == S8_PER_CHANNEL
 
 
 @pytest.mark.parametrize("target", SCHEMES)

@@ -1,0 +1,288 @@
+"""`convnext-deploy quantize`: what it says while it climbs, what its options do, and what is left when nothing is good enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from convnext_deploy import api
+from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.data.sources import Data
+from convnext_deploy.errors import DeployError
+from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.recipe import StageEntry
+from convnext_deploy.stage_config import ModelConfig, PTQConfig, QATConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.stages import quantize, train
+from convnext_deploy.stages.context import StageContext
+from tests.cli.conftest import Outcome, assert_nothing_half_written, call
+
+FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
+HERE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12", "--selection-images", "18")
+RUNGS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
+# top-1, drop and its interval, agreement, KL, noise, risk, seconds
+FIGURES = (
+    r"top-1 \d+\.\d\d %, drop [+-]\d+\.\d\d pp \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\], agreement \d+\.\d\d %, "
+    r"KL [\d.e+-]+, -?\d+\.\d dB, risk \d+\.\d\d pp, \d+\.\d s"
+)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A call of the command, its folder, and what came of it."""
+
+    command: tuple[str | Path, ...]
+    out: Path
+    outcome: Outcome
+
+    @property
+    def artifact(self) -> Artifact:
+        return read_artifact(self.out / "stages" / "quantize")
+
+    @property
+    def said(self) -> list[str]:
+        """What was said of rungs and of the choice, in order."""
+        return [
+            line.removeprefix("quantize: ")
+            for line in self.outcome.err.splitlines()
+            if re.fullmatch(rf"quantize: [a-z -]+: {FIGURES}|quantize: [a-z -]+ it is: .*", line)
+        ]
+
+
+@pytest.fixture(scope="module")
+def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small network that tells the three colours apart."""
+    folder = tmp_path_factory.mktemp("source")
+    context = StageContext("float", folder, lambda: small_data, 0, "cpu", 0, SilentProgress(), folder / "cache")
+    write_manifest(train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """A run in which the first rung does."""
+    out = tmp_path_factory.mktemp("good")
+    options = ("--target", "openvino", "--time-budget", "1.5h", "--method", "ptq", *HERE)
+    command = ("quantize", source, "--data", image_folder, "--out", out, *options)
+    return Quantized(command, out, call(*command))
+
+
+@pytest.fixture(scope="module")
+def bad(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quantized]:
+    """A run in which quantization takes every class for the next one, so that no rung is any good."""
+    out = tmp_path_factory.mktemp("bad")
+    make = vars(quantize)["quantize_network"]
+
+    @torch.no_grad()
+    def spoil(*arguments: Any, **options: Any) -> Any:
+        network, details = make(*arguments, **options)
+        for parameter in network.head.parameters():
+            parameter.copy_(parameter.roll(1, 0))
+        return network, details
+
+    short = dataclasses.replace(quantize.RUNGS["learned rounding"], reconstruction_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quantize.RUNGS, "learned rounding", short)
+        patch.setattr(quantize, "quantize_network", spoil)
+        command = ("quantize", source, "--data", image_folder, "--out", out, "--method", "ptq", *HERE)
+        yield Quantized(command, out, call(*command))
+
+
+def test_it_says_a_line_for_the_rung_and_one_for_the_choice(good: Quantized) -> None:
+    assert good.outcome.code == 0
+    rung, choice = good.said
+    assert rung.startswith("min-max: top-1 100.00 %, drop +0.00 pp")
+    assert choice == "min-max it is: its risk of 0.00 pp is within the 0.20 pp allowed"
+    assert_nothing_half_written(good.out)
+
+
+def test_artifact_was_made_with_the_options_given(good: Quantized) -> None:
+    artifact = good.artifact
+    assert (artifact.precision, artifact.details["target"], artifact.details["chosen"]) == (
+        "int8",
+        "openvino",
+        "min-max",
+    )
+    record = artifact.lineage[-1]
+    given = ("method", "target", "time_budget_s", "calibration_images", "selection_images", "max_drop_pp")
+    assert [record.config[name] for name in given] == ["ptq", "openvino", 5400.0, 12, 18, 0.2]
+    assert artifact.details["calibration_images"] == 12
+
+
+def test_same_command_again_executes_nothing(good: Quantized) -> None:
+    before = good.artifact
+    again = call(*good.command)
+    assert (again.code, again.out) == (0, good.outcome.out)
+    assert "quantize: up to date" in again.err.splitlines()
+    assert "min-max" not in again.err
+    assert good.artifact == before
+
+
+def test_ladder_with_one_rung_stands_in_the_report(good: Quantized) -> None:
+    (row,) = ladder_rows(good)
+    assert row[0] == "min-max"
+    assert row[-1] == "passed"
+    text = (good.out / "report.md").read_text()
+    assert "Taken: min-max; its risk of 0.00 pp is within the 0.20 pp allowed." in text
+
+
+def ladder_rows(run: Quantized) -> list[list[str]]:
+    """The cells of the rows of the ladder's table in the report."""
+    lines = (run.out / "report.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| rung |"))
+    assert lines[start - 2].startswith("What quantize tried")
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.split("|")[1:-1]])
+    assert {len(row) for row in rows} == {lines[start].count("|") - 1}
+    return rows
+
+
+def test_gate_that_fails_gives_3_and_names_the_layers_that_hurt(bad: Quantized) -> None:
+    assert bad.outcome.code == 3
+    details = bad.artifact.details
+    worst = ", ".join(effect["layer"] for effect in details["sensitivity"][:5])
+    assert worst.count("stages.") + worst.count("downsample_layers.") == 5
+    text = (bad.out / "report.md").read_text()
+    assert f"; the layers that hurt most are {worst}." in text
+    assert f"Taken: {details['chosen']}; no rung's risk is within 0.20 pp, and its " in text
+    assert "1 of 1 gates failed: quantize" in bad.outcome.out
+    assert "100.00 pp" in bad.outcome.out
+    assert_nothing_half_written(bad.out)
+
+
+def test_it_says_a_line_for_every_rung(bad: Quantized) -> None:
+    *rungs, choice = bad.said
+    assert [line.split(":")[0] for line in rungs] == RUNGS
+    # the float network is right about every image, and this one about none
+    assert all(": top-1 0.00 %, drop +100.00 pp [" in line and "agreement 0.00 %" in line for line in rungs)
+    details = bad.artifact.details
+    assert choice == f"{details['chosen']} it is: {details['reason']}"
+
+
+def test_every_rung_stands_in_the_report_as_in_the_artifact(bad: Quantized) -> None:
+    rows = ladder_rows(bad)
+    assert [row[0] for row in rows] == RUNGS
+    for row, rung in zip(rows, bad.artifact.details["rungs"], strict=True):
+        assert row[1:4] == ["0.00", f"+100.00 [{rung['interval_pp'][0]:+.2f}, {rung['interval_pp'][1]:+.2f}]", "0.00"]
+        assert row[6] == f"{rung['risk_pp']:.2f}"
+        assert (row[-1], rung["passed"]) == ("", False)
+
+
+def test_json_has_the_ladder(bad: Quantized) -> None:
+    outcome = call("report", bad.out, "--json")
+    assert outcome.code == 3
+    row = json.loads(outcome.out)["rows"][-1]
+    details = json.loads(json.dumps(dict(bad.artifact.details)))
+    assert (row["rungs"], row["chosen"], row["reason"]) == tuple(details[key] for key in ("rungs", "chosen", "reason"))
+
+
+def test_calibration_method_quantizes_once(source: Path, image_folder: Path, tmp_path: Path) -> None:
+    outcome = call(
+        "quantize", source, "--data", image_folder, "--out", tmp_path, "--calibration-method", "percentile", *HERE
+    )
+    assert outcome.code == 0
+    assert " it is: " not in outcome.err
+    artifact = read_artifact(tmp_path / "stages" / "ptq")
+    assert artifact.lineage[-1].config["calibration_method"] == "percentile"
+    assert "rungs" not in artifact.details
+    assert "Taken: " not in (tmp_path / "report.md").read_text()
+
+
+DEFAULT = QuantizeConfig()
+OPTIONS: list[tuple[tuple[str, ...], QuantizeConfig | PTQConfig]] = [
+    ((), DEFAULT),
+    (("--method", "qat"), dataclasses.replace(DEFAULT, method="qat")),
+    (("--target", "onnxruntime"), dataclasses.replace(DEFAULT, target="onnxruntime")),
+    (("--target", "tensorrt-depthwise"), dataclasses.replace(DEFAULT, target="tensorrt-depthwise")),
+    (("--time-budget", "90"), dataclasses.replace(DEFAULT, time_budget_s=90.0)),
+    (("--time-budget", "90s"), dataclasses.replace(DEFAULT, time_budget_s=90.0)),
+    (("--time-budget", "20m"), dataclasses.replace(DEFAULT, time_budget_s=1200.0)),
+    (("--time-budget", "1.5h"), dataclasses.replace(DEFAULT, time_budget_s=5400.0)),
+    (("--calibration-images", "13"), dataclasses.replace(DEFAULT, calibration_images=13)),
+    (("--selection-images", "77"), dataclasses.replace(DEFAULT, selection_images=77)),
+    (("--max-drop", "1.5"), dataclasses.replace(DEFAULT, max_drop_pp=1.5)),
+    (("--max-drop", "0"), dataclasses.replace(DEFAULT, max_drop_pp=0.0)),
+    (("--epochs", "3"), dataclasses.replace(DEFAULT, fit=dataclasses.replace(QATConfig().fit, epochs=3))),
+    (("--calibration-method", "mse"), PTQConfig(calibration_method="mse")),
+    (
+        ("--calibration-method", "minmax", "--target", "openvino", "--calibration-images", "9"),
+        PTQConfig(calibration_method="minmax", target="openvino", calibration_images=9),
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "config"), OPTIONS, ids=[" ".join(options) for options, _ in OPTIONS])
+def test_options_reach_the_stage(
+    options: tuple[str, ...],
+    config: QuantizeConfig | PTQConfig,
+    source: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[StageEntry] = []
+
+    def take(_: str, stages: tuple[StageEntry, ...], *rest: Any) -> None:
+        found.extend(stages)
+        raise DeployError("enough")
+
+    monkeypatch.setattr(api, "run_stages", take)
+    outcome = call("quantize", source, "--data", image_folder, *options)
+    assert (outcome.code, outcome.err) == (1, "error: enough\n")
+    (stage,) = found
+    assert stage.config == config
+    # what may be lost on the way may be lost in the end
+    drop = config.max_drop_pp if isinstance(config, QuantizeConfig) else 0.2
+    assert (stage.name, stage.gate.max_top1_drop_pp) == (config.kind, drop)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-drop", "-0.1"),
+        ("--max-drop", "101"),
+        ("--target", "tensorflow"),
+        ("--method", "best"),
+        ("--calibration-method", "median"),
+        ("--calibration-images", "0"),
+        ("--selection-images", "0"),
+        *(("--time-budget", value) for value in ("0", "0s", "-5", "soon", "1d", "1h30m", "")),
+    ],
+)
+def test_bad_value_gives_2_and_one_line(
+    option: str, value: str, source: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    outcome = call("quantize", source, "--data", image_folder, "--out", out, option, value)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("Error: ") == 1
+    assert outcome.err.splitlines()[-1].startswith(f"Error: Invalid value for '{option}': ")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [("--method", "qat"), ("--time-budget", "5m")])
+def test_options_that_ask_for_a_climb_do_not_go_with_a_fixed_method(
+    options: tuple[str, ...], source: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("quantize", source, "--data", image_folder, "--out", out, "--calibration-method", "minmax")
+    outcome = call(*command, *options)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "error: --calibration-method quantizes once, without --method qat and --time-budget.\n"
+    assert not out.exists()
+
+
+def test_images_are_needed(source: Path) -> None:
+    outcome = call("quantize", source)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "error: quantization needs images: give the image folder with --data DIR.\n"

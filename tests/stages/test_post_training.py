@@ -1,0 +1,300 @@
+"""What goes into post-training quantization: which images, decoded how often, and the folded network that takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.data.sources import ArrayImages, Data, ImageSet
+from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.inputs import open_input
+from convnext_deploy.models.certificate import TOLERANCES
+from convnext_deploy.network import load_network
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.spec import ModelSpec, Preprocess
+from convnext_deploy.stage_config import PTQConfig, PTQSteps, QuantizeConfig
+from convnext_deploy.stages import post_training, ptq, quantize
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.judging import Judge
+from convnext_deploy.stages.post_training import Images, choose_images, open_folded, quantize_network
+from tests.weights import write_weights
+
+SIDE, CLASSES = 32, ("cat", "dog", "owl")
+PREPROCESS = Preprocess(SIDE, 1.0, "bilinear", (0.41, 0.46, 0.5), (0.21, 0.25, 0.3))
+PIXELS = np.random.default_rng(0).integers(0, 256, (18, SIDE, SIDE, 3)).astype(np.uint8)
+TRAIN = ArrayImages(PIXELS, np.repeat(np.arange(3), 6))
+OTHERS = ArrayImages(255 - PIXELS[:6], np.arange(6) % 3)
+STEM = "downsample_layers.0.0"
+Place = Callable[..., StageContext]
+
+
+class Watched:
+    """A set of images that writes down which ones were decoded; of a secret one none may be, nor may labels be read."""
+
+    def __init__(self, images: ImageSet, *, secret: bool = False) -> None:
+        self.images, self.secret = images, secret
+        self.loaded: list[int] = []
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        assert not self.secret, "labels of validation images were read"
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> Image.Image:
+        assert not self.secret, "a validation image was decoded"
+        self.loaded.append(int(index))
+        return self.images.load(index)
+
+    def content(self, index: int) -> bytes:  # hashed, to tell a training image that is also a validation image
+        return self.images.content(index)
+
+    def size_hint(self, index: int) -> int:
+        return self.images.size_hint(index)
+
+
+class Lines(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def data_of(train: ImageSet = TRAIN, validation: ImageSet = OTHERS) -> Data:
+    return Data("some", train, validation, CLASSES)
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+def place(tmp_path: Path, lines: Lines) -> Place:
+    """A context with a new folder."""
+
+    def create(data: Data | None = None, seed: int = 0) -> StageContext:
+        folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
+        folder.mkdir()
+        return StageContext("ptq", folder, lambda: data or data_of(), seed, "cpu", 0, lines, tmp_path / "cache")
+
+    return create
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Artifact:
+    """A random network, in which every parameter changes the logits."""
+    path = write_weights(tmp_path / "source.safetensors", ModelSpec("test_convnext2", 3), CLASSES, PREPROCESS)
+    return open_input(path)
+
+
+def images_of(data: Data, indices: list[int], batch_size: int = 4) -> Images:
+    return Images(data, PREPROCESS, indices, batch_size, 0, "cpu")
+
+
+def unit(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixel values / 255, `(N, 3, S, S)`."""
+    return torch.from_numpy(pixels.astype(np.float64) / 255).permute(0, 3, 1, 2).float()
+
+
+def normalized(pixels: NDArray[np.uint8]) -> Tensor:
+    values = (pixels.astype(np.float64) / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
+    return torch.from_numpy(values).permute(0, 3, 1, 2).float()
+
+
+def choose(place: Place, counts: list[int], data: Data | None = None, seed: int = 0) -> list[list[int]]:
+    return [list(images.indices) for images in choose_images(counts, PREPROCESS, place(data, seed), 4)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [([6, 4], [6, 4]), ([15, 10], [15, 3]), ([18, 10], [18, 0]), ([30, 10], [18, 0]), ([2, 3, 99], [2, 3, 13])],
+)
+def test_chosen_images_are_all_different_and_the_first_set_is_served_first(
+    counts: list[int], sizes: list[int], place: Place, lines: Lines
+) -> None:
+    chosen = choose(place, counts)
+    assert [len(part) for part in chosen] == sizes
+    together = [index for part in chosen for index in part]
+    assert len(set(together)) == len(together)
+    assert set(together) <= set(range(18))
+    fewer = ["ptq: 18 calibration images, as the training set has no more"]
+    assert lines.said == (fewer if counts[0] > 18 else [])
+
+
+def test_chosen_images_are_in_no_order_of_classes_and_as_many_of_each(place: Place) -> None:
+    first, second = choose(place, [6, 6])
+    assert np.bincount(TRAIN.labels[first + second]).tolist() == [4, 4, 4]
+    assert first != sorted(first)
+
+
+def test_seed_decides_which_images_are_chosen(place: Place) -> None:
+    assert choose(place, [4, 4], seed=1) == choose(place, [4, 4], seed=1)
+    assert choose(place, [4, 4], seed=1) != choose(place, [4, 4], seed=2)
+
+
+def test_no_chosen_image_is_a_validation_image(place: Place) -> None:
+    held_out = ArrayImages(np.concatenate([OTHERS.arrays, PIXELS[[3, 11, 12]]]), np.arange(9) % 3)
+    first, second = choose(place, [8, 99], data_of(validation=held_out))
+    assert len(first) == 8
+    assert sorted(first + second) == [index for index in range(18) if index not in (3, 11, 12)]
+
+
+def test_training_images_that_are_all_validation_images_are_refused(place: Place) -> None:
+    with pytest.raises(DataError, match="every training image of some is also a validation image; none is left"):
+        choose(place, [4, 4], data_of(validation=TRAIN))
+
+
+def test_batches_are_decoded_once_and_normalized() -> None:
+    train = Watched(TRAIN)
+    order = [7, 0, 3, 16, 5, 9, 1, 2, 4]
+    images, task = images_of(data_of(train), order), Mock()
+    passes = [list(images.batches(task)) for _ in range(3)]
+    assert train.loaded == order
+    assert (images.number_of_batches, task.advance.call_count, len(images)) == (3, 9, 9)
+    for batches in passes:
+        assert [len(batch) for batch in batches] == [4, 4, 1]
+        assert torch.allclose(torch.cat(batches), normalized(PIXELS[order]), atol=1e-6)
+    assert images.labels.tolist() == [1, 0, 0, 2, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("room", "times"), [(0, 1), (-1, 3)])
+def test_large_sets_are_decoded_for_every_pass(room: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine images of float32 fit exactly, or miss by one byte."""
+    monkeypatch.setattr(post_training, "_BYTES_IN_MEMORY", 9 * 3 * SIDE * SIDE * 4 + room)
+    train = Watched(TRAIN)
+    images = images_of(data_of(train), list(range(9)))
+    found = [torch.cat(list(images.batches())) for _ in range(3)]
+    assert train.loaded == list(range(9)) * times
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_pass_that_breaks_off_keeps_nothing() -> None:
+    images = images_of(data_of(), list(range(9)))
+    assert len(list(itertools.islice(images.batches(), 1))) == 1
+    assert [len(batch) for batch in images.batches()] == [4, 4, 1]
+    assert [len(batch) for batch in images.batches()] == [4, 4, 1]
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 9, 50])
+@pytest.mark.parametrize("kept", [False, True])
+def test_first_images_are_those_of_the_first_batches(count: int, kept: bool) -> None:
+    train, order = Watched(TRAIN), [7, 0, 3, 16, 5, 9, 1, 2, 4]
+    images = images_of(data_of(train), order)
+    if kept:
+        list(images.batches())
+    found = images.first(count)
+    assert torch.allclose(found, normalized(PIXELS[order[:count]]), atol=1e-6)
+    # no more is decoded than is asked for, and nothing twice
+    assert train.loaded == (order if kept else order[:count])
+
+
+@pytest.mark.parametrize(
+    ("target", "sites", "takes_pixels"),
+    [
+        ("tensorrt", {}, False),
+        ("onnxruntime", {}, True),
+        ("tensorrt", {STEM: "int8"}, True),
+        ("onnxruntime", {STEM: "float"}, False),
+    ],
+)
+@torch.no_grad()
+def test_mean_and_std_go_into_a_stem_that_is_quantized(
+    target: str, sites: dict[str, str], takes_pixels: bool, source: Artifact, place: Place
+) -> None:
+    folding = open_folded(source, resolve_scheme(target, sites), place())
+    expected = load_network(source)(normalized(PIXELS))
+    images = unit(PIXELS) if takes_pixels else normalized(PIXELS)
+    assert torch.allclose(folding.network(images), expected, atol=1e-4)
+    plain = dataclasses.replace(PREPROCESS, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert folding.preprocess == (plain if takes_pixels else PREPROCESS)
+    assert not folding.network.training
+
+
+@pytest.mark.parametrize("stage", [ptq, quantize])
+@torch.no_grad()
+def test_artifact_says_that_it_takes_pixels_over_255(stage: Any, source: Artifact, place: Place) -> None:
+    config: Any = PTQConfig(target="onnxruntime", calibration_images=12)
+    if stage is quantize:
+        config = QuantizeConfig(target="onnxruntime", calibration_images=12, max_drop_pp=100.0)
+    artifact = stage.run(config, source, place())
+    write_manifest(artifact)
+    found = read_artifact(artifact.path)
+    assert (found.preprocess.mean, found.preprocess.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert open_input(artifact.main_file).preprocess == found.preprocess
+    before, now = load_network(source)(normalized(PIXELS)), load_network(found)(unit(PIXELS))
+    assert (now - before).square().mean() < 0.01 * before.square().mean()
+
+
+def test_folding_that_changes_more_than_rounding_is_refused(
+    source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "float32", 1e-12)
+    with pytest.raises(ArtifactError, match="of the largest one; it is not safe"):
+        open_folded(source, resolve_scheme("tensorrt"), place())
+
+
+def test_folded_network_is_left_alone(source: Artifact, place: Place) -> None:
+    scheme = resolve_scheme("onnxruntime")
+    folding = open_folded(source, scheme, place())
+    before = {key: tensor.clone() for key, tensor in folding.network.state_dict().items()}
+    steps = PTQSteps(reconstruction=True, reconstruction_steps=2)
+    network, details = quantize_network(folding.network, scheme, steps, images_of(data_of(), list(range(9))), place())
+    after = folding.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+    assert network.state_dict().keys() > before.keys()
+    assert set(details) == {"smoothing", "blocks_reconstructed"}
+
+
+def test_ladder_calibrates_and_judges_on_other_images_and_sees_no_validation_image(
+    source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rung is tried, and then layers in float: none may look at what will judge the result."""
+    compare, make = Judge.compare, vars(quantize)["quantize_network"]
+    judged: list[int] = []
+    calibrated: list[list[int]] = []
+
+    def fail(self: Judge, *arguments: Any) -> Any:
+        judged[:] = self.images.indices
+        return dataclasses.replace(compare(self, *arguments), passed=False)
+
+    def watch(folded: Any, scheme: Any, steps: Any, images: Images, *rest: Any, **options: Any) -> Any:
+        calibrated.append(list(images.indices))
+        return make(folded, scheme, steps, images, *rest, **options)
+
+    short = dataclasses.replace(quantize.RUNGS["learned rounding"], reconstruction_steps=2)
+    monkeypatch.setitem(quantize.RUNGS, "learned rounding", short)
+    monkeypatch.setattr(Judge, "compare", fail)
+    monkeypatch.setattr(quantize, "quantize_network", watch)
+    train = Watched(TRAIN)
+    data = data_of(train, Watched(OTHERS, secret=True))
+    quantize.run(QuantizeConfig(method="ptq", calibration_images=7, selection_images=9), source, place(data))
+    assert calibrated == [calibrated[0]] * 5
+    assert (len(calibrated[0]), len(judged)) == (7, 9)
+    assert set(calibrated[0]).isdisjoint(judged)
+    # what is kept in memory is decoded once, and nothing else is
+    assert sorted(train.loaded) == sorted(calibrated[0] + judged)
+
+
+def test_ladder_says_that_it_judges_by_the_images_of_calibration(source: Artifact, place: Place, lines: Lines) -> None:
+    quantize.run(QuantizeConfig(calibration_images=18, max_drop_pp=100.0), source, place())
+    assert "ptq: no training images are left to choose by; it is done by those of calibration" in lines.said
