@@ -276,7 +276,9 @@ def main() -> None:
         if arguments.threads is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
         folder = arguments.work / arguments.child
-        found = quantize_ours(arguments.checkpoint, arguments.data, arguments.child, arguments.calibration_images, folder)
+        found = quantize_ours(
+            arguments.checkpoint, arguments.data, arguments.child, arguments.calibration_images, folder
+        )
         (folder / "result.json").write_text(json.dumps({**found, "versions": describe_environment()["versions"]}))
         return
     with tempfile.TemporaryDirectory() as temporary:

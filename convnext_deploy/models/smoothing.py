@@ -40,12 +40,20 @@ def scale_inputs(network: ConvNeXt, scales: Mapping[str, Tensor]) -> None:
         network: in float.
         scales: name of a layer, see `smoothable` → `(C_in,)`, > 0 and finite.
 
-    Raises: CheckpointError: if the input of a layer cannot be scaled, or a scale is not positive and finite.
+    Raises: CheckpointError: if the input of a layer cannot be scaled, or scales are not as many as channels, positive and
+        finite; the network is unchanged then.
     """
     sources = smoothable(network)
     for name, scale in scales.items():
         if name not in sources:
             raise CheckpointError(f"the input of '{name}' cannot be scaled: no norm or GRN stands right before it.")
+        channels = network.get_submodule(name).weight.shape[1]  # type: ignore[index]  # a layer
+        if scale.shape != (channels,):
+            raise CheckpointError(f"'{name}' has {channels} input channels, and scales of shape {tuple(scale.shape)}.")
+        if getattr(network.get_submodule(sources[name]), "weight", 0) is None:
+            raise CheckpointError(
+                f"the norm before '{name}' has no weight to divide; scale before identities are dropped."
+            )
         if not (scale.isfinite().all() and (scale > 0).all()):
             raise CheckpointError(f"the scales of '{name}' must be positive and finite.")
     for name, scale in scales.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -67,12 +68,14 @@ class InputSample:
 class SiteObserver:
     """What calibration sees of one quantized tensor: its range and, of an input, a sample."""
 
-    def __init__(self, layer: QuantizedLayer, *, sample: bool) -> None:
+    def __init__(self, layer: QuantizedLayer, clock: Iterator[int], *, sample: bool) -> None:
+        self._clock, self.turn = clock, -1  # which of all sites it was to see something first
         self.range = ActivationObserver(channel_dim(layer))
         self.sample = InputSample(layer) if sample else None
 
     def observe(self, x: Tensor) -> None:
         """Take in one batch."""
+        self.turn = next(self._clock) if self.turn < 0 else self.turn
         self.range.observe(x)
         if self.sample is not None:
             self.sample.observe(x)
@@ -93,10 +96,11 @@ def observe(
     """
     inputs: dict[str, SiteObserver] = {}
     outputs: dict[str, SiteObserver] = {}
+    clock = itertools.count()
     for name, layer in quantized_layers(model):
-        layer.input_quantizer.observer = inputs[name] = SiteObserver(layer, sample=samples)
+        layer.input_quantizer.observer = inputs[name] = SiteObserver(layer, clock, sample=samples)
         if layer.output_quantizer is not None:
-            layer.output_quantizer.observer = outputs[name] = SiteObserver(layer, sample=False)
+            layer.output_quantizer.observer = outputs[name] = SiteObserver(layer, clock, sample=False)
     seen = 0
     try:
         with quantizers_disabled(model):
@@ -110,11 +114,12 @@ def observe(
                 layer.output_quantizer.observer = None
     if seen == 0:
         raise DeployError("there are no calibration images; at least one is needed.")
-    for side, observers in (("input", inputs), ("output", outputs)):
-        for name, observer in observers.items():
-            low, high = observer.range.channel_minimum.min().item(), observer.range.channel_maximum.max().item()
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise DeployError(f"the {side} of '{name}' is not finite on the calibration images ({low} to {high}).")
+    sides = (("input", inputs), ("output", outputs))
+    sites = [(observer, side, name) for side, observers in sides for name, observer in observers.items()]
+    for observer, side, name in sorted(sites, key=lambda site: site[0].turn):  # it goes on from the first to all others
+        low, high = observer.range.channel_minimum.min().item(), observer.range.channel_maximum.max().item()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise DeployError(f"the {side} of '{name}' is not finite on the calibration images ({low} to {high}).")
     return inputs, outputs
 
 

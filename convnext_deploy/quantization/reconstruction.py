@@ -134,6 +134,7 @@ def _learn(
     trainable = {parameter: parameter.requires_grad for parameter in block.parameters()}
     for parameter in trainable:
         parameter.requires_grad_(False)
+    start = _error(block, x, expected)  # of rounding to the nearest
     quantizers = [layer.weight_quantizer for layer in layers]
     roundings = [LearnedRounding(layer.weight_quantizer, layer.weight) for layer in layers]
     activations = [q.log2_scale for layer in layers for q in (layer.input_quantizer, layer.output_quantizer) if q]
@@ -147,7 +148,6 @@ def _learn(
     ]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    start = _error(block, x, expected)
     for step in range(steps):
         chosen = torch.randint(len(x), (min(batch_size, len(x)),), generator=generator)
         loss = (block(x[chosen]) - expected[chosen]).square().mean() / max(start, 1e-30)

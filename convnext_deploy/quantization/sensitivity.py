@@ -20,8 +20,9 @@ _MOST_TRIALS = 12
 class Effect:
     """What quantizing one layer alone does to the logits.
 
-    `kl` is the mean over images of the Kullback-Leibler divergence from the float to the quantized class probabilities, in nats;
-    `changed` the fraction of images whose first guess is another; `macs` the layer's multiply-accumulates per image.
+    `kl` is the mean over images of the Kullback-Leibler divergence from the float to the quantized class probabilities, in nats,
+    infinite if a logit is not finite; `changed` the fraction of images whose first guess is another; `macs` the layer's
+    multiply-accumulates per image.
     """
 
     layer: str
@@ -31,13 +32,23 @@ class Effect:
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> float:
-    """Return the mean over rows of KL(softmax(logits) || softmax(other)), both `(N, classes)`, in nats, >= 0."""
+    """Return the mean over rows of KL(softmax(logits) || softmax(other)), both `(N, classes)`, in nats, >= 0.
+
+    It is infinite where `other` is not finite.
+    """
+    if not other.isfinite().all():
+        return math.inf
     first, second = logits.double().log_softmax(1), other.double().log_softmax(1)
     return max(0.0, (first.exp() * (first - second)).sum(1).mean().item())
 
 
 def signal_to_noise_db(logits: Tensor, other: Tensor) -> float:
-    """Return ten times the decimal logarithm of the power of `logits` over that of the difference, both `(N, classes)`."""
+    """Return ten times the decimal logarithm of the power of `logits` over that of the difference, both `(N, classes)`.
+
+    It is infinite where there is no difference, and minus infinity where `other` is not finite.
+    """
+    if not other.isfinite().all():
+        return -math.inf
     noise = (logits - other).double().square().sum().item()
     return 10 * math.log10(max(logits.double().square().sum().item(), 1e-300) / noise) if noise else math.inf
 

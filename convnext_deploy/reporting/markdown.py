@@ -51,10 +51,12 @@ def _ladder(row: StageRow) -> list[str]:
     ]
     for rung in row.rungs:
         low, high = rung["interval_pp"]
+        kl, sqnr_db = rung["kl"], rung["sqnr_db"]
+        distance = f"{'–' if kl is None else f'{kl:.2g}'} | {'–' if sqnr_db is None else f'{sqnr_db:.1f}'}"
         mark = "passed" if rung["passed"] else ""
         lines.append(
             f"| {rung['name']} | {100 * rung['top1']:.2f} | {rung['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}] | "
-            f"{100 * rung['agreement']:.2f} | {rung['kl']:.2g} | {rung['sqnr_db']:.1f} | {rung['risk_pp']:.2f} | "
+            f"{100 * rung['agreement']:.2f} | {distance} | {rung['risk_pp']:.2f} | "
             f"{rung['seconds']:.1f} | {mark} |"
         )
     return [*lines, "", f"Taken: {row.chosen}; {row.reason}."]

@@ -27,7 +27,8 @@ _Z95_ONE_SIDED = 1.6448536269514722
 class Rung:
     """What one rung gave on the selection images. Fractions, percentage points, nats, decibels, seconds.
 
-    `risk_pp`: see the module. `kl` and `sqnr_db` are of the logits against the float network's.
+    `risk_pp`: see the module; 100 where a logit is not finite. `kl` and `sqnr_db` are of the logits against the float network's,
+    None where they are infinite.
     """
 
     name: str
@@ -35,8 +36,8 @@ class Rung:
     top1_drop_pp: float
     interval_pp: tuple[float, float]
     agreement: float
-    kl: float
-    sqnr_db: float
+    kl: float | None
+    sqnr_db: float | None
     risk_pp: float
     seconds: float
     passed: bool
@@ -55,7 +56,7 @@ class Judge:
         """Return the logits `(N, classes)` of the selection images, on the CPU."""
         return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
 
-    def judge(self, name: str, network: nn.Module, seconds: float) -> Rung:
+    def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Rung:
         """Measure a rung. `seconds`: what making it took."""
         return self.compare(name, self.logits(network), seconds)
 
@@ -66,7 +67,8 @@ class Judge:
         both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
         lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
         low, high = paired_difference_interval(both, lost, gained, neither)
-        risk = expected_drop_pp(self.reference, logits)
+        finite = bool(logits.isfinite().all())
+        risk = expected_drop_pp(self.reference, logits) if finite else 100.0
         drop = 100.0 * (lost - gained) / len(now)
         return Rung(
             name=name,
@@ -74,12 +76,17 @@ class Judge:
             top1_drop_pp=drop,
             interval_pp=(100.0 * low, 100.0 * high),
             agreement=(before == now).double().mean().item(),
-            kl=kl_divergence(self.reference, logits),
-            sqnr_db=signal_to_noise_db(self.reference, logits),
+            kl=finite_or_none(kl_divergence(self.reference, logits)),
+            sqnr_db=finite_or_none(signal_to_noise_db(self.reference, logits)),
             risk_pp=risk,
             seconds=seconds,
-            passed=bool(logits.isfinite().all()) and risk <= self.max_drop_pp and 100.0 * low <= self.max_drop_pp,
+            passed=finite and risk <= self.max_drop_pp and 100.0 * low <= self.max_drop_pp,
         )
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return what JSON can hold of a number."""
+    return value if math.isfinite(value) else None
 
 
 def expected_drop_pp(reference: Tensor, logits: Tensor) -> float:

@@ -167,6 +167,8 @@ def quantize_network(
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
     blocks = network.trunk()
     if steps.bias_correction or steps.reconstruction:
+        # learned rounding changes weights, and then the network is no longer the float one when its quantizers are off
+        plain = without_quantizers(network).trunk() if steps.reconstruction else None
         some = images.first(max(_CORRECTION_IMAGES, len(images) if steps.reconstruction else 0))
         if steps.reconstruction:
             with context.progress.task(f"{context.name}: learn rounding", len(blocks)) as task:
@@ -180,7 +182,7 @@ def quantize_network(
                 )
         if steps.bias_correction:  # last, because learned rounding moves means again
             with context.progress.task(f"{context.name}: correct biases", len(blocks)) as task:
-                correct_biases(blocks, some[:_CORRECTION_IMAGES], task.advance)
+                correct_biases(blocks, some[:_CORRECTION_IMAGES], task.advance, plain)
     return network, details
 
 

@@ -323,7 +323,7 @@ def single_products(draw: st.DrawFn) -> SingleProduct:
     weight_scale = (2.0 ** rng.uniform(-12, 4, outputs)).astype(np.float32)
     weight = rng.integers(-128, 128, (outputs, inputs, *tail)).astype(np.int8)
     # Symmetric as for TensorRT, or with any zero point of either type.
-    dtype = np.dtype(draw(st.sampled_from(["int8", "uint8"])))
+    dtype: np.dtype[Any] = np.dtype(draw(st.sampled_from(["int8", "uint8"])))
     ends = np.iinfo(dtype)
     zero_point = np.array(draw(st.just(0) | st.integers(int(ends.min), int(ends.max))), dtype)
     # Beyond the grid on both sides, and exactly on the boundaries between two steps.

@@ -131,8 +131,8 @@ def test_drop_identities_leaves_alone_what_is_not_neutral() -> None:
     network = network_of(SPECS["test_convnext"])
     before = set(network.state_dict())
     assert set(drop_identities(network).state_dict()) == before
-    network.stages[0][0].gamma.fill_(1)  # type: ignore[index, union-attr]  # Sequential; v1 has it
-    network.stages[1][0].gamma.fill_(1)[3] = 1 + 2**-20  # type: ignore[index, union-attr]
+    network.stages[0][0].gamma.fill_(1)  # type: ignore[index]  # Sequential; v1 has it
+    network.stages[1][0].gamma.fill_(1)[3] = 1 + 2**-20  # type: ignore[index]
     assert set(drop_identities(network).state_dict()) == before - {"stages.0.0.gamma"}
 
 

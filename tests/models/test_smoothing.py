@@ -273,3 +273,24 @@ def test_grn_with_gain_is_the_formula_over_the_scale() -> None:
         grn.gamma.div_(scale)
         grn.beta.div_(scale)
         torch.testing.assert_close(grn(x), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_scales_of_another_number_are_refused_before_anything_changes() -> None:
+    network = network_of("convnextv2_atto")
+    before = copy.deepcopy(network.state_dict())
+    scales = {**scales_of(network), "stages.2.1.pwconv1": torch.ones(3)}
+    with pytest.raises(
+        CheckpointError, match=r"'stages\.2\.1\.pwconv1' has \d+ input channels, and scales of shape \(3,\)"
+    ):
+        scale_inputs(network, scales)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_network_without_its_identities_is_refused() -> None:
+    network = network_of("convnext_zepto_rms_ols")
+    scales = scales_of(network)
+    for module in network.modules():
+        if type(module).__name__ == "ScaleNorm":
+            module.weight = None  # type: ignore[assignment]  # as drop_identities does
+    with pytest.raises(CheckpointError, match="has no weight to divide"):
+        scale_inputs(network, scales)

@@ -6,18 +6,21 @@ the scales; where its output is quantized, the bias is an integer too and sums b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy.special import erf  # type: ignore[import-untyped]
 
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.prepare import ActivationGrid, QuantizedSite
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def to_integers(x: Array, grid: ActivationGrid) -> Integers:
@@ -26,7 +29,8 @@ def to_integers(x: Array, grid: ActivationGrid) -> Integers:
         x = x + float(grid.shift)
     ends = np.iinfo(grid.zero_point.dtype)
     steps = np.rint(x / grid.scale.astype(np.float64)) + grid.zero_point.astype(np.int64)
-    return np.clip(steps, ends.min, ends.max).astype(np.int64)
+    found: Integers = np.clip(steps, ends.min, ends.max).astype(np.int64)
+    return found
 
 
 @dataclass
@@ -70,7 +74,7 @@ class IntegerNetwork:
         """Return what a block gives."""
         y = self.convolution(x, f"{name}.dwconv", stride=1)
         y = self.linear(self.norm(y, f"{name}.norm"), f"{name}.pwconv1")
-        y = 0.5 * y * (1 + erf(y / np.sqrt(2)))
+        y = 0.5 * y * (1 + _erf(y / math.sqrt(2)))
         names = dict(self.network.named_parameters())
         if f"{name}.grn.gamma" in names:
             size = np.sqrt((y * y).sum(axis=(1, 2), keepdims=True))
@@ -84,7 +88,8 @@ class IntegerNetwork:
         """Return the LayerNorm over the last dimension."""
         centred = x - x.mean(axis=-1, keepdims=True)
         scaled = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-6)
-        return scaled * self.number(f"{name}.weight") + self.number(f"{name}.bias")
+        found: Array = scaled * self.number(f"{name}.weight") + self.number(f"{name}.bias")
+        return found
 
     def linear(self, x: Array, name: str) -> Array:
         """Return a linear layer's output, `(..., C)` to `(..., C')`."""
@@ -97,20 +102,22 @@ class IntegerNetwork:
         kernel = int(self.network.get_parameter(f"{name}.weight").shape[-1])
         around = (kernel // 2,) * 2 if stride == 1 else (0, 0)
 
-        def windows(rows: Array | Integers, weight: Array | Integers) -> Array | Integers:
+        def windows(rows: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
             # an input that is quantized has its zero point taken off already, so that zeros stand for zero
             padded = np.pad(rows, ((0, 0), around, around, (0, 0)))
             views = sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
             if weight.shape[1] == 1:
-                return np.einsum("nhwcij,cij->nhwc", views, weight[:, 0], optimize=True)  # type: ignore[no-any-return]
+                sums: NDArray[Any] = np.einsum("nhwcij,cij->nhwc", views, weight[:, 0], optimize=True)
+                return sums
             flat = views.reshape(*views.shape[:3], -1)
-            return flat @ weight.reshape(len(weight), -1).T  # type: ignore[no-any-return]
+            products: NDArray[Any] = flat @ weight.reshape(len(weight), -1).T
+            return products
 
         if name in self.sites:
             return self.product(x, name, windows)
         return windows(x, self.number(f"{name}.weight")) + self.number(f"{name}.bias")
 
-    def product(self, x: Array, name: str, multiply) -> Array:  # type: ignore[no-untyped-def]  # (rows, weight) -> sums
+    def product(self, x: Array, name: str, multiply: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> Array:
         """Return a quantized layer's output, reals again, and keep its integers."""
         site = self.sites[name]
         integers = self.seen[f"{name}.input"] = to_integers(x, site.input)
@@ -119,10 +126,12 @@ class IntegerNetwork:
         step = site.input.scale.astype(np.float64) * site.weight_scale
         bias = self.number(f"{name}.bias") if site.bias is None else site.bias.astype(np.float64)
         if site.output is None:
-            return sums * step + bias  # type: ignore[no-any-return]
+            reals: Array = sums * step + bias
+            return reals
         sums = sums + np.rint(bias / step).astype(np.int64)
         scale = site.output.scale.astype(np.float64)
         out = np.rint(sums * (step / scale)) + site.output.zero_point.astype(np.int64)
         ends = np.iinfo(site.output.zero_point.dtype)
         seen = self.seen[f"{name}.output"] = np.clip(out, ends.min, ends.max).astype(np.int64)
-        return (seen - site.output.zero_point.astype(np.int64)) * scale
+        rounded: Array = (seen - site.output.zero_point.astype(np.int64)) * scale
+        return rounded

@@ -34,7 +34,7 @@ from tests.quantization.integer_reference import IntegerNetwork
 from tests.trained import SIDE, trained_network, wave_images
 
 LEAST_EQUAL = 0.999
-IMAGES = 200
+IMAGES = 100
 
 Integers = dict[str, NDArray[np.int64]]
 
@@ -159,7 +159,7 @@ def test_integers_are_equal_at_the_quantized_sites(results: Results, one: str, o
     first = apart[next(iter(apart))]
     assert first.max() <= 1
     assert (first == 0).mean() >= 0.9999
-    assert (every[every > 0] == 1).mean() >= 0.8
+    assert (every > 1).sum() <= 0.2 * (every > 0).sum()
 
 
 def test_answers_are_equal(results: Results) -> None:

@@ -31,11 +31,6 @@ from tests.weights import random_network
 FIT = FitConfig(
     epochs=8, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, layer_scale_init=1.0, autocast="off"
 )
-WRONG_LAYER = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="of the layers that get NaN it names the first by name, not the first to run",
-)
 TARGETS = pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 BLOCK = "stages.1.0"
 Place = Callable[..., StageContext]
@@ -103,13 +98,12 @@ def logits(artifact: Artifact, images: ImageSet) -> Tensor:
     return torch.cat([network(batch) for batch, _ in EvaluationBatches(images, artifact.preprocess, 18)])
 
 
-def assert_as_good(quantized: Artifact, source: Artifact, images: ImageSet) -> None:
-    """The float network is right about every image, and INT8 agrees on all of the 18 but one at most, and is about as sure."""
+def assert_as_good(quantized: Artifact, source: Artifact, images: ImageSet, within: float = 0.005) -> None:
+    """The float network is right about all 18 images, INT8 about all but one at most, and its logits are hardly others."""
     before, now = logits(source, images), logits(quantized, images)
     assert torch.equal(before.argmax(1), torch.from_numpy(images.labels))
-    assert now.isfinite().all()
     assert (before.argmax(1) != now.argmax(1)).sum() <= 1
-    assert (now - before).abs().mean() <= 0.1 * before.abs().mean()
+    assert (now - before).abs().mean() <= within * before.abs().mean()
 
 
 def only(images: ImageSet, indices: list[int]) -> ArrayImages:
@@ -137,7 +131,7 @@ def test_calibration_on_one_class_serves_the_others(
 ) -> None:
     indices = [int(index) for index in np.flatnonzero(small_data.train.labels == 1)]
     data = dataclasses.replace(small_data, train=only(small_data.train, indices))
-    assert_as_good(climb(source, place(data), target=target), source, small_data.validation)
+    assert_as_good(climb(source, place(data), target=target), source, small_data.validation, 0.05)
 
 
 @TARGETS
@@ -169,7 +163,7 @@ def test_grey_images_keep_their_answers(
     data = dataclasses.replace(small_data, train=train_images, validation=validation)
     source = learn(data, tmp_path, channels)
     assert source.model.in_channels == channels
-    assert_as_good(climb(source, place(data), target=target), source, data.validation)
+    assert_as_good(climb(source, place(data), target=target), source, data.validation, 0.012)
 
 
 @TARGETS
@@ -224,7 +218,8 @@ def test_dead_and_huge_channels_keep_the_answers(
     target: str, how: Change, source: Artifact, small_data: Data, place: Place
 ) -> None:
     changed = change(source, how, place())
-    assert_as_good(climb(changed, place(), target=target), changed, small_data.validation)
+    within = 0.03 if how is outlier else 0.005  # one range for all channels costs the others much of their grid
+    assert_as_good(climb(changed, place(), target=target), changed, small_data.validation, within)
     steps = PTQConfig(target=target, calibration_images=12, reconstruction=True, reconstruction_steps=3)
     assert_as_good(ptq.run(steps, changed, place()), changed, small_data.validation)
 
@@ -260,7 +255,7 @@ def test_weights_that_are_not_finite_or_overflow_are_refused(
 
 
 @pytest.mark.parametrize("rung", ["min-max", "smoothing"])
-@pytest.mark.parametrize("block", ["stages.3.0", pytest.param("stages.1.0", marks=WRONG_LAYER)])
+@pytest.mark.parametrize("block", ["stages.3.0", "stages.1.0"])
 def test_activations_that_are_not_finite_name_the_layer_that_gets_them(
     block: str, rung: str, source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

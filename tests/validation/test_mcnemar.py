@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest  # type: ignore[import-untyped]
+from scipy.stats import binomtest
 
 from convnext_deploy.statistics import LEAST_DISCORDANT, SIGNIFICANCE, holm_p_values, mcnemar_p_value
 
