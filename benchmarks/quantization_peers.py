@@ -13,7 +13,8 @@ OpenVINO model. ONNX Runtime (for the latter OpenVINO) runs it on the validation
                   `quantize_with_accuracy_control` with 0.1 pp allowed on `--control-images` other training images
     modelopt-*    `modelopt.onnx.quantization.quantize`, on the CPU, with what stays in float in FP32
     ours-TARGET   `convnext_deploy.api.quantize` and `export`: the ladder, which stops at the first rung that is good enough;
-                  `-one-pass`: with `calibration_method="auto"`, all that needs one pass over the images and no training
+                  `-one-pass`: with `calibration_method="auto"`, all that needs no training; `-min-max`: the first rung alone,
+                  which is what `quantize_static` does by default
 
 Columns: top-1; its drop against the float ONNX model with Newcombe's 95 % interval; images with the same first guess; the mean
 KL(softmax(float) ‖ softmax(INT8)) in nats; the energy of the float logits over that of their change; seconds of the call that
@@ -53,38 +54,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from peers_inputs import SEED, create_fresh, write_inputs
-from peers_meter import Meter
+from peers_inputs import create_fresh, write_inputs
 from peers_methods import LOGITS, METHODS
+from peers_ours import OURS, ours, quantize_ours
 from quantization_measures import compare_logits, onnx_logits, render_table, renormalize
 
-from convnext_deploy import api
 from convnext_deploy.artifact import read_artifact
-from convnext_deploy.options import Options
-from convnext_deploy.quantization.scheme import SCHEMES
 from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.spec import Preprocess
 
-_OURS = "ours-"
-_ONE_PASS = "-one-pass"
 _SCORE_BATCH = 64
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-
-
-def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: int, folder: Path) -> dict[str, Any]:
-    """Quantize as the method's name says and export to `folder/model.onnx`; return what a peer writes into its `result.json`."""
-    target = name.removeprefix(_OURS).removesuffix(_ONE_PASS)
-    calibration_method = "auto" if name.endswith(_ONE_PASS) else None
-    options = Options(data=data, out=folder / "quantize", calibration_images=calibration_images, seed=SEED)
-    meter = Meter()
-    with meter:
-        result = api.quantize(checkpoint, target=target, calibration_method=calibration_method, options=options)
-    row = result.report.rows[-1]
-    api.export(Path(row.artifact), options=Options(out=folder / "export"))
-    exported = read_artifact(folder / "export" / "stages" / "onnx")
-    (folder / "model.onnx").write_bytes(exported.main_file.read_bytes())
-    # The stage without the scores and latencies that the verb measures around it; the memory is that of the whole verb.
-    return {"seconds": row.wall_s, "verb_s": meter.seconds, "prepared_s": 0.0, "peak_bytes": meter.peak_bytes}
 
 
 def run_method(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -94,7 +74,7 @@ def run_method(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     for old in ("result.json", "model.onnx", "model.xml", "logits.npy"):
         (folder / old).unlink(missing_ok=True)
     here = Path(__file__).resolve().parent
-    if name.startswith(_OURS):
+    if name.startswith(OURS):
         command = [sys.executable, str(here / "quantization_peers.py"), "--child", name]
         command += ["--checkpoint", str(arguments.checkpoint), "--data", arguments.data]
         command += ["--calibration-images", str(arguments.calibration_images)]
@@ -148,7 +128,7 @@ def score(
     if model.exists():
         images = np.load(arguments.work / "validation.npy", mmap_mode="r")
         own = source
-        if name.startswith(_OURS):
+        if name.startswith(OURS):
             # Where the stem is quantized, the normalization is folded into it and the file takes pixels from 0 to 1.
             own = read_artifact(folder / "export" / "stages" / "onnx").preprocess
         try:
@@ -171,16 +151,12 @@ def score(
 
 def choose_methods(patterns: list[str], targets: list[str]) -> list[str]:
     """Return the methods that aim at one of the targets and match one of the patterns."""
-    aims = {name: method.target for name, method in METHODS.items()} | _ours()
+    aims = {name: method.target for name, method in METHODS.items()} | ours()
     return [
         name
         for name, target in aims.items()
         if any(target.startswith(wanted) for wanted in targets) and any(fnmatchcase(name, p) for p in patterns)
     ]
-
-
-def _ours() -> dict[str, str]:
-    return {f"{_OURS}{target}{suffix}": target for target in SCHEMES for suffix in ("", _ONE_PASS)}
 
 
 def cpu_instructions() -> list[str]:
@@ -215,7 +191,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.checkpoint is not None and arguments.data is None:
         parser.error("--checkpoint needs --data")
     if not choose_methods(arguments.methods, arguments.target):
-        parser.error(f"no method matches; there are {', '.join([*METHODS, *_ours()])}")
+        parser.error(f"no method matches; there are {', '.join([*METHODS, *ours()])}")
     return arguments
 
 

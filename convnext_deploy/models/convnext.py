@@ -67,14 +67,12 @@ class Block(nn.Module):
         """Return how many images to take through the expanded layers at once; 0: all of them.
 
         On a CPU the expanded tensor of a batch leaves the caches, and its memory is asked for and given back in every block.
-        Few images at a time are a quarter faster. Where gradients are kept, or the layers are quantized (their observers want
-        whole batches), or the graph is traced, the batch stays whole.
+        Few images at a time are a quarter faster. Where gradients are kept or the graph is traced, the batch stays whole.
         """
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return 0
         images = max(1, _EXPANDED_BYTES // max(1, MLP_RATIO * x[:1].numel() * x.element_size()))
-        is_float = type(self.pwconv1) is type(self.pwconv2) is nn.Linear
-        return images if images < len(x) and is_float else 0
+        return images if images < len(x) else 0
 
 
 class Activation(nn.Module):

@@ -14,6 +14,7 @@ from convnext_deploy.errors import DeployError
 from convnext_deploy.quantization.fake_quantize import INT32_MAX, quantize, spread
 from convnext_deploy.quantization.observers import (
     RANGE_METHODS,
+    WITHOUT_HISTOGRAM,
     ActivationObserver,
     choose_qparams,
     mse_weight_qparams,
@@ -68,9 +69,9 @@ class InputSample:
 class SiteObserver:
     """What calibration sees of one quantized tensor: its range and, of an input, a sample."""
 
-    def __init__(self, layer: QuantizedLayer, clock: Iterator[int], *, sample: bool) -> None:
+    def __init__(self, layer: QuantizedLayer, clock: Iterator[int], *, sample: bool, histogram: bool) -> None:
         self._clock, self.turn = clock, -1  # which of all sites it was to see something first
-        self.range = ActivationObserver(channel_dim(layer))
+        self.range = ActivationObserver(channel_dim(layer), histogram=histogram)
         self.sample = InputSample(layer) if sample else None
 
     def observe(self, x: Tensor) -> None:
@@ -83,7 +84,7 @@ class SiteObserver:
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, batches: Iterable[Tensor], *, samples: bool = True
+    model: nn.Module, batches: Iterable[Tensor], *, samples: bool = True, histograms: bool = True
 ) -> tuple[dict[str, SiteObserver], dict[str, SiteObserver]]:
     """Run images through the float model and return what was seen at the inputs and at the outputs, by layer name.
 
@@ -91,6 +92,7 @@ def observe(
         model: prepared; in evaluation mode.
         batches: normalized images `(N, C, H, W)` on the model's device.
         samples: whether to keep samples of the inputs.
+        histograms: whether to count values, see `ActivationObserver`.
 
     Raises: DeployError: if there is no image, or a value is not finite.
     """
@@ -98,9 +100,11 @@ def observe(
     outputs: dict[str, SiteObserver] = {}
     clock = itertools.count()
     for name, layer in quantized_layers(model):
-        layer.input_quantizer.observer = inputs[name] = SiteObserver(layer, clock, sample=samples)
+        layer.input_quantizer.observer = inputs[name] = SiteObserver(layer, clock, sample=samples, histogram=histograms)
         if layer.output_quantizer is not None:
-            layer.output_quantizer.observer = outputs[name] = SiteObserver(layer, clock, sample=False)
+            layer.output_quantizer.observer = outputs[name] = SiteObserver(
+                layer, clock, sample=False, histogram=histograms
+            )
     seen = 0
     try:
         with quantizers_disabled(model):
@@ -138,7 +142,8 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], method: str = AUTO, p
 
     Raises: DeployError: if there is no image, or a site sees values that are not finite.
     """
-    inputs, outputs = observe(model, batches, samples=method == AUTO)
+    counts = method not in WITHOUT_HISTOGRAM
+    inputs, outputs = observe(model, batches, samples=method == AUTO, histograms=counts)
     fix_grids(model, inputs, outputs, method, percentile)
 
 

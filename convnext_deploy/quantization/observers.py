@@ -13,10 +13,11 @@ from torch import Tensor
 from convnext_deploy.quantization.scheme import TensorScheme
 
 RANGE_METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy")
+WITHOUT_HISTOGRAM = ("minmax", "moving_average")
 SMALLEST_SCALE = 1e-6  # a constant-zero tensor must still have a positive scale, also after a cast to FP16
 _BINS = 4096  # on each side of zero: 8 to 16 for each step of a grid of 256 that covers everything
 _SMALLEST_EXPONENT = -100  # of the histogram's limit, so that bins per unit still fit float32
-_SAMPLED_VALUES = 1 << 17  # of a batch; counting them takes 0.4 ms, and twice as many cost twice that
+_SAMPLED_VALUES, _SAMPLED_OF_ITEM = 1 << 17, 1 << 14  # of a batch and of each image in it; counting 2^17 takes 0.4 ms
 _VALUES_IN_CACHE = 1 << 18  # 1 MiB: a second pass over as many finds them there, which saves a third of the time
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _MOMENTUM = 0.2  # over eight batches the first (0.8^7 = 0.21) counts like the last; PyTorch's 0.01 would leave it 0.93
@@ -40,9 +41,9 @@ class ActivationObserver:
 
     The extremes of every channel are exact. The histogram has 4096 bins on each side of zero, up to a limit that doubles as needed
     and is above every magnitude seen. It counts a sample of each batch: whole positions with all their channels, at most 2^17
-    values, one position out of each of equally long stretches. Where in its stretch follows multiples of the golden ratio and
-    differs from call to call; so the same calls give the same result, and no row or column of pixels is preferred. A batch counts
-    by its size, not by that of its sample.
+    values and 2^14 of an image, one position out of each of equally long stretches. Where in its stretch follows multiples of the
+    golden ratio and differs from call to call; so the same calls give the same result, and no row or column of pixels is
+    preferred. A batch counts by its size, not by that of its sample.
 
     Attributes:
         channel_minimum: `(C,)` float32 on the tensor's device, least value seen in each channel; NaN once one was seen there.
@@ -50,9 +51,9 @@ class ActivationObserver:
         seen: number of values.
     """
 
-    def __init__(self, channel_dim: int) -> None:
-        """Args: channel_dim: -1 for a linear layer's `(..., C)`, 1 for a convolution's `(N, C, H, W)`."""
-        self.channel_dim = channel_dim
+    def __init__(self, channel_dim: int, *, histogram: bool = True) -> None:
+        """Args: channel_dim: -1 for `(..., C)`, 1 for `(N, C, H, W)`. histogram: whether to count values, for `value_range`."""
+        self.channel_dim, self.histogram = channel_dim, histogram
         self.channel_minimum = self.channel_maximum = torch.empty(0)
         self.seen = 0
         self._calls = 0
@@ -77,16 +78,16 @@ class ActivationObserver:
             self._average = [old + _MOMENTUM * (new - old) for old, new in zip(self._average, ends, strict=True)]
         self.seen += x.numel()
         self._calls += 1
-        if math.isfinite(ends[0]) and math.isfinite(
-            ends[1]
-        ):  # otherwise the channels say so and the histogram is not read
+        # where values are not finite the channels say so, and the histogram is not read
+        if self.histogram and math.isfinite(ends[0]) and math.isfinite(ends[1]):
             self._widen(max(-ends[0], ends[1]))
             self._count(rows)
 
     def _count(self, rows: Tensor) -> None:
         """Count a sample of `(..., C)`."""
         positions = rows.shape[:-1].numel()
-        take = min(positions, max(1, _SAMPLED_VALUES // rows.shape[-1]))
+        values = min(_SAMPLED_VALUES, len(rows) * _SAMPLED_OF_ITEM)
+        take = min(positions, max(1, values // rows.shape[-1]))
         if take < positions:
             index = torch.arange(take, dtype=torch.float64)
             within = ((index + math.sqrt(2) * self._calls) * _GOLDEN).frac_()
@@ -122,10 +123,10 @@ class ActivationObserver:
             scheme: the grid, per tensor.
             percentile: of `percentile`, in (0, 100].
 
-        Raises: ValueError: if there is no such method.
+        Raises: ValueError: if there is no such method, or it needs the histogram that was not kept.
         """
-        if method not in RANGE_METHODS:
-            raise ValueError(f"unknown range method '{method}'")
+        if method not in (RANGE_METHODS if self.histogram else WITHOUT_HISTOGRAM):
+            raise ValueError(f"unknown range method '{method}'" + ("" if self.histogram else " without a histogram"))
         if self._average is None:
             return math.nan, math.nan
         low, high = torch.stack([self.channel_minimum.amin(), self.channel_maximum.amax()]).tolist()

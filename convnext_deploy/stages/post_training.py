@@ -34,6 +34,9 @@ from convnext_deploy.stages.context import StageContext
 STEM = "downsample_layers.0.0"
 _SMOOTHING_IMAGES = 64
 _CORRECTION_IMAGES = 256
+_LEAST_CORRECTION_IMAGES = 32
+_CORRECTION_POSITIONS = 2048  # of the last stage, which has one for 32 by 32 pixels
+_PIXELS_AT_ONCE = 8 * 224 * 224  # more are not faster on a CPU and take memory
 _BYTES_IN_MEMORY = 1 << 28  # images beyond are decoded again for every pass
 
 
@@ -110,6 +113,7 @@ def choose_images(
     order = [chosen[i] for i in np.random.default_rng((context.seed, 0x5E7)).permutation(len(chosen))]
     if len(chosen) < counts[0]:
         context.progress.say(f"{context.name}: {len(chosen)} calibration images, as the training set has no more")
+    batch_size = min(batch_size, max(1, _PIXELS_AT_ONCE // preprocess.image_size**2))
     sets, start = [], 0
     for count in counts:
         part = order[start : start + count]
@@ -166,10 +170,12 @@ def quantize_network(
     with context.progress.task(f"{context.name}: calibrate", images.number_of_batches) as task:
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
     blocks = network.trunk()
+    positions = max(1, images.preprocess.image_size // 32) ** 2
+    correction_images = min(_CORRECTION_IMAGES, max(_LEAST_CORRECTION_IMAGES, _CORRECTION_POSITIONS // positions))
     if steps.bias_correction or steps.reconstruction:
         # learned rounding changes weights, and then the network is no longer the float one when its quantizers are off
         plain = without_quantizers(network).trunk() if steps.reconstruction else None
-        some = images.first(max(_CORRECTION_IMAGES, len(images) if steps.reconstruction else 0))
+        some = images.first(max(correction_images, len(images) if steps.reconstruction else 0))
         if steps.reconstruction:
             with context.progress.task(f"{context.name}: learn rounding", len(blocks)) as task:
                 details["blocks_reconstructed"] = reconstruct(
@@ -182,7 +188,7 @@ def quantize_network(
                 )
         if steps.bias_correction:  # last, because learned rounding moves means again
             with context.progress.task(f"{context.name}: correct biases", len(blocks)) as task:
-                correct_biases(blocks, some[:_CORRECTION_IMAGES], task.advance, plain)
+                correct_biases(blocks, some[:correction_images], task.advance, plain)
     return network, details
 
 

@@ -1,0 +1,86 @@
+"""A network as real ones are: one channel behind each norm is far larger than the others, and the layer after it takes it back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from convnext_deploy.artifact import Artifact, write_manifest
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.sources import Data, open_data
+from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.models.smoothing import scale_inputs, smoothable
+from convnext_deploy.network import load_network
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.stage_config import ModelConfig, PTQConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.stages import ptq, quantize, train
+from convnext_deploy.stages.context import StageContext, write_torch_artifact
+
+FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
+OUTLIER = 2000.0  # times the others
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return open_data("digits")
+
+
+def context_in(folder: Path, data: Data) -> StageContext:
+    folder.mkdir(exist_ok=True)
+    return StageContext(folder.name, folder, lambda: data, 0, "cpu", 0, SilentProgress(), folder.parent / "cache")
+
+
+@pytest.fixture(scope="module")
+def source(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A trained network in which outliers were planted, which changes none of its answers."""
+    folder = tmp_path_factory.mktemp("hard")
+    trained = train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context_in(folder / "easy", digits))
+    network = load_network(trained)
+    scales = {}
+    for place, name in enumerate(smoothable(network)):
+        if name.endswith("pwconv1"):
+            channels = network.get_parameter(f"{name}.weight").shape[1]
+            scales[name] = torch.ones(channels)
+            scales[name][(7 * place) % channels] = 1 / OUTLIER
+    assert len(scales) == 4
+    scale_inputs(network, scales)
+    context = context_in(folder / "hard", digits)
+    hard = write_torch_artifact(
+        network,
+        context,
+        model=trained.model,
+        preprocess=trained.preprocess,
+        class_names=trained.class_names,
+        precision="fp32",
+        details={},
+        source=trained,
+    )
+    write_manifest(hard)
+    assert top1(hard, digits) == top1(trained, digits) >= 0.85
+    return hard
+
+
+@torch.no_grad()
+def top1(artifact: Artifact, data: Data) -> float:
+    """Return the share of validation images that the artifact's network has right."""
+    network, right = load_network(artifact), 0
+    for images, labels in EvaluationBatches(data.validation, artifact.preprocess, 128, 0):
+        right += int((network(images).argmax(1) == labels).sum())
+    return right / len(data.validation)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_min_max_loses_what_the_ladder_keeps(target: str, source: Artifact, digits: Data, tmp_path: Path) -> None:
+    before = top1(source, digits)
+    bare = PTQConfig(**dataclasses.asdict(quantize.BARE), target=target, calibration_images=128)
+    naive = ptq.run(bare, source, context_in(tmp_path / "naive", digits))
+    assert 100 * (before - top1(naive, digits)) > 5.0
+    config = QuantizeConfig(target=target, method="ptq", calibration_images=128, selection_images=512, max_drop_pp=0.5)
+    ladder = quantize.run(config, source, context_in(tmp_path / "ladder", digits))
+    assert not ladder.details["rungs"][0]["passed"]
+    assert 100 * (before - top1(ladder, digits)) < 0.2
+    assert ladder.details["chosen"] in ("smoothing", "bias correction", "learned rounding")
+    assert any(alpha is not None for alpha in ladder.details["smoothing"].values())
