@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from peers_inputs import SEED
@@ -15,6 +18,7 @@ from convnext_deploy.inputs import open_input
 from convnext_deploy.opening import open_named_data
 from convnext_deploy.options import Options
 from convnext_deploy.pipeline import RunResult
+from convnext_deploy.progress import SilentProgress, Task
 from convnext_deploy.quantization.scheme import SCHEMES
 from convnext_deploy.recipe import SOURCE, StageEntry
 from convnext_deploy.stage_config import PTQConfig, PTQSteps
@@ -30,11 +34,28 @@ def ours() -> dict[str, str]:
     return {f"{OURS}{target}{suffix}": target for target in SCHEMES for suffix in ("", *_ONCE)}
 
 
+class TaskTimes(SilentProgress):
+    """Adds up how long the tasks of each name took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Task]:
+        """See `Progress.task`."""
+        started = perf_counter()
+        with super().task(description, total) as task:
+            yield task
+        name = description.rpartition(": ")[2]
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - started
+
+
 def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: int, folder: Path) -> dict[str, Any]:
     """Quantize as the method's name says and export to `folder/model.onnx`; return what a peer writes into its `result.json`."""
     suffix = next((suffix for suffix in _ONCE if name.endswith(suffix)), "")
     target = name.removeprefix(OURS).removesuffix(suffix)
-    options = Options(data=data, out=folder / "quantize", calibration_images=calibration_images, seed=SEED)
+    times, out = TaskTimes(), folder / "quantize"
+    options = Options(data=data, out=out, calibration_images=calibration_images, seed=SEED, progress=times)
     meter = Meter()
     with meter:
         if suffix:
@@ -49,7 +70,13 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
     exported = read_artifact(folder / "export" / "stages" / "onnx")
     (folder / "model.onnx").write_bytes(exported.main_file.read_bytes())
     # The stage without the scores and latencies that the verb measures around it; the memory is that of the whole verb.
-    return {"seconds": row.wall_s, "verb_s": meter.seconds, "prepared_s": 0.0, "peak_bytes": meter.peak_bytes}
+    return {
+        "seconds": row.wall_s,
+        "calibrate_s": times.seconds["calibrate"],
+        "verb_s": meter.seconds,
+        "prepared_s": 0.0,
+        "peak_bytes": meter.peak_bytes,
+    }
 
 
 def run_once(config: PTQConfig, checkpoint: Path, data: str, options: Options) -> RunResult:

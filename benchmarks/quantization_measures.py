@@ -116,7 +116,8 @@ def _render_row(row: Mapping[str, Any]) -> str:
         cells += [f"{100 * row['top1']:.2f}", f"{row['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"]
         cells += [f"{100 * row['agreement']:.2f}", f"{row['kl']:.2g}"]
         cells += ["∞" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"]
-    cells += [_number(row.get("seconds"), 1), _number(row.get("peak_bytes"), 0, 1e6)]
+    calibrate = f" ({row['calibrate_s']:.1f})" if "calibrate_s" in row else ""
+    cells += [_number(row.get("seconds"), 1) + calibrate, _number(row.get("peak_bytes"), 0, 1e6)]
     return "| " + " | ".join([*cells, _number(row.get("file_bytes"), 1, 1e6)]) + " |"
 
 
