@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+import torch
 from peers_inputs import SEED
 from peers_meter import Meter
 
 from convnext_deploy import api
 from convnext_deploy.artifact import read_artifact
 from convnext_deploy.inputs import open_input
+from convnext_deploy.models.fold import fold
+from convnext_deploy.network import load_network
 from convnext_deploy.opening import open_named_data
 from convnext_deploy.options import Options
 from convnext_deploy.pipeline import RunResult
-from convnext_deploy.progress import SilentProgress, Task
-from convnext_deploy.quantization.scheme import SCHEMES
+from convnext_deploy.quantization.calibration import calibrate
+from convnext_deploy.quantization.prepare import prepare
+from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
 from convnext_deploy.recipe import SOURCE, StageEntry
 from convnext_deploy.stage_config import PTQConfig, PTQSteps
 from convnext_deploy.stage_runs import run_stages
+from convnext_deploy.stages.post_training import PIXELS_AT_ONCE
 from convnext_deploy.stages.quantize import BARE
 
 OURS = "ours-"
@@ -34,28 +38,11 @@ def ours() -> dict[str, str]:
     return {f"{OURS}{target}{suffix}": target for target in SCHEMES for suffix in ("", *_ONCE)}
 
 
-class TaskTimes(SilentProgress):
-    """Adds up how long the tasks of each name took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
-        """See `Progress.task`."""
-        started = perf_counter()
-        with super().task(description, total) as task:
-            yield task
-        name = description.rpartition(": ")[2]
-        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - started
-
-
 def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: int, folder: Path) -> dict[str, Any]:
     """Quantize as the method's name says and export to `folder/model.onnx`; return what a peer writes into its `result.json`."""
     suffix = next((suffix for suffix in _ONCE if name.endswith(suffix)), "")
     target = name.removeprefix(OURS).removesuffix(suffix)
-    times, out = TaskTimes(), folder / "quantize"
-    options = Options(data=data, out=out, calibration_images=calibration_images, seed=SEED, progress=times)
+    options = Options(data=data, out=folder / "quantize", calibration_images=calibration_images, seed=SEED)
     meter = Meter()
     with meter:
         if suffix:
@@ -70,13 +57,25 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
     exported = read_artifact(folder / "export" / "stages" / "onnx")
     (folder / "model.onnx").write_bytes(exported.main_file.read_bytes())
     # The stage without the scores and latencies that the verb measures around it; the memory is that of the whole verb.
+    method = _ONCE[suffix].calibration_method if suffix else BARE.calibration_method
     return {
         "seconds": row.wall_s,
-        "calibrate_s": times.seconds["calibrate"],
+        "calibrate_s": time_calibration(checkpoint, target, method, folder.parent / "calibration.npy"),
         "verb_s": meter.seconds,
         "prepared_s": 0.0,
         "peak_bytes": meter.peak_bytes,
     }
+
+
+def time_calibration(checkpoint: Path, target: str, method: str, images: Path) -> float:
+    """Return the seconds that `calibrate` alone takes, with the images in memory as the peers have them."""
+    source = open_input(checkpoint)
+    network = prepare(fold(load_network(source), source.preprocess).network, resolve_scheme(target))
+    arrays = torch.from_numpy(np.load(images))
+    batches = arrays.split(max(1, min(PTQConfig.batch_size, PIXELS_AT_ONCE // arrays.shape[-1] ** 2)))
+    started = perf_counter()
+    calibrate(network, batches, method)
+    return perf_counter() - started
 
 
 def run_once(config: PTQConfig, checkpoint: Path, data: str, options: Options) -> RunResult:

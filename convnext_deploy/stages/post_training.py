@@ -36,7 +36,7 @@ _SMOOTHING_IMAGES = 64
 _CORRECTION_IMAGES = 256
 _LEAST_CORRECTION_IMAGES = 32
 _CORRECTION_POSITIONS = 2048  # of the last stage, which has one for 32 by 32 pixels
-_PIXELS_AT_ONCE = 8 * 224 * 224  # more are not faster on a CPU and take memory
+PIXELS_AT_ONCE = 8 * 224 * 224  # more are not faster on a CPU and take memory
 _BYTES_IN_MEMORY = 1 << 28  # images beyond are decoded again for every pass
 
 
@@ -113,7 +113,7 @@ def choose_images(
     order = [chosen[i] for i in np.random.default_rng((context.seed, 0x5E7)).permutation(len(chosen))]
     if len(chosen) < counts[0]:
         context.progress.say(f"{context.name}: {len(chosen)} calibration images, as the training set has no more")
-    batch_size = min(batch_size, max(1, _PIXELS_AT_ONCE // preprocess.image_size**2))
+    batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // preprocess.image_size**2))
     sets, start = [], 0
     for count in counts:
         part = order[start : start + count]
