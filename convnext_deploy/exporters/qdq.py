@@ -2,8 +2,8 @@
 
 Both inputs of a quantized product come from DequantizeLinear: weights are int8 initializers with a scale per output channel,
 activations have one scale, biases are float. Where a site says so, its input is moved before, or its output goes through a pair
-as well. Symmetric int8 is what TensorRT's explicit quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point
-too.
+as well, after a division where its channels have scales of their own. Symmetric int8 is what TensorRT's explicit quantization
+reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def _quantize_product(
     if found != integers.shape:
         raise ExportError(f"the weight of '{name}' has shape {found} in the graph, expected {integers.shape}.")
     node.input[0], node.input[1] = f"{name}.input_dequantized", f"{name}.weight_dequantized"
-    steps = site.output.scale if site.output is not None and site.output.scale.ndim else np.float32(1)
+    scale = np.asarray(site.weight_scale / site.output_steps, np.float32)
     parts = [
         _initializer(graph, f"{name}.weight_quantized", integers),
-        _initializer(graph, f"{name}.weight_scale", (site.weight_scale / steps).astype(np.float32)),
-        _initializer(graph, f"{name}.weight_zero_point", np.zeros_like(site.weight_scale, np.int8)),
+        _initializer(graph, f"{name}.weight_scale", scale),
+        _initializer(graph, f"{name}.weight_zero_point", np.zeros_like(scale, np.int8)),
     ]
-    axis = _PRODUCTS[node.op_type] if site.weight_scale.ndim else None
+    axis = _PRODUCTS[node.op_type] if scale.ndim else None
     dequantize = helper.make_node("DequantizeLinear", parts, [node.input[1]], f"{name}.weight_dq", axis=axis)
     moved = []
     if site.input.shift is not None:
@@ -91,9 +91,7 @@ def _finish_layer(
 ) -> list[onnx.NodeProto]:
     name, added = node.doc_string, []
     if site.bias is not None:
-        bias = site.bias
-        if site.output is not None and site.output.scale.ndim:
-            bias = (bias / site.output.scale).astype(np.float32)
+        bias = (site.bias / site.output_steps).astype(np.float32)
         place = _bias_place(node, weights)
         stored = None if place is None else node.input[place]
         if stored is not None and tuple(weights[stored].dims) != bias.shape:

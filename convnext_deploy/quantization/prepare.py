@@ -183,6 +183,12 @@ class QuantizedSite:
     output: ActivationGrid | None = None
     bias: NDArray[np.float32] | None = None
 
+    @property
+    def output_steps(self) -> NDArray[np.float32]:
+        """The scales of the output's channels, `(out,)`, by which an exported layer is divided; 1 where there is one for all."""
+        steps = np.ones((), np.float32)
+        return self.output.scale if self.output is not None and self.output.scale.ndim else steps
+
 
 @torch.no_grad()
 def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
