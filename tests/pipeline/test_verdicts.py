@@ -36,6 +36,7 @@ def test_baseline_is_the_nearest_fp32_pytorch_ancestor(small_run: RunResult) -> 
         "student": None,
         "ptq": "student",
         "qat": "student",
+        "quantize": "student",
         "onnx-fp32": "student",
         "onnx-int8": "student",
         "engine": "student",
