@@ -14,6 +14,7 @@ from peers_meter import Meter
 
 from convnext_deploy import api
 from convnext_deploy.artifact import read_artifact
+from convnext_deploy.exporting import export
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.fold import fold
 from convnext_deploy.network import load_network
@@ -53,7 +54,7 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
         else:
             result = api.quantize(checkpoint, target=target, options=options)
     row = result.report.rows[-1]
-    api.export(Path(row.artifact), options=Options(out=folder / "export"))
+    export(Path(row.artifact), options=Options(out=folder / "export"))
     exported = read_artifact(folder / "export" / "stages" / "onnx")
     (folder / "model.onnx").write_bytes(exported.main_file.read_bytes())
     # The stage without the scores and latencies that the verb measures around it; the memory is that of the whole verb.

@@ -9,17 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext_deploy.api import distill, export, quantize, report, run, train, validate
+    from convnext_deploy.api import distill, quantize, report, run, train, validate
     from convnext_deploy.catalog import list_models, recommend
     from convnext_deploy.conversion import convert
     from convnext_deploy.errors import DeployError
+    from convnext_deploy.exporting import export
 
 # `models` is a folder of the package; the verb of that name is `list_models`.
 _HOMES = {
     "DeployError": "errors",
     "convert": "conversion",
     "distill": "api",
-    "export": "api",
+    "export": "exporting",
     "list_models": "catalog",
     "quantize": "api",
     "recommend": "catalog",

@@ -26,7 +26,6 @@ from convnext_deploy.options import (
     DIGITS_QAT_FIT,
     DIGITS_TEACHER_FIT,
     Options,
-    allowed_drop,
     create_settings,
     fit_preset,
     model_config,
@@ -40,11 +39,9 @@ from convnext_deploy.recipe_file import load_recipe
 from convnext_deploy.reporting.record import Report, read_report, write_report
 from convnext_deploy.stage_config import (
     DistillConfig,
-    ONNXConfig,
     PTQConfig,
     QATConfig,
     QuantizeConfig,
-    TensorRTConfig,
     TrainConfig,
 )
 from convnext_deploy.stage_runs import check_names, run_stages
@@ -210,32 +207,6 @@ def quantize(
         )
     stage = StageEntry(config.kind, config, SOURCE, Gate(max_top1_drop_pp=drop))
     return run_stages(f"{config.kind}-{source.model.variant}", (stage,), options, source, data, checkpoint)
-
-
-def export(
-    artifact: Path,
-    *,
-    format: Literal["onnx", "tensorrt-rtx", "tensorrt"] = "onnx",  # noqa: A002  (the flag's name)
-    gpus: tuple[str, ...] = TensorRTConfig.gpus,
-    optimal_batch_size: int = TensorRTConfig.optimal_batch_size,
-    max_batch_size: int = TensorRTConfig.max_batch_size,
-    model: str | None = None,
-    options: Options = DEFAULTS,
-) -> RunResult:
-    """Export an artifact or checkpoint to ONNX, or from there to TensorRT engines. Validated when there are images."""
-    source = open_artifact(artifact, model, options)
-    gate = Gate(max_top1_drop_pp=allowed_drop(options))
-    stages: list[StageEntry] = []
-    if source.format == "torch":
-        stages.append(StageEntry("onnx", ONNXConfig(), SOURCE, gate))
-    elif format == "onnx":
-        raise RecipeError(f"{artifact} is in the format {source.format} already; ONNX is made from a PyTorch artifact.")
-    if format != "onnx":
-        config = TensorRTConfig(format, tuple(gpus), optimal_batch_size, max_batch_size)
-        stages.append(StageEntry("engine", config, "onnx" if stages else SOURCE, gate))
-    return run_stages(
-        f"{format}-{source.model.variant}", tuple(stages), options, source, open_data_for(source, options), artifact
-    )
 
 
 def validate(

@@ -17,7 +17,7 @@ from convnext_deploy.spec import ModelSpec, Preprocess, read_model, read_preproc
 MANIFEST = "manifest.json"
 SCHEMA = 1
 
-Format = Literal["torch", "onnx", "tensorrt"]
+Format = Literal["torch", "onnx", "tensorrt", "torch-tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Artifact:
     """A model on disk that a runner can open.
 
     `details` holds what only the runner of this format needs: the quantization scheme, the GPUs an engine was built for.
+    `license` is that of the weights it comes from, where that is known.
     `notes` say in words what was found out about a file of another origin; they are shown and not stored.
     """
 
@@ -67,6 +68,7 @@ class Artifact:
     files: tuple[ArtifactFile, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     lineage: tuple[StageRecord, ...] = ()
+    license: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -27,7 +27,7 @@ from convnext_deploy.inputs import find_baseline
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import Recipe, StageEntry
 from convnext_deploy.reporting.record import package_versions
-from convnext_deploy.stage_config import ONNXConfig, QATConfig, TensorRTConfig
+from convnext_deploy.stage_config import ONNXConfig, QATConfig, TensorRTConfig, TorchTensorRTConfig
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def execute_stage(
             settings.workers,
             settings.progress,
             cache_dir=settings.cache_dir or settings.out / "cache",
+            has_data=data is not None,
             keep_pixels=settings.cache_dir is not None,
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
@@ -113,7 +114,9 @@ def execute_stage(
 
 
 def _uses_data(stage: StageEntry) -> bool:
-    return not isinstance(stage.config, ONNXConfig | TensorRTConfig)
+    if isinstance(stage.config, ONNXConfig):
+        return stage.config.precision == "fp16"  # by the ranges of activations on training images
+    return not isinstance(stage.config, TensorRTConfig | TorchTensorRTConfig)
 
 
 def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
@@ -133,7 +136,7 @@ def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data |
         "inputs": inputs,
         "data": data.fingerprint if data is not None and _uses_data(stage) else None,
         "seed": seed,
-        "code": code_version.of_module(f"convnext_deploy.stages.{stage.config.kind}"),
+        "code": code_version.of_module(f"convnext_deploy.stages.{stage.config.kind.replace('-', '_')}"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

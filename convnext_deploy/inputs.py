@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.artifact import MANIFEST, Artifact, describe_file, read_artifact
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
 from convnext_deploy.recipe import WEIGHTS_PREFIX, Recipe
-from convnext_deploy.spec import ModelSpec, Preprocess, check_header, default_preprocess, read_model, read_preprocess
+from convnext_deploy.spec import (
+    GraphIO,
+    ModelSpec,
+    Preprocess,
+    check_header,
+    default_preprocess,
+    read_model,
+    read_preprocess,
+)
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 # the names under which other libraries keep the weights in a folder, best first
@@ -105,12 +116,13 @@ def _open_folder(path: Path) -> Artifact:
 
 
 def _open_published(name: str) -> Artifact:
-    from convnext_deploy.models.pretrained import fetch_weights, is_weights_name
+    from convnext_deploy.models.pretrained import fetch_weights, is_weights_name, license_of
 
     if not is_weights_name(name):
         raise ArtifactError(f"{name} does not exist; expected an artifact folder, a checkpoint or an ONNX file.")
     found = fetch_weights(name)
     artifact = _open_folder(found.path) if found.path.is_dir() else _open_checkpoint(found.path)
+    artifact = dataclasses.replace(artifact, license=artifact.license or license_of(name))
     if found.preprocess is None:
         return artifact
     notes = (*artifact.notes[:-1], f"{name}: evaluation and class names as published with the weights")
@@ -153,7 +165,8 @@ def _open_checkpoint(path: Path) -> Artifact:
         _describe_evaluation(path, preprocess, origin),
     )
     class_names = config.class_names if config is not None else None
-    artifact = _describe(path, "torch", "fp32", spec, preprocess, class_names, {})
+    license_ = config.license if config is not None else None
+    artifact = _describe(path, "torch", "fp32", spec, preprocess, class_names, {}, license_)
     return dataclasses.replace(artifact, notes=notes)
 
 
@@ -163,6 +176,8 @@ def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str
 
 
 def _open_onnx(path: Path, image_size: int | None) -> Artifact:
+    from onnx import TensorProto
+
     from convnext_deploy.exporters.onnx_float import load_onnx, read_metadata, tensor_shape
 
     proto = load_onnx(path)
@@ -175,16 +190,30 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
     initializers = {initializer.name for initializer in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in initializers]
     shape = tensor_shape(inputs[0]) if inputs else ()
-    logits = tensor_shape(proto.graph.output[0]) if proto.graph.output else ()
-    if len(inputs) != 1 or len(shape) != 4 or len(logits) != 2 or not shape[1] or not logits[1]:
+    outputs = [tensor_shape(value) for value in proto.graph.output]
+    logits = next((found for found in outputs if len(found) == 2), ())
+    # images of no other library have 1 or 3 rows
+    last = len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
+    channels, side = (shape[3], shape[1]) if last else (*shape[1:3], None, None)[:2]
+    if len(inputs) != 1 or len(shape) != 4 or not logits or not channels or not logits[1]:
         raise ArtifactError(
             f"{path} is no image classifier: expected one input (batch, channels, height, width) and an output "
-            f"(batch, classes), found {len(inputs)} input(s), {shape} and {logits}."
+            f"(batch, classes), found {len(inputs)} input(s), {shape} and {', '.join(map(str, outputs)) or 'nothing'}."
         )
-    spec = ModelSpec("unknown", logits[1], shape[1])
-    quantized = any(node.op_type == "DequantizeLinear" for node in proto.graph.node)
-    preprocess = default_preprocess(image_size or shape[2] or 224, None, spec.in_channels)
-    return _describe(path, "onnx", "int8" if quantized else "fp32", spec, preprocess, None, {})
+    spec = ModelSpec("unknown", logits[1], channels)
+    pixels = inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
+    io = GraphIO("uint8" if pixels else "float32", "nhwc" if last else "nchw", batch_size=shape[0])
+    preprocess = default_preprocess(image_size or side or 224, None, spec.in_channels)
+    return _describe(path, "onnx", _precision(proto), spec, preprocess, None, {"io": dataclasses.asdict(io)})
+
+
+def _precision(proto: ModelProto) -> str:
+    from onnx import TensorProto
+
+    half = any(i.data_type == TensorProto.FLOAT16 and max(i.dims, default=1) > 1 for i in proto.graph.initializer)
+    if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
+        return "int8-fp16" if half else "int8"
+    return "fp16" if half else "fp32"
 
 
 def _from_header(path: Path, format: Any, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the field's name)
@@ -199,6 +228,7 @@ def _from_header(path: Path, format: Any, header: dict[str, Any]) -> Artifact:  
             read_preprocess(header["preprocess"]),
             None if names is None else tuple(names),
             header.get("details", {}),
+            header.get("license"),
         )
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ArtifactError(f"{path} has a damaged header ({error!r}); make it again.") from None
@@ -212,5 +242,7 @@ def _describe(
     preprocess: Preprocess,
     class_names: tuple[str, ...] | None,
     details: dict[str, Any],
+    license_: str | None = None,
 ) -> Artifact:
-    return Artifact(path.parent, format, precision, model, class_names, preprocess, (describe_file(path),), details)
+    files = (describe_file(path),)
+    return Artifact(path.parent, format, precision, model, class_names, preprocess, files, details, license=license_)

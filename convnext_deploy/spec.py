@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 Interpolation = Literal["bicubic", "bilinear"]
 CropMode = Literal["center", "squash"]
@@ -54,6 +54,23 @@ class Preprocess:
         """Length in pixels of the shorter side, or of both, before the crop."""
         # a quotient such as 224/236, meant to give 236 again, must not end a pixel lower for its rounding
         return int(self.image_size / self.crop_pct + 1e-6)
+
+
+@dataclass(frozen=True)
+class GraphIO:
+    """What an exported graph takes and gives.
+
+    `input_type` `float32`: images normalized as `Preprocess` says; `uint8`: pixels as decoders give them, RGB, 0 to 255, which
+    the graph normalizes itself. `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
+    `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax; `top-k`: the `top_k` largest of these, as
+    `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
+    """
+
+    input_type: Literal["float32", "uint8"] = "float32"
+    input_layout: Literal["nchw", "nhwc"] = "nchw"
+    output: Literal["logits", "probabilities", "top-k"] = "logits"
+    top_k: int = 5
+    batch_size: int | None = None
 
 
 def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:
@@ -117,12 +134,29 @@ def read_preprocess(record: Mapping[str, Any]) -> Preprocess:
     return check_preprocess(Preprocess(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])}))
 
 
+def read_graph_io(details: Mapping[str, Any]) -> GraphIO:
+    """Return the entry `io` of an artifact's details; what every graph had before there was one, if it has none.
+
+    Raises: TypeError, ValueError: if it is no `GraphIO`.
+    """
+    found = GraphIO(**details.get("io", {}))
+    for name, choices in get_type_hints(GraphIO).items():
+        if choices is not int and name != "batch_size":
+            _require(getattr(found, name) in get_args(choices), name, getattr(found, name))
+    _require(type(found.top_k) is int and found.top_k >= 1, "top_k", found.top_k)
+    batch = found.batch_size
+    _require(batch is None or (type(batch) is int and batch >= 1), "batch_size", batch)
+    return found
+
+
 def check_header(header: Mapping[str, Any]) -> None:
     """Check that the parts of a file's header belong together. Raises: KeyError, TypeError, ValueError: if they do not."""
     model, names, details = read_model(header["model"]), header["class_names"], header.get("details", {})
     _require(len(header["preprocess"]["mean"]) == model.in_channels, "mean", header["preprocess"]["mean"])
     _require(isinstance(header["precision"], str), "precision", header["precision"])
+    _require(isinstance(header.get("license"), str | None), "license", header.get("license"))
     _require(isinstance(details, dict) and isinstance(details.get("target", ""), str), "details", details)
+    read_graph_io(details)
     sites = details.get("sites", {})
     _require(isinstance(sites, dict) and all(isinstance(choice, str) for choice in sites.values()), "details", details)
     if names is not None:
@@ -130,7 +164,11 @@ def check_header(header: Mapping[str, Any]) -> None:
 
 
 def file_header(
-    model: ModelSpec, preprocess: Preprocess, class_names: tuple[str, ...] | None, precision: str
+    model: ModelSpec,
+    preprocess: Preprocess,
+    class_names: tuple[str, ...] | None,
+    precision: str,
+    license: str | None = None,  # noqa: A002  (the header's key)
 ) -> dict[str, Any]:
     """Return what a weights or ONNX file carries inside, so that it can be opened without its manifest."""
     return {
@@ -138,4 +176,5 @@ def file_header(
         "preprocess": asdict(preprocess),
         "class_names": class_names,
         "precision": precision,
+        "license": license,
     }

@@ -18,7 +18,7 @@ from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
 from convnext_deploy.inputs import find_baseline, open_input
 from convnext_deploy.models.checkpoint import METADATA_KEY
 from convnext_deploy.pipeline import RunResult
-from convnext_deploy.spec import ModelSpec, default_preprocess
+from convnext_deploy.spec import GraphIO, ModelSpec, default_preprocess
 
 
 def write_foreign_onnx(
@@ -162,8 +162,9 @@ def test_open_input_overrides_image_size_and_crop_only(small_artifacts: dict[str
 def test_open_input_opens_a_foreign_onnx_file(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx", ("batch", 3, 48, 48), classes=5)
     spec = ModelSpec("unknown", 5, 3)
+    details = {"io": dataclasses.asdict(GraphIO())}
     assert open_input(path) == Artifact(
-        tmp_path, "onnx", "fp32", spec, None, default_preprocess(48), (describe_file(path),)
+        tmp_path, "onnx", "fp32", spec, None, default_preprocess(48), (describe_file(path),), details
     )
 
 

@@ -2,48 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+
+if TYPE_CHECKING:
+    from convnext_deploy.exporting import Format
+
+# Settings of the graph and of engines. Without a value they stay those of ONNXConfig and TensorRTConfig.
+_GRAPH = (
+    "precision",
+    "runtime",
+    "batch_size",
+    "input_type",
+    "input_layout",
+    "output",
+    "top_k",
+    "range_images",
+    "license",
+)
+_ENGINE = (
+    "gpus", "optimal_batch_size", "max_batch_size", "workspace_mib", "optimization_level", "timing_cache",
+    "version_compatible", "stripped", "strict",
+)  # fmt: skip
+_PROGRAM = frozenset({"precision", "optimal_batch_size", "max_batch_size", "workspace_mib", "optimization_level"})
+_FLAGS = {"gpus": "--gpu", "batch_size": "--fixed-batch-size"}
 
 
 @click.command("export")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "tensorrt-rtx", "tensorrt"]),
+    type=click.Choice(["onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt"]),
     default="onnx",
     show_default=True,
-    help="tensorrt-rtx builds engines without a GPU; tensorrt builds on the device that runs them.",
+    help="tensorrt-rtx builds engines without a GPU; tensorrt and torch-tensorrt build on the device that runs them.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    help="Of all that is not INT8. fp16 leaves in FP32 what would overflow.  [default: fp32 for onnx, fp16 for engines]",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="Which TensorRT an FP16 graph is for.  [default: that of the engines, tensorrt for onnx]",
+)
+@click.option("--fixed-batch-size", "batch_size", type=POSITIVE, help="The only one that is taken.  [default: any]")
+@click.option(
+    "--input-type",
+    type=click.Choice(["float32", "uint8"]),
+    help="uint8: pixels 0 to 255, which the graph normalizes itself.  [default: float32, normalized images]",
+)
+@click.option("--input-layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the dimensions.  [default: nchw]")
+@click.option(
+    "--output", type=click.Choice(["logits", "probabilities", "top-k"]), help="What is given.  [default: logits]"
+)
+@click.option("--top-k", type=POSITIVE, help="How many classes --output top-k gives.  [default: 5]")
+@click.option("--range-images", type=POSITIVE, help="Training images that tell what overflows in FP16.  [default: 64]")
+@click.option("--license", help="Of the weights, written into the file.  [default: what is known of it]")
 @click.option(
     "--gpu",
     "gpus",
     multiple=True,
-    metavar="SMxx",
-    help="Build for this GPU, with tensorrt-rtx; repeatable.  [default: sm86, sm89]",
+    metavar="NAME",
+    help="Build for this GPU (rtx-4070, sm86, …), with tensorrt-rtx; repeatable, or separated by commas.  [default: sm86, sm89]",
 )
-@click.option(
-    "--optimal-batch-size", type=POSITIVE, default=1, show_default=True, help="Batch size that engines are tuned for."
-)
-@click.option(
-    "--max-batch-size", type=POSITIVE, default=8, show_default=True, help="Largest batch that engines accept."
-)
+@click.option("--optimal-batch-size", type=POSITIVE, help="Batch size that engines are tuned for.  [default: 1]")
+@click.option("--max-batch-size", type=POSITIVE, help="Largest batch that engines accept.  [default: 8]")
+@click.option("--workspace-mib", type=POSITIVE, help="Limit of an engine's scratch memory.  [default: 1024]")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="0: built fast, 5: runs fast.  [default: 3]")
+@click.option("--timing-cache", metavar="FILE", help="Keep what was timed for the next build, with tensorrt.")
+@click.option("--version-compatible", is_flag=True, default=None, help="Later TensorRT releases run it, with tensorrt.")
+@click.option("--stripped", is_flag=True, default=None, help="A plan without weights, to be refitted, with tensorrt.")
+@click.option("--strict", is_flag=True, default=None, help="INT8 layers that an engine runs in float are an error.")
 @click.option("--model", help="Model that ARTIFACT must hold; found from its shapes if not given.")
-@common_options("data", "out", "max_drop", "image_size", "crop_pct", "device", "workers")
-def command(artifact: Path, gpus: tuple[str, ...], as_json: bool, **values: Any) -> None:
+@common_options("data", "out", "max_drop", "image_size", "crop_pct", "seed", "device", "workers")
+def command(artifact: Path, format: Format, model: str | None, as_json: bool, **values: Any) -> None:  # noqa: A002
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.
 
-    FP32 artifacts give FP32 graphs, quantized ones explicit Q/DQ. With --data each result is validated.
+    FP32 artifacts give float graphs, quantized ones explicit Q/DQ. With --data each result is validated.
     """
-    from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
+    from convnext_deploy.exporting import export
+    from convnext_deploy.stage_config import ONNXConfig, TensorRTConfig, TorchTensorRTConfig
 
-    arguments = {name: values.pop(name) for name in ("format", "optimal_batch_size", "max_batch_size", "model")}
-    if gpus:
-        arguments["gpus"] = gpus
-    result = api.export(artifact, **arguments, options=collect_options(values))
+    graph, engine = (_given(names, values) for names in (_GRAPH, _ENGINE))
+    if "top_k" in graph and graph.get("output") != "top-k":
+        raise click.UsageError("--top-k counts with --output top-k only; give both.")
+    config: TensorRTConfig | TorchTensorRTConfig | None = None
+    if format == "torch-tensorrt":
+        engine |= {"precision": graph.pop("precision")} if "precision" in graph else {}
+        _refuse({*graph, *engine} - _PROGRAM, "does not count for torch-tensorrt")
+        config = TorchTensorRTConfig(**engine)
+    elif format == "onnx":
+        _refuse(engine, "is about engines; give --format tensorrt-rtx or tensorrt")
+    else:
+        config = TensorRTConfig(**engine)
+        graph = {"precision": "fp16", "runtime": format, **graph} if graph else {}
+    result = export(
+        artifact,
+        format=format,
+        graph=ONNXConfig(**graph) if graph else None,
+        engine=config,
+        model=model,
+        options=collect_options(values),
+    )
     show_report(result.report, as_json)
+
+
+def _refuse(names: Iterable[str], reason: str) -> None:
+    for name in sorted(names):
+        raise click.UsageError(f"{_FLAGS.get(name, '--' + name.replace('_', '-'))} {reason}.")
+
+
+def _given(names: tuple[str, ...], values: dict[str, Any]) -> dict[str, Any]:
+    taken = {name: values.pop(name) for name in names}
+    return {name: value for name, value in taken.items() if value not in (None, ())}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
+from convnext_deploy.exporters.tidy import cancel_transposes, name_weights
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -21,15 +22,21 @@ METADATA_KEY = "convnext_deploy"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_float(model: nn.Module, in_channels: int, image_size: int) -> onnx.ModelProto:
+def export_float(model: nn.Module, in_channels: int, image_size: int, batch_size: int | None = None) -> onnx.ModelProto:
     """Trace a model in evaluation mode on the CPU; inputs `images (batch, C, S, S)`, outputs `logits (batch, classes)`.
 
     Every node that belongs to a module carries the module's name under `doc_string`, so that later steps find layers by the
-    names that the scheme uses.
+    names that the scheme uses, and so do its weights.
 
-    Raises: ExportError: if the exporter or the ONNX checker refuses.
+    Args:
+        model: maps images to logits.
+        in_channels: C.
+        image_size: S in pixels.
+        batch_size: the only one that the graph is to take; None: any.
+
+    Raises: ExportError: if the exporter refuses.
     """
-    images = torch.zeros(2, in_channels, image_size, image_size)
+    images = torch.zeros(batch_size or 2, in_channels, image_size, image_size)
     exporter_logger = logging.getLogger("torch.onnx")
     level = exporter_logger.level
     exporter_logger.setLevel(logging.ERROR)
@@ -44,7 +51,7 @@ def export_float(model: nn.Module, in_channels: int, image_size: int) -> onnx.Mo
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamic_shapes=None if batch_size else ({0: torch.export.Dim("batch", min=1)},),
                 verbose=False,
             )
     except Exception as error:
@@ -63,6 +70,9 @@ def export_float(model: nn.Module, in_channels: int, image_size: int) -> onnx.Mo
         del value.metadata_props[:]
     del proto.graph.metadata_props[:], proto.metadata_props[:]
     proto.graph.name = "convnext"
+    cancel_transposes(proto.graph)
+    name_weights(proto.graph)
+    del proto.graph.value_info[:]  # of names that are gone; whoever needs types infers them
     return proto
 
 

@@ -77,11 +77,11 @@ def _quantize_product(
         _initializer(graph, f"{name}.weight_zero_point", np.zeros_like(scale, np.int8)),
     ]
     axis = _PRODUCTS[node.op_type] if scale.ndim else None
-    dequantize = helper.make_node("DequantizeLinear", parts, [node.input[1]], f"{name}.weight_dq", axis=axis)
+    dequantize = helper.make_node("DequantizeLinear", parts, [node.input[1]], f"{name}.weight_dq", name, axis=axis)
     moved = []
     if site.input.shift is not None:
         shift = _initializer(graph, f"{name}.input_shift", site.input.shift)
-        moved = [helper.make_node("Add", [activation, shift], [f"{name}.input_moved"], f"{name}.input_move")]
+        moved = [helper.make_node("Add", [activation, shift], [f"{name}.input_moved"], f"{name}.input_move", name)]
         activation = f"{name}.input_moved"
     return [*moved, *_pair(graph, f"{name}.input", activation, node.input[0], site.input), dequantize]
 
@@ -138,6 +138,7 @@ def _output_by_channel(
             [f"{name}.output_steps", _initializer(graph, f"{name}.output_channel_scale", steps)],
             [output],
             f"{name}.output_mul",
+            name,
         ),
     ]
 
@@ -148,10 +149,10 @@ def _pair(graph: onnx.GraphProto, place: str, source: str, result: str, grid: Ac
         _initializer(graph, f"{place}_scale", grid.scale),
         _initializer(graph, f"{place}_zero_point", grid.zero_point),
     ]
-    integers = f"{place}_quantized"
+    integers, layer = f"{place}_quantized", place.rpartition(".")[0]
     return [
-        helper.make_node("QuantizeLinear", [source, *qparams], [integers], f"{place}_q"),
-        helper.make_node("DequantizeLinear", [integers, *qparams], [result], f"{place}_dq"),
+        helper.make_node("QuantizeLinear", [source, *qparams], [integers], f"{place}_q", layer),
+        helper.make_node("DequantizeLinear", [integers, *qparams], [result], f"{place}_dq", layer),
     ]
 
 

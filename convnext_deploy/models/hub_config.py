@@ -45,11 +45,12 @@ TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6,
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What a config file says: `changes` to the fields of a `ModelSpec`; None where it says nothing."""
+    """What a config file says: `changes` to the fields of a `ModelSpec`, `license` of the weights; None where it says nothing."""
 
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
 
 
 def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
@@ -121,6 +122,7 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         ),
         _class_names(names, spec),
         changes,
+        None if settings.get("license") is None else str(settings["license"]),
     )  # fmt: skip
 
 

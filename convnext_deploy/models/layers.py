@@ -55,9 +55,16 @@ class ScaleNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, ..., C)` to `(N, ..., C)`; squares are summed in float32 at least, where they cannot overflow."""
         wide = _at_least_float32(x)
-        power = wide.var(dim=-1, keepdim=True) if self.centred else wide.square().mean(dim=-1, keepdim=True)
+        power = _variance(wide) if self.centred else wide.square().mean(dim=-1, keepdim=True)
         y = wide * torch.rsqrt(power + self.eps)
         return (y if self.weight is None else y * self.weight).to(x.dtype)
+
+
+def _variance(x: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():
+        # the exporter writes `var` with twelve nodes that compute shapes; this is what they compute
+        return (x - x.mean(dim=-1, keepdim=True)).square().sum(dim=-1, keepdim=True) / (x.shape[-1] - 1)
+    return x.var(dim=-1, keepdim=True)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -33,6 +33,12 @@ def is_weights_name(text: str) -> bool:
     return on_hub or _TORCHVISION.fullmatch(text) is not None
 
 
+def license_of(name: str) -> str | None:
+    """Return the license of published weights where it is known by the name: that of ConvNeXt V2, see `Published`."""
+    owner, _, model = name.removeprefix(_HUB_PREFIX).partition("/")
+    return "cc-by-nc-4.0" if owner in _OWNERS and model.startswith(("convnextv2", "convnext-v2")) else None
+
+
 def fetch_weights(name: str) -> Pretrained:
     """Return published weights from the cache of their library, downloading them if they are not there.
 

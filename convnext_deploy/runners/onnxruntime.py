@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
+from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 class ONNXRuntimeRunner:
-    """See `Runner`."""
+    """See `Runner`. Types and a frozen batch are those of the file itself; the layout is that of the artifact's details."""
 
     name = "onnxruntime"
     device = "cpu"
@@ -31,19 +34,29 @@ class ONNXRuntimeRunner:
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
             raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {first_line(error)}") from None
-        self._file = artifact.main_file
-        self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
+        self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
+        self._num_classes = artifact.model.num_classes
+        taken = self._session.get_inputs()[0]
+        if taken.type not in _TYPES:
+            raise ArtifactError(f"{self._file} takes {taken.type}; expected one of {', '.join(_TYPES)}.")
+        self._input, self._type = taken.name, _TYPES[taken.type]
+        self._batch_size = taken.shape[0] if isinstance(taken.shape[0], int) else None
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Runner.logits`."""
+        taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
+        frozen = self._batch_size
+        outputs = run_in_parts(taken, self._run, frozen or max(1, len(taken)), frozen=frozen is not None)
+        return to_logits(outputs, self._num_classes)
+
+    def _run(self, taken: NDArray[np.generic]) -> Outputs:
         try:
-            result: NDArray[np.float32] = self._session.run([self._output], {self._input: images})[0]
+            return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: taken}), strict=True))
         except Exception as error:
             raise ArtifactError(
-                f"ONNX Runtime cannot run {self._file} on images of shape {images.shape}: {' '.join(str(error).split())}"
+                f"ONNX Runtime cannot run {self._file} on images of shape {taken.shape}: {' '.join(str(error).split())}"
             ) from None
-        return result
 
     def close(self) -> None:
         """See `Runner.close`."""

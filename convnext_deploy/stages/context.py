@@ -38,7 +38,7 @@ from convnext_deploy.training.resume import TrainingStore
 
 @dataclass(frozen=True)
 class StageContext:
-    """`output` is the new, empty folder to write into. `data` is opened when a stage first asks for it.
+    """`output` is the new, empty folder to write into. Where there is none, `has_data` is false and `open_data` raises.
 
     `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
     `keep_pixels` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source.
@@ -52,6 +52,7 @@ class StageContext:
     workers: int
     progress: Progress
     cache_dir: Path
+    has_data: bool = True
     keep_pixels: bool = False
     teachers: tuple[Artifact, ...] = ()
     weights: Artifact | None = None
@@ -236,8 +237,10 @@ def write_torch_artifact(
 
     Of several processes only the first one writes; what the others get describes no file.
     """
+    start = source or context.weights
+    license_ = None if start is None else start.license
     header = {
-        **file_header(model, preprocess, class_names, precision),
+        **file_header(model, preprocess, class_names, precision, license_),
         "details": scheme.details() if (scheme := read_scheme(details)) is not None else {},
     }
     path = context.output / WEIGHTS
@@ -254,4 +257,5 @@ def write_torch_artifact(
         files=(describe_file(path),) if is_writer else (),
         details=details,
         lineage=source.lineage if source is not None else (),
+        license=license_,
     )

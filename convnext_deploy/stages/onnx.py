@@ -1,26 +1,46 @@
-"""Export to ONNX: FP32, folded here, or INT8 as explicit Q/DQ, folded before it was quantized."""
+"""Export to ONNX: float, folded here, or INT8 as explicit Q/DQ, folded before it was quantized; in FP32 or FP16."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.exporters.graph_ends import add_ends
+from convnext_deploy.exporters.half import Islands, find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.patches import as_patch_linear
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.models.layers import GRN, ScaleNorm
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.prepare import quantized_layers, read_sites, without_quantizers
 from convnext_deploy.quantization.scheme import read_scheme
-from convnext_deploy.spec import file_header
+from convnext_deploy.spec import GraphIO, Preprocess, file_header
 from convnext_deploy.stage_config import ONNXConfig
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.post_training import choose_images
+
+_SYNTHETIC_IMAGES = 8
+_BATCH_SIZE = 8
 
 
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
-    """Write `model.onnx` with dynamic batch, input `images`, output `logits`."""
+    """Write `model.onnx`, with input `images` and output `logits` unless asked otherwise."""
     source = require_source(source, "onnx")
     network, scheme = load_network(source), read_scheme(source.details)
+    io = GraphIO(config.input_type, config.input_layout, config.output, config.top_k, config.batch_size)
+    details: dict[str, Any] = {**(scheme.details() if scheme else {}), "io": dataclasses.asdict(io)}
+    precision = source.precision
     with context.progress.task(f"{context.name}: export", 1) as task:
         sites = read_sites(network)
         patches = [name for name, layer in quantized_layers(network) if layer.patches]
@@ -28,17 +48,80 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         if scheme is None:
             plain = fold(plain, source.preprocess).network
         plain = as_patch_linear(drop_identities(plain), patches)
-        proto = export_float(plain, source.model.in_channels, source.preprocess.image_size)
-        if sites:
-            proto = insert_qdq(proto, sites)
+        exported = export_float(plain, source.model.in_channels, source.preprocess.image_size, config.batch_size)
+        proto = insert_qdq(exported, sites) if sites else exported
+        proto = add_ends(proto, io, source.preprocess)
+        if config.precision == "fp16":
+            precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
+            ranges, images = _measure(config, exported, source.preprocess, context)
+            islands = find_islands(
+                proto, layers_that_sum(plain), ranges, int8_products=config.runtime == "tensorrt-rtx"
+            )
+            proto = to_half(proto, islands)
+            details["fp16"] = _describe(config, islands, ranges, images)
         path = context.output / "model.onnx"
-        header = file_header(source.model, source.preprocess, source.class_names, source.precision)
-        save_onnx(proto, path, {**header, "details": scheme.details() if scheme else {}})
+        license_ = config.license or source.license
+        header = file_header(source.model, source.preprocess, source.class_names, precision, license_)
+        save_onnx(proto, path, {**header, "details": details, "lineage": _history(source)})
         task.advance()
     return dataclasses.replace(
         source,
         path=context.output,
         format="onnx",
+        precision=precision,
         files=(describe_file(path),),
-        details={**(scheme.details() if scheme else {}), "quantized_layers": len(sites)},
+        details={**details, "quantized_layers": len(sites)},
+        license=license_,
     )
+
+
+def layers_that_sum(network: nn.Module) -> list[str]:
+    """Return the names of the layers that sum squares: norms and GRN."""
+    return [name for name, m in network.named_modules() if isinstance(m, nn.LayerNorm | ScaleNorm | GRN)]
+
+
+def _measure(
+    config: ONNXConfig, exported: onnx.ModelProto, preprocess: Preprocess, context: StageContext
+) -> tuple[dict[str, float], str]:
+    """Return the ranges of all tensors of the float network, and the images that they were measured on, in words."""
+    if context.has_data:
+        images = choose_images((config.range_images,), preprocess, context, config.batch_size or _BATCH_SIZE)[0]
+        batches = (batch.cpu().numpy() for batch in images.batches())
+        return measure_ranges(exported, _full(batches, config.batch_size)), f"{len(images)} training images"
+    context.progress.say(
+        f"{context.name}: no --data was given, so what may overflow in FP16 is judged by noise and not by your images"
+    )
+    shape = (config.batch_size or _SYNTHETIC_IMAGES, len(preprocess.mean), preprocess.image_size, preprocess.image_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(context.seed)).numpy()
+    return measure_ranges(exported, [noise]), f"{shape[0]} images of noise"
+
+
+def _full(batches: Iterator[NDArray[np.float32]], size: int | None) -> Iterator[NDArray[np.float32]]:
+    """Fill up a last batch that a graph with a frozen batch would not take."""
+    for batch in batches:
+        yield np.resize(batch, (size or len(batch), *batch.shape[1:]))
+
+
+def _describe(config: ONNXConfig, islands: Islands, ranges: dict[str, float], images: str) -> dict[str, Any]:
+    """Return what is in FP32 and why, for the manifest and the file."""
+    return {
+        "runtime": config.runtime,
+        "fp32_nodes": dict(sorted(Counter(islands.values()).items())),
+        "largest_activation": max(ranges.values(), default=0.0),
+        "ranges_from": images,
+    }
+
+
+def _history(source: Artifact) -> list[dict[str, Any]]:
+    """Return the lineage without what is of one machine: paths and times."""
+    return [
+        {
+            "name": record.name,
+            "kind": record.kind,
+            "data": PurePath(record.data).name,
+            "seed": record.seed,
+            "inputs": dict(record.inputs),
+            "versions": dict(record.versions),
+        }
+        for record in source.lineage
+    ]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from rich.console import Console
 
@@ -277,7 +278,9 @@ def test_export_gives_the_same_artifact_for_folder_and_bare_file(
     expected = next(row for row in small_run.report.rows if row.name == "onnx-int8")
     assert {key: rows["onnx"][key] for key in MEASURED} == {key: getattr(expected, key) for key in MEASURED}
     exported = read_artifact(tmp_path / "out" / "stages" / "onnx")
-    assert (exported.sha256, exported.precision) == (small_artifacts["onnx-int8"].sha256, "int8")
+    assert exported.precision == "int8"
+    graphs = [onnx.load(artifact.main_file).graph for artifact in (exported, small_artifacts["onnx-int8"])]
+    assert graphs[0] == graphs[1]  # only what is said of the lineage may differ
     # a folder knows its FP32 ancestor, a bare file does not
     assert list(rows) == (["source", "onnx"] if bare else ["baseline", "source", "onnx"])
     assert rows["onnx"]["baseline"] == ("source" if bare else "baseline")

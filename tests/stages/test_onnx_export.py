@@ -1,0 +1,167 @@
+"""The ONNX stage: what each of its settings puts into the file, and that its runner measures the artifact all the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.sources import Data
+from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.exporters.half import LARGEST
+from convnext_deploy.exporters.onnx_float import read_metadata, tensor_shape
+from convnext_deploy.inputs import open_input
+from convnext_deploy.runners import open_runner
+from convnext_deploy.stage_config import ONNXConfig
+from convnext_deploy.stages import onnx as stage
+from convnext_deploy.stages.context import StageContext
+from tests.exporters.recorded_progress import RecordingProgress as Lines
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+def export(source: Artifact, folder: Path, data: Data | None, lines: Lines | None = None, **settings: Any) -> Artifact:
+    folder.mkdir(parents=True)
+
+    def open_data() -> Data:
+        if data is None:
+            raise DataError("no images")
+        return data
+
+    cache = folder.parent / "cache"
+    context = StageContext("onnx", folder, open_data, 0, "cpu", 0, lines or Lines(), cache, has_data=data is not None)
+    return stage.run(ONNXConfig(**settings), source, context)
+
+
+def images_of(source: Artifact, data: Data) -> NDArray[np.float32]:
+    batches = EvaluationBatches(data.validation, source.preprocess, 16, 0)
+    found: NDArray[np.float32] = np.concatenate([images.numpy() for images, _ in batches])
+    return found
+
+
+def logits_of(artifact: Artifact, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    runner = open_runner(artifact)
+    try:
+        return runner.logits(images)
+    finally:
+        runner.close()
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"precision": "fp16"},
+    {"precision": "fp16", "runtime": "tensorrt-rtx"},
+    {"batch_size": 3},
+    {"input_type": "uint8", "input_layout": "nhwc"},
+    {"input_type": "uint8", "precision": "fp16", "output": "probabilities"},
+    {"output": "top-k", "top_k": 2, "batch_size": 4, "precision": "fp16"},
+]
+
+
+@pytest.mark.parametrize("name", ["student", "qat"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_every_setting_gives_a_file_that_answers_as_the_network_does(
+    name: str, settings: dict[str, Any], small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    source = small_artifacts[name]
+    images = images_of(source, small_data)
+    expected = logits_of(source, images)
+    artifact = export(source, tmp_path / "onnx", small_data, **settings)
+    half = settings.get("precision") == "fp16"
+    assert artifact.precision == {"student": "fp16" if half else "fp32", "qat": "int8-fp16" if half else "int8"}[name]
+    onnx.checker.check_model(onnx.load(artifact.main_file), full_check=True)
+    bare = open_input(artifact.main_file)
+    for opened in (artifact, bare):  # the file tells all that its runner needs
+        found = logits_of(opened, images)
+        assert found.shape == expected.shape
+        assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
+    assert (bare.precision, bare.details["io"]) == (artifact.precision, artifact.details["io"])
+    if settings.get("output") != "top-k":
+        difference = found - expected
+        # probabilities tell logits up to one number per image
+        difference -= difference.mean(axis=1, keepdims=True)
+        assert np.abs(difference).max() <= (0.1 if half or name == "qat" else 1e-4) * np.ptp(expected)
+
+
+def test_ranges_come_from_training_images_or_else_from_noise(
+    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path, lines: Lines
+) -> None:
+    source = small_artifacts["student"]
+    measured = export(source, tmp_path / "a", small_data, lines, precision="fp16", range_images=5)
+    assert measured.details["fp16"]["ranges_from"] == "5 training images"
+    assert 0 < measured.details["fp16"]["largest_activation"] < LARGEST
+    assert measured.details["fp16"]["fp32_nodes"]["sums"] >= 10
+    assert not any("noise" in line for line in lines.said)
+    blind = export(source, tmp_path / "b", None, lines, precision="fp16")
+    assert blind.details["fp16"]["ranges_from"] == "8 images of noise"
+    assert any("what may overflow in FP16 is judged by noise" in line for line in lines.said)
+
+
+def test_fp32_export_opens_no_data(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    assert export(small_artifacts["student"], tmp_path / "a", None).precision == "fp32"
+
+
+def test_rtx_keeps_int8_products_in_fp32(
+    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    nodes = []
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        artifact = export(small_artifacts["qat"], tmp_path / runtime, small_data, precision="fp16", runtime=runtime)
+        nodes.append(artifact.details["fp16"]["fp32_nodes"])
+    assert "int8" not in nodes[0]
+    assert nodes[1]["int8"] >= 12
+    assert nodes[0]["sums"] == nodes[1]["sums"]
+
+
+def test_file_says_where_it_comes_from(small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path) -> None:
+    source = dataclasses.replace(small_artifacts["qat"], license="cc-by-nc-4.0")
+    artifact = export(source, tmp_path / "a", small_data)
+    found = read_metadata(onnx.load(artifact.main_file))
+    assert found["license"] == artifact.license == open_input(artifact.main_file).license == "cc-by-nc-4.0"
+    assert [entry["name"] for entry in found["lineage"]] == [record.name for record in source.lineage]
+    assert found["class_names"] == list(source.class_names or ())
+    assert found["details"]["target"] == "tensorrt"
+    assert found["preprocess"]["image_size"] == source.preprocess.image_size
+    assert str(tmp_path) not in artifact.main_file.read_bytes().decode("latin-1")
+    assert str(source.path.parents[1]) not in artifact.main_file.read_bytes().decode("latin-1")
+    named = export(source, tmp_path / "b", small_data, license="MIT")
+    assert (named.license, read_metadata(onnx.load(named.main_file))["license"]) == ("MIT", "MIT")
+
+
+def test_frozen_batch_is_in_the_file(small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path) -> None:
+    artifact = export(small_artifacts["student"], tmp_path / "a", small_data, batch_size=3)
+    graph = onnx.load(artifact.main_file).graph
+    assert tensor_shape(graph.input[0])[0] == tensor_shape(graph.output[0])[0] == 3
+    assert artifact.details["io"]["batch_size"] == 3
+
+
+def test_same_export_twice_gives_the_same_bytes(
+    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    hashes = {
+        export(small_artifacts["qat"], tmp_path / name, small_data, precision="fp16").sha256 for name in ("a", "b")
+    }
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"top_k": 0}, "top_k"),
+        ({"range_images": 0}, "range_images"),
+        ({"license": " "}, "license"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        ONNXConfig(**settings)
