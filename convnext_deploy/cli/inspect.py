@@ -1,0 +1,189 @@
+"""`convnext-deploy inspect`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convnext_deploy.cli.options import common_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from convnext_deploy.inspection.onnx_file import GridRecord, ONNXRecord
+    from convnext_deploy.inspection.plan_file import EngineRecord
+
+_FILE_WIDTH = 160  # where the output is no terminal
+_LARGEST_LAYERS = 20
+_NAMES = 4  # of a trap's places
+_NONE = "–"
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@common_options()
+def command(file: Path, as_json: bool) -> None:
+    """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, known traps."""
+    from convnext_deploy.inspection.files import inspect_file
+    from convnext_deploy.inspection.onnx_file import ONNXRecord
+
+    found = inspect_file(file)
+    if as_json:
+        click.echo(found.to_json())
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False, markup=False)
+    if isinstance(found, ONNXRecord):
+        _print_onnx(found, console)
+    else:
+        _print_engine(found, console)
+
+
+def _print_onnx(found: ONNXRecord, console: Console) -> None:
+    opsets = ", ".join(f"{'' if name == 'ai.onnx' else name + ' '}{version}" for name, version in found.opsets.items())
+    facts = {
+        "file": found.file,
+        "format": f"ONNX, opset {opsets}, IR {found.ir_version}" + (f", by {found.producer}" if found.producer else ""),
+        "size": _size(found.size_bytes)
+        + (f", and {_size(found.external_bytes)} of weights beside it" if found.external_bytes else ""),
+        "inputs": "; ".join(f"{v.name} {v.type} {_shape(v.shape)}" for v in found.inputs),
+        "outputs": "; ".join(f"{v.name} {v.type} {_shape(v.shape)}" for v in found.outputs),
+        "batch": "dynamic" if found.dynamic_batch else "frozen",
+        **_describe_metadata(found.metadata),
+    }
+    _print_facts(facts, console)
+    precisions = list(dict.fromkeys(kind for counts in found.operators.values() for kind in counts))
+    _print_table(
+        ("operator", *precisions),
+        ((name, *(str(counts.get(kind, "")) for kind in precisions)) for name, counts in found.operators.items()),
+        console,
+    )
+    if found.quantized:
+        console.print(f"\nQuantized products: {len(found.quantized)}\n")
+        _print_table(
+            ("layer", "operator", "runs in", "input", "weight", "output"),
+            (
+                (
+                    q.layer,
+                    q.operator,
+                    q.precision,
+                    _grid(q.activation, "per tensor"),
+                    _grid(q.weight),
+                    "rounded" if q.output_quantized else "",
+                )
+                for q in found.quantized
+            ),
+            console,
+            texts=6,
+        )
+    total = sum(layer.size_bytes for layer in found.layers) or 1
+    shown = found.layers[:_LARGEST_LAYERS]
+    console.print(f"\nLargest layers: {len(shown)} of {len(found.layers)}\n")
+    _print_table(
+        ("layer", "operator", "kB", "%"),
+        ((x.layer, x.operator, f"{x.size_bytes / 1e3:,.1f}", f"{100 * x.size_bytes / total:.1f}") for x in shown),
+        console,
+        texts=2,
+    )
+    _print_traps(found, console)
+
+
+def _print_traps(found: ONNXRecord, console: Console) -> None:
+    from convnext_deploy.inspection.trap_kind import SEVERITIES
+
+    counts = {kind: sum(trap.severity == kind for trap in found.traps) for kind in SEVERITIES}
+    listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
+    console.print(f"\nTraps on the way to TensorRT: {listed or 'none found'}", style="bold")
+    for trap in found.traps:
+        more = len(trap.places) - _NAMES
+        names = ", ".join(trap.places[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+        console.print(f"\n{trap.severity}: {trap.name} ({len(trap.places):,}): {names}", style=_STYLES[trap.severity])
+        console.print(f"  Cost: {trap.cost}.\n  Cure: {trap.cure}.", soft_wrap=True)
+
+
+def _print_engine(found: EngineRecord, console: Console) -> None:
+    written = f"{found.flavor or 'of unknown origin'} {found.version or ''}".strip()
+    products = ", ".join(f"{count} {kind}" for kind, count in found.products.items())
+    facts = {
+        "file": found.file,
+        "format": f"TensorRT plan, {written}",
+        "size": _size(found.size_bytes),
+        "products": products or "not readable",
+        **{key.replace("_", " "): _plain(value) for key, value in found.manifest.items()},
+    }
+    _print_facts(facts, console)
+    if found.products.get("INT8") and found.float_products:
+        console.print(f"\nProducts in float: {len(found.float_products)}")
+        for name in found.float_products:
+            console.print(f"  {name}")
+    for note in found.notes:
+        console.print(f"- {note}")
+
+
+def _describe_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+    if not metadata:
+        return {}
+    model, names, details = (metadata.get(key) or {} for key in ("model", "class_names", "details"))
+    facts = {
+        "model": f"{model.get('variant', '?')} with {model.get('num_classes', '?')} classes",
+        "precision": str(metadata.get("precision", "?")),
+        "quantized for": str(details.get("target", "")),
+        "classes": ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "") if names else "",
+        "license": str(metadata.get("license") or ""),
+    }
+    return {key: text for key, text in facts.items() if text}
+
+
+def _print_facts(facts: Mapping[str, str], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts.items():
+        grid.add_row(Text(name, style="bold"), Text(text))
+    console.print(grid)
+    console.print()
+
+
+def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], console: Console, texts: int = 1) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="left" if index < texts else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _grid(grid: GridRecord | None, usual: str = "") -> str:
+    """Return the integers of an input or weight; `usual` is how far its scales reach where nothing is said of it."""
+    if grid is None:
+        return "float"
+    reach = "" if grid.granularity == usual else f" {grid.granularity.replace('per channel, ', 'by ')}"
+    return f"{grid.type}{reach}" + ("" if grid.zero_point == "0" else f", zero {grid.zero_point}")
+
+
+def _shape(shape: Iterable[int | str | None]) -> str:
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
+
+
+def _plain(value: Any) -> str:
+    """Return a value of a manifest on one line, without the marks of Python or JSON."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value)) or "none"
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
