@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.fit_config import FitConfig, require
@@ -190,14 +190,44 @@ class QuantizeConfig:
 
 @dataclass(frozen=True)
 class ONNXConfig:
-    """Export to ONNX: FP32 from an FP32 artifact, explicit Q/DQ from a quantized one. Dynamic batch."""
+    """Export to ONNX, a quantized artifact as explicit Q/DQ.
+
+    `precision` is that of everything that is not INT8; with `fp16` types are written into the graph, with FP32 where FP16 would
+    overflow, which `range_images` training images show, and for `runtime` `tensorrt-rtx` around INT8 matrix products too.
+    `batch_size` None: any. For the other settings of the graph's ends see `spec.GraphIO`. `license`: of the weights, written into
+    the file; None: what is known of it.
+    """
 
     kind: ClassVar[str] = "onnx"
+    precision: Literal["fp32", "fp16"] = "fp32"
+    runtime: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
+    batch_size: int | None = None
+    input_type: Literal["float32", "uint8"] = "float32"
+    input_layout: Literal["nchw", "nhwc"] = "nchw"
+    output: Literal["logits", "probabilities", "top-k"] = "logits"
+    top_k: int = 5
+    range_images: int = 64
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+        require(self.top_k >= 1, "top_k", self.top_k, ">= 1")
+        require(self.range_images >= 1, "range_images", self.range_images, ">= 1")
+        require(
+            self.license is None or bool(self.license.strip()), "license", self.license, "a name such as 'Apache-2.0'"
+        )
 
 
 @dataclass(frozen=True)
 class TensorRTConfig:
-    """Build engines from an ONNX artifact. `gpus` (`sm86`, …) is for `tensorrt-rtx`; `tensorrt` builds for the GPU present."""
+    """Build engines from an ONNX artifact: of `tensorrt-rtx` for each of `gpus`, of `tensorrt` for the GPU present.
+
+    `gpus` are names or compute capabilities, such as `rtx-4070` or `sm86`; an entry may be a list with commas. A frozen batch of
+    the ONNX file must be at most `max_batch_size`. `timing_cache` is a file, `version_compatible` plans run in later releases too,
+    and `stripped` ones hold no weights; all three are for `tensorrt`. With `strict` it is an error that a product which the ONNX
+    file asks for in INT8 runs in float.
+    """
 
     kind: ClassVar[str] = "tensorrt"
     flavor: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
@@ -206,14 +236,41 @@ class TensorRTConfig:
     max_batch_size: int = 8
     workspace_mib: int = 1024
     optimization_level: int = 3
+    timing_cache: str | None = None
+    version_compatible: bool = False
+    stripped: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         best, most = self.optimal_batch_size, self.max_batch_size
         require(1 <= best <= most, "optimal_batch_size", best, f"1 to max_batch_size ({most})")
         require(self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, ">= 1")
+        require(self.workspace_mib <= 2**20, "workspace_mib", self.workspace_mib, "<= 1048576, which are 1 TiB")
         require(0 <= self.optimization_level <= 5, "optimization_level", self.optimization_level, "0 to 5")
-        require(self.flavor == "tensorrt" or bool(self.gpus), "gpus", self.gpus, "at least one, such as 'sm86'")
-        require(len({g.lower() for g in self.gpus}) == len(self.gpus), "gpus", self.gpus, "each GPU once")
+        named = bool(self.gpus) and all(gpu.strip(" ,") for gpu in self.gpus)
+        require(self.flavor == "tensorrt" or named, "gpus", self.gpus, "at least one, such as 'rtx-4070' or 'sm86'")
+        require(self.timing_cache != "", "timing_cache", self.timing_cache, "the name of a file")
+
+
+@dataclass(frozen=True)
+class TorchTensorRTConfig:
+    """Compile a float PyTorch artifact with Torch-TensorRT, for the GPU present; with `fp16`, norms and sums stay FP32."""
+
+    kind: ClassVar[str] = "torch-tensorrt"
+    precision: Literal["fp32", "fp16"] = "fp16"
+    optimal_batch_size: int = 1
+    max_batch_size: int = 8
+    workspace_mib: int = 1024
+    optimization_level: int = 3
+
+    def __post_init__(self) -> None:
+        known = "'fp32' or 'fp16'; INT8 goes through ONNX, to a stage of the kind tensorrt"
+        require(self.precision in ("fp32", "fp16"), "precision", self.precision, known)
+        best, most = self.optimal_batch_size, self.max_batch_size
+        require(1 <= best <= most, "optimal_batch_size", best, f"1 to max_batch_size ({most})")
+        require(self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, ">= 1")
+        require(self.workspace_mib <= 2**20, "workspace_mib", self.workspace_mib, "<= 1048576, which are 1 TiB")
+        require(0 <= self.optimization_level <= 5, "optimization_level", self.optimization_level, "0 to 5")
 
 
 def _check_distillation(temperature: float, weight: float) -> None:
@@ -227,8 +284,14 @@ def _check_calibration(images: int, batch_size: int) -> None:
     require(batch_size >= 1, "batch_size", batch_size, ">= 1")
 
 
-StageConfig = TrainConfig | DistillConfig | PTQConfig | QATConfig | QuantizeConfig | ONNXConfig | TensorRTConfig
-CONFIGS: dict[str, type[StageConfig]] = {
-    config.kind: config
-    for config in (TrainConfig, DistillConfig, PTQConfig, QATConfig, QuantizeConfig, ONNXConfig, TensorRTConfig)
-}
+StageConfig = (
+    TrainConfig
+    | DistillConfig
+    | PTQConfig
+    | QATConfig
+    | QuantizeConfig
+    | ONNXConfig
+    | TensorRTConfig
+    | TorchTensorRTConfig
+)
+CONFIGS: dict[str, type[StageConfig]] = {config.kind: config for config in get_args(StageConfig)}

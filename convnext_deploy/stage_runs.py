@@ -12,7 +12,7 @@ from convnext_deploy.opening import say_notes
 from convnext_deploy.options import Options, create_settings
 from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.recipe import Recipe, StageEntry
-from convnext_deploy.stage_config import DistillConfig, PTQConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.stage_config import DistillConfig, PTQConfig, QuantizeConfig, TensorRTConfig, TrainConfig
 
 
 def run_stages(
@@ -39,6 +39,7 @@ def run_stages(
 
 def check_names(recipe: Recipe) -> None:
     """Resolve every name that a stage would look up later, so that a wrong one costs no training."""
+    from convnext_deploy.exporters.gpus import resolve_gpus
     from convnext_deploy.quantization.scheme import resolve_scheme
 
     for stage in recipe.stages:
@@ -46,3 +47,5 @@ def check_names(recipe: Recipe) -> None:
             resolve_variant(stage.config.model.name)
         elif isinstance(stage.config, PTQConfig | QuantizeConfig):
             resolve_scheme(stage.config.target, stage.config.sites)
+        elif isinstance(stage.config, TensorRTConfig) and stage.config.flavor == "tensorrt-rtx":
+            resolve_gpus(stage.config.gpus)

@@ -1,116 +1,155 @@
 """TensorRT engines from ONNX: one path for TensorRT 10 and 11 and for TensorRT-RTX.
 
-Networks are strongly typed everywhere: what the ONNX file says is what runs. Only names that exist in all of these releases are
-used, except for the compute capabilities, which TensorRT-RTX alone has. None of the bindings raises on a wrong setting; it
-logs an error and goes on. So everything logged as an error fails the build.
+Networks are strongly typed everywhere: what the ONNX file says is what runs. None of the bindings raises on a wrong setting; it
+logs an error and goes on. So settings and shapes are checked here, and everything logged as an error fails the build.
 """
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
+
+from onnx import TensorProto
 
 from convnext_deploy.cuda_driver import cuda_driver_error
-from convnext_deploy.errors import BackendUnavailableError, ExportError, suggest
+from convnext_deploy.errors import ExportError
+from convnext_deploy.exporters.build_progress import STEPS, build_serialized, create_monitor
+from convnext_deploy.exporters.tensorrt_releases import (
+    Flavor,
+    create_logger,
+    import_tensorrt,
+    logged_reason,
+    release_of,
+    require_gpu,
+)
+from convnext_deploy.exporters.timing_cache import check_cache_file, save_timing_cache, use_timing_cache
+from convnext_deploy.inspection.graph_view import GraphView
+from convnext_deploy.inspection.products import find_products
 from convnext_deploy.progress import Progress
 
-Flavor = Literal["tensorrt-rtx", "tensorrt"]
-INSTALL = {
-    "tensorrt-rtx": "pip install 'tensorrt_rtx>=1.7,<1.8'",
-    "tensorrt": "pip install 'convnext_deploy[tensorrt]' (on a Jetson: use the TensorRT of JetPack)",
-}
+INPUT_TYPES = ("FLOAT", "HALF", "UINT8")
+_FP32_ON_TURING = "FP32 GEMM is not supported"
+TURING_CURE = (
+    "TensorRT-RTX has no FP32 matrix products for Turing (SM75), nor INT8 ones with FP32 scales: export the float artifact with "
+    "--precision fp16."
+)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Batch sizes of the optimization profile."""
+    """Batch sizes of the optimization profile: from `minimum` to `maximum`, tuned for `optimal`."""
 
     minimum: int
     optimal: int
     maximum: int
 
+    def __str__(self) -> str:
+        return f"{self.minimum} to {self.maximum}, tuned for {self.optimal}"
 
-def import_tensorrt(flavor: Flavor) -> ModuleType:
-    """Import the bindings of a flavor.
 
-    Raises: BackendUnavailableError: if they are not installed, with the install line.
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    `profile` counts for a graph with a dynamic batch; a frozen one must lie within it. `workspace_mib` limits the scratch memory
+    in MiB. `optimization_level` is 0 (fast build) to 5 (fast engine). `timing_cache` is a file that is used, if it is there, and
+    brought up to date. A `version_compatible` plan runs in later releases, too. A `stripped` one holds no weights; they are put
+    back on the device from the ONNX file.
     """
-    try:
-        return importlib.import_module("tensorrt_rtx" if flavor == "tensorrt-rtx" else "tensorrt")
-    except ImportError as error:
-        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        raise BackendUnavailableError(f"{flavor} {reason}; {INSTALL[flavor]}.") from None
+
+    profile: Profile
+    workspace_mib: int = 1024
+    optimization_level: int = 3
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    stripped: bool = False
 
 
-def create_logger(trt: ModuleType) -> Any:
-    """Return a TensorRT logger that keeps the lines of severity ERROR and INTERNAL_ERROR in its list `errors`."""
+@dataclass(frozen=True)
+class Engine:
+    """A serialized engine, the batch sizes it takes, and the lines that TensorRT logged as warnings, each once."""
 
-    class RecordingLogger(trt.ILogger):  # type: ignore[misc, name-defined]  # the class is known at run time only
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                self.errors.append(message)
-
-    return RecordingLogger()
+    plan: bytes
+    batch: Profile
+    warnings: tuple[str, ...]
 
 
-def check_gpus(trt: ModuleType, gpus: tuple[str, ...]) -> None:
-    """Check that TensorRT-RTX knows the compute capabilities, written as `sm86`.
+def check_gpus(trt: ModuleType, gpus: Sequence[str]) -> None:
+    """Check that TensorRT-RTX builds for the compute capabilities, written as `SM86`.
 
-    Raises: ExportError: naming the one that it does not know.
+    Raises: ExportError: naming the one that it lacks, and what to do instead.
     """
-    known = [n.lower() for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
+    known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     for gpu in gpus:
-        if gpu.lower() not in known:
-            note = (
-                " Orin (SM87) needs standard TensorRT: use --format tensorrt on the device."
-                if gpu.lower() == "sm87"
-                else ""
-            )
+        if gpu not in known:
+            place = "a Jetson Orin (SM87)" if gpu == "SM87" else gpu
             raise ExportError(
-                f"TensorRT-RTX {trt.__version__} cannot build for '{gpu}'.{note or suggest(gpu, known)} Known: {', '.join(known)}."
+                f"TensorRT-RTX {trt.__version__} cannot build for {place}, only for {', '.join(known)}. Use standard TensorRT: "
+                "export to ONNX, and on the device run --format tensorrt or the build_on_device.sh of a bundle."
             )
+
+
+def check_turing(view: GraphView) -> None:
+    """Check that TensorRT-RTX can build a graph for Turing (SM75).
+
+    Raises: ExportError: if it has FP32 matrix products, naming the first, with the cure.
+    """
+    for product in find_products(view).products:
+        if product.node.op_type != "Conv" and view.type_of(product.node.input[0]) == TensorProto.FLOAT:
+            raise ExportError(f"'{product.layer}' is a matrix product in FP32. {TURING_CURE}")
+
+
+def check_options(flavor: Flavor, options: BuildOptions) -> None:
+    """Check that a flavor can build so on this machine.
+
+    Raises: ExportError: naming the option, and what to do.
+    """
+    release = release_of(flavor)
+    if options.timing_cache is not None:
+        if not release.timing_cache:
+            raise ExportError(
+                "TensorRT-RTX has no timing cache: it builds in seconds, and chooses kernels when the engine is loaded. "
+                "Leave timing_cache out, or use --format tensorrt."
+            )
+        check_cache_file(options.timing_cache)
+    if options.version_compatible and not release.version_compatible:
+        raise ExportError(
+            "TensorRT-RTX comes without the lean runtime that version-compatible plans are made of. Leave version_compatible out, "
+            "or use --format tensorrt on the device."
+        )
+    if options.stripped and (missing := cuda_driver_error()):
+        raise ExportError(
+            f"the weights of a plan are stripped on a GPU only, and here is {missing}. Leave stripped out, or build on a machine "
+            "with a GPU."
+        )
+    profile = options.profile
+    if not 1 <= profile.minimum <= profile.optimal <= profile.maximum:
+        raise ExportError(f"batch sizes {profile}: expected 1 <= minimum <= optimal <= maximum.")
 
 
 def build_engine(
-    onnx_path: Path,
-    *,
-    flavor: Flavor,
-    gpu: str | None,
-    profile: Profile,
-    workspace_mib: int,
-    optimization_level: int,
-    progress: Progress,
-) -> bytes:
-    """Build a serialized engine.
+    onnx_path: Path, *, flavor: Flavor, gpu: str | None, options: BuildOptions, progress: Progress
+) -> Engine:
+    """Build an engine.
 
     Args:
-        onnx_path: model with the inputs `images (batch, C, S, S)` and explicit types.
+        onnx_path: model with one input of images `(batch, …)` in FP32, FP16 or UINT8, and explicit types.
         flavor: which TensorRT.
-        gpu: compute capability such as `sm86` for TensorRT-RTX, which needs no GPU; None for `tensorrt`, which builds for
+        gpu: compute capability such as `SM86` for TensorRT-RTX, which needs no GPU; None for `tensorrt`, which builds for
             the GPU of this machine.
-        profile: batch sizes the engine accepts and is tuned for.
-        workspace_mib: limit of the scratch memory in MiB.
-        optimization_level: 0 (fast build) to 5 (fast engine).
+        options: see `BuildOptions`.
         progress: where to report.
 
     Raises:
         BackendUnavailableError: if the bindings are missing, or `tensorrt` finds no GPU.
-        ExportError: with TensorRT's own words if parsing or building fails.
+        ExportError: if the file or an option is wrong, with TensorRT's own words if parsing or building fails.
     """
+    require_gpu(flavor)
     trt = import_tensorrt(flavor)
-    if flavor == "tensorrt" and (missing := cuda_driver_error()):
-        # Without a driver trt.Builder ends the process with a segmentation fault.
-        raise BackendUnavailableError(
-            f"standard TensorRT builds engines on the GPU that runs them, and here is {missing}; "
-            "run this command on the device, or use the format tensorrt-rtx."
-        )
+    check_options(flavor, options)
     logger = create_logger(trt)
     builder = trt.Builder(logger)
     # The flag's bit moved between releases, so it is never written as a number.
@@ -118,32 +157,80 @@ def build_engine(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         problems = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        _fail(flavor, onnx_path, [*problems, *logger.errors])
-    if network.num_inputs == 0:
-        _fail(flavor, onnx_path, ["the file holds no network", *logger.errors])
+        raise _failure(flavor, onnx_path, logger, *problems)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    config.builder_optimization_level = optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    images = network.get_input(0)
-    item = tuple(images.shape)[1:]
-    shapes = builder.create_optimization_profile()
-    shapes.set_shape(images.name, *((batch, *item) for batch in (profile.minimum, profile.optimal, profile.maximum)))
-    if config.add_optimization_profile(shapes) < 0:
-        _fail(flavor, onnx_path, [f"the batch profile {profile} was refused", *logger.errors])
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine inspector tells types with this only
+    images = _only_input(trt, network, flavor, onnx_path, logger)
+    batch = _set_batch(builder, config, images, options.profile, onnx_path)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)  # this alone implies REFIT_IDENTICAL
     if gpu is not None:
         check_gpus(trt, (gpu,))
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), 0)
-    name = f"{flavor} {gpu or ''}".strip()
-    with progress.task(f"engine {name}", network.num_layers) as task:
-        plan = builder.build_serialized_network(network, config)
-        task.advance(network.num_layers)
-    if plan is None or logger.errors:
-        _fail(flavor, onnx_path, logger.errors)
-    return bytes(plan)
+        config.set_compute_capability(getattr(trt.ComputeCapability, gpu), 0)
+    if options.timing_cache is not None:
+        use_timing_cache(config, options.timing_cache, logger)
+    with progress.task(f"engine {flavor} {gpu or ''}".strip(), STEPS) as task:
+        monitor = create_monitor(trt, task)
+        plan = build_serialized(builder, network, config, monitor)
+        if plan is None or logger.errors:
+            raise _failure(flavor, onnx_path, logger)
+        if options.timing_cache is not None:
+            save_timing_cache(config, options.timing_cache, logger)
+        monitor.finish()
+    return Engine(bytes(plan), batch, tuple(logger.warnings))
 
 
-def _fail(flavor: Flavor, onnx_path: Path, problems: list[str]) -> None:
-    reason = "; ".join(dict.fromkeys(" ".join(problem.split()) for problem in problems)) or "no reason given"
-    raise ExportError(f"{flavor} could not build an engine from {onnx_path.name}: {reason}")
+def _only_input(trt: ModuleType, network: Any, flavor: Flavor, onnx_path: Path, logger: Any) -> Any:
+    if network.num_inputs == 0:
+        raise _failure(flavor, onnx_path, logger, "the file holds no network")
+    if network.num_inputs > 1:
+        raise ExportError(f"{onnx_path.name} has {network.num_inputs} inputs; expected one, of images.")
+    images = network.get_input(0)
+    shape = tuple(images.shape)
+    if len(shape) < 2 or any(size < 1 for size in shape[1:]):
+        raise ExportError(
+            f"the input '{images.name}' of {onnx_path.name} has shape {_shown(shape)}; expected fixed sizes but for the batch, "
+            "which comes first. Export it with a fixed image size."
+        )
+    if images.dtype not in [getattr(trt.DataType, name) for name in INPUT_TYPES]:
+        raise ExportError(
+            f"the input '{images.name}' of {onnx_path.name} is {images.dtype}; expected {' or '.join(INPUT_TYPES)}."
+        )
+    return images
+
+
+def _set_batch(builder: Any, config: Any, images: Any, profile: Profile, onnx_path: Path) -> Profile:
+    """Set the optimization profile, and return the batch sizes that the engine will take."""
+    batch, *item = tuple(images.shape)
+    if batch >= 1:
+        if not profile.minimum <= batch <= profile.maximum:
+            raise ExportError(
+                f"the batch of {onnx_path.name} is frozen at {batch}, and asked for was {profile}. Ask for a maximum of at least "
+                f"{batch}, or export the ONNX file with a dynamic batch."
+            )
+        return Profile(batch, batch, batch)
+    shapes = builder.create_optimization_profile()
+    sizes = (profile.minimum, profile.optimal, profile.maximum)
+    shapes.set_shape(images.name, *((size, *item) for size in sizes))
+    if config.add_optimization_profile(shapes) < 0:
+        raise ExportError(f"TensorRT refused the batch profile {profile} for {onnx_path.name}.")
+    return profile
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return str(tuple("?" if size < 0 else size for size in shape)).replace("'", "")
+
+
+def _failure(flavor: Flavor, onnx_path: Path, logger: Any, *problems: str) -> ExportError:
+    reason = logged_reason(logger, *problems)
+    cure = ""
+    if _FP32_ON_TURING in reason:
+        cure = f" {TURING_CURE}"
+    elif "out of memory" in reason.lower():
+        cure = " Lower workspace_mib, or free memory of the GPU."
+    return ExportError(f"{flavor} could not build an engine from {onnx_path.name}: {reason}{cure}")

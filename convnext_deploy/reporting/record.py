@@ -18,7 +18,7 @@ from convnext_deploy.validation.changes import ClassChange, Flip
 
 REPORT_JSON = "report.json"
 SCHEMA = 1
-_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "tensorrt_rtx", "tensorrt")
+_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "tensorrt_rtx", "tensorrt", "torch_tensorrt")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def create_row(
         rungs=tuple(artifact.details.get("rungs", ())) if kind == LADDER else (),
         chosen=artifact.details.get("chosen") if kind == LADDER else None,
         reason=artifact.details.get("reason") if kind == LADDER else None,
+        notes=tuple(artifact.details.get("warnings", ())),
     )
     if measured.score is None or measured.latency is None:
         return row
@@ -99,7 +100,7 @@ def create_row(
         images_needed=verdict.images_needed,
         reasons=verdict.reasons,
     )
-    return dataclasses.replace(row, notes=(*verdict.notes, *_changes(row), *_precision(row, earlier)))
+    return dataclasses.replace(row, notes=(*row.notes, *verdict.notes, *_changes(row), *_precision(row, earlier)))
 
 
 def keep_flips(out: Path, row: StageRow, scores: Mapping[str, Score], data: Data | None) -> None:

@@ -43,6 +43,10 @@ def open_runner(artifact: Artifact, device: str = "cpu") -> Runner:
         from convnext_deploy.runners.onnxruntime import ONNXRuntimeRunner
 
         return ONNXRuntimeRunner(artifact)
+    if artifact.format == "torch-tensorrt":
+        from convnext_deploy.runners.torch_tensorrt import TorchTensorRTRunner
+
+        return TorchTensorRTRunner(artifact)
     from convnext_deploy.runners.tensorrt import TensorRTRunner
 
     return TensorRTRunner(artifact)

@@ -9,19 +9,33 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.cuda_driver import cuda_driver_error
-from convnext_deploy.errors import ArtifactError, BackendUnavailableError
-from convnext_deploy.exporters.tensorrt_engine import create_logger, import_tensorrt
+from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
+from convnext_deploy.exporters.engine_loading import load_engine
+from convnext_deploy.exporters.tensorrt_releases import INSTALL, import_tensorrt
+from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+}
+"""TensorRT's types of inputs and outputs → PyTorch's."""
 
 
 class TensorRTRunner:
-    """See `Runner`. Uses only names that exist in TensorRT 10.3 to 11 and in TensorRT-RTX."""
+    """See `Runner`. One way for both flavors; types, batch sizes and outputs are those of the engine itself."""
 
     name = "tensorrt"
     device = "cuda"
 
     def __init__(self, artifact: Artifact) -> None:
-        gpus = ", ".join(artifact.details["gpus"])
-        built = f"built for {gpus}" if gpus else "built"
+        flavor, gpus = artifact.details.get("flavor"), list(artifact.details.get("gpus", ()))
+        if flavor not in INSTALL:
+            raise ArtifactError(f"{artifact.path} does not say which TensorRT its engine is for; build it again.")
+        built = f"built for {', '.join(gpus)}" if gpus else "built"
         if missing := cuda_driver_error():
             # Without a driver trt.Runtime ends the process with a segmentation fault.
             raise BackendUnavailableError(f"{built}; not run: {missing}")
@@ -29,54 +43,93 @@ class TensorRTRunner:
 
         if not torch.cuda.is_available():
             raise BackendUnavailableError(f"{built}; not run: this PyTorch has no CUDA support")
-        major, minor = torch.cuda.get_device_capability()
-        file = artifact.main_file
+        if artifact.details.get("stripped"):
+            raise BackendUnavailableError(
+                f"{built}; not run: it has no weights until they are put back from the ONNX file"
+            )
+        self._file = artifact.main_file
         if gpus:
+            major, minor = torch.cuda.get_device_capability()
             here = f"SM{major}{minor}"
-            if here not in artifact.details["gpus"]:
+            if here not in gpus:
                 raise BackendUnavailableError(f"{built}; not run: this GPU is {here}")
-            file = artifact.path / f"model.{here.lower()}.plan"
-        trt = import_tensorrt(artifact.details["flavor"])
-        self._torch = torch
-        self._logger = create_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
-        if engine is None:
-            raise ArtifactError(f"TensorRT {trt.__version__} cannot load {file}: {self._reason()}")
-        self._engine = engine
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self._input = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
-        self._output = next(n for n in names if n != self._input)
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise ArtifactError(f"TensorRT {trt.__version__} cannot run {file}: {self._reason()}")
-        self._max_batch_size = int(artifact.details["max_batch_size"])
+            self._file = artifact.path / f"model.{here.lower()}.plan"
+        trt = import_tensorrt(flavor)
+        try:
+            plan = self._file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
+        host_code = bool(artifact.details.get("version_compatible"))
+        self._loaded = load_engine(trt, flavor, plan, self._file, host_code=host_code)
+        self._torch, self._io, self._preprocess = torch, graph_io(artifact), artifact.preprocess
         self._num_classes = artifact.model.num_classes
+        engine = self._loaded.engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        if len(inputs) != 1:
+            raise ArtifactError(f"{self._file} has {len(inputs)} inputs; expected one, of images.")
+        self._input = inputs[0]
+        self._dtypes = {name: self._dtype(trt, engine.get_tensor_dtype(name), name) for name in names}
+        frozen, *self._item = tuple(engine.get_tensor_shape(self._input))
+        least, _, most = (
+            (frozen,) * 3
+            if frozen > 0
+            else (int(shape[0]) for shape in engine.get_tensor_profile_shape(self._input, 0))
+        )
+        self._batch_size, self._padded = most, least > 1
+
+    def _dtype(self, trt: Any, found: Any, name: str) -> Any:
+        for theirs, ours in _DTYPES.items():
+            if found == getattr(trt.DataType, theirs):
+                return getattr(self._torch, ours)
+        raise ArtifactError(f"'{name}' of {self._file} is {found}; expected one of {', '.join(_DTYPES)}.")
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Runner.logits`. Batches larger than the engine's profile are run in parts."""
-        size = self._max_batch_size
-        parts = [self._run(images[start : start + size]) for start in range(0, len(images), size)]
-        return np.concatenate(parts)
+        taken = prepare_images(images, self._io, self._preprocess)
+        whole = self._dtypes[self._input] == self._torch.uint8
+        if list(taken.shape[1:]) != self._item or whole != (taken.dtype == np.uint8):
+            raise ArtifactError(
+                f"{self._file} takes images of shape {tuple(self._item)} and {self._dtypes[self._input]}; "
+                f"found {taken.shape[1:]} and {taken.dtype}."
+            )
+        return to_logits(run_in_parts(taken, self._run, self._batch_size, frozen=self._padded), self._num_classes)
 
-    def _run(self, images: NDArray[np.float32]) -> Any:
+    def _run(self, taken: NDArray[np.generic]) -> Outputs:
         torch = self._torch
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            buffer = torch.from_numpy(np.ascontiguousarray(images)).cuda()
-            output = torch.empty((len(images), self._num_classes), device="cuda")
-            if not self._context.set_input_shape(self._input, tuple(buffer.shape)):
-                raise ArtifactError(f"the engine does not take images of shape {tuple(buffer.shape)}: {self._reason()}")
-            self._context.set_tensor_address(self._input, buffer.data_ptr())
-            self._context.set_tensor_address(self._output, output.data_ptr())
-            if not self._context.execute_async_v3(stream.cuda_stream):
-                raise ArtifactError(f"the engine failed: {self._reason()}")
-            stream.synchronize()
-            return output.cpu().numpy()
+        self._loaded.logger.errors.clear()  # what is said from here on is about this run
+        try:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                images = torch.from_numpy(np.ascontiguousarray(taken)).cuda().to(self._dtypes[self._input])
+                buffers = self._set_buffers(images)
+                if not self._loaded.context.execute_async_v3(stream.cuda_stream):
+                    raise ArtifactError(f"the engine {self._file} failed: {self._loaded.reason()}")
+                stream.synchronize()
+                return {name: self._to_array(buffer) for name, buffer in buffers.items() if name != self._input}
+        except RuntimeError as error:  # PyTorch's, as for too little memory
+            raise ArtifactError(
+                f"the GPU did not run {self._file} on {len(taken)} images ({first_line(error)}); free its memory, or build the "
+                "engine for smaller batches."
+            ) from None
 
-    def _reason(self) -> str:
-        return "; ".join(" ".join(line.split()) for line in self._logger.errors) or "no reason given"
+    def _set_buffers(self, images: Any) -> dict[str, Any]:
+        """Return tensor name → the memory that the engine was told to use for it."""
+        context, shape = self._loaded.context, tuple(images.shape)
+        if not context.set_input_shape(self._input, shape):
+            raise ArtifactError(f"{self._file} does not take images of shape {shape}: {self._loaded.reason()}")
+        buffers = {self._input: images}
+        for name, dtype in self._dtypes.items():
+            if name != self._input:
+                buffers[name] = self._torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+            if not context.set_tensor_address(name, buffers[name].data_ptr()):
+                raise ArtifactError(f"{self._file} refuses the memory for '{name}': {self._loaded.reason()}")
+        return buffers
+
+    def _to_array(self, buffer: Any) -> NDArray[np.generic]:
+        array: NDArray[np.generic] = (buffer.float() if buffer.is_floating_point() else buffer).cpu().numpy()
+        return array
 
     def close(self) -> None:
         """See `Runner.close`."""
-        del self._context, self._engine, self._runtime
+        del self._loaded

@@ -14,9 +14,10 @@ from convnext_deploy.stage_config import (
     QuantizeConfig,
     StageConfig,
     TensorRTConfig,
+    TorchTensorRTConfig,
     TrainConfig,
 )
-from convnext_deploy.stages import distill, onnx, ptq, qat, quantize, tensorrt, train
+from convnext_deploy.stages import distill, onnx, ptq, qat, quantize, tensorrt, torch_tensorrt, train
 from convnext_deploy.stages.context import StageContext
 
 Stage = Callable[[Any, Artifact | None, StageContext], Artifact]
@@ -30,4 +31,5 @@ STAGES: dict[type[StageConfig], Stage] = {
     QuantizeConfig: quantize.run,
     ONNXConfig: onnx.run,
     TensorRTConfig: tensorrt.run,
+    TorchTensorRTConfig: torch_tensorrt.run,
 }

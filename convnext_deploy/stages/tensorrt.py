@@ -1,49 +1,128 @@
-"""Build TensorRT engines from an ONNX artifact."""
+"""Build TensorRT engines from an ONNX artifact, and take down which of their products run in INT8."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from convnext_deploy.artifact import Artifact, describe_file
-from convnext_deploy.errors import ArtifactError
-from convnext_deploy.exporters.tensorrt_engine import Profile, build_engine, check_gpus, import_tensorrt
+from convnext_deploy.errors import ArtifactError, ExportError
+from convnext_deploy.exporters.engine_loading import load_engine
+from convnext_deploy.exporters.gpus import resolve_gpus
+from convnext_deploy.exporters.tensorrt_engine import (
+    BuildOptions,
+    Engine,
+    Profile,
+    build_engine,
+    check_gpus,
+    check_options,
+    check_turing,
+)
+from convnext_deploy.exporters.tensorrt_releases import import_tensorrt, release_of, require_gpu
+from convnext_deploy.inspection.engine_census import Census, inspect_engine, read_layers, read_products, take_census
+from convnext_deploy.inspection.graph_view import GraphView, open_view
+from convnext_deploy.inspection.products import find_products
 from convnext_deploy.stage_config import TensorRTConfig
 from convnext_deploy.stages.context import StageContext, require_source
 
+THIS_GPU = "this GPU"
+_LISTED = 5  # layers that a warning names
+
 
 def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) -> Artifact:
-    """Write one `model.<gpu>.plan` per GPU."""
+    """Write one `model.<gpu>.plan` per compute capability, or `model.plan` for the GPU present."""
     source = require_source(source, "tensorrt")
     if source.format != "onnx":
         raise ArtifactError(f"{source.path} is in the format {source.format}; engines are built from an ONNX artifact.")
-    trt = import_tensorrt(config.flavor)
-    if config.flavor == "tensorrt-rtx":
-        check_gpus(trt, config.gpus)  # before the first build, so that a wrong name costs nothing
-    gpus: tuple[str | None, ...] = config.gpus if config.flavor == "tensorrt-rtx" else (None,)
-    profile = Profile(1, config.optimal_batch_size, config.max_batch_size)
-    files = []
-    for gpu in gpus:
-        path = context.output / (f"model.{gpu.lower()}.plan" if gpu else "model.plan")
-        plan = build_engine(
-            source.main_file,
-            flavor=config.flavor,
-            gpu=gpu,
-            profile=profile,
-            workspace_mib=config.workspace_mib,
-            optimization_level=config.optimization_level,
-            progress=context.progress,
-        )
-        path.write_bytes(plan)
-        files.append(describe_file(path))
-    return dataclasses.replace(
-        source,
-        path=context.output,
-        format="tensorrt",
-        files=tuple(files),
-        details={
-            "flavor": config.flavor,
-            "tensorrt": trt.__version__,
-            "gpus": [gpu.upper() for gpu in gpus if gpu],
-            "max_batch_size": config.max_batch_size,
-        },
+    options = BuildOptions(
+        Profile(1, config.optimal_batch_size, config.max_batch_size),
+        config.workspace_mib,
+        config.optimization_level,
+        Path(config.timing_cache).expanduser() if config.timing_cache else None,
+        config.version_compatible,
+        config.stripped,
     )
+    # All that can be wrong is found out before the first build, which on a device takes minutes.
+    require_gpu(config.flavor)
+    trt = import_tensorrt(config.flavor)
+    check_options(config.flavor, options)
+    view = open_view(source.main_file)
+    gpus = _targets(trt, config, view)
+    files, census, warnings = [], {}, list[str]()
+    for gpu in gpus:
+        engine = build_engine(
+            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.progress
+        )
+        path = context.output / (f"model.{gpu.lower()}.plan" if gpu else "model.plan")
+        path.write_bytes(engine.plan)
+        files.append(describe_file(path))
+        place = gpu or THIS_GPU
+        found = _census(trt, config, engine, path, view)
+        warnings += _judge(found, place, view, config.strict)
+        warnings += [f"TensorRT: {line}" for line in engine.warnings]
+        census[place] = found.details() if found else None
+        if found is not None and found.requested_int8:
+            context.progress.say(f"{context.name}: {place}: {found.summary()}")
+    details: dict[str, Any] = {
+        "flavor": config.flavor,
+        "tensorrt": trt.__version__,
+        "gpus": [gpu for gpu in gpus if gpu],
+        "batch": dataclasses.asdict(engine.batch),
+        "max_batch_size": engine.batch.maximum,
+        "version_compatible": config.version_compatible,
+        "stripped": config.stripped,
+        "census": census,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+    details |= {key: source.details[key] for key in ("io",) if key in source.details}
+    return dataclasses.replace(source, path=context.output, format="tensorrt", files=tuple(files), details=details)
+
+
+def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[str | None, ...]:
+    if not release_of(config.flavor).builds_for_gpus:
+        return (None,)
+    gpus = resolve_gpus(config.gpus)
+    check_gpus(trt, gpus)
+    if "SM75" in gpus:
+        check_turing(view)
+    return gpus
+
+
+def _census(trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path, view: GraphView) -> Census | None:
+    if release_of(config.flavor).builds_for_gpus:
+        return take_census(read_products(engine.plan), view)
+    if config.stripped:
+        return None  # without its weights it cannot be loaded
+    loaded = load_engine(trt, config.flavor, engine.plan, path, host_code=config.version_compatible)
+    name = view.inputs[0].name
+    # types of an engine with an open batch are known for a shape only
+    loaded.context.set_input_shape(name, (engine.batch.optimal, *tuple(loaded.engine.get_tensor_shape(name))[1:]))
+    return take_census(read_layers(inspect_engine(trt, loaded.engine, loaded.context)), view)
+
+
+def _judge(census: Census | None, place: str, view: GraphView, strict: bool) -> list[str]:
+    """Return the warnings of a census. Raises: ExportError: if one is an error, because `strict` was asked for."""
+    asked = len(find_products(view).int8_products)
+    if not asked:
+        return []
+    if census is None:
+        return [f"{place}: the engine does not tell which of the {asked} INT8 products run in INT8"]
+    warnings = []
+    if census.fallbacks:
+        text = f"{place}: {len(census.fallbacks)} of {asked} INT8 products run in float: "
+        if strict:
+            raise ExportError(
+                f"{text}{', '.join(census.fallbacks)}. Leave strict out to accept it, or keep these layers in float."
+            )
+        warnings.append(text + _list(census.fallbacks))
+    if census.unseen:
+        warnings.append(f"{place}: the engine does not tell how it computes {_list(census.unseen)}")
+    return warnings
+
+
+def _list(layers: Sequence[str]) -> str:
+    more = len(layers) - _LISTED
+    return ", ".join(layers[:_LISTED]) + (f" and {more} more" if more > 0 else "")

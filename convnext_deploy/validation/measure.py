@@ -49,7 +49,7 @@ def measure_artifact(
     try:
         runner = open_runner(artifact, device)
     except BackendUnavailableError as error:
-        if artifact.format != "tensorrt":
+        if artifact.format not in ("tensorrt", "torch-tensorrt"):
             raise
         return Measurement(not_run=str(error))
     try:

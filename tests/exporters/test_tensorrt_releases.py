@@ -6,25 +6,18 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from convnext_deploy.errors import BackendUnavailableError, ExportError
-from convnext_deploy.exporters import tensorrt_engine
-from convnext_deploy.exporters.tensorrt_engine import Flavor, Profile, build_engine
-from convnext_deploy.progress import SilentProgress
-from tests.exporters.tensorrt_stand_in import GOLDEN, RELEASES, RTX_RELEASE, Script, create_stand_in, read_api
+from convnext_deploy.exporters import tensorrt_releases
+from convnext_deploy.exporters.tensorrt_engine import Engine, Profile
+from convnext_deploy.exporters.tensorrt_releases import Flavor, check_version, release_of
+from tests.exporters.tensorrt_build import ALL_RELEASES, STANDARD, Build, flavor_of, prepare_build
+from tests.exporters.tensorrt_stand_in import GOLDEN, RTX_RELEASE, Script, create_stand_in, read_api
 from tests.golden.dump_tensorrt_api import as_json, dump
-
-ALL_RELEASES = (*RELEASES, RTX_RELEASE)
-Build = Callable[[], bytes]
-
-
-def _flavor(release: str) -> Flavor:
-    return "tensorrt-rtx" if release == RTX_RELEASE else "tensorrt"
 
 
 @pytest.fixture(params=ALL_RELEASES)
@@ -39,29 +32,38 @@ def script() -> Script:
 
 @pytest.fixture
 def build(release: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Build an engine with the stand-in of a release, as if there were a GPU."""
-    flavor = _flavor(release)
-    stand_in = create_stand_in(release, script)
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    monkeypatch.setattr(tensorrt_engine, "cuda_driver_error", lambda: None)
-
-    def run() -> bytes:
-        return build_engine(
-            Path("model.onnx"),
-            flavor=flavor,
-            gpu="sm86" if flavor == "tensorrt-rtx" else None,
-            profile=Profile(1, 2, 8),
-            workspace_mib=64,
-            optimization_level=4,
-            progress=SilentProgress(),
-        )
-
-    return run
+    return prepare_build(release, script, monkeypatch)
 
 
 def test_build_engine_returns_the_plan_of_every_release(build: Build, script: Script) -> None:
     script.plan = b"the very bytes"
-    assert build() == b"the very bytes"
+    assert build() == Engine(b"the very bytes", Profile(1, 2, 8), ())
+
+
+@pytest.mark.parametrize("release", ALL_RELEASES)
+def test_release_of_says_what_the_release_has(release: str) -> None:
+    api, row = read_api(release), release_of(flavor_of(release))
+    assert row.builds_for_gpus == ("ComputeCapability" in api["names"])
+    assert row.header_check == ("get_engine_validity" in api["classes"]["Runtime"])
+    assert {"VERSION_COMPATIBLE", "STRIP_PLAN"} <= set(api["classes"]["BuilderFlag"])
+    check_version(flavor_of(release), api["release"])
+
+
+@pytest.mark.parametrize(
+    ("flavor", "version"),
+    [
+        ("tensorrt", "10.2.0"),
+        ("tensorrt", "8.6.1"),
+        ("tensorrt", "12.0.0"),
+        ("tensorrt-rtx", "1.6.1"),
+        ("tensorrt-rtx", "new"),
+    ],
+)
+def test_check_version_names_what_is_expected(flavor: Flavor, version: str) -> None:
+    expected = {"tensorrt": "10.3 to 11.x", "tensorrt-rtx": "1.7 to 1.x"}[flavor]
+    message = re.escape(f"{flavor} {version} is installed; expected {expected}: pip install")
+    with pytest.raises(BackendUnavailableError, match=rf"^{message}[^\n]*$"):
+        check_version(flavor, version)
 
 
 def test_build_engine_asks_for_a_strongly_typed_network(build: Build, script: Script, release: str) -> None:
@@ -92,7 +94,8 @@ def test_build_engine_passes_its_settings(build: Build, script: Script, release:
 
 def test_build_engine_accepts_warnings(build: Build, script: Script) -> None:
     script.warnings = ("this may be slow",)
-    assert build() == script.plan
+    engine = build()
+    assert (engine.plan, engine.warnings) == (script.plan, ("this may be slow",))
 
 
 def test_build_engine_fails_when_an_error_was_logged_beside_a_plan(build: Build, script: Script) -> None:
@@ -116,7 +119,7 @@ def test_build_engine_fails_when_the_parser_accepts_a_file_without_a_network(bui
 
 def test_build_engine_fails_when_the_profile_is_refused(build: Build, script: Script) -> None:
     script.profile_index = -1
-    with pytest.raises(ExportError, match="profile"):
+    with pytest.raises(ExportError, match=r"batch profile 1 to 8, tuned for 2"):
         build()
 
 
@@ -132,11 +135,11 @@ def test_build_engine_fails_when_there_is_no_plan_and_no_reason(build: Build, sc
         build()
 
 
-@pytest.mark.parametrize("release", RELEASES, indirect=True)
+@STANDARD
 def test_build_engine_touches_nothing_when_there_is_no_gpu(
     build: Build, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_engine, "cuda_driver_error", lambda: "no GPU")
+    monkeypatch.setattr(tensorrt_releases, "cuda_driver_error", lambda: "no GPU")
     with pytest.raises(BackendUnavailableError, match=r"^[^\n]*no GPU[^\n]*tensorrt-rtx[^\n]*$"):
         build()
     assert script.built == []
@@ -214,7 +217,7 @@ def test_import_tensorrt_prints_the_install_line_when_the_bindings_are_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, flavor.replace("-", "_"), None)
     with pytest.raises(BackendUnavailableError, match=rf"^{flavor} is not installed; pip install [^\n]*\.$"):
-        tensorrt_engine.import_tensorrt(flavor)
+        tensorrt_releases.import_tensorrt(flavor)
 
 
 def test_import_tensorrt_gives_the_reason_when_the_bindings_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,4 +227,12 @@ def test_import_tensorrt_gives_the_reason_when_the_bindings_cannot_be_loaded(mon
     monkeypatch.setattr(importlib, "import_module", fail)
     reason = re.escape("cannot be loaded (libnvinfer.so.10: cannot open shared object file); pip install")
     with pytest.raises(BackendUnavailableError, match=reason):
-        tensorrt_engine.import_tensorrt("tensorrt")
+        tensorrt_releases.import_tensorrt("tensorrt")
+
+
+def test_import_tensorrt_refuses_a_release_that_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in: Any = create_stand_in("tensorrt-10.3.0", Script())
+    stand_in.__version__ = "8.6.1"
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in)
+    with pytest.raises(BackendUnavailableError, match=r"tensorrt 8\.6\.1 is installed"):
+        tensorrt_releases.import_tensorrt("tensorrt")

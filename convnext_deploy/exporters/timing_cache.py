@@ -1,0 +1,69 @@
+"""The timing cache of standard TensorRT: what its kernels took on this GPU, kept in a file so that the next build is faster."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.errors import ExportError
+
+
+def check_cache_file(path: Path) -> None:
+    """Check that a timing cache can be read and written back there, before a build that takes minutes.
+
+    Raises: ExportError: if it is a folder, or it or its folder has not the right to it.
+    """
+    found = None
+    if path.is_dir():
+        found = "is a folder"
+    elif not path.parent.is_dir():
+        found = f"cannot be written: there is no folder {path.parent}"
+    elif path.exists() and not os.access(path, os.R_OK):
+        found = "cannot be read"
+    elif not os.access(path.parent, os.W_OK):
+        found = f"cannot be written into the folder {path.parent}"
+    if found is not None:
+        raise ExportError(f"the timing cache {path} {found}; give the name of a file that can be read and replaced.")
+
+
+def use_timing_cache(config: Any, path: Path, logger: Any) -> None:
+    """Give a build the cache of a file, or an empty one where there is none yet.
+
+    Raises: ExportError: if the file is no timing cache of this release and GPU.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    cache = _read(config, content, path, logger)
+    if not config.set_timing_cache(cache, False):
+        raise ExportError(f"the timing cache {path} is {_OTHER}")
+
+
+def save_timing_cache(config: Any, path: Path, logger: Any) -> None:
+    """Write the cache of a build, with what another build has written there in the meantime; completely or not at all.
+
+    Raises: ExportError: if it cannot be written.
+    """
+    cache = config.get_timing_cache()
+    if path.exists() and not cache.combine(_read(config, path.read_bytes(), path, logger), False):
+        raise ExportError(f"the timing cache {path} is {_OTHER}")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            stream.write(bytes(cache.serialize()))
+        Path(stream.name).replace(path)
+    except OSError as error:
+        Path(stream.name).unlink(missing_ok=True)
+        raise ExportError(f"the timing cache {path} cannot be written ({error.strerror}).") from None
+
+
+_OTHER = "no timing cache, or one of another TensorRT release or GPU; give another file, or delete it to begin anew."
+
+
+def _read(config: Any, content: bytes, path: Path, logger: Any) -> Any:
+    before = {*logger.warnings, *logger.errors}
+    cache = config.create_timing_cache(content)
+    # of what it cannot read TensorRT makes an empty cache, with which the file would then be replaced
+    said = {line.lower() for line in {*logger.warnings, *logger.errors} - before}
+    if cache is None or (content and any("timing cache" in line for line in said)):
+        raise ExportError(f"the timing cache {path} is {_OTHER}")
+    return cache

@@ -1,0 +1,54 @@
+"""Torch-TensorRT programs, on the GPU that they were compiled for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
+from convnext_deploy.exporters.torch_tensorrt import DEVICE, gpu_error, gpu_name, load_program
+from convnext_deploy.runners.graph_io import Outputs, run_in_parts, to_logits
+
+
+class TorchTensorRTRunner:
+    """See `Runner`."""
+
+    name = "torch_tensorrt"
+    device = "cuda"
+
+    def __init__(self, artifact: Artifact) -> None:
+        try:
+            built_for, self._most = str(artifact.details["gpu"]), int(artifact.details["max_batch_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the manifest of {artifact.path} tells no GPU or no largest batch ({error}); export it again."
+            ) from None
+        missing = gpu_error()
+        if missing is None and (here := gpu_name()) != built_for:
+            missing = f"this GPU is {here}"
+        if missing is not None:
+            raise BackendUnavailableError(f"built for {built_for}; not run: {missing}")
+        self._program = load_program(artifact.main_file)
+        self._num_classes = artifact.model.num_classes
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Runner.logits`. Batches larger than those it was compiled for are run in parts."""
+        return to_logits(run_in_parts(images, self._run, self._most, frozen=False), self._num_classes)
+
+    def _run(self, images: NDArray[np.generic]) -> Outputs:
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(DEVICE)
+        try:
+            with torch.no_grad():
+                logits = self._program(batch)
+        except Exception as error:
+            # a guard of the program, or whatever TensorRT's runtime raises
+            raise ArtifactError(
+                f"the program does not take images of shape {images.shape}: {first_line(error)}"
+            ) from error
+        return {"logits": logits.cpu().numpy()}
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        del self._program

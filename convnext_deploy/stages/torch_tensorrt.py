@@ -1,0 +1,59 @@
+"""Compile a float PyTorch artifact to a Torch-TensorRT program, on the GPU that will run it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.exporters.tensorrt_engine import Profile
+from convnext_deploy.exporters.torch_tensorrt import compile_program, gpu_name, import_torch_tensorrt, save_program
+from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.network import load_network
+from convnext_deploy.quantization.scheme import read_scheme
+from convnext_deploy.stage_config import TorchTensorRTConfig
+from convnext_deploy.stages.context import StageContext, require_source
+
+PROGRAM = "model.ep"
+
+
+def run(config: TorchTensorRTConfig, source: Artifact | None, context: StageContext) -> Artifact:
+    """Write `model.ep`, an exported program that takes normalized float32 images and gives float32 logits."""
+    source = require_source(source, config.kind)
+    if source.format != "torch":
+        raise ArtifactError(
+            f"{source.path} is in the format {source.format}; Torch-TensorRT compiles a PyTorch artifact. "
+            "Engines from ONNX are built by --format tensorrt or tensorrt-rtx."
+        )
+    if read_scheme(source.details) is not None:
+        raise ArtifactError(
+            f"{source.path} is quantized, and Torch-TensorRT would run its quantizers in PyTorch; take its float source, "
+            "or go through ONNX for INT8: --format tensorrt or tensorrt-rtx."
+        )
+    # before the network is read, so that a missing package costs nothing
+    release = import_torch_tensorrt().__version__
+    profile = Profile(1, config.optimal_batch_size, config.max_batch_size)
+    image = (source.model.in_channels, source.preprocess.image_size, source.preprocess.image_size)
+    path = context.output / PROGRAM
+    with context.progress.task(f"{context.name}: {config.kind} {gpu_name()}", 3) as task:
+        network = drop_identities(fold(load_network(source), source.preprocess).network)
+        task.advance()
+        compiled = compile_program(
+            network,
+            precision=config.precision,
+            profile=profile,
+            image=image,
+            workspace_mib=config.workspace_mib,
+            optimization_level=config.optimization_level,
+        )
+        task.advance()
+        save_program(compiled, path, profile=profile, image=image)
+        task.advance()
+    return dataclasses.replace(
+        source,
+        path=context.output,
+        format="torch-tensorrt",
+        precision=config.precision,
+        files=(describe_file(path),),
+        details={"torch_tensorrt": release, "gpu": gpu_name(), "max_batch_size": config.max_batch_size},
+    )

@@ -1,0 +1,42 @@
+"""Engines of standard TensorRT where there are a GPU and the bindings: built, taken stock of, and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convnext_deploy.artifact import Artifact, read_artifact
+from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.execution import Settings
+from convnext_deploy.pipeline import run_recipe
+from convnext_deploy.progress import SilentProgress
+from convnext_deploy.recipe import Recipe, StageEntry
+from convnext_deploy.runners import open_runner
+from convnext_deploy.stage_config import TensorRTConfig
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda_driver_error() is not None, reason="no GPU runs the engine")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_engine_of_standard_tensorrt_agrees_with_onnx_runtime(
+    small_artifacts: dict[str, Artifact], tmp_path: Path, precision: str
+) -> None:
+    pytest.importorskip("tensorrt")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA support")
+    source = small_artifacts[f"onnx-{precision}"]
+    config = TensorRTConfig("tensorrt", max_batch_size=4, timing_cache=str(tmp_path / "timing.cache"))
+    recipe = Recipe("gpu", (StageEntry("engine", config, "source"),), source="given")
+    run_recipe(recipe, Settings(tmp_path, "cpu", 0, SilentProgress()), source=source)
+    engine = read_artifact(tmp_path / "stages" / "engine")
+    assert (tmp_path / "timing.cache").stat().st_size > 0
+    census = engine.details["census"]["this GPU"]
+    assert census is not None
+    assert census["requested_int8"] == (0 if precision == "fp32" else source.details["quantized_layers"])
+    images = np.random.default_rng(0).normal(size=(9, 3, 32, 32)).astype(np.float32)
+    expected, found = (open_runner(artifact).logits(images) for artifact in (source, engine))
+    # The GPU computes float products in TF32, with 10 bits of mantissa.
+    assert np.abs(found - expected).max() <= 0.05 * np.ptp(expected)
