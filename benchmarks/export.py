@@ -34,7 +34,6 @@ from convnext_deploy.options import Options
 from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.runners import open_runner
 from convnext_deploy.spec import ModelSpec, default_preprocess, file_header
-from convnext_deploy.stage_config import ONNXConfig, TensorRTConfig
 
 CLASSES, IMAGES = 10, 8
 GPUS = {
@@ -155,7 +154,7 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
                 start = time.perf_counter()
                 out = place / f"{kind}-{gpu}"
                 options = Options(out=out, device="cpu", workers=0)
-                export(artifact.path, format="tensorrt-rtx", engine=TensorRTConfig(gpus=(gpu,)), options=options)
+                export(artifact.path, format="tensorrt-rtx", gpus=(gpu,), options=options)
                 figures[kind]["engines"][gpu] = time.perf_counter() - start
                 engine = read_artifact(out / "stages" / "engine")
                 census += [found for found in engine.details["census"].values() if kind == "int8-fp16"]
@@ -172,9 +171,8 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
 
 def exported(source: Path, out: Path, precision: Any, data: Path | None) -> Artifact:
     """Export to ONNX and return the artifact."""
-    graph = ONNXConfig(precision=precision, runtime="tensorrt-rtx", range_images=IMAGES)
     options = Options(out=out, data=None if data is None else str(data), device="cpu", workers=0)
-    export(source, graph=graph, options=options)
+    export(source, precision=precision, runtime="tensorrt-rtx", range_images=IMAGES, options=options)
     return read_artifact(out / "stages" / "onnx")
 
 

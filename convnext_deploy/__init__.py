@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnext_deploy.api import distill, quantize, report, run, train, validate
+    from convnext_deploy.bundling.verification import verify_bundle
+    from convnext_deploy.bundling.writing import bundle
     from convnext_deploy.catalog import list_models, recommend
     from convnext_deploy.conversion import convert
     from convnext_deploy.errors import DeployError
     from convnext_deploy.exporting import export
+    from convnext_deploy.inspection.files import inspect
 
 # `models` is a folder of the package; the verb of that name is `list_models`.
 _HOMES = {
     "DeployError": "errors",
+    "bundle": "bundling.writing",
     "convert": "conversion",
     "distill": "api",
     "export": "exporting",
+    "inspect": "inspection.files",
     "list_models": "catalog",
     "quantize": "api",
     "recommend": "catalog",
@@ -28,12 +33,15 @@ _HOMES = {
     "run": "api",
     "train": "api",
     "validate": "api",
+    "verify_bundle": "bundling.verification",
 }
 __all__ = [
     "DeployError",
+    "bundle",
     "convert",
     "distill",
     "export",
+    "inspect",
     "list_models",
     "quantize",
     "recommend",
@@ -41,6 +49,7 @@ __all__ = [
     "run",
     "train",
     "validate",
+    "verify_bundle",
 ]
 
 

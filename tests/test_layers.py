@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import convnext_deploy
+from convnext_deploy.cli import COMMANDS
 
 PACKAGE = "convnext_deploy"
 ROOT = Path(convnext_deploy.__file__).parent
@@ -29,12 +30,12 @@ LAYERS = (
         "cuda_driver",
         "code_version",
     ),
-    ("models", "data", "training", "quantization", "exporters"),
+    ("models", "data", "training", "quantization", "exporters", "inspection"),
     ("network",),
     ("stages", "runners"),
     ("validation",),
     ("inputs", "pipeline", "execution", "reporting"),
-    ("options", "opening", "stage_runs", "api", "start_recipe", "catalog", "conversion"),
+    ("options", "opening", "stage_runs", "api", "exporting", "bundling", "start_recipe", "catalog", "conversion"),
     ("cli", "__main__", "__init__"),
 )
 BUILDING_BLOCKS = (*LAYERS[1], *LAYERS[2])
@@ -214,7 +215,7 @@ for verb in ((), *((verb,) for verb in convnext_deploy.cli.COMMANDS)):
     print(*verb, "--help", loaded())
 """
     lines = run_python(code).splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 3 + len(COMMANDS)
     assert [line for line in lines if not line.endswith(" []")] == []
 
 

@@ -13,7 +13,10 @@ import click
 from convnext_deploy.distributed import launched
 from convnext_deploy.errors import DeployError
 
-COMMANDS = ("run", "train", "distill", "quantize", "export", "validate", "report", "convert", "models", "recommend")
+COMMANDS = (
+    "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "convert",
+    "models", "recommend",
+)  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
 EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
@@ -26,7 +29,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name.replace('-', '_')}").command
         return command
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,11 @@ from convnext_deploy.cli.options import POSITIVE, collect_options, common_option
 if TYPE_CHECKING:
     from convnext_deploy.exporting import Format
 
-# Settings of the graph and of engines. Without a value they stay those of ONNXConfig and TensorRTConfig.
-_GRAPH = (
-    "precision",
-    "runtime",
-    "batch_size",
-    "input_type",
-    "input_layout",
-    "output",
-    "top_k",
-    "range_images",
-    "license",
-)
-_ENGINE = (
-    "gpus", "optimal_batch_size", "max_batch_size", "workspace_mib", "optimization_level", "timing_cache",
-    "version_compatible", "stripped", "strict",
+_SETTINGS = (
+    "precision", "runtime", "fixed_batch_size", "input_type", "input_layout", "output", "top_k", "range_images", "license", "gpus",
+    "optimal_batch_size", "max_batch_size", "workspace_mib", "optimization_level", "timing_cache", "version_compatible", "stripped",
+    "strict", "model",
 )  # fmt: skip
-_PROGRAM = frozenset({"precision", "optimal_batch_size", "max_batch_size", "workspace_mib", "optimization_level"})
-_FLAGS = {"gpus": "--gpu", "batch_size": "--fixed-batch-size"}
 
 
 @click.command("export")
@@ -52,7 +38,7 @@ _FLAGS = {"gpus": "--gpu", "batch_size": "--fixed-batch-size"}
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
     help="Which TensorRT an FP16 graph is for.  [default: that of the engines, tensorrt for onnx]",
 )
-@click.option("--fixed-batch-size", "batch_size", type=POSITIVE, help="The only one that is taken.  [default: any]")
+@click.option("--fixed-batch-size", type=POSITIVE, help="The only one that is taken.  [default: any]")
 @click.option(
     "--input-type",
     type=click.Choice(["float32", "uint8"]),
@@ -82,44 +68,14 @@ _FLAGS = {"gpus": "--gpu", "batch_size": "--fixed-batch-size"}
 @click.option("--strict", is_flag=True, default=None, help="INT8 layers that an engine runs in float are an error.")
 @click.option("--model", help="Model that ARTIFACT must hold; found from its shapes if not given.")
 @common_options("data", "out", "max_drop", "image_size", "crop_pct", "seed", "device", "workers")
-def command(artifact: Path, format: Format, model: str | None, as_json: bool, **values: Any) -> None:  # noqa: A002
+def command(artifact: Path, format: Format, as_json: bool, **values: Any) -> None:  # noqa: A002
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.
 
     FP32 artifacts give float graphs, quantized ones explicit Q/DQ. With --data each result is validated.
     """
     from convnext_deploy.cli.display import show_report
     from convnext_deploy.exporting import export
-    from convnext_deploy.stage_config import ONNXConfig, TensorRTConfig, TorchTensorRTConfig
 
-    graph, engine = (_given(names, values) for names in (_GRAPH, _ENGINE))
-    if "top_k" in graph and graph.get("output") != "top-k":
-        raise click.UsageError("--top-k counts with --output top-k only; give both.")
-    config: TensorRTConfig | TorchTensorRTConfig | None = None
-    if format == "torch-tensorrt":
-        engine |= {"precision": graph.pop("precision")} if "precision" in graph else {}
-        _refuse({*graph, *engine} - _PROGRAM, "does not count for torch-tensorrt")
-        config = TorchTensorRTConfig(**engine)
-    elif format == "onnx":
-        _refuse(engine, "is about engines; give --format tensorrt-rtx or tensorrt")
-    else:
-        config = TensorRTConfig(**engine)
-        graph = {"precision": "fp16", "runtime": format, **graph} if graph else {}
-    result = export(
-        artifact,
-        format=format,
-        graph=ONNXConfig(**graph) if graph else None,
-        engine=config,
-        model=model,
-        options=collect_options(values),
-    )
+    settings = {name: values.pop(name) for name in _SETTINGS}
+    result = export(artifact, format=format, **settings, options=collect_options(values))
     show_report(result.report, as_json)
-
-
-def _refuse(names: Iterable[str], reason: str) -> None:
-    for name in sorted(names):
-        raise click.UsageError(f"{_FLAGS.get(name, '--' + name.replace('_', '-'))} {reason}.")
-
-
-def _given(names: tuple[str, ...], values: dict[str, Any]) -> dict[str, Any]:
-    taken = {name: values.pop(name) for name in names}
-    return {name: value for name, value in taken.items() if value not in (None, ())}

@@ -29,10 +29,10 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @common_options()
 def command(file: Path, as_json: bool) -> None:
     """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, known traps."""
-    from convnext_deploy.inspection.files import inspect_file
+    from convnext_deploy.inspection.files import inspect
     from convnext_deploy.inspection.onnx_file import ONNXRecord
 
-    found = inspect_file(file)
+    found = inspect(file)
     if as_json:
         click.echo(found.to_json())
         return

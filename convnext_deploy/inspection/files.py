@@ -10,11 +10,12 @@ from convnext_deploy.inspection.onnx_file import ONNXRecord, inspect_onnx
 from convnext_deploy.inspection.plan_file import PLAN_SUFFIXES, EngineRecord, inspect_plan
 
 
-def inspect_file(path: Path) -> ONNXRecord | EngineRecord:
+def inspect(file: Path) -> ONNXRecord | EngineRecord:
     """Say what is in a file, or in the main file of an artifact folder.
 
-    Raises: ArtifactError: if there is nothing at `path`, it is neither ONNX nor a plan, or it cannot be read.
+    Raises: ArtifactError: if there is nothing there, it is neither ONNX nor a plan, or it cannot be read.
     """
+    path = Path(file)
     if path.is_dir():
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"{path} is a folder without {MANIFEST}; name a file in it that is to be inspected.")

@@ -47,6 +47,7 @@ WHITE: dict[Pixels, float | None] = {"normalized": None, "unit": 1.0, "byte": 25
 
 STEM, MEAN_AND_STD = "downsample_layers.0.0", "mean and std"
 _RANDOM_IMAGES = 2
+_RANDOM_SIDE = 96  # pixels; what a rewrite changes is the same at every position, so larger images tell no more
 _ALREADY = "it already changes nothing"
 _RESIDUAL = "its output is also the residual stream, which no layer multiplies"
 _PADDED = f"{STEM} overlaps and pads with zeros, which are the mean colour after normalization and black before it"
@@ -84,7 +85,7 @@ def fold(
 
     Args:
         network: with weights in float32 or float64, before `prepare`.
-        preprocess: the transform of the images that `network` takes; the random images have its size.
+        preprocess: the transform of the images that `network` takes; the random images have its size, at most 96 pixels.
         images: `(N, C, H, W)` real images, normalized by `preprocess`, to compare the logits on; without them only random ones.
         rewrites: which to do inside the network.
         pixels: what the copy is to take: `normalized` images as before, or pixel values with white at 1 (`unit`) or 255 (`byte`).
@@ -97,7 +98,8 @@ def fold(
     _check_request(rewrites, pixels)
     _check_network(network)
     _check_images(network, preprocess, images)
-    shape = (_RANDOM_IMAGES, len(preprocess.mean), preprocess.image_size, preprocess.image_size)
+    side = min(preprocess.image_size, _RANDOM_SIDE)
+    shape = (_RANDOM_IMAGES, len(preprocess.mean), side, side)
     samples = {"random": torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
     if images is not None:
         samples["given"] = images.detach().to("cpu", torch.float64)

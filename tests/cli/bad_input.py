@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from convnext_deploy.artifact import Artifact
 from tests.conftest import write_image_folder
-from tests.test_inputs import write_foreign_onnx
 
 QUICK = ("--image-size", "32", "--epochs", "1", "--batch-size", "16", "--workers", "0", "--device", "cpu")
 
@@ -150,11 +149,6 @@ def run_folder(place: Place) -> Arguments:
 def wrong_suffix(place: Place) -> Arguments:
     (place.path / "model.h5").write_bytes(b"x")
     return ["validate", place.path / "model.h5", "--data", place.images]
-
-
-def fixed_batch_onnx(place: Place) -> Arguments:
-    path = write_foreign_onnx(place.path / "fixed.onnx", (1, 3, 32, 32))
-    return ["validate", path, "--data", place.images, "--workers", "0"]
 
 
 def no_onnx(place: Place) -> Arguments:

@@ -21,7 +21,6 @@ from tests.cli.bad_input import (
     empty_data,
     empty_split,
     fewer_classes,
-    fixed_batch_onnx,
     foreign_checkpoint,
     no_onnx,
     one_class_only_in,
@@ -105,7 +104,7 @@ NAME_CASES: list[Case] = [
     (
         "Orin for TensorRT-RTX",
         artifact("export", name="onnx-int8", after=("--format", "tensorrt-rtx", "--gpu", "sm87")),
-        "Orin (SM87) needs standard TensorRT: use --format tensorrt on the device",
+        "cannot build for a Jetson Orin (SM87), only for SM75",
     ),
 ]
 ARTIFACT_CASES: list[Case] = [
@@ -176,7 +175,27 @@ ARTIFACT_CASES: list[Case] = [
     ),
     ("ONNX of another size", artifact("validate", name="onnx-fp32", after=("--image-size", "64")), "64"),
     ("network on too small images", artifact("validate", name="student", after=("--image-size", "8")), "8"),
-    ("foreign ONNX with a fixed batch", fixed_batch_onnx, "fixed.onnx"),
+    (
+        "top-k without top-k",
+        artifact("export", name="student", after=("--top-k", "3")),
+        "--top-k counts with --output top-k",
+    ),
+    (
+        "more classes than there are",
+        artifact("export", name="student", after=("--output", "top-k", "--top-k", "9")),
+        "the 9 largest of 3 classes were asked for; choose --top-k 1 to 3",
+    ),
+    ("GPU for ONNX", artifact("export", name="student", after=("--gpu", "sm86")), "--gpu is about engines"),
+    (
+        "types of a graph that is there already",
+        artifact("export", name="onnx-fp32", after=("--format", "tensorrt-rtx", "--precision", "fp16")),
+        "what its graph takes and gives, is made from a PyTorch artifact",
+    ),
+    (
+        "ONNX settings for a program without ONNX",
+        artifact("export", name="student", after=("--format", "torch-tensorrt", "--input-type", "uint8")),
+        "--input-type does not count for torch-tensorrt",
+    ),
     ("no report", lambda p: ["report", p.images], "is no finished run: it has no report.json"),
     ("missing run", lambda p: ["report", p.path / "none"], "is no finished run"),
 ]

@@ -31,7 +31,12 @@ FLAGS = {
     | TRAINING
     | {"--teacher", "--student", "--teacher-checkpoint", "--teacher-weights", "--student-weights", "--temperature"},
     "quantize": SHARED | IMAGES | FITTING | {"--method", "--model", "--calibration-images", "--max-drop"},
-    "export": SHARED | IMAGES | {"--format", "--model", "--gpu", "--max-drop"},
+    "export": SHARED
+    | IMAGES
+    | {"--format", "--model", "--precision", "--input-type", "--output", "--gpu", "--strict", "--max-drop"},
+    "inspect": {"--json"},
+    "bundle": {"--data", "--out", "--zip", "--golden-images", "--optimal-batch-size", "--max-batch-size", "--json"},
+    "verify-bundle": {"--require", "--built", "--json"},
     "validate": SHARED | IMAGES | {"--baseline", "--model", "--batch-size", "--max-drop", "--gate-on"},
     "report": {"--json"},
     "convert": IMAGES | {"--to", "--out", "--model", "--json"},
@@ -43,14 +48,17 @@ ARGUMENTS = {
     "quantize": "CHECKPOINT",
     "export": "ARTIFACT",
     "validate": "ARTIFACT",
+    "inspect": "FILE",
+    "bundle": "ARTIFACT...",
+    "verify-bundle": "BUNDLE",
     "report": "RUN",
     "convert": "CHECKPOINT",
     "models": "NAME",
 }
 # `convnext_deploy.models` is where the networks are
-FUNCTIONS = [verb for verb in COMMANDS if verb != "models"]
+FUNCTIONS = [verb.replace("-", "_") for verb in COMMANDS if verb != "models"]
 # they write one folder of weights or one file, not the results of a run
-OWN_OUTPUT = {"convert", "recommend"}
+OWN_OUTPUT = {"convert", "recommend", "bundle"}
 # a name of published weights is given to the functions in the place of a path
 SAME = {"weights": "checkpoint", "teacher_weights": "teacher_checkpoint"}
 
@@ -126,7 +134,7 @@ def test_every_flag_and_argument_is_a_parameter_of_the_function(verb: str) -> No
     known = set(inspect.signature(getattr(convnext_deploy, verb)).parameters)
     if "options" in known:
         known |= {field.name for field in dataclasses.fields(Options)}
-    names = {parameter.name for parameter in command_of(verb).params} - {"as_json", "dry_run", "help"}
+    names = {parameter.name for parameter in command_of(verb.replace("_", "-")).params} - {"as_json", "dry_run", "help"}
     assert {SAME.get(str(name), name) for name in names} <= known
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from convnext_deploy import options
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.cli import group
+from convnext_deploy.exporters import tensorrt_releases
 from tests.cli.bad_input import Place
 from tests.cli.conftest import assert_nothing_half_written, call
 
@@ -48,6 +49,7 @@ def test_missing_package_is_named_with_the_line_that_installs_it(
     place: Place, monkeypatch: pytest.MonkeyPatch, module: str, form: str, expected: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(tensorrt_releases, "cuda_driver_error", lambda: None)
     source = place.artifacts["onnx-int8"].path
     outcome = call("export", source, "--format", form, "--data", place.images, "--out", place.out, "--workers", "0")
     assert outcome.code == 1

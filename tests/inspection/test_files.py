@@ -12,7 +12,7 @@ import pytest
 
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.inspection.files import inspect_file
+from convnext_deploy.inspection.files import inspect
 from convnext_deploy.inspection.onnx_file import ONNXRecord
 from convnext_deploy.inspection.plan_file import EngineRecord, inspect_plan, read_header
 from tests.inspection.others_graphs import conv
@@ -81,36 +81,34 @@ def with_weights_elsewhere(path: Path) -> None:
         (lambda path: None, "does not exist"),
     ],
 )
-def test_inspect_file_says_in_one_line_what_is_wrong(
-    damage: Callable[[Path], object], words: str, tmp_path: Path
-) -> None:
+def test_inspect_says_in_one_line_what_is_wrong(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     damage(path)
     with pytest.raises(ArtifactError) as caught:
-        inspect_file(path)
+        inspect(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_inspect_file_takes_artifact_folders(small_artifacts: dict[str, Artifact]) -> None:
-    found = inspect_file(small_artifacts["onnx-int8"].path)
+def test_inspect_takes_artifact_folders(small_artifacts: dict[str, Artifact]) -> None:
+    found = inspect(small_artifacts["onnx-int8"].path)
     assert isinstance(found, ONNXRecord)
     assert found.metadata["model"]["variant"] == "convnext_atto"
     assert found.metadata["class_names"] == ["cat", "dog", "owl"]
     with pytest.raises(ArtifactError, match="PyTorch model"):
-        inspect_file(small_artifacts["student"].path)
+        inspect(small_artifacts["student"].path)
 
 
 def test_engine_of_tensorrt_rtx_is_told_from_its_plan_and_manifest(small_artifacts: dict[str, Artifact]) -> None:
     artifact = small_artifacts["engine"]
-    found = inspect_file(artifact.path)
+    found = inspect(artifact.path)
     assert isinstance(found, EngineRecord)
-    assert found == inspect_file(artifact.main_file)
+    assert found == inspect(artifact.main_file)
     assert (found.flavor, found.size_bytes) == ("tensorrt-rtx", artifact.files[0].size_bytes)
     assert found.version is not None
     assert artifact.details["tensorrt"].startswith(found.version)
-    graph = inspect_file(small_artifacts["onnx-int8"].path)
+    graph = inspect(small_artifacts["onnx-int8"].path)
     assert isinstance(graph, ONNXRecord)
     products = sum(sum(graph.operators.get(name, {}).values()) for name in ("Conv", "MatMul", "Gemm"))
     assert found.products["INT8"] == len(graph.quantized)
@@ -141,4 +139,4 @@ def test_plan_of_standard_tensorrt_is_told_by_its_header(tmp_path: Path) -> None
 def test_file_that_is_no_plan_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.plan").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"^[^\n]*model\.plan is no TensorRT plan[^\n]*$"):
-        inspect_file(tmp_path / "model.plan")
+        inspect(tmp_path / "model.plan")

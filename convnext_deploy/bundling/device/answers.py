@@ -1,0 +1,99 @@
+"""What a model of a bundle is given, what it answers, and whether these are the golden answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+
+_MOST_AT_ONCE = 8
+
+
+def model_inputs(pixels: np.ndarray, preprocess: dict[str, Any], takes: dict[str, Any]) -> np.ndarray:
+    """Return what a model takes for `pixels (N, S, S, C)` uint8: normalized as `preprocess` says unless it takes uint8 itself."""
+    import numpy as np
+
+    images = pixels
+    if takes["dtype"] != "uint8":
+        mean, std = (np.array(preprocess[name], np.float32) for name in ("mean", "std"))
+        images = ((pixels.astype(np.float32) / np.float32(255) - mean) / std).astype(takes["dtype"])
+    return np.ascontiguousarray(images if takes["layout"] == "NHWC" else images.transpose(0, 3, 1, 2))
+
+
+def run_in_parts(
+    run: Callable[[np.ndarray], dict[str, np.ndarray]], images: np.ndarray, smallest: int, largest: int
+) -> dict[str, np.ndarray]:
+    """Run images through a model that takes `smallest` to `largest` at once: as few as it can, then as many as it can."""
+    import numpy as np
+
+    parts, start = [], 0
+    while start < len(images):
+        size = smallest if start == 0 else min(largest, _MOST_AT_ONCE if smallest <= _MOST_AT_ONCE else smallest)
+        part = images[start : start + size]
+        missing = max(0, smallest - len(part))
+        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append({name: values[: len(part)] for name, values in run(filled).items()})
+        start += size
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest error of an image over the usual length of an output: both `(N, K)`, lengths Euclidean."""
+    import numpy as np
+
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    usual = np.sqrt((expected**2).sum(axis=1).mean()) or 1.0
+    return float(np.sqrt(((found - expected) ** 2).sum(axis=1)).max() / usual)
+
+
+def compare(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], tolerance: float) -> tuple[bool, str]:
+    """Compare outputs by name; return whether they agree, and how well in words.
+
+    Agreement: every float output within `tolerance` (see `relative_error`), and the same first class for every image whose first
+    two scores lie so far apart that an error of `tolerance` cannot swap them.
+    """
+    import numpy as np
+
+    worst, count = 0.0, len(next(iter(expected.values())))
+    clear, first_classes = np.zeros(count, bool), None
+    for name, golden in expected.items():
+        values = found.get(name)
+        if values is None or values.shape != golden.shape:
+            return False, f"output '{name}' is {None if values is None else values.shape}, expected {golden.shape}"
+        if golden.dtype.kind != "f":  # the classes of a top-k graph, best first
+            first_classes = golden[:, 0], values[:, 0]
+            continue
+        if not np.isfinite(values).all():
+            return False, f"output '{name}' holds numbers that are not finite"
+        worst = max(worst, relative_error(golden, values))
+        if first_classes is None:
+            first_classes = golden.argmax(axis=1), values.argmax(axis=1)
+        if golden.shape[1] > 1:
+            scores = np.sort(golden.astype(np.float64), axis=1)
+            clear = scores[:, -1] - scores[:, -2] > 2 * tolerance * np.sqrt((scores**2).sum(axis=1).mean())
+    if first_classes is None:
+        return False, "there is no output of scores"
+    same = first_classes[0] == first_classes[1]
+    text = f"error {worst:.1e} of {tolerance:.1e} allowed, {int(same.sum())} of {count} images in the same class"
+    if (clear & ~same).any():
+        return False, f"{text}; of the others {int((clear & ~same).sum())} were clear cases"
+    return worst <= tolerance, text
+
+
+def run_onnx(path: Path, images: np.ndarray, batch: int | None) -> dict[str, np.ndarray]:
+    """Run an ONNX file on the CPU; `batch` is its frozen batch size, if it has one. Raises: whatever ONNX Runtime raises."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    taken, names = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+
+    def run(part: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {taken: part})))  # noqa: B905  (Python 3.8)
+
+    return run_in_parts(run, images, batch or 1, batch or _MOST_AT_ONCE)

@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# Build a TensorRT engine on the device that will run it, with trtexec of TensorRT 10.3 to 11.
+# Nothing but bash, trtexec and the usual tools is needed. Exit codes: 0 built, 1 not built, 2 usage.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: bash build_on_device.sh [--model NAME | --precision NAME | --all] [options]
+  --model NAME            which model (default: the first of models.tsv, the smallest)
+  --precision NAME        the first of that precision, such as int8 or fp16
+  --all                   every model
+  --batch N               batch size to tune for
+  --max-batch N           largest batch that the engine takes
+  --workspace MIB         scratch memory (default: 1024)
+  --optimization-level N  0 builds fast, 5 runs fast (default: 3)
+  --out DIR               folder for plans, logs and the timing cache (default: built/ in the bundle)
+  --bench                 time the engine afterwards
+  --weakly-typed          TensorRT 10 only: let TensorRT choose FP16 and INT8 (if a strongly typed build fails)
+  --dry-run               print the commands and run nothing
+  --help
+Environment: TRTEXEC (the program), TENSORRT_VERSION (such as 10.3, where it cannot be found out)
+TEXT
+}
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit "${2:-1}"
+}
+
+require_number() { # name, value, smallest, largest
+    if [[ ! $2 =~ ^(0|[1-9][0-9]{0,6})$ ]] || (($2 < $3 || $2 > $4)); then
+        fail "$1 is '$2'; expected a number from $3 to $4." 2
+    fi
+}
+
+model='' type='' all=0 batch='' max_batch='' workspace=1024 level=3 out='' bench=0 weak=0 dry=0
+while (($#)); do
+    case $1 in
+        --model | --precision | --batch | --max-batch | --workspace | --optimization-level | --out)
+            (($# > 1)) || fail "$1 needs a value; see --help." 2
+            case $1 in
+                --model) model=$2 ;;
+                --precision) type=$2 ;;
+                --batch) batch=$2 ;;
+                --max-batch) max_batch=$2 ;;
+                --workspace) workspace=$2 ;;
+                --optimization-level) level=$2 ;;
+                --out) out=$2 ;;
+            esac
+            shift 2
+            ;;
+        --all) all=1 && shift ;;
+        --bench) bench=1 && shift ;;
+        --weakly-typed) weak=1 && shift ;;
+        --dry-run) dry=1 && shift ;;
+        -h | --help) usage && exit 0 ;;
+        *) fail "unknown option '$1'; see --help." 2 ;;
+    esac
+done
+chosen=$all
+[[ -z $model ]] || chosen=$((chosen + 1))
+[[ -z $type ]] || chosen=$((chosen + 1))
+((chosen <= 1)) || fail '--model, --precision and --all exclude each other.' 2
+require_number --workspace "$workspace" 1 1048576
+require_number --optimization-level "$level" 0 5
+[[ -z $batch ]] || require_number --batch "$batch" 1 65536
+[[ -z $max_batch ]] || require_number --max-batch "$max_batch" 1 65536
+
+bundle=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+table=$bundle/models.tsv
+[[ -r $table ]] || fail "$table is missing; copy the whole bundle."
+[[ -z $out || $out == /* ]] || out=$PWD/$out
+out=${out:-$bundle/built}
+
+find_trtexec() {
+    local candidate
+    if [[ -n ${TRTEXEC:-} ]]; then
+        command -v -- "$TRTEXEC" || fail "TRTEXEC is '$TRTEXEC', which is no program."
+        return
+    fi
+    for candidate in trtexec /usr/src/tensorrt/bin/trtexec /opt/tensorrt/bin/trtexec; do
+        command -v -- "$candidate" && return
+    done
+    fail "trtexec was not found in PATH or /usr/src/tensorrt/bin; set TRTEXEC, or use: python3 '$bundle/build_engine.py'"
+}
+
+# Prints MAJOR.MINOR, or nothing. The banner is the program's own: "TensorRT v100300" is 10.3.0, as 101601 is 10.16.1.
+find_version() {
+    local number text
+    if [[ -n ${TENSORRT_VERSION:-} ]]; then
+        text=$TENSORRT_VERSION
+    else
+        number=$("$trtexec" --help 2>&1 | sed -n 's/.*TensorRT v\([0-9][0-9]*\).*/\1/p' | sed -n 1p || true)
+        if [[ $number =~ ^[0-9]{6}$ ]]; then
+            text=$((10#$number / 10000)).$((10#$number / 100 % 100))
+        elif [[ $number =~ ^[0-9]{4,5}$ ]]; then # before 10
+            text=$((10#$number / 1000)).$((10#$number / 100 % 10))
+        else
+            text=$(dpkg-query -W -f='${Version}\n' libnvinfer11 libnvinfer10 2>/dev/null | sed -n 1p || true)
+            [[ $text =~ ^[0-9] ]] || text=$(python3 -c 'import tensorrt; print(tensorrt.__version__)' 2>/dev/null || true)
+        fi
+    fi
+    [[ $text =~ ^([0-9]+)\.([0-9]+) ]] && printf '%s.%s\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
+}
+
+trtexec=$(find_trtexec) || exit 1
+version=$(find_version) || fail "the TensorRT version of $trtexec cannot be found out; set TENSORRT_VERSION, such as 10.3."
+major=${version%%.*} minor=${version#*.}
+((major > 10 || (major == 10 && minor >= 3))) ||
+    fail "$trtexec is of TensorRT $version; 10.3 (JetPack 6.1) or newer is needed."
+((major <= 11)) || printf 'note: TensorRT %s is newer than this script; using the options of 11.\n' "$version" >&2
+((weak == 0 || major == 10)) || fail "--weakly-typed: TensorRT $version has strongly typed networks only." 2
+
+partial=''
+clean_up() { [[ -z $partial ]] || rm -f -- "$partial"; }
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+run() { # log, command...
+    local log=$1
+    shift
+    printf '%q ' "$@"
+    printf '\n'
+    ((dry)) && return 0
+    "$@" >"$log" 2>&1
+}
+
+place_for_triton() { # plan, name of the Triton model, largest batch of the plan and of the model's configuration
+    local folder=$bundle/triton/tensorrt/$2
+    [[ -d $folder ]] || return 0
+    mkdir -p -- "$folder/1"
+    partial=$folder/1/.model.plan.partial
+    cp -- "$1" "$partial"
+    mv -f -- "$partial" "$folder/1/model.plan"
+    printf 'copied to %s\n' "$folder/1/model.plan"
+    (($3 >= $4)) || printf 'note: write max_batch_size: %s into %s\n' "$3" "$folder/config.pbtxt"
+}
+
+build() { # a line of the table
+    local name=$1 precision=$2 onnx=$3 input=$4 item=$5 frozen=$6 optimal=$7 largest=$8 triton=$9
+    local plan=$out/$name.plan log=$out/$name.log
+    local shapes=() types=() timed=() asked served=$8
+    if [[ $frozen == 0 ]]; then
+        largest=${max_batch:-$largest}
+        [[ -n $max_batch || -z $batch || $batch -le $largest ]] || largest=$batch
+        optimal=${batch:-$((optimal < largest ? optimal : largest))}
+        ((optimal <= largest)) || fail "--batch $optimal is larger than --max-batch $largest." 2
+        shapes=("--minShapes=$input:1x$item" "--optShapes=$input:${optimal}x$item" "--maxShapes=$input:${largest}x$item")
+        timed=("--shapes=$input:${optimal}x$item")
+    else # such a file has the shapes in it, and trtexec refuses others
+        for asked in "$batch" "$max_batch"; do
+            [[ -z $asked || $asked == "$frozen" ]] || fail "$onnx takes batches of $frozen and no others." 2
+        done
+    fi
+    if ((weak)); then
+        types=(--fp16)
+        [[ $precision != *int8* ]] || types+=(--int8)
+    elif ((major == 10)); then
+        types=(--stronglyTyped) # from 11 on there is nothing else
+    fi
+    partial=$out/.$name.plan.partial
+    printf 'building %s with TensorRT %s; this takes minutes\n' "$name" "$version"
+    run "$log" "$trtexec" "--onnx=$bundle/$onnx" "--saveEngine=$partial" "${shapes[@]}" "${types[@]}" \
+        "--memPoolSize=workspace:$workspace" "--builderOptimizationLevel=$level" "--timingCacheFile=$out/timing.cache" \
+        --profilingVerbosity=detailed "--exportLayerInfo=$out/$name.layers.json" --skipInference || {
+        tail -n 15 -- "$log" >&2
+        fail "trtexec could not build $name; all it said is in $log"
+    }
+    if ((dry == 0)); then
+        [[ -s $partial ]] || fail "trtexec ended well and wrote no engine; what it said is in $log"
+        mv -f -- "$partial" "$plan"
+        partial=''
+        printf 'built %s\n' "$plan"
+        place_for_triton "$plan" "$triton" "$largest" "$served"
+    fi
+    partial=''
+    ((bench)) || return 0
+    # 11 does by default what 10 has to be told: CUDA graph, spin wait, no copies of data
+    types=()
+    ((major > 10)) || types=(--useCudaGraph --useSpinWait --noDataTransfers)
+    run "$out/$name.bench.log" "$trtexec" "--loadEngine=$plan" "${timed[@]}" "${types[@]}" --warmUp=500 --duration=10 \
+        "--exportTimes=$out/$name.times.json" || {
+        tail -n 15 -- "$out/$name.bench.log" >&2
+        fail "trtexec could not run $plan; all it said is in $out/$name.bench.log"
+    }
+    ((dry)) || grep -E 'Throughput|GPU Compute Time|Latency:' -- "$out/$name.bench.log" || true
+}
+
+if ((dry == 0)); then
+    mkdir -p -- "$out" || fail "$out cannot be made; give a folder with --out."
+fi
+found=0
+while IFS=$'\t' read -r name precision onnx input item frozen optimal largest triton <&3; do
+    if [[ $name != "${model:-$name}" || $precision != "${type:-$precision}" ]]; then continue; fi
+    found=1
+    build "$name" "$precision" "$onnx" "$input" "$item" "$frozen" "$optimal" "$largest" "$triton"
+    if ((all == 0)); then break; fi
+done 3<"$table"
+((found)) || fail "no model '$model$type' in this bundle that TensorRT can build; those that can: $(cut -f1 -- "$table" | tr '\n' ' ')" 2
+if ((dry == 0)); then
+    printf "next: python3 '%s' --require engine" "$bundle/verify.py"
+    [[ $out == "$bundle/built" ]] || printf " --built '%s'" "$out"
+    printf '\n'
+fi

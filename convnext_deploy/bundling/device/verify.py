@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""Prove that a bundle is whole, and that every model in it that can be run here gives the answers it gave when it was made.
+
+    python3 verify.py [--require engine] [--built DIR] [--json] [BUNDLE]
+
+Checksums need nothing but Python 3.8; ONNX files need numpy and onnxruntime, engines numpy, TensorRT's Python bindings and a GPU.
+Exit codes: 0 nothing disagreed (what was not run is said), 1 something disagreed, is damaged, or was required and not run, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+SUMS, RECORD, SCHEMA = "SHA256SUMS", "bundle.json", 1
+BUILT = "built"  # what build_on_device.sh and build_engine.py make; no checksum was known for it
+BUILT_HERE: dict[str, Any] = {"kind": "tensorrt", "gpus": [], "version": None, "host_code": False}
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+
+
+class BundleError(Exception):
+    """The folder is no bundle, or one that this program cannot read."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `kind` is `files`, `onnx` or `engine`."""
+
+    what: str
+    kind: str
+    status: str
+    detail: str
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the contents of `bundle.json`. Raises: BundleError: if there is none, or it is of another version."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise BundleError(f"{folder / RECORD} has the schema {record['schema']}; this program reads {SCHEMA}.")
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is no bundle: it has no {RECORD}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder / RECORD} cannot be read ({error!r}); copy the bundle again.") from None
+    return dict(record)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_made_on_device(name: str) -> bool:
+    """Return whether a file, relative to the bundle, is one that building an engine leaves."""
+    parts = name.split("/")
+    return parts[0] in (BUILT, "__pycache__") or (parts[:2] == ["triton", "tensorrt"] and parts[-1] == "model.plan")
+
+
+def check_files(folder: Path) -> Check:
+    """Compare all files with `SHA256SUMS`: none missing, none altered, none that does not belong."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    except (OSError, ValueError) as error:
+        return Check(SUMS, "files", FAILED, f"cannot be read ({error}); copy the bundle again")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found)]
+    problems += [
+        f"{name} was altered" for name in sorted(expected.keys() & found) if hash_file(folder / name) != expected[name]
+    ]
+    problems += [
+        f"{name} does not belong here" for name in sorted(found - expected.keys()) if not is_made_on_device(name)
+    ]
+    if RECORD not in expected:
+        problems.append(f"{SUMS} does not list {RECORD}")
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        return Check(SUMS, "files", FAILED, "; ".join(problems[:5]) + more)
+    return Check(SUMS, "files", PASSED, f"{len(expected)} files are as they were")
+
+
+class Verifier:
+    """A bundle whose files are whole, with its golden images and answers loaded when they are needed."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], built: Path) -> None:
+        self.folder, self.record, self.built = folder, record, built
+        self.models = {model["name"]: model for model in record["models"]}
+        self._gpu: Any = None
+        self._answers = load_sibling("answers")
+
+    def _load(self, name: str) -> np.ndarray:
+        import numpy as np
+
+        array: np.ndarray = np.load(self.folder / name, allow_pickle=False)
+        return array
+
+    def _images(self, model: dict[str, Any]) -> np.ndarray:
+        pixels = self._load(self.record["golden"]["pixels"])
+        images: np.ndarray = self._answers.model_inputs(pixels, self.record["preprocess"], model["input"])
+        return images
+
+    def _compare(self, what: str, kind: str, model: dict[str, Any], found: dict[str, np.ndarray]) -> Check:
+        expected = {output["name"]: self._load(output["golden"]) for output in model["outputs"]}
+        agrees, text = self._answers.compare(expected, found, model["tolerance"][kind])
+        return Check(what, kind, PASSED if agrees else FAILED, text)
+
+    def check_model(self, model: dict[str, Any]) -> Check:
+        """Run an ONNX file."""
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            return Check(model["file"], "onnx", NOT_RUN, f"onnxruntime cannot be loaded ({error})")
+        try:
+            found = self._answers.run_onnx(self.folder / model["file"], self._images(model), model["batch"]["frozen"])
+        except Exception as error:
+            # ONNX Runtime raises classes of its C++ module that have no common public base
+            return Check(model["file"], "onnx", FAILED, f"cannot be run ({' '.join(str(error).split())})")
+        return self._compare(model["file"], "onnx", model, found)
+
+    def check_engine(self, path: Path, model: dict[str, Any], built: dict[str, Any]) -> Check:
+        """Run an engine where this machine can; `built` says what it was built with and for."""
+        kind, gpus, version = built["kind"], built["gpus"], built["version"]
+        file = f"{path.parent.name}/{path.name}"
+        device = load_sibling("tensorrt_device")
+        try:
+            driver = device.open_driver()  # before anything of TensorRT, which would end the process
+            self._gpu = self._gpu or device.GPU(driver)
+            here = self._gpu.capability
+            if gpus and here not in gpus:
+                return Check(file, "engine", NOT_RUN, f"built for {', '.join(gpus)}, this GPU is {here}")
+            trt = device.import_bindings(kind)
+        except device.DeviceError as error:
+            return Check(file, "engine", NOT_RUN, str(error))
+        try:
+            engine = device.Engine(trt, path.read_bytes(), self._gpu, built["host_code"])
+        except (device.DeviceError, OSError) as error:
+            if version not in (None, trt.__version__):
+                return Check(file, "engine", NOT_RUN, f"built with {kind} {version}, here is {trt.__version__}")
+            return Check(file, "engine", FAILED, str(error))
+        try:
+            found = self._answers.run_in_parts(engine.run, self._images(model), *engine.batch_sizes)
+        except device.DeviceError as error:
+            return Check(file, "engine", FAILED, str(error))
+        return self._compare(file, "engine", model, found)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield a check for each model, each engine, and each model whose engine can be built on this device."""
+        for model in self.record["models"]:
+            yield self.check_model(model)
+        for engine in self.record["engines"]:
+            model = self.models[engine["model"]]
+            yield self.check_engine(self.folder / engine["file"], model, engine)
+        for model in self.record["models"]:
+            plan = self.built / f"{model['name']}.plan"
+            if plan.is_file():
+                yield self.check_engine(plan, model, BUILT_HERE)
+            elif model["buildable"]:
+                yield Check(f"{BUILT}/{plan.name}", "engine", NOT_RUN, "not built yet: bash build_on_device.sh")
+
+
+def load_sibling(name: str) -> Any:
+    """Import a file that lies beside this one, wherever that is."""
+    if __package__:
+        return importlib.import_module(f"{__package__}.{name}")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(f"{name}.py"))
+        assert spec is not None and spec.loader is not None  # noqa: PT018  (of a file with a suffix that Python knows)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def verify(folder: Path, built: Path | None = None) -> list[Check]:
+    """Check a bundle, and the engines that were built from it in the folder `built`. A damaged bundle is not run.
+
+    Raises: BundleError: if it is none.
+    """
+    record = read_record(folder)
+    files = check_files(folder)
+    if files.status == FAILED:
+        return [files]
+    try:
+        import numpy as np  # noqa: F401  (is it there?)
+    except ImportError as error:
+        return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
+    try:
+        return [files, *Verifier(folder, record, built or folder / BUILT).checks()]
+    except (KeyError, TypeError, OSError, ValueError) as error:
+        raise BundleError(f"{folder / RECORD} does not say what this program expects ({error!r}).") from None
+
+
+def missing(checks: list[Check], required: list[str]) -> list[str]:
+    """Return those of `onnx` and `engine` that are required and of which none passed."""
+    return [kind for kind in required if not any(c.kind == kind and c.status == PASSED for c in checks)]
+
+
+def main() -> int:
+    """Return the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Check the files of a bundle, run what can be run here, compare with the golden answers."
+    )
+    parser.add_argument("bundle", nargs="?", type=Path, default=Path(__file__).resolve().parent)
+    parser.add_argument(
+        "--require", action="append", choices=["onnx", "engine"], default=[], help="fail if none of these could be run"
+    )
+    parser.add_argument(
+        "--built", type=Path, help="folder of the engines built on this device (default: built/ in the bundle)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    arguments = parser.parse_args()
+    sys.dont_write_bytecode = True  # the folder stays as it was
+    try:
+        checks = verify(arguments.bundle, arguments.built)
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    unmet = missing(checks, arguments.require)
+    if arguments.json:
+        print(json.dumps({"checks": [asdict(check) for check in checks], "required_and_not_run": unmet}, indent=1))
+    else:
+        for check in checks:
+            print(f"{check.status:8} {check.what}: {check.detail}")
+        for kind in unmet:
+            print(f"failed   no {kind} could be run here, and one was required")
+    return int(bool(unmet) or any(check.status == FAILED for check in checks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""`convnext-deploy bundle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+
+
+@click.command("bundle")
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR|FILE.zip", required=True, help="New folder, or .zip file."
+)
+@click.option("--zip", "as_zip", is_flag=True, help="Write DIR.zip in the place of the folder DIR.")
+@click.option(
+    "--golden-images",
+    type=POSITIVE,
+    default=16,
+    show_default=True,
+    help="Images whose answers are kept: of the validation images of --data, synthetic ones without it.",
+)
+@click.option(
+    "--optimal-batch-size",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    help="Batch size that engines built on the device are tuned for.",
+)
+@click.option(
+    "--max-batch-size",
+    type=POSITIVE,
+    default=8,
+    show_default=True,
+    help="Largest batch that these engines and Triton accept.",
+)
+@common_options("data")
+def command(artifacts: tuple[Path, ...], out: Path, as_zip: bool, as_json: bool, **values: Any) -> None:
+    """Put ARTIFACTs (ONNX and engines of one model) into one folder with all that a device needs to run and to prove them.
+
+    Build scripts for TensorRT 10 and 11, a Triton repository, golden images with their answers, checksums, a model card. The
+    programs in it need nothing of this package.
+    """
+    from convnext_deploy.bundling import writing
+
+    settings = {name: values.pop(name) for name in ("golden_images", "optimal_batch_size", "max_batch_size")}
+    result = writing.bundle(artifacts, out, as_zip=as_zip, **settings, options=collect_options(values))
+    if as_json:
+        click.echo(result.to_json())
+        return
+    click.echo(f"{result.path}: {result.size_bytes / 1e6:.1f} MB, golden answers to {result.golden}")
+    for file in (*result.models, *result.engines):
+        click.echo(f"  {file}")
+    for note in result.notes:
+        click.echo(f"- {note}")
+    click.echo(f"SHA-256 of its checksums: {result.sha256}")
+    click.echo(f"To verify it here: convnext-deploy verify-bundle '{result.path}'")

@@ -1,0 +1,44 @@
+"""`convnext-deploy verify-bundle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from convnext_deploy.cli.options import common_options
+
+
+@click.command("verify-bundle")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--require",
+    type=click.Choice(["onnx", "engine"]),
+    multiple=True,
+    help="Fail unless at least one of these could be run here; repeatable.",
+)
+@click.option(
+    "--built",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the engines that were built from it.  [default: built/ in BUNDLE]",
+)
+@common_options()
+def command(bundle: Path, require: tuple[str, ...], built: Path | None, as_json: bool) -> None:
+    """Check the files of BUNDLE (a folder or a .zip), run what this machine can run, compare with the golden answers.
+
+    Its own verify.py does the same where this package is not installed. Ends with 1 if anything disagrees.
+    """
+    from convnext_deploy.bundling.verification import verify_bundle
+    from convnext_deploy.cli import EXIT_ERROR
+
+    result = verify_bundle(bundle, require=require, built=built)
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        for check in result.checks:
+            click.echo(f"{check.status:8} {check.what}: {check.detail}")
+        for kind in result.unmet:
+            click.echo(f"failed   no {kind} could be run here, and one was required")
+    if not result.passed:
+        raise click.exceptions.Exit(EXIT_ERROR)
