@@ -103,7 +103,9 @@ def create_start_recipe(candidate: Candidate, image_size: int, images: int) -> R
         StageEntry("ptq", PTQConfig(), "model", Gate(max_top1_drop_pp=1.0)),
         StageEntry("qat", QATConfig(fit=qat_fit), "ptq", Gate(max_top1_drop_pp=0.5)),
         StageEntry("onnx-fp32", ONNXConfig(), "model", Gate(max_top1_drop_pp=0.05)),
-        StageEntry("onnx-int8", ONNXConfig(), "qat", Gate(max_top1_drop_pp=0.5)),
+        StageEntry(
+            "onnx-int8", ONNXConfig(precision="fp16", runtime="tensorrt-rtx"), "qat", Gate(max_top1_drop_pp=0.5)
+        ),
         StageEntry("engine-int8", TensorRTConfig(), "onnx-int8", Gate(max_top1_drop_pp=0.5)),
     )
     return Recipe(f"start-{short_name(candidate.variant)}", stages)
@@ -205,6 +207,10 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "drop_path_rate": "none: the student follows the same network in float",
             "crop_scale_min": "as above",
             "gradient_checkpointing": "as above",
+        },
+        "onnx-int8": {
+            "precision": "of all that is not INT8, or the engine computes it in FP32",
+            "runtime": "that of the engines below",
         },
         "engine-int8": {
             "flavor": "builds without a GPU",

@@ -102,6 +102,20 @@ def check_turing(view: GraphView) -> None:
             raise ExportError(f"'{product.layer}' is a matrix product in FP32. {TURING_CURE}")
 
 
+def check_scales(view: GraphView) -> None:
+    """Check that no convolution computes the scale of its activations, on which TensorRT-RTX 1.7.1 ends with a segmentation fault.
+
+    Raises: ExportError: naming the first that does.
+    """
+    for product in find_products(view).products:
+        grid = product.activation
+        if product.node.op_type == "Conv" and grid is not None and grid.scale is None:
+            raise ExportError(
+                f"'{product.layer}' takes the scale of its activations from the graph, and TensorRT does not survive it; quantize "
+                "with scales that are constants, by calibration."
+            )
+
+
 def check_options(flavor: Flavor, options: BuildOptions) -> None:
     """Check that a flavor can build so on this machine.
 

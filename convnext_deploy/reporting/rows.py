@@ -135,7 +135,7 @@ def _p(value: float) -> str:
 
 def _precision(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
     """Say what a reader would otherwise take for granted: that INT8 is small and fast."""
-    if row.precision != "int8":
+    if not row.precision.startswith("int8"):
         return ()
     if row.format == "torch":
         return (

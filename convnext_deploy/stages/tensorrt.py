@@ -19,6 +19,7 @@ from convnext_deploy.exporters.tensorrt_engine import (
     build_engine,
     check_gpus,
     check_options,
+    check_scales,
     check_turing,
 )
 from convnext_deploy.exporters.tensorrt_releases import import_tensorrt, release_of, require_gpu
@@ -50,6 +51,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     trt = import_tensorrt(config.flavor)
     check_options(config.flavor, options)
     view = open_view(source.main_file)
+    check_scales(view)
     gpus = _targets(trt, config, view)
     files, census, warnings = [], {}, list[str]()
     for gpu in gpus:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from convnext_deploy.artifact import Artifact, describe_file, read_artifact, write_manifest
@@ -232,3 +233,18 @@ def test_run_says_that_standard_tensorrt_needs_a_gpu(
 def test_config_refuses_what_no_build_can_have(wrong: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         TensorRTConfig(**wrong)
+
+
+def test_run_refuses_scales_that_the_graph_computes(tmp_path: Path) -> None:
+    """TensorRT-RTX 1.7.1 would end the process with a segmentation fault."""
+    path = write_product(tmp_path, "Conv")
+    proto = onnx.load(path)
+    graph = proto.graph
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == "scale":
+                node.input[place] = "computed_scale"
+    graph.node.insert(0, onnx.helper.make_node("Abs", ["scale"], ["computed_scale"]))
+    onnx.save(proto, path)
+    with pytest.raises(ExportError, match="takes the scale of its activations from the graph"):
+        run(TensorRTConfig(gpus=("sm86",)), as_artifact(path), tmp_path / "out")
