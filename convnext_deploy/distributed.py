@@ -140,6 +140,11 @@ def _broadcast(found: list[Any]) -> list[Any]:
     return found
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def losing_others() -> Iterator[None]:
     """Turn what gloo and NCCL raise when another process is gone into one clear line.

@@ -11,7 +11,7 @@ from typing import Literal
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.data.sources import BUILT_IN, Data
-from convnext_deploy.distributed import launched
+from convnext_deploy.distributed import launched, usable_cores
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.execution import Settings
 from convnext_deploy.fit_config import FitConfig
@@ -188,4 +188,4 @@ def resolve_workers(options: Options, data: Data | None) -> int:
         return options.workers
     # Processes that decode images pay off for files, not for arrays in memory.
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
-    return 0 if data is None or data.name == BUILT_IN else min(8, max(1, (os.cpu_count() or 1) // here))
+    return 0 if data is None or data.name == BUILT_IN else min(8, max(1, usable_cores() // here))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from convnext_deploy import api
 from convnext_deploy.errors import ArtifactError
@@ -172,3 +173,17 @@ def test_type_that_no_image_has_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.onnx", TensorProto.DOUBLE, ["n", 3, SIDE, SIDE])
     with pytest.raises(ArtifactError, match=r"takes tensor\(double\); expected one of tensor\(float\)"):
         open_runner(open_input(path))
+
+
+def test_file_of_model_optimizer_is_validated(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "golden" / "onnx" / "model_optimizer-0.47.0-int8.onnx"
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in "abcde":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(
+                tmp_path / part / name / "0.png"
+            )
+    report = api.validate(path, options=Options(data=str(tmp_path)))
+    row = report.rows[0]
+    assert (row.precision, row.total, row.top5) == ("int8-fp16", 5, 1.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifact import write_text
+from convnext_deploy.distributed import usable_cores
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.validation.changes import ClassChange, Flip
 
@@ -150,5 +150,4 @@ def describe_environment() -> dict[str, Any]:
     if cpuinfo.exists():
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "system": platform.system(), "versions": package_versions()}
+    return {"cpu": cpu, "cores": usable_cores(), "system": platform.system(), "versions": package_versions()}

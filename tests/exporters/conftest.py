@@ -22,6 +22,8 @@ from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import QuantizedSite, prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
+from tests.exporters.tensorrt_build import ALL_RELEASES, Build, prepare_build
+from tests.exporters.tensorrt_stand_in import Script
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,21 @@ def export(
 ) -> QuantizedExport:
     """Every INT8 graph that there is: of both networks, and of the small run."""
     return small_quantized if request.param == "small-run" else networks[request.param].quantized
+
+
+@pytest.fixture(params=ALL_RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
+    """Each release that there is a list of names of."""
+    return str(request.param)
+
+
+@pytest.fixture
+def script() -> Script:
+    """What the stand-in of a release is to do."""
+    return Script()
+
+
+@pytest.fixture
+def build(release: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Build with the stand-in."""
+    return prepare_build(release, script, monkeypatch)

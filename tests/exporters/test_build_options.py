@@ -12,23 +12,8 @@ from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters import tensorrt_engine
 from convnext_deploy.exporters.tensorrt_engine import BuildOptions, Profile
 from tests.exporters.recorded_progress import RecordingProgress
-from tests.exporters.tensorrt_build import ALL_RELEASES, OPTIONS, STANDARD, Build, prepare_build
+from tests.exporters.tensorrt_build import OPTIONS, STANDARD, Build
 from tests.exporters.tensorrt_stand_in import RTX_RELEASE, Script, read_api
-
-
-@pytest.fixture(params=ALL_RELEASES)
-def release(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def build(release: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> Build:
-    return prepare_build(release, script, monkeypatch)
 
 
 def test_build_engine_keeps_each_warning_once_and_in_one_line(build: Build, script: Script) -> None:

@@ -15,24 +15,9 @@ from convnext_deploy.errors import BackendUnavailableError, ExportError
 from convnext_deploy.exporters import tensorrt_releases
 from convnext_deploy.exporters.tensorrt_engine import Engine, Profile
 from convnext_deploy.exporters.tensorrt_releases import Flavor, check_version, release_of
-from tests.exporters.tensorrt_build import ALL_RELEASES, STANDARD, Build, flavor_of, prepare_build
+from tests.exporters.tensorrt_build import ALL_RELEASES, STANDARD, Build, flavor_of
 from tests.exporters.tensorrt_stand_in import GOLDEN, RTX_RELEASE, Script, create_stand_in, read_api
 from tests.golden.dump_tensorrt_api import as_json, dump
-
-
-@pytest.fixture(params=ALL_RELEASES)
-def release(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def build(release: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> Build:
-    return prepare_build(release, script, monkeypatch)
 
 
 def test_build_engine_returns_the_plan_of_every_release(build: Build, script: Script) -> None:

@@ -144,6 +144,19 @@ def test_frozen_batch_is_in_the_file(small_artifacts: dict[str, Artifact], small
     assert artifact.details["io"]["batch_size"] == 3
 
 
+@pytest.mark.parametrize("name", ["student", "qat"])
+def test_other_image_sizes_are_exported_and_run(
+    name: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    source = small_artifacts[name]
+    larger = dataclasses.replace(source, preprocess=dataclasses.replace(source.preprocess, image_size=64))
+    artifact = export(larger, tmp_path / "a", small_data)
+    assert tensor_shape(onnx.load(artifact.main_file).graph.input[0]) == (None, 3, 64, 64)
+    images = images_of(larger, small_data)
+    expected = logits_of(source, images)  # a network takes any size
+    assert np.abs(logits_of(artifact, images) - expected).max() <= (0.1 if name == "qat" else 1e-4) * np.ptp(expected)
+
+
 def test_same_export_twice_gives_the_same_bytes(
     small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
