@@ -22,6 +22,7 @@ from convnext_deploy.progress import SilentProgress
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, quantized_layers
 from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, read_scheme, resolve_scheme
+from convnext_deploy.spec import GraphIO
 from convnext_deploy.stage_config import ONNXConfig, QATConfig
 from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages import qat as qat_stage
@@ -87,9 +88,10 @@ def test_onnx_file_tells_target_and_overrides(small_artifacts: dict[str, Artifac
     assert read_scheme(exported.details) == scheme
     assert exported.details["quantized_layers"] == len(dict(quantized_layers(network)))
     assert read_scheme(open_input(exported.main_file).details) == scheme
-    assert read_metadata(onnx.load(exported.main_file))["details"] == scheme.details()
+    io = dataclasses.asdict(GraphIO())
+    assert read_metadata(onnx.load(exported.main_file))["details"] == {**scheme.details(), "io": io}
     plain = onnx_stage.run(ONNXConfig(), small_artifacts["student"], context(tmp_path / "float"))
-    assert plain.details == {"quantized_layers": 0}
+    assert plain.details == {"io": io, "quantized_layers": 0}
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
