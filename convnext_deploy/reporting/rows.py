@@ -146,8 +146,9 @@ def _precision(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
         if same and other.precision == "fp32" and other.latency_p50_ms and row.latency_p50_ms:
             ratio = row.latency_p50_ms / other.latency_p50_ms
             if ratio > 0.95:
+                kinds = "INT8 and FP16" if "fp16" in row.precision else "INT8"
                 return (
                     f"not faster than {other.name} on this machine ({ratio:.2f}× its time): {row.runner} has no fast CPU kernels "
-                    "for the symmetric INT8 that TensorRT wants; judge its speed on the GPU",
+                    f"for the symmetric {kinds} that TensorRT wants; judge its speed on the GPU",
                 )
     return ()

@@ -31,6 +31,8 @@ from convnext_deploy.stages.context import StageContext, require_source
 
 THIS_GPU = "this GPU"
 _LISTED = 5  # layers that a warning names
+# TensorRT-RTX computes FP32 from INT8 in every convolution, whatever the type of its scales
+_EXPECTED = ("Converting conv activation scales to fp32.", "Converting conv weight scales to fp32.")
 
 
 def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -64,7 +66,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         place = gpu or THIS_GPU
         found = _census(trt, config, engine, path, view)
         warnings += _judge(found, place, view, config.strict)
-        warnings += [f"TensorRT: {line}" for line in engine.warnings]
+        warnings += [f"TensorRT: {line}" for line in engine.warnings if not line.endswith(_EXPECTED)]
         census[place] = found.details() if found else None
         if found is not None and found.requested_int8:
             context.progress.say(f"{context.name}: {place}: {found.summary()}")
