@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import time
@@ -76,6 +77,8 @@ def main() -> None:
 def _say_error(text: str) -> None:
     """Print an error. What all processes find wrong the first one says; it ends first, and torchrun then ends the others."""
     if launched().is_first:
+        if launched().size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of an error and of being told to end, the error is said
         click.echo(f"error: {text}", err=True)
     else:
         time.sleep(_PATIENCE_S)
@@ -85,9 +88,10 @@ def _say_error(text: str) -> None:
 def _on_end(*_: object) -> NoReturn:
     """What `torchrun` does to the others when one process has ended."""
     if launched().is_first:
-        click.echo(
-            "error: another process ended (see what it said, and torchrun's summary), and this one was told to; the same command "
-            "goes on from the last saved state",
-            err=True,
+        # The signal may come while something else is printed, and a stream in Python does not take a second writer.
+        os.write(
+            2,
+            b"error: another process ended (see what it said, and torchrun's summary), and this one was told to; the same command "
+            b"goes on from the last saved state\n",
         )
     sys.exit(EXIT_ERROR)
