@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from convnext_deploy.errors import ArtifactError, OutputError
@@ -92,6 +92,20 @@ class Artifact:
         if len(self.files) == 1:
             return self.files[0].sha256
         return hashlib.sha256("\n".join(f"{f.sha256} {f.name}" for f in self.files).encode()).hexdigest()
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the lineage without what belongs to one machine: paths, settings and times."""
+        return [
+            {
+                "name": record.name,
+                "kind": record.kind,
+                "data": PurePath(record.data).name,
+                "seed": record.seed,
+                "inputs": dict(record.inputs),
+                "versions": dict(record.versions),
+            }
+            for record in self.lineage
+        ]
 
     @property
     def is_baseline(self) -> bool:

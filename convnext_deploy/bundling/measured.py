@@ -45,18 +45,10 @@ def find_measurement(artifact: Artifact) -> Measurement | None:
 
 
 def history(artifact: Artifact) -> list[dict[str, Any]]:
-    """Return an artifact's lineage without what belongs to one machine: paths and times."""
+    """Return an artifact's history with the model of each stage that trained one, for people to read."""
     return [
-        {
-            "name": record.name,
-            "kind": record.kind,
-            "model": _model_name(record),
-            "data": None if record.data == "none" else PurePath(record.data).name,
-            "seed": record.seed,
-            "inputs": dict(record.inputs),
-            "versions": dict(record.versions),
-        }
-        for record in artifact.lineage
+        {**entry, "model": _model_name(record), "data": None if record.data == "none" else entry["data"]}
+        for entry, record in zip(artifact.history(), artifact.lineage, strict=True)
     ]
 
 

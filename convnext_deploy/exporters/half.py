@@ -43,11 +43,12 @@ def find_islands(
     """
     constants = {initializer.name: initializer for initializer in proto.graph.initializer}
     quantized = {node.doc_string for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    sums = {*wide_layers, ENDS}
     islands: Islands = {}
     whole_layers: dict[str, str] = {}
     for node in proto.graph.node:
         reason = None
-        if node.doc_string in (*wide_layers, ENDS) or node.op_type in _WIDE_OPERATORS:
+        if node.doc_string in sums or node.op_type in _WIDE_OPERATORS:
             reason = "sums"
         elif not all(_in_range(ranges.get(name, 0.0)) for name in (*node.input, *node.output)):
             reason = "range"

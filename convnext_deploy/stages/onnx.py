@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         path = context.output / "model.onnx"
         license_ = config.license or source.license
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)
-        save_onnx(proto, path, {**header, "details": details, "lineage": _history(source)})
+        save_onnx(proto, path, {**header, "details": details, "lineage": source.history()})
         task.advance()
     return dataclasses.replace(
         source,
@@ -110,18 +109,3 @@ def _describe(config: ONNXConfig, islands: Islands, ranges: dict[str, float], im
         "largest_activation": max(ranges.values(), default=0.0),
         "ranges_from": images,
     }
-
-
-def _history(source: Artifact) -> list[dict[str, Any]]:
-    """Return the lineage without what is of one machine: paths and times."""
-    return [
-        {
-            "name": record.name,
-            "kind": record.kind,
-            "data": PurePath(record.data).name,
-            "seed": record.seed,
-            "inputs": dict(record.inputs),
-            "versions": dict(record.versions),
-        }
-        for record in source.lineage
-    ]

@@ -30,6 +30,7 @@ from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.spec import ModelSpec
 from tests.exporters.conftest import Network
+from tests.exporters.test_variants import logits_of
 from tests.weights import random_network
 
 Change = Callable[[ConvNeXt], None]
@@ -48,12 +49,6 @@ def evaluate(graph: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.
     assert isinstance(found, list)
     logits: NDArray[np.float32] = found[0]
     return logits
-
-
-def logits_of(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        found: NDArray[np.float32] = model(torch.from_numpy(images)).numpy()
-    return found
 
 
 def relative(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

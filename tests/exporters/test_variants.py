@@ -94,7 +94,7 @@ def run(graph: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float
 
 
 @torch.inference_mode()
-def logits_of(model: ConvNeXt, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def logits_of(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
     found: NDArray[np.float32] = model(torch.from_numpy(images)).numpy()
     return found
 

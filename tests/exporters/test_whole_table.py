@@ -17,7 +17,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from torch import nn
 
 from convnext_deploy.exporters.half import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
@@ -35,6 +34,7 @@ from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.spec import ModelSpec, default_preprocess
 from convnext_deploy.stages.onnx import layers_that_sum
 from tests.exporters.conftest import structured_images
+from tests.exporters.test_variants import logits_of
 from tests.weights import random_network
 
 SIDE, CLASSES = 32, 10
@@ -94,12 +94,6 @@ def run(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
-    return found
-
-
-def logits_of(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        found: NDArray[np.float32] = model(torch.from_numpy(images)).numpy()
     return found
 
 

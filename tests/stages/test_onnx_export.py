@@ -22,15 +22,17 @@ from convnext_deploy.runners import open_runner
 from convnext_deploy.stage_config import ONNXConfig
 from convnext_deploy.stages import onnx as stage
 from convnext_deploy.stages.context import StageContext
-from tests.exporters.recorded_progress import RecordingProgress as Lines
+from tests.exporters.recorded_progress import RecordingProgress
 
 
 @pytest.fixture
-def lines() -> Lines:
-    return Lines()
+def lines() -> RecordingProgress:
+    return RecordingProgress()
 
 
-def export(source: Artifact, folder: Path, data: Data | None, lines: Lines | None = None, **settings: Any) -> Artifact:
+def export(
+    source: Artifact, folder: Path, data: Data | None, lines: RecordingProgress | None = None, **settings: Any
+) -> Artifact:
     folder.mkdir(parents=True)
 
     def open_data() -> Data:
@@ -39,7 +41,9 @@ def export(source: Artifact, folder: Path, data: Data | None, lines: Lines | Non
         return data
 
     cache = folder.parent / "cache"
-    context = StageContext("onnx", folder, open_data, 0, "cpu", 0, lines or Lines(), cache, has_data=data is not None)
+    context = StageContext(
+        "onnx", folder, open_data, 0, "cpu", 0, lines or RecordingProgress(), cache, has_data=data is not None
+    )
     return stage.run(ONNXConfig(**settings), source, context)
 
 
@@ -93,7 +97,7 @@ def test_every_setting_gives_a_file_that_answers_as_the_network_does(
 
 
 def test_ranges_come_from_training_images_or_else_from_noise(
-    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path, lines: Lines
+    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path, lines: RecordingProgress
 ) -> None:
     source = small_artifacts["student"]
     measured = export(source, tmp_path / "a", small_data, lines, precision="fp16", range_images=5)

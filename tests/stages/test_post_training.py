@@ -22,7 +22,6 @@ from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.certificate import TOLERANCES
 from convnext_deploy.network import load_network
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.spec import ModelSpec, Preprocess
 from convnext_deploy.stage_config import PTQConfig, PTQSteps, QuantizeConfig
@@ -30,6 +29,7 @@ from convnext_deploy.stages import post_training, ptq, quantize
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.judging import Judge
 from convnext_deploy.stages.post_training import Images, choose_images, open_folded, quantize_network
+from tests.exporters.recorded_progress import RecordingProgress
 from tests.weights import write_weights
 
 SIDE, CLASSES = 32, ("cat", "dog", "owl")
@@ -68,27 +68,17 @@ class Watched:
         return self.images.size_hint(index)
 
 
-class Lines(SilentProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-
 def data_of(train: ImageSet = TRAIN, validation: ImageSet = OTHERS) -> Data:
     return Data("some", train, validation, CLASSES)
 
 
 @pytest.fixture
-def lines() -> Lines:
-    return Lines()
+def lines() -> RecordingProgress:
+    return RecordingProgress()
 
 
 @pytest.fixture
-def place(tmp_path: Path, lines: Lines) -> Place:
+def place(tmp_path: Path, lines: RecordingProgress) -> Place:
     """A context with a new folder."""
 
     def create(data: Data | None = None, seed: int = 0) -> StageContext:
@@ -129,7 +119,7 @@ def choose(place: Place, counts: list[int], data: Data | None = None, seed: int 
     [([6, 4], [6, 4]), ([15, 10], [15, 3]), ([18, 10], [18, 0]), ([30, 10], [18, 0]), ([2, 3, 99], [2, 3, 13])],
 )
 def test_chosen_images_are_all_different_and_the_first_set_is_served_first(
-    counts: list[int], sizes: list[int], place: Place, lines: Lines
+    counts: list[int], sizes: list[int], place: Place, lines: RecordingProgress
 ) -> None:
     chosen = choose(place, counts)
     assert [len(part) for part in chosen] == sizes
@@ -295,6 +285,8 @@ def test_ladder_calibrates_and_judges_on_other_images_and_sees_no_validation_ima
     assert sorted(train.loaded) == sorted(calibrated[0] + judged)
 
 
-def test_ladder_says_that_it_judges_by_the_images_of_calibration(source: Artifact, place: Place, lines: Lines) -> None:
+def test_ladder_says_that_it_judges_by_the_images_of_calibration(
+    source: Artifact, place: Place, lines: RecordingProgress
+) -> None:
     quantize.run(QuantizeConfig(calibration_images=18, max_drop_pp=100.0), source, place())
     assert "ptq: no training images are left to choose by; it is done by those of calibration" in lines.said

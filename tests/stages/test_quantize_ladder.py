@@ -25,22 +25,13 @@ from convnext_deploy.stage_config import ModelConfig, QuantizeConfig, TrainConfi
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.judging import Judge, Rung
+from tests.exporters.recorded_progress import RecordingProgress
 
 NAMES = ("min-max", "ranges by error", "smoothing", "bias correction", "learned rounding")
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
 SHORT = dataclasses.replace(FIT, epochs=1)
 Passing = Callable[[str, ConvNeXt], bool]
 Climb = Callable[..., Artifact]
-
-
-class Lines(SilentProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 @dataclass
@@ -65,12 +56,14 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 @pytest.fixture
-def lines() -> Lines:
-    return Lines()
+def lines() -> RecordingProgress:
+    return RecordingProgress()
 
 
 @pytest.fixture
-def climb(source: Artifact, small_data: Data, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> Climb:
+def climb(
+    source: Artifact, small_data: Data, tmp_path: Path, lines: RecordingProgress, monkeypatch: pytest.MonkeyPatch
+) -> Climb:
     """Run the stage in a new folder, on few images and with few steps of learned rounding, and write its manifest."""
     short = dataclasses.replace(quantize.RUNGS["learned rounding"], reconstruction_steps=3)
     monkeypatch.setitem(quantize.RUNGS, "learned rounding", short)
@@ -181,7 +174,7 @@ def test_rungs_do_what_their_names_say() -> None:
 
 
 def test_rung_with_least_risk_is_kept_when_none_passes(
-    climb: Climb, plant: Callable[..., None], seen: Seen, lines: Lines
+    climb: Climb, plant: Callable[..., None], seen: Seen, lines: RecordingProgress
 ) -> None:
     plant(never, dict(zip(NAMES, (5.0, 3.0, 1.0, 4.0, 2.0), strict=True)))
     details = (artifact := climb(method="ptq")).details
@@ -263,7 +256,7 @@ def test_training_that_makes_it_worse_is_not_kept(
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize(("budget", "tried"), [(5, 1), (26, 1), (27, 2), (57, 5)])
 def test_time_budget_begins_no_rung_that_would_not_end_within_it(
-    budget: float, tried: int, climb: Climb, plant: Callable[..., None], lines: Lines
+    budget: float, tried: int, climb: Climb, plant: Callable[..., None], lines: RecordingProgress
 ) -> None:
     plant(never)
     artifact = climb(method="ptq", time_budget_s=budget)

@@ -78,6 +78,7 @@ find_trtexec() {
         command -v -- "$TRTEXEC" || fail "TRTEXEC is '$TRTEXEC', which is no program."
         return
     fi
+    # where JetPack and NVIDIA's packages and containers put it
     for candidate in trtexec /usr/src/tensorrt/bin/trtexec /opt/tensorrt/bin/trtexec; do
         command -v -- "$candidate" && return
     done
