@@ -1,4 +1,4 @@
-"""Ask for an NVIDIA driver without touching TensorRT, whose Builder and Runtime crash the process where there is none."""
+"""Is there an NVIDIA driver, without touching TensorRT, which crashes the process where there is none; and which GPU it drives."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def cuda_driver_error() -> str | None:
     if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "no GPU (the NVIDIA driver sees none)"
     return None
+
+
+def gpu_name() -> str:
+    """Return the compute capability of the GPU, such as `SM86`; only where PyTorch has one."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return f"SM{major}{minor}"

@@ -129,12 +129,6 @@ def gpu_error() -> str | None:
     return cuda_driver_error() or (None if torch.cuda.is_available() else "this PyTorch has no CUDA support")
 
 
-def gpu_name() -> str:
-    """Return the compute capability of the GPU, such as `SM86`; only where `gpu_error` is None."""
-    major, minor = torch.cuda.get_device_capability()
-    return f"SM{major}{minor}"
-
-
 def import_torch_tensorrt() -> ModuleType:
     """Import Torch-TensorRT.
 

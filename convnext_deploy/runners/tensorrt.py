@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.cuda_driver import cuda_driver_error, gpu_name
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.exporters.engine_loading import load_engine
 from convnext_deploy.exporters.tensorrt_releases import INSTALL, import_tensorrt
@@ -49,8 +49,7 @@ class TensorRTRunner:
             )
         self._file = artifact.main_file
         if gpus:
-            major, minor = torch.cuda.get_device_capability()
-            here = f"SM{major}{minor}"
+            here = gpu_name()
             if here not in gpus:
                 raise BackendUnavailableError(f"{built}; not run: this GPU is {here}")
             self._file = artifact.path / f"model.{here.lower()}.plan"

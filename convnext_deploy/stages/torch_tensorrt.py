@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.cuda_driver import gpu_name
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.exporters.tensorrt_engine import Profile
-from convnext_deploy.exporters.torch_tensorrt import compile_program, gpu_name, import_torch_tensorrt, save_program
+from convnext_deploy.exporters.torch_tensorrt import compile_program, import_torch_tensorrt, save_program
 from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.scheme import read_scheme
