@@ -190,17 +190,18 @@ class QuantizeConfig:
 
 @dataclass(frozen=True)
 class ONNXConfig:
-    """Export to ONNX, a quantized artifact as explicit Q/DQ.
+    """Export to ONNX, a quantized artifact as explicit Q/DQ, for the target `onnxruntime` in that runtime's integer operators.
 
     `precision` is that of everything that is not INT8; with `fp16` types are written into the graph, with FP32 where FP16 would
-    overflow, which `range_images` training images show, and for `runtime` `tensorrt-rtx` around INT8 matrix products too.
-    `batch_size` None: any. For the other settings of the graph's ends see `spec.GraphIO`. `license`: of the weights, written into
-    the file; None: what is known of it.
+    overflow, which `range_images` training images show, and for `runtime` `tensorrt-rtx` around INT8 matrix products too. A float
+    graph for `onnxruntime` or `openvino` has the form that it runs fastest (see `exporters.forms`), which others read too; what is
+    quantized is for its own target. `batch_size` None: any. For the other settings of the graph's ends see `spec.GraphIO`.
+    `license`: of the weights, written into the file; None: what is known of it.
     """
 
     kind: ClassVar[str] = "onnx"
     precision: Literal["fp32", "fp16"] = "fp32"
-    runtime: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
+    runtime: Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"] = "tensorrt"
     batch_size: int | None = None
     input_type: Literal["float32", "uint8"] = "float32"
     input_layout: Literal["nchw", "nhwc"] = "nchw"
@@ -213,6 +214,10 @@ class ONNXConfig:
         if self.batch_size is not None:
             require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
         require(self.top_k >= 1, "top_k", self.top_k, ">= 1")
+        if self.precision == "fp16":
+            require(
+                self.runtime.startswith("tensorrt"), "runtime", self.runtime, "one of TensorRT, for precision 'fp16'"
+            )
         require(self.range_images >= 1, "range_images", self.range_images, ">= 1")
         require(
             self.license is None or bool(self.license.strip()), "license", self.license, "a name such as 'Apache-2.0'"

@@ -64,7 +64,9 @@ def _quantize_product(
 ) -> list[onnx.NodeProto]:
     activation, weight = node.input[0], node.input[1]
     integers = site.weight
-    if node.op_type == "MatMul":  # the exporter stores the weight of a linear layer transposed
+    if node.op_type == "Conv" and integers.ndim == 2:  # a linear layer that is exported as a 1×1 convolution
+        integers = integers[:, :, None, None]
+    elif node.op_type == "MatMul":  # the exporter stores the weight of a linear layer transposed
         integers = (patch_rows(site.weight) if site.weight.ndim == 4 else site.weight).T
     found = tuple(weights[weight].dims) if weight in weights else None
     if found != integers.shape:

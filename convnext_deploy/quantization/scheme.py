@@ -121,7 +121,7 @@ class QuantizationScheme:
         if not tensors:
             return None
         output = (self.output or self.activation) if "output" in tensors else None
-        if choice == "int8-recentred" and self.activation.symmetric:
+        if choice == "int8-recentred":
             return LayerScheme(replace(self.activation, symmetric=False), self.weight, output, recentred=True)
         return LayerScheme(self.activation, self.weight, output, patches=choice == "int8-patches")
 
@@ -204,25 +204,26 @@ SCHEMES: dict[str, QuantizationScheme] = {
             _S8,
             _S8_PER_CHANNEL,
         ),
-        # ONNX Runtime on x86 multiplies unsigned by signed. A convolution runs in INT8, and channels-last, only when its output
-        # is quantized too; a linear layer gives float from INT8 in one kernel, and a pair after it would keep its bias and GELU
-        # apart. So patches go through a linear layer. What other convolutions give goes into a norm, and its channels may have
+        # ONNX Runtime on x86 multiplies unsigned by signed. Its linear layers give float from INT8 in one kernel, its convolutions
+        # round what they give to 8 bits; so patches go through a linear layer. Depthwise convolutions in INT8 cost more for the
+        # conversions at both ends than they save beside the float kernel; where they are chosen all the same, their channels have
         # scales of their own, see `exporters.qdq`. The head is a Gemm, in float unless its output is quantized.
         QuantizationScheme(
             "onnxruntime",
-            (
-                *_POINTWISE,
-                ("downsample_layers.?.?", "int8-patches"),
-                ("stages.*.dwconv", "int8-output"),
-            ),
+            (*_POINTWISE, ("downsample_layers.?.?", "int8-patches")),
             _U8,
             _S8_PER_CHANNEL,
             output=_U8_PER_CHANNEL,
         ),
-        # OpenVINO's CPU plugin turns these pairs into its own FakeQuantize and multiplies signed and unsigned inputs, with zero
-        # point or without, equally fast; so the inputs have all 256 codes. Depthwise convolutions and outputs in INT8 cost it more
-        # conversions than they save.
-        QuantizationScheme("openvino", (*_POINTWISE, _DOWNSAMPLING), _U8, _S8_PER_CHANNEL),
+        # OpenVINO's CPU plugin makes of a zero point a compensation beside the product, or a pass over its input. A move before
+        # the pair goes into the kernel that computes the input; so inputs have all 256 codes and no zero point. Depthwise
+        # convolutions and outputs in INT8 cost it more conversions than they save.
+        QuantizationScheme(
+            "openvino",
+            (("stages.*.pwconv?", "int8-recentred"), ("downsample_layers.[123].1", "int8-recentred")),
+            _U8,
+            _S8_PER_CHANNEL,
+        ),
     )
 }
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.exporters.forms import rewrite_for
 from convnext_deploy.exporters.graph_ends import add_ends
 from convnext_deploy.exporters.half import Islands, find_islands, measure_ranges, to_half
+from convnext_deploy.exporters.integer_products import fuse_products
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
 from convnext_deploy.exporters.patches import as_patch_linear
 from convnext_deploy.exporters.qdq import insert_qdq
@@ -40,13 +42,17 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     io = GraphIO(config.input_type, config.input_layout, config.output, config.top_k, config.batch_size)
     details: dict[str, Any] = {**(scheme.details() if scheme else {}), "io": dataclasses.asdict(io)}
     precision = source.precision
-    with context.progress.task(f"{context.name}: export", 1) as task:
+    runtime = config.runtime if scheme is None else scheme.target
+    with context.progress.task(f"{context.name}: export", 1, "graphs") as task:
         sites = read_sites(network)
         patches = [name for name, layer in quantized_layers(network) if layer.patches]
         plain = without_quantizers(network)
         if scheme is None:
             plain = fold(plain, source.preprocess).network
-        plain = as_patch_linear(drop_identities(plain), patches)
+        plain = drop_identities(plain)
+        if config.precision == "fp32":
+            plain = rewrite_for(plain, runtime)
+        plain = as_patch_linear(plain, patches)
         exported = export_float(plain, source.model.in_channels, source.preprocess.image_size, config.batch_size)
         proto = insert_qdq(exported, sites) if sites else exported
         proto = add_ends(proto, io, source.preprocess)
@@ -58,6 +64,8 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
             )
             proto = to_half(proto, islands)
             details["fp16"] = _describe(config, islands, ranges, images)
+        elif runtime == "onnxruntime":
+            proto = fuse_products(proto)
         path = context.output / "model.onnx"
         license_ = config.license or source.license
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)

@@ -42,7 +42,7 @@ class RecordingProgress(SilentProgress):
     said: list[str] = field(default_factory=list)
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
         """See `Progress.task`."""
         self.tasks.append(RecordedTask(description, total, progress=self))
         yield self.tasks[-1]

@@ -54,11 +54,10 @@ def expected_choices(target: str, names: list[str]) -> dict[str, str]:
     after_gelu = {name for name in linear if name.endswith("pwconv2")}
     depthwise = {name for name in names if name.endswith(".dwconv")}
     stem = {name for name in names if name.startswith("downsample_layers.0.")}
-    both = {"tensorrt-depthwise": depthwise, "onnxruntime": depthwise}
-    outputs = both.get(target, set())
+    outputs = depthwise if target == "tensorrt-depthwise" else set()
     patches = stem | DOWNSAMPLING if target == "onnxruntime" else set()
     inputs = (linear | DOWNSAMPLING) - outputs - patches
-    recentred = after_gelu if target.startswith("tensorrt") else set()
+    recentred = {"onnxruntime": set(), "openvino": inputs}.get(target, after_gelu)
     choices = {**dict.fromkeys(inputs, "int8"), **dict.fromkeys(outputs, "int8-output")}
     choices |= dict.fromkeys(patches, "int8-patches")
     return choices | dict.fromkeys(recentred, "int8-recentred")

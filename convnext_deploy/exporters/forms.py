@@ -1,0 +1,104 @@
+"""The forms of a network that runtimes on CPUs are fastest with: the same function in layers that they have kernels for.
+
+| runtime | form | why |
+|---|---|---|
+| `openvino` | the linear layers of a block are 1×1 convolutions, and all between the norms is `(N, C, H, W)` | its convolutions \
+take GELU, the quantization of the result and the residual sum into the same kernel, its matrix products the first two only; and a \
+channels-last kernel reads such a tensor without a transpose |
+| `openvino` | a LayerNorm reads `(N, H W, C)` | it has one kernel for three dimensions and takes four apart into several |
+| `onnxruntime` | GRN's sum over the pixels is a product with a vector of ones | its reductions over middle dimensions are slow |
+
+What each is worth is measured by `benchmarks/latency.py`. All are exact up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.models.convnext import Block, ConvNeXt
+from convnext_deploy.models.layers import ACTIVATIONS, GRN
+
+
+def rewrite_for(network: ConvNeXt, runtime: str) -> ConvNeXt:
+    """Put a network that will only be exported into the form for a runtime, in place, and return it. Layers keep their names.
+
+    Args:
+        network: folded, without quantizers; maps `(N, C, H, W)` to logits before and after.
+        runtime: `onnxruntime`, `openvino`, or any other, for which the network stays as it is.
+    """
+    if runtime == "openvino":
+        for module in list(network.modules()):
+            if type(module) is nn.LayerNorm and module is not network.norm:  # that one comes after the pooling
+                module.__class__ = _PixelNorm
+            elif type(module) is Block:
+                _use_convolutions(module)
+    elif runtime == "onnxruntime":
+        for module in list(network.modules()):
+            if type(module) is GRN:
+                module.__class__ = _ProductGRN
+    return network
+
+
+class _PixelNorm(nn.LayerNorm):
+    """A LayerNorm of `(N, H, W, C)` that lists the pixels in one dimension."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.LayerNorm's)
+        _, height, width, channels = input.shape
+        return super().forward(input.reshape(-1, height * width, channels)).reshape(-1, height, width, channels)
+
+
+class _ConvolutionBlock(Block):
+    """A block of which both linear layers are 1×1 convolutions. It maps `(N, H, W, C)`; the transposes at its ends cancel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        branch = self.norm(self.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        branch = ACTIVATIONS[self.activation](self.pwconv1(branch))
+        branch = self.pwconv2(branch if self.grn is None else self.grn(branch))
+        if self.gamma is not None:
+            branch = self.gamma.view(-1, 1, 1) * branch
+        return (x + branch).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # modules return Any
+
+
+class _ChannelsFirstGRN(GRN):
+    """GRN of `(N, C, H, W)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gx = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        return _apply_grn(self, x, gx, channels=1)
+
+
+class _ProductGRN(GRN):
+    """GRN of `(N, H, W, C)` whose sum of squares is a matrix product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, height, width, channels = x.shape
+        squares = (x * x).reshape(-1, height * width, channels)
+        gx = torch.sqrt(torch.ones(1, 1, height * width, dtype=x.dtype) @ squares).reshape(-1, 1, 1, channels)
+        return _apply_grn(self, x, gx, channels=3)
+
+
+def _apply_grn(grn: GRN, x: Tensor, gx: Tensor, channels: int) -> Tensor:
+    """Return GRN of `x`, given the norm `gx` of each channel; `channels` is their dimension."""
+    shape = [1, 1, 1, 1]
+    shape[channels] = -1
+
+    def shaped(parameter: Tensor) -> Tensor:
+        return parameter.view(shape)
+
+    nx = gx / (gx.mean(dim=channels, keepdim=True) + 1e-6)
+    y = x * ((1.0 if grn.gain is None else shaped(grn.gain)) + shaped(grn.gamma) * nx)
+    return y if grn.beta is None else y + shaped(grn.beta)
+
+
+def _use_convolutions(block: Block) -> None:
+    block.__class__ = _ConvolutionBlock
+    for name in ("pwconv1", "pwconv2"):
+        linear = getattr(block, name)
+        convolution = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
+        convolution.weight = nn.Parameter(linear.weight.detach()[:, :, None, None])
+        convolution.bias = linear.bias
+        setattr(block, name, convolution.eval())
+    if block.grn is not None:
+        block.grn.__class__ = _ChannelsFirstGRN
