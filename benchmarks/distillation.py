@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from convnext_deploy import run
-from convnext_deploy.cli.display import create_progress
+from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.fit_config import FitConfig
 from convnext_deploy.options import Options
 from convnext_deploy.recipe import Recipe, StageEntry

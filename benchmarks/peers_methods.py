@@ -17,7 +17,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from peers_meter import Meter
 
 INPUT_NAME = "images"
+SPEED = "speed"
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx", "nncf", "openvino", "nvidia-modelopt", "torch", "numpy")
 
 
@@ -58,7 +59,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to quantize: `target` is one of ours at which it aims too, `package` what pip installs, `quantize` does it."""
+    """A way to quantize: `target` is one of ours at which it aims too, or `SPEED` for `latency.py` alone; `quantize` does it.
+
+    `package` is what pip installs.
+    """
 
     target: str
     package: str
@@ -81,7 +85,9 @@ def _batches(images: NDArray[np.float32], batch_size: int) -> Iterator[dict[str,
         yield {INPUT_NAME: images[start : start + batch_size]}
 
 
-def _onnxruntime(calibration: str, *, defaults: bool = False, signed: bool = True) -> Callable[[Task], None]:
+def _onnxruntime(
+    calibration: str, *, defaults: bool = False, signed: bool = True, operators: Sequence[str] | None = None
+) -> Callable[[Task], None]:
     def quantize(task: Task) -> None:
         onnx, quantization = importlib.import_module("onnx"), importlib.import_module("onnxruntime.quantization")
         shapes = importlib.import_module("onnxruntime.quantization.shape_inference")
@@ -98,6 +104,7 @@ def _onnxruntime(calibration: str, *, defaults: bool = False, signed: bool = Tru
                 "weight_type": quantization.QuantType.QInt8,
                 "per_channel": True,
                 "extra_options": {"ActivationSymmetric": signed, "WeightSymmetric": True},
+                "op_types_to_quantize": operators,
             }
         images, model = task.images(), onnx.load(prepared)
         reader = _Reader(images, task.batch_size)
@@ -213,6 +220,7 @@ METHODS: dict[str, Method] = {
         for backend in ("onnx", "openvino")
         for suffix, settings in (("", {}), ("-transformer", {"transformer": True}), ("-control", {"control": True}))
     },
+    "ort-u8s8-products": Method(SPEED, _ORT, _onnxruntime("MinMax", signed=False, operators=("MatMul", "Gemm", "Conv"))),
     "modelopt-max": Method("tensorrt", _MODELOPT, _modelopt("max")),
     "modelopt-entropy": Method("tensorrt", _MODELOPT, _modelopt("entropy")),
 }

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from quantization_measures import compare_logits, onnx_logits
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.cli.display import create_progress
+from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.sources import Data
 from convnext_deploy.execution import Settings, cache_key, execute_stage, reusable, stage_folder

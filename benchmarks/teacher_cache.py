@@ -4,7 +4,7 @@
 
 All three train a student of the same kind on the same augmented batches through the package's own loop (`training.fit`), an
 epoch each in every round, in an order that changes. The figures are the medians over rounds of an epoch's time divided by that
-of plain training in the same round, with 95 % bootstrap intervals. The cache is filled before, and that the teacher was not
+of plain training in the same round, with 95 % intervals. The cache is filled before, and that the teacher was not
 asked again is checked.
 """
 
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comparison import median_ratio
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import TrainingBatches
@@ -32,6 +31,7 @@ from convnext_deploy.progress import SilentProgress
 from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.spec import ModelSpec, default_preprocess
 from convnext_deploy.stages.distill import distillation_objective
+from convnext_deploy.statistics import median_ratio
 from convnext_deploy.training.fit import Objective, fit
 from convnext_deploy.training.teacher_cache import TeacherCache
 

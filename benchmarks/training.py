@@ -6,7 +6,7 @@ Ours is the package's training loop as every verb runs it (`training.fit`), with
 optimizer groups. timm's is what a user writes: forward, loss, backward, `timm.optim` AdamW without decay on norms and biases,
 as it comes and with model and images in channels-last memory. After every `--steps` steps of ours each of the others does as
 many on the same batches; the figure is the median over rounds of the peer's time divided by ours in the same round, with the 95
-% interval of that median from 2,000 bootstrap samples. Above 1.00 ours is faster. Decoding and augmentation are not in it: both
+% interval of that median (`statistics.median_ratio`). Above 1.00 ours is faster. Decoding and augmentation are not in it: both
 get the same tensors; what the package's own augmentation of small images costs is printed as a share of a step.
 """
 
@@ -23,7 +23,6 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from comparison import median_ratio
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm exports it without saying so
 from torch import Tensor, nn
 
@@ -35,6 +34,7 @@ from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.spec import ModelSpec, default_preprocess
+from convnext_deploy.statistics import median_ratio
 from convnext_deploy.training.fit import fit
 
 CLASSES = 100

@@ -73,7 +73,7 @@ def run(
         for note in artifact.notes:
             options.progress.say(note)
     data = open_named_data(name, options)
-    settings = create_settings(options, loaded.name, data)
+    settings = create_settings(options, loaded.name, data, "run")
     if on_plan is not None:
         on_plan(plan_recipe(loaded, settings.out, source, data, weights))
         return None
@@ -104,7 +104,7 @@ def train(
     stage = StageEntry(
         "model", TrainConfig(model_config(model, options, data, source), fit), SOURCE if source else None
     )
-    return run_stages(f"train-{model}", (stage,), options, source, data, checkpoint)
+    return run_stages(f"train-{model}", (stage,), options, source, data, checkpoint, "train")
 
 
 def distill(
@@ -159,7 +159,7 @@ def distill(
     )
     stages.append(StageEntry("student", config, None))
     name = f"distill-{teacher}-{student}"
-    return run_stages(name, tuple(stages), options, source, data, teacher_checkpoint)
+    return run_stages(name, tuple(stages), options, source, data, teacher_checkpoint, "distill")
 
 
 def quantize(
@@ -206,7 +206,7 @@ def quantize(
             fit=fit,
         )
     stage = StageEntry(config.kind, config, SOURCE, Gate(max_top1_drop_pp=drop))
-    return run_stages(f"{config.kind}-{source.model.variant}", (stage,), options, source, data, checkpoint)
+    return run_stages(f"{config.kind}-{source.model.variant}", (stage,), options, source, data, checkpoint, "quantize")
 
 
 def validate(
@@ -247,7 +247,7 @@ def validate(
     device, workers = resolve_device(options), resolve_workers(options, data)
     gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp, on=gate_on)
     return compare_artifacts(
-        opened, gate, data, options.seed, device, workers, options.progress, options.batch_size, options.out
+        opened, gate, data, options.seed, device, workers, options.progress, options.batch_size, options.out, options.command
     )
 
 

@@ -193,7 +193,7 @@ def _within_budget(
     fast: list[Candidate] = []
     slow: dict[str, float] = {}
     exclusions: list[Exclusion] = []
-    with progress.task(f"latency on {device}", len(candidates)) as task:
+    with progress.task(f"latency on {device}", len(candidates), "models") as task:
         for candidate in candidates:
             smaller = next((name for name in slow if _at_least_as_large(candidate.variant, name)), None)
             if smaller is not None:

@@ -34,6 +34,14 @@ class BackendUnavailableError(DeployError):
     """The package, driver or device that a backend needs is not on this machine."""
 
 
+class ProcessFailedError(DeployError):
+    """A process that was to measure something crashed, or found that it cannot be measured."""
+
+
+class RunnerError(DeployError):
+    """There is no runner of that name, or it does not open this kind of artifact."""
+
+
 class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 

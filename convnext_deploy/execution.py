@@ -35,6 +35,7 @@ class Settings:
     """Where and how a recipe runs; none of it changes what the stages mean.
 
     `cache_dir` None: `out/cache`, and small images in memory. `tensorboard`: write events to `out/tensorboard`.
+    `command`: what was typed or called, for the report.
     """
 
     out: Path
@@ -43,6 +44,7 @@ class Settings:
     progress: Progress
     cache_dir: Path | None = None
     tensorboard: bool = False
+    command: str | None = None
 
 
 def execute_stage(

@@ -26,7 +26,7 @@ def export(
     *,
     format: Format = "onnx",  # noqa: A002  (the flag's name)
     precision: Literal["fp32", "fp16"] | None = None,
-    runtime: Literal["tensorrt", "tensorrt-rtx"] | None = None,
+    runtime: Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"] | None = None,
     fixed_batch_size: int | None = None,
     input_type: Literal["float32", "uint8"] | None = None,
     input_layout: Literal["nchw", "nhwc"] | None = None,
@@ -54,7 +54,7 @@ def export(
         artifact: artifact folder or file, or the name of published weights; for engines also an ONNX artifact.
         format: what to make.
         precision: of all that is not INT8. None: FP32 for `onnx`, else FP16.
-        runtime: which TensorRT an FP16 graph is for. None: that of the engines, `tensorrt` for `onnx`.
+        runtime: what the graph is for. None: the TensorRT of the engines, `tensorrt` for `onnx`.
         fixed_batch_size: the only one that the graph takes.
         input_type: see `spec.GraphIO`, as for the next three.
         input_layout: order of the dimensions.
@@ -121,7 +121,7 @@ def export(
         elif engine:
             raise RecipeError(f"{_flag(engine)} is about engines; choose the format {' or '.join(ENGINES)}.")
     name = f"{format}-{source.model.variant}"
-    return run_stages(name, tuple(stages), options, source, open_data_for(source, options), artifact)
+    return run_stages(name, tuple(stages), options, source, open_data_for(source, options), artifact, "export")
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Options:
     """What every verb takes. None: decided from the data and the machine.
 
     `epochs`, `batch_size` and `base_learning_rate` override the training settings of all stages of the verb; `image_size`,
-    `crop_pct` and `patch_size` those of the network or of the evaluation transform.
+    `crop_pct` and `patch_size` those of the network or of the evaluation transform. `command` is what the report says was typed;
+    None: the name of the function that was called.
     """
 
     data: str | None = None
@@ -74,6 +75,7 @@ class Options:
     augmentation_seed: int | None = None
     cache_dir: Path | None = None
     tensorboard: bool = False
+    command: str | None = None
     progress: Progress = field(default_factory=SilentProgress)
 
 
@@ -143,8 +145,8 @@ def allowed_drop(options: Options) -> float:
     return DEFAULT_MAX_TOP1_DROP_PP if options.max_top1_drop_pp is None else options.max_top1_drop_pp
 
 
-def create_settings(options: Options, name: str, data: Data | None) -> Settings:
-    """Decide where and how to run."""
+def create_settings(options: Options, name: str, data: Data | None, function: str | None = None) -> Settings:
+    """Decide where and how to run; `function` is the verb that was called, for the report."""
     out = options.out if options.out is not None else Path("runs") / name
     if options.tensorboard:
         from convnext_deploy.training.events import check_tensorboard
@@ -158,6 +160,7 @@ def create_settings(options: Options, name: str, data: Data | None) -> Settings:
         options.progress,
         cache_dir,
         options.tensorboard,
+        options.command or (None if function is None else f"convnext_deploy.{function}(…)  # called from Python"),
     )
 
 
@@ -187,5 +190,10 @@ def resolve_workers(options: Options, data: Data | None) -> int:
     if options.workers is not None:
         return options.workers
     # Processes that decode images pay off for files, not for arrays in memory.
+    return 0 if data is None or data.name == BUILT_IN else decoding_processes()
+
+
+def decoding_processes() -> int:
+    """Return how many processes decode images on this machine where nobody said it: one per core, at most 8."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
-    return 0 if data is None or data.name == BUILT_IN else min(8, max(1, usable_cores() // here))
+    return min(8, max(1, usable_cores() // here))

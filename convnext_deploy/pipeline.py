@@ -21,6 +21,7 @@ from convnext_deploy.inputs import find_baseline
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
 from convnext_deploy.reporting.rows import create_row, keep_flips
+from convnext_deploy.reporting.thumbnails import make_thumbnails
 from convnext_deploy.stage_config import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def _run(
         seed=recipe.seed,
         environment=describe_environment(),
         rows=(),
+        command=settings.command,
+        source=recipe.source,
+        class_names=() if data is None else data.class_names,
     )
 
     def record(name: str, kind: str, artifact: Artifact, stage: StageEntry | None) -> None:
@@ -105,7 +109,10 @@ def _run(
         gate = stage.gate if stage is not None else Gate()
         rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores, data))
         keep_flips(settings.out, rows[-1], scores, data)
-        report = dataclasses.replace(report, rows=tuple(rows))
+        if stage is not None:
+            rows[-1] = dataclasses.replace(rows[-1], inputs=stage.inputs)
+        thumbnails = {**report.thumbnails, **make_thumbnails(data, rows[-1], report.thumbnails)}
+        report = dataclasses.replace(report, rows=tuple(rows), thumbnails=thumbnails)
         write_report(report, settings.out)
 
     write_report(report, settings.out)

@@ -11,14 +11,21 @@ class Task(Protocol):
     """One piece of work with a known length."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Report `steps` more steps done; `note` is a short state such as `loss 0.41`."""
+        """Report so many more of the task's units done; `note` is a short state such as `loss 0.41`."""
 
 
 class Progress(Protocol):
     """Where stages, runners and validation report to."""
 
-    def task(self, description: str, total: int) -> AbstractContextManager[Task]:
-        """Open a task of `total` steps; it is closed when the context ends."""
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> AbstractContextManager[Task]:
+        """Open a task; it is closed when the context ends.
+
+        Args:
+            description: what is done, in a few words.
+            total: how many units there are.
+            unit: what is counted, in the plural, such as `images`; its rate is shown.
+            done: how many of them were done before, by an earlier process; they count for no rate.
+        """
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
@@ -33,7 +40,7 @@ class SilentProgress:
     """Reports nothing; the default of the Python functions."""
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
         """See `Progress.task`."""
         yield _SilentTask()
 

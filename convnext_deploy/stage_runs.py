@@ -22,8 +22,9 @@ def run_stages(
     source: Artifact | None,
     data: Data | None,
     source_path: Path | None,
+    function: str | None = None,
 ) -> RunResult:
-    """Run stages in order; `source_path` is where `source` was opened from."""
+    """Run stages in order; `source_path` is where `source` was opened from, `function` the verb that was called."""
     recipe = Recipe(
         name=name,
         stages=stages,
@@ -34,7 +35,7 @@ def run_stages(
     check_names(recipe)
     if data is not None:
         say_notes(data, options.progress)
-    return run_recipe(recipe, create_settings(options, name, data), source, data, open_weights(recipe))
+    return run_recipe(recipe, create_settings(options, name, data, function), source, data, open_weights(recipe))
 
 
 def check_names(recipe: Recipe) -> None:

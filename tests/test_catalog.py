@@ -228,7 +228,7 @@ class Notes:
         self.notes: list[str] = []
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Notes]:
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Notes]:
         self.notes.append(f"{description} {total}")
         yield self
 

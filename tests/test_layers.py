@@ -35,7 +35,20 @@ LAYERS = (
     ("stages", "runners"),
     ("validation",),
     ("inputs", "pipeline", "execution", "reporting"),
-    ("options", "opening", "stage_runs", "api", "exporting", "bundling", "start_recipe", "catalog", "conversion"),
+    (
+        "options",
+        "opening",
+        "stage_runs",
+        "api",
+        "exporting",
+        "bundling",
+        "start_recipe",
+        "catalog",
+        "conversion",
+        "prediction",
+        "diagnosis",
+        "benchmarking",
+    ),
     ("cli", "__main__", "__init__"),
 )
 BUILDING_BLOCKS = (*LAYERS[1], *LAYERS[2])
@@ -49,6 +62,7 @@ OPTIONAL = (
     "transformers",
     "huggingface_hub",
     "tensorboard",
+    "pynvml",
 )
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "sklearn", "rich")
 VAGUE_NAMES = ("util", "helper", "common", "misc", "manager")

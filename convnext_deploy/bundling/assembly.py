@@ -13,7 +13,7 @@ import numpy as np
 
 from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.bundling import device
-from convnext_deploy.bundling.card import one_line, render_card
+from convnext_deploy.bundling.card import render_card
 from convnext_deploy.bundling.contents import Contents, Model, Tensor
 from convnext_deploy.bundling.device import answers, verify
 from convnext_deploy.bundling.golden import GoldenImages, allowed_errors, compute_outputs
@@ -22,6 +22,7 @@ from convnext_deploy.bundling.triton import model_config, write_entry
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.progress import Progress
 from convnext_deploy.reporting.record import package_versions
+from convnext_deploy.reporting.wording import one_line
 
 PROGRAMS = ("verify.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
 CLASSES, CARD, TABLE, PIXELS = "classes.txt", "README.md", "models.tsv", "golden/pixels.npy"
@@ -45,7 +46,7 @@ def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: Batc
     (folder / "golden").mkdir()
     np.save(folder / PIXELS, golden.pixels)
     records = []
-    with progress.task("bundle", len(contents.models) + len(contents.engines)) as task:
+    with progress.task("bundle", len(contents.models) + len(contents.engines), "files") as task:
         for model in contents.models:
             _copy(model.artifact.main_file, folder / model.file, model.artifact)
             records.append(_answer(folder, model, golden, batch))

@@ -7,17 +7,8 @@ from typing import Any
 
 from convnext_deploy.bundling.contents import Contents, Engine, Model
 from convnext_deploy.bundling.golden import GoldenImages
+from convnext_deploy.reporting.wording import describe_step, one_line, preprocessing_steps
 from convnext_deploy.spec import Preprocess
-
-_WHAT = {
-    "train": "trained",
-    "distill": "distilled",
-    "ptq": "quantized after training",
-    "qat": "trained with quantization",
-    "quantize": "quantized",
-    "onnx": "exported to ONNX",
-    "tensorrt": "built into engines",
-}
 
 
 def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, Any]) -> str:
@@ -46,13 +37,6 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
         "\n".join(f"- {text}" for text in _limits(contents, golden, models)),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def one_line(name: str) -> str:
-    r"""Return a class name; one that is not printable with Python's escapes, such as `\n`, and `\\` for a backslash."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() and c != "\\" else ascii(c)[1:-1] for c in name)
 
 
 def _files(contents: Contents, models: Mapping[str, Any]) -> str:
@@ -113,21 +97,7 @@ def _building(contents: Contents) -> str:
 
 
 def _preprocessing(preprocess: Preprocess, models: Sequence[Model]) -> str:
-    side, resize = preprocess.image_size, preprocess.resize_size
-    how = (
-        f"both sides to {resize}"
-        if preprocess.crop_mode == "squash"
-        else f"the shorter side to {resize}, keeping the aspect"
-    )
-    grey = "grey (ITU-R 601 luma)" if len(preprocess.mean) == 1 else "RGB"
-    steps = [
-        f"decode to 8-bit {grey}, turned upright as EXIF says;",
-        f"resize {how}, {preprocess.interpolation} with antialiasing;",
-        f"cut out the centre, {side}×{side};",
-    ]
-    normalize = (
-        f"divide by 255, subtract {list(preprocess.mean)}, divide by {list(preprocess.std)} (per channel), as float32."
-    )
+    *steps, normalize = preprocessing_steps(preprocess)
     takes = [
         f"`{model.name}` takes `{model.input.name}` {_shape(model.input.shape)} {model.input.dtype} {model.layout}"
         + (", pixels as they are: it normalizes them itself" if model.input.dtype == "uint8" else "")
@@ -161,17 +131,10 @@ def _triton(contents: Contents) -> str:
 def _histories(contents: Contents, models: Mapping[str, Any]) -> str:
     lines = []
     for model in contents.models:
-        steps = [_step(record) for record in models[model.name]["history"]]
+        steps = [describe_step(record) for record in models[model.name]["history"]]
         lines.append(f"- `{model.name}`: {'; '.join(steps) or 'not recorded'}.")
     lines += [f"- `{engine.file}`: {_origin(engine)}." for engine in contents.engines]
     return "\n".join(lines)
-
-
-def _step(record: Mapping[str, Any]) -> str:
-    what = _WHAT.get(record["kind"], record["kind"])
-    model = f" {record['model']}" if record["model"] else ""
-    data = f" on '{record['data']}'" if record["data"] else ""
-    return f"{what}{model}{data} (stage {record['name']}, seed {record['seed']})"
 
 
 def _origin(engine: Engine) -> str:

@@ -11,12 +11,13 @@ from typing import NoReturn
 
 import click
 
+from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.distributed import launched
 from convnext_deploy.errors import DeployError
 
 COMMANDS = (
-    "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "convert",
-    "models", "recommend",
+    "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",
+    "bench", "convert", "models", "recommend", "predict", "doctor", "completion",
 )  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
@@ -36,6 +37,7 @@ class _LazyGroup(click.Group):
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="convnext_deploy")
+@quiet_option
 @click.pass_context
 def group(context: click.Context) -> None:
     """Make a trained ConvNeXt small and fast, and prove on every step's own artifact that it still works.

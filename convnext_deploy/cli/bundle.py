@@ -7,11 +7,19 @@ from typing import Any
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts as complete_artifacts
 from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
 
 
 @click.command("bundle")
-@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=click.Path(path_type=Path))
+@click.argument(
+    "artifacts",
+    nargs=-1,
+    required=True,
+    metavar="ARTIFACT...",
+    type=click.Path(path_type=Path),
+    shell_complete=complete_artifacts,
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR|FILE.zip", required=True, help="New folder, or .zip file."
 )

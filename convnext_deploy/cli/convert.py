@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts, variants
 from convnext_deploy.cli.options import collect_options, common_options
 
 
 @click.command("convert")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--to",
     "dialect",
@@ -22,7 +23,11 @@ from convnext_deploy.cli.options import collect_options, common_options
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", required=True, help="New folder for weights and configs."
 )
-@click.option("--model", help="Model that CHECKPOINT must hold; found from its names and shapes if not given.")
+@click.option(
+    "--model",
+    shell_complete=variants,
+    help="Model that CHECKPOINT must hold; found from its names and shapes if not given.",
+)
 @common_options("image_size", "crop_pct")
 def command(checkpoint: Path, dialect: Any, out: Path, model: str | None, as_json: bool, **values: Any) -> None:
     """Write the FP32 weights of CHECKPOINT (an artifact, a file or a published name) as another library keeps them."""

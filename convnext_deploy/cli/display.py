@@ -1,91 +1,20 @@
-"""What a person sees: progress on standard error, tables on standard output."""
+"""What a person sees of a run: its table, or its JSON, on standard output."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichBars
 from rich.table import Table
 from rich.text import Text
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
 from convnext_deploy.distributed import launched
-from convnext_deploy.progress import Progress, SilentProgress, Task
 from convnext_deploy.reporting.record import Report
 from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
 
-_LINE_EVERY_S = 10.0
 _NARROW = 150  # columns of a terminal, below which numbers are set closely and leave room for names
-
-
-class _PlainTask:
-    """A line when the work starts, at most one every ten seconds, and one when it ends."""
-
-    def __init__(self, description: str, total: int) -> None:
-        self.description, self.total, self.done, self.note = description, total, 0, ""
-        self.started = self.last = time.monotonic()
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.done, self.note = self.done + steps, note
-        if time.monotonic() - self.last >= _LINE_EVERY_S and self.done < self.total:
-            self.last = time.monotonic()
-            left = (self.last - self.started) / self.done * (self.total - self.done)
-            click.echo(f"{self.description}: {self.done}/{self.total} {self.note} ({left:.0f} s left)", err=True)
-
-
-class PlainProgress:
-    """Plain lines, for files and pipes."""
-
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
-        """See `Progress.task`."""
-        task = _PlainTask(description, total)
-        yield task
-        seconds = time.monotonic() - task.started
-        click.echo(f"{description}: done in {seconds:.1f} s{' ' + task.note if task.note else ''}", err=True)
-
-    def say(self, message: str) -> None:
-        """See `Progress.say`."""
-        click.echo(message, err=True)
-
-
-class _BarTask:
-    def __init__(self, bars: RichBars, task: TaskID) -> None:
-        self.bars, self.task = bars, task
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.bars.update(self.task, advance=steps, note=note)
-
-
-class BarProgress:
-    """Bars, for terminals."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-
-    @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
-        """See `Progress.task`."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with RichBars(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bars:
-            yield _BarTask(bars, bars.add_task(description, total=total, note=""))
-
-    def say(self, message: str) -> None:
-        """See `Progress.say`."""
-        self.console.print(message, highlight=False, markup=False)
-
-
-def create_progress() -> Progress:
-    """Return bars on a terminal, plain lines otherwise; of several processes only the first one speaks."""
-    if not launched().is_first:
-        return SilentProgress()
-    return BarProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def create_table(report: Report, width: int) -> Table:

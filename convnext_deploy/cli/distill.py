@@ -7,23 +7,29 @@ from typing import Any
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts, variants, weights, weights_or_artifacts
 from convnext_deploy.cli.options import TRAINING, collect_options, common_options
 
 
 @click.command("distill")
-@click.option("--teacher", help="Teacher model; found from its weights if they are given.")
-@click.option("--student", help="Student model, likewise.")
+@click.option("--teacher", shell_complete=variants, help="Teacher model; found from its weights if they are given.")
+@click.option("--student", shell_complete=variants, help="Student model, likewise.")
 @click.option(
     "--teacher-checkpoint",
     type=click.Path(path_type=Path),
+    shell_complete=artifacts,
     help="Artifact folder or checkpoint of the teacher; without any weights the teacher is trained first.",
 )
 @click.option(
-    "--teacher-weights", metavar="NAME", help="Published weights of the teacher, trained on the data's classes."
+    "--teacher-weights",
+    metavar="NAME",
+    shell_complete=weights,
+    help="Published weights of the teacher, trained on the data's classes.",
 )
 @click.option(
     "--student-weights",
     metavar="NAME|PATH",
+    shell_complete=weights_or_artifacts,
     help="What the student starts from, such as timm/convnext_tiny.fb_in1k; its head may be another.",
 )
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts, gpus, variants
 from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _SETTINGS = (
 
 
 @click.command("export")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--format",
     type=click.Choice(["onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt"]),
@@ -35,8 +36,8 @@ _SETTINGS = (
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    help="Which TensorRT an FP16 graph is for.  [default: that of the engines, tensorrt for onnx]",
+    type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]),
+    help="What a float or FP16 graph is for; INT8 is for its own target.  [default: that of the engines, tensorrt for onnx]",
 )
 @click.option("--fixed-batch-size", type=POSITIVE, help="The only one that is taken.  [default: any]")
 @click.option(
@@ -56,17 +57,22 @@ _SETTINGS = (
     "gpus",
     multiple=True,
     metavar="NAME",
+    shell_complete=gpus,
     help="Build for this GPU (rtx-4070, sm86, …), with tensorrt-rtx; repeatable, or separated by commas.  [default: sm86, sm89]",
 )
 @click.option("--optimal-batch-size", type=POSITIVE, help="Batch size that engines are tuned for.  [default: 1]")
 @click.option("--max-batch-size", type=POSITIVE, help="Largest batch that engines accept.  [default: 8]")
 @click.option("--workspace-mib", type=POSITIVE, help="Limit of an engine's scratch memory.  [default: 1024]")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0: built fast, 5: runs fast.  [default: 3]")
-@click.option("--timing-cache", metavar="FILE", help="Keep what was timed for the next build, with tensorrt.")
+@click.option(
+    "--timing-cache", type=click.Path(), metavar="FILE", help="Keep what was timed for the next build, with tensorrt."
+)
 @click.option("--version-compatible", is_flag=True, default=None, help="Later TensorRT releases run it, with tensorrt.")
 @click.option("--stripped", is_flag=True, default=None, help="A plan without weights, to be refitted, with tensorrt.")
 @click.option("--strict", is_flag=True, default=None, help="INT8 layers that an engine runs in float are an error.")
-@click.option("--model", help="Model that ARTIFACT must hold; found from its shapes if not given.")
+@click.option(
+    "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
+)
 @common_options("data", "out", "max_drop", "image_size", "crop_pct", "seed", "device", "workers")
 def command(artifact: Path, format: Format, as_json: bool, **values: Any) -> None:  # noqa: A002
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from convnext_deploy.cli.candidates import variants
 from convnext_deploy.cli.options import common_options
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Record = TypeVar("Record")
 
 
 @click.command("models")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=variants)
 @common_options()
 def command(name: str | None, as_json: bool) -> None:
     """List all models: parameters, work, published top-1, how to train them. With NAME: everything about that one."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from convnext_deploy.cli import candidates
+from convnext_deploy.distributed import launched
 
 if TYPE_CHECKING:
     from convnext_deploy.options import Options
@@ -14,6 +20,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
+_QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 # the options of the training verbs, in the order in which --help shows them
 TRAINING = (
     "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
@@ -25,6 +32,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
         "--data",
         metavar="DIR",
+        shell_complete=candidates.data,
         help="Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or a folder of "
         "WebDataset shards; or 'digits'.",
     ),
@@ -39,7 +47,11 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--skip-unreadable", is_flag=True, help="Leave out images that cannot be opened, and list them."
     ),
     "out": click.option(
-        "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results.  [default: runs/NAME]"
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        shell_complete=candidates.folders,
+        help="Folder for the results.  [default: runs/NAME]",
     ),
     "seed": click.option(
         "--seed",
@@ -126,6 +138,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--cache-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",
+        shell_complete=candidates.folders,
         help="Keep decoded small images and teachers' predictions here, for other runs too.  [default: memory and OUT/cache]",
     ),
     "tensorboard": click.option(
@@ -151,10 +164,33 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 _TOGETHER = {"data": ("validation_fraction", "skip_unreadable")}
 
 
+def quiet_option(function: Function) -> Function:
+    """Add `--quiet`, which the group and every verb take; see `is_quiet`."""
+
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[_QUIET] = value or context.meta.get(_QUIET, False)
+
+    return click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Print errors and the result only: no progress, no notes.",
+    )(function)
+
+
+def is_quiet() -> bool:
+    """Whether `--quiet` stands anywhere in the command line that is being executed."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
+
+
 def common_options(*names: str) -> Callable[[Function], Function]:
-    """Add the named options, then `--json` and the positional order that all commands share."""
+    """Add the named options, then `--json` and `--quiet`, which all commands share."""
 
     def decorate(function: Function) -> Function:
+        function = quiet_option(function)
         function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(
             function
         )
@@ -168,9 +204,18 @@ def common_options(*names: str) -> Callable[[Function], Function]:
 
 def collect_options(values: dict[str, Any]) -> Options:
     """Turn the values of the common options into `Options`, with the progress display for this terminal."""
-    from convnext_deploy.cli.display import create_progress
+    from convnext_deploy.cli.progress_bars import create_progress
     from convnext_deploy.options import Options
 
     if values.get("patch_size") is not None:
         values["patch_size"] = int(values["patch_size"])
-    return Options(progress=create_progress(), **values)
+    return Options(progress=create_progress(), command=_typed(), **values)
+
+
+def _typed() -> str:
+    """Return the command line as a shell reads it."""
+    arguments = shlex.join(sys.argv[1:])
+    if launched().size > 1:
+        here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return f"torchrun --nproc-per-node {here} -m convnext_deploy {arguments}"
+    return f"convnext-deploy {arguments}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts, variants
 from convnext_deploy.cli.options import collect_options, common_options
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -29,7 +30,7 @@ class Duration(click.ParamType[float]):
 
 
 @click.command("quantize")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--target",
     type=click.Choice(["tensorrt", "tensorrt-depthwise", "onnxruntime", "openvino"]),
@@ -56,7 +57,11 @@ class Duration(click.ParamType[float]):
     metavar="TIME",
     help="Begin nothing that would not end within it, such as 90s, 20m or 1h.  [default: no limit]",
 )
-@click.option("--model", help="Model that CHECKPOINT must hold; found from its shapes if not given.")
+@click.option(
+    "--model",
+    shell_complete=variants,
+    help="Model that CHECKPOINT must hold; found from its shapes if not given.",
+)
 @common_options(
     "data", "out", "max_drop", "calibration_images", "selection_images", "image_size", "crop_pct", "batch_size", "epochs",
     "base_learning_rate", "flip_probability", "compile", "seed", "device", "workers", "cache_dir", "tensorboard",

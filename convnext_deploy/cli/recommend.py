@@ -53,7 +53,7 @@ def command(
 ) -> None:
     """Recommend models for a data set, with reasons and a recipe to start from."""
     from convnext_deploy import catalog
-    from convnext_deploy.cli.display import create_progress
+    from convnext_deploy.cli.progress_bars import create_progress
 
     found = catalog.recommend(
         images,

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
+from convnext_deploy.cli import candidates
 from convnext_deploy.cli.options import common_options
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=candidates.runs)
 @common_options()
 def command(run: Path, as_json: bool) -> None:
-    """Show the report of RUN (a run's folder or its report.json) again, and write report.md anew."""
+    """Show the report of RUN (a run's folder or its report.json) again, and write its Markdown, HTML and model card anew."""
     from convnext_deploy import api
     from convnext_deploy.cli.display import show_report
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from convnext_deploy.cli.candidates import recipes
 from convnext_deploy.cli.options import collect_options, common_options
 
 
 @click.command("run")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and do nothing.")
 @common_options("data", "out", "device", "workers", "cache_dir", "tensorboard")
 def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
@@ -22,6 +24,13 @@ def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
 
     def show_plan(plan: list[Any]) -> None:
         if not launched().is_first:
+            return
+        if as_json:
+            stages = [
+                {"name": stage.name, "kind": stage.config.kind, "inputs": dict(stage.inputs), "would_run": would_run}
+                for stage, would_run in plan
+            ]
+            click.echo(json.dumps({"stages": stages}, indent=1))
             return
         for stage, would_run in plan:
             inputs = ", ".join(stage.inputs.values()) or "the data"

@@ -7,15 +7,28 @@ from typing import Any
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts, variants, weights
 from convnext_deploy.cli.options import TRAINING, collect_options, common_options
 
 
 @click.command("train")
 @click.option(
-    "--model", help="Model to train, as 'convnext-deploy models' lists them; found from the weights if not given."
+    "--model",
+    shell_complete=variants,
+    help="Model to train, as 'convnext-deploy models' lists them; found from the weights if not given.",
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Fine-tune this artifact or weights file.")
-@click.option("--weights", metavar="NAME", help="Fine-tune published weights, such as timm/convnext_tiny.fb_in1k.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    shell_complete=artifacts,
+    help="Fine-tune this artifact or weights file.",
+)
+@click.option(
+    "--weights",
+    metavar="NAME",
+    shell_complete=weights,
+    help="Fine-tune published weights, such as timm/convnext_tiny.fb_in1k.",
+)
 @common_options(*TRAINING)
 def command(as_json: bool, **values: Any) -> None:
     """Train a ConvNeXt from scratch, or fine-tune one, and validate it. Without --data: on the built-in digits.

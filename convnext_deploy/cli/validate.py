@@ -7,13 +7,21 @@ from typing import Any, Literal
 
 import click
 
+from convnext_deploy.cli.candidates import artifacts, variants
 from convnext_deploy.cli.options import collect_options, common_options
 
 
 @click.command("validate")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--baseline", type=click.Path(path_type=Path), help="Compare with this artifact, image by image.")
-@click.option("--model", help="Model that ARTIFACT must hold; found from its shapes if not given.")
+@click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    shell_complete=artifacts,
+    help="Compare with this artifact, image by image.",
+)
+@click.option(
+    "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
+)
 @click.option(
     "--gate-on",
     type=click.Choice(["point", "upper"]),

@@ -125,7 +125,7 @@ def read_image(path: Path) -> Image.Image:
     Raises: DataError: naming the file, if it cannot be read.
     """
     # A stream, because Pillow maps files that it opens itself into memory, and then garbles rotated TIFF images.
-    return decode_image(path, lambda: path.open("rb"))
+    return decode_image(path, lambda: _open_file(path))
 
 
 def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Image:
@@ -165,12 +165,16 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item], chunk: 
 
 def _find_defect_of_file(path: Path) -> str | None:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "not a regular file"  # opening a pipe would wait for ever
-        with path.open("rb") as stream:
+        with _open_file(path) as stream:
             return find_defect(stream)
-    except OSError as error:
+    except (OSError, DataError) as error:
         return _reason(error)
+
+
+def _open_file(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError("not a regular file")  # opening a pipe would wait for ever
+    return path.open("rb")
 
 
 def find_defect(stream: BinaryIO) -> str | None:

@@ -87,6 +87,14 @@ def has_images(root: Path) -> bool:
     return any(next(_image_files(folder), None) for folder in folders)
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Return the files below a folder that are images by their names, in sorted order; nothing is opened.
+
+    Raises: OSError: if a folder cannot be listed.
+    """
+    return sorted(_image_files(folder))
+
+
 def _scan(split: Path) -> tuple[ClassFiles, int]:
     """Return the images of each class folder in sorted order, and how many files are no images."""
     found: ClassFiles = {}

@@ -76,7 +76,7 @@ class EvaluationBatches:
         order = list(range(len(self.images)) if self.indices is None else self.indices)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         for pixels, chunk in zip(
-            _load(_Evaluation(self.images, self.preprocess), chunks, self.workers), chunks, strict=True
+            _load(EvaluationItems(self.images, self.preprocess), chunks, self.workers), chunks, strict=True
         ):
             yield transforms.normalize(pixels, self.preprocess), torch.from_numpy(self.images.labels[chunk])
 
@@ -205,7 +205,9 @@ def _generator(stream: int, *parts: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class _Evaluation(Dataset[Any]):
+class EvaluationItems(Dataset[Any]):
+    """Images through the evaluation transform, `(S, S, C)` uint8, and for one that cannot be read the error."""
+
     images: ImageSet
     preprocess: Preprocess
 

@@ -234,9 +234,8 @@ def _digits() -> Data:
     )
 
 
-def check_classes(what: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, and that no image
-    on which it was trained is now held out to judge it.
+def check_takes_images(what: str, artifact: Artifact) -> None:
+    """Check that an artifact takes images as files hold them, and tells their classes.
 
     Raises: DataError: if not.
     """
@@ -246,6 +245,15 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
         raise DataError(
             f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
         )
+
+
+def check_classes(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, and that no image
+    on which it was trained is now held out to judge it.
+
+    Raises: DataError: if not.
+    """
+    check_takes_images(what, artifact)
     if len(data.class_names) != artifact.model.num_classes:
         raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
     if artifact.class_names is not None and artifact.class_names != data.class_names:

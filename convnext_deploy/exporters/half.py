@@ -118,7 +118,7 @@ def to_half(proto: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelProto
             elif name in floats and name not in constants and types[name] != wanted:
                 if (name, wanted) not in made:
                     made[name, wanted] = f"{name}_{'fp32' if wanted == TensorProto.FLOAT else 'fp16'}"
-                    nodes.append(_cast(name, made[name, wanted], wanted))
+                    nodes.append(_cast(name, made[name, wanted], wanted, node.doc_string))
                 node.input[place] = made[name, wanted]
         nodes.append(node)
         types |= {name: wanted for name in node.output if name in floats}
@@ -137,8 +137,8 @@ def _narrow(constant: onnx.TensorProto) -> onnx.TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(constant).astype(np.float16), f"{constant.name}_fp16")
 
 
-def _cast(source: str, result: str, kind: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [result], f"{result}_cast", to=kind)
+def _cast(source: str, result: str, kind: int, layer: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [result], f"{result}_cast", layer, to=kind)
 
 
 def _give_float32(
@@ -154,7 +154,7 @@ def _give_float32(
                     for place, name in enumerate(names):
                         if name == output.name:
                             names[place] = inside
-            casts.append(_cast(inside, output.name, TensorProto.FLOAT))
+            casts.append(_cast(inside, output.name, TensorProto.FLOAT, ENDS))
     return casts
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
-from convnext_deploy.exporters.tidy import cancel_transposes, name_weights
+from convnext_deploy.exporters.tidy import cancel_transposes, name_nodes, name_weights
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -82,7 +82,7 @@ def _parse_scopes(text: str) -> list[str]:
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Check the model and write it with `metadata` (JSON) inside.
+    """Check the model and write it with `metadata` (JSON) inside, its nodes named by `name_nodes`.
 
     Raises: ExportError: if the ONNX checker finds it invalid.
     """
@@ -90,6 +90,7 @@ def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -
     saved.CopyFrom(proto)
     entry = saved.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(metadata, sort_keys=True)
+    name_nodes(saved.graph)
     try:
         onnx.checker.check_model(saved, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -188,7 +188,7 @@ def build_engine(
         config.set_compute_capability(getattr(trt.ComputeCapability, gpu), 0)
     if options.timing_cache is not None:
         use_timing_cache(config, options.timing_cache, logger)
-    with progress.task(f"engine {flavor} {gpu or ''}".strip(), STEPS) as task:
+    with progress.task(f"engine {flavor} {gpu or ''}".strip(), STEPS, "%") as task:
         monitor = create_monitor(trt, task)
         plan = build_serialized(builder, network, config, monitor)
         if plan is None or logger.errors:

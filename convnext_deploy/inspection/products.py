@@ -18,7 +18,7 @@ PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 INTEGER_PRODUCTS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
 _PASSING = LAYOUT | {"Cast"}
 _PARAMETER = re.compile(r"^(.+?)\.(?:weight|bias|gamma|beta)(?:_\w+)?$")
-_OPERATOR_PLACE = re.compile(r"^/(.+)/\w+$")
+_OPERATOR_PLACE = re.compile(r"^/?(.+)/\w+$")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import SOURCE, Gate
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
 from convnext_deploy.reporting.rows import create_row, keep_flips
+from convnext_deploy.reporting.thumbnails import make_thumbnails
 from convnext_deploy.validation.score import Score
 
 
@@ -24,6 +25,7 @@ def compare_artifacts(
     progress: Progress,
     batch_size: int | None,
     out: Path | None,
+    command: str | None = None,
 ) -> Report:
     """Measure one or two artifacts and compare the last with the first, image by image.
 
@@ -37,11 +39,13 @@ def compare_artifacts(
         progress: where to report.
         batch_size: images per step; None: as everywhere.
         out: folder for the report and the list of changed images; None: nothing is written.
+        command: what was typed; None: the function was called.
     """
     from convnext_deploy.validation.measure import BATCH_SIZE, measure_artifact
 
     rows: list[StageRow] = []
     scores: dict[str, Score] = {}
+    thumbnails: dict[str, str] = {}
     reference, judged = next(iter(artifacts)), list(artifacts)[-1]
     for name, artifact in artifacts.items():
         measured = measure_artifact(artifact, data, device, workers, progress, name, batch_size or BATCH_SIZE)
@@ -49,6 +53,7 @@ def compare_artifacts(
             scores[name] = measured.score
         own = gate if name == judged else Gate()
         rows.append(create_row(name, SOURCE, artifact, own, measured, reference, rows, scores, data))
+        thumbnails |= make_thumbnails(data, rows[-1], thumbnails)
         if out is not None:
             keep_flips(out, rows[-1], scores, data)
     report = Report(
@@ -59,6 +64,9 @@ def compare_artifacts(
         environment=describe_environment(),
         rows=tuple(rows),
         complete=True,
+        command=command or "convnext_deploy.validate(…)  # called from Python",
+        class_names=data.class_names,
+        thumbnails=thumbnails,
     )
     if out is not None:
         write_report(report, out)

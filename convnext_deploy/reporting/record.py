@@ -18,7 +18,33 @@ from convnext_deploy.validation.changes import ClassChange, Flip
 
 REPORT_JSON = "report.json"
 SCHEMA = 1
-_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "tensorrt_rtx", "tensorrt", "torch_tensorrt")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt_rtx",
+    "tensorrt",
+    "torch_tensorrt",
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer or convolution of a quantized network.
+
+    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. What a ladder measured of this
+    layer quantized alone (see `quantization.sensitivity.Effect`), None where it did not: `kl`, `changed` and `macs`.
+    """
+
+    name: str
+    choice: str
+    weights: int
+    kl: float | None = None
+    changed: float | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +59,10 @@ class StageRow:
     `mcnemar_p` is the p-value of the exact test that nothing changed. For `proven` and `images_needed` see `Verdict`.
 
     `rungs`: what a ladder tried (see `stages.quantize.Rung`), of which it took `chosen` for a `reason`.
+
+    How it was made: `config`, the settings of the stage; `inputs`, the names of the artifacts it reads, by role; `history`, what
+    training measured after each epoch; `layers` of a quantized PyTorch network; `lineage`, the steps behind it, the first one
+    first; `base_model`, the published weights it began with. How it is used: `file`, `graph` (see `GraphIO`), `preprocess`.
     """
 
     name: str
@@ -72,11 +102,26 @@ class StageRow:
     reason: str | None = None
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Mapping[str, float | None], ...] = ()
+    layers: tuple[Layer, ...] = ()
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    base_model: str | None = None
+    license: str | None = None
+    num_classes: int | None = None
+    file: str | None = None
+    graph: Mapping[str, Any] | None = None
+    preprocess: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of a run in order, and what is needed to understand them."""
+    """All rows of a run in order, and what is needed to understand them.
+
+    `source` is where the artifact that the user brought lay, `command` what was typed or called. `thumbnails` are the images in
+    `StageRow.flips` as data URIs, by their index in decimal digits.
+    """
 
     recipe: str
     data: str
@@ -85,6 +130,10 @@ class Report:
     environment: Mapping[str, Any]
     rows: tuple[StageRow, ...]
     complete: bool = False
+    command: str | None = None
+    source: str | None = None
+    class_names: tuple[str, ...] = ()
+    thumbnails: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -116,7 +165,11 @@ def read_report(run: Path) -> Report:
             row["classes"] = tuple(ClassChange(**entry) for entry in row.get("classes", ()))
             row["rungs"] = tuple(row.get("rungs", ()))
             row["flips"] = tuple(Flip(**entry) for entry in row.get("flips", ()))
+            row["layers"] = tuple(Layer(**entry) for entry in row.get("layers", ()))
+            row |= {key: tuple(dict(entry) for entry in row.get(key, ())) for key in ("history", "lineage")}
             rows.append(StageRow(**row))
+        content["class_names"] = tuple(str(name) for name in content.get("class_names", ()))
+        content["thumbnails"] = {key: str(value) for key, value in content.get("thumbnails", {}).items()}
         return Report(**content, rows=tuple(rows))
     except FileNotFoundError:
         raise ArtifactError(f"{run} is no finished run: it has no {REPORT_JSON}.") from None
@@ -125,11 +178,15 @@ def read_report(run: Path) -> Report:
 
 
 def write_report(report: Report, out: Path) -> None:
-    """Write `report.json` and `report.md`."""
+    """Write `report.json` and its views: `report.md`, `report.html` and `model_card.md`."""
+    from convnext_deploy.reporting.html import render_html
     from convnext_deploy.reporting.markdown import render_markdown
+    from convnext_deploy.reporting.model_card import render_model_card
 
     write_text(out / REPORT_JSON, report.to_json())
     write_text(out / "report.md", render_markdown(report))
+    write_text(out / "report.html", render_html(report))
+    write_text(out / "model_card.md", render_model_card(report))
 
 
 def package_versions() -> dict[str, str]:

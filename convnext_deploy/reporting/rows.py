@@ -9,6 +9,7 @@ from pathlib import Path
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate
+from convnext_deploy.reporting.provenance import describe_artifact
 from convnext_deploy.reporting.record import StageRow
 from convnext_deploy.stage_config import QuantizeConfig
 from convnext_deploy.statistics import SIGNIFICANCE
@@ -62,6 +63,7 @@ def create_row(
         chosen=artifact.details.get("chosen") if kind == LADDER else None,
         reason=artifact.details.get("reason") if kind == LADDER else None,
         notes=tuple(artifact.details.get("warnings", ())),
+        **describe_artifact(artifact, kind),
     )
     if measured.score is None or measured.latency is None:
         return row

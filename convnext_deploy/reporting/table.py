@@ -24,7 +24,7 @@ def cells(row: StageRow) -> tuple[str, ...]:
         row.name,
         f"{row.variant} {row.format} {row.precision}",
         "–" if row.top1 is None else f"{100 * row.top1:.2f}",
-        _drop(row),
+        drop_text(row),
         "–" if row.source_drop_pp is None else f"{row.source_drop_pp:+.2f}",
         "–" if row.agreement is None else f"{100 * row.agreement:.2f}",
         f"{row.size_bytes / 1e6:.1f}",
@@ -34,7 +34,8 @@ def cells(row: StageRow) -> tuple[str, ...]:
     )
 
 
-def _drop(row: StageRow) -> str:
+def drop_text(row: StageRow) -> str:
+    """Return the drop with its interval, or why there is none."""
     if row.top1 is None:
         return "–"
     if row.top1_drop_pp is None or row.top1_drop_interval_pp is None:

@@ -7,7 +7,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifact import Artifact, Format
+from convnext_deploy.errors import RunnerError, suggest
+from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, PROVIDERS
+
+RUNNERS: dict[str, Format] = {
+    "torch": "torch",
+    "torch-compile": "torch",
+    **dict.fromkeys(PROVIDERS, "onnx"),
+    **dict.fromkeys(OPENVINO_PRECISIONS, "onnx"),
+    "tensorrt": "tensorrt",
+    "torch-tensorrt": "torch-tensorrt",
+}
+"""Runner → the format that it opens. The first of a format opens it when none is named."""
 
 
 class Runner(Protocol):
@@ -23,26 +35,71 @@ class Runner(Protocol):
         """Give back threads and memory; the runner cannot be used afterwards."""
 
 
-def open_runner(artifact: Artifact, device: str = "cpu") -> Runner:
-    """Open an artifact with the backend of its format.
+def runners_of(artifact: Artifact) -> tuple[str, ...]:
+    """Return the names of the runners that open the artifact's format, its default first."""
+    names = [name for name, opened in RUNNERS.items() if opened == artifact.format]
+    return tuple(sorted(names, key=lambda name: name != default_runner(artifact)))
+
+
+def default_runner(artifact: Artifact) -> str:
+    """Return the runner that opens an artifact when none is named: the runtime it was made for, where that is here."""
+    if artifact.format == "onnx" and artifact.details.get("target") == "openvino":
+        from convnext_deploy.runners.openvino import is_installed
+
+        if is_installed():
+            return "openvino"
+    return next(name for name, opened in RUNNERS.items() if opened == artifact.format)
+
+
+def check_runner(name: str) -> None:
+    """Check that there is a runner of this name. Raises: RunnerError: if there is none."""
+    if name not in RUNNERS:
+        raise RunnerError(f"there is no runner '{name}'; expected one of {', '.join(RUNNERS)}.{suggest(name, RUNNERS)}")
+
+
+def open_runner(
+    artifact: Artifact,
+    device: str = "cpu",
+    *,
+    runner: str | None = None,
+    threads: int | None = None,
+    alone: bool = False,
+) -> Runner:
+    """Open an artifact with a backend.
 
     Args:
         artifact: any.
-        device: `cpu` or `cuda`; an engine always runs on the GPU, ONNX Runtime on the CPU.
+        device: `cpu` or `cuda`, for the PyTorch runners. An engine always runs on the GPU; of ONNX Runtime the provider decides.
+        runner: one of `RUNNERS`; None: see `default_runner`.
+        threads: threads for one call on the CPU, >= 1; None: as the backend does, usually one for each core.
+        alone: this process does nothing else; see `session_options`.
 
     Raises:
-        BackendUnavailableError: if this machine lacks the package, driver or GPU that the artifact needs.
+        RunnerError: if there is no such runner, or it opens other formats only.
+        BackendUnavailableError: if this machine lacks the package, compiler, driver or GPU that the runner needs.
         ArtifactError: if the file does not fit its manifest.
     """
+    name = default_runner(artifact) if runner is None else runner
+    check_runner(name)
+    if RUNNERS[name] != artifact.format:
+        raise RunnerError(
+            f"the runner {name} opens no {artifact.format} artifacts, as {artifact.main_file} is one; "
+            f"those that do: {', '.join(runners_of(artifact))}."
+        )
     if artifact.format == "torch":
         from convnext_deploy.network import load_network
-        from convnext_deploy.runners.torch import TorchRunner
+        from convnext_deploy.runners.torch import CompiledTorchRunner, TorchRunner
 
-        return TorchRunner(load_network(artifact), device)
+        kind = CompiledTorchRunner if name == "torch-compile" else TorchRunner
+        return kind(load_network(artifact), device, threads)
+    if name in OPENVINO_PRECISIONS:
+        from convnext_deploy.runners.openvino import OpenVINORunner
+
+        return OpenVINORunner(artifact, name, threads)
     if artifact.format == "onnx":
         from convnext_deploy.runners.onnxruntime import ONNXRuntimeRunner
 
-        return ONNXRuntimeRunner(artifact)
+        return ONNXRuntimeRunner(artifact, name, threads, alone=alone)
     if artifact.format == "torch-tensorrt":
         from convnext_deploy.runners.torch_tensorrt import TorchTensorRTRunner
 

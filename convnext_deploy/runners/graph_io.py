@@ -80,3 +80,11 @@ def run_in_parts(
         filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
         parts.append({name: values[: len(part)] for name, values in run(filled).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def run_in_two_sizes(
+    images: NDArray[np.generic], run: Callable[[NDArray[np.generic]], Outputs], many: int, *, single: bool = True
+) -> dict[str, NDArray[np.generic]]:
+    """Run images through a graph that is compiled for batches of `many`, and if `single` for one image as well."""
+    size = 1 if single and len(images) == 1 else many
+    return run_in_parts(images, run, size, frozen=True)

@@ -1,4 +1,4 @@
-"""ONNX artifacts on ONNX Runtime's CPU provider."""
+"""ONNX artifacts on ONNX Runtime, by any of its execution providers."""
 
 from __future__ import annotations
 
@@ -6,34 +6,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.session_options import PROVIDERS, onnxruntime_entries, provider_options
 
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-cuda": "onnxruntime-gpu",
+    "onnxruntime-tensorrt": "onnxruntime-gpu",
+    "onnxruntime-openvino": "onnxruntime-openvino",
+}
+"""Runner → the package on PyPI that brings its provider."""
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 class ONNXRuntimeRunner:
     """See `Runner`. Types and a frozen batch are those of the file itself; the layout is that of the artifact's details."""
 
-    name = "onnxruntime"
-    device = "cpu"
-
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(
+        self, artifact: Artifact, name: str = "onnxruntime", threads: int | None = None, *, alone: bool = False
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendUnavailableError(f"onnxruntime cannot be loaded ({error}); pip install onnxruntime.") from None
+            raise BackendUnavailableError(
+                f"onnxruntime cannot be loaded ({first_line(error)}); pip install {_PACKAGES[name]}."
+            ) from None
+        provider = PROVIDERS[name]
+        if provider not in onnxruntime.get_available_providers():
+            raise BackendUnavailableError(
+                f"this onnxruntime has no {provider}; pip uninstall onnxruntime, then pip install {_PACKAGES[name]}."
+            )
+        self.name, self.device = name, "cuda" if name in ("onnxruntime-cuda", "onnxruntime-tensorrt") else "cpu"
+        if self.device == "cuda" and (missing := cuda_driver_error()):
+            raise BackendUnavailableError(f"{name} was not run: {missing}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Threads that spin while idle would take the cores from whatever runs next in this process.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        for key, value in onnxruntime_entries(alone=alone).items():
+            options.add_session_config_entry(key, value)
+        chosen = [(provider, provider_options(name, artifact.precision, threads))]
+        # what another provider does not support is computed by the CPU's
+        fallback = [] if name == "onnxruntime" else ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(
-                str(artifact.main_file), options, providers=["CPUExecutionProvider"]
+                str(artifact.main_file), options, providers=[*chosen, *fallback]
             )
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
             raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {first_line(error)}") from None
+        if provider not in self._session.get_providers():  # only a log line says that its libraries were not found
+            raise BackendUnavailableError(
+                f"{provider} does not start here; install what the documentation of {_PACKAGES[name]} asks for."
+            )
         self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
         self._num_classes = artifact.model.num_classes
         taken = self._session.get_inputs()[0]

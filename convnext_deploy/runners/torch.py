@@ -1,11 +1,18 @@
-"""PyTorch networks, float and fake-quantized, in eager mode and float32."""
+"""PyTorch networks, float and fake-quantized, in float32; eager, or compiled by `torch.compile`."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+from convnext_deploy.errors import BackendUnavailableError, first_line
+from convnext_deploy.runners.graph_io import Outputs, run_in_two_sizes
+from convnext_deploy.training.compilation import check_compiler
 
 
 class TorchRunner:
@@ -13,13 +20,15 @@ class TorchRunner:
 
     name = "torch"
 
-    def __init__(self, network: nn.Module, device: str) -> None:
+    def __init__(self, network: nn.Module, device: str, threads: int | None = None) -> None:
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailableError("PyTorch finds no GPU; use the device cpu.")
         self.device = device
-        self._network = network.to(device)
+        self._network, self._threads = network.to(device), threads
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Runner.logits`."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(self._threads):
             result: NDArray[np.float32] = (
                 self._network(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)).cpu().numpy()
             )
@@ -28,3 +37,49 @@ class TorchRunner:
     def close(self) -> None:
         """See `Runner.close`."""
         del self._network
+
+
+class CompiledTorchRunner(TorchRunner):
+    """See `Runner`. Its first calls compile, which takes from seconds to minutes.
+
+    Kernels for one batch size are the fastest, and each size has to be compiled: they are made for single images and for the first
+    larger batch; other batches are run in parts of that size.
+    """
+
+    name = "torch-compile"
+
+    def __init__(self, network: nn.Module, device: str, threads: int | None = None) -> None:
+        check_compiler(is_cuda=torch.device(device).type == "cuda", wanted_by=self.name, instead="use the runner torch")
+        super().__init__(network, device, threads)
+        # isolated, because kernels are otherwise counted over all networks of a class, and after eight there are no more
+        compiled = torch.compile(self._network, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]  # stub lacks it
+        self._network = compiled
+        self._many = 1
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Runner.logits`."""
+        if self._many == 1:
+            self._many = len(images)
+        return run_in_two_sizes(images, self._run, self._many)["logits"].astype(np.float32, copy=False)
+
+    def _run(self, images: NDArray[np.generic]) -> Outputs:
+        try:
+            return {"logits": super().logits(images.astype(np.float32, copy=False))}
+        except RuntimeError as error:  # the base of all that Dynamo and Inductor raise
+            raise BackendUnavailableError(
+                f"torch.compile fails here ({first_line(error)}); use the runner torch."
+            ) from None
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads in this context; None: with as many as PyTorch has."""
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from convnext_deploy.runners.graph_io import Outputs, run_in_parts, to_logits
 class TorchTensorRTRunner:
     """See `Runner`."""
 
-    name = "torch_tensorrt"
+    name = "torch-tensorrt"
     device = "cuda"
 
     def __init__(self, artifact: Artifact) -> None:

@@ -75,24 +75,19 @@ class Images:
                     decoded.append(batch)
                 yield batch.to(self.device)
                 if task is not None:
-                    task.advance()
+                    task.advance(len(batch))
             if keep:
                 self._kept = decoded
             return
         for batch in self._kept:
             yield batch.to(self.device)
             if task is not None:
-                task.advance()
+                task.advance(len(batch))
 
     def first(self, count: int) -> Tensor:
         """Return the first images as one tensor, `(min(N, count), C, S, S)` on the device."""
         some = dataclasses.replace(self, indices=self.indices[:count]) if self._kept is None else self
         return torch.cat(list(some.batches()))[:count]
-
-    @property
-    def number_of_batches(self) -> int:
-        """Return how many batches there are."""
-        return math.ceil(len(self) / self.batch_size)
 
 
 def choose_images(
@@ -167,7 +162,7 @@ def quantize_network(
     if steps.smoothing:
         details["smoothing"] = _smooth(network, scheme, steps.smoothing_alpha, images)
     network = prepare(network, scheme)
-    with context.progress.task(f"{context.name}: calibrate", images.number_of_batches) as task:
+    with context.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
     blocks = network.trunk()
     positions = max(1, images.preprocess.image_size // 32) ** 2
@@ -177,7 +172,7 @@ def quantize_network(
         plain = without_quantizers(network).trunk() if steps.reconstruction else None
         some = images.first(max(correction_images, len(images) if steps.reconstruction else 0))
         if steps.reconstruction:
-            with context.progress.task(f"{context.name}: learn rounding", len(blocks)) as task:
+            with context.progress.task(f"{context.name}: learn rounding", len(blocks), "blocks") as task:
                 details["blocks_reconstructed"] = reconstruct(
                     blocks,
                     some,
@@ -187,7 +182,7 @@ def quantize_network(
                     advance=task.advance,
                 )
         if steps.bias_correction:  # last, because learned rounding moves means again
-            with context.progress.task(f"{context.name}: correct biases", len(blocks)) as task:
+            with context.progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
                 correct_biases(blocks, some[:correction_images], task.advance, plain)
     return network, details
 

@@ -159,7 +159,7 @@ def _keep_some_in_float(
         return
     some = images.first(_SENSITIVITY_IMAGES)
     reference = compute_logits(without_quantizers(network), some)
-    with context.progress.task(f"{context.name}: sensitivity", len(list(_names(network)))) as task:
+    with context.progress.task(f"{context.name}: sensitivity", len(list(_names(network))), "layers") as task:
         climb.effects = measure_sensitivity(network, some, reference, task.advance)
     if climb.reason:
         return

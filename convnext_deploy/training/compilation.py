@@ -20,17 +20,25 @@ def compile_network(network: nn.Module, device: str) -> None:
 
     Raises: BackendUnavailableError: if there is no compiler, or not what it needs.
     """
-    _check_tools(is_cuda=torch.device(device).type == "cuda")
+    check_compiler(is_cuda=torch.device(device).type == "cuda", wanted_by="compile = true", instead="leave compile out")
     # Kernels are counted over all networks of a class: after eight, which three stages reach, the next would silently have none.
     torch.compiler.reset()
     network.compile()
 
 
-def _check_tools(*, is_cuda: bool) -> None:
-    """Check before a training what would end it in its first step, with pages of a compiler's text."""
+def check_compiler(*, is_cuda: bool, wanted_by: str, instead: str) -> None:
+    """Check before any work what would end it in its first step, with pages of a compiler's text.
+
+    Args:
+        is_cuda: whether the kernels are for a GPU.
+        wanted_by: what needs the compiler, for the message.
+        instead: what to do without one, likewise.
+
+    Raises: BackendUnavailableError: if there is no compiler, or not what it needs.
+    """
     if is_cuda and importlib.util.find_spec("triton") is None:
         raise BackendUnavailableError(
-            "compile = true needs the package triton, which comes with torch on Linux; or leave it out."
+            f"{wanted_by} needs the package triton, which comes with torch on Linux; or {instead}."
         )
     # kernels for a CPU are C++; Triton compiles what loads its kernels, which is C
     language, variable, usual = ("C", "CC", ("gcc", "clang")) if is_cuda else ("C++", "CXX", ("g++",))
@@ -39,10 +47,10 @@ def _check_tools(*, is_cuda: bool) -> None:
     if not any(shutil.which(compiler) for compiler in compilers):
         missing = " or ".join(usual) if asked is None else f"'{asked}', which {variable} asks for"
         raise BackendUnavailableError(
-            f"compile = true needs a {language} compiler, and there is no {missing}; install one, or leave compile out."
+            f"{wanted_by} needs a {language} compiler, and there is no {missing}; install one, or {instead}."
         )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.is_file():
         raise BackendUnavailableError(
-            f"compile = true needs the headers of Python, and there is no {header}; install them (python3-dev), or leave it out."
+            f"{wanted_by} needs the headers of Python, and there is no {header}; install them (python3-dev), or {instead}."
         )

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -148,14 +148,16 @@ def fit(
 
     with (
         torch.random.fork_rng([batches.device] if is_cuda else []),
-        progress.task(description, total_steps) as task,
         _trainable(body),
         losing_others(),
+        ExitStack() as stack,
     ):
         at.seed(seed)
         if at.restore(store.load() if store is not None else None):
             progress.say(f"{description}: goes on at step {at.step} of {total_steps}")
-            task.advance(at.step)
+        task = stack.enter_context(
+            progress.task(description, total_steps * batches.batch_size, "images", done=at.step * batches.batch_size)
+        )
         model.train()
         network: nn.Module | None = None
         while at.step < total_steps:
@@ -173,7 +175,7 @@ def fit(
                 loss, is_due = step_on(network, batch, rate)
                 at.sums["loss"] += loss
                 at.step += 1
-                task.advance(note=f"epoch {epoch + 1}/{epochs} loss {loss:.3f}")
+                task.advance(batches.batch_size, f"epoch {epoch + 1}/{epochs} loss {loss:.3f}")
                 if store is not None and is_due and at.step % len(batches):
                     at.sums["seconds"] += time.perf_counter() - started
                     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How long one image takes."""
+"""How long a call of a runner takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext_deploy.runners import Runner
 
@@ -23,18 +24,31 @@ class Latency:
     p90_ms: float
 
 
-def measure_latency(runner: Runner, image_shape: tuple[int, int, int]) -> Latency:
-    """Time single images `(C, S, S)` in this process: 10 calls to warm up, then 20 to 200 within about two seconds.
+def noise_images(batch_size: int, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return images `(batch_size, C, S, S)` float32 of noise, as normalized images are distributed; always the same."""
+    return np.random.default_rng(0).standard_normal((batch_size, *image_shape), dtype=np.float32)
 
-    The machine's other work is in these numbers; they tell artifacts apart that differ clearly.
+
+def time_calls(runner: Runner, images: NDArray[np.float32], least: int, most: int, budget_s: float) -> list[float]:
+    """Return the milliseconds of each of `least` to `most` calls, of which no further one starts after `budget_s` seconds.
+
+    A call ends when its logits lie in the CPU's memory, so that a GPU has finished its work.
     """
-    images = np.random.default_rng(0).standard_normal((1, *image_shape), dtype=np.float32)
-    for _ in range(_WARM_UP):
-        runner.logits(images)
     times: list[float] = []
-    end = time.perf_counter() + _BUDGET_S
-    while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and time.perf_counter() < end):
+    end = time.perf_counter() + budget_s
+    while len(times) < least or (len(times) < most and time.perf_counter() < end):
         start = time.perf_counter()
         runner.logits(images)
         times.append(1000.0 * (time.perf_counter() - start))
+    return times
+
+
+def measure_latency(runner: Runner, image_shape: tuple[int, int, int]) -> Latency:
+    """Time single images `(C, S, S)` in this process: 10 calls to warm up, then 20 to 200 within about two seconds.
+
+    The machine's other work is in these numbers; they tell artifacts apart that differ clearly. `turns.time_in_turns` tells more.
+    """
+    images = noise_images(1, image_shape)
+    time_calls(runner, images, _WARM_UP, _WARM_UP, 0.0)
+    times = time_calls(runner, images, _LEAST_RUNS, _MOST_RUNS, _BUDGET_S)
     return Latency(1, float(np.percentile(times, 50)), float(np.percentile(times, 90)))

@@ -54,7 +54,7 @@ def measure_artifact(
         return Measurement(not_run=str(error))
     try:
         batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, workers)
-        score = score_runner(runner, batches, len(batches), progress, f"{name}: validate")
+        score = score_runner(runner, batches, len(data.validation), progress, f"{name}: validate")
         size = artifact.preprocess.image_size
         latency = measure_latency(runner, (artifact.model.in_channels, size, size))
         return Measurement(score, latency, runner.name, runner.device)

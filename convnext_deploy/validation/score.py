@@ -55,7 +55,7 @@ def score_runner(
     Args:
         runner: opened.
         batches: pairs of normalized images `(N, C, S, S)` float32 and labels `(N,)`, as tensors.
-        total: number of batches, for the progress display.
+        total: number of images, for the progress display.
         progress: where to report.
         description: what the progress display shows.
 
@@ -64,7 +64,7 @@ def score_runner(
     predictions: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
     correct_top5 = 0
-    with progress.task(description, total) as task:
+    with progress.task(description, total, "images") as task:
         for images, targets in batches:
             logits = runner.logits(np.ascontiguousarray(images.numpy()))
             if not np.isfinite(logits).all():
@@ -75,6 +75,6 @@ def score_runner(
             correct_top5 += int((order == target[:, None]).any(axis=1).sum())
             predictions.append(order[:, 0])
             labels.append(target)
-            task.advance()
+            task.advance(len(target))
     guessed, truth = np.concatenate(predictions), np.concatenate(labels)
     return Score(int((guessed == truth).sum()), correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()))

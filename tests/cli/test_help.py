@@ -18,7 +18,7 @@ import convnext_deploy
 from convnext_deploy.cli import COMMANDS, group
 from convnext_deploy.options import Options
 
-SHARED = {"--data", "--out", "--device", "--workers", "--json"}
+SHARED = {"--data", "--out", "--device", "--workers", "--json", "--quiet"}
 IMAGES = {"--image-size", "--crop-pct"}
 FITTING = {"--batch-size", "--epochs", "--seed"}
 NETWORK = {"--patch-size", "--head-hidden-size", "--head-dropout", "--drop-path-rate", "--gradient-checkpointing"}
@@ -39,8 +39,24 @@ FLAGS = {
     "verify-bundle": {"--require", "--built", "--json"},
     "validate": SHARED | IMAGES | {"--baseline", "--model", "--batch-size", "--max-drop", "--gate-on"},
     "report": {"--json"},
+    "compare": {"--out", "--json"},
+    "bench": {
+        "--runner",
+        "--batch-size",
+        "--threads",
+        "--rounds",
+        "--seconds",
+        "--image-size",
+        "--device",
+        "--json",
+        "--quiet",
+    },
     "convert": IMAGES | {"--to", "--out", "--model", "--json"},
     "models": {"--json"},
+    "predict": IMAGES
+    | {"--top-k", "--runner", "--device", "--workers", "--batch-size", "--skip-unreadable", "--json", "--quiet"},
+    "doctor": {"--timeout", "--json", "--quiet"},
+    "completion": {"--quiet"},
     "recommend": {"--images", "--classes", "--gpu-memory", "--latency-budget", "--image-size", "--out", "--json"},
 }
 ARGUMENTS = {
@@ -52,13 +68,17 @@ ARGUMENTS = {
     "bundle": "ARTIFACT...",
     "verify-bundle": "BUNDLE",
     "report": "RUN",
+    "compare": "RUN RUN...",
+    "bench": "ARTIFACT...",
     "convert": "CHECKPOINT",
     "models": "NAME",
+    "predict": "ARTIFACT IMAGE|DIR...",
+    "completion": "{bash|zsh|fish}",
 }
-# `convnext_deploy.models` is where the networks are
-FUNCTIONS = [verb.replace("-", "_") for verb in COMMANDS if verb != "models"]
+# `convnext_deploy.models` is where the networks are; what `completion` prints is of use to a shell alone
+FUNCTIONS = [verb.replace("-", "_") for verb in COMMANDS if verb not in ("models", "completion")]
 # they write one folder of weights or one file, not the results of a run
-OWN_OUTPUT = {"convert", "recommend", "bundle"}
+OWN_OUTPUT = {"convert", "recommend", "bundle", "compare"}
 # a name of published weights is given to the functions in the place of a path
 SAME = {"weights": "checkpoint", "teacher_weights": "teacher_checkpoint"}
 
@@ -101,6 +121,12 @@ def test_help_explains_every_flag(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_takes_json_and_quiet(verb: str) -> None:
+    wanted = {"--quiet"} if verb == "completion" else {"--json", "--quiet"}
+    assert options_of(verb).keys() >= wanted
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_help_is_also_given_by_the_short_flag(verb: str) -> None:
     runner = CliRunner()
     assert runner.invoke(group, [verb, "-h"]).output == runner.invoke(group, [verb, "--help"]).output
@@ -108,7 +134,8 @@ def test_help_is_also_given_by_the_short_flag(verb: str) -> None:
 
 @pytest.mark.parametrize("flag", sorted(SHARED | IMAGES | TRAINING | {"--max-drop"}))
 def test_flag_means_the_same_in_every_verb(flag: str) -> None:
-    verbs = [verb for verb in COMMANDS if flag in options_of(verb) and not (flag == "--out" and verb in OWN_OUTPUT)]
+    own = {"--out": OWN_OUTPUT, "--batch-size": {"bench"}}  # which takes a list of them
+    verbs = [verb for verb in COMMANDS if flag in options_of(verb) and verb not in own.get(flag, ())]
     found = [options_of(verb)[flag] for verb in verbs]
     assert len(found) >= 2
     assert len({(option.name, repr(option.type), option.help, repr(option.default)) for option in found}) == 1
@@ -134,7 +161,12 @@ def test_every_flag_and_argument_is_a_parameter_of_the_function(verb: str) -> No
     known = set(inspect.signature(getattr(convnext_deploy, verb)).parameters)
     if "options" in known:
         known |= {field.name for field in dataclasses.fields(Options)}
-    names = {parameter.name for parameter in command_of(verb.replace("_", "-")).params} - {"as_json", "dry_run", "help"}
+    names = {parameter.name for parameter in command_of(verb.replace("_", "-")).params} - {
+        "as_json",
+        "dry_run",
+        "quiet",
+        "help",
+    }
     assert {SAME.get(str(name), name) for name in names} <= known
 
 

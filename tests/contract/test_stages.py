@@ -52,7 +52,7 @@ class RecordingProgress(SilentProgress):
     tasks: list[RecordedTask] = field(default_factory=list)
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
         """See `Progress.task`."""
         task = RecordedTask(description, total)
         if not description.endswith(": validate"):
@@ -65,7 +65,7 @@ class InterruptingProgress(SilentProgress):
     """Stops the stage, and not the validation before it, as Ctrl-C would."""
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
         """See `Progress.task`."""
         if not description.endswith(": validate"):
             raise KeyboardInterrupt

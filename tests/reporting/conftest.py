@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-from convnext_deploy.reporting.record import Report, StageRow
+from convnext_deploy.reporting.record import Layer, Report, StageRow
 from convnext_deploy.validation.changes import ClassChange, Flip
 
 BASELINE_ROW = StageRow(
@@ -83,3 +83,84 @@ def create_report(*rows: StageRow, **changes: Any) -> Report:
         "complete": True,
     }
     return Report(**(values | changes))
+
+
+HOSTILE = "<script>alert('x')</script> \"&\" <b>%{x}</b>"
+_DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def create_large_report(classes: int = 1000) -> Report:
+    """Return a report with everything in it: so many classes, names that look like code, a ladder, training and pictures."""
+    changes = tuple(
+        ClassChange(
+            label=label,
+            name=HOSTILE if label == 6 else f"class {label}, with a rather long name as in ImageNet",
+            total=50,
+            baseline_correct=40,
+            correct=40 - (lost := label % 7) + (gained := (label // 7) % 5),
+            lost=lost,
+            gained=gained,
+            top1_drop_pp=2.0 * (lost - gained),
+            p_value=0.03 if label % 50 == 6 else 1.0,
+        )
+        for label in range(classes)
+    )
+    kinds: tuple[Literal["lost", "gained", "other"], ...] = ("lost", "gained", "other", "lost")
+    flips = tuple(
+        Flip(index, f"val/{HOSTILE}/{index}'\".png", index, index, (index + 1) % classes, change)
+        for index, change in enumerate(kinds)
+    )
+    layers = tuple(
+        Layer(
+            f"stages.{stage}.{block}.{part}",
+            "float" if (stage, block) == (0, 0) else "int8",
+            4000,
+            10.0**-block,
+            0.01,
+            10**6,
+        )
+        for stage, depth in enumerate((3, 3, 9, 3))
+        for block in range(depth)
+        for part in ("dwconv", "pwconv1", "pwconv2")
+    )
+    history = tuple(
+        {
+            "epoch": epoch,
+            "train_loss": 3.0 / epoch,
+            "learning_rate": 1e-3 / epoch,
+            "validation_loss": None if epoch == 2 else 2.5 / epoch,
+            "validation_top1": 1 - 1 / epoch,
+        }
+        for epoch in range(1, 61)
+    )
+    rung = {
+        "name": "min-max", "top1": 0.8, "top1_drop_pp": 0.1, "interval_pp": [-0.5, 0.6], "agreement": 0.99, "kl": None,
+        "sqnr_db": None, "risk_pp": 0.3, "seconds": 1.5, "passed": False,
+    }  # fmt: skip
+    student = dataclasses.replace(BASELINE_ROW, history=history, num_classes=classes)
+    quantized = dataclasses.replace(
+        UNPROVEN_ROW,
+        name="quantize",
+        kind="quantize",
+        format="torch",
+        runner="torch",
+        layers=layers,
+        rungs=(rung, {**rung, "name": "smoothing", "kl": 1e-4, "sqnr_db": 33.0, "passed": True}),
+        chosen="smoothing",
+        reason="its risk is small",
+        classes=changes,
+        flips=flips,
+        latency_p50_ms=9.0,
+    )
+    graph = dataclasses.replace(INT8_ROW, classes=changes, flips=flips, latency_p50_ms=0.7, notes=(HOSTILE,))
+    return create_report(
+        student,
+        quantized,
+        graph,
+        ENGINE_ROW,
+        recipe=HOSTILE,
+        data=f"/data/{HOSTILE}",
+        command=f"convnext-deploy run {HOSTILE}",
+        class_names=tuple(change.name for change in changes),
+        thumbnails={"0": _DOT, "1": _DOT, "3": "javascript:alert(1)"},
+    )

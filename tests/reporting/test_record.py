@@ -15,6 +15,7 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline import RunResult
 from convnext_deploy.reporting.markdown import render_markdown
 from convnext_deploy.reporting.record import (
+    Layer,
     Report,
     StageRow,
     describe_environment,
@@ -79,6 +80,12 @@ ROWS = st.builds(
     notes=st.lists(TEXTS, max_size=2).map(tuple),
     classes=st.lists(CLASSES, max_size=2).map(tuple),
     flips=st.lists(FLIPS, max_size=2).map(tuple),
+    config=st.dictionaries(TEXTS, st.none() | NUMBERS | TEXTS | st.lists(NUMBERS, max_size=2), max_size=2),
+    inputs=st.dictionaries(TEXTS, TEXTS, max_size=2),
+    history=st.lists(st.dictionaries(TEXTS, st.none() | NUMBERS, max_size=2), max_size=2).map(tuple),
+    layers=st.lists(st.builds(Layer, name=TEXTS, choice=TEXTS, weights=COUNTS, kl=st.none() | NUMBERS), max_size=2).map(
+        tuple
+    ),
 )
 
 
@@ -99,19 +106,27 @@ def test_read_report_returns_the_report_of_a_run(small_run: RunResult) -> None:
     assert read_report(out / "report.json") == small_run.report
 
 
-NEW_KEYS = ("mcnemar_p", "lost", "gained", "flipped", "proven", "images_needed", "classes", "flips")
+NEW_KEYS = (
+    "mcnemar_p", "lost", "gained", "flipped", "proven", "images_needed", "classes", "flips", "rungs", "chosen", "reason",
+    "config", "inputs", "history", "layers", "lineage", "base_model", "license", "num_classes", "file", "graph", "preprocess",
+)  # fmt: skip
+NEW_KEYS_OF_THE_RUN = ("command", "source", "class_names", "thumbnails")
 
 
 def test_read_report_reads_reports_of_before_the_statistics(tmp_path: Path) -> None:
     rows = (BASELINE_ROW, INT8_ROW, ENGINE_ROW)
     content = json.loads(create_report(*rows).to_json())
+    for key in NEW_KEYS_OF_THE_RUN:
+        del content[key]
     for row in content["rows"]:
         for key in NEW_KEYS:
             del row[key]
         row["gate"].pop("on", None)
     (tmp_path / "report.json").write_text(json.dumps(content))
     defaults: dict[str, Any] = {
-        field.name: field.default for field in dataclasses.fields(StageRow) if field.name in NEW_KEYS
+        field.name: {} if field.name in ("config", "inputs") else field.default
+        for field in dataclasses.fields(StageRow)
+        if field.name in NEW_KEYS
     }
     old = [dataclasses.replace(row, **defaults) for row in rows]
     old[1] = dataclasses.replace(old[1], gate={"max_top1_drop_pp": 0.1, "min_top1": None})
@@ -126,8 +141,8 @@ def test_read_report_reads_the_published_reports(name: str) -> None:
     assert "drop pp [95 %]" in render_markdown(report)
 
 
-@pytest.mark.parametrize("key", ["classes", "flips"])
-@pytest.mark.parametrize("damage", [5, [5], [{}], [{"index": 1}], None])
+@pytest.mark.parametrize("key", ["classes", "flips", "layers", "history"])
+@pytest.mark.parametrize("damage", [5, [5], [{"index": {}}, 1], "ab", None])
 def test_read_report_raises_when_the_changes_are_damaged(tmp_path: Path, key: str, damage: object) -> None:
     content = json.loads(create_report(INT8_ROW).to_json())
     content["rows"][0][key] = damage
@@ -136,10 +151,15 @@ def test_read_report_raises_when_the_changes_are_damaged(tmp_path: Path, key: st
         read_report(tmp_path)
 
 
-def test_write_report_writes_both_files_and_nothing_else(tmp_path: Path) -> None:
+def test_write_report_writes_the_report_with_its_views_and_nothing_else(tmp_path: Path) -> None:
     report = create_report(BASELINE_ROW, INT8_ROW)
     write_report(report, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model_card.md",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert read_report(tmp_path) == report
 
 

@@ -102,7 +102,7 @@ def test_program_of_the_real_package_computes_the_network(tmp_path: Path, precis
 @pytest.mark.parametrize("count", [1, MAX_BATCH, 5, 9])
 def test_logits_are_right_for_any_number_of_images(artifact: Artifact, network: ConvNeXt, count: int) -> None:
     runner = open_runner(artifact)
-    assert (runner.name, runner.device) == ("torch_tensorrt", "cuda")
+    assert (runner.name, runner.device) == ("torch-tensorrt", "cuda")
     images = some_images(count)
     logits = runner.logits(images)
     assert logits.shape == (count, CLASSES)

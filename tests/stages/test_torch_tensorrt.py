@@ -115,7 +115,7 @@ def test_pipeline_validates_the_program(
     result = run(TorchTensorRTConfig("fp32"), source, tmp_path, small_data)
     row = {row.name: row for row in result.report.rows}["program"]
     assert (row.top1_drop_pp, row.agreement) == (0.0, 1.0)
-    assert (row.runner, row.device) == ("torch_tensorrt", "cuda")
+    assert (row.runner, row.device) == ("torch-tensorrt", "cuda")
 
 
 def test_pipeline_says_why_a_program_was_not_run(

@@ -162,7 +162,7 @@ def test_compile_network_says_in_one_line_what_else_is_missing(tmp_path: Path, m
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find(name, *rest)
     )
-    assert_refused(r"the package triton, which comes with torch on Linux; or leave it out\.", "cuda")
+    assert_refused(r"the package triton, which comes with torch on Linux; or leave compile out\.", "cuda")
 
 
 @pytest.mark.parametrize("asked", ["cc", "wrapper g++", "{folder}/cc"])

@@ -171,7 +171,7 @@ class CountingProgress:
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[CountingProgress]:
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[CountingProgress]:
         self.total += total
         yield self
 
@@ -183,10 +183,10 @@ class CountingProgress:
         raise AssertionError(message)
 
 
-def test_fit_reports_every_step(small_data: Data) -> None:
+def test_fit_reports_the_images_of_every_step(small_data: Data) -> None:
     progress = CountingProgress()
     train(network(), small_data, progress=progress)
-    assert progress.total == progress.steps == 9
+    assert (progress.total, progress.steps, len(progress.notes)) == (9 * 12, 9 * 12, 9)
     assert re.fullmatch(r"epoch 3/3 loss \d\.\d{3}", progress.notes[-1])
 
 

@@ -41,7 +41,7 @@ def batches(logits: NDArray[np.float32], labels: list[int], size: int = 3) -> It
 
 
 def score(logits: NDArray[np.float32], labels: list[int]) -> Score:
-    return score_runner(PassThrough(), batches(logits, labels), -(-len(labels) // 3), SilentProgress(), "model")
+    return score_runner(PassThrough(), batches(logits, labels), len(labels), SilentProgress(), "model")
 
 
 def test_score_runner_counts_first_and_first_five_guesses() -> None:
@@ -106,7 +106,7 @@ def test_score_runner_equals_network_on_the_validation_images(
     artifact = small_artifacts["student"]
     images = EvaluationBatches(small_data.validation, artifact.preprocess, 5)
     runner = TorchRunner(load_network(artifact), "cpu")
-    found = score_runner(runner, images, len(images), SilentProgress(), "student")
+    found = score_runner(runner, images, len(small_data.validation), SilentProgress(), "student")
     runner.close()
     with torch.no_grad():
         network = load_network(artifact)

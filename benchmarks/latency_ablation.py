@@ -1,0 +1,152 @@
+"""What each trait of our two INT8 forms is worth: `latency.py --ablation` times the whole form and each with one thing left out."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from latency_files import Files
+from latency_timing import Timer, run_artifact, run_child, time_in_turns
+from torch import nn
+
+from convnext_deploy.artifact import Artifact, write_text
+from convnext_deploy.exporters.forms import rewrite_for
+from convnext_deploy.exporters.integer_products import fuse_products
+from convnext_deploy.exporters.onnx_float import export_float, save_onnx
+from convnext_deploy.exporters.patches import as_patch_linear
+from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.inputs import open_input
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.network import load_network
+from convnext_deploy.quantization.calibration import calibrate
+from convnext_deploy.quantization.prepare import prepare, quantized_layers, read_sites, without_quantizers
+from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.reporting.record import describe_environment
+from convnext_deploy.spec import GraphIO, file_header
+from convnext_deploy.stages.post_training import STEM
+from convnext_deploy.statistics import median_ratio
+
+Form = Callable[[ConvNeXt, str], ConvNeXt]
+
+
+def _keep(network: ConvNeXt, runtime: str) -> ConvNeXt:
+    return network
+
+
+def _without_convolutions(network: ConvNeXt, runtime: str) -> ConvNeXt:
+    """Take the norms of the form alone."""
+    rewritten = rewrite_for(copy.deepcopy(network), runtime)
+    for name, module in rewritten.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            network.get_submodule(name).__class__ = type(module)
+    return network
+
+
+def _without_norms(network: ConvNeXt, runtime: str) -> ConvNeXt:
+    """Take all of the form but the norms."""
+    rewritten = rewrite_for(network, runtime)
+    for module in rewritten.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.__class__ = nn.LayerNorm
+    return rewritten
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A graph: of which target, with which choices for layers, in which form, with ONNX Runtime's own operators or without."""
+
+    words: str
+    target: str
+    sites: dict[str, str] = field(default_factory=dict)
+    form: Form = rewrite_for
+    fused: bool = True
+    dynamic: bool = False
+
+
+_ZERO_POINT = {"stages.*.pwconv?": "int8", "downsample_layers.[123].1": "int8"}
+VARIATIONS: dict[str, tuple[Variation, ...]] = {
+    "openvino": (
+        Variation("all", "openvino"),
+        Variation("linear layers as matrix products", "openvino", form=_without_convolutions),
+        Variation("LayerNorm of four dimensions", "openvino", form=_without_norms),
+        Variation("a zero point instead of a moved input", "openvino", sites=_ZERO_POINT),
+        Variation("a graph for any batch", "openvino", dynamic=True),
+        Variation("depthwise convolutions in INT8 too", "openvino", sites={"stages.*.dwconv": "int8-output"}),
+        Variation("the file for TensorRT", "tensorrt", form=_keep),
+    ),
+    "onnxruntime": (
+        Variation("all", "onnxruntime"),
+        Variation("Q/DQ pairs instead of MatMulIntegerToFloat", "onnxruntime", fused=False),
+        Variation("depthwise convolutions in INT8 too", "onnxruntime", sites={"stages.*.dwconv": "int8-output"}),
+        Variation("patches by convolutions", "onnxruntime", sites={"downsample_layers.?.?": "int8-output"}),
+        Variation("GRN by ReduceL2 (v2)", "onnxruntime", form=_keep),
+    ),
+}
+
+
+def build(files: Files, variation: Variation, path: Path) -> Artifact:
+    """Write a variation as ONNX, as the stages would."""
+    source, scheme = files.source, resolve_scheme(variation.target, variation.sites)
+    pixels = "unit" if scheme.is_site(STEM) else "normalized"
+    folded = fold(load_network(source), source.preprocess, pixels=pixels)  # type: ignore[arg-type]  # one of its names
+    network = prepare(folded.network, scheme)
+    calibrate(network, [torch.from_numpy(files.calibration())], "minmax")
+    sites = read_sites(network)
+    patches = [name for name, layer in quantized_layers(network) if layer.patches]
+    plain = variation.form(drop_identities(without_quantizers(network)), variation.target)
+    proto = insert_qdq(export_float(as_patch_linear(plain, patches), 3, files.image_size), sites)
+    if variation.target == "onnxruntime" and variation.fused:
+        proto = fuse_products(proto)
+    header = file_header(source.model, source.preprocess, None, "int8", None)
+    details = {**scheme.details(), "io": dataclasses.asdict(GraphIO())}
+    partial = path.with_suffix(".partial")
+    save_onnx(proto, partial, {**header, "details": details})
+    partial.replace(path)
+    return open_input(path)
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    """Time all variations of all networks and print a table for each runtime."""
+    rows = []
+    for model in arguments.models:
+        files = Files(resolve_variant(model), arguments.image_size, arguments)
+        for size in arguments.batch_sizes:
+            for runtime, variations in VARIATIONS.items():
+                timers = {
+                    v.words: _timer(files, v, index, runtime, size, arguments) for index, v in enumerate(variations)
+                }
+                times, not_run = time_in_turns(timers, arguments.rounds, f"{files.variant}, batch {size}, {runtime}")
+                place = {"model": files.variant, "batch_size": size, "runner": runtime}
+                for words, found in times.items():
+                    ratio = median_ratio(found, times["all"]) if found and times["all"] else None
+                    rows.append(
+                        {**place, "words": words, "processes_ms": found, "ratio": ratio, "not_run": not_run.get(words)}
+                    )
+    print("| network | batch | runs on | | ms | × all |\n|" + "---|" * 6)
+    for row in rows:
+        shown = f"{sorted(row['processes_ms'])[len(row['processes_ms']) // 2]:.1f}" if row["processes_ms"] else "–"
+        ratio = "–" if row["ratio"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
+        print(f"| {row['model']} | {row['batch_size']} | {row['runner']} | {row['words']} | {shown} | {ratio} |")
+    if arguments.out is not None:
+        settings = {name: getattr(arguments, name) for name in ("image_size", "threads", "rounds", "seconds")}
+        record = {"settings": settings, "environment": describe_environment(), "rows": rows}
+        write_text(arguments.out, json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _timer(
+    files: Files, variation: Variation, index: int, runtime: str, batch_size: int, arguments: argparse.Namespace
+) -> Timer:
+    path = files.work / f"ablation-{runtime}-{index}.onnx"
+    artifact = open_input(path) if path.exists() else build(files, variation, path)
+    if variation.dynamic:
+        return lambda: run_child(["openvino-dynamic", str(path)], batch_size, files.image_size, arguments)
+    return lambda: run_artifact(artifact, runtime, batch_size, arguments)

@@ -1,0 +1,84 @@
+"""A process of `latency.py` for what no artifact holds: timm's own module, or an ONNX file on OpenVINO with any batch.
+
+    python benchmarks/latency_child.py timm VARIANT WEIGHTS --batch-size N --image-size S --seconds T [--threads N]
+    python benchmarks/latency_child.py openvino-dynamic FILE.onnx --batch-size N …
+
+Calls, images, warming up and the budget are those of `convnext_deploy.validation`; prints the median in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.runners import Runner
+from convnext_deploy.validation.fresh_process import Job
+from convnext_deploy.validation.latency import noise_images, time_calls
+
+
+class _DynamicRunner:
+    """See `Runner`: OpenVINO as it compiles a file whose batch is not fixed."""
+
+    name, device = "openvino-dynamic", "cpu"
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import openvino
+
+        from convnext_deploy.inputs import open_input
+        from convnext_deploy.runners.session_options import openvino_properties
+
+        artifact = open_input(path)
+        properties = openvino_properties("artifact", artifact.precision, threads)
+        compiled = openvino.Core().compile_model(str(artifact.main_file), "CPU", properties)
+        self._request = compiled.create_infer_request()
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Runner.logits`."""
+        results = self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
+        return np.array(next(iter(results.values())))
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        del self._request
+
+
+def _open_timm(variant: str, weights: Path, threads: int | None) -> Runner:
+    import timm
+    from safetensors.torch import load_file
+
+    from convnext_deploy.runners.torch import TorchRunner
+
+    network = timm.create_model(variant).eval()
+    network.load_state_dict(load_file(weights))
+    return TorchRunner(network, "cpu", threads)
+
+
+def main() -> None:
+    """Time calls and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=["timm", "openvino-dynamic"])
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    images = noise_images(arguments.batch_size, (3, arguments.image_size, arguments.image_size))
+    runner: Any
+    if arguments.what == "timm":
+        runner = _open_timm(arguments.paths[0], Path(arguments.paths[1]), arguments.threads)
+    else:
+        runner = _DynamicRunner(Path(arguments.paths[0]), arguments.threads)
+    runner.logits(images)
+    time_calls(runner, images, Job.warm_up, Job.most, arguments.seconds / 4)
+    times = time_calls(runner, images, Job.least, Job.most, arguments.seconds)
+    print(json.dumps({"p50_ms": float(np.median(times))}))
+
+
+if __name__ == "__main__":
+    main()

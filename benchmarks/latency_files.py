@@ -1,0 +1,159 @@
+"""What `latency.py` times: the same random network as every candidate's own file. See there."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from latency_candidates import Kind
+from numpy.typing import NDArray
+from quantization_measures import renormalize
+from quantization_peers import run_method
+from safetensors.torch import save_file
+
+from convnext_deploy.artifact import Artifact, describe_file, read_artifact
+from convnext_deploy.data.sources import ArrayImages, Data
+from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.inputs import open_input
+from convnext_deploy.options import Options
+from convnext_deploy.recipe import SOURCE, StageEntry
+from convnext_deploy.runners import open_runner
+from convnext_deploy.stage_config import ONNXConfig, PTQConfig
+from convnext_deploy.stage_runs import run_stages
+from convnext_deploy.stages.quantize import BARE
+
+CALIBRATION_IMAGES = 16
+
+
+class Files:
+    """The files of one network, made in `work` when they are first asked for and kept for later runs."""
+
+    def __init__(self, variant: str, image_size: int, arguments: argparse.Namespace) -> None:
+        self.variant, self.image_size = variant, image_size
+        self.work: Path = arguments.work.resolve() / f"{variant}-{image_size}"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._arguments = arguments
+        self.versions: dict[str, dict[str, str]] = {}
+        self.weights = self.work / "weights.safetensors"
+        if not self.weights.exists():
+            save_file(create_timm(variant).state_dict(), self.weights)
+        self.source = open_input(self.weights, image_size=image_size)
+
+    def artifact(self, kind: Kind, batch_size: int) -> Artifact | None:
+        """Return what a candidate times; None for timm's module, which is made of `weights` where it is timed.
+
+        Raises: BackendUnavailableError: if a peer cannot make it; says why.
+        """
+        word, _, name = kind.source.partition(" ")
+        if word == "weights":
+            return self.source
+        if word == "stage":
+            return self._stage(name)
+        if word == "peer":
+            return self._peer(name, batch_size)
+        return self._timm_onnx() if word == "timm.onnx" else None
+
+    def error(self, artifact: Artifact, runner: str) -> float:
+        """Return how far its logits are from those of the network in FP32: the root mean square over that of the logits."""
+        images = self.calibration()[:2]
+        expected = open_runner(self.source).logits(images)
+        opened = open_runner(artifact, runner=runner)
+        if artifact.main_file.suffix == ".xml":  # has a batch of its own and repeats images to fill it
+            images, expected = images[:1], expected[:1]
+        # of a foreign file nothing says what it takes; it is what timm's network takes, as in the source
+        taken = self.source.preprocess if artifact.model.variant == "unknown" else artifact.preprocess
+        found = opened.logits(renormalize(images, self.source.preprocess, taken))
+        opened.close()
+        return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
+
+    def calibration(self) -> NDArray[np.float32]:
+        """Return the images for calibration, `(N, 3, S, S)`, normalized for the network."""
+        pixels = self._images(CALIBRATION_IMAGES, 1).arrays.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        unit = dataclasses.replace(self.source.preprocess, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return renormalize(pixels, unit, self.source.preprocess)
+
+    def _images(self, count: int, seed: int) -> ArrayImages:
+        rng, size = np.random.default_rng(seed), self.image_size
+        return ArrayImages(rng.integers(0, 256, (count, size, size, 3), np.uint8), rng.integers(0, 1000, count))
+
+    def _stage(self, name: str) -> Artifact:
+        """Run our stages as the verbs do; a run that is complete does nothing."""
+        stages: list[StageEntry] = []
+        runtime = name.partition("-")[2]
+        if name.startswith("float"):
+            stages.append(StageEntry(name, ONNXConfig(runtime=runtime), SOURCE))  # type: ignore[arg-type]  # one of its names
+        else:
+            config = PTQConfig(**dataclasses.asdict(BARE), target=runtime, calibration_images=CALIBRATION_IMAGES)
+            stages += [StageEntry(f"ptq-{runtime}", config, SOURCE), StageEntry(name, ONNXConfig(), f"ptq-{runtime}")]
+        names = tuple(f"class {number}" for number in range(1000))
+        data = Data("noise", self._images(CALIBRATION_IMAGES, 1), self._images(2, 2), names)
+        run_stages(name, tuple(stages), Options(out=self.work / name), self.source, data, self.weights)
+        return read_artifact(self.work / name / "stages" / name)
+
+    def _peer(self, method: str, batch_size: int) -> Artifact:
+        """Let a peer quantize timm's export. OpenVINO models get a batch of their own, with which they are faster."""
+        work = self.work / (f"peers-{batch_size}" if method.startswith("nncf") else "peers")
+        folder = work / method
+        if not (folder / "made.json").exists():
+            work.mkdir(exist_ok=True)
+            self._timm_onnx()
+            shutil.copyfile(self.work / "timm.onnx", work / "float.onnx")
+            np.save(work / "calibration.npy", self.calibration())
+            # NNCF makes a model of the batch that it calibrates with
+            settings = {
+                **vars(self._arguments),
+                "work": work,
+                "threads": None,
+                "batch_size": batch_size,
+                "timeout": 3600.0,
+            }
+            found = run_method(method, argparse.Namespace(**settings))
+            if "failure" in found:
+                raise BackendUnavailableError(found["failure"])
+            (folder / "made.json").write_text(json.dumps(found))
+        self.versions[method] = json.loads((folder / "made.json").read_text())["versions"]
+        onnx = folder / "model.onnx"
+        if onnx.exists():
+            return open_input(onnx, image_size=self.image_size)
+        # our runner gives any file to OpenVINO, which reads its own format as well
+        file = describe_file(folder / "model.xml")
+        return dataclasses.replace(self._timm_onnx(), path=folder, precision="int8", files=(file,), details={})
+
+    def _timm_onnx(self) -> Artifact:
+        path = self.work / "timm.onnx"
+        if not path.exists():
+            export_timm(create_timm(self.variant), self.image_size, path)
+        return open_input(path, image_size=self.image_size)
+
+
+def create_timm(variant: str) -> torch.nn.Module:
+    """Return timm's network, every weight random: LayerScale and GRN start at almost nothing, and are to be really computed."""
+    network: torch.nn.Module = timm.create_model(variant).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        offset = 1.0 if name.endswith("norm.weight") else 0.0
+        parameter.data = offset + 0.05 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def export_timm(network: torch.nn.Module, image_size: int, path: Path) -> None:
+    """Write ONNX for any batch, as PyTorch's documentation shows it."""
+    images = torch.randn(2, 3, image_size, image_size)
+    program = torch.onnx.export(
+        network,
+        (images,),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert program is not None
+    partial = path.with_suffix(".partial")
+    program.save(str(partial), external_data=False)
+    partial.replace(path)

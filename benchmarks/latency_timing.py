@@ -1,0 +1,57 @@
+"""How `latency.py` times: every candidate in fresh processes of its own, in turn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from convnext_deploy.artifact import Artifact
+from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
+from convnext_deploy.validation.fresh_process import Job, run_job
+
+Timer = Callable[[], float]
+"""Times a candidate once, in a fresh process, in milliseconds."""
+_CHILD = Path(__file__).resolve().parent / "latency_child.py"
+
+
+def run_artifact(artifact: Artifact, runner: str, batch_size: int, arguments: argparse.Namespace) -> float:
+    """Time an artifact in a fresh process, in milliseconds."""
+    found = run_job(Job(artifact, runner, "cpu", batch_size, arguments.threads, arguments.seconds))
+    return float(found["times"]["p50_ms"])
+
+
+def run_child(what: list[str], batch_size: int, image_size: int, arguments: argparse.Namespace) -> float:
+    """Time what `latency_child.py` knows in a fresh process, in milliseconds."""
+    command = [sys.executable, str(_CHILD), *what, "--batch-size", str(batch_size), "--image-size", str(image_size)]
+    command += ["--seconds", str(arguments.seconds)]
+    environment = dict(os.environ)
+    if arguments.threads is not None:
+        command += ["--threads", str(arguments.threads)]
+        environment["OMP_NUM_THREADS"] = str(arguments.threads)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}"]
+        raise ProcessFailedError(last[0])
+    return float(json.loads(done.stdout.splitlines()[-1])["p50_ms"])
+
+
+def time_in_turns(timers: dict[str, Timer], rounds: int, label: str) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return for each name its time in every round, or why it was not run."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    not_run: dict[str, str] = {}
+    for number in range(rounds):
+        for name, time_once in timers.items():
+            if name in not_run:
+                continue
+            try:
+                times[name].append(time_once())
+            except (BackendUnavailableError, ProcessFailedError) as error:
+                not_run[name], times[name] = str(error), []
+        shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in times.items() if values)
+        print(f"{label}, round {number + 1} of {rounds}: {shown}", file=sys.stderr, flush=True)
+    return times, not_run

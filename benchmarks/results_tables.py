@@ -1,0 +1,273 @@
+"""The tables of Markdown files that come from `results/`: each stands between `<!-- results: NAME -->` and `<!-- end -->`.
+
+`run_all.py` writes them anew; `NAME` is one of `TABLES`. A file may have some of them, each as often as it likes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import latency_table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# other ways to choose a range, which are in the file
+_LEFT_OUT = ("moving average", "percentile", "mse", "entropy")
+_PEERS = {
+    "ort-defaults": "ONNX Runtime `quantize_static`, defaults",
+    "ort-s8s8-minmax": "… per channel, S8S8, MinMax",
+    "ort-u8s8-minmax": "… per channel, U8S8, MinMax",
+    "ort-u8s8-percentile": "… per channel, U8S8, Percentile",
+    "nncf-onnx": "NNCF on ONNX",
+    "nncf-onnx-transformer": "… `model_type=TRANSFORMER`",
+    "nncf-onnx-control": "… with accuracy control",
+    "nncf-openvino": "NNCF on OpenVINO",
+    "nncf-openvino-transformer": "… `model_type=TRANSFORMER`",
+    "nncf-openvino-control": "… with accuracy control",
+    "modelopt-max": "Model Optimizer, max",
+    "modelopt-entropy": "Model Optimizer, entropy",
+}
+_OURS = {"-one-pass": "all that needs no training", "-min-max": "first rung"}
+_LOADED = {
+    "convnext_base.safetensors": "base from safetensors",
+    "convnext_base.pth": "base from `torch.save`",
+    "convnextv2_huge.safetensors": "v2 huge (660 million parameters) from safetensors",
+    "convnextv2_huge.pth": "v2 huge from `torch.save`",
+}
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """Return a Markdown text with the tables between its markers as the files in `results` give them.
+
+    A table whose files are not there stays as it is.
+
+    Raises: ValueError: if a marker names no table.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[2]
+        if name not in TABLES:
+            raise ValueError(f"there is no table '{name}'; expected one of {', '.join(TABLES)}")
+        try:
+            table = TABLES[name](results)
+        except FileNotFoundError:
+            return found[0]
+        return f"{found[1]}\n{table}\n\n{found[4]}"
+
+    return _PLACE.sub(replace, text)
+
+
+def names_in(text: str) -> list[str]:
+    """Return which tables a text has markers for."""
+    return [found[2] for found in _PLACE.finditer(text)]
+
+
+def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    rows = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([("| " + " | ".join(head) + " |").replace("|  |", "| |"), "|" + "---|" * len(head), *rows])
+
+
+def _read(results: Path, name: str) -> Any:
+    return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _all(results: Path, pattern: str) -> list[Any]:
+    """Read all files of a kind. Raises: FileNotFoundError: if there is none."""
+    found = sorted(results.glob(f"{pattern}.json"), key=lambda path: (len(path.stem), path.stem))
+    if not found:
+        raise FileNotFoundError(pattern)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+
+def _interval(median: float, low: float, high: float, sign: str = "") -> str:
+    return f"{median:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def _distillation(results: Path) -> str:
+    found = _read(results, "distillation")
+    lines = [
+        [f"seed {row['seed']}", *(f"{100 * row[name]:.2f}" for name in ("alone", "distilled")), f"{gain:+.2f}"]
+        for row in found["results"]
+        for gain in [100 * (row["distilled"] - row["alone"])]
+    ]
+    lines.append(["mean [95 %]", "", "", _interval(found["mean_gain_pp"], *found["gain_interval_pp"], sign="+")])
+    table = as_table(["`python benchmarks/distillation.py --data DIR`", "alone %", "distilled %", "gain pp"], lines)
+    return table.replace("|  |  |", "| | |")
+
+
+def _training(results: Path) -> str:
+    lines = []
+    for found in _all(results, "training-*"):
+        s = found["settings"]
+        autocast = "float32" if s["autocast"] == "off" else s["autocast"]
+        cells = [_interval(peer["ratio"], *peer["interval"]) for peer in found["peers"].values()]
+        lines.append([f"{s['model']}, {s['image_size']} pixels, batch {s['batch_size']}, {autocast}", *cells])
+    return as_table(
+        ["`python benchmarks/training.py …`", "timm's time over ours [95 %]", "timm in channels-last"], lines
+    )
+
+
+def _teacher_cache(results: Path) -> str:
+    rows = _read(results, "teacher_cache")["rows"]
+    words = {
+        "plain": "without a teacher",
+        "cached teacher": "with a filled cache",
+        "teacher": "with the teacher itself",
+    }
+    head = [
+        "an epoch `python benchmarks/teacher_cache.py --rounds 8 --images 512`",
+        "images/s",
+        "times plain training [95 %]",
+    ]
+    return as_table(
+        head,
+        [
+            [words[name], f"{row['images_per_s']:.0f}", _interval(row["ratio"], *row["interval"])]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def _kills(results: Path) -> str:
+    found = _read(results, "kills")
+    same = "yes" if all(found["same_bytes"].values()) else "no"
+    head = [
+        "`python benchmarks/kills.py`: times killed",
+        "starts",
+        "seconds uninterrupted",
+        "the same bytes at the end",
+    ]
+    return as_table(
+        head, [[str(len(found["kills_after_s"])), str(found["starts"]), f"{found['uninterrupted_s']:.0f}", same]]
+    )
+
+
+def _loading(results: Path) -> str:
+    rows = {(row["file"], row["library"]): row for row in _read(results, "loading")["rows"]}
+    lines = []
+    for file, words in _LOADED.items():
+        ours, timm = rows[file, "convnext_deploy"], rows[file, "timm"]
+        times = [f"{row['seconds']:.2f} s" for row in (ours, timm)]
+        lines.append([f"{words}: time", *times, f"{timm['seconds'] / ours['seconds']:.1f}"])
+        lines.append(["most memory, in copies of the weights", f"{ours['copies']:.2f}", f"{timm['copies']:.2f}", ""])
+    return as_table(["loading, beyond importing torch", "ours", "timm", "ratio"], lines).replace("|  |", "| |")
+
+
+def _eager(results: Path) -> str:
+    lines = []
+    for found in _all(results, "eager*"):
+        settings, rows = found["settings"], found["rows"]
+        cells = [
+            _interval(*(rows[peer][key] for key in ("ratio", "ratio_low", "ratio_high"))) if peer in rows else "–"
+            for peer in ("timm", "torchvision")
+        ]
+        lines.append([f"`--model {settings['model']} --batch-size {settings['batch_size']}`", *cells])
+    return as_table(["`python benchmarks/eager.py …`", "timm's time over ours [95 %]", "torchvision's"], lines)
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _scores(row: dict[str, Any]) -> list[str]:
+    drop = _interval(row["drop_pp"], *row["drop_interval_pp"], sign="+")
+    cells = [f"{100 * row['top1']:.2f}", drop, f"{100 * row['agreement']:.2f}", _power(row["kl"])]
+    return [*cells, "∞" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"]
+
+
+def _quantization(results: Path) -> str:
+    parts = []
+    head = ["target", "method", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "s"]
+    for table in _read(results, "quantization")["tables"]:
+        lines = [
+            [f"`{row['target']}`", row["method"].replace("minmax", "min-max"), *_scores(row), f"{row['seconds']:.1f}"]
+            for row in table["rows"]
+            if row["method"] not in _LEFT_OUT
+        ]
+        name = table["variant"].replace("convnextv2_", "v2-").removeprefix("convnext_")
+        parts.append(f"`{name}`, FP32 {100 * table['top1']:.2f} %:\n\n{as_table(head, lines)}")
+    return "\n\n".join(parts)
+
+
+def _quantization_peers(results: Path) -> str:
+    rows = {row["method"]: row for row in _read(results, "quantization_peers")["rows"] if "drop_pp" in row}
+    names = {name: words for name, words in _PEERS.items() if name in rows}
+    for name in rows:
+        target, suffix = next(((name.removesuffix(end), end) for end in _OURS if name.endswith(end)), ("", ""))
+        if target.startswith("ours-"):
+            names[name] = f"ours, `{target.removeprefix('ours-')}`, {_OURS[suffix]}"
+    lines = [
+        [words, *_scores(row), f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e6:.0f}"]
+        for name, words in names.items()
+        for row in [rows[name]]
+    ]
+    return as_table(["", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "s", "memory MB"], lines)
+
+
+def _export(results: Path) -> str:
+    rows = _read(results, "export")["rows"]
+    files = [row["files"] for row in rows]
+    engines = [(s, row["variant"]) for row in rows for file in row["files"].values() for s in file["engines"].values()]
+    done, asked = (sum(row["int8_products"][index] for row in rows) for index in (0, 1))
+    slowest, export_s = max(engines), max((row["onnx_s"], row["variant"]) for row in rows)
+    lines = [
+        ["variants exported, run and built", f"{len(rows)}"],
+        [
+            "largest error of FP32 against PyTorch, relative to the largest logit",
+            _power(max(f["fp32"]["error"] for f in files)),
+        ],
+        ["of FP16", _power(max(f["fp16"]["error"] for f in files))],
+        ["engines for SM75 (FP16), SM86, SM89, SM120", str(len(engines))],
+        ["INT8 products in INT8", f"{done} of {asked}"],
+        ["export to ONNX, the slowest", f"{export_s[0]:.0f} s ({export_s[1]})"],
+        ["slowest engine with its census", f"{slowest[0]:.1f} s ({slowest[1]})"],
+    ]
+    return as_table(["every variant at 32 pixels: `python benchmarks/export.py`", ""], lines).replace("|  |", "| |")
+
+
+def _startup(results: Path) -> str:
+    rows = _read(results, "startup")["rows"]
+    bounds = {name: "" if row["bound_s"] is None else f"{row['bound_s']:.1f}" for name, row in rows.items()}
+    lines = [[f"`{name}`", f"{row['median_s']:.2f}", bounds[name]] for name, row in rows.items()]
+    return as_table(["`python benchmarks/startup.py`", "seconds", "at most"], lines).replace("|  |", "| |")
+
+
+def _run(name: str) -> Callable[[Path], str]:
+    def stages(results: Path) -> str:
+        text = (results / f"{name}.md").read_text(encoding="utf-8")
+        return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+    return stages
+
+
+def _latency(results: Path) -> str:
+    return latency_table.render_rows(_read(results, "latency")["rows"])
+
+
+def _latency_claims(results: Path) -> str:
+    return latency_table.render_claims(_read(results, "latency")["claims"])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "quickstart": _run("quickstart"),
+    "cifar10": _run("cifar10"),
+    "latency": _latency,
+    "latency-claims": _latency_claims,
+    "startup": _startup,
+    "loading": _loading,
+    "eager": _eager,
+    "training": _training,
+    "teacher_cache": _teacher_cache,
+    "kills": _kills,
+    "distillation": _distillation,
+    "quantization": _quantization,
+    "quantization_peers": _quantization_peers,
+    "export": _export,
+}
+"""Name in a marker → what makes the table of a folder of results. Raises FileNotFoundError if its files are not there."""

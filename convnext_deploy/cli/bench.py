@@ -1,0 +1,172 @@
+"""`convnext-deploy bench`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convnext_deploy.cli import candidates
+from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+
+if TYPE_CHECKING:
+    from convnext_deploy.benchmarking import Benchmark
+    from convnext_deploy.validation.turns import Timing
+
+_FILE_WIDTH = 160  # where the output is no terminal
+_NONE = "–"
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read whole numbers >= 1 with commas between them."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise click.BadParameter(f"{value!r}; expected whole numbers >= 1, such as 1,8.", context, parameter)
+    return tuple(int(part) for part in parts)
+
+
+@click.command("bench")
+@click.argument(
+    "artifacts",
+    nargs=-1,
+    required=True,
+    metavar="ARTIFACT...",
+    type=click.Path(path_type=Path),
+    shell_complete=candidates.artifacts,
+)
+@click.option(
+    "--runner",
+    "runners",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=candidates.runners,
+    help="What runs the artifacts whose format it opens; repeatable, or separated by commas.  [default: that of each format]",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    callback=_numbers,
+    metavar="N,…",
+    default="1",
+    show_default=True,
+    help="Images per call; several are separated by commas.",
+)
+@click.option("--threads", type=POSITIVE, help="Threads of one call on the CPU.  [default: as each runner does]")
+@click.option(
+    "--rounds",
+    type=POSITIVE,
+    default=7,
+    show_default=True,
+    help="Fresh processes for each artifact, runner and batch size; six are needed for intervals of 95 %.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True, max=3600),
+    default=2.0,
+    show_default=True,
+    help="How long each process times calls, after warming up.",
+)
+@common_options("image_size", "device")
+def command(
+    artifacts: tuple[Path, ...],
+    runners: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    threads: int | None,
+    rounds: int,
+    seconds: float,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Time each ARTIFACT in fresh processes of its own, in turn, and compare it with the first one.
+
+    The machine should have nothing else to do. Ends with 1 if one of them fails; one whose runner is not here is no error.
+    """
+    from convnext_deploy.benchmarking import bench
+    from convnext_deploy.cli import EXIT_ERROR
+
+    found = bench(
+        artifacts,
+        runners=[name.strip() for listed in runners for name in listed.split(",")],
+        batch_sizes=batch_sizes,
+        threads=threads,
+        rounds=rounds,
+        seconds=seconds,
+        options=collect_options(values),
+    )
+    if as_json:
+        click.echo(found.to_json())
+    else:
+        _print(found)
+    if any(timing.failed for timing in found.timings):
+        raise click.exceptions.Exit(EXIT_ERROR)
+
+
+def _print(found: Benchmark) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False, markup=False)
+    title = f"{found.environment['cpu']}, {found.environment['cores']} cores"
+    table = Table(title=Text(title), padding=(0, 1) if console.width >= _FILE_WIDTH else (0, 0))
+    columns = _columns(found)
+    for name in columns:
+        table.add_column(
+            name, justify="left" if name in ("artifact", "runner", "precision") else "right", overflow="fold"
+        )
+    for timing in found.timings:
+        style = "bold red" if timing.failed else "dim" if timing.not_run else None
+        table.add_row(*(Text(cell(timing)) for cell in columns.values()), style=style)
+    console.print(table)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for timing in found.timings:
+        if timing.not_run is not None:
+            reasons.setdefault(("failed" if timing.failed else "not run", timing.not_run), []).append(timing.label)
+    for (word, reason), labels in reasons.items():
+        console.print(f"- {word}: {', '.join(dict.fromkeys(labels))}: {reason}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"- {note}", soft_wrap=True)
+    processes = f"{found.rounds} fresh process{'es' if found.rounds > 1 else ''} each, in turn"
+    sure = "" if found.rounds >= 6 else "; six rounds or more would give intervals of 95 %"
+    console.print(f"medians of {processes}; {found.wall_s:.0f} s in all{sure}")
+
+
+def _columns(found: Benchmark) -> dict[str, Callable[[Timing], str]]:
+    """Titles and contents of the columns; power and temperature where anything has them."""
+
+    def figure(name: str, form: str, scale: float = 1.0) -> Callable[[Timing], str]:
+        def cell(timing: Timing) -> str:
+            value = timing.median(name)
+            return _NONE if value is None else format(value * scale, form)
+
+        return cell
+
+    columns: dict[str, Callable[[Timing], str]] = {
+        "artifact": lambda timing: timing.candidate.name,
+        "runner": lambda timing: timing.runner if timing.device == "cpu" else f"{timing.runner}, {timing.device}",
+        "precision": lambda timing: timing.candidate.artifact.precision,
+        "batch": lambda timing: str(timing.candidate.batch_size),
+        "p50 ms": figure("p50_ms", ".2f"),
+        "p90 ms": figure("p90_ms", ".2f"),
+        "p99 ms": figure("p99_ms", ".2f"),
+        "images/s": figure("images_per_s", ",.0f"),
+        "memory MB": figure("peak_memory_bytes", ",.0f", 1e-6),
+        "load s": figure("load_s", ".2f"),
+        "W": figure("power_w", ".0f"),
+        "°C": figure("temperature_c", ".0f"),
+        "time, of the first's": _ratio,
+    }
+    absent = {"W": "power_w", "°C": "temperature_c"}
+    measured = {title for title, name in absent.items() if any(t.median(name) is not None for t in found.timings)}
+    return {title: cell for title, cell in columns.items() if title not in absent or title in measured}
+
+
+def _ratio(timing: Timing) -> str:
+    if timing.ratio is None:
+        return _NONE
+    if timing.ratio.to == timing.label:
+        return "1"
+    return f"{timing.ratio.median:.2f} [{timing.ratio.low:.2f}, {timing.ratio.high:.2f}]"

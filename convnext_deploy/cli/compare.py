@@ -1,0 +1,62 @@
+"""`convnext-deploy compare`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from convnext_deploy.cli import candidates
+from convnext_deploy.cli.options import common_options, is_quiet
+
+
+@click.command("compare")
+@click.argument(
+    "runs",
+    metavar="RUN RUN...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=candidates.runs,
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write a page with the table, the plot and the differences.",
+)
+@common_options()
+def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Compare the artifacts of several RUNs (folders of runs, or their report.json), and show what differs between them."""
+    if len(runs) < 2:
+        raise click.UsageError("give at least two runs.")
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from convnext_deploy.reporting.runs import compare
+    from convnext_deploy.reporting.runs_page import COLUMNS, comparison_cells
+
+    found = compare(runs, out=out)
+    if as_json:
+        click.echo(found.to_json())
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(padding=(0, 1))
+    for column in COLUMNS:
+        table.add_column(
+            column, justify="left" if column in ("run", "stage", "artifact", "verdict") else "right", overflow="fold"
+        )
+    for texts, (_, row) in zip(comparison_cells(found), found.rows, strict=True):
+        table.add_row(*map(Text, texts), style="bold red" if row.passed is False else None)
+    console.print(table)
+    if found.differences:
+        differing = Table("differs", *(run.name for run in found.runs), padding=(0, 1))
+        for difference in found.differences:
+            differing.add_row(*map(Text, (difference.what, *difference.values)))
+        console.print(differing)
+    for text in () if is_quiet() else found.notes:
+        console.print(f"- {text}", highlight=False, markup=False)
+    for text in found.warnings:
+        console.print(f"warning: {text}", highlight=False, markup=False, style="bold yellow")

@@ -1,0 +1,28 @@
+"""`convnext-deploy completion`."""
+
+from __future__ import annotations
+
+import click
+
+from convnext_deploy.cli.options import quiet_option
+
+_PROGRAM, _VARIABLE = "convnext-deploy", "_CONVNEXT_DEPLOY_COMPLETE"  # the variable that click looks at
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@quiet_option
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
+    """Print the script by which a shell completes verbs, options and values.
+
+    \b
+    bash: echo 'eval "$(convnext-deploy completion bash)"' >> ~/.bashrc
+    zsh:  echo 'eval "$(convnext-deploy completion zsh)"' >> ~/.zshrc
+    fish: convnext-deploy completion fish > ~/.config/fish/completions/convnext-deploy.fish
+    """  # noqa: D301  (click ends the paragraph's wrapping at the escape)
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(context.find_root().command, {}, _PROGRAM, _VARIABLE).source())

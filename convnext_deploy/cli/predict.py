@@ -1,0 +1,85 @@
+"""`convnext-deploy predict`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convnext_deploy.cli.candidates import artifacts, runners
+from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+
+if TYPE_CHECKING:
+    from convnext_deploy.prediction import Prediction
+
+_SMALLEST = 0.0005  # a probability that is shown as 0.0 %
+
+
+@click.command("predict")
+@click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR...", type=click.Path(path_type=Path))
+@click.option("--top-k", type=POSITIVE, default=5, show_default=True, help="How many classes to print for each image.")
+@click.option(
+    "--runner", metavar="NAME", shell_complete=runners, help="What runs ARTIFACT.  [default: that of its format]"
+)
+@common_options("skip_unreadable", "image_size", "crop_pct", "batch_size", "device", "workers")
+def command(
+    artifact: Path, images: tuple[Path, ...], top_k: int, runner: str | None, as_json: bool, **values: Any
+) -> None:
+    """Print the most probable classes of images: of files, and of all images below folders.
+
+    Images are resized and normalized as ARTIFACT says. A file that cannot be read is named and the others are done all the same;
+    the exit code is then 1, or 0 with --skip-unreadable if any could be read.
+    """
+    from convnext_deploy.data.decoding import printable
+    from convnext_deploy.errors import DataError
+    from convnext_deploy.prediction import predict
+
+    skips = values["skip_unreadable"]
+    options = collect_options(values)
+    tell = options.progress.say if skips else functools.partial(click.echo, err=True)
+    unreadable = total = 0
+
+    def watched(found: Iterable[Prediction]) -> Iterator[Prediction]:
+        nonlocal unreadable, total
+        for prediction in found:
+            total += 1
+            if prediction.error is not None:
+                unreadable += 1
+                tell(prediction.error)
+            yield prediction
+
+    found = watched(predict(artifact, images, top_k=top_k, runner=runner, options=options))
+    if as_json:
+        _print_json(found)
+    else:
+        for prediction in found:
+            if prediction.error is None:
+                click.echo(f"{printable(prediction.path)}: {_describe(prediction)}")
+    if unreadable and (unreadable == total or not skips):
+        hint = "repair or remove them" if unreadable == total else "repair or remove them, or give --skip-unreadable"
+        raise DataError(f"{unreadable} of {total} files cannot be read as images; {hint}.")
+    if unreadable:
+        options.progress.say(f"{unreadable} of {total} files cannot be read as images and were left out")
+
+
+def _describe(prediction: Prediction) -> str:
+    return ", ".join(f"{guess.class_name} {_percent(guess.probability)}" for guess in prediction.guesses)
+
+
+def _percent(probability: float) -> str:
+    return "<0.1 %" if probability < _SMALLEST else f"{100 * probability:.1f} %"
+
+
+def _print_json(found: Iterable[Prediction]) -> None:
+    """Print a list as its entries come, one to a line."""
+    import json
+
+    separator = "[\n"
+    for prediction in found:
+        click.echo(f"{separator}{json.dumps(prediction.to_record())}", nl=False)
+        separator = ",\n"
+    click.echo("\n]")

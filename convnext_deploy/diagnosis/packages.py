@@ -1,0 +1,164 @@
+"""The packages that count here: which are installed, which of them can be used, and which do not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from convnext_deploy.diagnosis.machine import Machine, is_jetson
+from convnext_deploy.diagnosis.probing import Probe
+from convnext_deploy.diagnosis.requirements import find_misfits, installed_version
+from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.exporters.tensorrt_releases import INSTALL, Flavor, check_version
+
+OWN = "convnext_deploy"
+DRIVER, COMPILER = "convnext_deploy.cuda_driver", "convnext_deploy.training.compilation"
+_FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A package: what is imported of it, the names under which it is distributed, and the extra that installs it.
+
+    `module` None: too slow to import for what it is needed for; that it is installed must do. `extra` None: this package needs it.
+    """
+
+    name: str
+    module: str | None
+    distributions: tuple[str, ...]
+    extra: str | None = None
+
+
+LISTED = (
+    Listed("torch", "torch", ("torch",)),
+    Listed("torchvision", "torchvision", ("torchvision",)),
+    Listed("numpy", "numpy", ("numpy",)),
+    Listed("pillow", "PIL.Image", ("pillow",)),
+    Listed("safetensors", "safetensors", ("safetensors",)),
+    Listed("scikit-learn", None, ("scikit-learn",)),
+    Listed("click", "click", ("click",)),
+    Listed("rich", "rich.console", ("rich",)),
+    Listed("plotly", "plotly", ("plotly",)),
+    Listed("jinja2", "jinja2", ("jinja2",)),
+    Listed("onnx", "onnx", ("onnx",)),
+    Listed("onnxscript", None, ("onnxscript",)),
+    Listed(
+        "onnxruntime",
+        "onnxruntime",
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-training"),
+    ),
+    Listed("tensorrt_rtx", "tensorrt_rtx", ("tensorrt_rtx",)),
+    Listed("openvino", "openvino", ("openvino",), "openvino"),
+    Listed("tensorrt", "tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
+    Listed("torch_tensorrt", "torch_tensorrt", ("torch-tensorrt", "torch-tensorrt-rtx"), "torch-tensorrt"),
+    Listed("huggingface_hub", "huggingface_hub", ("huggingface_hub",), "hub"),
+    Listed("webdataset", "webdataset", ("webdataset",), "webdataset"),
+    Listed("tensorboard", "tensorboard", ("tensorboard",), "tensorboard"),
+    Listed("nvidia-ml-py", "pynvml", ("nvidia-ml-py",), "nvml"),
+)
+# Of those that import torch, and so begin with its seconds; the others go beside them.
+_WITH_TORCH = ("torch", "torchvision", "webdataset", "torch_tensorrt")
+
+
+@dataclass(frozen=True)
+class Package:
+    """What became of a listed package. `version` None: not installed, or it does not tell; `error`: why it cannot be used."""
+
+    name: str
+    installed: bool
+    version: str | None
+    error: str | None
+    distributions: tuple[str, ...]
+    extra: str | None
+
+    @property
+    def works(self) -> bool:
+        """Whether it is there and can be used."""
+        return self.installed and self.error is None
+
+    @property
+    def cure(self) -> str:
+        """What installs it, or mends it."""
+        if self.name in _FLAVORS:
+            return INSTALL[_FLAVORS[self.name]]
+        if self.extra is not None and not self.installed:
+            return f"pip install '{OWN}[{self.extra}]'"
+        return (
+            f"pip install --force-reinstall --no-deps {' '.join(self.distributions[:1])}"
+            if self.installed
+            else (f"pip install {self.distributions[0]}")
+        )
+
+
+def chains() -> tuple[tuple[str, ...], ...]:
+    """Return the modules to import, those of a process in their order."""
+    modules = {listed.name: listed.module for listed in LISTED if listed.module is not None}
+    first = tuple(modules.pop(name) for name in _WITH_TORCH)
+    # the compiler is looked for by a module of ours that needs torch
+    return ((*first[:2], COMPILER, *first[2:]), (DRIVER, *modules.values()))
+
+
+def judge_packages(probes: Mapping[str, Probe]) -> dict[str, Package]:
+    """Return all listed packages by their names."""
+    return {listed.name: _judge(listed, probes) for listed in LISTED}
+
+
+def _judge(listed: Listed, probes: Mapping[str, Probe]) -> Package:
+    installed = {name: version for name in listed.distributions if (version := installed_version(name)) is not None}
+    found = tuple(installed) or listed.distributions
+    version = next(iter(installed.values()), None)
+    if listed.module is None:
+        return Package(listed.name, bool(installed), version, None, found, listed.extra)
+    probe = probes[listed.module]
+    error = probe.error
+    if probe.missing and installed:
+        error = f"there is metadata of {found[0]} {version}, and no module {listed.module}"
+    if probe.version is not None:  # what is imported counts, and not what the metadata in another folder says
+        version = probe.version.partition("-")[0]
+    if probe.works and listed.name in _FLAVORS:
+        try:
+            check_version(_FLAVORS[listed.name], probe.version or version or "of no version")
+        except BackendUnavailableError as wrong:
+            error = str(wrong)
+    return Package(listed.name, bool(installed) or not probe.missing, version, error, found, listed.extra)
+
+
+def find_problems(packages: Mapping[str, Package], probes: Mapping[str, Probe], machine: Machine) -> Iterator[str]:
+    """Yield, in a line each, what is broken or does not fit together, and what to do."""
+    for package in packages.values():
+        if package.error is not None:
+            yield f"{package.name} cannot be used ({package.error}): {package.cure}"
+        elif not package.installed and package.extra is None and package.name != "tensorrt_rtx":
+            yield f"{package.name} is not installed: {package.cure}"
+    if installed_version(OWN) is None:
+        yield f"{OWN} itself is not installed, only its files are here: pip install -e . in the folder of its pyproject.toml"
+    names = [OWN, *(name for package in packages.values() for name in package.distributions)]
+    for who, needed, found in find_misfits(names, OWN):
+        yield (
+            f"{who} needs {needed.name} {needed.versions}, and {found} is installed: "
+            f"pip install '{needed.name}{needed.versions}'"
+        )
+    runtimes = [name for name in packages["onnxruntime"].distributions if installed_version(name) is not None]
+    if len(runtimes) > 1:
+        yield (
+            f"{' and '.join(runtimes)} are installed together, and each overwrites files of the other: pip uninstall "
+            f"{' '.join(runtimes)}, then install one of them"
+        )
+    yield from _find_gpu_problems(packages, probes, machine)
+
+
+def _find_gpu_problems(packages: Mapping[str, Package], probes: Mapping[str, Probe], machine: Machine) -> Iterator[str]:
+    torch = probes["torch"]
+    if not machine.gpus or not packages["torch"].works:
+        return
+    cuda = torch.facts.get("cuda")
+    if cuda is None:
+        where = (
+            "take the build of JetPack" if is_jetson() else "pip uninstall torch torchvision, then install them again"
+        )
+        yield f"torch {torch.version} is a build without CUDA, and there is a GPU: {where}"
+    elif not torch.facts.get("gpus"):
+        yield (
+            f"torch {torch.version} for CUDA {cuda} finds no GPU, and the driver does (it runs CUDA up to {machine.driver_cuda}): "
+            "update the driver, and look at CUDA_VISIBLE_DEVICES"
+        )

@@ -1,0 +1,103 @@
+"""Progress: plain lines and bars, with what is counted, how fast it goes and how long it will take."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from convnext_deploy.cli.progress_bars import BarProgress, PlainProgress, describe_rate
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("convnext_deploy.cli.progress_bars.time.monotonic", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(12345.6, "12,346 images/s"), (100.4, "100 images/s"), (31.44, "31.4 images/s"), (0.0123, "0.0123 images/s")],
+)
+def test_rate_has_three_digits_and_its_unit(rate: float, text: str) -> None:
+    assert describe_rate(rate, "images") == text
+
+
+def test_plain_line_tells_count_rate_time_left_and_note(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainProgress().task("student", 30_000, "images") as task:
+        for _ in range(3):
+            clock.now += 4
+            task.advance(5000, "loss 0.41")
+        clock.now += 12
+        task.advance(15_000, "loss 0.20")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "student: 15,000/30,000 images, 1,250 images/s, 0:00:12 left, loss 0.41",
+        "student: done in 24.0 s, 1,250 images/s, loss 0.20",
+    ]
+
+
+def test_what_was_done_before_counts_for_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainProgress().task("student", 1000, "images", done=900) as task:
+        clock.now += 10
+        task.advance(50)
+    assert capsys.readouterr().err.splitlines() == [
+        "student: 950/1,000 images, 5 images/s, 0:00:10 left",
+        "student: done in 10.0 s, 5 images/s",
+    ]
+
+
+def test_task_of_one_step_and_a_moment_has_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainProgress().task("export", 1, "graphs") as task:
+        clock.now += 3
+        task.advance()
+    with PlainProgress().task("none", 0, "graphs"):
+        pass
+    assert capsys.readouterr().err.splitlines() == ["export: done in 3.0 s", "none: done in 0.0 s"]
+
+
+def test_no_line_says_that_interrupted_work_is_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), PlainProgress().task("student", 5, "images"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
+
+
+def draw(work: Callable[[BarProgress], None]) -> list[str]:
+    progress, out = BarProgress(), io.StringIO()
+    progress.console = Console(file=out, width=100, force_terminal=True, color_system=None)
+    work(progress)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    return [" ".join(line.split()) for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+def test_bar_tells_count_unit_rate_and_note() -> None:
+    def work(progress: BarProgress) -> None:
+        with progress.task("learn [b]rounding[/b]", 2, "blocks") as task:
+            task.advance(note="loss [0]")
+            task.advance(note="loss [1]")
+
+    last = draw(work)[-1]
+    assert last.startswith("learn [b]rounding[/b] ")
+    assert re.search(r" 2/2 blocks [\d,.e+]+ blocks/s 0:00:00 loss \[1\]$", last)
+
+
+def test_bar_of_a_task_that_goes_on_begins_where_it_was() -> None:
+    def work(progress: BarProgress) -> None:
+        with progress.task("student", 10, "images", done=8):
+            pass
+
+    assert " 8/10 images -:--:--" in draw(work)[-1]

@@ -1,0 +1,49 @@
+"""Files in batches: every readable one as evaluation sees it, every other one with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convnext_deploy.data.file_batches import FileBatches
+from convnext_deploy.data.folders import list_images
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.sources import Data, FolderImages
+from convnext_deploy.spec import default_preprocess
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_hold_what_evaluation_sees(small_data: Data, workers: int) -> None:
+    images = small_data.validation
+    assert isinstance(images, FolderImages)
+    preprocess = default_preprocess(32)
+    found = list(FileBatches(images.paths, preprocess, 5, workers))
+    assert [len(batch.paths) for batch in found] == [5, 5, 5, 3]
+    assert tuple(path for batch in found for path in batch.paths) == images.paths
+    expected = torch.cat([batch for batch, _ in EvaluationBatches(images, preprocess, 18)])
+    assert torch.equal(torch.cat([batch.images for batch in found]), expected)
+    assert not any(error for batch in found for error in batch.errors)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_file_is_told_in_its_place(small_data: Data, tmp_path: Path, workers: int) -> None:
+    images = small_data.validation
+    assert isinstance(images, FolderImages)
+    (tmp_path / "broken.png").write_text("this is no image")
+    paths = (images.paths[0], tmp_path / "broken.png", images.paths[1], tmp_path / "gone.png")
+    mixed, none = FileBatches(paths, default_preprocess(32), 3, workers)
+    assert [error is None for error in mixed.errors] == [True, False, True]
+    assert mixed.images.shape == (2, 3, 32, 32)
+    assert "broken.png cannot be read as an image (not an image)" in str(mixed.errors[1])
+    assert none.images.shape == (0, 3, 32, 32)
+    assert "gone.png cannot be read as an image (No such file or directory)" in str(none.errors[0])
+
+
+def test_list_images_is_sorted_and_leaves_out_what_is_no_image_by_its_name(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/2.PNG", "a/1.png", "c.txt", ".hidden.png", ".thumbs/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == ["a/1.png", "a/2.PNG", "b.jpg"]
