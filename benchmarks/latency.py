@@ -33,7 +33,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from latency_ablation import ablate
-from latency_candidates import KINDS
+from latency_candidates import KINDS, OURS
 from latency_files import Files
 from latency_profile import print_profiles
 from latency_table import Row, add_ratios, claims, describe, render_claims, render_rows
@@ -41,7 +41,7 @@ from latency_timing import Timer, run_artifact, run_child, time_in_turns
 from quantization_peers import cpu_instructions
 
 from convnext_deploy.artifact import write_text
-from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.errors import BackendUnavailableError, DeployError
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.reporting.record import describe_environment
 
@@ -67,7 +67,9 @@ def measure(files: Files, batch_size: int, candidates: Sequence[str], arguments:
     for name in candidates:
         try:
             timers[name], errors[name] = timer(files, name, batch_size, arguments)
-        except BackendUnavailableError as error:
+        except DeployError as error:
+            if KINDS[name].group == OURS and not isinstance(error, BackendUnavailableError):
+                raise
             not_run[name] = str(error)
     times, failed = time_in_turns(timers, arguments.rounds, f"{files.variant}, batch {batch_size}")
     not_run |= failed

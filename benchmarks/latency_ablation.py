@@ -123,18 +123,18 @@ def ablate(arguments: argparse.Namespace) -> int:
                 timers = {
                     v.words: _timer(files, v, index, runtime, size, arguments) for index, v in enumerate(variations)
                 }
-                times, not_run = time_in_turns(timers, arguments.rounds, f"{files.variant}, batch {size}, {runtime}")
+                found, not_run = time_in_turns(timers, arguments.rounds, f"{files.variant}, batch {size}, {runtime}")
                 place = {"model": files.variant, "batch_size": size, "runner": runtime}
-                for words, found in times.items():
-                    ratio = median_ratio(found, times["all"]) if found and times["all"] else None
+                for words, times in found.items():
+                    ratio = median_ratio(times, found["all"]) if times and found["all"] else None
                     rows.append(
-                        {**place, "words": words, "processes_ms": found, "ratio": ratio, "not_run": not_run.get(words)}
+                        {**place, "words": words, "processes_ms": times, "ratio": ratio, "not_run": not_run.get(words)}
                     )
     print("| network | batch | runs on | | ms | × all |\n|" + "---|" * 6)
     for row in rows:
         shown = f"{sorted(row['processes_ms'])[len(row['processes_ms']) // 2]:.1f}" if row["processes_ms"] else "–"
-        ratio = "–" if row["ratio"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
-        print(f"| {row['model']} | {row['batch_size']} | {row['runner']} | {row['words']} | {shown} | {ratio} |")
+        relative = "–" if row["ratio"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
+        print(f"| {row['model']} | {row['batch_size']} | {row['runner']} | {row['words']} | {shown} | {relative} |")
     if arguments.out is not None:
         settings = {name: getattr(arguments, name) for name in ("image_size", "threads", "rounds", "seconds")}
         record = {"settings": settings, "environment": describe_environment(), "rows": rows}

@@ -101,7 +101,7 @@ def describe(candidate: str) -> dict[str, str]:
 
 
 def _p50(row: Row) -> float:
-    return statistics.median(row["processes_ms"])
+    return float(statistics.median(row["processes_ms"]))
 
 
 def _cell(row: Row | None) -> str:

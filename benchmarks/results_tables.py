@@ -84,7 +84,7 @@ def _all(results: Path, pattern: str) -> list[Any]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in found]
 
 
-def _interval(median: float, low: float, high: float, sign: str = "") -> str:
+def _interval(median: float, low: float, high: float, *, sign: str = "") -> str:
     return f"{median:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 

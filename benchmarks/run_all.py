@@ -115,8 +115,8 @@ def missing(benchmark: Benchmark, arguments: argparse.Namespace) -> list[str]:
 
 def is_finished(benchmark: Benchmark, arguments: argparse.Namespace) -> bool:
     """Return whether it was run to its end with these arguments."""
-    state = arguments.work / f"{benchmark.name}.finished"
-    return state.exists() and json.loads(state.read_text()) == _words(benchmark, arguments)
+    state: Path = arguments.work / f"{benchmark.name}.finished"
+    return state.exists() and state.read_text() == json.dumps(_words(benchmark, arguments))
 
 
 def run(benchmark: Benchmark, arguments: argparse.Namespace) -> str | None:

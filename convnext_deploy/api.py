@@ -247,7 +247,16 @@ def validate(
     device, workers = resolve_device(options), resolve_workers(options, data)
     gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp, on=gate_on)
     return compare_artifacts(
-        opened, gate, data, options.seed, device, workers, options.progress, options.batch_size, options.out, options.command
+        opened,
+        gate,
+        data,
+        options.seed,
+        device,
+        workers,
+        options.progress,
+        options.batch_size,
+        options.out,
+        options.command,
     )
 
 

@@ -35,7 +35,7 @@ class Settings:
     """Where and how a recipe runs; none of it changes what the stages mean.
 
     `cache_dir` None: `out/cache`, and small images in memory. `tensorboard`: write events to `out/tensorboard`.
-    `command`: what was typed or called, for the report.
+    `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float form.
     """
 
     out: Path
@@ -45,6 +45,7 @@ class Settings:
     cache_dir: Path | None = None
     tensorboard: bool = False
     command: str | None = None
+    speed_check: bool = True
 
 
 def execute_stage(

@@ -101,7 +101,7 @@ def export(
     if top_k is not None and output != "top-k":
         raise RecipeError("--top-k counts with --output top-k only; give both.")
     source = open_artifact(artifact, model, options)
-    gate = Gate(max_top1_drop_pp=allowed_drop(options))
+    gate = Gate(max_top1_drop_pp=allowed_drop(options), min_speedup=options.min_speedup)
     stages: list[StageEntry] = []
     if format == "torch-tensorrt":
         stages.append(StageEntry("program", _program(graph, engine), SOURCE, gate))

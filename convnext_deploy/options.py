@@ -46,7 +46,7 @@ class Options:
 
     `epochs`, `batch_size` and `base_learning_rate` override the training settings of all stages of the verb; `image_size`,
     `crop_pct` and `patch_size` those of the network or of the evaluation transform. `command` is what the report says was typed;
-    None: the name of the function that was called.
+    None: the name of the function that was called. `speed_check` and `min_speedup`: see `Recipe` and `Gate`.
     """
 
     data: str | None = None
@@ -70,6 +70,8 @@ class Options:
     calibration_images: int | None = None
     selection_images: int | None = None
     max_top1_drop_pp: float | None = None
+    min_speedup: float | None = None
+    speed_check: bool = True
     compile: bool | None = None
     augmentation_epochs: int | None = None
     augmentation_seed: int | None = None
@@ -161,6 +163,7 @@ def create_settings(options: Options, name: str, data: Data | None, function: st
         cache_dir,
         options.tensorboard,
         options.command or (None if function is None else f"convnext_deploy.{function}(…)  # called from Python"),
+        options.speed_check,
     )
 
 

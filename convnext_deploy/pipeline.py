@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +20,15 @@ from convnext_deploy.execution import Settings, cache_key, execute_stage, reusab
 from convnext_deploy.inputs import find_baseline
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
-from convnext_deploy.reporting.rows import create_row, keep_flips
+from convnext_deploy.reporting.rows import add_speed, create_row, keep_flips
 from convnext_deploy.reporting.thumbnails import make_thumbnails
+from convnext_deploy.rivals import find_rival, is_judged
 from convnext_deploy.stage_config import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 
 if TYPE_CHECKING:
     from convnext_deploy.validation.measure import Measurement
     from convnext_deploy.validation.score import Score
+    from convnext_deploy.validation.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def _run(
         class_names=() if data is None else data.class_names,
     )
 
-    def record(name: str, kind: str, artifact: Artifact, stage: StageEntry | None) -> None:
+    def record(
+        name: str, kind: str, artifact: Artifact, stage: StageEntry | None, *, for_comparison: bool = False
+    ) -> None:
         nonlocal report
         artifacts[name] = artifact
         # The nearest FP32 PyTorch ancestor; an artifact brought without one is its own reference.
@@ -110,7 +114,7 @@ def _run(
         rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores, data))
         keep_flips(settings.out, rows[-1], scores, data)
         if stage is not None:
-            rows[-1] = dataclasses.replace(rows[-1], inputs=stage.inputs)
+            rows[-1] = dataclasses.replace(rows[-1], inputs=stage.inputs, for_comparison=for_comparison)
         thumbnails = {**report.thumbnails, **make_thumbnails(data, rows[-1], report.thumbnails)}
         report = dataclasses.replace(report, rows=tuple(rows), thumbnails=thumbnails)
         write_report(report, settings.out)
@@ -121,7 +125,10 @@ def _run(
         if baseline is not None:
             record(BASELINE, BASELINE, baseline, None)
         record(SOURCE, SOURCE, source, None)
-    for stage in recipe.stages:
+
+    def make(stage: StageEntry, *, for_comparison: bool = False) -> Artifact:
+        if stage.name in artifacts:
+            return artifacts[stage.name]
         key = cache_key(stage, artifacts, data, recipe.seed)
         artifact = reusable(stage_folder(settings, stage), key)
         if _is_joint(stage):
@@ -131,10 +138,61 @@ def _run(
             executed.append(stage.name)
         else:
             settings.progress.say(f"{stage.name}: up to date")
-        record(stage.name, stage.config.kind, artifact, stage)
+        record(stage.name, stage.config.kind, artifact, stage, for_comparison=for_comparison)
+        return artifact
+
+    for stage in recipe.stages:
+        make(stage)
+    added: list[StageEntry] = []
+    for stage in recipe.stages:
+        if not is_judged(artifacts[stage.name]):
+            continue
+        found = _find_speed(stage.name, artifacts, baselines[stage.name], recipe, settings, report, added, make)
+        place = next(place for place, row in enumerate(rows) if row.name == stage.name)
+        rows[place] = add_speed(rows[place], found, stage.gate)
+        report = dataclasses.replace(report, rows=tuple(rows))
+        write_report(report, settings.out)
     report = dataclasses.replace(report, complete=True)
     write_report(report, settings.out)
     return announce(RunResult(report, tuple(executed)))
+
+
+def _find_speed(
+    name: str,
+    artifacts: Mapping[str, Artifact],
+    baseline: str,
+    recipe: Recipe,
+    settings: Settings,
+    report: Report,
+    added: list[StageEntry],
+    make: Callable[..., Artifact],
+) -> Speed | str:
+    """Compare an INT8 artifact with the float form of its network, or say why not. Stages made for that come to `added`."""
+    from convnext_deploy.speed_check import check_speed
+
+    if not (settings.speed_check and recipe.speed_check):
+        return "it was left out, as asked for"
+    rival = find_rival(artifacts[name], baseline if artifacts[baseline].is_baseline else None, recipe, added)
+    if isinstance(rival, str):
+        return rival
+
+    def make_form(stage: StageEntry) -> Artifact:
+        if stage in recipe.stages:
+            return artifacts[stage.name]
+        if stage not in added:
+            added.append(stage)
+            settings.progress.say(f"{stage.name}: the float form, to compare {name} with")
+        return make(stage, for_comparison=True)
+
+    return check_speed(
+        name,
+        artifacts[name],
+        rival,
+        make_form,
+        out=settings.out,
+        environment=report.environment,
+        progress=settings.progress,
+    )
 
 
 def _follow(

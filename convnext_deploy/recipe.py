@@ -20,11 +20,15 @@ class Gate:
 
     `on` says what of the drop must stay within the gate: the `point` that was measured, or the `upper` end of its 95 % interval,
     which a small validation set does not let pass.
+
+    `min_speedup`: how many times as fast as the float form of its network an INT8 graph or engine must be, on the runtime that it
+    is for, 0.1 to 100; None: not slower. The median of its rounds counts, see `validation.speed`.
     """
 
     max_top1_drop_pp: float | None = None
     min_top1: float | None = None
     on: Literal["point", "upper"] = "point"
+    min_speedup: float | None = None
 
     def __post_init__(self) -> None:
         require(self.on in ("point", "upper"), "on", self.on, "'point' or 'upper'")
@@ -34,6 +38,8 @@ class Gate:
             require(0 <= self.max_top1_drop_pp <= 100, "max_top1_drop_pp", self.max_top1_drop_pp, "0 to 100")
         if self.min_top1 is not None:
             require(0 <= self.min_top1 <= 1, "min_top1", self.min_top1, "a fraction, 0 to 1")
+        if self.min_speedup is not None:
+            require(0.1 <= self.min_speedup <= 100, "min_speedup", self.min_speedup, "a factor, 0.1 to 100")
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,17 @@ class StageEntry:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file."""
+    """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file.
+
+    `speed_check`: compare every INT8 graph and engine with the float form of its network; see `Gate.min_speedup`.
+    """
 
     name: str
     stages: tuple[StageEntry, ...]
     data: str | None = None
     source: str | None = None
     seed: int = 0
+    speed_check: bool = True
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, ">= 0")

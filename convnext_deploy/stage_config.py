@@ -215,9 +215,7 @@ class ONNXConfig:
             require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
         require(self.top_k >= 1, "top_k", self.top_k, ">= 1")
         if self.precision == "fp16":
-            require(
-                self.runtime.startswith("tensorrt"), "runtime", self.runtime, "one of TensorRT, for precision 'fp16'"
-            )
+            require("tensorrt" in self.runtime, "runtime", self.runtime, "that of a TensorRT with precision = 'fp16'")
         require(self.range_images >= 1, "range_images", self.range_images, ">= 1")
         require(
             self.license is None or bool(self.license.strip()), "license", self.license, "a name such as 'Apache-2.0'"
@@ -247,11 +245,7 @@ class TensorRTConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        best, most = self.optimal_batch_size, self.max_batch_size
-        require(1 <= best <= most, "optimal_batch_size", best, f"1 to max_batch_size ({most})")
-        require(self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, ">= 1")
-        require(self.workspace_mib <= 2**20, "workspace_mib", self.workspace_mib, "<= 1048576, which are 1 TiB")
-        require(0 <= self.optimization_level <= 5, "optimization_level", self.optimization_level, "0 to 5")
+        _check_engine(self)
         named = bool(self.gpus) and all(gpu.strip(" ,") for gpu in self.gpus)
         require(self.flavor == "tensorrt" or named, "gpus", self.gpus, "at least one, such as 'rtx-4070' or 'sm86'")
         require(self.timing_cache != "", "timing_cache", self.timing_cache, "the name of a file")
@@ -271,11 +265,15 @@ class TorchTensorRTConfig:
     def __post_init__(self) -> None:
         known = "'fp32' or 'fp16'; INT8 goes through ONNX, to a stage of the kind tensorrt"
         require(self.precision in ("fp32", "fp16"), "precision", self.precision, known)
-        best, most = self.optimal_batch_size, self.max_batch_size
-        require(1 <= best <= most, "optimal_batch_size", best, f"1 to max_batch_size ({most})")
-        require(self.workspace_mib >= 1, "workspace_mib", self.workspace_mib, ">= 1")
-        require(self.workspace_mib <= 2**20, "workspace_mib", self.workspace_mib, "<= 1048576, which are 1 TiB")
-        require(0 <= self.optimization_level <= 5, "optimization_level", self.optimization_level, "0 to 5")
+        _check_engine(self)
+
+
+def _check_engine(config: TensorRTConfig | TorchTensorRTConfig) -> None:
+    best, most = config.optimal_batch_size, config.max_batch_size
+    require(1 <= best <= most, "optimal_batch_size", best, f"1 to max_batch_size ({most})")
+    require(config.workspace_mib >= 1, "workspace_mib", config.workspace_mib, ">= 1")
+    require(config.workspace_mib <= 2**20, "workspace_mib", config.workspace_mib, "<= 1048576, which are 1 TiB")
+    require(0 <= config.optimization_level <= 5, "optimization_level", config.optimization_level, "0 to 5")
 
 
 def _check_distillation(temperature: float, weight: float) -> None:

@@ -73,11 +73,14 @@ _SETTINGS = (
 @click.option(
     "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
 )
-@common_options("data", "out", "max_drop", "image_size", "crop_pct", "seed", "device", "workers")
+@common_options(
+    "data", "out", "max_drop", "min_speedup", "speed_check", "image_size", "crop_pct", "seed", "device", "workers"
+)
 def command(artifact: Path, format: Format, as_json: bool, **values: Any) -> None:  # noqa: A002
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.
 
     FP32 artifacts give float graphs, quantized ones explicit Q/DQ. With --data each result is validated.
+    INT8 is timed against the float form of its network where its runtime is here.
     """
     from convnext_deploy.cli.display import show_report
     from convnext_deploy.exporting import export

@@ -158,6 +158,19 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=click.FloatRange(0, 100),
         help="Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
     ),
+    "min_speedup": click.option(
+        "--min-speedup",
+        type=click.FloatRange(0.1, 100),
+        help="How many times as fast as its float form INT8 must be; less ends with exit code 3.  [default: 1, not slower]",
+    ),
+    "speed_check": click.option(
+        "--no-speed-check",
+        "speed_check",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Do not measure INT8 against its float form.",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from convnext_deploy.cli.options import collect_options, common_options
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and do nothing.")
-@common_options("data", "out", "device", "workers", "cache_dir", "tensorboard")
+@common_options("data", "out", "speed_check", "device", "workers", "cache_dir", "tensorboard")
 def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Run RECIPE (a TOML file): every stage in order, each artifact validated, what is up to date not repeated."""
     from convnext_deploy import api

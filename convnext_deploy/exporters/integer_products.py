@@ -36,18 +36,18 @@ def fuse_products(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     absorbed: set[str] = set()  # outputs of sums that a product has taken in
     for node in graph.node:
-        inputs = [producers.get(name) for name in node.input]
-        if node.op_type == "MatMul" and all(i is not None and i.op_type == "DequantizeLinear" for i in inputs):
+        inputs = [p for name in node.input if (p := producers.get(name)) and p.op_type == "DequantizeLinear"]
+        if node.op_type == "MatMul" and len(inputs) == 2:
             product = node.output[0]
             after = following.get(product) if readers[product] == 1 else None
             bias = _bias(after, product, constants)
             if bias and after is not None:
                 product = after.output[0]
                 absorbed.add(product)
-            nodes.append(_integer_product(node, *(i for i in inputs if i is not None), bias, product))
+            nodes.append(_integer_product(node, inputs[0], inputs[1], bias, product))
         elif not absorbed.intersection(node.output):
             nodes.append(node)
-    if len(nodes) == len(graph.node) and not any(node.domain == DOMAIN for node in nodes):
+    if not any(node.domain == DOMAIN for node in nodes):
         return result
     used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     kept = [node for node in nodes if node.op_type != "DequantizeLinear" or used.intersection(node.output)]

@@ -124,19 +124,26 @@ def read_layers(text: str) -> list[PlanProduct]:
     A layer stands for every ONNX node that it was made from. Its types are those of its first input and of its weights; where
     one of them is not given, because the batch is open or the weights lie elsewhere, the kernel's name tells as well.
     """
+    return [
+        PlanProduct(name, types)
+        for layer in _read_entries(text)
+        if _PRODUCT_LAYER.search(f"{layer.get('LayerType')} {layer.get('ParameterType')}")
+        for types in [_layer_types(layer)]
+        for name in _layer_nodes(layer)
+    ]
+
+
+def read_sources(text: str) -> dict[str, list[str]]:
+    """Return the layers in the engine inspector's JSON with the ONNX nodes that each was made from; none where unreadable."""
+    return {str(layer["Name"]): _layer_nodes(layer) for layer in _read_entries(text) if "Name" in layer}
+
+
+def _read_entries(text: str) -> list[dict[str, Any]]:
     try:
         layers = json.loads(text).get("Layers", [])
     except (ValueError, AttributeError):
         return []
-    if not isinstance(layers, list):
-        return []
-    return [
-        PlanProduct(name, types)
-        for layer in layers
-        if isinstance(layer, dict) and _PRODUCT_LAYER.search(f"{layer.get('LayerType')} {layer.get('ParameterType')}")
-        for types in [_layer_types(layer)]
-        for name in _layer_nodes(layer)
-    ]
+    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def inspect_engine(trt: ModuleType, engine: Any, context: Any) -> str:

@@ -28,9 +28,9 @@ def write_recipe(report: Report) -> str | None:
 
 
 def write_stage(row: StageRow) -> str | None:
-    """Return the `[[stages]]` table of a row; None for what the user brought, or if its settings are not known."""
+    """Return the `[[stages]]` table of a row; None for what no recipe asked for, or if its settings are not known."""
     config_type = CONFIGS.get(row.kind)
-    if not row.config or config_type is None:
+    if not row.config or config_type is None or row.for_comparison:
         return None
     lines = ["[[stages]]", f"kind = {quoted(row.kind)}", f"name = {quoted(row.name)}"]
     if "source" in row.inputs:

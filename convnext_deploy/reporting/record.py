@@ -15,6 +15,7 @@ from convnext_deploy.artifact import write_text
 from convnext_deploy.distributed import usable_cores
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.validation.changes import ClassChange, Flip
+from convnext_deploy.validation.speed import Speed, load_speed
 
 REPORT_JSON = "report.json"
 SCHEMA = 1
@@ -57,6 +58,10 @@ class StageRow:
     Of the validation images, `lost` are classified correctly by the baseline only, `gained` by the artifact only, and the first
     guess of `flipped` changed; `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
     `mcnemar_p` is the p-value of the exact test that nothing changed. For `proven` and `images_needed` see `Verdict`.
+
+    Of an INT8 graph or engine, `speed` is what was measured against the float form of its network, `speed_not_measured` why that
+    was not done, and `ship` the path of the artifact to use instead where it is too slow. `for_comparison`: a float form that no
+    stage of the recipe made.
 
     `rungs`: what a ladder tried (see `stages.quantize.Rung`), of which it took `chosen` for a `reason`.
 
@@ -113,6 +118,10 @@ class StageRow:
     file: str | None = None
     graph: Mapping[str, Any] | None = None
     preprocess: Mapping[str, Any] | None = None
+    speed: Speed | None = None
+    speed_not_measured: str | None = None
+    ship: str | None = None
+    for_comparison: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,7 @@ def read_report(run: Path) -> Report:
             row["flips"] = tuple(Flip(**entry) for entry in row.get("flips", ()))
             row["layers"] = tuple(Layer(**entry) for entry in row.get("layers", ()))
             row |= {key: tuple(dict(entry) for entry in row.get(key, ())) for key in ("history", "lineage")}
+            row["speed"] = None if row.get("speed") is None else load_speed(row["speed"])
             rows.append(StageRow(**row))
         content["class_names"] = tuple(str(name) for name in content.get("class_names", ()))
         content["thumbnails"] = {key: str(value) for key, value in content.get("thumbnails", {}).items()}

@@ -17,6 +17,7 @@ from convnext_deploy.validation.changes import compare_classes, find_flips, imag
 from convnext_deploy.validation.gate import judge, measure_drop
 from convnext_deploy.validation.measure import Measurement
 from convnext_deploy.validation.score import Score
+from convnext_deploy.validation.speed import Speed, judge_speed
 
 LADDER = QuantizeConfig.kind
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
@@ -102,7 +103,25 @@ def create_row(
         images_needed=verdict.images_needed,
         reasons=verdict.reasons,
     )
-    return dataclasses.replace(row, notes=(*row.notes, *verdict.notes, *_changes(row), *_precision(row, earlier)))
+    return dataclasses.replace(row, notes=(*row.notes, *verdict.notes, *_changes(row), *_precision(row, artifact, earlier)))
+
+
+def add_speed(row: StageRow, found: Speed | str, gate: Gate) -> StageRow:
+    """Return the row of an INT8 artifact with the verdict on its speed, which is measured after all stages; or why there is none."""
+    if isinstance(found, str):
+        return dataclasses.replace(
+            row, speed_not_measured=found, notes=(*row.notes, f"speed not measured: {found}")
+        )
+    verdict = judge_speed(found, gate.min_speedup)
+    return dataclasses.replace(
+        row,
+        speed=found,
+        ship=verdict.ship,
+        passed=verdict.passed and row.passed is not False,
+        proven=verdict.proven if row.proven is None else verdict.proven and row.proven,
+        reasons=(*row.reasons, *verdict.reasons),
+        notes=(*row.notes, *verdict.notes),
+    )
 
 
 def keep_flips(out: Path, row: StageRow, scores: Mapping[str, Score], data: Data | None) -> None:
@@ -135,7 +154,7 @@ def _p(value: float) -> str:
     return f"p = {value:.2g}" if value >= 1e-99 else "p < 1e-99"
 
 
-def _precision(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
+def _precision(row: StageRow, artifact: Artifact, earlier: list[StageRow]) -> tuple[str, ...]:
     """Say what a reader would otherwise take for granted: that INT8 is small and fast."""
     if not row.precision.startswith("int8"):
         return ()
@@ -143,6 +162,8 @@ def _precision(row: StageRow, earlier: list[StageRow]) -> tuple[str, ...]:
         return (
             "INT8 is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of INT8",
         )
+    if not str(artifact.details.get("target", "")).startswith("tensorrt"):
+        return ()  # it is measured on the runtime that it is for
     for other in earlier:
         same = (other.format, other.variant, other.runner) == (row.format, row.variant, row.runner)
         if same and other.precision == "fp32" and other.latency_p50_ms and row.latency_p50_ms:

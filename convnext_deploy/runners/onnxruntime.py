@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +12,7 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.cuda_driver import cuda_driver_error
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.profiling import Kernel, read_onnxruntime_profile
 from convnext_deploy.runners.session_options import PROVIDERS, onnxruntime_entries, provider_options
 
 _PACKAGES = {
@@ -25,7 +29,13 @@ class ONNXRuntimeRunner:
     """See `Runner`. Types and a frozen batch are those of the file itself; the layout is that of the artifact's details."""
 
     def __init__(
-        self, artifact: Artifact, name: str = "onnxruntime", threads: int | None = None, *, alone: bool = False
+        self,
+        artifact: Artifact,
+        name: str = "onnxruntime",
+        threads: int | None = None,
+        *,
+        alone: bool = False,
+        profiled: bool = False,
     ) -> None:
         try:
             import onnxruntime
@@ -47,6 +57,9 @@ class ONNXRuntimeRunner:
             options.intra_op_num_threads = threads
         for key, value in onnxruntime_entries(alone=alone).items():
             options.add_session_config_entry(key, value)
+        self._profile = tempfile.TemporaryDirectory() if profiled else None
+        if self._profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(Path(self._profile.name) / "profile")
         chosen = [(provider, provider_options(name, artifact.precision, threads))]
         # what another provider does not support is computed by the CPU's
         fallback = [] if name == "onnxruntime" else ["CPUExecutionProvider"]
@@ -85,6 +98,12 @@ class ONNXRuntimeRunner:
                 f"ONNX Runtime cannot run {self._file} on images of shape {taken.shape}: {' '.join(str(error).split())}"
             ) from None
 
+    def kernels(self) -> tuple[Kernel, ...]:
+        """See `ProfiledRunner.kernels`."""
+        return read_onnxruntime_profile(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+
     def close(self) -> None:
         """See `Runner.close`."""
         del self._session
+        if self._profile is not None:
+            self._profile.cleanup()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_two_sizes, to_logits
+from convnext_deploy.runners.profiling import Kernel, median_kernels, single_times
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, openvino_properties
 
 _TELEMETRY = "openvino_telemetry"
@@ -24,6 +25,11 @@ def is_installed() -> bool:
         return importlib.util.find_spec("openvino") is not None
     except ValueError:  # what stands in for a package that is hidden
         return False
+
+
+def computes_bf16() -> bool:
+    """Return whether this CPU has units for bf16. Raises: BackendUnavailableError: if the package cannot be loaded."""
+    return "BF16" in _import().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _import() -> Any:
@@ -52,7 +58,9 @@ class OpenVINORunner:
 
     device = "cpu"
 
-    def __init__(self, artifact: Artifact, name: str = "openvino", threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, name: str = "openvino", threads: int | None = None, *, profiled: bool = False
+    ) -> None:
         self.name = name
         openvino = _import()
         self._core = openvino.Core()
@@ -60,6 +68,9 @@ class OpenVINORunner:
         if computed == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendUnavailableError("this CPU has no bf16 units; use the runner openvino.")
         self._properties = openvino_properties(computed, artifact.precision, threads)
+        if profiled:
+            self._properties["PERF_COUNT"] = "YES"
+        self._profiled, self._means = profiled, list[dict[tuple[str, str], float]]()
         self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
         self._num_classes = artifact.model.num_classes
         try:
@@ -104,7 +115,19 @@ class OpenVINORunner:
             raise ArtifactError(
                 f"OpenVINO cannot run {self._file} on images of shape {taken.shape}: {_reason(error)}"
             ) from None
+        if self._profiled:
+            self._means.append(
+                {
+                    (kernel.node_name, kernel.node_type): 1000 * kernel.real_time.total_seconds()
+                    for kernel in request.profiling_info
+                    if kernel.status == kernel.Status.EXECUTED
+                }
+            )
         return {port.get_any_name(): values for port, values in results.items()}
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """See `ProfiledRunner.kernels`."""
+        return median_kernels(single_times(self._means))
 
     def close(self) -> None:
         """See `Runner.close`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from convnext_deploy.cuda_driver import cuda_driver_error, gpu_name
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.exporters.engine_loading import load_engine
 from convnext_deploy.exporters.tensorrt_releases import INSTALL, import_tensorrt
+from convnext_deploy.inspection.engine_census import inspect_engine, read_sources
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.profiling import Kernel, median_kernels
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -31,7 +34,7 @@ class TensorRTRunner:
     name = "tensorrt"
     device = "cuda"
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, *, profiled: bool = False) -> None:
         flavor, gpus = artifact.details.get("flavor"), list(artifact.details.get("gpus", ()))
         if flavor not in INSTALL:
             raise ArtifactError(f"{artifact.path} does not say which TensorRT its engine is for; build it again.")
@@ -60,6 +63,9 @@ class TensorRTRunner:
             raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
         host_code = bool(artifact.details.get("version_compatible"))
         self._loaded = load_engine(trt, flavor, plan, self._file, host_code=host_code)
+        self._trt, self._profiler = trt, create_profiler(trt) if profiled else None
+        if self._profiler is not None:
+            self._loaded.context.profiler = self._profiler
         self._torch, self._io, self._preprocess = torch, graph_io(artifact), artifact.preprocess
         self._num_classes = artifact.model.num_classes
         engine = self._loaded.engine
@@ -129,6 +135,26 @@ class TensorRTRunner:
         array: NDArray[np.generic] = (buffer.float() if buffer.is_floating_point() else buffer).cpu().numpy()
         return array
 
+    def kernels(self) -> tuple[Kernel, ...]:
+        """See `ProfiledRunner.kernels`. What a kernel was made from is what the engine inspector tells of it."""
+        assert self._profiler is not None  # whoever asks has opened the engine for it
+        nodes = read_sources(inspect_engine(self._trt, self._loaded.engine, self._loaded.context))
+        return median_kernels(((name, "", ms) for name, ms in self._profiler.times), nodes)
+
     def close(self) -> None:
         """See `Runner.close`."""
         del self._loaded
+
+
+def create_profiler(trt: ModuleType) -> Any:
+    """Return a TensorRT profiler whose list `times` gets the name and the milliseconds of each kernel that runs."""
+
+    class RecordingProfiler(trt.IProfiler):  # type: ignore[misc, name-defined]  # the class is known at run time only
+        def __init__(self) -> None:
+            super().__init__()
+            self.times: list[tuple[str, float]] = []
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times.append((layer_name, ms))
+
+    return RecordingProfiler()

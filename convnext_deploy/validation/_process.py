@@ -46,6 +46,8 @@ def _measure(job: Any) -> dict[str, Any]:
 
     artifact, size = job.artifact, job.artifact.preprocess.image_size
     images = noise_images(job.batch_size, (artifact.model.in_channels, size, size))
+    if job.profiled:
+        return _profile(job, images)
     start = time.perf_counter()
     runner = open_runner(artifact, job.device, runner=job.runner, threads=job.threads, alone=True)
     runner.logits(images)
@@ -69,6 +71,17 @@ def _measure(job: Any) -> dict[str, Any]:
         "runner": runner.name,
         "device": runner.device,
     }
+
+
+def _profile(job: Any, images: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from convnext_deploy.runners.profiling import open_profiled
+    from convnext_deploy.validation.latency import time_calls
+
+    runner = open_profiled(job.artifact, job.runner, job.threads)
+    time_calls(runner, images, job.least, job.most, job.seconds)
+    return {"kernels": [asdict(kernel) for kernel in runner.kernels()]}
 
 
 def peak_memory_bytes() -> int:

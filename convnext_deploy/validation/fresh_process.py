@@ -33,7 +33,8 @@ _SIGNALS = {
 class Job:
     """What a process is to time: calls of batches of `batch_size` images.
 
-    After at least `warm_up` calls and a quarter of the time, `least` to `most` calls are timed within about `seconds`.
+    After at least `warm_up` calls and a quarter of the time, `least` to `most` calls are timed within about `seconds`. If
+    `profiled`, they are not timed: the result is the kernels that they spent their time in.
     """
 
     artifact: Artifact
@@ -45,6 +46,7 @@ class Job:
     warm_up: int = 3
     least: int = 10
     most: int = 10_000
+    profiled: bool = False
 
 
 def run_job(job: Job) -> dict[str, Any]:

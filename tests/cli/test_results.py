@@ -153,7 +153,8 @@ def test_validate_compares_with_a_baseline_image_by_image(
     row = rows["artifact"]
     assert (row["top1_drop_pp"], row["agreement"]) == (expected.top1_drop_pp, expected.agreement)
     assert (row["baseline"], row["passed"], rows["baseline"]["passed"]) == ("baseline", True, None)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flips", "report.json", "report.md"]
+    views = ["model_card.md", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flips", *views]
     content = json.loads((tmp_path / "out" / "flips" / "artifact.json").read_text())
     assert [path.name for path in (tmp_path / "out" / "flips").iterdir()] == ["artifact.json"]
     assert len(content["images"]) == content["flipped"] == row["flipped"] == round(18 * (1 - row["agreement"]))

@@ -31,6 +31,7 @@ class Script:
     engine_batches: tuple[int, int, int] = (1, 1, 4)
     diagnostics: int = 0
     layers: str = "{}"
+    kernels: Mapping[str, float] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     loads: bool = True
@@ -221,6 +222,10 @@ def running(script: Script, new: Callable[..., Any], classes: Mapping[str, Any])
         script.streams.append(stream_handle)
         if not script.runs:
             return False
+        if "profiler" in self._state:
+            assert isinstance(self._state["profiler"], classes["IProfiler"])
+            for name, ms in script.kernels.items():
+                self._state["profiler"].report_layer_time(name, ms)
         shape = self._state["shape"]
         images = _at(self._state[INPUT], shape, script.input_type).astype(np.float32)
         logits = images[:, 0, 0].sum(axis=1)[:, None] + np.arange(WIDTH)
@@ -253,6 +258,7 @@ def running(script: Script, new: Callable[..., Any], classes: Mapping[str, Any])
             "create_engine_inspector": lambda self: new("EngineInspector"),
         },
         "EngineInspector": {"get_engine_information": get_engine_information},
+        "IProfiler": {"__init__": lambda self: None},
         "IExecutionContext": {
             "set_input_shape": set_input_shape,
             "get_tensor_shape": lambda self, name: (self._state["shape"][0], WIDTH),

@@ -40,7 +40,7 @@ def network(variant: str, depths: tuple[int, ...] | None = None) -> ConvNeXt:
                 parameter.add_(0.1 * torch.randn_like(parameter))
             for name, module in model.named_modules():
                 if name.endswith("grn"):
-                    module.gain = torch.nn.Parameter(1 + 0.1 * torch.rand_like(module.gamma))  # type: ignore[arg-type]
+                    module.gain = torch.nn.Parameter(1 + 0.1 * torch.rand_like(module.gamma))
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from convnext_deploy.exporters.half import LARGEST
 from convnext_deploy.exporters.onnx_float import read_metadata, tensor_shape
 from convnext_deploy.inputs import open_input
 from convnext_deploy.runners import open_runner
-from convnext_deploy.stage_config import ONNXConfig
+from convnext_deploy.stage_config import ONNXConfig, PTQConfig
 from convnext_deploy.stages import onnx as stage
+from convnext_deploy.stages import ptq
 from convnext_deploy.stages.context import StageContext
 from tests.exporters.recorded_progress import RecordingProgress
 
@@ -65,7 +67,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"precision": "fp16"},
     {"precision": "fp16", "runtime": "tensorrt-rtx"},
     {"batch_size": 3},
-    {"input_type": "uint8", "input_layout": "nhwc"},
+    {"runtime": "openvino"},
+    {"runtime": "onnxruntime", "input_type": "uint8", "input_layout": "nhwc"},
     {"input_type": "uint8", "precision": "fp16", "output": "probabilities"},
     {"output": "top-k", "top_k": 2, "batch_size": 4, "precision": "fp16"},
 ]
@@ -94,6 +97,45 @@ def test_every_setting_gives_a_file_that_answers_as_the_network_does(
         # probabilities tell logits up to one number per image
         difference -= difference.mean(axis=1, keepdims=True)
         assert np.abs(difference).max() <= (0.1 if half or name == "qat" else 1e-4) * np.ptp(expected)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kind", "absent"), [("openvino", "Conv", "MatMul"), ("tensorrt", "MatMul", "Shape")]
+)
+def test_float_graph_has_the_form_of_its_runtime(
+    runtime: str, kind: str, absent: str, small_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    artifact = export(small_artifacts["student"], tmp_path / "onnx", None, runtime=runtime)
+    graph = onnx.load(artifact.main_file).graph
+    weights = {i.name for i in graph.initializer}
+    places = {node.op_type for node in graph.node for name in node.input if name in weights and "pwconv" in name}
+    assert kind in places
+    assert absent not in {node.op_type for node in graph.node}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_quantized_artifact_has_the_form_of_its_own_target(
+    target: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ptq"
+    folder.mkdir()
+    context = StageContext("ptq", folder, lambda: small_data, 0, "cpu", 0, RecordingProgress(), tmp_path / "cache")
+    config = PTQConfig(target=target, calibration_method="minmax", calibration_images=12, bias_correction=False)
+    source = ptq.run(config, small_artifacts["student"], context)
+    artifact = export(source, tmp_path / "onnx", None, runtime="tensorrt")
+    kinds = Counter(node.op_type for node in onnx.load(artifact.main_file).graph.node)
+    products = kinds["MatMulIntegerToFloat"] if target == "onnxruntime" else kinds["QuantizeLinear"]
+    assert products == artifact.details["quantized_layers"] > 0
+    images = images_of(source, small_data)
+    expected = logits_of(source, images)
+    found = logits_of(open_input(artifact.main_file), images)
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_fp16_is_for_tensorrt(runtime: Any) -> None:
+    with pytest.raises(RecipeError, match="that of a TensorRT"):
+        ONNXConfig(precision="fp16", runtime=runtime)
 
 
 def test_ranges_come_from_training_images_or_else_from_noise(

@@ -1,0 +1,55 @@
+"""The tables in Markdown files are what the stored results give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.conftest import BENCHMARKS
+
+
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md"])
+def test_tables_are_those_of_the_results(document: str) -> None:
+    from results_tables import fill
+
+    text = (BENCHMARKS.parent / document).read_text(encoding="utf-8")
+    assert fill(text) == text, "run: python benchmarks/run_all.py --tables"
+
+
+def test_folder_shows_every_table() -> None:
+    from results_tables import TABLES, names_in
+
+    assert set(names_in((BENCHMARKS / "README.md").read_text(encoding="utf-8"))) == set(TABLES)
+
+
+def test_changed_result_changes_its_table(tmp_path: Path) -> None:
+    from results_tables import RESULTS, fill
+
+    shutil.copytree(RESULTS, tmp_path / "results")
+    file = tmp_path / "results" / "kills.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "starts": 4711}))
+    before = "a\n<!-- results: kills -->\nold\n<!-- end -->\nb\n<!-- results: eager -->\n<!-- end -->\n"
+    after = fill(before, tmp_path / "results")
+    assert "| 4711 |" in after
+    assert "old" not in after
+    assert after.startswith("a\n<!-- results: kills -->\n")
+    assert "<!-- end -->\nb\n" in after
+    assert "`--model tiny --batch-size 8`" in after
+    assert fill(after, tmp_path / "results") == after
+
+
+def test_missing_result_leaves_its_table(tmp_path: Path) -> None:
+    from results_tables import TABLES, fill
+
+    text = "".join(f"<!-- results: {name} -->\nwhat was there\n<!-- end -->\n" for name in TABLES)
+    assert fill(text, tmp_path) == text
+
+
+def test_unknown_table_is_an_error(tmp_path: Path) -> None:
+    from results_tables import fill
+
+    with pytest.raises(ValueError, match="no table 'kill'"):
+        fill("<!-- results: kill -->\n<!-- end -->\n", tmp_path)
