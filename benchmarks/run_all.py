@@ -265,7 +265,7 @@ def main() -> int:
         print(f"{path.relative_to(ROOT)}: tables written anew")
     if wrong:
         print(f"not as they should be: {', '.join(wrong)}", file=sys.stderr)
-    return bool(wrong)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

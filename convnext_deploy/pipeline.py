@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.reporting.record import Report, StageRow, describe_environment, write_report
 from convnext_deploy.reporting.rows import add_speed, create_row, keep_flips
 from convnext_deploy.reporting.thumbnails import make_thumbnails
-from convnext_deploy.rivals import find_rival, is_judged
+from convnext_deploy.rivals import is_judged
+from convnext_deploy.speed_check import check_speed
 from convnext_deploy.stage_config import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -126,15 +127,15 @@ def _run(
             record(BASELINE, BASELINE, baseline, None)
         record(SOURCE, SOURCE, source, None)
 
-    def make(stage: StageEntry, *, for_comparison: bool = False) -> Artifact:
-        if stage.name in artifacts:
-            return artifacts[stage.name]
-        key = cache_key(stage, artifacts, data, recipe.seed)
+    def make(
+        stage: StageEntry, inputs: Mapping[str, Artifact] = artifacts, *, for_comparison: bool = False
+    ) -> Artifact:
+        key = cache_key(stage, inputs, data, recipe.seed)
         artifact = reusable(stage_folder(settings, stage), key)
         if _is_joint(stage):
             announce(artifact is None)
         if artifact is None:
-            artifact = execute_stage(stage, artifacts, recipe, settings, data, key)
+            artifact = execute_stage(stage, inputs, recipe, settings, data, key)
             executed.append(stage.name)
         else:
             settings.progress.say(f"{stage.name}: up to date")
@@ -143,11 +144,20 @@ def _run(
 
     for stage in recipe.stages:
         make(stage)
-    added: list[StageEntry] = []
-    for stage in recipe.stages:
-        if not is_judged(artifacts[stage.name]):
-            continue
-        found = _find_speed(stage.name, artifacts, baselines[stage.name], recipe, settings, report, added, make)
+    made: dict[str, StageEntry] = {stage.name: stage for stage in recipe.stages}
+    for stage in filter(lambda stage: is_judged(artifacts[stage.name]), recipe.stages):
+        found: Speed | str = "it was left out, as asked for"
+        if settings.speed_check and recipe.speed_check:
+            found = check_speed(
+                stage.name,
+                artifacts,
+                baselines[stage.name],
+                made,
+                make,
+                settings.out,
+                report.environment,
+                settings.progress,
+            )
         place = next(place for place, row in enumerate(rows) if row.name == stage.name)
         rows[place] = add_speed(rows[place], found, stage.gate)
         report = dataclasses.replace(report, rows=tuple(rows))
@@ -155,44 +165,6 @@ def _run(
     report = dataclasses.replace(report, complete=True)
     write_report(report, settings.out)
     return announce(RunResult(report, tuple(executed)))
-
-
-def _find_speed(
-    name: str,
-    artifacts: Mapping[str, Artifact],
-    baseline: str,
-    recipe: Recipe,
-    settings: Settings,
-    report: Report,
-    added: list[StageEntry],
-    make: Callable[..., Artifact],
-) -> Speed | str:
-    """Compare an INT8 artifact with the float form of its network, or say why not. Stages made for that come to `added`."""
-    from convnext_deploy.speed_check import check_speed
-
-    if not (settings.speed_check and recipe.speed_check):
-        return "it was left out, as asked for"
-    rival = find_rival(artifacts[name], baseline if artifacts[baseline].is_baseline else None, recipe, added)
-    if isinstance(rival, str):
-        return rival
-
-    def make_form(stage: StageEntry) -> Artifact:
-        if stage in recipe.stages:
-            return artifacts[stage.name]
-        if stage not in added:
-            added.append(stage)
-            settings.progress.say(f"{stage.name}: the float form, to compare {name} with")
-        return make(stage, for_comparison=True)
-
-    return check_speed(
-        name,
-        artifacts[name],
-        rival,
-        make_form,
-        out=settings.out,
-        environment=report.environment,
-        progress=settings.progress,
-    )
 
 
 def _follow(

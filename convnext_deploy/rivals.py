@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from convnext_deploy.artifact import Artifact, StageRecord
 from convnext_deploy.cuda_driver import cuda_driver_error, gpu_name
-from convnext_deploy.recipe import StageEntry
+from convnext_deploy.recipe import BASELINE, SOURCE, StageEntry
 from convnext_deploy.stage_config import ONNXConfig, TensorRTConfig
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")
@@ -36,31 +36,35 @@ def is_judged(artifact: Artifact) -> bool:
     return artifact.format in ("onnx", "tensorrt") and artifact.precision.startswith("int8")
 
 
-def find_rival(artifact: Artifact, baseline: str | None, known: Collection[StageEntry]) -> Rival | str:
+def find_rival(
+    artifact: Artifact, baseline: str | None, known: Collection[StageEntry], names: Collection[str]
+) -> Rival | str:
     """Return what an INT8 artifact is to be compared with, or in words why it is not measured.
 
     Args:
         artifact: as `is_judged` says, made by a stage.
         baseline: the name of its nearest FP32 PyTorch ancestor; None if that is not at hand.
-        known: stages of the run; one that makes the float form already is taken, and no new one gets the name of any.
+        known: stages of the run with the same evaluation transform; one that makes the float form already is taken.
+        names: those that are taken.
     """
     if reason := _obstacle(artifact):
         return reason
     if baseline is None:
         return "its FP32 ancestor is not at hand, of which the float form is made"
+    prefix = "" if baseline in (BASELINE, SOURCE) else f"{baseline}-"
     graph, engine = _settings(artifact.lineage, ONNXConfig), _settings(artifact.lineage, TensorRTConfig)
     if graph is None or (engine is None and artifact.format == "tensorrt"):
         return "its history does not say how it was exported"
     if engine is None:
-        target = str(artifact.details["target"])
+        target: Any = artifact.details["target"]  # one of CPU_RUNTIMES
         config = dataclasses.replace(graph, precision="fp32", runtime=target)
-        stage = _find(config, baseline, known) or _name(StageEntry(f"{baseline}-float-{target}", config, baseline), known)
+        stage = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{target}", config, baseline), names)
         return Rival((stage,), target, _float_runner(target), "cpu", (graph.batch_size or 1,))
     flavor = engine.flavor
     config = dataclasses.replace(graph, precision="fp16", runtime=flavor)
-    half = _find(config, baseline, known) or _name(StageEntry(f"{baseline}-float-{flavor}-onnx", config, baseline), known)
+    half = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{flavor}-onnx", config, baseline), names)
     built = _find(engine, half.name, known)
-    built = built or _name(StageEntry(f"{baseline}-float-{flavor}", engine, half.name), (*known, half))
+    built = built or _name(StageEntry(f"{prefix}float-{flavor}", engine, half.name), names)
     sizes = (graph.batch_size,) if graph.batch_size else tuple(sorted({1, engine.optimal_batch_size}))
     return Rival((half, built), "tensorrt", "tensorrt", "cuda", sizes)
 
@@ -98,7 +102,9 @@ def _settings(lineage: tuple[StageRecord, ...], config: type[Config]) -> Config 
     record = next((record for record in reversed(lineage) if record.kind == config.kind), None)
     if record is None:
         return None
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in record.config.items()}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.config.items()
+    }
     try:
         return config(**given)
     except TypeError:
@@ -125,9 +131,9 @@ def _find(config: ONNXConfig | TensorRTConfig, source: str, stages: Collection[S
     )
 
 
-def _name(stage: StageEntry, taken: Collection[StageEntry]) -> StageEntry:
+def _name(stage: StageEntry, names: Collection[str]) -> StageEntry:
     """Return the stage under a name that no other has."""
-    names, count, name = {other.name for other in taken}, 1, stage.name
+    count, name = 1, stage.name
     while name in names:
         count += 1
         name = f"{stage.name}-{count}"

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convnext_deploy import code_version
 from convnext_deploy.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, DeployError, ProcessFailedError, first_line
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import StageEntry
-from convnext_deploy.rivals import Rival
-from convnext_deploy.validation.speed import Contender, Speed, measure_speed, read_speed, write_speed
+from convnext_deploy.rivals import Rival, find_rival
+
+if TYPE_CHECKING:
+    from convnext_deploy.validation.speed import Contender, Speed
+
+
+class Make(Protocol):
+    """What executes a stage, unless its artifact is up to date, with the artifacts that it may read."""
+
+    def __call__(
+        self, stage: StageEntry, inputs: Mapping[str, Artifact], /, *, for_comparison: bool = False
+    ) -> Artifact:
+        """Return the artifact, which is in the report from then on; `for_comparison`: no stage of the recipe made it."""
 
 
 def check_speed(
     name: str,
-    artifact: Artifact,
-    rival: Rival,
-    make: Callable[[StageEntry], Artifact],
-    *,
+    artifacts: Mapping[str, Artifact],
+    baseline: str,
+    made: dict[str, StageEntry],
+    make: Make,
     out: Path,
     environment: Mapping[str, Any],
     progress: Progress,
@@ -30,25 +42,37 @@ def check_speed(
     """Make the float form of an INT8 artifact's network where it is not there yet, and measure both in turn.
 
     Args:
-        name: of the INT8 artifact's stage.
-        artifact: it.
-        rival: what it is compared with.
-        make: executes a stage, unless its artifact is up to date.
+        name: of the INT8 artifact.
+        artifacts: all of the run.
+        baseline: name of its nearest FP32 PyTorch ancestor, or of another artifact where there is none.
+        made: the stages of the run by their names; those that are made here come to it.
+        make: see `Make`.
         out: the run's folder; `scores/NAME.speed.json` in it keeps the result.
         environment: of the machine; times of another one do not count.
         progress: where to report.
 
     Returns: the measurement, kept or new; or in words why there is none, which is no error of the run.
     """
+    from convnext_deploy.validation.speed import Contender, measure_speed, read_speed, write_speed
+
+    artifact, ancestor = artifacts[name], artifacts[baseline]
+    # the ancestor may be evaluated at another size than its INT8 form, where that was asked for
+    inputs = {**artifacts, baseline: dataclasses.replace(ancestor, preprocess=artifact.preprocess)}
+    known = [stage for stage in made.values() if artifacts[stage.name].preprocess == artifact.preprocess]
+    rival = find_rival(artifact, baseline if ancestor.is_baseline else None, known, made)
+    if isinstance(rival, str):
+        return rival
     try:
         for stage in rival.stages:
-            made = make(stage)
+            if stage.name not in made:
+                progress.say(f"{stage.name}: the float form, to compare {name} with")
+                inputs[stage.name] = make(stage, inputs, for_comparison=True)
+                made[stage.name] = stage
     except DeployError as error:
         return f"the float form could not be made: {first_line(error)}"
-    ours = Contender(name, artifact, rival.runner)
-    reference = Contender(rival.stages[-1].name, made, rival.float_runner)
-    path = out / "scores" / f"{name}.speed.json"
-    key = _key(ours, reference, rival, environment)
+    last = rival.stages[-1].name
+    ours, reference = Contender(name, artifact, rival.runner), Contender(last, inputs[last], rival.float_runner)
+    path, key = out / "scores" / f"{name}.speed.json", _key(ours, reference, rival, environment)
     speed = read_speed(path, key)
     if speed is None:
         try:

@@ -34,7 +34,7 @@ LAYERS = (
     ("network",),
     ("stages", "runners"),
     ("validation",),
-    ("inputs", "pipeline", "execution", "reporting"),
+    ("inputs", "pipeline", "execution", "reporting", "rivals", "speed_check"),
     (
         "options",
         "opening",

@@ -12,7 +12,7 @@ from rich.text import Text
 from convnext_deploy.cli import EXIT_GATE_FAILED
 from convnext_deploy.distributed import launched
 from convnext_deploy.reporting.record import Report
-from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
+from convnext_deploy.reporting.table import cells, columns, remarks, summary
 
 _NARROW = 150  # columns of a terminal, below which numbers are set closely and leave room for names
 
@@ -22,14 +22,15 @@ def create_table(report: Report, width: int) -> Table:
     narrow = width < _NARROW
     title = Text(f"{report.recipe}: {report.data}, {report.validation_images} validation images")
     table = Table(title=title, padding=(0, 0 if narrow else 1))
-    for index, column in enumerate(COLUMNS):
-        is_text = index in (0, 1, len(COLUMNS) - 1)
-        words = " ".join((column, *(cells(row)[index] for row in report.rows))).split()
+    titles = columns(report.rows)
+    for index, column in enumerate(titles):
+        is_text = index in (0, 1, len(titles) - 1)
+        words = " ".join((column, *(cells(row, titles)[index] for row in report.rows))).split()
         widest = max(map(len, words)) if narrow and not is_text else None
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", max_width=widest)
     for row in report.rows:
         style = "bold red" if row.passed is False else None
-        table.add_row(*(Text(text) for text in cells(row)), style=style)
+        table.add_row(*(Text(text) for text in cells(row, titles)), style=style)
     return table
 
 

@@ -21,21 +21,24 @@ from convnext_deploy.reporting.tables import (
     layer_table,
     point_table,
     rung_table,
+    speed_table,
     stage_table,
 )
 from convnext_deploy.reporting.tiles import create_tiles
 from convnext_deploy.stage_config import CONFIGS
+from convnext_deploy.validation.speed import describe_speed
 
 _CONTENTS = {
     "stages": "Stages",
     "accuracy": "Accuracy and latency",
+    "speeds": "INT8 against float",
     "layers": "Layers",
     "ladders": "Ladder",
     "training": "Training",
     "classes": "Classes",
     "flips": "Flips",
 }
-_ANCHORS = {"accuracy": "latency", "ladders": "ladder"}
+_ANCHORS = {"accuracy": "latency", "speeds": "speed", "ladders": "ladder"}
 
 
 def render_html(report: Report) -> str:
@@ -44,6 +47,16 @@ def render_html(report: Report) -> str:
     sections: dict[str, Any] = {
         "stages": stage_table(report.rows) if report.rows else None,
         "accuracy": _accuracy(report, figures),
+        "speeds": [
+            {
+                "title": row.name,
+                "lines": describe_speed(row.speed),
+                "ship": None if row.ship is None else f"Ship {row.speed.compared_with} instead: {row.ship}",
+                "table": speed_table(row.speed),
+            }
+            for row in report.rows
+            if row.speed is not None
+        ],
         "layers": list(_layers(report, figures)),
         "ladders": [
             {"title": row.name, "table": rung_table(row), "text": f"Taken: {row.chosen}; {row.reason}."}

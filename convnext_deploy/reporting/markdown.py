@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from convnext_deploy.reporting.record import Report, StageRow
-from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary
+from convnext_deploy.reporting.table import cells, columns, remarks, summary
+
+
+SPEED_METHOD = (
+    "Speedup: how many times as fast as the float form of its network INT8 is on the runtime that it is for, both in turn in fresh "
+    "processes, with the 95 % interval."
+)
 
 
 def render_markdown(report: Report) -> str:
     """Return the text of `report.md`."""
-    environment = report.environment
+    environment, titles = report.environment, columns(report.rows)
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines = [
         f"# {report.recipe}",
@@ -18,16 +24,18 @@ def render_markdown(report: Report) -> str:
         f"Data: {report.data}, {report.validation_images} validation images. Seed {report.seed}. "
         f"Machine: {environment['cpu']}, {environment['cores']} cores.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(text.replace("|", "\\|") for text in cells(row)) + " |" for row in report.rows),
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
+        *("| " + " | ".join(text.replace("|", "\\|") for text in cells(row, titles)) + " |" for row in report.rows),
         "",
         "Top-1 is measured on each artifact by its own runner. Drops are against the nearest FP32 PyTorch ancestor, with the "
         "95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. "
         "Latency is the median of single images in one process.",
     ]
     if any(row.passed and row.proven is False for row in report.rows):
-        lines[-1] += " Passed, unproven: the drop measured is within the gate, the upper end of its interval is not."
+        lines[-1] += " Passed, unproven: what was measured is within the gate, its whole 95 % interval is not."
+    if any(row.speed is not None for row in report.rows):
+        lines[-1] += " " + SPEED_METHOD
     for row in report.rows:
         if row.rungs:
             lines += ["", *_ladder(row)]

@@ -12,6 +12,7 @@ from convnext_deploy.reporting.record import Report, StageRow
 from convnext_deploy.reporting.table import drop_text, verdict
 from convnext_deploy.reporting.usage import write_usage
 from convnext_deploy.reporting.wording import describe_step, one_line, preprocessing_steps
+from convnext_deploy.validation.speed import describe_speed
 from convnext_deploy.spec import Preprocess, read_preprocess
 
 _MOST_CLASSES = 20  # named on the card
@@ -176,3 +177,11 @@ def _evaluation(report: Report) -> Iterator[str]:
         "Drops are against the nearest FP32 PyTorch ancestor on the same images, with the 95 % interval of the paired predictions; "
         "a positive one is a loss. Latency is of single images."
     )
+    speeds = [
+        f"- `{row.name}` is {line}."
+        for row in report.rows
+        if row.speed is not None
+        for line in map(_text, describe_speed(row.speed))
+    ]
+    if speeds:
+        yield "\n".join(["Beside the float form of its network, on the runtime that it is for:", "", *speeds])

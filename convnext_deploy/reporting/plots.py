@@ -145,17 +145,12 @@ def class_plot(classes: Sequence[ClassChange]) -> dict[str, Any]:
                 if (change.top1_drop_pp > 0) is is_loss and (change.p_value <= SIGNIFICANCE) is is_sure
             ]
             color = "var(--lost)" if is_loss else "var(--gained)"
-            hatched = {"shape": "/", "size": 5, "solidity": 0.35, "fgcolor": color, "bgcolor": "var(--surface)"}
             figure.add_bar(
                 x=[change.top1_drop_pp for _, change in chosen],
                 y=[place for place, _ in chosen],
                 orientation="h",
                 width=0.7,
-                marker={
-                    "color": color,
-                    "line": {"color": color, "width": 1},
-                    **({} if is_sure else {"pattern": hatched}),
-                },
+                marker={"color": color, "opacity": 1.0 if is_sure else 0.4},
                 hovertext=[_describe_class(change) for _, change in chosen],
                 hoverinfo="text",
             )

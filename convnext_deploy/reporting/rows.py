@@ -103,15 +103,15 @@ def create_row(
         images_needed=verdict.images_needed,
         reasons=verdict.reasons,
     )
-    return dataclasses.replace(row, notes=(*row.notes, *verdict.notes, *_changes(row), *_precision(row, artifact, earlier)))
+    return dataclasses.replace(
+        row, notes=(*row.notes, *verdict.notes, *_changes(row), *_precision(row, artifact, earlier))
+    )
 
 
 def add_speed(row: StageRow, found: Speed | str, gate: Gate) -> StageRow:
-    """Return the row of an INT8 artifact with the verdict on its speed, which is measured after all stages; or why there is none."""
+    """Return the row of an INT8 artifact with the verdict on its speed, or with why that was not measured."""
     if isinstance(found, str):
-        return dataclasses.replace(
-            row, speed_not_measured=found, notes=(*row.notes, f"speed not measured: {found}")
-        )
+        return dataclasses.replace(row, speed_not_measured=found, notes=(*row.notes, f"speed not measured: {found}"))
     verdict = judge_speed(found, gate.min_speedup)
     return dataclasses.replace(
         row,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from convnext_deploy.reporting.record import Report, StageRow
 
 COLUMNS = (
@@ -16,10 +18,25 @@ COLUMNS = (
     "time s",
     "verdict",
 )
+SPEEDUP = "speedup [95 %]"
+"""The column after the latency, where anything was measured for it: how many times as fast as its float form INT8 is."""
 
 
-def cells(row: StageRow) -> tuple[str, ...]:
-    """Return the texts of a row, in the order of `COLUMNS`."""
+def columns(rows: Sequence[StageRow]) -> tuple[str, ...]:
+    """Return `COLUMNS`, and `SPEEDUP` where there is one."""
+    if all(row.speed is None for row in rows):
+        return COLUMNS
+    place = COLUMNS.index("p50 ms") + 1
+    return (*COLUMNS[:place], SPEEDUP, *COLUMNS[place:])
+
+
+def cells(row: StageRow, titles: Sequence[str] = COLUMNS) -> tuple[str, ...]:
+    """Return the texts of a row, in the order of the columns."""
+    texts = dict(zip(COLUMNS, _texts(row), strict=True)) | {SPEEDUP: speedup_text(row)}
+    return tuple(texts[title] for title in titles)
+
+
+def _texts(row: StageRow) -> tuple[str, ...]:
     return (
         row.name,
         f"{row.variant} {row.format} {row.precision}",
@@ -44,12 +61,21 @@ def drop_text(row: StageRow) -> str:
     return f"{row.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+def speedup_text(row: StageRow) -> str:
+    """Return the speedup with its interval, at the batch size that gains least."""
+    if row.speed is None:
+        return "–"
+    worst = row.speed.worst
+    size = "" if worst.batch_size == 1 else f" at {worst.batch_size}"
+    return f"{worst.median:.2f}× [{worst.low:.2f}, {worst.high:.2f}]{size}"
+
+
 def verdict(row: StageRow) -> str:
     """Return `passed`, `FAILED`, `no gate` or why the artifact was not run.
 
-    `passed, unproven`: what was measured is within the gate, the upper end of its interval is not.
+    `passed, unproven`: what was measured is within the gate, its whole 95 % interval is not.
     """
-    if row.not_run is not None:
+    if row.not_run is not None and row.passed is not False:
         return row.not_run
     if row.passed and row.proven is False:
         return "passed, unproven"

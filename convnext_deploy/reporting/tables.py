@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from convnext_deploy.reporting.accuracy_plot import Point, pareto_front
 from convnext_deploy.reporting.record import Layer, StageRow
-from convnext_deploy.reporting.table import COLUMNS, cells, drop_text, verdict
+from convnext_deploy.reporting.table import cells, columns, drop_text, verdict
 from convnext_deploy.validation.changes import ClassChange
+from convnext_deploy.validation.speed import Speed
 
 NONE = "–"
 
@@ -56,10 +57,10 @@ def small_number(value: float | None) -> str:
 
 def badge_of(row: StageRow) -> str:
     """Return the badge of a row's verdict."""
+    if row.passed is False:
+        return "failed"
     if row.not_run is not None or row.passed is None:
         return "plain"
-    if not row.passed:
-        return "failed"
     return "warned" if row.proven is False else "passed"
 
 
@@ -70,9 +71,26 @@ def verdict_cell(row: StageRow) -> Cell:
 
 def stage_table(rows: Sequence[StageRow]) -> Table:
     """Return the table of all stages, as the console and Markdown have it."""
+    titles = columns(rows)
     return create_table(
-        COLUMNS, ("stage", "artifact", "verdict"), [(*cells(row)[:-1], verdict_cell(row)) for row in rows]
+        titles, ("stage", "artifact", "verdict"), [(*cells(row, titles)[:-1], verdict_cell(row)) for row in rows]
     )
+
+
+def speed_table(speed: Speed) -> Table:
+    """Return the layers that are to be named of an INT8 artifact, beside those of its float form."""
+    titles = ("layer", "ms", "float ms", "conversions ms", "of a call more, %")
+    rows = [
+        (
+            layer.layer,
+            number(layer.ms, 3),
+            number(layer.reference_ms, 3),
+            number(layer.conversions_ms, 3),
+            number(layer.share, 1, 100, "+"),
+        )
+        for layer in speed.layers
+    ]
+    return create_table(titles, ("layer",), rows)
 
 
 def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:

@@ -70,6 +70,8 @@ def _twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 
 
 def _speedup(row: StageRow, others: Sequence[StageRow]) -> str:
+    if row.speed is not None:
+        return f", {row.speed.worst.median:.2f}× as fast as {row.speed.compared_with}"
     twin = _twin(row, others)
     if twin is None or not twin.latency_p50_ms or not row.latency_p50_ms:
         return ""

@@ -134,13 +134,13 @@ def _node_names(text: str, nodes: Nodes) -> list[str]:
             end = start + len(name)
             ends[end] = max(ends.get(end, ""), name, key=len)
     # of names that overlap, as those of `Conv` and `Conv_2` do, the longest counts
-    kept = [end for end, name in ends.items() if not any(end - len(name) >= e - len(n) and end < e for e, n in ends.items())]
+    kept = [
+        end for end, name in ends.items() if not any(end - len(name) >= e - len(n) and end < e for e, n in ends.items())
+    ]
     return [ends[end] for end in sorted(kept)]
 
 
-def _place(
-    kernel: Kernel, named: str | None, before: str, after: str, order: Sequence[str], pending: list[str]
-) -> str:
+def _place(kernel: Kernel, named: str | None, before: str, after: str, order: Sequence[str], pending: list[str]) -> str:
     """Return the layer of a kernel by its place between two others; empty where it stands alone."""
     if named:  # it is a block's own
         return before or after

@@ -170,7 +170,7 @@ def judge_speed(speed: Speed, min_speedup: float | None) -> SpeedVerdict:
             ship=speed.path,
         )
     proven = all(speedup.low >= wanted for speedup in speed.speedups)
-    notes = [_describe(speedup, speed) for speedup in speed.speedups]
+    notes = describe_speed(speed)
     if not proven:
         notes[-1] += f"; passed by the median, and the interval begins below the {wanted:g}× asked for"
     return SpeedVerdict(True, proven, notes=tuple(notes))
@@ -187,6 +187,11 @@ def _describe(speedup: Speedup, speed: Speed) -> str:
         f"{speedup.median:.2f}× as fast as {speed.compared_with} [95 %: {speedup.low:.2f} to {speedup.high:.2f}] on {runners}, "
         f"{images}: {speedup.ms:.2f} ms, float {speedup.float_ms:.2f} ms"
     )
+
+
+def describe_speed(speed: Speed) -> list[str]:
+    """Return a line for each batch size."""
+    return [_describe(speedup, speed) for speedup in speed.speedups]
 
 
 def describe_layers(speed: Speed) -> str:

@@ -59,15 +59,16 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Replace the benchmarks by four of seconds, whose script counts how often it ran; return their folder."""
     import run_all
 
-    script = tmp_path / "script.py"
+    script = tmp_path / "benchmarks" / "script.py"
+    script.parent.mkdir()
     script.write_text(
         "import json, pathlib, sys\n"
         "code, data, out = int(sys.argv[1]), sys.argv[2], sys.argv[-1]\n"
-        "with open(pathlib.Path(__file__).with_name('ran.txt'), 'a') as ran: ran.write(f'{code}\\n')\n"
+        "with open(pathlib.Path(__file__).parents[1] / 'ran.txt', 'a') as ran: ran.write(f'{code}\\n')\n"
         "if code != 2: pathlib.Path(out).write_text(json.dumps({'code': code, 'command': f'{data} {out}'}))\n"
         "sys.exit(code)\n"
     )
-    path = str(script)
+    path = "script.py"
     benchmarks = (
         run_all.Benchmark("good", path, ("0", "x"), 1),
         run_all.Benchmark("broken-promise", path, ("1", "{data}"), 1),
@@ -77,7 +78,6 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(run_all, "BENCHMARKS", benchmarks)
     monkeypatch.setattr(run_all, "DOCUMENTS", ())
     monkeypatch.setattr(run_all, "ROOT", tmp_path)
-    (tmp_path / "benchmarks").mkdir()
     return tmp_path
 
 

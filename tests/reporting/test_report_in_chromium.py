@@ -96,6 +96,12 @@ def test_page_works_wide_narrow_dark_and_on_paper(opened: Opened) -> None:
     assert len(opened.widths_of_plots()) >= 1
     assert min(opened.widths_of_plots()) > 150
 
+    fills = page.evaluate(
+        "[...document.querySelectorAll('.plot .bars .point path')].map(p => getComputedStyle(p).fill)"
+    )
+    surface = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert all(fill.startswith("rgb") and fill != surface for fill in fills), "every bar can be seen"
+
     # hovering
     point = page.locator("#plot-accuracy .scatterlayer .points path").first
     point.scroll_into_view_if_needed()
