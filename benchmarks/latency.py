@@ -26,7 +26,6 @@ The files are made in `--work` first, and kept. Peers that are not in this inter
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -34,16 +33,13 @@ from pathlib import Path
 
 from latency_ablation import ablate
 from latency_candidates import KINDS, OURS
-from latency_files import Files
-from latency_profile import print_profiles
+from latency_files import Files, save
+from latency_profile import profile
 from latency_table import Row, add_ratios, claims, describe, render_claims, render_rows
 from latency_timing import Timer, run_artifact, run_child, time_in_turns
-from quantization_peers import cpu_instructions
 
-from convnext_deploy.artifact import write_text
 from convnext_deploy.errors import BackendUnavailableError, DeployError
 from convnext_deploy.models.variants import resolve_variant
-from convnext_deploy.reporting.record import describe_environment
 
 
 def timer(files: Files, candidate: str, batch_size: int, arguments: argparse.Namespace) -> tuple[Timer, float | None]:
@@ -88,31 +84,17 @@ def measure(files: Files, batch_size: int, candidates: Sequence[str], arguments:
     ]
 
 
-def save(rows: list[Row], all_files: Sequence[Files], arguments: argparse.Namespace) -> None:
-    """Write what is known so far."""
-    if arguments.out is None:
-        return
-    settings = ("models", "batch_sizes", "image_size", "threads", "rounds", "seconds", "candidates")
-    record = {
-        "settings": {name: getattr(arguments, name) for name in settings},
-        "environment": {**describe_environment(), "instructions": cpu_instructions()},
-        "peers": {method: versions for files in all_files for method, versions in files.versions.items()},
-        "rows": rows,
-        "claims": claims(rows),
-    }
-    write_text(arguments.out, json.dumps(record, indent=1) + "\n")
-
-
 def compare(arguments: argparse.Namespace) -> int:
     """Measure all, print the tables; return the exit code."""
     names = [name for name in KINDS if any(fnmatchcase(name, pattern) for pattern in arguments.candidates)]
     rows: list[Row] = []
-    all_files = [Files(resolve_variant(name), arguments.image_size, arguments) for name in arguments.models]
+    all_files = [Files(name, arguments.image_size, arguments) for name in arguments.models]
     for files in all_files:
         for batch_size in arguments.batch_sizes:
             rows += measure(files, batch_size, names, arguments)
             add_ratios(rows)
-            save(rows, all_files, arguments)
+            peers = {method: versions for each in all_files for method, versions in each.versions.items()}
+            save(rows, arguments, peers=peers, claims=claims(rows))
     if arguments.rounds == 0:
         return 0
     found = claims(rows)
@@ -140,11 +122,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if not any(fnmatchcase(name, pattern) for pattern in arguments.candidates for name in KINDS):
         parser.error(f"no candidate matches {' '.join(arguments.candidates)}; there are {', '.join(KINDS)}")
+    try:
+        arguments.models = [resolve_variant(name) for name in arguments.models]
+    except DeployError as error:
+        parser.error(str(error))
     if arguments.ablation:
         return ablate(arguments)
     if arguments.profile:
-        print_profiles(arguments)
-        return 0
+        return profile(arguments)
     return compare(arguments)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from latency_files import Files
+from latency_files import Files, save
+from latency_table import render_ablation
 from latency_timing import Timer, run_artifact, run_child, time_in_turns
 from torch import nn
 
-from convnext_deploy.artifact import Artifact, write_text
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.exporters.forms import rewrite_for
 from convnext_deploy.exporters.integer_products import fuse_products
 from convnext_deploy.exporters.onnx_float import export_float, save_onnx
@@ -24,12 +24,10 @@ from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import drop_identities, fold
-from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, quantized_layers, read_sites, without_quantizers
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.spec import GraphIO, file_header
 from convnext_deploy.stages.post_training import STEM
 from convnext_deploy.statistics import median_ratio
@@ -117,7 +115,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     """Time all variations of all networks and print a table for each runtime."""
     rows = []
     for model in arguments.models:
-        files = Files(resolve_variant(model), arguments.image_size, arguments)
+        files = Files(model, arguments.image_size, arguments)
         for size in arguments.batch_sizes:
             for runtime, variations in VARIATIONS.items():
                 timers = {
@@ -130,15 +128,8 @@ def ablate(arguments: argparse.Namespace) -> int:
                     rows.append(
                         {**place, "words": words, "processes_ms": times, "ratio": ratio, "not_run": not_run.get(words)}
                     )
-    print("| network | batch | runs on | | ms | × all |\n|" + "---|" * 6)
-    for row in rows:
-        shown = f"{sorted(row['processes_ms'])[len(row['processes_ms']) // 2]:.1f}" if row["processes_ms"] else "–"
-        relative = "–" if row["ratio"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
-        print(f"| {row['model']} | {row['batch_size']} | {row['runner']} | {row['words']} | {shown} | {relative} |")
-    if arguments.out is not None:
-        settings = {name: getattr(arguments, name) for name in ("image_size", "threads", "rounds", "seconds")}
-        record = {"settings": settings, "environment": describe_environment(), "rows": rows}
-        write_text(arguments.out, json.dumps(record, indent=1) + "\n")
+    print(render_ablation(rows))
+    save(rows, arguments)
     return 0
 
 

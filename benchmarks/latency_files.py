@@ -6,26 +6,28 @@ import argparse
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from latency_candidates import Kind
 from numpy.typing import NDArray
+from quantization import execute
 from quantization_measures import renormalize
-from quantization_peers import run_method
+from quantization_peers import cpu_instructions, run_method
 from safetensors.torch import save_file
 
-from convnext_deploy.artifact import Artifact, describe_file, read_artifact, write_text
+from convnext_deploy.artifact import Artifact, describe_file, write_text
 from convnext_deploy.data.sources import ArrayImages, Data
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.inputs import open_input
-from convnext_deploy.options import Options
 from convnext_deploy.recipe import SOURCE, StageEntry
+from convnext_deploy.reporting.record import describe_environment
 from convnext_deploy.runners import open_runner
 from convnext_deploy.stage_config import ONNXConfig, PTQConfig
-from convnext_deploy.stage_runs import run_stages
 from convnext_deploy.stages.quantize import BARE
 
 CALIBRATION_IMAGES = 16
@@ -42,7 +44,9 @@ class Files:
         self.versions: dict[str, dict[str, str]] = {}
         self.weights = self.work / "weights.safetensors"
         if not self.weights.exists():
-            save_file(create_timm(variant).state_dict(), self.weights)
+            partial = self.weights.with_suffix(".partial")
+            save_file(create_timm(variant).state_dict(), partial)
+            partial.replace(self.weights)
         self.source = open_input(self.weights, image_size=image_size)
 
     def artifact(self, kind: Kind, batch_size: int) -> Artifact | None:
@@ -92,7 +96,7 @@ class Files:
         return ArrayImages(rng.integers(0, 256, (count, size, size, 3), np.uint8), rng.integers(0, 1000, count))
 
     def _stage(self, name: str) -> Artifact:
-        """Run our stages as the verbs do; a run that is complete does nothing."""
+        """Execute our stages as the verbs do, with noise for images; one that was executed does nothing."""
         stages: list[StageEntry] = []
         runtime = name.partition("-")[2]
         if name.startswith("float"):
@@ -102,8 +106,10 @@ class Files:
             stages += [StageEntry(f"ptq-{runtime}", config, SOURCE), StageEntry(name, ONNXConfig(), f"ptq-{runtime}")]
         names = tuple(f"class {number}" for number in range(1000))
         data = Data("noise", self._images(CALIBRATION_IMAGES, 1), self._images(2, 2), names)
-        run_stages(name, tuple(stages), Options(out=self.work / name), self.source, data, self.weights)
-        return read_artifact(self.work / name / "stages" / name)
+        artifacts = {SOURCE: self.source}
+        for stage in stages:
+            artifacts[stage.name], _ = execute(stage, artifacts, data, self.work)
+        return artifacts[name]
 
     def _peer(self, method: str, batch_size: int) -> Artifact:
         """Let a peer quantize timm's export. OpenVINO models get a batch of their own, with which they are faster."""
@@ -166,3 +172,17 @@ def export_timm(network: torch.nn.Module, image_size: int, path: Path) -> None:
     partial = path.with_suffix(".partial")
     program.save(str(partial), external_data=False)
     partial.replace(path)
+
+
+def save(rows: Sequence[Any], arguments: argparse.Namespace, **more: Any) -> None:
+    """Write rows to `--out` if there is one, with the settings and the machine."""
+    if arguments.out is None:
+        return
+    names = ("models", "batch_sizes", "image_size", "threads", "rounds", "seconds", "candidates")
+    record = {
+        "settings": {name: getattr(arguments, name) for name in names},
+        "environment": {**describe_environment(), "instructions": cpu_instructions()},
+        **more,
+        "rows": rows,
+    }
+    write_text(arguments.out, json.dumps(record, indent=1) + "\n")

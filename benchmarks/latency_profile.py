@@ -12,9 +12,9 @@ from typing import Any
 
 import onnx
 from latency_candidates import KINDS
-from latency_files import Files
+from latency_files import Files, save
+from latency_table import render_profile
 
-from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.validation.fresh_process import Job, run_job
 
 _CANDIDATES = ("ours-int8-onnxruntime", "ours-int8-openvino")
@@ -27,47 +27,46 @@ _PARTS = {
 """Part → what the names of its operators have in them."""
 
 
-def print_profiles(arguments: argparse.Namespace) -> None:
-    """Print milliseconds and share of each part, for both forms of every network and batch size."""
+def profile(arguments: argparse.Namespace) -> int:
+    """Print milliseconds and share of each part, for both forms of every network and batch size; return the exit code."""
+    rows = []
     for model in arguments.models:
-        files = Files(resolve_variant(model), arguments.image_size, arguments)
+        files = Files(model, arguments.image_size, arguments)
         for size in arguments.batch_sizes:
             for name in _CANDIDATES:
                 artifact = files.artifact(KINDS[name], size)
                 assert artifact is not None
                 runner = KINDS[name].runner
                 job = Job(artifact, runner, "cpu", size, arguments.threads, arguments.seconds, profiled=True)
-                depthwise = depthwise_nodes(onnx.load(artifact.main_file, load_external_data=False))
-                print(f"\n{files.variant}, batch {size}, {name}:\n")
-                print(render(run_job(job)["kernels"], depthwise), flush=True)
+                depthwise = depthwise_kernels(onnx.load(artifact.main_file, load_external_data=False))
+                parts = sum_parts(run_job(job)["kernels"], depthwise)
+                rows.append({"model": files.variant, "batch_size": size, "runner": runner, "parts_ms": parts})
+    print(render_profile(rows))
+    save(rows, arguments)
+    return 0
 
 
-def depthwise_nodes(proto: onnx.ModelProto) -> set[str]:
-    """Return the names of the depthwise convolutions, and those that ONNX Runtime gives them in its own layout."""
-    names = {
-        node.name
+def depthwise_kernels(proto: onnx.ModelProto) -> set[str]:
+    """Return the names that kernels of depthwise convolutions may have: ONNX Runtime calls some of its own by the output."""
+    return {
+        name
         for node in proto.graph.node
         if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        for name in (node.name, f"{node.output[0]}_nchwc")
     }
-    return names | {f"{name}_nchwc" for name in names}
 
 
-def render(kernels: Sequence[dict[str, Any]], depthwise: set[str]) -> str:
-    """Return a Markdown table of the parts, the largest first; kernels as `runners.profiling.Kernel` in JSON."""
+def sum_parts(kernels: Sequence[dict[str, Any]], depthwise: set[str]) -> dict[str, float]:
+    """Return the milliseconds of each part, the largest first; kernels as `runners.profiling.Kernel` in JSON."""
     times: dict[str, float] = {}
     for kernel in kernels:
         part = _part(kernel, depthwise)
         times[part] = times.get(part, 0.0) + kernel["ms"]
-    total = sum(times.values())
-    ordered = sorted(times.items(), key=lambda item: -item[1])
-    lines = [f"| {part} | {ms:.2f} | {100 * ms / total:.0f} % |" for part, ms in ordered]
-    return "\n".join(["| | ms | |", "|---|---|---|", *lines, f"| all kernels | {total:.2f} | |"])
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
 def _part(kernel: dict[str, Any], depthwise: set[str]) -> str:
-    if depthwise.intersection([kernel["name"], *kernel["nodes"]]):
+    if kernel["operator"] == "GroupConvolution" or depthwise.intersection([kernel["name"], *kernel["nodes"]]):
         return "depthwise convolutions"
     operator = kernel["operator"].replace("DequantizeLinear", "QuantizeLinear")
-    return next(
-        (part for part, words in _PARTS.items() if any(word in operator for word in words)), f"rest: {operator}"
-    )
+    return next((part for part, words in _PARTS.items() if any(word in operator for word in words)), "rest")

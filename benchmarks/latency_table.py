@@ -94,6 +94,35 @@ def render_claims(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def render_ablation(rows: Sequence[Row]) -> str:
+    """Return a Markdown table of our forms and of each with one thing left out."""
+    lines = ["| network | batch | runs on | | ms | × all of it [95 %] |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ms = f"{_p50(row):.1f} | {_ratio(row['ratio'])}" if row["processes_ms"] else "– | –"
+        lines.append(f"| {row['model']} | {row['batch_size']} | `{row['runner']}` | {row['words']} | {ms} |")
+    return "\n".join(lines)
+
+
+def render_profile(rows: Sequence[Row]) -> str:
+    """Return a Markdown table of the time in the kernels of our INT8 forms: milliseconds and share of each part."""
+    parts = list(dict.fromkeys(part for row in rows for part in row["parts_ms"]))
+    lines = [
+        "| network | batch | runs on | all kernels ms | " + " | ".join(parts) + " |",
+        "|" + "---|" * (4 + len(parts)),
+    ]
+    for row in rows:
+        total = sum(row["parts_ms"].values())
+        cells = [
+            f"{row['parts_ms'][part]:.2f} ({100 * row['parts_ms'][part] / total:.0f} %)"
+            if part in row["parts_ms"]
+            else "–"
+            for part in parts
+        ]
+        place = f"| {row['model']} | {row['batch_size']} | `{row['runner']}` | {total:.2f} | "
+        lines.append(place + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def describe(candidate: str) -> dict[str, str]:
     """Return what a row says of its candidate."""
     kind = KINDS[candidate]

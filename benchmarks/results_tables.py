@@ -254,11 +254,21 @@ def _latency_claims(results: Path) -> str:
     return latency_table.render_claims(_read(results, "latency")["claims"])
 
 
+def _latency_ablation(results: Path) -> str:
+    return latency_table.render_ablation(_read(results, "latency-ablation")["rows"])
+
+
+def _latency_profile(results: Path) -> str:
+    return latency_table.render_profile(_read(results, "latency-profile")["rows"])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": _run("quickstart"),
     "cifar10": _run("cifar10"),
     "latency": _latency,
     "latency-claims": _latency_claims,
+    "latency-ablation": _latency_ablation,
+    "latency-profile": _latency_profile,
     "startup": _startup,
     "loading": _loading,
     "eager": _eager,

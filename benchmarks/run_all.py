@@ -6,7 +6,7 @@
     python benchmarks/run_all.py --tables               # write the tables of the results that are there, and run nothing
 
 Each runs in a process of its own with the arguments of the stored results and writes `results/NAME.json`; then the tables
-between markers in `README.md` and `benchmarks/README.md` are written anew, see `results_tables.py`. What was finished is not run
+between markers in the Markdown files are written anew, see `results_tables.py`. What was finished is not run
 again, unless its arguments are others or with `--again`. What needs images, checkpoints or interpreters that are not given is
 left out and said so. The user's own paths are written as the names of their options. Ends with code 1 if a benchmark fails or
 finds a promise that does not hold.
@@ -31,7 +31,7 @@ from results_tables import RESULTS, fill
 from convnext_deploy.artifact import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("*.md", "benchmarks/*.md", "docs/*.md", "recipes/*.md")  # patterns from the root
 _WORK = Path("runs/benchmarks")
 _OPTION = re.compile(r"\{(\w+)\}")
 
@@ -74,6 +74,8 @@ BENCHMARKS = (
     Benchmark(
         "latency", "latency.py", ("--python-nncf", "{python_nncf}", "--python-modelopt", "{python_modelopt}"), 90
     ),
+    Benchmark("latency-ablation", "latency.py", ("--ablation",), 60),
+    Benchmark("latency-profile", "latency.py", ("--profile",), 5),
     Benchmark("kills", "kills.py", (), 20),
     Benchmark(
         "quantization_peers-tiny-224",
@@ -155,6 +157,11 @@ def anonymous(text: str, benchmark: Benchmark, arguments: argparse.Namespace) ->
     for path in sorted(names, key=len, reverse=True):
         text = text.replace(path, names[path])
     return text
+
+
+def documents() -> list[Path]:
+    """Return the Markdown files that may have tables."""
+    return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
 
 
 def write_tables(results: Path, documents: Sequence[Path]) -> list[Path]:
@@ -261,7 +268,7 @@ def main() -> int:
             print(
                 f"{benchmark.name}: {problem or 'finished'} ({(time.perf_counter() - start) / 60:.1f} min)", flush=True
             )
-    for path in write_tables(arguments.out, [ROOT / name for name in DOCUMENTS]):
+    for path in write_tables(arguments.out, documents()):
         print(f"{path.relative_to(ROOT)}: tables written anew")
     if wrong:
         print(f"not as they should be: {', '.join(wrong)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tar shards for tests: from an image folder by the lines of the README, or from any files."""
+"""Tar shards for tests: from an image folder by the lines of recipes/how-to/images.md, or from any files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from convnext_deploy.data.shards import ShardImages
 from convnext_deploy.data.sources import FolderImages, ImageSet
 
-# As in the README.
+# As on that page.
 MAKE_SHARDS = """
 from pathlib import Path
 import webdataset
@@ -33,7 +33,7 @@ for split in ("train", "val"):
 
 
 def make_shards(images: Path, shards: Path, samples: int | None = None) -> Path:
-    """Run the lines of the README on other folders, with `samples` in a shard."""
+    """Run these lines on other folders, with `samples` in a shard."""
     text = MAKE_SHARDS.replace('"photos"', repr(str(images))).replace('"shards"', repr(str(shards)))
     if not (images / "val").exists():
         text = text.replace('("train", "val")', '("train",)')

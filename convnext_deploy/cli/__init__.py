@@ -72,7 +72,8 @@ def main() -> None:
         _say_error(f"{error.strerror or error}{where}")
         sys.exit(EXIT_ERROR)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; finished stages are kept, the same command goes on from there", err=True)
+        kept = "; finished stages are kept, the same command goes on from there" if {*sys.argv} & {*_JOINT} else ""
+        click.echo(f"interrupted{kept}", err=True)
         sys.exit(EXIT_INTERRUPTED)
 
 

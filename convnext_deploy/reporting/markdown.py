@@ -5,7 +5,6 @@ from __future__ import annotations
 from convnext_deploy.reporting.record import Report, StageRow
 from convnext_deploy.reporting.table import cells, columns, remarks, summary
 
-
 SPEED_METHOD = (
     "Speedup: how many times as fast as the float form of its network INT8 is on the runtime that it is for, both in turn in fresh "
     "processes, with the 95 % interval."

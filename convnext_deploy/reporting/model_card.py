@@ -12,8 +12,8 @@ from convnext_deploy.reporting.record import Report, StageRow
 from convnext_deploy.reporting.table import drop_text, verdict
 from convnext_deploy.reporting.usage import write_usage
 from convnext_deploy.reporting.wording import describe_step, one_line, preprocessing_steps
-from convnext_deploy.validation.speed import describe_speed
 from convnext_deploy.spec import Preprocess, read_preprocess
+from convnext_deploy.validation.speed import describe_speed
 
 _MOST_CLASSES = 20  # named on the card
 _COLUMNS = (

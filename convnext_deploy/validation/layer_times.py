@@ -71,7 +71,9 @@ def read_nodes(artifact: Artifact) -> Nodes:
 
 def _built_from(artifact: Artifact) -> Path | None:
     place = artifact.lineage[-1].input_paths.get("source") if artifact.lineage else None
-    return None if place is None else Path(place) / "model.onnx"
+    if place is None:
+        return None
+    return Path(place) if place.endswith(".onnx") else Path(place) / "model.onnx"
 
 
 def group_by_layer(kernels: Sequence[Kernel], nodes: Nodes) -> tuple[LayerTime, ...]:

@@ -159,7 +159,7 @@ def judge_speed(speed: Speed, min_speedup: float | None) -> SpeedVerdict:
     wanted = NOT_SLOWER if min_speedup is None else min_speedup
     failed = [speedup for speedup in speed.speedups if speedup.median < wanted]
     if failed:
-        reasons = [f"{_describe(speedup, speed)}, and {_wanted(wanted)}" for speedup in failed]
+        reasons = [f"{_describe(speedup, speed, wanted)}, and {_wanted(wanted)}" for speedup in failed]
         proven = any(speedup.high < wanted for speedup in failed)
         if not proven:
             reasons[-1] += " (not proven: the interval reaches further)"
@@ -180,12 +180,15 @@ def _wanted(factor: float) -> str:
     return "INT8 must not be slower" if factor == NOT_SLOWER else f"{factor:g}× is asked for"
 
 
-def _describe(speedup: Speedup, speed: Speed) -> str:
+def _describe(speedup: Speedup, speed: Speed, wanted: float | None = None) -> str:
+    # where two digits would show what was asked for, and less was measured
+    places = 2 if wanted is None or f"{speedup.median:.2f}" != f"{wanted:.2f}" else 4
     images = "single images" if speedup.batch_size == 1 else f"batches of {speedup.batch_size}"
     runners = speed.runner if speed.runner == speed.float_runner else f"{speed.runner} and {speed.float_runner}"
+    interval = f"95 %: {speedup.low:.2f} to {speedup.high:.2f}"
     return (
-        f"{speedup.median:.2f}× as fast as {speed.compared_with} [95 %: {speedup.low:.2f} to {speedup.high:.2f}] on {runners}, "
-        f"{images}: {speedup.ms:.2f} ms, float {speedup.float_ms:.2f} ms"
+        f"{speedup.median:.{places}f}× as fast as {speed.compared_with} [{interval}] on {runners}, {images}: "
+        f"{speedup.ms:.2f} ms, float {speedup.float_ms:.2f} ms"
     )
 
 

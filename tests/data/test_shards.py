@@ -254,5 +254,5 @@ def test_data_can_be_sent_to_other_processes(folder: Path, tmp_path: Path) -> No
     assert sent.train.index is sent.validation.index  # which is large
 
 
-def test_readme_makes_shards_by_the_lines_that_the_tests_run() -> None:
-    assert MAKE_SHARDS in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_page_makes_shards_by_the_lines_that_the_tests_run() -> None:
+    assert MAKE_SHARDS in (Path(__file__).parents[2] / "recipes/how-to/images.md").read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ from convnext_deploy.exporters.onnx_float import (
     save_onnx,
     tensor_shape,
 )
+from convnext_deploy.exporters.tidy import name_nodes
 from tests.exporters.conftest import Network
 
 
@@ -195,6 +196,7 @@ def test_load_onnx_raises_one_line_when_the_path_is_a_folder(tmp_path: Path) -> 
 
 def test_load_onnx_returns_what_was_saved(networks: dict[str, Network]) -> None:
     saved = copy.deepcopy(networks["v1"].graph)
+    name_nodes(saved.graph)
     for node in saved.graph.node:
         node.doc_string = ""
     loaded = load_onnx(networks["v1"].path)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.tidy import cancel_transposes, name_weights
+from convnext_deploy.exporters.tidy import cancel_transposes, layer_of_node, name_nodes, name_weights
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.spec import ModelSpec
@@ -157,3 +157,17 @@ def test_exported_variance_is_that_of_the_network() -> None:
     with torch.inference_mode():
         expected = model(images).numpy()
     assert np.abs(session.run(None, {"images": images.numpy()})[0] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_name_nodes_gives_every_node_its_own_name_after_its_layer_and_operator() -> None:
+    nodes = [
+        helper.make_node("Relu", ["images"], ["a"], "x", doc_string="stages.0.0.pwconv1"),
+        helper.make_node("Relu", ["a"], ["b"], "x", doc_string="stages.0.0.pwconv1"),
+        helper.make_node("Relu", ["b"], ["c"], "x"),
+        helper.make_node("Abs", ["c"], ["d"], "x", doc_string="head"),
+    ]
+    model = graph_of(nodes)
+    name_nodes(model.graph)
+    names = [node.name for node in model.graph.node]
+    assert names == ["stages.0.0.pwconv1/Relu", "stages.0.0.pwconv1/Relu_2", "Relu", "head/Abs"]
+    assert [layer_of_node(name) for name in names] == ["stages.0.0.pwconv1", "stages.0.0.pwconv1", "", "head"]

@@ -65,6 +65,7 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
     [
         ("name = 5\n" + MODEL, "name = 5 has the wrong type; expected str"),
         (START + 'seed = "0"\n' + MODEL, "seed = '0' has the wrong type; expected int"),
+        (START + "speed_check = 1\n" + MODEL, "speed_check = 1 has the wrong type; expected bool"),
         (START + "seed = true\n" + MODEL, "seed = True has the wrong type; expected int"),
         (START + "data = 5\n" + MODEL, "data = 5 has the wrong type; expected str"),
         (START + "gate = 0.5\n" + MODEL, "gate must be a table, found 0.5"),
@@ -162,6 +163,11 @@ def test_load_recipe_names_a_value_of_the_wrong_type(tmp_path: Path, text: str, 
         ),
         (ENGINE + "workspace_mib = 0\n", "stage 'engine': workspace_mib = 0 is out of range; expected >= 1"),
         (ENGINE + "gpus = []\n", "stage 'engine': gpus = () is out of range; expected at least one"),
+        (
+            PTQ + "gate = { min_speedup = 0 }\n",
+            "stage 'ptq' gate: min_speedup = 0.0 is out of range; expected a factor",
+        ),
+        (PTQ + "gate = { min_speedup = 101 }\n", "min_speedup = 101.0 is out of range; expected a factor, 0.1 to 100"),
         (
             PTQ + "gate = { min_top1 = 97.5 }\n",
             "stage 'ptq' gate: min_top1 = 97.5 is out of range; expected a fraction",

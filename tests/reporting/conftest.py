@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from convnext_deploy.reporting.record import Layer, Report, StageRow
 from convnext_deploy.validation.changes import ClassChange, Flip
+from convnext_deploy.validation.layer_times import LayerExcess
+from convnext_deploy.validation.speed import Speed, Speedup
 
 BASELINE_ROW = StageRow(
     name="student",
@@ -66,6 +68,15 @@ ENGINE_ROW = StageRow(
     wall_s=30.0,
     baseline="student",
     not_run="built for SM86; not run: no GPU",
+)
+SPEED = Speed(
+    "student-float-onnxruntime",
+    "out/stages/student-float-onnxruntime",
+    "onnxruntime",
+    "onnxruntime",
+    "cpu",
+    (Speedup(1, 0.5, 0.4, 0.6, 11.0, 5.5),),
+    (LayerExcess("stages.0.0.pwconv1", 9.31, 0.62, 0.1, 0.78),),
 )
 UNPROVEN_ROW = dataclasses.replace(INT8_ROW, name="qat", passed=True, reasons=(), notes=())
 PASSED_ROW = dataclasses.replace(UNPROVEN_ROW, name="ptq", proven=True, images_needed=None)

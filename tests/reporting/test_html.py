@@ -169,7 +169,7 @@ def test_every_plot_is_one_that_plotly_accepts() -> None:
         ((BASELINE_ROW,), "No gates were set."),
         ((BASELINE_ROW, PASSED_ROW), "1 of 1 gates passed."),
         ((BASELINE_ROW, PASSED_ROW, INT8_ROW), "1 of 2 gates failed: onnx-INT8."),
-        ((BASELINE_ROW, UNPROVEN_ROW), "Passed, unproven: the drop measured is within the gate"),
+        ((BASELINE_ROW, UNPROVEN_ROW), "Passed, unproven: what was measured is within the gate"),
     ],
 )
 def test_page_says_the_verdict(rows: tuple[object, ...], words: str) -> None:

@@ -13,10 +13,11 @@ from convnext_deploy.artifact import Artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.reporting.record import StageRow
-from convnext_deploy.reporting.rows import create_row, keep_flips
+from convnext_deploy.reporting.rows import add_speed, create_row, keep_flips
 from convnext_deploy.validation.latency import Latency
 from convnext_deploy.validation.measure import Measurement
 from convnext_deploy.validation.score import Score
+from tests.reporting.conftest import INT8_ROW, SPEED
 
 LABELS = (0, 0, 1, 1, 2, 2, 0, 1)
 GOOD = Score(7, 8, (0, 0, 1, 1, 2, 2, 0, 0), LABELS)
@@ -226,3 +227,36 @@ def test_keep_flips_writes_all_images_and_removes_those_of_another_comparison(
     keep_flips(tmp_path, alone, {"ptq": GOOD}, None)
     assert not path.exists()
     keep_flips(tmp_path / "new", alone, {"ptq": GOOD}, None)
+
+
+@pytest.mark.parametrize(
+    ("passed", "proven", "factor", "expected"),
+    [
+        (None, None, None, (False, True)),
+        (True, True, None, (False, True)),
+        (False, None, 0.45, (False, False)),
+        (None, None, 0.45, (True, False)),
+        (True, False, 0.3, (True, False)),
+        (True, True, 0.3, (True, True)),
+    ],
+)
+def test_add_speed_fails_what_is_too_slow_and_saves_nothing_else(
+    passed: bool | None,
+    proven: bool | None,
+    factor: float | None,
+    expected: tuple[bool, bool],
+) -> None:
+    row = dataclasses.replace(INT8_ROW, passed=passed, proven=proven, reasons=("first",), notes=("note",))
+    found = add_speed(row, SPEED, Gate(min_speedup=factor))
+    assert (found.passed, found.proven) == expected
+    assert (found.speed, found.reasons[0], found.notes[0]) == (SPEED, "first", "note")
+    too_slow = factor is None
+    assert found.ship == (SPEED.path if too_slow else None)
+    assert any("ship student-float-onnxruntime instead" in reason for reason in found.reasons) is too_slow
+
+
+def test_add_speed_says_why_nothing_was_measured_and_leaves_the_verdict() -> None:
+    found = add_speed(INT8_ROW, "no GPU", Gate(min_speedup=2))
+    assert found == dataclasses.replace(
+        INT8_ROW, speed_not_measured="no GPU", notes=(*INT8_ROW.notes, "speed not measured: no GPU")
+    )

@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.pipeline import RunResult
+from convnext_deploy.recipe import Gate
+from convnext_deploy.reporting.html import render_html
 from convnext_deploy.reporting.markdown import render_markdown
-from convnext_deploy.reporting.record import Report, StageRow
+from convnext_deploy.reporting.model_card import render_model_card
+from convnext_deploy.reporting.record import Report, StageRow, read_report
+from convnext_deploy.reporting.rows import add_speed
 from convnext_deploy.reporting.table import COLUMNS, cells, remarks, summary, verdict
-from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, UNPROVEN_ROW, create_report
+from tests.reporting.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, SPEED, UNPROVEN_ROW, create_report
 
 
 def table_of(markdown: str) -> list[list[str]]:
     """Return the cells of the page's only table, without the line under its head."""
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert lines[1] == "|" + "---|" * len(COLUMNS)
+    assert lines[1] == "|" + "---|" * (lines[0].count("|") - 1)
     split = [line.replace("\\|", "\0").strip("|").split("|") for line in (lines[0], *lines[2:])]
     return [[cell.strip().replace("\0", "|") for cell in line] for line in split]
 
@@ -129,7 +133,7 @@ def test_render_markdown_of_a_run_shows_every_stage(small_run: RunResult) -> Non
 )
 def test_render_markdown_explains_what_it_shows(row: StageRow, unproven: int, flips: int) -> None:
     text = render_markdown(create_report(row))
-    assert text.count("Passed, unproven: the drop measured is within the gate") == unproven
+    assert text.count("Passed, unproven: what was measured is within the gate") == unproven
     assert text.count("`flips/STAGE.json` lists the images") == flips
 
 
@@ -157,3 +161,33 @@ def test_render_markdown_tells_what_was_run_and_where() -> None:
 )
 def test_render_markdown_opens_with_the_outcome(report: Report, line: str) -> None:
     assert render_markdown(report).splitlines()[2] == line
+
+
+def test_views_have_the_speedup_where_one_was_measured_and_not_elsewhere() -> None:
+    slow = add_speed(dataclasses.replace(INT8_ROW, top1=None, not_run="not validated: no --data"), SPEED, Gate())
+    assert verdict(slow) == "FAILED"
+    report = create_report(BASELINE_ROW, slow)
+    table = table_of(render_markdown(report))
+    place = table[0].index("speedup [95 %]")
+    assert (table[1][place], table[2][place]) == ("–", "0.50× [0.40, 0.60]")
+    assert "in turn in fresh" in render_markdown(report)
+    assert "speedup" not in render_markdown(create_report(BASELINE_ROW, INT8_ROW))
+    html = render_html(report)
+    for text in (
+        'id="speed"',
+        "0.50× [0.40, 0.60]",
+        "stages.0.0.pwconv1",
+        f"Ship {SPEED.compared_with} instead",
+        "9.310",
+    ):
+        assert text in html
+    assert 'id="speed"' not in render_html(create_report(BASELINE_ROW, INT8_ROW))
+    card = render_model_card(report)
+    assert "0.50× as fast as student-float-onnxruntime" in card
+    assert "do not ship these" in card
+
+
+def test_speed_is_read_as_it_was_written(tmp_path: Path) -> None:
+    report = create_report(BASELINE_ROW, add_speed(INT8_ROW, SPEED, Gate()), add_speed(ENGINE_ROW, "no GPU", Gate()))
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert read_report(tmp_path) == report

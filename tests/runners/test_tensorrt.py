@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from typing import Any
 
@@ -9,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifact import Artifact, describe_file
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.runners import open_runner, tensorrt
-from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE
+from convnext_deploy.runners.profiling import Kernel, open_profiled
+from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE, create_stand_in
 from tests.runners.conftest import SIDE, Machine, Opened
 
 
@@ -133,3 +136,24 @@ def test_open_runner_prints_the_install_line_when_the_bindings_are_missing(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'tensorrt_rtx"):
         open_runner(plan_artifact)
+
+
+@pytest.mark.parametrize("release", [*RELEASES, RTX_RELEASE])
+def test_profile_has_the_median_of_each_kernel_and_the_nodes_that_it_was_made_from(
+    release: str, machine: Machine, plan_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = create_stand_in(release, machine.script)
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    details = plan_artifact.details if release == RTX_RELEASE else {"flavor": "tensorrt", "gpus": []}
+    if release != RTX_RELEASE:
+        (plan_artifact.path / "model.sm86.plan").rename(plan_artifact.path / "model.plan")
+        files = (describe_file(plan_artifact.path / "model.plan"),)
+        plan_artifact = dataclasses.replace(plan_artifact, files=files)
+    machine.script.layers = json.dumps(
+        {"Layers": [{"Name": "fused", "Metadata": "[ONNX Layer: a/MatMul]\x1e[ONNX Layer: a/Add]"}]}
+    )
+    runner = open_profiled(dataclasses.replace(plan_artifact, details=details))
+    for ms in (9.0, 2.0, 1.0):
+        machine.script.kernels = {"fused": ms, "b/Conv": 0.5}
+        runner.logits(np.ones((1, 3, SIDE, SIDE), np.float32))
+    assert runner.kernels() == (Kernel("fused", "", 2.0, ("a/MatMul", "a/Add")), Kernel("b/Conv", "", 0.5))

@@ -1,0 +1,116 @@
+"""`benchmarks/latency.py`: its figures from planted times, and a small run of it all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from tests.benchmarks.conftest import BENCHMARKS
+
+
+def planted(times: dict[str, list[float]], batch_size: int = 1) -> list[dict[str, Any]]:
+    """Return rows with these times in milliseconds, one a round."""
+    from latency_table import add_ratios, describe
+
+    place = {"model": "convnext_tiny", "batch_size": batch_size}
+    rows = [
+        {**place, **describe(name), "processes_ms": found, "not_run": None if found else "not here", "error": None}
+        for name, found in times.items()
+    ]
+    add_ratios(rows)
+    return rows
+
+
+FASTER = {
+    "ours-int8-onnxruntime": [20.0, 22.0, 40.0],
+    "ours-int8-openvino": [10.0, 11.0, 20.0],
+    "ort-u8s8": [30.0, 33.0, 60.0],
+    "ort-u8s8-products": [25.0, 27.5, 50.0],
+    "nncf": [20.0, 22.0, 40.0],
+    "modelopt": [],
+}
+
+
+def test_ratios_are_to_our_fastest_and_paired_by_round() -> None:
+    rows = {row["candidate"]: row for row in planted(FASTER)}
+    assert rows["ours-int8-openvino"]["ratio"] == [1.0, 1.0, 1.0]
+    assert rows["nncf"]["ratio"] == [2.0, 2.0, 2.0]  # though its median over a round of another is not
+    assert rows["nncf"]["p50_ms"] == 22.0
+    assert rows["modelopt"]["p50_ms"] is None
+    assert rows["modelopt"]["ratio"] is None
+
+
+def test_claims_are_against_the_best_of_the_others() -> None:
+    from latency_table import claims
+
+    first, second = claims(planted(FASTER))
+    assert (first["ours"], first["theirs"]) == ("ours-int8-onnxruntime", "ort-u8s8-products")
+    assert first["ratio"] == pytest.approx([0.8, 0.8, 0.8])
+    assert first["holds"]
+    assert (second["ours"], second["theirs"]) == ("ours-int8-openvino", "nncf")
+    assert second["ratio"] == pytest.approx([0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(("theirs", "holds"), [(10.0 / 0.95, True), (10.4, False)])
+def test_claim_that_does_not_hold_is_seen(theirs: float, *, holds: bool) -> None:
+    from latency_table import claims, render_claims
+
+    found = claims(planted({"ours-int8-openvino": [10.0], "timm-bf16-openvino": [theirs]}))
+    assert [claim["holds"] for claim in found] == [holds]
+    assert ("does not hold" in render_claims(found)) != holds
+
+
+def test_table_has_a_column_for_each_batch_and_a_dash_for_what_did_not_run() -> None:
+    from latency_table import render_rows
+
+    text = render_rows([*planted(FASTER), *planted({"ours-int8-openvino": [70.0]}, 8)])
+    assert "| tiny, batch 1: ms | × ours | tiny, batch 8: ms | × ours |" in text
+    assert "| Model Optimizer: INT8 | `onnxruntime` | – | – | – | – |" in text
+    assert "| ours: INT8, target openvino | `openvino` | 11.0 | 1.00 [1.00, 1.00] | 70.0 | 1.00 [1.00, 1.00] |" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_profile_knows_depthwise_convolutions_from_products() -> None:
+    from latency_profile import depthwise_kernels, sum_parts
+    from latency_table import render_profile
+
+    def conv(name: str, group: int) -> onnx.NodeProto:
+        return onnx.helper.make_node("Conv", ["x", "w"], [name], name=f"{name}/Conv", group=group)
+
+    graph = onnx.helper.make_graph([conv("stem", 1), conv("conv_1", 96)], "graph", [], [])
+    kernels = [
+        {"name": "stem", "operator": "Conv", "ms": 1.0, "nodes": []},
+        {"name": "conv_1_nchwc", "operator": "Conv", "ms": 2.0, "nodes": []},
+        {"name": "conv_12", "operator": "MatMulIntegerToFloat", "ms": 4.0, "nodes": []},
+        {"name": "dq", "operator": "DequantizeLinear", "ms": 1.0, "nodes": []},
+        {"name": "merged", "operator": "Conv", "ms": 0.5, "nodes": ["gelu", "conv_1/Conv"]},
+        {"name": "another", "operator": "GroupConvolution", "ms": 0.5, "nodes": []},
+        {"name": "add", "operator": "Add", "ms": 1.0, "nodes": []},
+    ]
+    parts = sum_parts(kernels, depthwise_kernels(onnx.helper.make_model(graph)))
+    assert parts == {"products": 5.0, "depthwise convolutions": 3.0, "quantization": 1.0, "rest": 1.0}
+    row = {"model": "convnext_tiny", "batch_size": 1, "runner": "onnxruntime", "parts_ms": parts}
+    assert render_profile([row]).endswith("| 10.00 | 5.00 (50 %) | 3.00 (30 %) | 1.00 (10 %) | 1.00 (10 %) |")
+
+
+def test_small_run_times_ours_and_others_and_says_what_is_missing(tmp_path: Path) -> None:
+    words = ["--models", "test_convnext", "--image-size", "32", "--batch-sizes", "2", "--threads", "1", "--rounds", "1"]
+    words += ["--seconds", "0.05", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "latency.json")]
+    words += ["--candidates", "ours-int8-onnxruntime", "timm-fp32-onnxruntime", "nncf", "--python-nncf", "nowhere"]
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "latency.py"), *words], capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr  # whether it is faster is not for so small a network to say
+    record = json.loads((tmp_path / "latency.json").read_text())
+    rows = {row["candidate"]: row for row in record["rows"]}
+    assert set(rows) == {"ours-int8-onnxruntime", "timm-fp32-onnxruntime", "nncf"}
+    assert "nowhere cannot be run" in rows["nncf"]["not_run"]
+    assert rows["ours-int8-onnxruntime"]["p50_ms"] > 0
+    assert rows["timm-fp32-onnxruntime"]["error"] < 1e-5
+    assert 1e-4 < rows["ours-int8-onnxruntime"]["error"] < 0.05
+    assert [claim["claim"] for claim in record["claims"]] == ["our best / best of all others"]
+    assert "| ours: INT8, target onnxruntime |" in done.stdout
