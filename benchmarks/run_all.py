@@ -31,7 +31,7 @@ from results_tables import RESULTS, fill
 from convnext_deploy.artifact import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("*.md", "benchmarks/*.md", "docs/*.md", "recipes/*.md")  # patterns from the root
+DOCUMENTS = ("*.md", "benchmarks/*.md", "docs/*.md", "recipes/*.md", "recipes/*/*.md")  # patterns from the root
 _WORK = Path("runs/benchmarks")
 _OPTION = re.compile(r"\{(\w+)\}")
 
@@ -225,7 +225,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="what was finished, too")
     parser.add_argument("--list", action="store_true", help="say what would be run")
     parser.add_argument("--tables", action="store_true", help="write the tables only")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results; tables are of the usual one")
     parser.add_argument("--work", type=Path, default=_WORK, help="what was finished")
     arguments = parser.parse_args(words)
     for pattern in (*arguments.only, *arguments.skip):
@@ -254,6 +254,8 @@ def main() -> int:
     if arguments.students is not None:
         arguments.students = [path.absolute() for path in arguments.students]
     arguments.out, arguments.work = arguments.out.absolute(), (ROOT / arguments.work).absolute()
+    for folder in (arguments.out, arguments.work):
+        folder.mkdir(parents=True, exist_ok=True)
     wrong: list[str] = []
     for benchmark in [] if arguments.tables else chosen:
         lacking = missing(benchmark, arguments)
@@ -268,7 +270,7 @@ def main() -> int:
             print(
                 f"{benchmark.name}: {problem or 'finished'} ({(time.perf_counter() - start) / 60:.1f} min)", flush=True
             )
-    for path in write_tables(arguments.out, documents()):
+    for path in write_tables(arguments.out, documents() if arguments.out == RESULTS else ()):
         print(f"{path.relative_to(ROOT)}: tables written anew")
     if wrong:
         print(f"not as they should be: {', '.join(wrong)}", file=sys.stderr)

@@ -87,8 +87,6 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
     fixed = ["run_all.py", "--out", str(folder / "results"), "--work", str(folder / "work"), *words]
     monkeypatch.setattr(sys, "argv", fixed)
-    (folder / "results").mkdir(exist_ok=True)
-    (folder / "work").mkdir(exist_ok=True)
     return run_all.main()
 
 

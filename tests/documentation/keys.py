@@ -21,7 +21,13 @@ from convnext_deploy.stage_config import CONFIGS, ModelConfig
 DOCUMENT = Path(__file__).parents[2] / "recipes" / "README.md"
 _PLACE = re.compile(r"(<!-- keys: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.+\n?)*)", re.MULTILINE)
-_TYPES = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", dict: "table of patterns and choices"}
+_TYPES = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "`true`, `false`",
+    dict: "table of patterns and choices",
+}
 RECORDS: dict[str, type[Any]] = {"recipe": Recipe, "gate": Gate, "model": ModelConfig, "fit": FitConfig, **CONFIGS}
 
 
@@ -41,7 +47,12 @@ def describe(record: type[Any]) -> str:
     hints = typing.get_type_hints(record)
     fields = [field for field in dataclasses.fields(record) if field.name != "stages"]
     lines = [
-        [f"`{field.name}`", _values(hints[field.name]), _default(field), *([meanings.get(field.name, "")] if meanings else [])]
+        [
+            f"`{field.name}`",
+            _values(hints[field.name]),
+            _default(field),
+            *([meanings.get(field.name, "")] if meanings else []),
+        ]
         for field in fields
     ]
     head = ["key", "values", "default", *(["meaning"] if meanings else [])]
@@ -71,7 +82,11 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "must be given"
     if dataclasses.is_dataclass(value):
         plain = type(value)()
-        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != getattr(plain, f.name)}
+        own = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if getattr(value, f.name) != getattr(plain, f.name)
+        }
         return ", ".join(f"`{name} = {_toml(each)}`" for name, each in own.items()) or "as above"
     return "none" if value is None or value == {} else f"`{_toml(value)}`"
 

@@ -1,0 +1,58 @@
+"""What is written otherwise in a command before a test runs it, so that it takes seconds. Everything else is run as it stands."""
+
+from __future__ import annotations
+
+import re
+
+from tests.documentation.flags import verb_parameters
+
+NETWORK = "test_convnext"  # 0.2 million parameters at 160 pixels
+VALUES = {  # option → its value here, wherever it is given
+    "--teacher": NETWORK,
+    "--student": NETWORK,
+    "--model": NETWORK,
+    "--epochs": "1",
+    "--augmentation-epochs": "1",
+    "--image-size": "32",
+    "--rounds": "1",
+}
+ADDED = {  # option → its value here, for every verb that has the option
+    "--epochs": "1",
+    "--workers": "0",
+    "--device": "cpu",
+    "--rounds": "1",
+    "--seconds": "0.02",
+    "--calibration-images": "12",
+    "--selection-images": "12",
+    "--range-images": "4",
+}
+WORDS = {("convert", "best.pth"): "atto.pth"}  # verb and argument → argument; no other library knows the small network
+TEXTS = (  # in Python, files and scripts: pattern, what stands for it
+    (r'"base", "tiny"', f'"{NETWORK}", "{NETWORK}"'),
+    (r'Options\(data="photos"', 'Options(data="photos", epochs=1, workers=0, device="cpu"'),
+    (r'^name = "(nano|atto)"$', f'name = "{NETWORK}"'),
+    (r"^image_size = \d+$", "image_size = 32"),
+    (r"^epochs = \d+$", "epochs = 1"),
+    (r"^max_drop_pp = 0.2$", "max_drop_pp = 100.0\ncalibration_images = 12\nselection_images = 12"),
+    (r"224 \* 224", "160 * 160"),
+)
+
+
+def shorten(words: list[str]) -> list[str]:
+    """Return the words after `convnext-deploy` as they are run."""
+    verb, *arguments = words
+    options = {option for parameter in verb_parameters(verb) for option in parameter.opts}
+    result = [verb]
+    for word in arguments:
+        result.append(VALUES.get(result[-1], WORDS.get((verb, word), word)))
+    for option, value in ADDED.items():
+        if option in options and option not in result:
+            result += [option, value]
+    return result
+
+
+def shorten_text(text: str) -> str:
+    """Return Python, a file or a script as it is run."""
+    for pattern, replacement in TEXTS:
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    return text
