@@ -19,6 +19,7 @@ from tests.documentation.flags import check_command
 from tests.documentation.shortened import NETWORK, shorten, shorten_text
 
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
+CLASSES = ("bee", "cat", "dog", "fox", "hen", "owl")  # more than the five that --output top-k gives
 LANGUAGES = ("sh", "python", "toml", "cpp")
 _MINUTES = [block for block in BLOCKS if block.needs == "minutes"]
 
@@ -30,11 +31,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("reader")
-    write_image_folder(folder / "photos", train=8, validation=4)
+    write_image_folder(folder / "photos", CLASSES, train=6, validation=3)
     for name, file in ((NETWORK, "best.pth"), ("convnext_atto", "atto.pth")):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            torch.save({"state_dict": timm.create_model(name, num_classes=3).state_dict()}, folder / file)
+            torch.save({"state_dict": timm.create_model(name, num_classes=len(CLASSES)).state_dict()}, folder / file)
     return folder
 
 
