@@ -224,7 +224,9 @@ METHODS: dict[str, Method] = {
         for backend in ("onnx", "openvino")
         for suffix, settings in (("", {}), ("-transformer", {"transformer": True}), ("-control", {"control": True}))
     },
-    "ort-u8s8-products": Method(SPEED, _ORT, _onnxruntime("MinMax", signed=False, operators=("MatMul", "Gemm", "Conv"))),
+    "ort-u8s8-products": Method(
+        SPEED, _ORT, _onnxruntime("MinMax", signed=False, operators=("MatMul", "Gemm", "Conv"))
+    ),
     "modelopt-max": Method("tensorrt", _MODELOPT, _modelopt("max")),
     "modelopt-entropy": Method("tensorrt", _MODELOPT, _modelopt("entropy")),
 }

@@ -15,6 +15,7 @@ from convnext_deploy.errors import BackendUnavailableError, DeployError, Process
 from convnext_deploy.progress import Progress
 from convnext_deploy.recipe import StageEntry
 from convnext_deploy.rivals import Rival, find_rival
+from convnext_deploy.spec import Preprocess
 
 if TYPE_CHECKING:
     from convnext_deploy.validation.speed import Contender, Speed
@@ -56,9 +57,12 @@ def check_speed(
     from convnext_deploy.validation.speed import Contender, measure_speed, read_speed, write_speed
 
     artifact, ancestor = artifacts[name], artifacts[baseline]
-    # the ancestor may be evaluated at another size than its INT8 form, where that was asked for
-    inputs = {**artifacts, baseline: dataclasses.replace(ancestor, preprocess=artifact.preprocess)}
-    known = [stage for stage in made.values() if artifacts[stage.name].preprocess == artifact.preprocess]
+    inputs = {**artifacts, baseline: _as_large(ancestor, artifact.preprocess)}
+    known = [
+        stage
+        for stage in made.values()
+        if _as_large(artifacts[stage.name], artifact.preprocess) == artifacts[stage.name]
+    ]
     rival = find_rival(artifact, baseline if ancestor.is_baseline else None, known, made)
     if isinstance(rival, str):
         return rival
@@ -81,6 +85,15 @@ def check_speed(
             return first_line(error)
         write_speed(path, key, speed)
     return speed
+
+
+def _as_large(artifact: Artifact, preprocess: Preprocess) -> Artifact:
+    """Return an artifact that is evaluated at the size of another one, which may be asked for; its normalization stays its own.
+
+    Quantized networks have the normalization inside, where that could be folded.
+    """
+    own = dataclasses.replace(preprocess, mean=artifact.preprocess.mean, std=artifact.preprocess.std)
+    return dataclasses.replace(artifact, preprocess=own)
 
 
 def _key(ours: Contender, reference: Contender, rival: Rival, environment: Mapping[str, Any]) -> str:

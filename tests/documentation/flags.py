@@ -18,11 +18,18 @@ _PYTHON = re.compile(r"(\.venv/bin/)?python3?")
 _FOREIGN = {"cd", "scp", "unzip", "sudo", "tritonserver"}
 
 
+def _open(verb: str) -> tuple[click.Command, click.Context]:
+    # click keeps the help option of the first context that a command gets, so it must be as in the command line
+    above = click.Context(group, **group.context_settings)
+    command = group.get_command(above, verb)
+    assert command is not None, f"there is no verb {verb}; there are {', '.join(COMMANDS)}"
+    return command, click.Context(command, above, verb)
+
+
 def verb_parameters(verb: str) -> list[click.Parameter]:
     """Return the options and arguments of a verb."""
-    command = group.get_command(click.Context(group), verb)
-    assert command is not None, f"there is no verb {verb}; there are {', '.join(COMMANDS)}"
-    return command.get_params(click.Context(command, info_name=verb))
+    command, context = _open(verb)
+    return command.get_params(context)
 
 
 def options_of(path: Path) -> set[str]:
@@ -35,9 +42,7 @@ def check_verb(words: list[str]) -> None:
     verb, *arguments = words
     if verb in ("--help", "--version"):
         return
-    command = group.get_command(click.Context(group), verb)
-    assert command is not None, f"there is no verb {verb}; there are {', '.join(COMMANDS)}"
-    context = click.Context(command, info_name=verb)
+    command, context = _open(verb)
     found, rest, _ = command.make_parser(context).parse_args(list(arguments))
     assert not rest, f"{verb} does not take {rest}"
     for parameter in verb_parameters(verb):

@@ -81,7 +81,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
     else:
         return "must be given"
     if dataclasses.is_dataclass(value):
-        plain = type(value)()
+        record: Any = type(value)
+        plain = record()
         own = {
             f.name: getattr(value, f.name)
             for f in dataclasses.fields(value)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +79,23 @@ def test_page_does_what_it_says(document: str, here: Path) -> None:
             _run(block, here)
 
 
+@pytest.mark.parametrize("shape", [(301, 200), (200, 333), (160, 160), (97, 181), (640, 427)])
+def test_image_of_the_server_page_is_that_of_the_evaluation(shape: tuple[int, int], tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from convnext_deploy.data.transforms import evaluation_transform
+    from convnext_deploy.spec import default_preprocess
+
+    (text,) = (b.text for b in BLOCKS if b.document.endswith("x86-server.md") and "def load(" in b.text)
+    preprocess = default_preprocess(96, 0.9)
+    names: dict[str, Any] = {"np": np, "Image": Image, "ImageOps": ImageOps, "size": 96, "crop": 0.9}
+    exec(text[text.index("def load(") : text.index("scores, classes")], names)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape[::-1], 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    np.testing.assert_array_equal(names["load"](tmp_path / "image.png"), evaluation_transform(image, preprocess))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", _MINUTES, ids=lambda block: block.place)
 def test_page_does_what_takes_minutes(block: Block, here: Path) -> None:
@@ -119,7 +138,5 @@ def _run_command(words: list[str], block: Block, here: Path) -> None:
 
 def _environment(here: Path) -> dict[str, str]:
     """Return this process's environment with its interpreter first, as in a virtual environment that is active."""
-    import os
-
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(here)}

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from convnext_deploy import speed_check
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifact import Artifact, read_artifact
 from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.integer_products import fuse_products
@@ -88,7 +88,7 @@ def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_
 
 
 def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_was_kept(
-    quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantized: Artifact, small_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(tmp_path)
     first = run_recipe(recipe_of(), settings, source=quantized)
@@ -97,6 +97,8 @@ def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_wa
     assert found.speed is not None
     assert (found.ship, found.speed.compared_with) == (None, FLOAT)
     assert first.executed == ("int8", FLOAT)
+    made, student = read_artifact(tmp_path / "stages" / FLOAT).preprocess, small_artifacts["student"].preprocess
+    assert made == dataclasses.replace(student, image_size=SIDE)  # the normalization is that of the float network
     assert rows_of(first)[FLOAT].for_comparison
     assert (tmp_path / "stages" / FLOAT / "model.onnx").is_file()
 
@@ -164,6 +166,7 @@ def test_float_graph_of_the_recipe_is_taken_though_it_comes_later_and_nothing_is
     assert compared == ["int8 theirs 32"]
     assert result.executed == ("ptq", "int8", "theirs")
     row = rows_of(result)["int8"]
+    assert row.top1 is not None
     assert (row.passed, row.ship) == (False, str(tmp_path / "stages" / "theirs"))
 
 
