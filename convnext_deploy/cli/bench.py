@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli import candidates
-from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+from convnext_deploy.cli.options import POSITIVE, artifacts_argument, collect_options, common_options
 
 if TYPE_CHECKING:
     from convnext_deploy.benchmarking import Benchmark
@@ -29,14 +29,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 @click.command("bench")
-@click.argument(
-    "artifacts",
-    nargs=-1,
-    required=True,
-    metavar="ARTIFACT...",
-    type=click.Path(path_type=Path),
-    shell_complete=candidates.artifacts,
-)
+@artifacts_argument
 @click.option(
     "--runner",
     "runners",

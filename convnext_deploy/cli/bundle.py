@@ -7,19 +7,11 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts as complete_artifacts
-from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+from convnext_deploy.cli.options import POSITIVE, artifacts_argument, collect_options, common_options
 
 
 @click.command("bundle")
-@click.argument(
-    "artifacts",
-    nargs=-1,
-    required=True,
-    metavar="ARTIFACT...",
-    type=click.Path(path_type=Path),
-    shell_complete=complete_artifacts,
-)
+@artifacts_argument
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR|FILE.zip", required=True, help="New folder, or .zip file."
 )

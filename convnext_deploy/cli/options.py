@@ -174,6 +174,15 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+artifacts_argument = click.argument(
+    "artifacts",
+    nargs=-1,
+    required=True,
+    metavar="ARTIFACT...",
+    type=click.Path(path_type=Path),
+    shell_complete=candidates.artifacts,
+)
+
 _TOGETHER = {"data": ("validation_fraction", "skip_unreadable")}
 
 
