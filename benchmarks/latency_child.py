@@ -27,14 +27,13 @@ class _DynamicRunner:
     name, device = "openvino-dynamic", "cpu"
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        import openvino
-
         from convnext_deploy.inputs import open_input
+        from convnext_deploy.runners.openvino import openvino_core
         from convnext_deploy.runners.session_options import openvino_properties
 
         artifact = open_input(path)
         properties = openvino_properties("artifact", artifact.precision, threads)
-        compiled = openvino.Core().compile_model(str(artifact.main_file), "CPU", properties)
+        compiled = openvino_core().compile_model(str(artifact.main_file), "CPU", properties)
         self._request = compiled.create_infer_request()
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from convnext_deploy.pipeline import RunResult, run_recipe
 from convnext_deploy.progress import SilentProgress
 from convnext_deploy.recipe import Recipe
 from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.runners import openvino
 from convnext_deploy.validation import latency
 
 CLASSES = ("cat", "dog", "owl")
@@ -151,3 +153,11 @@ def _unchanged_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def core() -> Any:
+    """OpenVINO's core of this process."""
+    if not openvino.is_installed():
+        pytest.skip("openvino is not installed")
+    return openvino.openvino_core()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from typing import Any
@@ -29,7 +30,18 @@ def is_installed() -> bool:
 
 def computes_bf16() -> bool:
     """Return whether this CPU has units for bf16. Raises: BackendUnavailableError: if the package cannot be loaded."""
-    return "BF16" in _import().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the `openvino.Core` of this process, which is all that anything here may use. Raises: BackendUnavailableError.
+
+    There is one and it stays: the CPU plugin of each core replaces the stack that signals are handled on, and puts the one it
+    found back when the core goes. Of two, the second puts back that of the first, which is gone, and the next signal, such as
+    Ctrl-C or the end of a process that loads images, ends the program by a segmentation fault.
+    """
+    return _import().Core()
 
 
 def _import() -> Any:
@@ -62,10 +74,9 @@ class OpenVINORunner:
         self, artifact: Artifact, name: str = "openvino", threads: int | None = None, *, profiled: bool = False
     ) -> None:
         self.name = name
-        openvino = _import()
-        self._core = openvino.Core()
+        self._core = openvino_core()
         computed = OPENVINO_PRECISIONS[name]
-        if computed == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if computed == "bf16" and not computes_bf16():
             raise BackendUnavailableError("this CPU has no bf16 units; use the runner openvino.")
         self._properties = openvino_properties(computed, artifact.precision, threads)
         if profiled:

@@ -112,15 +112,13 @@ def test_onnxruntime_gets_no_reduction_over_middle_dimensions() -> None:
 
 
 @pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto", "convnext_atto_rms"])
-def test_openvino_runs_every_product_of_its_scheme_in_int8(variant: str) -> None:
-    openvino: Any = pytest.importorskip("openvino")
+def test_openvino_runs_every_product_of_its_scheme_in_int8(variant: str, core: Any) -> None:
     quantized = prepare(copy.deepcopy(network(variant)), resolve_scheme("openvino"))
     calibrate(quantized, [images(4).float()], "minmax")
     sites = read_sites(quantized)
     plain = rewrite_for(without_quantizers(quantized), "openvino")
     proto = insert_qdq(export_float(plain, 3, SIDE, 2), sites)
     assert not any(site.input.zero_point.any() for site in sites.values()), "a move in front and no zero point"
-    core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(proto.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

@@ -133,14 +133,12 @@ def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizatio
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_trained_network_has_the_same_logits_in_openvino(version: int) -> None:
-    openvino: Any = pytest.importorskip("openvino")
+def test_trained_network_has_the_same_logits_in_openvino(version: int, core: Any) -> None:
     quantized = prepare(copy.deepcopy(trained_network(version)), resolve_scheme("openvino"))
     calibrate(quantized, [torch.from_numpy(wave_images(64, seed=1)[0])], "minmax")
     graph = to_graph(quantized, 3, SIDE_OF_WAVES, "openvino")
     images = wave_images(400, seed=4)[0]
     expected, floats = logits_of(quantized, images), logits_of(trained_network(version), images)
-    core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     (found,) = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", settings)([images]).values()
     assert np.abs(found - expected).mean() <= 0.1 * np.abs(floats - expected).mean()
