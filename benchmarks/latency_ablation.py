@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +18,20 @@ from latency_timing import Timer, run_artifact, run_child, time_in_turns
 from torch import nn
 
 from convnext_deploy.artifact import Artifact
+from convnext_deploy.code_version import of_module
 from convnext_deploy.exporters.forms import rewrite_for
 from convnext_deploy.exporters.integer_products import fuse_products
-from convnext_deploy.exporters.onnx_float import export_float, save_onnx
-from convnext_deploy.exporters.patches import as_patch_linear
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.exporters.network_graph import export_network
+from convnext_deploy.exporters.onnx_float import save_onnx
 from convnext_deploy.inputs import open_input
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.models.fold import fold
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
-from convnext_deploy.quantization.prepare import prepare, quantized_layers, read_sites, without_quantizers
+from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.spec import GraphIO, file_header
+from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages.post_training import STEM
 from convnext_deploy.statistics import median_ratio
 
@@ -97,10 +100,7 @@ def build(files: Files, variation: Variation, path: Path) -> Artifact:
     folded = fold(load_network(source), source.preprocess, pixels=pixels)  # type: ignore[arg-type]  # one of its names
     network = prepare(folded.network, scheme)
     calibrate(network, [torch.from_numpy(files.calibration())], "minmax")
-    sites = read_sites(network)
-    patches = [name for name, layer in quantized_layers(network) if layer.patches]
-    plain = variation.form(drop_identities(without_quantizers(network)), variation.target)
-    proto = insert_qdq(export_float(as_patch_linear(plain, patches), 3, files.image_size), sites)
+    proto = export_network(network, 3, files.image_size, runtime=variation.target, form=variation.form).graph
     if variation.target == "onnxruntime" and variation.fused:
         proto = fuse_products(proto)
     header = file_header(source.model, source.preprocess, None, "int8", None)
@@ -133,10 +133,16 @@ def ablate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@functools.cache
+def _version() -> str:
+    """Return a name for the code that makes the graphs, so that those of other code are not taken."""
+    return hashlib.sha256(of_module(onnx_stage.__name__).encode() + Path(__file__).read_bytes()).hexdigest()[:12]
+
+
 def _timer(
     files: Files, variation: Variation, index: int, runtime: str, batch_size: int, arguments: argparse.Namespace
 ) -> Timer:
-    path = files.work / f"ablation-{runtime}-{index}.onnx"
+    path = files.work / f"ablation-{_version()}-{runtime}-{index}.onnx"
     artifact = open_input(path) if path.exists() else build(files, variation, path)
     if variation.dynamic:
         return lambda: run_child(["openvino-dynamic", str(path)], batch_size, files.image_size, arguments)

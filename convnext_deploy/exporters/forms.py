@@ -65,8 +65,7 @@ class _ChannelsFirstGRN(GRN):
     """GRN of `(N, C, H, W)`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        gx = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
-        return _apply_grn(self, x, gx, channels=1)
+        return self.scale(x, torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True), channels=1)
 
 
 class _ProductGRN(GRN):
@@ -76,20 +75,7 @@ class _ProductGRN(GRN):
         _, height, width, channels = x.shape
         squares = (x * x).reshape(-1, height * width, channels)
         gx = torch.sqrt(torch.ones(1, 1, height * width, dtype=x.dtype) @ squares).reshape(-1, 1, 1, channels)
-        return _apply_grn(self, x, gx, channels=3)
-
-
-def _apply_grn(grn: GRN, x: Tensor, gx: Tensor, channels: int) -> Tensor:
-    """Return GRN of `x`, given the norm `gx` of each channel; `channels` is their dimension."""
-    shape = [1, 1, 1, 1]
-    shape[channels] = -1
-
-    def shaped(parameter: Tensor) -> Tensor:
-        return parameter.view(shape)
-
-    nx = gx / (gx.mean(dim=channels, keepdim=True) + 1e-6)
-    y = x * ((1.0 if grn.gain is None else shaped(grn.gain)) + shaped(grn.gamma) * nx)
-    return y if grn.beta is None else y + shaped(grn.beta)
+        return self.scale(x, gx)
 
 
 def _use_convolutions(block: Block) -> None:

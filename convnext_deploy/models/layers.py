@@ -32,12 +32,19 @@ class GRN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
         # A sum of H*W squares: in half precision it would overflow, so it is taken in float32 at least.
-        gx = torch.linalg.vector_norm(_at_least_float32(x), dim=(1, 2), keepdim=True)
-        nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.scale(x, torch.linalg.vector_norm(_at_least_float32(x), dim=(1, 2), keepdim=True))
+
+    def scale(self, x: Tensor, norms: Tensor, channels: int = -1) -> Tensor:
+        """Return the result for `x` with four dimensions, given `Gx` of the same, of which `channels` is that of the channels."""
+
+        def shaped(parameter: Tensor) -> Tensor:
+            return parameter if channels == -1 else parameter.view([-1 if d == channels else 1 for d in range(4)])
+
+        nx = norms / (norms.mean(dim=channels, keepdim=True) + 1e-6)
         # gamma * (x * nx) + x is x times one factor per image and channel, so the large tensor is read twice and not four times.
-        factor = (1.0 if self.gain is None else self.gain) + self.gamma * nx
+        factor = (1.0 if self.gain is None else shaped(self.gain)) + shaped(self.gamma) * nx
         y: Tensor = x * factor.to(x.dtype)
-        return y if self.beta is None else y + self.beta.to(x.dtype)
+        return y if self.beta is None else y + shaped(self.beta).to(x.dtype)
 
 
 class ScaleNorm(nn.Module):

@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnext_deploy.artifact import Artifact, describe_file
-from convnext_deploy.exporters.forms import rewrite_for
 from convnext_deploy.exporters.graph_ends import add_ends
 from convnext_deploy.exporters.half import Islands, find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.integer_products import fuse_products
-from convnext_deploy.exporters.onnx_float import export_float, save_onnx
-from convnext_deploy.exporters.patches import as_patch_linear
-from convnext_deploy.exporters.qdq import insert_qdq
-from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.exporters.network_graph import export_network
+from convnext_deploy.exporters.onnx_float import save_onnx
+from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
 from convnext_deploy.network import load_network
-from convnext_deploy.quantization.prepare import quantized_layers, read_sites, without_quantizers
 from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.spec import GraphIO, Preprocess, file_header
 from convnext_deploy.stage_config import ONNXConfig
@@ -44,23 +41,21 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     precision = source.precision
     runtime = config.runtime if scheme is None else scheme.target
     with context.progress.task(f"{context.name}: export", 1, "graphs") as task:
-        sites = read_sites(network)
-        patches = [name for name, layer in quantized_layers(network) if layer.patches]
-        plain = without_quantizers(network)
         if scheme is None:
-            plain = fold(plain, source.preprocess).network
-        plain = drop_identities(plain)
-        if config.precision == "fp32":
-            plain = rewrite_for(plain, runtime)
-        plain = as_patch_linear(plain, patches)
-        exported = export_float(plain, source.model.in_channels, source.preprocess.image_size, config.batch_size)
-        proto = insert_qdq(exported, sites) if sites else exported
-        proto = add_ends(proto, io, source.preprocess)
+            network = fold(network, source.preprocess).network
+        found = export_network(
+            network,
+            source.model.in_channels,
+            source.preprocess.image_size,
+            config.batch_size,
+            runtime=runtime if config.precision == "fp32" else config.runtime,
+        )
+        proto = add_ends(found.graph, io, source.preprocess)
         if config.precision == "fp16":
             precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
-            ranges, images = _measure(config, exported, source.preprocess, context)
+            ranges, images = _measure(config, found.float_graph, source.preprocess, context)
             islands = find_islands(
-                proto, layers_that_sum(plain), ranges, int8_products=config.runtime == "tensorrt-rtx"
+                proto, layers_that_sum(found.network), ranges, int8_products=config.runtime == "tensorrt-rtx"
             )
             proto = to_half(proto, islands)
             details["fp16"] = _describe(config, islands, ranges, images)
@@ -77,7 +72,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         format="onnx",
         precision=precision,
         files=(describe_file(path),),
-        details={**details, "quantized_layers": len(sites)},
+        details={**details, "quantized_layers": len(found.sites)},
         license=license_,
     )
 

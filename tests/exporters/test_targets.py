@@ -19,10 +19,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from convnext_deploy.artifact import Artifact
-from convnext_deploy.exporters.forms import rewrite_for
 from convnext_deploy.exporters.integer_products import fuse_products
+from convnext_deploy.exporters.network_graph import export_network
 from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.patches import as_patch_linear
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.network import load_network
@@ -31,10 +30,8 @@ from convnext_deploy.quantization.prepare import (
     QuantizedSite,
     activation_quantizers,
     prepare,
-    quantized_layers,
     quantizers_disabled,
     read_sites,
-    without_quantizers,
 )
 from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, resolve_scheme
 from tests.exporters.conftest import structured_images
@@ -79,9 +76,7 @@ def export_quantized(
 
 
 def to_graph(quantized: ConvNeXt, channels: int, side: int, target: str) -> onnx.ModelProto:
-    patches = [name for name, layer in quantized_layers(quantized) if layer.patches]
-    plain = as_patch_linear(rewrite_for(without_quantizers(quantized), target), patches)
-    return insert_qdq(export_float(plain, channels, side), read_sites(quantized))
+    return export_network(quantized, channels, side, runtime=target).graph
 
 
 @cache

@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from convnext_deploy.exporters.network_graph import export_network
 from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.patches import as_patch_linear
-from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.checkpoint import save_state
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.dialects import Dialect, from_native
@@ -25,8 +24,6 @@ from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import (
     prepare,
     quantized_layers,
-    read_sites,
-    without_quantizers,
 )
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.spec import ModelSpec
@@ -182,9 +179,7 @@ def test_folded_network_is_quantized_and_exported(name: str, target: str) -> Non
     names = {site for site, _ in quantized_layers(folded)}
     assert names == {site for site, _ in quantized_layers(prepare(copy.deepcopy(network), scheme))}
     calibrate(folded, [images], "minmax")
-    patches = [site for site, layer in quantized_layers(folded) if layer.patches]
-    plain = as_patch_linear(drop_identities(without_quantizers(folded)), patches)
-    graph = insert_qdq(export_float(plain, spec.in_channels, 96), read_sites(folded))
+    graph = export_network(folded, spec.in_channels, 96).graph
     with torch.no_grad():
         quantized, exact = folded(images), network(images)
     assert (quantized - exact).norm() <= 0.1 * exact.norm()

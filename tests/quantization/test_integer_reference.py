@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor
 
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.patches import as_patch_linear
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.exporters.network_graph import export_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
@@ -25,9 +23,7 @@ from convnext_deploy.quantization.prepare import (
     QuantizedSite,
     activation_quantizers,
     prepare,
-    quantized_layers,
     read_sites,
-    without_quantizers,
 )
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
 from tests.quantization.integer_reference import IntegerNetwork
@@ -56,8 +52,7 @@ def results_of(version: int, target: str) -> Results:
     network = prepare(copy.deepcopy(float_network), resolve_scheme(target))
     calibrate(network, [torch.from_numpy(wave_images(64, seed=1)[0])], "minmax")
     sites = read_sites(network)
-    patches = [name for name, layer in quantized_layers(network) if layer.patches]
-    graph = insert_qdq(export_float(as_patch_linear(without_quantizers(network), patches), 3, SIDE), sites)
+    graph = export_network(network, 3, SIDE).graph
     images = wave_images(IMAGES, seed=2)[0]
     reference = IntegerNetwork(float_network, sites)
     logits = {"numpy": reference.run(images)}
