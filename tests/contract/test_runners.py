@@ -45,6 +45,7 @@ CASES: tuple[Case, ...] = (
     ("engine", "tensorrt", None),
 )
 _MARKS = {"tensorrt": pytest.mark.gpu, "torch-compile": pytest.mark.slow}
+_SLOW = (("pixels", "openvino"), ("fp16", "openvino"), ("onnx-int8", "openvino-fp32"))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def artifacts(
 
 def _parameter(case: Case) -> Any:
     name, runner, threads = case
-    marks = [_MARKS[runner]] if runner in _MARKS else []
+    marks = [_MARKS[runner]] if runner in _MARKS else [pytest.mark.slow] if (name, runner) in _SLOW else []
     return pytest.param(case, marks=marks, id=f"{name}-{runner}" + (f"-{threads}" if threads else ""))
 
 

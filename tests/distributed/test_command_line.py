@@ -66,6 +66,7 @@ def children(parent: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes through Linux's /proc")
 def test_run_goes_on_after_a_process_died(image_folder: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)

@@ -43,19 +43,25 @@ def context_in(folder: Path, data: Data) -> StageContext:
     return StageContext(folder.name, folder, lambda: data, 0, "cpu", 0, SilentProgress(), folder.parent / "cache")
 
 
-@pytest.fixture(scope="module", params=["pwconv1", "pwconv2"])
-def source(
-    request: pytest.FixtureRequest, digits: Data, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Artifact]:
-    """A trained v2 network in which outliers were planted before one layer of every block, which changes none of its answers."""
+@pytest.fixture(scope="module")
+def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
+    """A trained v2 network."""
+    folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VARIANTS, "test_convnext2", dataclasses.replace(VARIANTS["test_convnext2"], version=2))
-        yield make_hard(request.param, digits, tmp_path_factory)
+        config = TrainConfig(ModelConfig("test_convnext2", 32), FIT)
+        yield train.run(config, None, context_in(folder / "easy", digits))
 
 
-def make_hard(before: str, digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("hard")
-    trained = train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context_in(folder / "easy", digits))
+@pytest.fixture(scope="module", params=["pwconv1", "pwconv2"])
+def source(
+    request: pytest.FixtureRequest, trained: Artifact, digits: Data, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """The network with outliers planted before one layer of every block, which changes none of its answers."""
+    return make_hard(request.param, trained, digits, tmp_path_factory.mktemp("hard"))
+
+
+def make_hard(before: str, trained: Artifact, digits: Data, folder: Path) -> Artifact:
     network = load_network(trained)
     scales = {}
     for place, name in enumerate(smoothable(network)):
