@@ -21,6 +21,7 @@ from tests.documentation.flags import check_command
 from tests.documentation.shortened import NETWORK, shorten, shorten_text
 
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
+LONG = ("x86-server.md", "slow-or-worse.md")  # each takes most of a minute
 CLASSES = ("bee", "cat", "dog", "fox", "hen", "owl")  # more than the five that --output top-k gives
 LANGUAGES = ("sh", "python", "toml", "cpp")
 _MINUTES = [block for block in BLOCKS if block.needs == "minutes"]
@@ -72,7 +73,9 @@ def test_every_option_of_a_command_exists(block: Block) -> None:
         check_command(words)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith(LONG) else []) for name in DOCUMENTS]
+)
 def test_page_does_what_it_says(document: str, here: Path) -> None:
     for block in read_blocks(document):
         if block.needs in (None, "compiler"):

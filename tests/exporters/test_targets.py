@@ -41,6 +41,9 @@ from tests.trained import trained_network, wave_images
 # v1 with an overlapping stem and LayerScale, v2 with GRN, RMS norms, a hidden layer in the head.
 VARIANTS = ("convnext_atto_ols", "v2-patch-2", "convnext_atto_rms", "hidden")
 TARGETS = tuple(SCHEMES)
+QUICK_AND_SLOW = [
+    pytest.param(target, marks=[pytest.mark.slow] if target == "tensorrt-depthwise" else []) for target in TARGETS
+]
 EVERYTHING = {"stages.*.pwconv1": "int8-output", "stages.*.pwconv2": "int8-output", "head": "int8-output"}
 
 
@@ -122,7 +125,7 @@ def run(
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUICK_AND_SLOW)
 def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizations(version: int, target: str) -> None:
     quantized, graph = export_trained(version, target)
     images = wave_images(400, seed=4)[0]
@@ -224,7 +227,7 @@ def test_onnxruntime_runs_every_product_of_its_scheme_in_int8(name: str, tmp_pat
     assert patches == 4
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUICK_AND_SLOW)
 def test_overrides_reach_the_graph(target: str) -> None:
     model = export("v2-patch-2", target).model
     overrides = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}

@@ -38,7 +38,7 @@ from tests.exporters.test_variants import logits_of
 from tests.weights import random_network
 
 SIDE, CLASSES = 32, 10
-WIDEST = 1100  # channels beyond which even one block a stage takes long
+WIDEST = 600  # channels beyond which even one block a stage takes long
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
