@@ -100,7 +100,7 @@ def images_for(exported: Exported) -> NDArray[np.float32]:
 
 
 def _parameter(name: str, target: str) -> Any:
-    quick = name == "v2-patch-2" or target in ("tensorrt", "onnxruntime")
+    quick = target in {"v2-patch-2": TARGETS, "convnext_atto_rms": ("tensorrt", "onnxruntime")}.get(name, ())
     return pytest.param((name, target), marks=[] if quick else [pytest.mark.slow], id=f"{name}-{target}")
 
 

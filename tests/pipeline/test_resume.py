@@ -93,6 +93,7 @@ def test_run_recipe_repeats_everything_when_the_seed_changes(rerun: Rerun, light
     assert rerun(short).executed == ("model", "ptq")
 
 
+@pytest.mark.slow
 def test_run_recipe_repeats_what_reads_images_when_an_image_was_rewritten(light_recipe: Recipe, tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "images", train=6, validation=3)
     out = tmp_path / "out"

@@ -154,6 +154,7 @@ def test_artifacts_with_other_ends_get_float_forms_of_their_own(
     assert result.executed == ("a", "b", FLOAT, f"{FLOAT}-2")
 
 
+@pytest.mark.slow
 def test_float_graph_of_the_recipe_is_taken_though_it_comes_later_and_nothing_is_built(
     small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path, planted: Planted
 ) -> None:
