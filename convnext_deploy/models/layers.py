@@ -35,7 +35,7 @@ class GRN(nn.Module):
         return self.scale(x, torch.linalg.vector_norm(_at_least_float32(x), dim=(1, 2), keepdim=True))
 
     def scale(self, x: Tensor, norms: Tensor, channels: int = -1) -> Tensor:
-        """Return the result for `x` with four dimensions, given `Gx` of the same, of which `channels` is that of the channels."""
+        """Return the result for `x` of four dimensions, given its `Gx`; `channels` is the dimension of the channels in both."""
 
         def shaped(parameter: Tensor) -> Tensor:
             return parameter if channels == -1 else parameter.view([-1 if d == channels else 1 for d in range(4)])

@@ -74,7 +74,7 @@ class OpenVINORunner:
         self, artifact: Artifact, name: str = "openvino", threads: int | None = None, *, profiled: bool = False
     ) -> None:
         self.name = name
-        self._core = openvino_core()
+        core = openvino_core()
         computed = OPENVINO_PRECISIONS[name]
         if computed == "bf16" and not computes_bf16():
             raise BackendUnavailableError("this CPU has no bf16 units; use the runner openvino.")
@@ -85,7 +85,7 @@ class OpenVINORunner:
         self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
         self._num_classes = artifact.model.num_classes
         try:
-            self._model = self._core.read_model(str(self._file))
+            self._model = core.read_model(str(self._file))
         except Exception as error:
             raise ArtifactError(f"OpenVINO cannot open {self._file}: {_reason(error)}") from None
         taken = self._model.inputs[0]
@@ -112,7 +112,7 @@ class OpenVINORunner:
             try:
                 if self._batch_size is None:
                     model.reshape([batch_size, *list(self._shape)[1:]])
-                compiled = self._core.compile_model(model, "CPU", self._properties)
+                compiled = openvino_core().compile_model(model, "CPU", self._properties)
             except Exception as error:
                 raise ArtifactError(f"OpenVINO cannot run {self._file}: {_reason(error)}") from None
             self._requests[batch_size] = compiled.create_infer_request()
@@ -142,7 +142,7 @@ class OpenVINORunner:
 
     def close(self) -> None:
         """See `Runner.close`."""
-        del self._requests, self._model, self._core
+        del self._requests, self._model
 
 
 def _reason(error: Exception) -> str:

@@ -39,7 +39,8 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     io = GraphIO(config.input_type, config.input_layout, config.output, config.top_k, config.batch_size)
     details: dict[str, Any] = {**(scheme.details() if scheme else {}), "io": dataclasses.asdict(io)}
     precision = source.precision
-    runtime = config.runtime if scheme is None else scheme.target
+    # FP16 is for TensorRT alone, whatever the network was quantized for
+    runtime = scheme.target if scheme is not None and config.precision == "fp32" else config.runtime
     with context.progress.task(f"{context.name}: export", 1, "graphs") as task:
         if scheme is None:
             network = fold(network, source.preprocess).network
@@ -48,7 +49,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
             source.model.in_channels,
             source.preprocess.image_size,
             config.batch_size,
-            runtime=runtime if config.precision == "fp32" else config.runtime,
+            runtime=runtime,
         )
         proto = add_ends(found.graph, io, source.preprocess)
         if config.precision == "fp16":

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from convnext_deploy.artifact import Artifact
 from convnext_deploy.exporters.integer_products import fuse_products
 from convnext_deploy.exporters.network_graph import export_network
 from convnext_deploy.exporters.onnx_float import export_float
 from convnext_deploy.exporters.qdq import insert_qdq
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import (
     QuantizedSite,
@@ -146,6 +148,20 @@ def test_trained_network_has_the_same_logits_in_openvino(version: int, core: Any
     (found,) = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", settings)([images]).values()
     assert np.abs(found - expected).mean() <= 0.1 * np.abs(floats - expected).mean()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_trained_network_answers_the_same_in_onnxruntime(target: str, small_artifacts: dict[str, Artifact]) -> None:
+    model = load_network(small_artifacts["student"])
+    exported = export_quantized(model, resolve_scheme(target), 3, side=32)
+    images = structured_images(400, 3, 32, seed=4)
+    expected = logits_of(exported.quantized, images)
+    assert len(set(expected.argmax(axis=1))) >= 2
+    for optimize in (True, False):
+        found = run(exported.graph, images, optimize=optimize)
+        assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.995
+        assert np.abs(found - expected).max() <= 0.05 * np.ptp(expected)
 
 
 def test_every_layer_computes_in_onnxruntime_what_it_does_in_pytorch(exported: Exported) -> None:

@@ -35,10 +35,9 @@ from convnext_deploy.spec import ModelSpec, default_preprocess
 from convnext_deploy.stages.onnx import layers_that_sum
 from tests.exporters.conftest import structured_images
 from tests.exporters.test_variants import logits_of
-from tests.weights import random_network
+from tests.weights import WIDEST, random_network
 
 SIDE, CLASSES = 32, 10
-WIDEST = 350  # channels of the last stage: wider networks have the same traits, and take longer
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 

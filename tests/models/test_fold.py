@@ -16,6 +16,7 @@ from convnext_deploy.models.fold import REWRITES, Folding, Rewrite, fold, identi
 from convnext_deploy.models.variants import VARIANTS, build_model, complete_spec
 from convnext_deploy.spec import ModelSpec, Preprocess
 from tests.models.conftest import assert_equal_states, random_state
+from tests.weights import WIDEST
 
 CLASSES = 16
 REDUCED_DEPTHS = (1, 1, 2, 1)
@@ -32,7 +33,6 @@ OTHERS = {
     "eps-0": ModelSpec("test_convnext3", CLASSES, norm_eps=0.0, activation="relu"),
 }
 SPECS = {**{variant: ModelSpec(variant, CLASSES) for variant in VARIANTS}, **OTHERS}
-WIDEST = 350  # channels of the last stage: wider networks have the same traits, and take longer
 QUICK_AND_SLOW = [
     pytest.param(name, marks=[pytest.mark.slow] if VARIANTS[spec.variant].dims[-1] > WIDEST else [])
     for name, spec in SPECS.items()

@@ -87,9 +87,8 @@ def test_missing_openvino_is_one_line_that_installs_it(
     small_artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, runner: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(
-        openvino, "openvino_core", openvino.openvino_core.__wrapped__
-    )  # not the one that is there already
+    # not the core that is there already
+    monkeypatch.setattr(openvino, "openvino_core", openvino.openvino_core.__wrapped__)
     with pytest.raises(BackendUnavailableError, match=r"^openvino [^\n]*pip install 'convnext_deploy\[openvino\]'\.$"):
         open_runner(small_artifacts["onnx-fp32"], runner=runner)
 

@@ -123,7 +123,7 @@ class Verifier:
     def check_model(self, model: dict[str, Any]) -> Check:
         """Run an ONNX file."""
         try:
-            import onnxruntime  # noqa: F401
+            import onnxruntime  # noqa: F401  (only whether it can be loaded)
         except ImportError as error:
             return Check(model["file"], "onnx", NOT_RUN, f"onnxruntime cannot be loaded ({error})")
         try:
