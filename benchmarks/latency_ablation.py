@@ -1,4 +1,8 @@
-"""What each trait of our two INT8 forms is worth: `latency.py --ablation` times the whole form and each with one thing left out."""
+"""What each trait of our two INT8 forms is worth: `latency.py --ablation` times the whole form and each with one thing otherwise.
+
+Three of the variations look for what is left to gain: the network with another GELU, with ReLU instead (another network, which
+says what GELU costs), and with FP32 where OpenVINO computes in bf16 by itself.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from convnext_deploy.exporters.integer_products import fuse_products
 from convnext_deploy.exporters.network_graph import export_network
 from convnext_deploy.exporters.onnx_float import save_onnx
 from convnext_deploy.inputs import open_input
-from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.fold import fold
 from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
@@ -60,6 +64,17 @@ def _without_norms(network: ConvNeXt, runtime: str) -> ConvNeXt:
     return rewritten
 
 
+def _with_activation(name: str, network: ConvNeXt, runtime: str) -> ConvNeXt:
+    rewritten = rewrite_for(network, runtime)
+    for module in rewritten.modules():
+        if isinstance(module, Block):
+            module.activation = name
+    return rewritten
+
+
+_TANH, _RELU = functools.partial(_with_activation, "gelu_tanh"), functools.partial(_with_activation, "relu")
+
+
 @dataclass(frozen=True)
 class Variation:
     """A graph: of which target, with which choices for layers, in which form, with ONNX Runtime's own operators or without."""
@@ -70,6 +85,8 @@ class Variation:
     form: Form = rewrite_for
     fused: bool = True
     dynamic: bool = False
+    runner: str | None = None
+    """None: that of the runtime."""
 
 
 _ZERO_POINT = {"stages.*.pwconv?": "int8", "downsample_layers.[123].1": "int8"}
@@ -82,6 +99,9 @@ VARIATIONS: dict[str, tuple[Variation, ...]] = {
         Variation("a graph for any batch", "openvino", dynamic=True),
         Variation("depthwise convolutions in INT8 too", "openvino", sites={"stages.*.dwconv": "int8-output"}),
         Variation("the file for TensorRT", "tensorrt", form=_keep),
+        Variation("what stays in float in FP32, not bf16", "openvino", runner="openvino-fp32"),
+        Variation("GELU by tanh", "openvino", form=_TANH),
+        Variation("ReLU instead of GELU", "openvino", form=_RELU),
     ),
     "onnxruntime": (
         Variation("all", "onnxruntime"),
@@ -89,6 +109,8 @@ VARIATIONS: dict[str, tuple[Variation, ...]] = {
         Variation("depthwise convolutions in INT8 too", "onnxruntime", sites={"stages.*.dwconv": "int8-output"}),
         Variation("patches by convolutions", "onnxruntime", sites={"downsample_layers.?.?": "int8-output"}),
         Variation("GRN by ReduceL2 (v2)", "onnxruntime", form=_keep),
+        Variation("GELU by tanh", "onnxruntime", form=_TANH),
+        Variation("ReLU instead of GELU", "onnxruntime", form=_RELU),
     ),
 }
 
@@ -146,4 +168,4 @@ def _timer(
     artifact = open_input(path) if path.exists() else build(files, variation, path)
     if variation.dynamic:
         return lambda: run_child(["openvino-dynamic", str(path)], batch_size, files.image_size, arguments)
-    return lambda: run_artifact(artifact, runtime, batch_size, arguments)
+    return lambda: run_artifact(artifact, variation.runner or runtime, batch_size, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
+from convnext_deploy.runners import openvino
 from tests.benchmarks.conftest import BENCHMARKS
 
 
@@ -114,3 +116,23 @@ def test_small_run_times_ours_and_others_and_says_what_is_missing(tmp_path: Path
     assert 1e-4 < rows["ours-int8-onnxruntime"]["error"] < 0.05
     assert [claim["claim"] for claim in record["claims"]] == ["our best / best of all others"]
     assert "| ours: INT8, target onnxruntime |" in done.stdout
+
+
+@pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_every_variation_of_a_form_computes_the_network_it_says(runtime: str, tmp_path: Path) -> None:
+    from latency_ablation import VARIATIONS, build
+    from latency_files import Files
+
+    if runtime == "openvino" and not openvino.is_installed():
+        pytest.skip("openvino is not installed")
+    files = Files("convnext_atto", 32, argparse.Namespace(work=tmp_path))
+    graphs, errors = set(), {}
+    for number, variation in enumerate(VARIATIONS[runtime]):
+        artifact = build(files, variation, tmp_path / f"{number}.onnx")
+        errors[variation.words] = files.error(artifact, variation.runner or runtime)
+        differs = not variation.dynamic and variation.runner is None and "v2" not in variation.words
+        assert not differs or artifact.sha256 not in graphs, variation.words
+        graphs.add(artifact.sha256)
+    other = errors.pop("ReLU instead of GELU")
+    assert max(errors.values()) < 0.05 < other
