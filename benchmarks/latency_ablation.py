@@ -39,33 +39,33 @@ from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages.post_training import STEM
 from convnext_deploy.statistics import median_ratio
 
-Form = Callable[[ConvNeXt, str], ConvNeXt]
+Form = Callable[[ConvNeXt, str, bool], ConvNeXt]
 
 
-def _keep(network: ConvNeXt, runtime: str) -> ConvNeXt:
+def _keep(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
     return network
 
 
-def _without_convolutions(network: ConvNeXt, runtime: str) -> ConvNeXt:
+def _without_convolutions(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
     """Take the norms of the form alone."""
-    rewritten = rewrite_for(copy.deepcopy(network), runtime)
+    rewritten = rewrite_for(copy.deepcopy(network), runtime, quantized)
     for name, module in rewritten.named_modules():
         if isinstance(module, nn.LayerNorm):
             network.get_submodule(name).__class__ = type(module)
     return network
 
 
-def _without_norms(network: ConvNeXt, runtime: str) -> ConvNeXt:
+def _without_norms(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
     """Take all of the form but the norms."""
-    rewritten = rewrite_for(network, runtime)
+    rewritten = rewrite_for(network, runtime, quantized)
     for module in rewritten.modules():
         if isinstance(module, nn.LayerNorm):
             module.__class__ = nn.LayerNorm
     return rewritten
 
 
-def _with_activation(name: str, network: ConvNeXt, runtime: str) -> ConvNeXt:
-    rewritten = rewrite_for(network, runtime)
+def _with_activation(name: str, network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
+    rewritten = rewrite_for(network, runtime, quantized)
     for module in rewritten.modules():
         if isinstance(module, Block):
             module.activation = name
@@ -150,8 +150,8 @@ def ablate(arguments: argparse.Namespace) -> int:
                     rows.append(
                         {**place, "words": words, "processes_ms": times, "ratio": ratio, "not_run": not_run.get(words)}
                     )
+                save(rows, arguments)  # an hour of work in all
     print(render_ablation(rows))
-    save(rows, arguments)
     return 0
 
 

@@ -6,7 +6,10 @@
 take GELU, the quantization of the result and the residual sum into the same kernel, its matrix products the first two only; and a \
 channels-last kernel reads such a tensor without a transpose |
 | `openvino` | a LayerNorm reads `(N, H W, C)` | it has one kernel for three dimensions and takes four apart into several |
-| `onnxruntime` | GRN's sum over the pixels is a product with a vector of ones | its reductions over middle dimensions are slow |
+| `onnxruntime`, float | the linear layers of a block are 1×1 convolutions | its convolutions have a layout in blocks of \
+channels, its matrix products have not |
+| `onnxruntime`, INT8 | GRN's sum over the pixels is a product with a vector of ones | its reductions over middle dimensions are \
+slow |
 
 What each is worth is measured by `benchmarks/latency.py`. All are exact up to the order of sums.
 """
@@ -20,23 +23,21 @@ from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.layers import ACTIVATIONS, GRN
 
 
-def rewrite_for(network: ConvNeXt, runtime: str) -> ConvNeXt:
+def rewrite_for(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
     """Put a network that will only be exported into the form for a runtime, in place, and return it. Layers keep their names.
 
     Args:
         network: folded, without quantizers; maps `(N, C, H, W)` to logits before and after.
         runtime: `onnxruntime`, `openvino`, or any other, for which the network stays as it is.
+        quantized: products of the graph will be INT8.
     """
-    if runtime == "openvino":
-        for module in list(network.modules()):
-            if type(module) is nn.LayerNorm and module is not network.norm:  # that one comes after the pooling
-                module.__class__ = _PixelNorm
-            elif type(module) is Block:
-                _use_convolutions(module)
-    elif runtime == "onnxruntime":
-        for module in list(network.modules()):
-            if type(module) is GRN:
-                module.__class__ = _ProductGRN
+    for module in list(network.modules()):
+        if runtime == "openvino" and type(module) is nn.LayerNorm and module is not network.norm:  # after the pooling
+            module.__class__ = _PixelNorm
+        elif runtime == "onnxruntime" and quantized and type(module) is GRN:
+            module.__class__ = _ProductGRN
+        elif type(module) is Block and (runtime == "openvino" or (runtime == "onnxruntime" and not quantized)):
+            _use_convolutions(module)
     return network
 
 

@@ -33,7 +33,7 @@ def export_network(
     batch_size: int | None = None,
     *,
     runtime: str = "tensorrt",
-    form: Callable[[ConvNeXt, str], ConvNeXt] = rewrite_for,
+    form: Callable[[ConvNeXt, str, bool], ConvNeXt] = rewrite_for,
 ) -> NetworkGraph:
     """Return the graph of a network for a runtime; for the sizes and the names of inputs and outputs see `export_float`.
 
@@ -43,12 +43,12 @@ def export_network(
         image_size: in pixels.
         batch_size: the only one that the graph is to take; None: any.
         runtime: see `rewrite_for`.
-        form: what rewrites the network for the runtime, in place.
+        form: what rewrites the network for the runtime, in place, see `rewrite_for`.
 
     Raises: ExportError: if the exporter refuses, or if a site is not in the graph.
     """
     sites = read_sites(network)
     patches = [name for name, layer in quantized_layers(network) if layer.patches]
-    plain = as_patch_linear(form(drop_identities(without_quantizers(network)), runtime), patches)
+    plain = as_patch_linear(form(drop_identities(without_quantizers(network)), runtime, bool(sites)), patches)
     exported = export_float(plain, in_channels, image_size, batch_size)
     return NetworkGraph(plain, exported, insert_qdq(exported, sites), sites)

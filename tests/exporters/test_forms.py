@@ -28,7 +28,8 @@ SIDE = 64
 PREPROCESS = Preprocess(SIDE, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 DEPTHS = (1, 1, 2, 1)
 KINDS = ("convnext_atto", "convnextv2_atto", "convnext_atto_rms", "convnext_atto_ols", "convnext_tiny_hnf")
-CPU_RUNTIMES = ("openvino", "onnxruntime")
+FORMS = (("openvino", False), ("onnxruntime", False), ("onnxruntime", True))
+"""Runtime, and whether products are INT8."""
 
 
 @cache
@@ -51,24 +52,24 @@ def images(count: int = 2, height: int = SIDE, width: int = SIDE) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+@pytest.mark.parametrize(("runtime", "quantized"), FORMS)
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("variant", KINDS)
 @torch.no_grad()
-def test_form_is_exact(variant: str, folded: bool, runtime: str) -> None:
+def test_form_is_exact(variant: str, folded: bool, runtime: str, quantized: bool) -> None:
     model = copy.deepcopy(network(variant)).double()
     if folded:
         model = drop_identities(fold(model, PREPROCESS).network)
     for batch in (images(), images(1, SIDE, 96)):
         expected = model(batch)
-        found = rewrite_for(copy.deepcopy(model), runtime)(batch)
+        found = rewrite_for(copy.deepcopy(model), runtime, quantized)(batch)
         assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
-@pytest.mark.parametrize("runtime", [*CPU_RUNTIMES, "tensorrt"])
-def test_layers_keep_their_names_and_their_numbers(runtime: str) -> None:
+@pytest.mark.parametrize(("runtime", "quantized"), [*FORMS, ("tensorrt", True)])
+def test_layers_keep_their_names_and_their_numbers(runtime: str, quantized: bool) -> None:
     model = network("convnextv2_atto")
-    form = rewrite_for(copy.deepcopy(model), runtime)
+    form = rewrite_for(copy.deepcopy(model), runtime, quantized)
     before, after = model.state_dict(), form.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(after[name].reshape(value.shape), value) for name, value in before.items())
@@ -78,17 +79,26 @@ def test_any_other_runtime_gets_the_network_as_it_is() -> None:
     model = copy.deepcopy(network("convnext_atto"))
     kinds = [type(module) for module in model.modules()]
     for runtime in ("tensorrt", "tensorrt-rtx", "tensorrt-depthwise"):
-        assert [type(module) for module in rewrite_for(model, runtime).modules()] == kinds
+        assert [type(module) for module in rewrite_for(model, runtime, quantized=True).modules()] == kinds
 
 
 @cache
-def graph(variant: str, runtime: str) -> onnx.ModelProto:
+def graph(variant: str, runtime: str, quantized: bool = False) -> onnx.ModelProto:
     model = drop_identities(fold(network(variant), PREPROCESS).network)
-    return export_float(rewrite_for(model, runtime), 3, SIDE)
+    return export_float(rewrite_for(model, runtime, quantized), 3, SIDE)
 
 
 def kinds(proto: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in proto.graph.node)
+
+
+@pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto"])
+def test_float_for_onnxruntime_is_convolutions(variant: str) -> None:
+    found = kinds(graph(variant, "onnxruntime"))
+    assert found["MatMul"] == 0
+    assert found["Conv"] == 4 + 3 * sum(DEPTHS)
+    assert found["Transpose"] <= 2 * (sum(DEPTHS) + 4) + 1
+    assert found["Reshape"] == 0
 
 
 @pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto"])
@@ -107,11 +117,11 @@ def test_openvino_gets_convolutions_and_norms_of_three_dimensions(variant: str) 
 
 
 def test_onnxruntime_gets_no_reduction_over_middle_dimensions() -> None:
-    found = kinds(graph("convnextv2_atto", "onnxruntime"))
+    found = kinds(graph("convnextv2_atto", "onnxruntime", quantized=True))
     assert found["ReduceL2"] == 0
     assert found["MatMul"] == 3 * sum(DEPTHS)
     assert kinds(graph("convnextv2_atto", "tensorrt"))["ReduceL2"] == sum(DEPTHS)
-    assert kinds(graph("convnext_atto", "onnxruntime")) == kinds(graph("convnext_atto", "tensorrt"))
+    assert kinds(graph("convnext_atto", "onnxruntime", quantized=True)) == kinds(graph("convnext_atto", "tensorrt"))
 
 
 @pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto", "convnext_atto_rms"])
@@ -119,7 +129,7 @@ def test_openvino_runs_every_product_of_its_scheme_in_int8(variant: str, core: A
     quantized = prepare(copy.deepcopy(network(variant)), resolve_scheme("openvino"))
     calibrate(quantized, [images(4).float()], "minmax")
     sites = read_sites(quantized)
-    plain = rewrite_for(without_quantizers(quantized), "openvino")
+    plain = rewrite_for(without_quantizers(quantized), "openvino", quantized=True)
     proto = insert_qdq(export_float(plain, 3, SIDE, 2), sites)
     assert not any(site.input.zero_point.any() for site in sites.values()), "a move in front and no zero point"
     compiled = core.compile_model(
