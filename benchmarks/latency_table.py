@@ -95,11 +95,14 @@ def render_claims(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_ablation(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of our forms and of each with one thing left out."""
-    lines = ["| network | batch | runs on | | ms | × all of it [95 %] |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        ms = f"{_p50(row):.1f} | {_ratio(row['ratio'])}" if row["processes_ms"] else "– | –"
-        lines.append(f"| {row['model']} | {row['batch_size']} | `{row['runner']}` | {row['words']} | {ms} |")
+    """Return a Markdown table: a line for each variation of a form, a column for each network and batch size."""
+    columns = list(dict.fromkeys((row["model"], row["batch_size"]) for row in rows))
+    cells = {(row["runner"], row["words"], row["model"], row["batch_size"]): row for row in rows}
+    head = [f" {model.removeprefix('convnext_')}, batch {size} |" for model, size in columns]
+    lines = ["| runs on | |" + "".join(head), "|---|---|" + "---|" * len(columns)]
+    for runner, words in dict.fromkeys((row["runner"], row["words"]) for row in rows):
+        found = [cells.get((runner, words, *column)) for column in columns]
+        lines.append(f"| `{runner}` | {words} |" + "".join(f" {_variation(row)} |" for row in found))
     return "\n".join(lines)
 
 
@@ -131,6 +134,12 @@ def describe(candidate: str) -> dict[str, str]:
 
 def _p50(row: Row) -> float:
     return float(statistics.median(row["processes_ms"]))
+
+
+def _variation(row: Row | None) -> str:
+    if row is None or not row["processes_ms"]:
+        return "–"
+    return f"{_p50(row):.1f} ms" if row["words"] == "all" else f"× {_ratio(row['ratio'])}"
 
 
 def _cell(row: Row | None) -> str:

@@ -20,6 +20,8 @@ _RUN_COLORS = 6  # var(--run0) to var(--run5)
 # Widths and heights in pixels of the plotting area for which labels are set apart; the page picks them by these names.
 _SIZES = {"wide": (860, 330), "narrow": (250, 220)}
 _LETTER, _LINE, _MOST_LINES = 6.8, 15, 4
+_NEAR = 22  # so close, in both directions, points count as one place
+_Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,14 +177,12 @@ def _labels(
     piles: list[list[Point]] = []
     for point in sorted(points, key=lambda p: -p.top1_percent):
         for pile in piles:
-            longest = max(len(other.row.name) for other in (*pile, point))
-            near = [abs(a - b) for a, b in zip(place(pile[0]), place(point), strict=True)]
-            if near[0] < _LETTER * longest + 8 and near[1] < _LINE * (len(pile) + 1) + 14:
+            if all(abs(a - b) < _NEAR for a, b in zip(place(pile[0]), place(point), strict=True)):
                 pile.append(point)
                 break
         else:
             piles.append([point])
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[_Box] = []
     for pile in piles:
         places = [place(point) for point in pile]
         names = [point.row.name for point in sorted(pile, key=lambda point: point.latency_ms)]
@@ -190,15 +190,27 @@ def _labels(
             names[_MOST_LINES - 1 :] = [f"and {len(names) - _MOST_LINES + 1} more"]
         half = _LETTER * max(map(len, names)) / 2
         across = sum(x for x, _ in places) / len(places)
+        side, left = "center", across - half
+        if across < half:
+            side, left = "right", across
+        elif across > width - half:
+            side, left = "left", across - 2 * half
         # the text stands above the highest of its points, below the lowest where there is no room
-        is_above = max(y for _, y in places) + _LINE * len(names) + 14 <= height
-        anchor = (max if is_above else min)(places, key=lambda xy: xy[1])[1]
-        bottom = anchor + 8 if is_above else anchor - 8 - _LINE * len(names)
-        box = (across - half, across + half, bottom, bottom + _LINE * len(names))
-        if any(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in taken):
+        top, low = max(y for _, y in places) + 8, min(y for _, y in places) - 8
+        boxes = {
+            is_above: (left, left + 2 * half, bottom, bottom + _LINE * len(names))
+            for is_above, bottom in ((True, top), (False, low - _LINE * len(names)))
+        }
+        marks = [(x - 7, x + 7, y - 7, y + 7) for x, y in (place(other) for other in points if other not in pile)]
+        free = [
+            is_above
+            for is_above, box in boxes.items()
+            if box[2] >= 0 and box[3] <= height and not _hits(box, taken + marks)
+        ]
+        if not free:
             continue  # better none than two on top of each other: hovering and the table name the point as well
-        taken.append(box)
-        side = " right" if across < half else " left" if across > width - half else " center"
+        is_above = free[0]
+        taken.append(boxes[is_above])
         x = x_range[0] + across / width * (x_range[1] - x_range[0])
         yield {
             "x": [10**x if is_log else x],
@@ -206,9 +218,13 @@ def _labels(
             "mode": "markers+text",
             "marker": {"size": 15, "opacity": 0},  # keeps the text off the mark below it
             "text": ["<br>".join(map(literal, names))],
-            "textposition": f"{'top' if is_above else 'bottom'}{side}",
+            "textposition": f"{'top' if is_above else 'bottom'} {side}",
             "textfont": {"size": 12, "color": "var(--text)"},
             "hoverinfo": "skip",
             "showlegend": False,
             "cliponaxis": False,
         }
+
+
+def _hits(box: _Box, others: Sequence[_Box]) -> bool:
+    return any(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in others)

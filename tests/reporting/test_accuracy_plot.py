@@ -107,6 +107,15 @@ def test_labels_of_points_at_one_place_share_a_pile_and_none_covers_another(name
     assert wide[0]["text"] == [text]
 
 
+@pytest.mark.parametrize("when", ["wide", "narrow"])
+def test_no_label_stands_with_those_of_points_far_away(when: str) -> None:
+    rows = [row("onnx-int8", 1.09, 0.7166), row("float-onnxruntime", 1.52, 0.7168), row("onnx-fp32", 1.54, 0.7168)]
+    rows += [row("source", 3.28, 0.7168), row("quantize", 8.8, 0.7166)]
+    labels = [t for t in accuracy_plot(find_points(rows))["data"] if t["mode"] == "markers+text"]
+    texts = {t["text"][0] for t in labels if t["meta"]["when"] == when}
+    assert texts == {"float-onnxruntime<br>onnx-fp32", "onnx-int8", "source", "quantize"}
+
+
 @pytest.mark.parametrize("rows", [[row("a", 0.5, 0.5)], [row("a", 1, 1.0), row("b", 100, 1.0)]])
 def test_ranges_hold_every_point(rows: list[StageRow]) -> None:
     layout = accuracy_plot(find_points(rows))["layout"]
