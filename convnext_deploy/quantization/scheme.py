@@ -215,9 +215,9 @@ SCHEMES: dict[str, QuantizationScheme] = {
             _S8_PER_CHANNEL,
             output=_U8_PER_CHANNEL,
         ),
-        # OpenVINO's CPU plugin makes of a zero point a compensation beside the product, or a pass over its input. A move before
-        # the pair goes into the kernel that computes the input; so inputs have all 256 codes and no zero point. Depthwise
-        # convolutions and outputs in INT8 cost it more conversions than they save.
+        # OpenVINO's CPU plugin makes of a zero point a compensation beside the product; a move before the pair goes into the kernel
+        # that computes the input. Both are as fast (`benchmarks/latency.py --ablation`); the move is the form that other targets
+        # have too, and gives inputs all 256 codes. Depthwise convolutions and outputs in INT8 cost more conversions than they save.
         QuantizationScheme(
             "openvino",
             (("stages.*.pwconv?", "int8-recentred"), ("downsample_layers.[123].1", "int8-recentred")),

@@ -64,7 +64,7 @@ def _import() -> Any:
 class OpenVINORunner:
     """See `Runner`. In which type it computes is told by `openvino_properties`.
 
-    Graphs with a fixed batch are up to 1.3 times faster, so one is compiled for single images and one for the first larger batch;
+    Graphs with a fixed batch are 1.3 to 1.5 times as fast, so one is compiled for single images and one for the first larger batch;
     other batches are run in parts of that size.
     """
 
