@@ -193,6 +193,7 @@ def quantize(
     if calibration_method is not None:
         if method == "qat" or time_budget_s is not None:
             raise RecipeError("--calibration-method quantizes once, without --method qat and --time-budget.")
+        # the command offers no other names than the config has
         config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=images)  # type: ignore[arg-type]
     else:
         fit = override_fit(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
