@@ -21,11 +21,11 @@ import numpy as np
 from scipy import stats
 
 from convnext_deploy import run
+from convnext_deploy.api.options import Options
 from convnext_deploy.cli.progress_bars import create_progress
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.options import Options
-from convnext_deploy.recipe import Recipe, StageEntry
-from convnext_deploy.stage_config import DistillConfig, ModelConfig, TrainConfig
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.stages import DistillConfig, ModelConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from convnext_deploy.models.dialects import from_native, to_native
-from convnext_deploy.models.matching import load_into
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.models.checkpoints.key_maps import from_native, to_native
+from convnext_deploy.models.checkpoints.state_dict import load_into
 from convnext_deploy.models.variants import build_model, resolve_variant
-from convnext_deploy.spec import ModelSpec
-from convnext_deploy.statistics import median_ratio
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out is not None:
-        from convnext_deploy.reporting.record import describe_environment
+        from convnext_deploy.system.environment import describe_environment
 
         settings = {key: value for key, value in vars(arguments).items() if key != "out"}
         environment: dict[str, Any] = describe_environment()

@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from convnext_deploy import api
-from convnext_deploy.artifact import Artifact, read_artifact, write_text
-from convnext_deploy.exporting import export
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.checkpoint import save_state
+import convnext_deploy as api
+from convnext_deploy.api.export import export
+from convnext_deploy.api.options import Options
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.variants import VARIANTS, build_model, resolve_variant
-from convnext_deploy.network import load_network
-from convnext_deploy.options import Options
-from convnext_deploy.reporting.record import describe_environment
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
-from convnext_deploy.spec import ModelSpec, default_preprocess, file_header
+from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.files import write_text
 
 CLASSES, IMAGES = 10, 8
 GPUS = {

@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from convnext_deploy.artifact import read_artifact
-from convnext_deploy.reporting.record import describe_environment
+from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.system.environment import describe_environment
 
 STAGES = ("teacher", "student")
 FIT = """image_size = 32

@@ -21,23 +21,23 @@ from latency_table import render_ablation
 from latency_timing import Timer, run_artifact, run_child, time_in_turns
 from torch import nn
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.code_version import of_module
-from convnext_deploy.exporters.forms import rewrite_for
-from convnext_deploy.exporters.integer_products import fuse_products
-from convnext_deploy.exporters.network_graph import export_network
-from convnext_deploy.exporters.onnx_float import save_onnx
-from convnext_deploy.inputs import open_input
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import GraphIO, file_header
+from convnext_deploy.exporters.onnx.export import export_network
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
+from convnext_deploy.graphs.onnx_io import save_onnx
+from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.fold import fold
-from convnext_deploy.network import load_network
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import GraphIO, file_header
 from convnext_deploy.stages import onnx as onnx_stage
-from convnext_deploy.stages.post_training import STEM
-from convnext_deploy.statistics import median_ratio
+from convnext_deploy.stages.ptq_steps import STEM
+from convnext_deploy.system.code_hash import of_module
 
 Form = Callable[[ConvNeXt, str, bool], ConvNeXt]
 

@@ -3,7 +3,7 @@
     python benchmarks/latency_child.py timm VARIANT WEIGHTS --batch-size N --image-size S --seconds T [--threads N]
     python benchmarks/latency_child.py openvino-dynamic FILE.onnx --batch-size N …
 
-Calls, images, warming up and the budget are those of `convnext_deploy.validation`; prints the median in milliseconds.
+Calls, images, warming up and the budget are those of `convnext_deploy.evaluation`; prints the median in milliseconds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.evaluation.latency import noise_images, time_calls
+from convnext_deploy.evaluation.timing.worker_process import Job
 from convnext_deploy.runners import Runner
-from convnext_deploy.validation.fresh_process import Job
-from convnext_deploy.validation.latency import noise_images, time_calls
 
 
 class _DynamicRunner:
@@ -27,7 +27,7 @@ class _DynamicRunner:
     name, device = "openvino-dynamic", "cpu"
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        from convnext_deploy.inputs import open_input
+        from convnext_deploy.pipeline.open_artifact import open_input
         from convnext_deploy.runners.openvino import openvino_core
         from convnext_deploy.runners.session_options import openvino_properties
 

@@ -20,15 +20,16 @@ from quantization_measures import renormalize
 from quantization_peers import cpu_instructions, run_method
 from safetensors.torch import save_file
 
-from convnext_deploy.artifact import Artifact, describe_file, write_text
-from convnext_deploy.data.sources import ArrayImages, Data
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.config.recipe import SOURCE, StageEntry
+from convnext_deploy.config.stages import ONNXConfig, PTQConfig
+from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.recipe import SOURCE, StageEntry
-from convnext_deploy.reporting.record import describe_environment
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
-from convnext_deploy.stage_config import ONNXConfig, PTQConfig
 from convnext_deploy.stages.quantize import BARE
+from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.files import write_text
 
 CALIBRATION_IMAGES = 16
 

@@ -15,7 +15,7 @@ from latency_candidates import KINDS
 from latency_files import Files, save
 from latency_table import render_profile
 
-from convnext_deploy.validation.fresh_process import Job, run_job
+from convnext_deploy.evaluation.timing.worker_process import Job, run_job
 
 _CANDIDATES = ("ours-int8-onnxruntime", "ours-int8-openvino")
 _PARTS = {

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
-from convnext_deploy.validation.fresh_process import Job, run_job
+from convnext_deploy.evaluation.timing.worker_process import Job, run_job
 
 Timer = Callable[[], float]
 """Times a candidate once, in a fresh process, in milliseconds."""

@@ -54,9 +54,9 @@ assert logits.shape == (1, 1000) and bool(logits.isfinite().all())
 print(json.dumps({{"seconds": loaded, "copies": (peak - before) / size, "copies_after_use": (resident() - before) / size}}))
 """
 OURS = {
-    "imports": "import convnext_deploy.network, convnext_deploy.inputs, convnext_deploy.models.hub_config, "
-    "convnext_deploy.models.pretrained\nfrom pathlib import Path",
-    "load": "artifact = convnext_deploy.inputs.open_input(Path(path))\nmodel = convnext_deploy.network.load_network(artifact)",
+    "imports": "import convnext_deploy.models.checkpoints.load_network, convnext_deploy.pipeline.open_artifact, convnext_deploy.models.checkpoints.hub_config, "
+    "convnext_deploy.models.checkpoints.hub\nfrom pathlib import Path",
+    "load": "artifact = convnext_deploy.pipeline.open_artifact.open_input(Path(path))\nmodel = convnext_deploy.models.checkpoints.load_network.load_network(artifact)",
 }
 TIMM = {"imports": "import timm", "load": "model = timm.create_model(sys.argv[2], checkpoint_path=path)"}
 
@@ -111,7 +111,7 @@ def main() -> None:
                         flush=True,
                     )
     if arguments.out is not None:
-        from convnext_deploy.reporting.record import describe_environment
+        from convnext_deploy.system.environment import describe_environment
 
         environment: dict[str, Any] = describe_environment()
         environment["versions"]["timm"] = importlib.metadata.version("timm")

@@ -9,17 +9,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.api.open_inputs import open_named_data
+from convnext_deploy.api.options import Options
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
+from convnext_deploy.data.datasets import Data, ImageSet, check_classes
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
-from convnext_deploy.data.sources import Data, ImageSet, check_classes
-from convnext_deploy.exporters.onnx_float import export_float, save_onnx
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.checkpoint import save_state
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.graphs.onnx_io import save_onnx
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.variants import build_model, resolve_variant
-from convnext_deploy.network import load_network
-from convnext_deploy.opening import open_named_data
-from convnext_deploy.options import Options
-from convnext_deploy.spec import ModelSpec, default_preprocess, file_header
+from convnext_deploy.pipeline.open_artifact import open_input
 
 SEED = 0  # that of the verbs, so that ours calibrates on the same images
 _FRESH_CLASSES = 16

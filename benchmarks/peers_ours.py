@@ -12,22 +12,22 @@ import torch
 from peers_inputs import SEED
 from peers_meter import Meter
 
-from convnext_deploy import api
-from convnext_deploy.artifact import read_artifact
-from convnext_deploy.exporting import export
-from convnext_deploy.inputs import open_input
+import convnext_deploy as api
+from convnext_deploy.api.export import export
+from convnext_deploy.api.open_inputs import open_named_data
+from convnext_deploy.api.options import Options
+from convnext_deploy.api.run_stages import run_stages
+from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.config.recipe import SOURCE, StageEntry
+from convnext_deploy.config.stages import PTQConfig, PTQSteps
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
-from convnext_deploy.network import load_network
-from convnext_deploy.opening import open_named_data
-from convnext_deploy.options import Options
-from convnext_deploy.pipeline import RunResult
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
-from convnext_deploy.recipe import SOURCE, StageEntry
-from convnext_deploy.stage_config import PTQConfig, PTQSteps
-from convnext_deploy.stage_runs import run_stages
-from convnext_deploy.stages.post_training import PIXELS_AT_ONCE
+from convnext_deploy.stages.ptq_steps import PIXELS_AT_ONCE
 from convnext_deploy.stages.quantize import BARE
 
 OURS = "ours-"

@@ -23,19 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 from quantization_measures import compare_logits, onnx_logits
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.api.open_inputs import open_named_data
+from convnext_deploy.api.options import Options
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli.progress_bars import create_progress
+from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
+from convnext_deploy.config.stages import ONNXConfig, PTQConfig, QATConfig, QuantizeConfig, StageConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import Data
-from convnext_deploy.execution import Settings, cache_key, execute_stage, reusable, stage_folder
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.inputs import open_input
-from convnext_deploy.opening import open_named_data
-from convnext_deploy.options import Options
-from convnext_deploy.recipe import SOURCE, Recipe, StageEntry
-from convnext_deploy.reporting.record import describe_environment
-from convnext_deploy.stage_config import ONNXConfig, PTQConfig, QATConfig, QuantizeConfig, StageConfig
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.stages.quantize import RUNGS
+from convnext_deploy.system.environment import describe_environment
 
 BARE = RUNGS["min-max"]
 

@@ -11,9 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from convnext_deploy.spec import Preprocess
-from convnext_deploy.validation.gate import measure_drop
-from convnext_deploy.validation.score import Score
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.evaluation.gate import measure_drop
+from convnext_deploy.evaluation.score import Score
 
 COLUMNS = (
     "method",

@@ -12,7 +12,7 @@ OpenVINO model. ONNX Runtime (for the latter OpenVINO) runs it on the validation
     nncf-*        `nncf.quantize` of the ONNX or OpenVINO model as it comes, and with `model_type=TRANSFORMER`; `-control`:
                   `quantize_with_accuracy_control` with 0.1 pp allowed on `--control-images` other training images
     modelopt-*    `modelopt.onnx.quantization.quantize`, on the CPU, with what stays in float in FP32
-    ours-TARGET   `convnext_deploy.api.quantize` and `export`: the ladder, which stops at the first rung that is good enough;
+    ours-TARGET   `convnext_deploy.api.quantize.quantize` and `export`: the ladder, which stops at the first rung that is good enough;
                   `-one-pass`: with `calibration_method="auto"`, all that needs no training; `-min-max`: the first rung alone,
                   which is what `quantize_static` does by default
 
@@ -60,9 +60,9 @@ from peers_methods import LOGITS, METHODS
 from peers_ours import OURS, ours, quantize_ours
 from quantization_measures import compare_logits, onnx_logits, render_table, renormalize
 
-from convnext_deploy.artifact import read_artifact
-from convnext_deploy.reporting.record import describe_environment
-from convnext_deploy.spec import Preprocess
+from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.system.environment import describe_environment
 
 _SCORE_BATCH = 64
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from results_tables import RESULTS, fill
 
-from convnext_deploy.artifact import write_text
+from convnext_deploy.system.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("*.md", "benchmarks/*.md", "docs/*.md", "recipes/*.md", "recipes/*/*.md")  # patterns from the root

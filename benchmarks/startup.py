@@ -93,7 +93,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out is not None:
-        from convnext_deploy.reporting.record import describe_environment
+        from convnext_deploy.system.environment import describe_environment
 
         record = {"environment": describe_environment(), "settings": {"rounds": arguments.rounds}, "rows": rows}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")

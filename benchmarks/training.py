@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm exports it without saying so
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE
-from convnext_deploy.data.sources import ArrayImages
-from convnext_deploy.fit_config import Augmentation
+from convnext_deploy.metrics.statistics import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.reporting.record import describe_environment
-from convnext_deploy.spec import ModelSpec, default_preprocess
-from convnext_deploy.statistics import median_ratio
+from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.fit import fit
 
 CLASSES = 100

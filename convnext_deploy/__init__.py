@@ -9,40 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext_deploy.api import distill, quantize, report, run, train, validate
-    from convnext_deploy.benchmarking import bench
-    from convnext_deploy.bundling.verification import verify_bundle
-    from convnext_deploy.bundling.writing import bundle
-    from convnext_deploy.catalog import list_models, recommend
-    from convnext_deploy.conversion import convert
-    from convnext_deploy.diagnosis.checkup import doctor
+    from convnext_deploy.api.bench import bench
+    from convnext_deploy.api.bundle import bundle
+    from convnext_deploy.api.compare import compare
+    from convnext_deploy.api.convert import convert
+    from convnext_deploy.api.distill import distill
+    from convnext_deploy.api.doctor import doctor
+    from convnext_deploy.api.export import export
+    from convnext_deploy.api.inspect import inspect
+    from convnext_deploy.api.predict import predict
+    from convnext_deploy.api.quantize import quantize
+    from convnext_deploy.api.recommend import recommend
+    from convnext_deploy.api.report import report
+    from convnext_deploy.api.run import run
+    from convnext_deploy.api.train import train
+    from convnext_deploy.api.validate import validate
+    from convnext_deploy.api.verify_bundle import verify_bundle
     from convnext_deploy.errors import DeployError
-    from convnext_deploy.exporting import export
-    from convnext_deploy.inspection.files import inspect
-    from convnext_deploy.prediction import predict
-    from convnext_deploy.reporting.runs import compare
+    from convnext_deploy.models.zoo.catalog import list_models
 
 # `models` is a folder of the package; the verb of that name is `list_models`.
-_HOMES = {
-    "DeployError": "errors",
-    "bench": "benchmarking",
-    "bundle": "bundling.writing",
-    "compare": "reporting.runs",
-    "convert": "conversion",
-    "distill": "api",
-    "doctor": "diagnosis.checkup",
-    "export": "exporting",
-    "inspect": "inspection.files",
-    "list_models": "catalog",
-    "predict": "prediction",
-    "quantize": "api",
-    "recommend": "catalog",
-    "report": "api",
-    "run": "api",
-    "train": "api",
-    "validate": "api",
-    "verify_bundle": "bundling.verification",
-}
+_HOMES = {"DeployError": "errors", "list_models": "models.zoo.catalog"}  # every other one: `api.NAME`
 __all__ = [
     "DeployError",
     "bench",
@@ -68,4 +55,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"convnext_deploy.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"convnext_deploy.{_HOMES.get(name, f'api.{name}')}"), name)

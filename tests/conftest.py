@@ -18,15 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext_deploy.artifact import Artifact, read_artifact
-from convnext_deploy.data.sources import Data, open_data
-from convnext_deploy.execution import Settings
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe
-from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.datasets import Data, open_data
+from convnext_deploy.evaluation import latency
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
-from convnext_deploy.validation import latency
+from convnext_deploy.system.progress import SilentProgress
 
 CLASSES = ("cat", "dog", "owl")
 

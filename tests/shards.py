@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from convnext_deploy.data.datasets import FolderImages, ImageSet
 from convnext_deploy.data.shards import ShardImages
-from convnext_deploy.data.sources import FolderImages, ImageSet
 
 # As on that page.
 MAKE_SHARDS = """

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.models.checkpoint import save_state
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess, file_header
+from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.spec import ModelSpec, Preprocess, default_preprocess, file_header
 
 PREPROCESS = Preprocess(64, 0.8, "bilinear", (0.41, 0.46, 0.5), (0.21, 0.25, 0.3))
 """Unlike every default."""

@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import click
 
-from convnext_deploy.cli.options import quiet_option
-from convnext_deploy.distributed import launched
+from convnext_deploy.cli.quiet import quiet_option
 from convnext_deploy.errors import DeployError
+from convnext_deploy.system.distributed import launched
 
 COMMANDS = (
     "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",

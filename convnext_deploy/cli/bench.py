@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convnext_deploy.cli import candidates
+from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.options import POSITIVE, artifacts_argument, collect_options, common_options
 
 if TYPE_CHECKING:
-    from convnext_deploy.benchmarking import Benchmark
-    from convnext_deploy.validation.turns import Timing
+    from convnext_deploy.api.bench import Benchmark
+    from convnext_deploy.evaluation.timing.interleaved import Timing
 
 _FILE_WIDTH = 160  # where the output is no terminal
 _NONE = "–"
@@ -77,7 +77,7 @@ def command(
 
     The machine should have nothing else to do. Ends with 1 if one of them fails; one whose runner is not here is no error.
     """
-    from convnext_deploy.benchmarking import bench
+    from convnext_deploy.api.bench import bench
     from convnext_deploy.cli import EXIT_ERROR
 
     found = bench(

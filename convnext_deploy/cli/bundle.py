@@ -44,7 +44,7 @@ def command(artifacts: tuple[Path, ...], out: Path, as_zip: bool, as_json: bool,
     Build scripts for TensorRT 10 and 11, a Triton repository, golden images with their answers, checksums, a model card. The
     programs in it need nothing of this package.
     """
-    from convnext_deploy.bundling import writing
+    from convnext_deploy.api import bundle as writing
 
     settings = {name: values.pop(name) for name in ("golden_images", "optimal_batch_size", "max_batch_size")}
     result = writing.bundle(artifacts, out, as_zip=as_zip, **settings, options=collect_options(values))

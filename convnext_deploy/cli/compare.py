@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from convnext_deploy.cli import candidates
-from convnext_deploy.cli.options import common_options, is_quiet
+from convnext_deploy.cli import completions as candidates
+from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.quiet import is_quiet
 
 
 @click.command("compare")
@@ -35,8 +36,8 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from convnext_deploy.reporting.runs import compare
-    from convnext_deploy.reporting.runs_page import COLUMNS, comparison_cells
+    from convnext_deploy.api.compare import compare
+    from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
 
     found = compare(runs, out=out)
     if as_json:

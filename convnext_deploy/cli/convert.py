@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, variants
+from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.options import collect_options, common_options
 
 
@@ -31,7 +31,7 @@ from convnext_deploy.cli.options import collect_options, common_options
 @common_options("image_size", "crop_pct")
 def command(checkpoint: Path, dialect: Any, out: Path, model: str | None, as_json: bool, **values: Any) -> None:
     """Write the FP32 weights of CHECKPOINT (an artifact, a file or a published name) as another library keeps them."""
-    from convnext_deploy import conversion
+    from convnext_deploy.api import convert as conversion
 
     result = conversion.convert(checkpoint, dialect, out, model=model, options=collect_options(values))
     if as_json:

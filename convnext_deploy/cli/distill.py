@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, variants, weights, weights_or_artifacts
+from convnext_deploy.cli.completions import artifacts, variants, weights, weights_or_artifacts
 from convnext_deploy.cli.options import TRAINING, collect_options, common_options
 
 
@@ -73,8 +73,8 @@ def command(as_json: bool, **values: Any) -> None:
     The loss of --distill-method kd is (1-w)*CE + w*T^2*KL(teacher || student); the teacher sees the same crop as the
     student, at its own image size. Without --data it runs on the built-in digits.
     """
-    from convnext_deploy import api
-    from convnext_deploy.cli.display import show_report
+    from convnext_deploy.api.distill import distill
+    from convnext_deploy.cli.report_table import show_report
 
     own = (
         "teacher", "student", "teacher_checkpoint", "teacher_weights", "student_weights", "distill_method", "temperature",
@@ -91,5 +91,5 @@ def command(as_json: bool, **values: Any) -> None:
     ):
         if not any(arguments[name] for name in given):
             raise click.UsageError(f"give --{who}, or its weights.")
-    result = api.distill(**arguments, options=collect_options(values))
+    result = distill(**arguments, options=collect_options(values))
     show_report(result.report, as_json)

@@ -12,7 +12,7 @@ import click
 from convnext_deploy.cli.options import common_options
 
 if TYPE_CHECKING:
-    from convnext_deploy.diagnosis.checkup import Diagnosis
+    from convnext_deploy.api.doctor import Diagnosis
     from convnext_deploy.diagnosis.machine import Machine
     from convnext_deploy.diagnosis.packages import Package
 
@@ -37,8 +37,8 @@ def command(timeout_s: float, as_json: bool) -> None:
 
     Ends with 1 if the main path is broken: training, quantizing, exporting to ONNX and running that.
     """
+    from convnext_deploy.api.doctor import doctor
     from convnext_deploy.cli import EXIT_ERROR
-    from convnext_deploy.diagnosis.checkup import doctor
 
     found = doctor(timeout_s=timeout_s)
     click.echo(found.to_json() if as_json else "\n".join(_describe(found, _width())))

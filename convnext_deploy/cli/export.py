@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, gpus, variants
+from convnext_deploy.cli.completions import artifacts, gpus, variants
 from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
 
 if TYPE_CHECKING:
-    from convnext_deploy.exporting import Format
+    from convnext_deploy.api.export import Format
 
 _SETTINGS = (
     "precision", "runtime", "fixed_batch_size", "input_type", "input_layout", "output", "top_k", "range_images", "license", "gpus",
@@ -82,8 +82,8 @@ def command(artifact: Path, format: Format, as_json: bool, **values: Any) -> Non
     FP32 artifacts give float graphs, quantized ones explicit Q/DQ. With --data each result is validated.
     INT8 is timed against the float form of its network where its runtime is here.
     """
-    from convnext_deploy.cli.display import show_report
-    from convnext_deploy.exporting import export
+    from convnext_deploy.api.export import export
+    from convnext_deploy.cli.report_table import show_report
 
     settings = {name: values.pop(name) for name in _SETTINGS}
     result = export(artifact, format=format, **settings, options=collect_options(values))

@@ -14,8 +14,8 @@ from convnext_deploy.cli.options import common_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convnext_deploy.inspection.onnx_file import GridRecord, ONNXRecord
-    from convnext_deploy.inspection.plan_file import EngineRecord
+    from convnext_deploy.graphs.engine_plan import EngineRecord
+    from convnext_deploy.graphs.lint.onnx_summary import GridRecord, ONNXRecord
 
 _FILE_WIDTH = 160  # where the output is no terminal
 _LARGEST_LAYERS = 20
@@ -29,8 +29,8 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @common_options()
 def command(file: Path, as_json: bool) -> None:
     """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, known traps."""
-    from convnext_deploy.inspection.files import inspect
-    from convnext_deploy.inspection.onnx_file import ONNXRecord
+    from convnext_deploy.api.inspect import inspect
+    from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord
 
     found = inspect(file)
     if as_json:
@@ -95,7 +95,7 @@ def _print_onnx(found: ONNXRecord, console: Console) -> None:
 
 
 def _print_traps(found: ONNXRecord, console: Console) -> None:
-    from convnext_deploy.inspection.trap_kind import SEVERITIES
+    from convnext_deploy.graphs.lint.rule import SEVERITIES
 
     counts = {kind: sum(trap.severity == kind for trap in found.traps) for kind in SEVERITIES}
     listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from convnext_deploy.cli.candidates import variants
+from convnext_deploy.cli.completions import variants
 from convnext_deploy.cli.options import common_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convnext_deploy.catalog import ModelRow
-    from convnext_deploy.models.advice import Span
-    from convnext_deploy.models.published import Published
+    from convnext_deploy.models.zoo.catalog import ModelRow
+    from convnext_deploy.models.zoo.published import Published
+    from convnext_deploy.models.zoo.training_settings import Span
 
 # widths of the terminal from which the training settings, and the names of the weights, fit into the table as well
 _WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
@@ -31,9 +31,9 @@ Record = TypeVar("Record")
 @common_options()
 def command(name: str | None, as_json: bool) -> None:
     """List all models: parameters, work, published top-1, how to train them. With NAME: everything about that one."""
-    from convnext_deploy import catalog
+    from convnext_deploy.models.zoo.catalog import list_models
 
-    rows = catalog.list_models(name)
+    rows = list_models(name)
     if as_json:
         _print_json(rows)
         return
@@ -50,7 +50,7 @@ def _print_json(rows: tuple[ModelRow, ...]) -> None:
     import dataclasses
     import json
 
-    from convnext_deploy.models import advice
+    from convnext_deploy.models.zoo import training_settings as advice
 
     shared = {
         "optimizer": "AdamW",
@@ -105,7 +105,7 @@ def _of(record: Record | None, describe: Callable[[Record], str]) -> str:
 
 
 def _legend() -> tuple[str, ...]:
-    from convnext_deploy.models.advice import CUTMIX_ALPHA, MIXUP_ALPHA, WEIGHT_DECAY
+    from convnext_deploy.models.zoo.training_settings import CUTMIX_ALPHA, MIXUP_ALPHA, WEIGHT_DECAY
 
     return (
         "params: with 1000 classes. GMACs: multiply-accumulates of convolutions and linear layers, at 224 pixels.",
@@ -128,7 +128,7 @@ def _print_one(row: ModelRow, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from convnext_deploy.models import advice
+    from convnext_deploy.models.zoo import training_settings as advice
 
     facts = {
         "model": f"{row.variant} (short: {row.short_name}), ConvNeXt version {row.version}",

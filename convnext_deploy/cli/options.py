@@ -7,20 +7,18 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from convnext_deploy.cli import candidates
-from convnext_deploy.distributed import launched
+from convnext_deploy.cli import completions as candidates
+from convnext_deploy.system.distributed import launched
 
 if TYPE_CHECKING:
-    from convnext_deploy.options import Options
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+    from convnext_deploy.api.options import Options
+from convnext_deploy.cli.quiet import Function, quiet_option
 
 POSITIVE = click.IntRange(min=1)
-_QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 # the options of the training verbs, in the order in which --help shows them
 TRAINING = (
     "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
@@ -186,28 +184,6 @@ artifacts_argument = click.argument(
 _TOGETHER = {"data": ("validation_fraction", "skip_unreadable")}
 
 
-def quiet_option(function: Function) -> Function:
-    """Add `--quiet`, which the group and every verb take; see `is_quiet`."""
-
-    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-        context.meta[_QUIET] = value or context.meta.get(_QUIET, False)
-
-    return click.option(
-        "--quiet",
-        "-q",
-        is_flag=True,
-        expose_value=False,
-        callback=remember,
-        help="Print errors and the result only: no progress, no notes.",
-    )(function)
-
-
-def is_quiet() -> bool:
-    """Whether `--quiet` stands anywhere in the command line that is being executed."""
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.meta.get(_QUIET))
-
-
 def common_options(*names: str) -> Callable[[Function], Function]:
     """Add the named options, then `--json` and `--quiet`, which all commands share."""
 
@@ -226,8 +202,8 @@ def common_options(*names: str) -> Callable[[Function], Function]:
 
 def collect_options(values: dict[str, Any]) -> Options:
     """Turn the values of the common options into `Options`, with the progress display for this terminal."""
+    from convnext_deploy.api.options import Options
     from convnext_deploy.cli.progress_bars import create_progress
-    from convnext_deploy.options import Options
 
     if values.get("patch_size") is not None:
         values["patch_size"] = int(values["patch_size"])

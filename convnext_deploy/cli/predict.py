@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, runners
+from convnext_deploy.cli.completions import artifacts, runners
 from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
 
 if TYPE_CHECKING:
-    from convnext_deploy.prediction import Prediction
+    from convnext_deploy.api.predict import Prediction
 
 _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 
@@ -34,9 +34,9 @@ def command(
     Images are resized and normalized as ARTIFACT says. A file that cannot be read is named and the others are done all the same;
     the exit code is then 1, or 0 with --skip-unreadable if any could be read.
     """
+    from convnext_deploy.api.predict import predict
     from convnext_deploy.data.decoding import printable
     from convnext_deploy.errors import DataError
-    from convnext_deploy.prediction import predict
 
     skips = values["skip_unreadable"]
     options = collect_options(values)

@@ -15,9 +15,9 @@ from rich.progress import Progress as RichBars
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from convnext_deploy.cli.options import is_quiet
-from convnext_deploy.distributed import launched
-from convnext_deploy.progress import Progress, SilentProgress, Task
+from convnext_deploy.cli.quiet import is_quiet
+from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
 _LINE_EVERY_S = 10.0
 _BAR_WIDTH = 24  # leaves room for the rate, the time and a note in 100 columns

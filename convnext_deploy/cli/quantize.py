@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, variants
+from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.options import collect_options, common_options
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -72,10 +72,10 @@ def command(checkpoint: Path, as_json: bool, **values: Any) -> None:
     It climbs from the cheapest method to the strongest and stops at the first that keeps the drop of top-1 within --max-drop,
     judged on training images set aside; the validation images judge the result.
     """
-    from convnext_deploy import api
-    from convnext_deploy.cli.display import show_report
+    from convnext_deploy.api.quantize import quantize
+    from convnext_deploy.cli.report_table import show_report
 
     names = ("target", "method", "calibration_method", "time_budget_s", "model")
     arguments = {name: values.pop(name) for name in names}
-    result = api.quantize(checkpoint, **arguments, options=collect_options(values))
+    result = quantize(checkpoint, **arguments, options=collect_options(values))
     show_report(result.report, as_json)

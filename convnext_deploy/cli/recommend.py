@@ -14,8 +14,8 @@ from convnext_deploy.cli.options import POSITIVE, common_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convnext_deploy.catalog import Recommendation
-    from convnext_deploy.models.ranking import Candidate
+    from convnext_deploy.api.recommend import Recommendation
+    from convnext_deploy.models.zoo.ranking import Candidate
 
 
 @click.command("recommend")
@@ -52,10 +52,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Recommend models for a data set, with reasons and a recipe to start from."""
-    from convnext_deploy import catalog
+    from convnext_deploy.api.recommend import recommend
     from convnext_deploy.cli.progress_bars import create_progress
 
-    found = catalog.recommend(
+    found = recommend(
         images,
         classes,
         gpu_memory_gb=gpu_memory_gb,
@@ -110,8 +110,8 @@ def _print_list(found: Recommendation, console: Console) -> None:
 
 def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
     """Titles and contents of the columns."""
-    from convnext_deploy.catalog import list_models
-    from convnext_deploy.models.advice import format_setting
+    from convnext_deploy.models.zoo.catalog import list_models
+    from convnext_deploy.models.zoo.training_settings import format_setting
 
     rows = {candidate.variant: list_models(candidate.variant)[0] for candidate in found.candidates}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from convnext_deploy.cli import candidates
+from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.options import common_options
 
 
@@ -15,7 +15,7 @@ from convnext_deploy.cli.options import common_options
 @common_options()
 def command(run: Path, as_json: bool) -> None:
     """Show the report of RUN (a run's folder or its report.json) again, and write its Markdown, HTML and model card anew."""
-    from convnext_deploy import api
-    from convnext_deploy.cli.display import show_report
+    from convnext_deploy.api.report import report
+    from convnext_deploy.cli.report_table import show_report
 
-    show_report(api.report(run), as_json)
+    show_report(report(run), as_json)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.candidates import recipes
+from convnext_deploy.cli.completions import recipes
 from convnext_deploy.cli.options import collect_options, common_options
 
 
@@ -18,9 +18,9 @@ from convnext_deploy.cli.options import collect_options, common_options
 @common_options("data", "out", "speed_check", "device", "workers", "cache_dir", "tensorboard")
 def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Run RECIPE (a TOML file): every stage in order, each artifact validated, what is up to date not repeated."""
-    from convnext_deploy import api
-    from convnext_deploy.cli.display import show_report
-    from convnext_deploy.distributed import launched
+    from convnext_deploy.api.run import run
+    from convnext_deploy.cli.report_table import show_report
+    from convnext_deploy.system.distributed import launched
 
     def show_plan(plan: list[Any]) -> None:
         if not launched().is_first:
@@ -36,6 +36,6 @@ def command(recipe: Path, dry_run: bool, as_json: bool, **values: Any) -> None:
             inputs = ", ".join(stage.inputs.values()) or "the data"
             click.echo(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")
 
-    result = api.run(recipe, options=collect_options(values), on_plan=show_plan if dry_run else None)
+    result = run(recipe, options=collect_options(values), on_plan=show_plan if dry_run else None)
     if result is not None:
         show_report(result.report, as_json)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, variants, weights
+from convnext_deploy.cli.completions import artifacts, variants, weights
 from convnext_deploy.cli.options import TRAINING, collect_options, common_options
 
 
@@ -35,13 +35,13 @@ def command(as_json: bool, **values: Any) -> None:
 
     A head for other classes than the data's starts fresh.
     """
-    from convnext_deploy import api
-    from convnext_deploy.cli.display import show_report
+    from convnext_deploy.api.train import train
+    from convnext_deploy.cli.report_table import show_report
 
     arguments = {name: values.pop(name) for name in ("model", "checkpoint", "weights")}
     if arguments["checkpoint"] is not None and arguments["weights"] is not None:
         raise click.UsageError("--checkpoint and --weights were both given; start from one of them.")
     if not any(arguments.values()):
         raise click.UsageError("give --model, or what to start from with --checkpoint or --weights.")
-    result = api.train(**arguments, options=collect_options(values))
+    result = train(**arguments, options=collect_options(values))
     show_report(result.report, as_json)

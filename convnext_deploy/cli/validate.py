@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from convnext_deploy.cli.candidates import artifacts, variants
+from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.options import collect_options, common_options
 
 
@@ -39,8 +39,8 @@ def command(
     **values: Any,
 ) -> None:
     """Measure top-1 and top-5 of ARTIFACT (a folder, a weights file or an ONNX file) with its own runner."""
-    from convnext_deploy import api
-    from convnext_deploy.cli.display import show_report
+    from convnext_deploy.api.validate import validate
+    from convnext_deploy.cli.report_table import show_report
 
-    report = api.validate(artifact, baseline=baseline, model=model, gate_on=gate_on, options=collect_options(values))
+    report = validate(artifact, baseline=baseline, model=model, gate_on=gate_on, options=collect_options(values))
     show_report(report, as_json)

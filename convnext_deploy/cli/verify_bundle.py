@@ -29,7 +29,7 @@ def command(bundle: Path, require: tuple[str, ...], built: Path | None, as_json:
 
     Its own verify.py does the same where this package is not installed. Ends with 1 if anything disagrees.
     """
-    from convnext_deploy.bundling.verification import verify_bundle
+    from convnext_deploy.api.verify_bundle import verify_bundle
     from convnext_deploy.cli import EXIT_ERROR
 
     result = verify_bundle(bundle, require=require, built=built)

@@ -1,1 +1,1 @@
-"""Images with labels, their transforms and the batches that training, calibration and validation see."""
+"""Image folders, shards and digits: decoding, splits, transforms, batches."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convnext_deploy.data import policies
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data import augmentation_policies as policies
 from convnext_deploy.data.transforms import as_array
-from convnext_deploy.fit_config import Augmentation
 
 _ERASED_AREAS = (0.02, 1 / 3)  # of the image
 _ERASED_RATIOS = (0.3, 1 / 0.3)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data import transforms
 from convnext_deploy.data.augmentation import (
     change_colors_and_shapes,
@@ -22,13 +24,11 @@ from convnext_deploy.data.augmentation import (
     draw_operations,
     erase,
 )
-from convnext_deploy.data.mixing import mix
+from convnext_deploy.data.datasets import ImageSet
+from convnext_deploy.data.mixup import mix
 from convnext_deploy.data.pixel_cache import PixelCache, decode_small
-from convnext_deploy.data.sources import ImageSet
-from convnext_deploy.distributed import World
 from convnext_deploy.errors import DataError, RecipeError
-from convnext_deploy.fit_config import Augmentation
-from convnext_deploy.spec import Preprocess
+from convnext_deploy.system.distributed import World
 
 _ORDER, _BATCH, _IMAGE, _FINISH, _NOISE, _REPEAT = 1, 2, 3, 4, 5, 6  # streams of random numbers
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.data import transforms
-from convnext_deploy.data.sources import ImageSet
+from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.errors import OutputError
 
 LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch

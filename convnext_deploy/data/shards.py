@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy.data.decoding import decode_image, printable
-from convnext_deploy.data.folders import SPLIT_NAMES, VALIDATION_FOLDERS, has_images
+from convnext_deploy.data.image_folder import SPLIT_NAMES, VALIDATION_FOLDERS, has_images
 from convnext_deploy.data.shard_index import ShardIndex, read_index
 from convnext_deploy.data.splits import divide, hold_out
 from convnext_deploy.errors import DataError

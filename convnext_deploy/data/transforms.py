@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data.decoding import to_8_bit
-from convnext_deploy.spec import Preprocess
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10

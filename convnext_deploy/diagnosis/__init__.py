@@ -1,1 +1,1 @@
-"""What this machine has, what is installed on it, and which features work here."""
+"""What `doctor` examines: packages, the machine, and which features work here."""

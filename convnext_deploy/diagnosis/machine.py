@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.distributed import usable_cores
+from convnext_deploy.system.distributed import usable_cores
 
 # Words in /proc/cpuinfo → what they are called. x86 lists `flags`, Arm `Features`.
 _CPU_FEATURES = {

@@ -9,10 +9,10 @@ from convnext_deploy.diagnosis.machine import Machine, is_jetson
 from convnext_deploy.diagnosis.probing import Probe
 from convnext_deploy.diagnosis.requirements import find_misfits, installed_version
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.exporters.tensorrt_releases import INSTALL, Flavor, check_version
+from convnext_deploy.exporters.tensorrt.bindings import INSTALL, Flavor, check_version
 
 OWN = "convnext_deploy"
-DRIVER, COMPILER = "convnext_deploy.cuda_driver", "convnext_deploy.training.compilation"
+DRIVER, COMPILER = "convnext_deploy.system.cuda_driver", "convnext_deploy.training.torch_compile"
 _FLAVORS: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 

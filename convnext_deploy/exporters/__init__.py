@@ -1,1 +1,1 @@
-"""ONNX files and TensorRT engines."""
+"""Writers of ONNX files, TensorRT engines and Torch-TensorRT programs."""

@@ -1,1 +1,1 @@
-"""The ConvNeXt network, its variants and its checkpoints."""
+"""The ConvNeXt network, its variants, and exact rewrites for deployment."""

@@ -33,11 +33,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import Preprocess, check_preprocess
 from convnext_deploy.errors import CheckpointError, DataError, RecipeError, suggest
-from convnext_deploy.models.certificate import Certificate, Fold, Kept, compare, compute_logits, dtype_name
 from convnext_deploy.models.convnext import Block, ConvNeXt
+from convnext_deploy.models.equivalence import Certificate, Fold, Kept, compare, compute_logits, dtype_name
 from convnext_deploy.models.layers import GRN, ScaleNorm
-from convnext_deploy.spec import Preprocess, check_preprocess
 
 Rewrite = Literal["layer_scale", "norm_affine", "grn_bias"]
 REWRITES: tuple[Rewrite, ...] = get_args(Rewrite)

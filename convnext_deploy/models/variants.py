@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from convnext_deploy.errors import RecipeError, suggest
 
 if TYPE_CHECKING:
+    from convnext_deploy.artifacts.spec import ModelSpec
     from convnext_deploy.models.convnext import ConvNeXt
-    from convnext_deploy.spec import ModelSpec
 
 Four = tuple[int, int, int, int]
 

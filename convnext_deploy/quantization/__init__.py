@@ -1,1 +1,1 @@
-"""INT8 quantization. Nothing here knows the network: the scheme's name patterns tell what is quantized."""
+"""Which tensor is quantized how, per target; observers, fake quantization, the steps of PTQ."""

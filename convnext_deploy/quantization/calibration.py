@@ -20,12 +20,7 @@ from convnext_deploy.quantization.observers import (
     mse_weight_qparams,
     weight_qparams,
 )
-from convnext_deploy.quantization.prepare import (
-    QuantizedLayer,
-    channel_dim,
-    quantized_layers,
-    quantizers_disabled,
-)
+from convnext_deploy.quantization.prepare import QuantizedLayer, channel_dim, quantized_layers, quantizers_disabled
 from convnext_deploy.quantization.scheme import TensorScheme
 
 AUTO = "auto"

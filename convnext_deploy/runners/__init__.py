@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact, Format
+from convnext_deploy.artifacts.artifact import Artifact, Format
 from convnext_deploy.errors import RunnerError, suggest
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, PROVIDERS
 
@@ -87,7 +87,7 @@ def open_runner(
             f"those that do: {', '.join(runners_of(artifact))}."
         )
     if artifact.format == "torch":
-        from convnext_deploy.network import load_network
+        from convnext_deploy.models.checkpoints.load_network import load_network
         from convnext_deploy.runners.torch import CompiledTorchRunner, TorchRunner
 
         kind = CompiledTorchRunner if name == "torch-compile" else TorchRunner

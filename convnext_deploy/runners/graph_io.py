@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess, read_graph_io
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.spec import GraphIO, Preprocess, read_graph_io
 
 Outputs = Mapping[str, NDArray[np.generic]]
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no finite logarithm

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, read_onnxruntime_profile
 from convnext_deploy.runners.session_options import PROVIDERS, onnxruntime_entries, provider_options
+from convnext_deploy.system.cuda_driver import cuda_driver_error
 
 _PACKAGES = {
     "onnxruntime": "onnxruntime",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_two_sizes, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels, single_times

@@ -6,12 +6,8 @@ import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.errors import ArtifactError, RunnerError
-from convnext_deploy.runners import Runner, default_runner
-from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, PROVIDERS
+from convnext_deploy.errors import ArtifactError
 
 _EVENT = "_kernel_time"  # after the name of a node in ONNX Runtime's profile
 
@@ -27,34 +23,6 @@ class Kernel:
     operator: str
     ms: float
     nodes: tuple[str, ...] = ()
-
-
-class ProfiledRunner(Runner, Protocol):
-    """A runner that was opened to be profiled, and is slower for it."""
-
-    def kernels(self) -> tuple[Kernel, ...]:
-        """Return the kernels in the order in which they run. Call it once, after the calls, of one batch size."""
-
-
-def open_profiled(artifact: Artifact, runner: str | None = None, threads: int | None = None) -> ProfiledRunner:
-    """Open an ONNX artifact or an engine to be profiled; see `open_runner`.
-
-    Raises: RunnerError: for a runner without a profile. Otherwise as `open_runner`.
-    """
-    name = default_runner(artifact) if runner is None else runner
-    if name in OPENVINO_PRECISIONS:
-        from convnext_deploy.runners.openvino import OpenVINORunner
-
-        return OpenVINORunner(artifact, name, threads, profiled=True)
-    if name in PROVIDERS:
-        from convnext_deploy.runners.onnxruntime import ONNXRuntimeRunner
-
-        return ONNXRuntimeRunner(artifact, name, threads, alone=True, profiled=True)
-    if name == "tensorrt":
-        from convnext_deploy.runners.tensorrt import TensorRTRunner
-
-        return TensorRTRunner(artifact, profiled=True)
-    raise RunnerError(f"the runner {name} has no profile; expected one for ONNX or engines.")
 
 
 def read_onnxruntime_profile(text: str) -> tuple[Kernel, ...]:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.cuda_driver import cuda_driver_error, gpu_name
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.exporters.engine_loading import load_engine
-from convnext_deploy.exporters.tensorrt_releases import INSTALL, import_tensorrt
-from convnext_deploy.inspection.engine_census import inspect_engine, read_sources
+from convnext_deploy.exporters.tensorrt.bindings import INSTALL, import_tensorrt
+from convnext_deploy.exporters.tensorrt.load import load_engine
+from convnext_deploy.graphs.engine_precisions import inspect_engine, read_sources
 from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels
+from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
 _DTYPES = {
     "FLOAT": "float32",

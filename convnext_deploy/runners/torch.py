@@ -12,7 +12,7 @@ from torch import nn
 
 from convnext_deploy.errors import BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Outputs, run_in_two_sizes
-from convnext_deploy.training.compilation import check_compiler
+from convnext_deploy.training.torch_compile import check_compiler
 
 
 class TorchRunner:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.cuda_driver import gpu_name
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.exporters.torch_tensorrt import DEVICE, gpu_error, load_program
+from convnext_deploy.exporters.tensorrt.torch_tensorrt import DEVICE, gpu_error, load_program
 from convnext_deploy.runners.graph_io import Outputs, run_in_parts, to_logits
+from convnext_deploy.system.cuda_driver import gpu_name
 
 
 class TorchTensorRTRunner:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.stage_config import (
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import (
     DistillConfig,
     ONNXConfig,
     PTQConfig,

@@ -11,36 +11,25 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.code_version import of_module
-from convnext_deploy.data.loaders import Batch
-from convnext_deploy.data.sources import Data, check_classes
-from convnext_deploy.distributed import from_first
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.stages import DistillConfig
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, OutputError
-from convnext_deploy.fit_config import Augmentation
-from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.network import load_network
-from convnext_deploy.spec import Preprocess
-from convnext_deploy.stage_config import DistillConfig
-from convnext_deploy.stages.context import (
-    StageContext,
-    fit_network,
-    model_of,
-    plan_seed,
-    start_network,
-    write_torch_artifact,
-)
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.teachers import TeacherLogits, check_teacher, distillation_objective
+from convnext_deploy.stages.training_setup import fit_network, model_of, plan_seed, start_network
+from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.code_hash import of_module
+from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import feature_distillation
-from convnext_deploy.training.fit import Objective, autocast_dtype
-from convnext_deploy.training.losses import LogitMethod, average_teachers, distillation_loss
+from convnext_deploy.training.fit import autocast_dtype
+from convnext_deploy.training.losses import average_teachers
+from convnext_deploy.training.teacher import open_teacher
 from convnext_deploy.training.teacher_cache import TeacherCache
-
-TeacherLogits = Callable[[Batch], Tensor]
-"""Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""
 
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -148,96 +137,3 @@ def _check_space(folder: Path, missing: int) -> None:
 
 def _in_words(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
-
-
-class Teacher(nn.Module):
-    """A frozen network that is given a student's images and sees them as it was itself trained to see them.
-
-    Args:
-        network: on its device.
-        student: transform of the images that are given.
-        own: transform that the network belongs to; its image size and normalization count.
-    """
-
-    def __init__(self, network: ConvNeXt, student: Preprocess, own: Preprocess) -> None:
-        super().__init__()
-        self.network, self.image_size = network.requires_grad_(False).eval(), own.image_size
-        self.same = (student.mean, student.std) == (own.mean, own.std)
-        device = next(network.parameters()).device
-        mean, std, own_mean, own_std = (
-            torch.tensor(values, device=device)[:, None, None]
-            for values in (student.mean, student.std, own.mean, own.std)
-        )
-        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images `(N, C, H, W)` to logits: the same crop, resized to the network's own size."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        return self.network(images if self.same else images * self.scale + self.shift)  # type: ignore[no-any-return]
-
-
-def open_teacher(artifact: Artifact, student: Preprocess, device: str) -> Teacher:
-    """Load a teacher for images under the student's transform; see `load_network` for what it raises."""
-    return Teacher(load_network(artifact).to(device), student, artifact.preprocess)
-
-
-def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
-    """Check that teacher and student speak of the same classes and images.
-
-    Raises:
-        DataError: if the teacher's classes are not those of the data.
-        ArtifactError: if it takes other images.
-    """
-    check_classes(f"the teacher {teacher.main_file}", teacher, data)
-    if teacher.model.in_channels != in_channels:
-        raise ArtifactError(
-            f"the teacher {teacher.main_file} takes {teacher.model.in_channels} channels, the student {in_channels}; "
-            "both see the same images."
-        )
-
-
-def distillation_objective(
-    teacher: TeacherLogits,
-    *,
-    method: LogitMethod = "kd",
-    temperature: float,
-    distill_loss_weight: float,
-    label_smoothing: float,
-    dkd_alpha: float = 1.0,
-    dkd_beta: float = 2.0,
-    feature_loss: Callable[[], Tensor] | None = None,
-    feature_loss_weight: float = 0.0,
-) -> Objective:
-    """Return the loss of a student against a teacher's predictions for the same batch, `distillation_loss`.
-
-    Args:
-        teacher: returns the logits `(N, classes)` for a batch, without gradients.
-        method: this and the arguments up to `dkd_beta`: see `distillation_loss`.
-        temperature: likewise.
-        distill_loss_weight: see `distillation_loss`.
-        label_smoothing: likewise.
-        dkd_alpha: likewise.
-        dkd_beta: likewise.
-        feature_loss: called after all forward passes; what it returns is added.
-        feature_loss_weight: with this weight.
-    """
-
-    def objective(student: nn.Module, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            teacher_logits = teacher(batch)
-        loss = distillation_loss(
-            student(batch.images),
-            teacher_logits,
-            batch.labels,
-            method=method,
-            temperature=temperature,
-            distill_loss_weight=distill_loss_weight,
-            label_smoothing=label_smoothing,
-            dkd_alpha=dkd_alpha,
-            dkd_beta=dkd_beta,
-        )
-        return loss if feature_loss is None else loss + feature_loss_weight * feature_loss()
-
-    return objective

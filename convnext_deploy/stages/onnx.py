@@ -13,20 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from convnext_deploy.artifact import Artifact, describe_file
-from convnext_deploy.exporters.graph_ends import add_ends
-from convnext_deploy.exporters.half import Islands, find_islands, measure_ranges, to_half
-from convnext_deploy.exporters.integer_products import fuse_products
-from convnext_deploy.exporters.network_graph import export_network
-from convnext_deploy.exporters.onnx_float import save_onnx
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
+from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.exporters.onnx.export import export_network
+from convnext_deploy.exporters.onnx.fp16 import Islands, find_islands, measure_ranges, to_half
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
+from convnext_deploy.graphs.onnx_io import save_onnx
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
-from convnext_deploy.network import load_network
 from convnext_deploy.quantization.scheme import read_scheme
-from convnext_deploy.spec import GraphIO, Preprocess, file_header
-from convnext_deploy.stage_config import ONNXConfig
 from convnext_deploy.stages.context import StageContext, require_source
-from convnext_deploy.stages.post_training import choose_images
+from convnext_deploy.stages.ptq_steps import choose_images
 
 _SYNTHETIC_IMAGES = 8
 _BATCH_SIZE = 8

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import PTQConfig
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.stage_config import PTQConfig
-from convnext_deploy.stages.context import StageContext, require_source, write_torch_artifact
-from convnext_deploy.stages.post_training import choose_images, open_folded, quantize_network
+from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.ptq_steps import choose_images, open_folded, quantize_network
+from convnext_deploy.stages.write_artifact import write_torch_artifact
 
 
 def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Artifact:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import time
-
-import torch
 from torch import nn
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import QATConfig
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import identity_parameters
-from convnext_deploy.network import load_network
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
 from convnext_deploy.quantization.scheme import read_scheme
-from convnext_deploy.spec import Preprocess
-from convnext_deploy.stage_config import QATConfig
-from convnext_deploy.stages.context import (
-    StageContext,
-    fit_network,
-    require_source,
-    training_options,
-    write_torch_artifact,
-)
-from convnext_deploy.stages.distill import Teacher, check_teacher, distillation_objective, open_teacher
-
-_TIMED_IMAGES = 8
+from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.quantized_training import check_teachers, train_quantized
+from convnext_deploy.stages.training_setup import training_options
+from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.training.teacher import Teacher, open_teacher
 
 
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -54,63 +42,3 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
         details={**scheme.details(), "history": history},
         source=source,
     )
-
-
-def check_teachers(source: Artifact, named: str | None, context: StageContext) -> None:
-    """Check the teachers of a stage that trains under quantization.
-
-    Raises:
-        ArtifactError: if one is named and there is none, or it takes other images.
-        DataError: if its classes are not those of the data.
-    """
-    if named is not None and not context.teachers:
-        raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
-    for artifact in context.teachers:
-        check_teacher(artifact, context.open_data(), source.model.in_channels)
-
-
-def train_quantized(
-    network: ConvNeXt,
-    own: nn.Module | Teacher,
-    source: Artifact,
-    preprocess: Preprocess,
-    config: QATConfig,
-    context: StageContext,
-) -> list[dict[str, float]]:
-    """Train weights, biases, scales and zero points in place, and return the history. What folding made neutral stays so.
-
-    Args:
-        network: calibrated, on the device.
-        own: the float network, which teaches if the context has no other teacher.
-        source: of the stage.
-        preprocess: of the images that `network` takes.
-        config: settings.
-        context: of the stage.
-    """
-    teacher = open_teacher(context.teachers[0], preprocess, context.device) if context.teachers else own
-    if isinstance(teacher, nn.Module):
-        teacher.requires_grad_(False).eval()
-    objective = distillation_objective(
-        lambda batch: teacher(batch.images),
-        temperature=config.temperature,
-        distill_loss_weight=config.distill_loss_weight,
-        label_smoothing=config.fit.label_smoothing,
-    )
-    neutral = set(identity_parameters(network))
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in neutral)
-    return fit_network(network, preprocess, config.fit, context, objective)
-
-
-def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
-    """Return about how long training would take, from two passes with gradients over a few images."""
-    side, channels = preprocess.image_size, len(preprocess.mean)
-    images = torch.zeros(_TIMED_IMAGES, channels, side, side, device=context.device)
-    times = []
-    with torch.enable_grad():
-        for _ in range(2):
-            start = time.perf_counter()
-            network(images).sum().backward()
-            times.append(time.perf_counter() - start)
-    network.zero_grad(set_to_none=True)
-    return min(times) / _TIMED_IMAGES * fit.epochs * len(context.open_data().train)

@@ -12,23 +12,19 @@ from typing import Any
 
 from torch import nn
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.distributed import from_first
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import PTQSteps, QATConfig, QuantizeConfig
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import prepare, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
-from convnext_deploy.quantization.sensitivity import (
-    Effect,
-    choose_float_layers,
-    compute_logits,
-    measure_sensitivity,
-)
-from convnext_deploy.stage_config import PTQSteps, QATConfig, QuantizeConfig
-from convnext_deploy.stages.context import StageContext, require_source, write_torch_artifact
-from convnext_deploy.stages.judging import Judge, Rung, finite_or_none
-from convnext_deploy.stages.post_training import Images, choose_images, open_folded, quantize_network
-from convnext_deploy.stages.qat import check_teachers, train_quantized, training_seconds
+from convnext_deploy.quantization.sensitivity import Effect, choose_float_layers, compute_logits, measure_sensitivity
+from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.ptq_steps import Images, choose_images, open_folded, quantize_network
+from convnext_deploy.stages.quantized_training import check_teachers, train_quantized, training_seconds
+from convnext_deploy.stages.selection import Judge, Rung, finite_or_none
+from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.distributed import from_first
 
 _SENSITIVITY_IMAGES = 256
 _NAMED = 5  # layers in a message

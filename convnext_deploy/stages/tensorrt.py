@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.config.stages import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
-from convnext_deploy.exporters.engine_loading import load_engine
-from convnext_deploy.exporters.gpus import resolve_gpus
-from convnext_deploy.exporters.tensorrt_engine import (
+from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt, release_of, require_gpu
+from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
     Profile,
@@ -22,12 +22,12 @@ from convnext_deploy.exporters.tensorrt_engine import (
     check_scales,
     check_turing,
 )
-from convnext_deploy.exporters.tensorrt_releases import import_tensorrt, release_of, require_gpu
-from convnext_deploy.inspection.engine_census import Census, inspect_engine, read_layers, read_products, take_census
-from convnext_deploy.inspection.graph_view import GraphView, open_view
-from convnext_deploy.inspection.products import find_products
-from convnext_deploy.stage_config import TensorRTConfig
+from convnext_deploy.exporters.tensorrt.load import load_engine
+from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.engine_precisions import Census, inspect_engine, read_layers, read_products, take_census
+from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.system.gpu_models import resolve_gpus
 
 THIS_GPU = "this GPU"
 _LISTED = 5  # layers that a warning names

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from convnext_deploy.artifact import Artifact, describe_file
-from convnext_deploy.cuda_driver import gpu_name
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.config.stages import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.exporters.tensorrt_engine import Profile
-from convnext_deploy.exporters.torch_tensorrt import compile_program, import_torch_tensorrt, save_program
+from convnext_deploy.exporters.tensorrt.build import Profile
+from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, import_torch_tensorrt, save_program
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import drop_identities, fold
-from convnext_deploy.network import load_network
 from convnext_deploy.quantization.scheme import read_scheme
-from convnext_deploy.stage_config import TorchTensorRTConfig
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.system.cuda_driver import gpu_name
 
 PROGRAM = "model.ep"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import TrainConfig
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.stage_config import TrainConfig
-from convnext_deploy.stages.context import StageContext, fit_network, model_of, start_network, write_torch_artifact
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.training_setup import fit_network, model_of, start_network
+from convnext_deploy.stages.write_artifact import write_torch_artifact
 
 
 def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> Artifact:

@@ -1,1 +1,1 @@
-"""The training loop and its parts."""
+"""The one training loop, its losses, its state on disk, and teachers."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.distributed import total
+from convnext_deploy.system.distributed import total
 
 
 @torch.no_grad()

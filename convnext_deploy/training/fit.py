@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convnext_deploy.data.loaders import Batch, TrainingBatches
-from convnext_deploy.distributed import losing_others, total, world
 from convnext_deploy.errors import DeployError
-from convnext_deploy.progress import Progress
+from convnext_deploy.system.distributed import losing_others, total, world
+from convnext_deploy.system.progress import Progress
+from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.ema import ExponentialMovingAverage
 from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, learning_rate_at, scaled_learning_rate
-from convnext_deploy.training.resume import TrainingStore
-from convnext_deploy.training.state import TrainingState
+from convnext_deploy.training.training_state import TrainingState
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from click.testing import CliRunner
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from tests.conftest import write_image_folder
 
 QUICK = ("--image-size", "32", "--epochs", "1", "--batch-size", "16", "--workers", "0", "--device", "cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import read_artifact
+from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.cli import main
 
 FAILING_RECIPE = """

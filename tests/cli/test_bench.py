@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from tests.cli.conftest import call
-from tests.validation.graphs import write_classifier
+from tests.evaluation.graphs import write_classifier
 
 QUICK = ("--rounds", "1", "--seconds", "0.02", "--threads", "1", "--device", "cpu")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convnext_deploy.artifact import read_artifact
-from convnext_deploy.data.sources import FolderImages
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.data.datasets import FolderImages
 from convnext_deploy.stages import context, distill
 from tests.cli.conftest import Outcome, call
 from tests.training.test_events import assert_same_history, read_events

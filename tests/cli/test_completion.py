@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.cli.candidates import RUNNER_NAMES
+from convnext_deploy.cli.completions import RUNNER_NAMES
 from convnext_deploy.runners import RUNNERS
 from tests.cli.conftest import call
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.dialects import DIALECTS
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.models.checkpoints.key_maps import DIALECTS
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.cli.conftest import call
 from tests.weights import PREPROCESS, write_weights
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.diagnosis import checkup
+from convnext_deploy.api import doctor as checkup
 from convnext_deploy.diagnosis.probing import Probe
 from tests.cli.conftest import call
 from tests.diagnosis.test_checkup import WELL

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 import convnext_deploy
+from convnext_deploy.api.options import Options
 from convnext_deploy.cli import COMMANDS, group
-from convnext_deploy.options import Options
 
 SHARED = {"--data", "--out", "--device", "--workers", "--json", "--quiet"}
 IMAGES = {"--image-size", "--crop-pct"}

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from tests.cli.conftest import call
-from tests.inspection.others_graphs import CONV, conv, graph_of, random_weight, scales, zeros
+from tests.graphs.others_graphs import CONV, conv, graph_of, random_weight, scales, zeros
 
 
 @pytest.fixture

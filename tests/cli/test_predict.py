@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.datasets import Data
 from tests.cli.conftest import Outcome, call
 from tests.conftest import write_image_folder
 

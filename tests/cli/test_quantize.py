@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from convnext_deploy import api
-from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
-from convnext_deploy.data.sources import Data
+import convnext_deploy as api
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.config.recipe import StageEntry
+from convnext_deploy.config.stages import ModelConfig, PTQConfig, QATConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import StageEntry
-from convnext_deploy.stage_config import ModelConfig, PTQConfig, QATConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.progress import SilentProgress
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")

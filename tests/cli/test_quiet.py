@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from tests.cli.conftest import FailedRun, call
 
 HERE = ("--workers", "0", "--device", "cpu")

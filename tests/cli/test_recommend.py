@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy import catalog
-from convnext_deploy.catalog import recommend
-from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.api import recommend as catalog
+from convnext_deploy.api.recommend import recommend
+from convnext_deploy.config.recipe_toml import load_recipe
 from tests.cli.conftest import call
 
 SMALL = ("--images", "6000", "--classes", "4")
@@ -78,7 +78,9 @@ def test_recommend_measures_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_recommend_shows_times_when_there_is_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "cuda_driver_error", lambda: "no GPU")
-    monkeypatch.setattr("convnext_deploy.validation.fresh_latency.measure_fresh_latency", lambda *given: 12.3)
+    monkeypatch.setattr(
+        "convnext_deploy.evaluation.timing.untrained_latency.measure_fresh_latency", lambda *given: 12.3
+    )
     text = " ".join(call("recommend", *SMALL, "--latency-budget", "20").out.split())
     assert "ms on" in text
     assert "- takes 12.3 ms for one image on this cpu, within 20 ms" in text

@@ -14,14 +14,14 @@ import onnx
 import pytest
 from rich.console import Console
 
-from convnext_deploy.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.cli import COMMANDS
-from convnext_deploy.cli.display import create_table
-from convnext_deploy.pipeline import RunResult
-from convnext_deploy.reporting.record import read_report
-from convnext_deploy.reporting.table import cells
+from convnext_deploy.cli.report_table import create_table
+from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.reports.record import read_report
+from convnext_deploy.reports.stage_table import cells
 from tests.cli.conftest import FailedRun, Outcome, assert_nothing_half_written, call
-from tests.test_inputs import write_foreign_onnx
+from tests.pipeline.test_open_artifact import write_foreign_onnx
 
 HERE = ("--workers", "0", "--device", "cpu")
 MEASURED = ("correct", "total", "top1", "top5", "runner")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from convnext_deploy import options
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.api import options
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli import group
-from convnext_deploy.exporters import tensorrt_releases
+from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from tests.cli.bad_input import Place
 from tests.cli.conftest import assert_nothing_half_written, call
 

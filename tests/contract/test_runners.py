@@ -10,15 +10,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact, Format
+from convnext_deploy.artifacts.artifact import Artifact, Format
+from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.runners import RUNNERS, Runner, open_runner
-from convnext_deploy.stage_config import ONNXConfig
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.onnx import run as run_onnx
+from convnext_deploy.system.progress import SilentProgress
 
 Case = tuple[str, str, int | None]
 """An artifact (a stage of the small run, or one of `GRAPHS`), the runner that opens it, and its threads."""

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.artifact import MANIFEST, Artifact, describe_file, read_artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.stages import DistillConfig, StageConfig, TensorRTConfig, TorchTensorRTConfig, TrainConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError
-from convnext_deploy.execution import Settings
-from convnext_deploy.pipeline import run_recipe
-from convnext_deploy.progress import Progress, SilentProgress, Task
-from convnext_deploy.recipe import Recipe, StageEntry
-from convnext_deploy.stage_config import DistillConfig, StageConfig, TensorRTConfig, TorchTensorRTConfig, TrainConfig
+from convnext_deploy.evaluation import measure
+from convnext_deploy.evaluation.latency import Latency
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import STAGES
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.validation import measure
-from convnext_deploy.validation.latency import Latency
+from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
 # Torch-TensorRT compiles on a GPU alone: tests/stages/test_torch_tensorrt.py holds it to this contract over a stand-in.
 KINDS = [config.kind for config in STAGES if config is not TorchTensorRTConfig]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.augmentation import (
     change_colors_and_shapes,
     change_image,
@@ -20,10 +21,9 @@ from convnext_deploy.data.augmentation import (
     draw_operations,
     erase,
 )
-from convnext_deploy.data.policies import apply_operations, draw_color_jitter, draw_randaugment
+from convnext_deploy.data.augmentation_policies import apply_operations, draw_color_jitter, draw_randaugment
 from convnext_deploy.data.transforms import as_array, sample_crops, to_channels
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.fit_config import Augmentation
 
 
 def change(pixels: Tensor, augmentation: Augmentation, seed: int) -> Tensor:

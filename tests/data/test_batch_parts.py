@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import ArrayImages, ImageSet
 from convnext_deploy.data.loaders import Batch, TrainingBatches
-from convnext_deploy.data.sources import ArrayImages, ImageSet
-from convnext_deploy.distributed import World
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.fit_config import Augmentation
+from convnext_deploy.system.distributed import World
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
 from tests.data.test_training_batches import EVERYTHING, SIDES
 

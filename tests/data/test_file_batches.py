@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from convnext_deploy.data.file_batches import FileBatches
-from convnext_deploy.data.folders import list_images
+from convnext_deploy.artifacts.spec import default_preprocess
+from convnext_deploy.data.datasets import Data, FolderImages
+from convnext_deploy.data.image_folder import list_images
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import Data, FolderImages
-from convnext_deploy.spec import default_preprocess
+from convnext_deploy.data.prediction_batches import FileBatches
 
 
 @pytest.mark.parametrize("workers", [0, 1])

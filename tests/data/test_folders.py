@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.data.sources import Data, FolderImages, Split, open_data
+from convnext_deploy.data.datasets import Data, FolderImages, Split, open_data
 from tests.conftest import CLASSES, write_image_folder
 from tests.data.test_sources import refusal
 

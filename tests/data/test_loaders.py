@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from convnext_deploy.artifacts.spec import Preprocess, default_preprocess
+from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, open_data
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
-from convnext_deploy.data.sources import ArrayImages, Data, FolderImages, open_data
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import DataError
-from convnext_deploy.spec import Preprocess, default_preprocess
 from tests.conftest import write_image_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

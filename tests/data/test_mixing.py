@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from convnext_deploy.data.mixing import cutmix, draw_box, mix, mixup
-from convnext_deploy.fit_config import Augmentation
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.mixup import cutmix, draw_box, mix, mixup
 
 
 def batch(count: int = 6, height: int = 10, width: int = 8) -> tuple[Tensor, Tensor]:

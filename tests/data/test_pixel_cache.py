@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import ArrayImages, FolderImages
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE, PixelCache, decode_small
-from convnext_deploy.data.sources import ArrayImages, FolderImages
 from convnext_deploy.errors import DataError, OutputError
-from convnext_deploy.fit_config import Augmentation
 from tests.data.test_loaders import PLAIN, noise_images
 from tests.data.test_training_batches import EVERYTHING
 

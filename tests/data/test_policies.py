@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from convnext_deploy.data.policies import (
+from convnext_deploy.data.augmentation_policies import (
     Operations,
     apply_operations,
     draw_autoaugment,

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.data import shard_index
+from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.shards import ShardImages
-from convnext_deploy.data.sources import Data, open_data
 from convnext_deploy.errors import DataError
 from tests.shards import numbered, sample, write_tar
 

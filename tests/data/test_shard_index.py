@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnext_deploy.data.sources import open_data
+from convnext_deploy.data.datasets import open_data
 from convnext_deploy.errors import DataError
 from tests.shards import numbered, png, sample, write_tar
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from convnext_deploy.data import shards
+from convnext_deploy.data.datasets import Split, open_data
 from convnext_deploy.data.shard_index import ShardIndex
 from convnext_deploy.data.shards import read_sample
-from convnext_deploy.data.sources import Split, open_data
 from convnext_deploy.errors import DataError
 from tests.conftest import CLASSES, write_image_folder
 from tests.shards import make_shards, numbered, places, png, write_tar

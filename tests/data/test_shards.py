@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 
+from convnext_deploy.artifacts.spec import default_preprocess
+from convnext_deploy.data.datasets import FolderImages, ImageSet, open_data
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
-from convnext_deploy.data.sources import FolderImages, ImageSet, open_data
 from convnext_deploy.errors import DataError
-from convnext_deploy.spec import default_preprocess
 from tests.conftest import CLASSES, write_image_folder
 from tests.shards import MAKE_SHARDS, make_shards, numbered, places, png, sample, write_tar
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext_deploy.data.sources import ArrayImages, Data, FolderImages, open_data
+from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, open_data
 from convnext_deploy.errors import DataError
 from tests.conftest import CLASSES, write_image_folder
 

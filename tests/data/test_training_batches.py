@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convnext_deploy.artifacts.spec import default_preprocess
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import ArrayImages, FolderImages, ImageSet, open_data
 from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
-from convnext_deploy.data.sources import ArrayImages, FolderImages, ImageSet, open_data
 from convnext_deploy.errors import DataError
-from convnext_deploy.fit_config import Augmentation
-from convnext_deploy.spec import default_preprocess
 from tests.conftest import write_image_folder
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from convnext_deploy.artifacts.spec import Interpolation, Preprocess, default_preprocess
 from convnext_deploy.data.transforms import (
     as_array,
     crop_image,
@@ -22,7 +23,6 @@ from convnext_deploy.data.transforms import (
     sample_crops,
     to_channels,
 )
-from convnext_deploy.spec import Interpolation, Preprocess, default_preprocess
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_deploy.data.datasets import FolderImages, open_data
 from convnext_deploy.data.decoding import find_unreadable, read_image
-from convnext_deploy.data.sources import FolderImages, open_data
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 

@@ -13,8 +13,9 @@ import pytest
 
 import convnext_deploy
 from convnext_deploy import doctor
-from convnext_deploy.diagnosis import checkup, packages
-from convnext_deploy.diagnosis.checkup import Diagnosis
+from convnext_deploy.api import doctor as checkup
+from convnext_deploy.api.doctor import Diagnosis
+from convnext_deploy.diagnosis import packages
 from convnext_deploy.diagnosis.packages import COMPILER, DRIVER, LISTED, chains
 from convnext_deploy.diagnosis.probing import Probe
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convnext_deploy.diagnosis.requirements import (
-    Requirement,
-    allows,
-    find_misfits,
-    installed_version,
-    requirements_of,
-)
+from convnext_deploy.diagnosis.requirements import Requirement, allows, find_misfits, installed_version, requirements_of
 from tests.diagnosis.conftest import Plant
 
 FITTING = [

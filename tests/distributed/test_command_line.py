@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convnext_deploy.cli import main
-from convnext_deploy.models.matching import load_checkpoint
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from tests.distributed.launch import launched, run
 
 RECIPE = """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from convnext_deploy import distributed
-from convnext_deploy.distributed import World, from_first, gather, launched, losing_others, total, world
 from convnext_deploy.errors import DataError, ProcessLostError
+from convnext_deploy.system import distributed
+from convnext_deploy.system.distributed import World, from_first, gather, launched, losing_others, total, world
 
 
 @pytest.fixture

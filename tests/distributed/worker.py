@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from convnext_deploy.artifacts.spec import default_preprocess
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
-from convnext_deploy.data.sources import ArrayImages
-from convnext_deploy.distributed import gather, world
-from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.spec import default_preprocess
+from convnext_deploy.system.distributed import gather, world
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.evaluate import evaluate_classifier
 from convnext_deploy.training.fit import fit
 

@@ -13,10 +13,10 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from convnext_deploy.artifact import write_text
-from convnext_deploy.fit_config import Augmentation, FitConfig
-from convnext_deploy.recipe import Gate, Recipe
-from convnext_deploy.stage_config import CONFIGS, ModelConfig
+from convnext_deploy.config.recipe import Gate, Recipe
+from convnext_deploy.config.stages import CONFIGS, ModelConfig
+from convnext_deploy.config.training import Augmentation, FitConfig
+from convnext_deploy.system.files import write_text
 
 DOCUMENT = Path(__file__).parents[2] / "recipes" / "README.md"
 _PLACE = re.compile(r"(<!-- keys: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

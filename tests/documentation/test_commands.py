@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.validation import speed
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.evaluation.timing import speedup as speed
 from tests.cli.conftest import call
 from tests.conftest import write_image_folder
 from tests.documentation.blocks import DOCUMENTS, NEEDS, ROOT, Block, read_blocks
@@ -87,8 +87,8 @@ def test_image_of_the_server_page_is_that_of_the_evaluation(shape: tuple[int, in
     import numpy as np
     from PIL import Image, ImageOps
 
+    from convnext_deploy.artifacts.spec import default_preprocess
     from convnext_deploy.data.transforms import evaluation_transform
-    from convnext_deploy.spec import default_preprocess
 
     (text,) = (b.text for b in BLOCKS if b.document.endswith("x86-server.md") and "def load(" in b.text)
     preprocess = default_preprocess(96, 0.9)

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.exporters.onnx_float import export_float, load_onnx, save_onnx
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.graphs.onnx_io import load_onnx, save_onnx
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import QuantizedSite, prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme

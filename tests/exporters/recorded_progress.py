@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from convnext_deploy.progress import SilentProgress, Task
+from convnext_deploy.system.progress import SilentProgress, Task
 
 
 @dataclass

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.exporters.forms import rewrite_for
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
+from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.models.variants import VARIANTS, build_model
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, read_sites, without_quantizers
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec, Preprocess
 
 SIDE = 64
 PREPROCESS = Preprocess(SIDE, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))

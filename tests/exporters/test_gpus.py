@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters.gpus import GPUS, resolve_gpu, resolve_gpus
+from convnext_deploy.system.gpu_models import GPUS, resolve_gpu, resolve_gpus
 
 
 @pytest.mark.parametrize(

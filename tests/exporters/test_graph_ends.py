@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, read_graph_io
 from convnext_deploy.errors import ArtifactError, ExportError
-from convnext_deploy.exporters.graph_ends import OUTPUT_NAMES, add_ends
-from convnext_deploy.exporters.half import find_islands, to_half
-from convnext_deploy.exporters.onnx_float import export_float, tensor_shape
+from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
+from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.graphs.onnx_io import tensor_shape
 from convnext_deploy.runners.graph_io import graph_io, prepare_images, run_in_parts, to_logits
-from convnext_deploy.spec import GraphIO, ModelSpec, Preprocess, read_graph_io
 from tests.exporters.conftest import Network
 
 INPUTS = list(itertools.product(("float32", "uint8"), ("nchw", "nhwc")))

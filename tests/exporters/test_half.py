@@ -19,16 +19,16 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters.half import LARGEST, SMALLEST, find_islands, measure_ranges, to_half
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.fp16 import LARGEST, SMALLEST, find_islands, measure_ranges, to_half
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.layers import GRN, ScaleNorm
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec
 from tests.exporters.conftest import Network
 from tests.exporters.test_variants import logits_of
 from tests.weights import random_network

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from convnext_deploy.exporters.integer_products import OPERATOR, fuse_products
-from convnext_deploy.exporters.onnx_float import save_onnx
+from convnext_deploy.exporters.onnx.ort_fusion import OPERATOR, fuse_products
+from convnext_deploy.graphs.onnx_io import save_onnx
 
 ROWS, INPUTS, OUTPUTS = 5, 7, 3
 RNG = np.random.default_rng(0)

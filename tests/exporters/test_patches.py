@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnext_deploy.exporters.patches import PatchLinear, as_patch_linear, patch_rows
+from convnext_deploy.exporters.onnx.patch_linear import PatchLinear, as_patch_linear, patch_rows
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.quantization.fake_quantize import quantize
 from convnext_deploy.quantization.prepare import ActivationGrid, QuantizedSite, quantized_layers
 from convnext_deploy.quantization.scheme import TensorScheme, resolve_scheme

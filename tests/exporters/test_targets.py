@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.exporters.integer_products import fuse_products
-from convnext_deploy.exporters.network_graph import export_network
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.exporters.onnx.export import export_network
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import (
     QuantizedSite,

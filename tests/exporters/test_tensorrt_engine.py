@@ -14,9 +14,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters.tensorrt_engine import (
+from convnext_deploy.exporters.tensorrt.bindings import create_logger
+from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
     Profile,
@@ -24,9 +25,8 @@ from convnext_deploy.exporters.tensorrt_engine import (
     check_gpus,
     check_turing,
 )
-from convnext_deploy.exporters.tensorrt_releases import create_logger
-from convnext_deploy.inspection.graph_view import open_view
-from convnext_deploy.progress import Progress, SilentProgress
+from convnext_deploy.graphs.onnx_view import open_view
+from convnext_deploy.system.progress import Progress, SilentProgress
 from tests.exporters.conftest import Network
 from tests.exporters.recorded_progress import RecordingProgress
 

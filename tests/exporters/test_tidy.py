@@ -13,11 +13,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.tidy import cancel_transposes, layer_of_node, name_nodes, name_weights
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.graphs.onnx_io import layer_of_node, name_nodes
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import ModelSpec
 from tests.exporters.conftest import Network
 from tests.weights import random_network
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError
-from convnext_deploy.exporters import torch_tensorrt
-from convnext_deploy.exporters.tensorrt_engine import Profile
-from convnext_deploy.exporters.torch_tensorrt import (
+from convnext_deploy.exporters.tensorrt import torch_tensorrt
+from convnext_deploy.exporters.tensorrt.build import Profile
+from convnext_deploy.exporters.tensorrt.torch_tensorrt import (
     compile_program,
     import_torch_tensorrt,
     load_program,

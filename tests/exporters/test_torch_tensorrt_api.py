@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from convnext_deploy.exporters import torch_tensorrt
+from convnext_deploy.exporters.tensorrt import torch_tensorrt
 from tests.exporters.torch_tensorrt_stand_in import API
 from tests.golden.dump_torch_tensorrt_api import dump
 

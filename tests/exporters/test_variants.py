@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.exporters.qdq import insert_qdq
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS, complete_spec
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec
 from tests.exporters.conftest import structured_images
 from tests.weights import random_network
 

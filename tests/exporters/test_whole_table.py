@@ -18,21 +18,22 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from convnext_deploy.exporters.half import find_islands, measure_ranges, to_half
-from convnext_deploy.exporters.onnx_float import export_float, save_onnx
-from convnext_deploy.exporters.qdq import insert_qdq
-from convnext_deploy.exporters.tensorrt_engine import BuildOptions, Profile, build_engine
-from convnext_deploy.inspection.engine_census import read_products, take_census
-from convnext_deploy.inspection.graph_view import open_view
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile, build_engine
+from convnext_deploy.graphs.engine_precisions import read_products, take_census
+from convnext_deploy.graphs.onnx_io import save_onnx
+from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec, default_preprocess
 from convnext_deploy.stages.onnx import layers_that_sum
+from convnext_deploy.system.progress import SilentProgress
 from tests.exporters.conftest import structured_images
 from tests.exporters.test_variants import logits_of
 from tests.weights import WIDEST, random_network

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from convnext_deploy.exporters import torch_tensorrt
+from convnext_deploy.exporters.tensorrt import torch_tensorrt
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torch_tensorrt_api" / "torch_tensorrt-2.14.0.json"
 API: dict[str, Any] = json.loads(GOLDEN.read_text(encoding="utf-8"))

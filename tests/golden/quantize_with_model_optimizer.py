@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests.inspection.others_graphs import SIDE, export_new, timm_model
+from tests.graphs.others_graphs import SIDE, export_new, timm_model
 
 
 def main(out: Path) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.artifacts.spec import ModelSpec
 from tests.models.conftest import random_state
 
 MARKER = "executed"  # the file that code in a pickle would make

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from convnext_deploy.models.checkpoint import METADATA_KEY, save_state
-from convnext_deploy.spec import Preprocess, file_header
+from convnext_deploy.artifacts.spec import Preprocess, file_header
+from convnext_deploy.models.checkpoints.safe_reader import METADATA_KEY, save_state
 from tests.models.bad_files import SPEC, Bad, good_state, raw
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

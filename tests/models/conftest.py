@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import CheckpointError, DeployError
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.spec import ModelSpec
 
 TOLERANCE = 1e-5
 # the layers whose outputs go through a nonlinearity; in all dialects, and in torchvision's by position

@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
-from convnext_deploy.models.advice import (
+from convnext_deploy.models.variants import VARIANTS
+from convnext_deploy.models.zoo.ranking import tier_of
+from convnext_deploy.models.zoo.training_settings import (
     DATA_SIZES,
     TIER_REASONS,
     TIERS,
@@ -19,8 +21,6 @@ from convnext_deploy.models.advice import (
     settings_for_size,
     settings_note,
 )
-from convnext_deploy.models.ranking import tier_of
-from convnext_deploy.models.variants import VARIANTS
 
 RECOMMENDED = [variant for tier in TIERS.values() for variant in tier]
 UNUSUAL = ("_ols", "_hnf", "_mlp", "atto_rms", "test_")

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from convnext_deploy.errors import CheckpointError, DeployError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.checkpoint import save_state
-from convnext_deploy.models.matching import load_checkpoint
-from convnext_deploy.network import load_network
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.safe_reader import save_state
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.cli.conftest import call
 from tests.models.bad_archives import ARCHIVES
 from tests.models.bad_files import CONTENTS, EXECUTING, MARKER, OTHER_FORMATS, Bad, good_state

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convnext_deploy.models.checkpoint import load_metadata, read_tensors, save_state
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_tensors, save_state
 from tests.models.conftest import assert_equal_states, mapped_ranges, random_state, refusal
 
 

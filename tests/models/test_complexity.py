@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.models.complexity import MLP_RATIO, activation_bytes, count_macs, count_parameters
 from convnext_deploy.models.convnext import MLP_RATIO as MLP_RATIO_OF_THE_NETWORK
 from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.models.zoo.cost import MLP_RATIO, activation_bytes, count_macs, count_parameters
 
 # Networks that are not as in the table: each option that changes a shape.
 OTHERS = (

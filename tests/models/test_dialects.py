@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.models.dialects import DIALECTS, Dialect, check_writable, from_native, recognize, to_native
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.models.checkpoints.key_maps import (
+    DIALECTS,
+    Dialect,
+    check_writable,
+    from_native,
+    recognize,
+    to_native,
+)
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import ModelSpec
 from tests.models.conftest import assert_equal_states, meta_state, refusal, shapes
 
 _ALL = ("timm", "torchvision", "facebook", "huggingface")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import REWRITES, Folding, Rewrite, fold, identity_parameters
 from convnext_deploy.models.variants import VARIANTS, build_model, complete_spec
-from convnext_deploy.spec import ModelSpec, Preprocess
 from tests.models.conftest import assert_equal_states, random_state
 from tests.weights import WIDEST
 

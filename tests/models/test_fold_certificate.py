@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import CheckpointError, DataError, RecipeError
 from convnext_deploy.models import fold as folding
-from convnext_deploy.models.certificate import Certificate, Difference, compare
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.equivalence import Certificate, Difference, compare
 from convnext_deploy.models.fold import fold
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec
 from tests.models.conftest import refusal
 from tests.models.test_fold import CLASSES, PREPROCESS, assert_exact, images_of, network_of
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.data.transforms import normalize
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import ModelSpec, Preprocess
 from tests.models.test_fold import (
     CLASSES,
     PREPROCESS,

@@ -12,21 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.exporters.network_graph import export_network
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.models.checkpoint import save_state
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.exporters.onnx.export import export_network
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.models.checkpoints.key_maps import Dialect, from_native
+from convnext_deploy.models.checkpoints.safe_reader import save_state
+from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.dialects import Dialect, from_native
 from convnext_deploy.models.fold import drop_identities, fold, identity_parameters
-from convnext_deploy.models.matching import infer_model_spec, load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.calibration import calibrate
-from convnext_deploy.quantization.prepare import (
-    prepare,
-    quantized_layers,
-)
+from convnext_deploy.quantization.prepare import prepare, quantized_layers
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec
 from tests.exporters.layer_by_layer import check_every_layer
 from tests.models.conftest import assert_equal_logits, assert_equal_states
 from tests.models.test_fold import CLASSES, SPECS, images_of, moved, network_of, preprocess_of

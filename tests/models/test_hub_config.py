@@ -20,12 +20,12 @@ from transformers import (
     ConvNextV2ForImageClassification,
 )
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.network import load_network
-from convnext_deploy.spec import ModelSpec, Preprocess
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.data.test_transforms import picture
 from tests.weights import assert_same_logits, fill, noise_images
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.models.hub_config import HubConfig, read_hub_config
-from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.models.checkpoints.hub_config import HubConfig, read_hub_config
 
 SPEC = ModelSpec("convnext_atto", 3)
 SETTINGS = {

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.variants import VARIANTS, build_model
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec
 
 BATCH = 9
 IMAGES = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.checkpoint import save_state
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.safe_reader import save_state
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.matching import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.network import load_network
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import assert_equal_logits, assert_equal_states, mapped_ranges, random_state, refusal
 
 SPEC = ModelSpec("test_convnext", 3)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.checkpoint import save_state
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.models.checkpoints.key_maps import Dialect, from_native, to_native
+from convnext_deploy.models.checkpoints.safe_reader import save_state
+from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.dialects import Dialect, from_native, to_native
-from convnext_deploy.models.matching import infer_model_spec, load_checkpoint
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import assert_equal_states, meta_state, random_state, refusal
 from tests.models.test_dialects import PAIRS
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.layers import ACTIVATIONS, GRN, NORMS, ScaleNorm, drop_path
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.spec import ModelSpec
 
 DEPTHS, DIMS, CLASSES = (1, 1, 1, 1), (8, 16, 24, 32), 5
 

@@ -19,11 +19,11 @@ from transformers import (
     ConvNextV2ForImageClassification,
 )
 
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.models.checkpoints.key_maps import Dialect, from_native, recognize, to_native
+from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_into
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.dialects import Dialect, from_native, recognize, to_native
-from convnext_deploy.models.matching import infer_model_spec, load_into
 from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.spec import ModelSpec
 from tests.models.conftest import assert_equal_logits, meta_state, random_weights, shapes
 
 CLASSES = 16

@@ -21,12 +21,12 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from convnext_deploy.conversion import convert
+from convnext_deploy.api.convert import convert
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.pretrained import is_weights_name
-from convnext_deploy.network import load_network
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.models.checkpoints.hub import is_weights_name
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.weights import PREPROCESS, assert_equal_states, random_network, write_weights
 
 SPEC = ModelSpec("test_convnext", 3)

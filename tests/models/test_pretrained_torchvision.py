@@ -13,13 +13,13 @@ import pytest
 import torch
 from torchvision.models import ConvNeXt_Tiny_Weights
 
-from convnext_deploy.conversion import convert
+from convnext_deploy.api.convert import convert
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.pretrained import fetch_weights
-from convnext_deploy.network import load_network
-from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.models.checkpoints.hub import fetch_weights
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.data.test_transforms import picture
 from tests.models.test_pretrained import NOWHERE, local_only, message_of
 from tests.weights import assert_equal_states, random_network, write_weights

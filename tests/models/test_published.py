@@ -6,10 +6,10 @@ import pytest
 import timm
 from timm.models import get_pretrained_cfg
 
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.models.published import PUBLISHED, Published, default_evaluation
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from convnext_deploy.models.zoo.published import PUBLISHED, Published, default_evaluation
 
 WITH_WEIGHTS = {variant: published for variant, published in PUBLISHED.items() if published is not None}
 # Top-1 in percent as timm measured it under the evaluation setting of the table: results-imagenet.csv at commit 7479d451,

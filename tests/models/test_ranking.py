@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.models.ranking import Candidate, rank, training_memory
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.models.zoo.ranking import Candidate, rank, training_memory
 
 UNUSUAL = ("_ols", "_hnf", "_mlp", "atto_rms", "test_")
 

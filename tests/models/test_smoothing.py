@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.channel_scaling import add_gains, scale_inputs, smoothable
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN
-from convnext_deploy.models.smoothing import add_gains, scale_inputs, smoothable
 from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.spec import ModelSpec, Preprocess
 from tests.models.conftest import assert_equal_states, random_state
 
 CLASSES = 7

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from convnext_deploy.models.complexity import activation_bytes
-from convnext_deploy.models.ranking import BYTES_PER_VALUE
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.models.zoo.cost import activation_bytes
+from convnext_deploy.models.zoo.ranking import BYTES_PER_VALUE
 from tests.models.test_complexity import kept_bytes, meta_images, meta_network
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.convnext import Block
 from convnext_deploy.models.layers import GRN
 from convnext_deploy.models.variants import VARIANTS, build_model, complete_spec, resolve_variant, short_name
-from convnext_deploy.spec import ModelSpec
 
 # Millions of parameters with 1000 classes: the papers' tables, and timm's for what is not in them.
 MILLIONS = {

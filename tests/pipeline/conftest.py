@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.data.sources import Data
-from convnext_deploy.execution import Settings
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe
-from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.stage import Settings
+from convnext_deploy.system.progress import SilentProgress
 
 # Two branches from one network: ptq -> qat, and minmax -> onnx.
 LIGHT_RECIPE = """
@@ -70,7 +70,7 @@ def change_stage(recipe: Recipe, name: str, **changes: Any) -> Recipe:
 
 def hashes(result: RunResult) -> dict[str, str]:
     """Return the hash of every artifact of a run by stage name."""
-    from convnext_deploy.artifact import read_artifact
+    from convnext_deploy.artifacts.artifact import read_artifact
 
     return {row.name: read_artifact(Path(row.artifact)).sha256 for row in result.report.rows}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy import code_version
-from convnext_deploy.data.sources import Data
-from convnext_deploy.pipeline import plan_recipe
-from convnext_deploy.recipe import Recipe
-from convnext_deploy.stage_config import CONFIGS
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.stages import CONFIGS
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.pipeline.run import plan_recipe
+from convnext_deploy.system import code_hash as code_version
 
 PTQ = "convnext_deploy.stages.ptq"
 
@@ -96,8 +96,12 @@ def test_of_module_raises_when_there_is_no_such_module() -> None:
 
 
 def test_imports_of_finds_imports_inside_functions_and_of_names() -> None:
-    found = code_version.imports_of("convnext_deploy.execution")
-    assert {"convnext_deploy.artifact", "convnext_deploy.reporting.record", "convnext_deploy.stages.context"} <= found
+    found = code_version.imports_of("convnext_deploy.pipeline.stage")
+    assert {
+        "convnext_deploy.artifacts.artifact",
+        "convnext_deploy.reports.record",
+        "convnext_deploy.stages.context",
+    } <= found
     assert all(name.startswith("convnext_deploy") for name in found)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from convnext_deploy import stages
-from convnext_deploy.artifact import Artifact, read_artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.stages import PTQConfig, StageConfig, TrainConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, DeployError, OutputError
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.recipe import Recipe
-from convnext_deploy.reporting.record import read_report
-from convnext_deploy.stage_config import PTQConfig, StageConfig, TrainConfig
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.reports.record import read_report
 from convnext_deploy.stages.context import StageContext
 from tests.pipeline.conftest import STAGES, Rerun, change_stage, hashes, settings_for
 

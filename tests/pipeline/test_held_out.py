@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy import api
-from convnext_deploy.artifact import read_artifact
+import convnext_deploy as api
+from convnext_deploy.api.options import Options
+from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.errors import DataError
-from convnext_deploy.options import Options
 from tests.conftest import write_image_folder
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnext_deploy.artifact import describe_file, read_artifact
-from convnext_deploy.pipeline import RunResult
-from convnext_deploy.reporting.record import read_report
+from convnext_deploy.artifacts.artifact import describe_file, read_artifact
+from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.reports.record import read_report
 from tests.conftest import draw_image
 from tests.pipeline.conftest import LIGHT_RECIPE, STAGES, hashes
 

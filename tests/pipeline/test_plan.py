@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.data.sources import Data, open_data
-from convnext_deploy.pipeline import plan_recipe
-from convnext_deploy.recipe import Recipe, StageEntry
-from convnext_deploy.stage_config import ONNXConfig
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.data.datasets import Data, open_data
+from convnext_deploy.pipeline.run import plan_recipe
 from tests.conftest import write_image_folder
 from tests.pipeline.conftest import STAGES, Rerun, change_stage
 

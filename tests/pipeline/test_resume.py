@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnext_deploy.data.sources import open_data
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.recipe import Gate, Recipe
-from convnext_deploy.reporting.record import read_report
-from convnext_deploy.stage_config import TrainConfig
+from convnext_deploy.config.recipe import Gate, Recipe
+from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.data.datasets import open_data
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.reports.record import read_report
 from tests.conftest import CLASSES, draw_image, write_image_folder
 from tests.pipeline.conftest import STAGES, Rerun, change_stage, hashes, settings_for
 

@@ -11,20 +11,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from convnext_deploy import speed_check
-from convnext_deploy.artifact import Artifact, read_artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.recipe import SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.config.stages import ONNXConfig, PTQConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters import network_graph
-from convnext_deploy.exporters.integer_products import fuse_products
-from convnext_deploy.exporters.onnx_float import export_float
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.recipe import SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.reporting.record import StageRow, read_report
-from convnext_deploy.stage_config import ONNXConfig, PTQConfig
+from convnext_deploy.evaluation.timing import speedup as speed
+from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
+from convnext_deploy.exporters.onnx import export as network_graph
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.pipeline import speed_check
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.reports.record import StageRow, read_report
 from convnext_deploy.stages import onnx as onnx_stage
-from convnext_deploy.validation import speed
-from convnext_deploy.validation.speed import Speed, Speedup
 from tests.cli.conftest import call
 from tests.pipeline.conftest import settings_for
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.data.sources import Data, check_classes
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.config.stages import DistillConfig, ModelConfig, PTQConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.inputs import open_input
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.reporting.record import StageRow, read_report
-from convnext_deploy.stage_config import DistillConfig, ModelConfig, PTQConfig, TrainConfig
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.reports.record import StageRow, read_report
 from tests.pipeline.conftest import Rerun, change_stage, settings_for
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantization import blockwise
-from convnext_deploy.quantization.blockwise import correct_biases, run_block, walk
+from convnext_deploy.quantization import bias_correction as blockwise
+from convnext_deploy.quantization.bias_correction import correct_biases, run_block, walk
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize
 from convnext_deploy.quantization.prepare import prepare, quantized_layers, quantizers_disabled

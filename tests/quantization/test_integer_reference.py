@@ -15,16 +15,11 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor
 
-from convnext_deploy.exporters.network_graph import export_network
+from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
-from convnext_deploy.quantization.prepare import (
-    QuantizedSite,
-    activation_quantizers,
-    prepare,
-    read_sites,
-)
+from convnext_deploy.quantization.prepare import QuantizedSite, activation_quantizers, prepare, read_sites
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
 from tests.quantization.integer_reference import IntegerNetwork
 from tests.trained import SIDE, trained_network, wave_images

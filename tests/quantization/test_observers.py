@@ -10,12 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.quantization.observers import (
-    RANGE_METHODS,
-    SMALLEST_SCALE,
-    ActivationObserver,
-    choose_qparams,
-)
+from convnext_deploy.quantization.observers import RANGE_METHODS, SMALLEST_SCALE, ActivationObserver, choose_qparams
 from convnext_deploy.quantization.scheme import TensorScheme
 
 SIGNED = TensorScheme(-128, 127, symmetric=True, per_channel=False)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import DeployError, RecipeError
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.network import load_network
 from convnext_deploy.quantization.calibration import CALIBRATION_METHODS, calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize
 from convnext_deploy.quantization.prepare import (
@@ -26,7 +27,6 @@ from convnext_deploy.quantization.prepare import (
     without_quantizers,
 )
 from convnext_deploy.quantization.scheme import QuantizationScheme, TensorScheme, resolve_scheme
-from convnext_deploy.spec import ModelSpec
 
 SCHEME = resolve_scheme("tensorrt")
 

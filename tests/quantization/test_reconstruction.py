@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantization import reconstruction
+from convnext_deploy.quantization import adaround as reconstruction
+from convnext_deploy.quantization.adaround import LearnedRounding, reconstruct
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize
 from convnext_deploy.quantization.prepare import QuantizedLayer, prepare, quantized_layers, quantizers_disabled
-from convnext_deploy.quantization.reconstruction import LearnedRounding, reconstruct
 from convnext_deploy.quantization.scheme import QuantizationScheme, TensorScheme
 from tests.models.conftest import assert_equal_states
 from tests.weights import fill

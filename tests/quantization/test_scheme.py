@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.scheme import (
@@ -23,7 +24,6 @@ from convnext_deploy.quantization.scheme import (
     read_scheme,
     resolve_scheme,
 )
-from convnext_deploy.spec import ModelSpec
 
 VARIANTS = {
     "convnext_tiny": ModelSpec("convnext_tiny", 7),

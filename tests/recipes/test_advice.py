@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnext_deploy.data.policies import draw_randaugment
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.models.advice import (
+from convnext_deploy.config.recipe import Gate
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import DistillConfig, QATConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.augmentation_policies import draw_randaugment
+from convnext_deploy.models.variants import VARIANTS
+from convnext_deploy.models.zoo.published import PUBLISHED
+from convnext_deploy.models.zoo.ranking import rank
+from convnext_deploy.models.zoo.starter_recipe import create_start_recipe, recommended_fit
+from convnext_deploy.models.zoo.training_settings import (
     DATA_SIZES,
     STRONG_AUGMENTATION,
     Span,
@@ -19,13 +26,6 @@ from convnext_deploy.models.advice import (
     size_of,
     size_recipe,
 )
-from convnext_deploy.models.published import PUBLISHED
-from convnext_deploy.models.ranking import rank
-from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.recipe import Gate
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.stage_config import DistillConfig, QATConfig, TrainConfig
-from convnext_deploy.start_recipe import create_start_recipe, recommended_fit
 from convnext_deploy.training.optimizer import scaled_learning_rate
 from tests.recipes.training_stages import (
     DATA,

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.models.advice import (
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.models.variants import VARIANTS, resolve_variant
+from convnext_deploy.models.zoo.cost import count_parameters
+from convnext_deploy.models.zoo.published import PUBLISHED
+from convnext_deploy.models.zoo.ranking import training_memory
+from convnext_deploy.models.zoo.training_settings import (
     LEAST_IMAGES,
     DataSize,
     fine_tuning,
@@ -17,12 +23,6 @@ from convnext_deploy.models.advice import (
     size_of,
     size_recipe,
 )
-from convnext_deploy.models.complexity import count_parameters
-from convnext_deploy.models.published import PUBLISHED
-from convnext_deploy.models.ranking import training_memory
-from convnext_deploy.models.variants import VARIANTS, resolve_variant
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.spec import ModelSpec
 from convnext_deploy.training.optimizer import scaled_learning_rate
 from tests.recipes.training_stages import (
     DATA,

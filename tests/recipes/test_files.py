@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import DistillConfig, PTQConfig, TrainConfig
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.stage_config import DistillConfig, PTQConfig, TrainConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(FOLDER.rglob("*.toml"))

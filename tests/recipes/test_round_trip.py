@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import ModelConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.stage_config import ModelConfig, TrainConfig
 
 
 def between(low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> st.SearchStrategy[float]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import PTQConfig, QATConfig, TensorRTConfig, TrainConfig
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.recipe import Gate, Recipe, StageEntry
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.stage_config import PTQConfig, QATConfig, TensorRTConfig, TrainConfig
 
 START = 'name = "r"\n'
 MODEL = '[[stages]]\nkind = "train"\nname = "net"\n[stages.model]\nname = "atto"\n'

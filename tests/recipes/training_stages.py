@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.models.advice import DATA_SIZES, SettingRanges, settings_for_size
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import DistillConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
 from convnext_deploy.models.variants import resolve_variant
-from convnext_deploy.recipe import Recipe
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.stage_config import DistillConfig, TrainConfig
+from convnext_deploy.models.zoo.training_settings import DATA_SIZES, SettingRanges, settings_for_size
 
 ROOT = Path(__file__).parents[2]
 SIZE_FILES, DATA_FILES = (sorted((ROOT / "recipes" / folder).glob("*.toml")) for folder in ("sizes", "data"))

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from convnext_deploy.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.runners import open_runner, tensorrt
-from convnext_deploy.spec import ModelSpec, default_preprocess
 from tests.exporters.tensorrt_stand_in import RTX_RELEASE, Script, create_stand_in
 
 CLASSES, SIDE, MAX_BATCH = 3, 8, 4

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, RunnerError
 from convnext_deploy.runners import default_runner, open_runner, openvino, runners_of
 from convnext_deploy.runners.session_options import onnxruntime_entries, openvino_properties, provider_options

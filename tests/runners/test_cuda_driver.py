@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.cuda_driver import cuda_driver_error, describe_gpus, gpu_name
+from convnext_deploy.system.cuda_driver import cuda_driver_error, describe_gpus, gpu_name
 
 
 @dataclass
@@ -63,7 +63,7 @@ def test_cuda_driver_error_is_none_when_there_is_a_gpu(
         return Driver(gpus=2)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    monkeypatch.setattr("convnext_deploy.cuda_driver.sys.platform", platform)
+    monkeypatch.setattr("convnext_deploy.system.cuda_driver.sys.platform", platform)
     assert cuda_driver_error() is None
     assert asked == [library]
 

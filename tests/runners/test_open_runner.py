@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact, read_artifact
-from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.stages import TensorRTConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError
-from convnext_deploy.execution import Settings
-from convnext_deploy.pipeline import run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe, StageEntry
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
-from convnext_deploy.stage_config import TensorRTConfig
+from convnext_deploy.system.cuda_driver import cuda_driver_error
+from convnext_deploy.system.progress import SilentProgress
 
 
 @pytest.fixture(scope="module")

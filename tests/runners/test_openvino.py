@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 
 _TWO_RUNNERS = """
 import os, pathlib, signal, sys

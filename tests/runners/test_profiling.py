@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, RunnerError
-from convnext_deploy.runners.profiling import (
-    Kernel,
-    median_kernels,
-    open_profiled,
-    read_onnxruntime_profile,
-    single_times,
-)
+from convnext_deploy.runners.open_profiled import open_profiled
+from convnext_deploy.runners.profiling import Kernel, median_kernels, read_onnxruntime_profile, single_times
 
 
 def event(name: str, microseconds: int, operator: str = "MatMul", kind: str = "Node") -> dict[str, Any]:

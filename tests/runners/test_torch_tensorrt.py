@@ -10,21 +10,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact, describe_file, read_artifact
-from convnext_deploy.cuda_driver import cuda_driver_error
+from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.stages import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
-from convnext_deploy.execution import Settings
-from convnext_deploy.exporters import torch_tensorrt
-from convnext_deploy.exporters.tensorrt_engine import Profile
-from convnext_deploy.exporters.torch_tensorrt import compile_program, save_program
-from convnext_deploy.inputs import open_input
+from convnext_deploy.exporters.tensorrt import torch_tensorrt
+from convnext_deploy.exporters.tensorrt.build import Profile
+from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, save_program
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.pipeline import run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe, StageEntry
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
-from convnext_deploy.spec import ModelSpec, default_preprocess
-from convnext_deploy.stage_config import TorchTensorRTConfig
+from convnext_deploy.system.cuda_driver import cuda_driver_error
+from convnext_deploy.system.progress import SilentProgress
 from tests.exporters.torch_tensorrt_stand_in import Script, install_stand_in
 from tests.weights import write_weights
 

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.data.sources import Data
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.models.matching import load_checkpoint
-from convnext_deploy.progress import Progress, SilentProgress
-from convnext_deploy.stage_config import DistillConfig, ModelConfig
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import DistillConfig, ModelConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.training.resume import TrainingStore
+from convnext_deploy.system.progress import Progress, SilentProgress
+from convnext_deploy.training.checkpoint_store import TrainingStore
+from convnext_deploy.training.teacher import Teacher
 from tests.stages.test_distill import MODEL, QUICK, STUDENT, TEACHER, write
 
 FIT = dataclasses.replace(QUICK, epochs=3, batch_size=12, drop_path_rate=0.3, augmentation_seed=5)
@@ -84,7 +85,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     open_teacher = distill.open_teacher
 
-    def open_and_count(*arguments: Any) -> distill.Teacher:
+    def open_and_count(*arguments: Any) -> Teacher:
         found.append(0)
         teacher = open_teacher(*arguments)
         teacher.register_forward_hook(lambda _, inputs, __: found.append(len(inputs[0])))

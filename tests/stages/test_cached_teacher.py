@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.data.sources import ArrayImages, Data
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import DistillConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.stage_config import DistillConfig
 from convnext_deploy.stages import distill
+from convnext_deploy.training.teacher import Teacher
 from tests.stages.conftest import FIT, ROWS, Train
 from tests.stages.test_distill import MODEL, STUDENT
 from tests.weights import assert_equal_states, random_network
@@ -62,15 +63,15 @@ def test_distill_with_few_classes_follows_the_smoothed_probabilities(
     """The same training with a teacher that itself says what `teacher_cache_top_k` keeps: Shen and Xing's marginal smoothing."""
     options: dict[str, Any] = {"method": method, "temperature": temperature}
     cached, history = train(teacher_cache_top_k=1, **options)
-    forward = distill.Teacher.forward
+    forward = Teacher.forward
 
-    def smooth(teacher: distill.Teacher, images: Tensor) -> Tensor:
+    def smooth(teacher: Teacher, images: Tensor) -> Tensor:
         p = (forward(teacher, images).double() / temperature).softmax(1)
         best = p == p.max(1, keepdim=True).values
         rest = (1 - p.max(1, keepdim=True).values) / (p.shape[1] - 1)
         return (temperature * torch.where(best, p, rest).log()).float()
 
-    monkeypatch.setattr(distill.Teacher, "forward", smooth)
+    monkeypatch.setattr(Teacher, "forward", smooth)
     expected, expected_history = train(teacher_cache=False, **options)
     way = distance(expected, random_network(STUDENT).state_dict())
     assert distance(cached, expected) < 32 * ROUNDING * way

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+from convnext_deploy.config.training import FitConfig
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import OutputError
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.stages import distill
-from convnext_deploy.training.resume import TrainingStore
+from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.teacher_cache import TeacherCache
 from tests.stages.conftest import FIT, ROWS, Train
 from tests.weights import assert_equal_states

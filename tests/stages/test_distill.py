@@ -12,26 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_deploy import api
-from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
+import convnext_deploy as api
+from convnext_deploy.api.options import Options
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import DistillConfig, ModelConfig, PTQConfig, QATConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
-from convnext_deploy.execution import Settings
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.checkpoint import load_metadata
-from convnext_deploy.models.matching import load_checkpoint
-from convnext_deploy.network import load_network
-from convnext_deploy.options import Options
-from convnext_deploy.pipeline import run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.spec import ModelSpec
-from convnext_deploy.stage_config import DistillConfig, ModelConfig, PTQConfig, QATConfig
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.safe_reader import load_metadata
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import distill, ptq, qat
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.distill import distillation_objective
+from convnext_deploy.stages.teachers import distillation_objective
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.losses import average_teachers, distillation_loss
 from tests.weights import PREPROCESS, noise_images, random_network, write_weights
 

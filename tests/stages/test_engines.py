@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from convnext_deploy.artifact import Artifact, describe_file, read_artifact, write_manifest
+from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact, write_manifest
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.stages import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
-from convnext_deploy.exporters import tensorrt_engine, tensorrt_releases
-from convnext_deploy.spec import ModelSpec, default_preprocess
-from convnext_deploy.stage_config import TensorRTConfig
+from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
+from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
 from convnext_deploy.stages import context, tensorrt
 from tests.exporters.quantized_product import write_product
 from tests.exporters.recorded_progress import RecordingProgress

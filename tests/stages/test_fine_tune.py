@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from convnext_deploy import api
-from convnext_deploy.artifact import Artifact, read_artifact
-from convnext_deploy.conversion import convert
-from convnext_deploy.data.sources import Data
-from convnext_deploy.execution import Settings
-from convnext_deploy.inputs import open_weights
-from convnext_deploy.network import load_network
-from convnext_deploy.options import Options
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.spec import ModelSpec
+import convnext_deploy as api
+from convnext_deploy.api.convert import convert
+from convnext_deploy.api.options import Options
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.pipeline.open_artifact import open_weights
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.stage import Settings
+from convnext_deploy.system.progress import SilentProgress
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 from tests.weights import PREPROCESS, random_network, write_weights
 

@@ -13,21 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from convnext_deploy.artifact import Artifact, write_manifest
+from convnext_deploy.artifacts.artifact import Artifact, write_manifest
+from convnext_deploy.config.stages import ModelConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import Data, open_data
-from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.smoothing import scale_inputs, smoothable
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.network import load_network
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.stage_config import ModelConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.stages import quantize, train
-from convnext_deploy.stages.context import StageContext, write_torch_artifact
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.progress import SilentProgress
 
 FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
 OUTLIER = 2000.0  # times the others

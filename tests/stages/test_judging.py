@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnext_deploy.stages.judging import Judge, Rung, expected_drop_pp
+from convnext_deploy.stages.selection import Judge, Rung, expected_drop_pp
 
 Z95 = 1.6448536  # 95 % quantile of the normal distribution
 ON = 10_000  # images that a risk speaks of

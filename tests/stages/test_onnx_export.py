@@ -12,15 +12,15 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from convnext_deploy.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import ONNXConfig, PTQConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import DataError, RecipeError
-from convnext_deploy.exporters.half import LARGEST
-from convnext_deploy.exporters.onnx_float import read_metadata, tensor_shape
-from convnext_deploy.inputs import open_input
+from convnext_deploy.exporters.onnx.fp16 import LARGEST
+from convnext_deploy.graphs.onnx_io import read_metadata, tensor_shape
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
-from convnext_deploy.stage_config import ONNXConfig, PTQConfig
 from convnext_deploy.stages import onnx as stage
 from convnext_deploy.stages import ptq
 from convnext_deploy.stages.context import StageContext

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_deploy.config.stages import ModelConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.data.loaders import TrainingBatches
-from convnext_deploy.data.sources import ArrayImages, Data
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.stage_config import ModelConfig, TrainConfig
 from convnext_deploy.stages import context, train
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.progress import SilentProgress
 from tests.conftest import CLASSES
 from tests.data.test_loaders import noise_images
 

@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
-from convnext_deploy.data.sources import ArrayImages, Data, ImageSet
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.config.stages import PTQConfig, PTQSteps, QuantizeConfig
+from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.errors import ArtifactError, DataError
-from convnext_deploy.inputs import open_input
-from convnext_deploy.models.certificate import TOLERANCES
-from convnext_deploy.network import load_network
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.equivalence import TOLERANCES
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec, Preprocess
-from convnext_deploy.stage_config import PTQConfig, PTQSteps, QuantizeConfig
-from convnext_deploy.stages import post_training, ptq, quantize
+from convnext_deploy.stages import ptq, quantize
+from convnext_deploy.stages import ptq_steps as post_training
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.judging import Judge
-from convnext_deploy.stages.post_training import Images, choose_images, open_folded, quantize_network
+from convnext_deploy.stages.ptq_steps import Images, choose_images, open_folded, quantize_network
+from convnext_deploy.stages.selection import Judge
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.weights import write_weights
 

@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact, write_manifest
+from convnext_deploy.artifacts.artifact import Artifact, write_manifest
+from convnext_deploy.config.stages import ModelConfig, PTQConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sources import ArrayImages, Data, ImageSet
 from convnext_deploy.errors import ArtifactError, DeployError
-from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.network import load_network
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.stage_config import ModelConfig, PTQConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.stages import ptq, quantize, train
-from convnext_deploy.stages.context import StageContext, write_torch_artifact
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.progress import SilentProgress
 from tests.cli.conftest import call
 from tests.weights import random_network
 

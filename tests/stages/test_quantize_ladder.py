@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
-from convnext_deploy.data.sources import Data
-from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.config.stages import ModelConfig, QuantizeConfig, TrainConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.network import load_network
-from convnext_deploy.progress import SilentProgress
 from convnext_deploy.quantization.prepare import quantized_layers
-from convnext_deploy.stage_config import ModelConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.judging import Judge, Rung
+from convnext_deploy.stages.selection import Judge, Rung
+from convnext_deploy.system.progress import SilentProgress
 from tests.exporters.recorded_progress import RecordingProgress
 
 NAMES = ("min-max", "ranges by error", "smoothing", "bias correction", "learned rounding")

@@ -10,23 +10,24 @@ import onnx
 import pytest
 import torch
 
-from convnext_deploy.artifact import Artifact, read_artifact, write_manifest
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.config.stages import ONNXConfig, QATConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import CheckpointError, RecipeError
-from convnext_deploy.exporters.onnx_float import read_metadata
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.inputs import open_input
+from convnext_deploy.graphs.onnx_io import read_metadata
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.network import load_network
-from convnext_deploy.progress import SilentProgress
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, quantized_layers
 from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, read_scheme, resolve_scheme
-from convnext_deploy.spec import GraphIO
-from convnext_deploy.stage_config import ONNXConfig, QATConfig
 from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages import qat as qat_stage
-from convnext_deploy.stages.context import StageContext, write_torch_artifact
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.progress import SilentProgress
 
 OVERRIDES = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.artifact import read_artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.execution import Settings
-from convnext_deploy.inputs import open_input
-from convnext_deploy.pipeline import run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe_file import load_recipe
-from convnext_deploy.spec import ModelSpec
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.stage import Settings
+from convnext_deploy.system.progress import SilentProgress
 from tests.weights import PREPROCESS, write_weights
 
 SEVERAL = """

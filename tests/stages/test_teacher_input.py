@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext_deploy.artifact import Artifact
-from convnext_deploy.conversion import convert
+from convnext_deploy.api.convert import convert
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.config.stages import DistillConfig, ModelConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.data.sources import Data
-from convnext_deploy.fit_config import FitConfig
-from convnext_deploy.inputs import open_input
-from convnext_deploy.network import load_network
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.spec import ModelSpec, Preprocess
-from convnext_deploy.stage_config import DistillConfig, ModelConfig
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.losses import distillation_loss
 from tests.weights import PREPROCESS, write_weights
 

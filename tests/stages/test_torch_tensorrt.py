@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_deploy.artifact import MANIFEST, Artifact, describe_file, read_artifact
-from convnext_deploy.data.sources import Data
+from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import TorchTensorRTConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
-from convnext_deploy.execution import Settings
-from convnext_deploy.exporters import torch_tensorrt
-from convnext_deploy.inputs import open_input
-from convnext_deploy.network import load_network
-from convnext_deploy.pipeline import RunResult, run_recipe
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.recipe import Recipe, StageEntry
-from convnext_deploy.recipe_file import load_recipe
+from convnext_deploy.exporters.tensorrt import torch_tensorrt
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
-from convnext_deploy.spec import ModelSpec, Preprocess
-from convnext_deploy.stage_config import TorchTensorRTConfig
+from convnext_deploy.system.progress import SilentProgress
 from tests.conftest import CLASSES
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.torch_tensorrt_stand_in import API, GPU, Script, install_stand_in

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.progress import SilentProgress
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.fit import fit
 
 CLASSES = 3

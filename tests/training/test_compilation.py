@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convnext_deploy import api
+import convnext_deploy as api
+from convnext_deploy.api.options import Options
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.options import Options
 from convnext_deploy.stages import context
-from convnext_deploy.training.compilation import compile_network
-from convnext_deploy.training.resume import BEST, LAST, TrainingStore
+from convnext_deploy.training.checkpoint_store import BEST, LAST, TrainingStore
+from convnext_deploy.training.torch_compile import compile_network
 from tests.training.fake_batches import flat_weights, run_fit, small_network
 
 DROPPING = {"drop_path_rate": 0.3, "head_dropout": 0.2}

@@ -14,13 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 from torch import Tensor, nn
 
-from convnext_deploy import api
+import convnext_deploy as api
+from convnext_deploy.api.options import Options, create_settings
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.options import Options, create_settings
 from convnext_deploy.stages import distill, train
-from convnext_deploy.training.events import TensorBoardEvents, check_tensorboard
-from convnext_deploy.training.resume import HISTORY, TrainingStore
+from convnext_deploy.training.checkpoint_store import HISTORY, TrainingStore
+from convnext_deploy.training.tensorboard import TensorBoardEvents, check_tensorboard
 from tests.training.fake_batches import run_fit, small_network
 
 ROWS: list[dict[str, float]] = [

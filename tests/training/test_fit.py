@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import default_preprocess
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch, TrainingBatches
-from convnext_deploy.data.sources import Data
 from convnext_deploy.errors import DeployError
-from convnext_deploy.fit_config import Augmentation
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.progress import SilentProgress
-from convnext_deploy.spec import default_preprocess
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
 from convnext_deploy.training.optimizer import learning_rate_at
 

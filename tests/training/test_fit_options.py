@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.spec import ModelSpec
 from convnext_deploy.training.ema import ExponentialMovingAverage
 from convnext_deploy.training.fit import autocast_dtype
 from convnext_deploy.training.optimizer import create_optimizer, layer_scales

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_deploy.fit_config import FitConfig
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.training import FitConfig
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.spec import ModelSpec
 from convnext_deploy.training.optimizer import create_optimizer, learning_rate_at, scaled_learning_rate
 
 

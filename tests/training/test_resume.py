@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.training.resume import BEST, HISTORY, LAST, TrainingStore
+from convnext_deploy.training.checkpoint_store import BEST, HISTORY, LAST, TrainingStore
 from tests.training.fake_batches import FakeBatches, flat_weights, run_fit, small_network
 
 OPTIONS: dict[str, Any] = {"ema_decay": 0.9, "gradient_clip_norm": 0.5, "layer_decay": 0.9, "head_only_epochs": 0.5}

@@ -1,0 +1,142 @@
+"""`bundle`: a folder, or a `.zip` of one, written completely or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from convnext_deploy.api.open_inputs import open_artifact, open_data_for, say_notes
+from convnext_deploy.api.options import DEFAULTS, Options
+from convnext_deploy.bundles.archive import is_archived_bundle, write_archive
+from convnext_deploy.bundles.contents import Contents, collect
+from convnext_deploy.bundles.device import verify
+from convnext_deploy.bundles.files import BatchSizes, assemble
+from convnext_deploy.bundles.golden import GoldenImages, choose_images
+from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.system.files import create_output_folder, replace_folder
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written. `sha256` is that of `SHA256SUMS`, and so stands for all files."""
+
+    path: Path
+    models: tuple[str, ...]
+    engines: tuple[str, ...]
+    golden: str
+    size_bytes: int
+    sha256: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Return the record as JSON."""
+        return json.dumps({**dataclasses.asdict(self), "path": str(self.path)}, indent=1)
+
+
+def bundle(
+    artifacts: Sequence[Path],
+    out: Path,
+    *,
+    as_zip: bool = False,
+    golden_images: int = 16,
+    optimal_batch_size: int = 1,
+    max_batch_size: int = 8,
+    options: Options = DEFAULTS,
+) -> Bundle:
+    """Put everything that a device needs to run a model, and to prove that it runs right, into one folder.
+
+    Args:
+        artifacts: ONNX artifacts or files, and engines, all of one model.
+        out: folder to write, or a file ending in `.zip`.
+        as_zip: write `out.zip` in the place of the folder.
+        golden_images: of how many images the answers are kept.
+        optimal_batch_size: what engines built on the device are tuned for, unless asked otherwise there.
+        max_batch_size: the largest batch that these and Triton take.
+        options: `data`, how it is split, and `progress`.
+
+    Raises: DeployError: if the artifacts do not belong together, one of them was altered, or `out` holds something else.
+    """
+    if not artifacts:
+        raise RecipeError("no artifact was given; name the folders of ONNX artifacts and engines.")
+    if not 1 <= optimal_batch_size <= max_batch_size:
+        raise RecipeError(
+            f"a batch of {optimal_batch_size} to tune for is not between 1 and the largest, {max_batch_size}."
+        )
+    if golden_images < 1:
+        raise RecipeError(f"{golden_images} golden images prove nothing; keep at least one.")
+    if as_zip and out.suffix != ".zip":
+        out = out.with_name(f"{out.name}.zip")
+    _check_output(out)
+    contents = collect([(path, open_artifact(path, None, options)) for path in artifacts])
+    data = open_data_for(contents.first, options)
+    if data is not None:
+        say_notes(data, options.progress)
+    golden = choose_images(contents.first, golden_images, data)
+    batch = BatchSizes(optimal_batch_size, max_batch_size)
+    parent = out.resolve().parent
+    create_output_folder(parent)
+    if out.suffix != ".zip":
+        with replace_folder(out.resolve()) as folder:
+            digest = assemble(folder, contents, golden, batch, options.progress)
+            size = _size(folder)
+    else:
+        with TemporaryDirectory(prefix=f".{out.stem}.", dir=parent) as temporary:
+            folder = Path(temporary) / out.stem
+            folder.mkdir()
+            digest = assemble(folder, contents, golden, batch, options.progress)
+            write_archive(folder, Path(temporary) / "archive.zip")
+            (Path(temporary) / "archive.zip").replace(out)
+        size = out.stat().st_size
+    return Bundle(
+        out,
+        tuple(model.file for model in contents.models),
+        tuple(engine.file for engine in contents.engines),
+        golden.origin,
+        size,
+        digest,
+        _notes(contents, golden),
+    )
+
+
+def _check_output(out: Path) -> None:
+    """Refuse to replace anything but a bundle from which no engine was built."""
+    if out.suffix == ".zip":
+        if out.exists() and not is_archived_bundle(out):
+            raise OutputError(f"{out} is there already and is no bundle; choose another place with --out.")
+        return
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a new folder, or a name ending in .zip, with --out.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / verify.RECORD).is_file() or not (out / verify.SUMS).is_file():
+        raise OutputError(f"{out} holds something that is no bundle; choose an empty folder with --out.")
+    if (out / verify.BUILT).exists():
+        raise OutputError(
+            f"{out} holds engines that were built from it ({verify.BUILT}/); choose another folder with --out."
+        )
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes on the disk: a file with two names counts once."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({status.st_ino: status.st_size for status in found}.values())
+
+
+def _notes(contents: Contents, golden: GoldenImages) -> tuple[str, ...]:
+    """Return what the user should know, a line each."""
+    notes = []
+    if golden.kind == "synthetic":
+        notes.append("no --data was given: the golden images are synthetic")
+    elif golden.kind == "own":
+        notes.append(f"the bundle holds {golden.origin} as pixels; leave --data out where they must not be passed on")
+    for model in contents.models:
+        if model.obstacle is not None:
+            notes.append(f"{model.name} is not for TensorRT: {model.obstacle}")
+    for engine in contents.engines:
+        if not engine.is_exact:
+            notes.append(f"{engine.file} was not built from {engine.model.file}, with whose answers it is compared")
+    return tuple(notes)

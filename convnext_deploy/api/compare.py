@@ -1,0 +1,46 @@
+"""`compare`: what several runs made, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.reports.comparison import Comparison, Run, _differences, _notes, _warnings, distinct_names
+from convnext_deploy.reports.record import REPORT_JSON, read_report
+from convnext_deploy.system.files import create_output_folder, write_text
+
+
+def compare(runs: Sequence[Path], *, out: Path | None = None) -> Comparison:
+    """Put the artifacts of several runs side by side.
+
+    Args:
+        runs: at least two folders of runs, or their `report.json`; unfinished ones are compared as far as they are.
+        out: HTML file to write, with the table, the plot and what differs; None: none is written.
+
+    Raises:
+        ArtifactError: if there are fewer than two runs, one of them has no report, or the same is given twice.
+        OutputError: if `out` cannot be written.
+    """
+    paths = [Path(path) for path in runs]
+    if len(paths) < 2:
+        raise ArtifactError(
+            f"{len(paths) or 'no'} run was given, and comparing needs two; name the folders of more runs."
+        )
+    folders = [(path if path.is_dir() or path.name != REPORT_JSON else path.parent).resolve() for path in paths]
+    for place, folder in enumerate(folders):
+        if folder in folders[:place]:
+            raise ArtifactError(
+                f"{paths[folders.index(folder)]} and {paths[place]} are the same run; give each run once."
+            )
+    reports = [read_report(path) for path in paths]
+    named = tuple(map(Run, distinct_names(folders), paths, reports))
+    comparison = Comparison(named, tuple(_differences(named)), tuple(_warnings(named)), tuple(_notes(named)))
+    if out is not None:
+        from convnext_deploy.reports.html.comparison_page import render_comparison
+
+        if out.is_dir():
+            raise OutputError(f"{out} is a folder; give the name of a file, such as {out / 'comparison.html'}.")
+        create_output_folder(out.resolve().parent)
+        write_text(out, render_comparison(comparison))
+    return comparison

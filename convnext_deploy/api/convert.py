@@ -1,0 +1,182 @@
+"""Weights for other libraries: the files that timm, torchvision, the official code or transformers load as their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convnext_deploy.api.open_inputs import open_artifact
+from convnext_deploy.api.options import DEFAULTS, Options
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.models.checkpoints.hub_config import (
+    CONFIG,
+    PREPROCESSOR,
+    preprocessor_difference,
+    timm_config,
+    transformers_config,
+    transformers_preprocessor,
+)
+from convnext_deploy.models.checkpoints.key_maps import Dialect, check_writable, from_native
+from convnext_deploy.models.variants import complete_spec
+from convnext_deploy.system.files import replace_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAFETENSORS, PICKLE, CLASSES, README = "model.safetensors", "model.pth", "class_names.txt", "README.md"
+_SIGNATURE = "Written by convnext_deploy from"  # in the README; other folders than those with it are left alone
+_WRITTEN = {SAFETENSORS, PICKLE, CLASSES, README, CONFIG, PREPROCESSOR}
+_TORCHVISION = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written: the folder, its files, and what the other library will do differently (usually nothing)."""
+
+    path: Path
+    dialect: Dialect
+    variant: str
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+    load: str
+
+    def to_json(self) -> str:
+        """Return the record as JSON."""
+        return json.dumps({**dataclasses.asdict(self), "path": str(self.path)}, indent=1)
+
+
+def convert(
+    checkpoint: Path, dialect: Dialect, out: Path, *, model: str | None = None, options: Options = DEFAULTS
+) -> Conversion:
+    """Write an FP32 artifact or checkpoint in the form of another library, bit for bit the same weights.
+
+    Args:
+        checkpoint: artifact, weights file or name of published weights.
+        dialect: the library.
+        out: folder for the weights, their config files, the class names and a README with the lines that load them.
+        model: variant that the checkpoint must hold.
+        options: only `image_size`, `crop_pct` and `progress` count.
+
+    Raises: DeployError: if the checkpoint cannot be read, is quantized, or the library has no such network.
+    """
+    artifact = open_artifact(checkpoint, model, options)
+    if artifact.format != "torch" or artifact.precision != "fp32":
+        raise ArtifactError(
+            f"{checkpoint} is {artifact.precision} in the format {artifact.format}; other libraries take FP32 weights: "
+            "convert the artifact that it was made from."
+        )
+    notes = check_writable(artifact.model, dialect)
+    _check_output(out, artifact)
+    state = _read_exactly(artifact)
+    tensors = {key: t.contiguous() for key, t in from_native(state, artifact.model, dialect).items()}
+    if dialect == "huggingface" and (difference := preprocessor_difference(artifact.preprocess)):
+        notes.append(difference)
+    load = _loading_lines(artifact, dialect)
+    with replace_folder(out.resolve()) as folder:
+        if dialect in ("timm", "huggingface"):
+            from safetensors.torch import save_file
+
+            save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+        else:
+            import torch
+
+            torch.save({"model": tensors} if dialect == "facebook" else tensors, folder / PICKLE)
+        for name, content in _config_files(artifact, dialect).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if artifact.class_names is not None:
+            (folder / CLASSES).write_text("\n".join(artifact.class_names) + "\n", encoding="utf-8")
+        (folder / README).write_text(_readme(artifact, dialect, load, notes), encoding="utf-8")
+        files = tuple(sorted(entry.name for entry in folder.iterdir()))
+    return Conversion(out, dialect, artifact.model.variant, files, tuple(notes), load)
+
+
+def _read_exactly(artifact: Artifact) -> dict[str, Tensor]:
+    """Return the weights after the checks that loading them into the network makes."""
+    from convnext_deploy.models.checkpoints.load_network import load_network
+
+    return dict(load_network(artifact).state_dict())
+
+
+def _check_output(out: Path, artifact: Artifact) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a folder with --out.")
+    if out.resolve() == artifact.path.resolve():
+        raise OutputError(f"{out} holds the checkpoint itself; choose another folder with --out.")
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set[str]()
+    readme = out / README
+    is_own = readme.is_file() and _SIGNATURE in readme.read_text(encoding="utf-8", errors="replace")
+    others = sorted(names - _WRITTEN) or ([] if is_own else sorted(names))
+    if others:
+        raise OutputError(
+            f"{out} holds '{others[0]}', which this command would delete; choose an empty folder with --out."
+        )
+
+
+def _config_files(artifact: Artifact, dialect: Dialect) -> dict[str, object]:
+    spec, preprocess, names = artifact.model, artifact.preprocess, artifact.class_names
+    if dialect == "timm":
+        return {CONFIG: timm_config(spec, preprocess, names)}
+    if dialect == "huggingface":
+        return {
+            CONFIG: transformers_config(spec, preprocess, names),
+            PREPROCESSOR: transformers_preprocessor(preprocess),
+        }
+    return {}
+
+
+def _loading_lines(artifact: Artifact, dialect: Dialect) -> str:
+    """Return the Python lines that load the files from within their folder."""
+    spec, row = artifact.model, complete_spec(artifact.model)
+    if dialect == "timm":
+        return "import timm\n\nmodel = timm.create_model('local-dir:.', pretrained=True)"
+    if dialect == "huggingface":
+        return (
+            "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+            "model = AutoModelForImageClassification.from_pretrained('.')\n"
+            "processor = AutoImageProcessor.from_pretrained('.')"
+        )
+    read = "torch.load('model.pth', weights_only=True)"
+    if dialect == "facebook":
+        module, name = ("convnext", "ConvNeXt") if row.version == 1 else ("convnextv2", "ConvNeXtV2")
+        return (
+            f"import torch\nfrom models.{module} import {name}  # models/{module}.py of the official repository\n\n"
+            f"model = {name}(in_chans={spec.in_channels}, num_classes={spec.num_classes}, depths={list(row.depths)}, "
+            f"dims={list(row.dims)})\nmodel.load_state_dict({read}['model'])"
+        )
+    if spec.variant in _TORCHVISION:
+        build = f"import torch\nimport torchvision\n\nmodel = torchvision.models.{spec.variant}(num_classes={spec.num_classes})"
+    else:
+        blocks = [(a, b, n) for a, b, n in zip(row.dims, [*row.dims[1:], None], row.depths, strict=True)]
+        build = (
+            "import torch\nfrom torchvision.models.convnext import CNBlockConfig, ConvNeXt\n\n"
+            f"blocks = [CNBlockConfig(*stage) for stage in {blocks}]\n"
+            f"model = ConvNeXt(blocks, num_classes={spec.num_classes})"
+        )
+    return f"{build}\nmodel.load_state_dict({read})"
+
+
+def _readme(artifact: Artifact, dialect: Dialect, load: str, notes: list[str]) -> str:
+    p, spec = artifact.preprocess, artifact.model
+    lines = [
+        f"# {spec.variant} for {dialect}",
+        "",
+        f"{spec.num_classes} classes, {spec.in_channels} input channels. Run in this folder:",
+        "",
+        "```python",
+        load,
+        "model.eval()",
+        "```",
+        "",
+        f"Evaluation: resize {'both sides' if p.crop_mode == 'squash' else 'the shorter side'} to {p.resize_size} pixels "
+        f"({p.interpolation}), crop the centre {p.image_size}×{p.image_size}, scale to [0, 1], subtract {list(p.mean)}, "
+        f"divide by {list(p.std)}.",
+        *([""] if notes else []),
+        *(f"Note: {note}." for note in notes),
+        "",
+        f"{_SIGNATURE} {artifact.main_file.name} (sha256 {artifact.sha256}).",
+    ]
+    return "\n".join(lines) + "\n"

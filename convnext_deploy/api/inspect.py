@@ -1,0 +1,38 @@
+"""Inspect whatever a user points at: an ONNX file or engine plan of any origin, or an artifact folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.graphs.engine_plan import PLAN_SUFFIXES, EngineRecord, inspect_plan
+from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, inspect_onnx
+
+
+def inspect(file: Path) -> ONNXRecord | EngineRecord:
+    """Say what is in a file, or in the main file of an artifact folder.
+
+    Raises: ArtifactError: if there is nothing there, it is neither ONNX nor a plan, or it cannot be read.
+    """
+    path = Path(file)
+    if path.is_dir():
+        if not (path / MANIFEST).is_file():
+            raise ArtifactError(f"{path} is a folder without {MANIFEST}; name a file in it that is to be inspected.")
+        artifact = read_artifact(path)
+        if artifact.format == "torch":
+            raise ArtifactError(
+                f"{path} holds a PyTorch model; expected an ONNX file or an engine. Run 'convnext-deploy export' on it first."
+            )
+        path = artifact.main_file
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; expected an ONNX file, an engine plan or an artifact folder.")
+    if not path.stat().st_size:
+        raise ArtifactError(f"{path} is empty; expected an ONNX file or an engine plan.")
+    if path.suffix in PLAN_SUFFIXES:
+        return inspect_plan(path)
+    if path.suffix == ".onnx":
+        return inspect_onnx(path)
+    raise ArtifactError(
+        f"{path} is neither ONNX nor an engine; expected a file ending in .onnx, {', '.join(PLAN_SUFFIXES)}."
+    )

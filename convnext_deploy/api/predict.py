@@ -1,0 +1,178 @@
+"""What an artifact takes images to be, with the name and the probability of each class."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.api.open_inputs import open_artifact
+from convnext_deploy.api.options import DEFAULTS, Options, decoding_processes, resolve_device
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.data.datasets import check_takes_images
+from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
+from convnext_deploy.errors import ArtifactError, DataError, RecipeError
+from convnext_deploy.evaluation.measure import BATCH_SIZE
+from convnext_deploy.runners import Runner, open_runner
+from convnext_deploy.runners.graph_io import graph_io
+from convnext_deploy.system.progress import Progress
+
+_WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
+_SUM_ERROR = 1e-3  # of probabilities in half precision
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class, by its index and its name (the index as text where the artifact has no names), and its probability, 0 to 1."""
+
+    class_name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image, best first; for a file that cannot be read there are none, and `error` says why."""
+
+    path: Path
+    guesses: tuple[Guess, ...]
+    error: str | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what `--json` prints: `path`, `predictions` and, only where there is one, `error`."""
+        guesses = [{"class": g.class_name, "index": g.index, "probability": g.probability} for g in self.guesses]
+        record: dict[str, Any] = {"path": str(self.path), "predictions": guesses}
+        return record if self.error is None else {**record, "error": self.error}
+
+
+def predict(
+    artifact: Path | str,
+    images: Iterable[Path | str],
+    *,
+    top_k: int = 5,
+    runner: str | None = None,
+    options: Options = DEFAULTS,
+) -> Iterator[Prediction]:
+    """Classify images with an artifact's own runner and preprocessing.
+
+    Everything but the images themselves is checked and opened before this returns. The images are read while the predictions are
+    taken, a few batches ahead, so that there may be any number of them. They come in the order of `images`, those of a folder
+    sorted by path.
+
+    Args:
+        artifact: folder or file, or the name of published weights.
+        images: image files, of any name; and folders, of which all files below are taken that are images by their names.
+        top_k: classes per image, at least 1; fewer come where there are not so many.
+        runner: one of `runners.RUNNERS`; None: that of the artifact's format.
+        options: `device`, `workers`, `batch_size`, `image_size`, `crop_pct` and `progress` count.
+
+    Returns: an iterator; a file that cannot be read is told by `Prediction.error` and ends nothing.
+
+    Raises:
+        DataError: if there is no image, or a path is not there.
+        ArtifactError: if the artifact cannot be opened; while iterating, if it computes values that are not finite.
+        BackendUnavailableError: if this machine lacks what the runner needs.
+    """
+    if top_k < 1:
+        raise RecipeError(f"top_k = {top_k} is out of range; expected >= 1.")
+    paths = find_images(images)
+    opened = open_artifact(artifact, None, options)
+    check_takes_images(str(artifact), opened)
+    io = graph_io(opened)
+    if io.output == "top-k" and top_k > io.top_k:
+        options.progress.say(f"{artifact} gives its {io.top_k} most probable classes only")
+    backend = open_runner(opened, resolve_device(options), runner=runner)
+    workers = options.workers
+    if workers is None:
+        workers = decoding_processes() if len(paths) >= _WORTH_PROCESSES else 0
+    size = options.batch_size or BATCH_SIZE
+    return _classify(opened, backend, paths, io, top_k, size, workers, options.progress)
+
+
+def find_images(images: Iterable[Path | str]) -> list[Path]:
+    """Return the files meant by a list of files and folders.
+
+    Raises: DataError: if one is not there or cannot be listed, a folder has no image, or there is none at all.
+    """
+    found: list[Path] = []
+    for path in map(Path, images):
+        try:
+            mode = path.stat().st_mode
+            inside = list_images(path) if stat.S_ISDIR(mode) else [path]
+        except FileNotFoundError:
+            raise DataError(f"{printable(path)} does not exist; expected an image or a folder of images.") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{printable(path)} cannot be read ({reason}).") from None
+        if not inside:
+            extensions = ", ".join(IMAGE_EXTENSIONS)
+            raise DataError(f"{printable(path)} has no images; expected files that end in {extensions}.")
+        found += inside
+    if not found:
+        raise DataError("no images were given; expected files or folders of images.")
+    return found
+
+
+def _classify(
+    artifact: Artifact,
+    runner: Runner,
+    paths: list[Path],
+    io: GraphIO,
+    top_k: int,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> Iterator[Prediction]:
+    from convnext_deploy.data.prediction_batches import FileBatches
+
+    names, foreign = artifact.class_names, artifact.model.variant == "unknown"
+    try:
+        with progress.task("predict", len(paths), "images") as task:
+            for batch in FileBatches(paths, artifact.preprocess, batch_size, workers):
+                rows: Iterator[tuple[Guess, ...]] = iter(())
+                if len(batch.images):
+                    logits = runner.logits(np.ascontiguousarray(batch.images.numpy()))
+                    if not np.isfinite(logits).all():
+                        raise ArtifactError(
+                            f"{artifact.main_file}: the logits are not finite; the artifact is unusable."
+                        )
+                    rows = _best(to_probabilities(logits, io, foreign), names, min(top_k, _given(io, logits.shape[1])))
+                for path, error in zip(batch.paths, batch.errors, strict=True):
+                    yield Prediction(path, next(rows)) if error is None else Prediction(path, (), str(error))
+                task.advance(len(batch.paths))
+    finally:
+        runner.close()
+
+
+def _given(io: GraphIO, classes: int) -> int:
+    return min(io.top_k, classes) if io.output == "top-k" else classes
+
+
+def to_probabilities(logits: NDArray[np.float32], io: GraphIO, foreign: bool) -> NDArray[np.float64]:
+    """Return the probabilities `(N, classes)` of what a runner gives, `(N, classes)` float32.
+
+    That is the softmax, but for graphs that give probabilities, whose logarithms runners return. A graph of another origin may end
+    in a softmax and not say so; what is positive there and sums to one is taken for probabilities.
+    """
+    values = logits.astype(np.float64)
+    if io.output != "logits":
+        return np.exp(values)
+    if foreign and (values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < _SUM_ERROR).all():
+        return values
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _best(probabilities: NDArray[np.float64], names: tuple[str, ...] | None, count: int) -> Iterator[tuple[Guess, ...]]:
+    # Among equal ones the lower class wins, as in the score of the validation images.
+    for row, order in zip(probabilities, np.argsort(-probabilities, axis=1, kind="stable")[:, :count], strict=True):
+        yield tuple(
+            Guess(str(index) if names is None else names[index], index, float(row[index])) for index in order.tolist()
+        )

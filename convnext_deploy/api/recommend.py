@@ -1,0 +1,160 @@
+"""All variants with their figures and settings, and which of them to take for a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.models.variants import VARIANTS
+from convnext_deploy.models.zoo.ranking import Candidate, Exclusion, rank
+from convnext_deploy.models.zoo.starter_recipe import create_start_recipe, write_recipe_text
+from convnext_deploy.models.zoo.training_settings import (
+    data_size,
+    size_recipe,
+)
+from convnext_deploy.system.cuda_driver import cuda_driver_error
+from convnext_deploy.system.files import write_text
+from convnext_deploy.system.progress import Progress, SilentProgress
+
+SHORT_LIST = 5
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The candidates for a data set, best first, why the other variants are left out, and a recipe for the first one.
+
+    `recipe_text` is the recipe as TOML with the source of every value. `size_recipe` and `data_recipe` are the paths, in the
+    project's repository, of the recipes for the size of the first candidate and for the size of the data. `device` tells where
+    latency was measured, if it was.
+    """
+
+    images: int
+    classes: int
+    image_size: int
+    gpu_memory_gb: float | None
+    latency_budget_ms: float | None
+    device: str | None
+    candidates: tuple[Candidate, ...]
+    exclusions: tuple[Exclusion, ...]
+    recipe: Recipe
+    recipe_text: str
+    size_recipe: str
+    data_recipe: str
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what `--json` prints: all fields but `recipe`, which `recipe_text` holds."""
+        record = dataclasses.asdict(self)
+        del record["recipe"]
+        return record
+
+
+def recommend(
+    images: int,
+    classes: int,
+    *,
+    gpu_memory_gb: float | None = None,
+    latency_budget_ms: float | None = None,
+    image_size: int = 224,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Recommendation:
+    """Recommend at most five variants for a classification data set, and a recipe to start from.
+
+    Args:
+        images: training images.
+        classes: >= 2.
+        gpu_memory_gb: memory of the GPU to train on, as it is sold; None: no limit.
+        latency_budget_ms: longest time for one image in FP32 PyTorch on this machine, on its GPU if it has one. Candidates are
+            timed with fresh weights, which do not change the time.
+        image_size: side of the network's input in pixels.
+        out: new file for the recipe; None: none is written.
+        progress: where to report the timing; None: nowhere.
+
+    Raises:
+        RecipeError: if a number is out of range, or no variant fits the memory or the latency.
+        OutputError: if `out` exists or has no folder.
+    """
+    if latency_budget_ms is not None and latency_budget_ms <= 0:
+        raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
+    if out is not None:
+        _check_new_file(out)
+    candidates, exclusions = rank(images, classes, gpu_memory_gb=gpu_memory_gb, image_size=image_size)
+    if not candidates:
+        smallest = data_size(images).order[-1]
+        reason = next(exclusion.reason for exclusion in exclusions if exclusion.variant == smallest)
+        raise RecipeError(f"{gpu_memory_gb} GB of GPU memory are too little: even {smallest} {reason}.")
+    device = None
+    if latency_budget_ms is not None:
+        device = "cpu" if cuda_driver_error() else "cuda"
+        candidates, slow = _within_budget(
+            candidates, classes, image_size, latency_budget_ms, device, progress or SilentProgress()
+        )
+        exclusions = slow + exclusions
+    recipe = create_start_recipe(candidates[0], image_size, images)
+    text = write_recipe_text(recipe, candidates[0], images, classes)
+    of_size = size_recipe(candidates[0].variant)
+    assert of_size is not None  # candidates are never test networks
+    if out is not None:
+        write_text(out, text)
+    return Recommendation(
+        images, classes, image_size, gpu_memory_gb, latency_budget_ms, device, candidates[:SHORT_LIST], exclusions,
+        recipe, text, of_size, data_size(images).recipe,
+    )  # fmt: skip
+
+
+def _check_new_file(path: Path) -> None:
+    if path.exists():
+        raise OutputError(f"{path} exists and is not overwritten; choose another name with --out, or remove it.")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"there is no folder {path.parent} to write {path.name} into; make it, or choose another with --out."
+        )
+
+
+def _within_budget(
+    candidates: tuple[Candidate, ...], classes: int, image_size: int, budget_ms: float, device: str, progress: Progress
+) -> tuple[tuple[Candidate, ...], tuple[Exclusion, ...]]:
+    """Time candidates in their order until enough of them are fast enough; return these, and those that are too slow."""
+    from convnext_deploy.evaluation.timing.untrained_latency import measure_fresh_latency
+
+    fast: list[Candidate] = []
+    slow: dict[str, float] = {}
+    exclusions: list[Exclusion] = []
+    with progress.task(f"latency on {device}", len(candidates), "models") as task:
+        for candidate in candidates:
+            smaller = next((name for name in slow if _at_least_as_large(candidate.variant, name)), None)
+            if smaller is not None:
+                # It cannot be faster, and timing large networks is what takes long.
+                reason = f"at least as deep and wide as {smaller}, which takes {slow[smaller]:.1f} ms on this {device}"
+                exclusions.append(Exclusion(candidate.variant, reason))
+                continue
+            latency = measure_fresh_latency(ModelSpec(candidate.variant, classes), image_size, device)
+            task.advance(note=f"{candidate.variant} {latency:.1f} ms")
+            if latency > budget_ms:
+                slow[candidate.variant] = latency
+                reason = f"takes {latency:.1f} ms for one image on this {device}, the budget is {budget_ms:g} ms"
+                exclusions.append(Exclusion(candidate.variant, reason))
+                continue
+            reason = f"takes {latency:.1f} ms for one image on this {device}, within {budget_ms:g} ms"
+            fast.append(dataclasses.replace(candidate, latency_ms=latency, reasons=(*candidate.reasons, reason)))
+            if len(fast) == SHORT_LIST:
+                break
+    if not fast:
+        fastest = min(slow, key=lambda name: slow[name])
+        raise RecipeError(
+            f"no variant takes one image of {image_size} pixels in {budget_ms:g} ms on this {device}; the fastest, "
+            f"{fastest}, takes {slow[fastest]:.1f} ms. Allow more, or choose smaller images."
+        )
+    return tuple(fast), tuple(exclusions)
+
+
+def _at_least_as_large(variant: str, other: str) -> bool:
+    """Whether a variant does all that the other does: its depth, its width, its norms, and the GRN of version 2."""
+    a, b = VARIANTS[variant], VARIANTS[other]
+    sizes = zip((a.version, *a.depths, *a.dims), (b.version, *b.depths, *b.dims), strict=True)
+    return a.norm == b.norm and all(mine >= others for mine, others in sizes)

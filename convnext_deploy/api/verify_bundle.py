@@ -1,0 +1,53 @@
+"""`verify-bundle`: what `verify.py` of a bundle does, by this package's own copy; nothing that lies in a bundle is executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext_deploy.bundles.archive import unpacked
+from convnext_deploy.bundles.device import verify
+from convnext_deploy.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked; `unmet` are the kinds that were required and of which none could be run."""
+
+    checks: tuple[verify.Check, ...]
+    unmet: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing disagreed, and what was required was run."""
+        return not self.unmet and all(check.status != verify.FAILED for check in self.checks)
+
+    def to_json(self) -> str:
+        """Return the record as JSON."""
+        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+
+
+def verify_bundle(bundle: Path, *, require: Sequence[str] = (), built: Path | None = None) -> Verification:
+    """Check the files of a bundle, run every model and engine that this machine can run, and compare with the golden answers.
+
+    Args:
+        bundle: folder, or `.zip` of one.
+        require: `onnx`, `engine`: kinds of which at least one must be run.
+        built: folder with the engines that were built from it; None: `built/` in the bundle.
+
+    Raises: ArtifactError: if it is no bundle. One that is damaged or disagrees is no error: see `Verification.passed`.
+    """
+    try:
+        if bundle.is_dir():
+            checks = verify.verify(bundle, built)
+        elif bundle.is_file():
+            with unpacked(bundle) as folder:
+                checks = verify.verify(folder, built)
+        else:
+            raise ArtifactError(f"{bundle} does not exist; expected the folder of a bundle, or a .zip of it.")
+    except verify.BundleError as error:
+        raise ArtifactError(str(error)) from None
+    return Verification(tuple(checks), tuple(verify.missing(checks, list(require))))

@@ -1,0 +1,214 @@
+"""Which artifacts go into a bundle, under which names, and what each of their graphs takes and gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.bundles.device.tensorrt_device import BINDINGS
+from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.lint.rules import find_traps
+from convnext_deploy.graphs.onnx_io import tensor_shape
+from convnext_deploy.graphs.onnx_view import open_view
+
+_INPUT_TYPES = ("float32", "float16", "uint8")
+_OUTPUT_TYPES = ("float32", "float16", "int32", "int64")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a graph; a None in `shape` is the batch, where it may vary. `dtype` is NumPy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX file. `obstacle`: why TensorRT refuses it, or would compute something else; None: it does neither."""
+
+    name: str
+    artifact: Artifact
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    obstacle: str | None
+
+    @property
+    def layout(self) -> str:
+        """`NCHW` or `NHWC`."""
+        return "NCHW" if self.input.shape[1] == self.artifact.model.in_channels else "NHWC"
+
+    @property
+    def frozen_batch(self) -> int | None:
+        """The only batch size that the graph takes; None: any."""
+        return self.input.shape[0]
+
+    @property
+    def file(self) -> str:
+        """Its place in the bundle."""
+        return f"onnx/{self.name}.onnx"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A plan that was built before. `model` is whose golden outputs it must give; `is_exact`: it was built from that very file.
+
+    `gpus` are the compute capabilities it runs on, none for an engine of the GPU that built it.
+    """
+
+    file: str
+    artifact: Artifact
+    path: Path
+    gpus: tuple[str, ...]
+    model: Model
+    is_exact: bool
+
+    @property
+    def kind(self) -> str:
+        """`tensorrt` or `tensorrt-rtx`."""
+        return str(self.artifact.details["flavor"])
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle holds; `models` are the smallest first."""
+
+    name: str
+    models: tuple[Model, ...]
+    engines: tuple[Engine, ...]
+
+    @property
+    def first(self) -> Artifact:
+        """An artifact that tells model, classes and preprocessing; they are the same for all."""
+        return self.models[0].artifact
+
+    @property
+    def license(self) -> str | None:
+        """What is known of it, from any of the artifacts."""
+        found = [model.artifact.license for model in self.models] + [engine.artifact.license for engine in self.engines]
+        return " and ".join(sorted({text for text in found if text})) or None
+
+
+def collect(given: Sequence[tuple[Path, Artifact]]) -> Contents:
+    """Check that the artifacts of a bundle belong together, and name them.
+
+    Args:
+        given: opened artifacts in the formats onnx and tensorrt, each with where the user found it, for messages.
+
+    Raises: ArtifactError: naming the artifact that does not belong in it, and what to do.
+    """
+    opened: dict[str, tuple[Path, Artifact]] = {}
+    for path, artifact in given:
+        if artifact.format == "torch":
+            raise ArtifactError(
+                f"{path} is in the format torch, which no device runs; export it first: convnext-deploy export '{path}'."
+            )
+        if artifact.format not in ("onnx", "tensorrt"):
+            raise ArtifactError(f"{path} is in the format {artifact.format}; a bundle takes onnx and tensorrt.")
+        opened.setdefault(f"{artifact.format} {artifact.sha256}", (path, artifact))  # the same one twice is one
+    artifacts = list(opened.values())
+    for path, artifact in artifacts[1:]:
+        _check_same(artifacts[0], (path, artifact))
+    graphs = sorted((entry for entry in artifacts if entry[1].format == "onnx"), key=lambda entry: entry[1].size_bytes)
+    if not graphs:
+        raise ArtifactError(
+            f"{artifacts[0][0]} alone is no bundle: its golden outputs come from the ONNX artifact that it was built from; "
+            "name that one too."
+        )
+    name = bundle_name(graphs[0][1])
+    labels = model_names(name, [artifact for _, artifact in graphs])
+    models = tuple(_describe_model(label, *entry) for label, entry in zip(labels, graphs, strict=True))
+    engines: list[Engine] = []
+    for path, artifact in artifacts:
+        if artifact.format == "tensorrt":
+            engines += _describe_engines(path, artifact, models, [engine.file for engine in engines])
+    return Contents(name, models, tuple(engines))
+
+
+def _check_same(one: tuple[Path, Artifact], other: tuple[Path, Artifact]) -> None:
+    def identity(spec: ModelSpec) -> tuple[str, int, int]:
+        return spec.variant, spec.in_channels, spec.num_classes
+
+    pairs = (
+        ("a {}", one[1].model.variant, other[1].model.variant),
+        ("of {0[1]} channels and {0[2]} classes", identity(one[1].model), identity(other[1].model)),
+        ("of the classes {}", one[1].class_names, other[1].class_names),
+        ("preprocessed by {}", one[1].preprocess, other[1].preprocess),
+    )
+    for text, first, second in pairs:
+        if first != second:
+            found, expected = (str(text.format(value))[:200] for value in (second, first))
+            raise ArtifactError(
+                f"{other[0]} is {found}, {one[0]} is {expected}; a bundle holds one model, so make two."
+            )
+
+
+def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
+    view = open_view(artifact.main_file)
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in view.tensors.values()):
+        raise ArtifactError(
+            f"{path} keeps its weights in a file of their own, which a bundle has no place for; write one file: "
+            "onnx.save(onnx.load(A), B)."
+        )
+    inputs = [_tensor(path, value, _INPUT_TYPES) for value in view.inputs]
+    outputs = tuple(_tensor(path, value, _OUTPUT_TYPES) for value in view.model.graph.output)
+    side = artifact.preprocess.image_size
+    items = [(artifact.model.in_channels, side, side), (side, side, artifact.model.in_channels)]
+    if len(inputs) != 1 or inputs[0].shape[1:] not in items:
+        found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs)
+        raise ArtifactError(f"{path} takes {found}; expected one input of images, (batch, {items[0]}).")
+    if (
+        not outputs
+        or any(len(o.shape) != 2 or o.shape[1] is None for o in outputs)
+        or outputs[0].dtype not in _INPUT_TYPES
+    ):
+        found = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in outputs)
+        raise ArtifactError(
+            f"{path} gives {found}; expected scores (batch, classes) first, and nothing that is not (batch, k)."
+        )
+    obstacle = next((trap.cost for trap in find_traps(find_products(view)) if trap.severity == "error"), None)
+    return Model(name, artifact, inputs[0], outputs, obstacle)
+
+
+def _tensor(path: Path, value: onnx.ValueInfoProto, types: Sequence[str]) -> Tensor:
+    kind = value.type.tensor_type.elem_type
+    dtype = helper.tensor_dtype_to_np_dtype(kind).name if kind else "unknown"
+    if dtype not in types:
+        raise ArtifactError(f"{path}: '{value.name}' is of the type {dtype}; expected one of {', '.join(types)}.")
+    return Tensor(value.name, dtype, tensor_shape(value))
+
+
+def _describe_engines(path: Path, artifact: Artifact, models: Sequence[Model], taken: Sequence[str]) -> list[Engine]:
+    if artifact.details.get("flavor") not in BINDINGS or "tensorrt" not in artifact.details:
+        raise ArtifactError(f"{path} does not say which TensorRT its engines are for; build them again.")
+    if artifact.details.get("stripped"):
+        raise ArtifactError(f"{path} was stripped of its weights and cannot run as it is; build it with them.")
+    source = artifact.lineage[-1].inputs.get("source") if artifact.lineage else None
+    exact = next((model for model in models if model.artifact.sha256 == source), None)
+    model = exact or next((model for model in models if model.artifact.precision == artifact.precision), None)
+    if model is None:
+        raise ArtifactError(
+            f"{path} was built from an ONNX artifact that is not given, and its golden outputs come from there; name it too, or "
+            f"any of the precision {artifact.precision}."
+        )
+    engines: list[Engine] = []
+    for file in artifact.files:
+        if not file.name.endswith(".plan"):
+            continue
+        gpu = re.search(r"\.(sm\d+)\.plan$", file.name)
+        gpus = (gpu[1].upper(),) if gpu else tuple(artifact.details.get("gpus", ()))
+        place = f"engines/{model.name}" + (f".{gpu[1]}" if gpu else "")
+        used = [name.removesuffix(".plan") for name in (*taken, *(engine.file for engine in engines))]
+        name = f"{distinct(place, used)}.plan"
+        engines.append(Engine(name, artifact, artifact.path / file.name, gpus, model, exact is not None))
+    return engines

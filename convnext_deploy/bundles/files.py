@@ -1,0 +1,171 @@
+"""The files of a bundle, from its artifacts and golden images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.bundles import device
+from convnext_deploy.bundles.contents import Contents, Model, Tensor
+from convnext_deploy.bundles.device import answers, verify
+from convnext_deploy.bundles.golden import GoldenImages, allowed_errors, compute_outputs
+from convnext_deploy.bundles.readme import render_card
+from convnext_deploy.bundles.reported_accuracy import as_record, find_measurement, history
+from convnext_deploy.bundles.triton import model_config, write_entry
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.reports.phrases import one_line
+from convnext_deploy.system.environment import package_versions
+from convnext_deploy.system.progress import Progress
+
+PROGRAMS = ("verify.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
+CLASSES, CARD, TABLE, PIXELS = "classes.txt", "README.md", "models.tsv", "golden/pixels.npy"
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """What engines built on the device are tuned for, and the largest batch that they and Triton take."""
+
+    optimal: int
+    maximum: int
+
+
+def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: BatchSizes, progress: Progress) -> str:
+    """Write all files of a bundle into an empty folder; return the SHA-256 of the list of their checksums.
+
+    Raises: ArtifactError: if an artifact is not what its manifest says, or cannot be run.
+    """
+    names = contents.first.class_names
+    labels = None if names is None else "".join(f"{one_line(name)}\n" for name in names)
+    (folder / "golden").mkdir()
+    np.save(folder / PIXELS, golden.pixels)
+    records = []
+    with progress.task("bundle", len(contents.models) + len(contents.engines), "files") as task:
+        for model in contents.models:
+            _copy(model.artifact.main_file, folder / model.file, model.artifact)
+            records.append(_answer(folder, model, golden, batch))
+            task.advance(note=model.name)
+        for engine in contents.engines:
+            _copy(engine.path, folder / engine.file, engine.artifact)
+            task.advance(note=engine.file)
+    for model in contents.models:
+        _write_triton(folder / "triton", folder, contents, model, batch, labels)
+    if labels is not None:
+        (folder / CLASSES).write_text(labels, encoding="utf-8")
+    for name in PROGRAMS:
+        shutil.copyfile(Path(device.__path__[0]) / name, folder / name)
+    record = _describe(contents, golden, records)
+    (folder / verify.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / TABLE).write_text(_table(records), encoding="utf-8")
+    (folder / CARD).write_text(render_card(contents, golden, record), encoding="utf-8")
+    return _write_sums(folder)
+
+
+def _copy(source: Path, target: Path, artifact: Artifact) -> None:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
+    expected = next(file.sha256 for file in artifact.files if file.name == source.name)
+    if describe_file(target).sha256 != expected:
+        raise ArtifactError(f"{source} is not the file that its manifest describes; make the artifact again.")
+
+
+def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes) -> dict[str, Any]:
+    """Write the golden outputs of a model and return its entry in the record."""
+    preprocess = dataclasses.asdict(model.artifact.preprocess)
+    takes = {**_signature(model.input), "layout": model.layout}
+    images = answers.model_inputs(golden.pixels, preprocess, takes)
+    outputs = compute_outputs(model, folder / model.file, images)
+    for tensor in model.outputs:
+        np.save(folder / _golden_file(model, tensor), outputs[tensor.name])
+    measured = find_measurement(model.artifact)
+    return {
+        "name": model.name,
+        "file": model.file,
+        "precision": model.artifact.precision,
+        "input": takes,
+        "outputs": [{**_signature(tensor), "golden": _golden_file(model, tensor)} for tensor in model.outputs],
+        "tolerance": allowed_errors(model, folder / model.file, images, outputs),
+        "batch": {"frozen": model.frozen_batch, "optimal": batch.optimal, "maximum": batch.maximum},
+        "buildable": model.obstacle is None,
+        "triton": model.name,
+        "measured": as_record(measured),
+        "history": history(model.artifact),
+    }
+
+
+def _golden_file(model: Model, tensor: Tensor) -> str:
+    return f"golden/{model.name}.{model.outputs.index(tensor)}.npy"
+
+
+def _signature(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _write_triton(
+    root: Path, folder: Path, contents: Contents, model: Model, batch: BatchSizes, labels: str | None
+) -> None:
+    def config(runtime: str, largest: int) -> str:
+        return model_config(model, runtime=runtime, max_batch_size=largest, has_labels=labels is not None)
+
+    onnx = config("onnxruntime", batch.maximum)
+    write_entry(root / "onnxruntime" / model.name, onnx, labels, folder / model.file)
+    if model.obstacle is not None:
+        return
+    built = [e for e in contents.engines if e.model is model and e.kind == "tensorrt"]
+    largest = int(built[0].artifact.details["max_batch_size"]) if built else batch.maximum
+    plan = folder / built[0].file if built else None
+    write_entry(root / "tensorrt" / model.name, config("tensorrt", largest), labels, plan)
+
+
+def _describe(contents: Contents, golden: GoldenImages, models: list[dict[str, Any]]) -> dict[str, Any]:
+    first = contents.first
+    return {
+        "schema": verify.SCHEMA,
+        "name": contents.name,
+        "tool": f"convnext_deploy {package_versions()['convnext_deploy']}",
+        "model": dataclasses.asdict(first.model),
+        "class_names": first.class_names,
+        "license": contents.license,
+        "preprocess": {**dataclasses.asdict(first.preprocess), "resize_size": first.preprocess.resize_size},
+        "golden": {"pixels": PIXELS, "images": len(golden.pixels), "origin": golden.origin},
+        "models": models,
+        "engines": [
+            {
+                "file": engine.file,
+                "kind": engine.kind,
+                "precision": engine.artifact.precision,
+                "gpus": list(engine.gpus),
+                "version": engine.artifact.details["tensorrt"],
+                "model": engine.model.name,
+                "host_code": bool(engine.artifact.details.get("version_compatible")),
+                "built_from_it": engine.is_exact,
+            }
+            for engine in contents.engines
+        ],
+    }
+
+
+def _table(models: list[dict[str, Any]]) -> str:
+    """Return what `build_on_device.sh` reads: a line per model that TensorRT can build, smallest first."""
+    lines = []
+    for model in models:
+        if model["buildable"]:
+            takes, batch = model["input"], model["batch"]
+            item = "x".join(str(size) for size in takes["shape"][1:])
+            sizes = (batch["frozen"] or 0, batch["optimal"], batch["maximum"])
+            fields = (model["name"], model["precision"], model["file"], takes["name"], item, *sizes, model["triton"])
+            lines.append("\t".join(map(str, fields)) + "\n")
+    return "".join(lines)
+
+
+def _write_sums(folder: Path) -> str:
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{verify.hash_file(folder / name)}  {name}\n" for name in files]
+    (folder / verify.SUMS).write_text("".join(lines), encoding="utf-8")
+    return verify.hash_file(folder / verify.SUMS)

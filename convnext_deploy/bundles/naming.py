@@ -1,0 +1,60 @@
+"""Names of bundles and of the models in them: what a user types on a device, and file names on any system."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from convnext_deploy.artifacts.artifact import Artifact
+
+
+def bundle_name(artifact: Artifact) -> str:
+    """Return the variant, or the name of a file that tells none."""
+    return plain(artifact.main_file.stem if artifact.model.variant == "unknown" else artifact.model.variant)
+
+
+def model_names(bundle: str, artifacts: Sequence[Artifact]) -> list[str]:
+    """Return a name for each ONNX artifact: its precision, and where several have that, what tells these apart.
+
+    That is the target of the quantization, the runtime that an FP16 graph is for, the input, the output and the batch; and where
+    all these are the same, the stage or file it comes from, and a number.
+    """
+    names: list[str] = []
+    for artifact in artifacts:
+        same = [_features(other) for other in artifacts if other.precision == artifact.precision]
+        telling = [feature for feature, *others in zip(_features(artifact), *same, strict=True) if len(set(others)) > 1]
+        names.append(plain("-".join([bundle, artifact.precision, *filter(None, telling)])))
+    for ambiguous in [name for name, count in Counter(names).items() if count > 1]:
+        for place, artifact in enumerate(artifacts):
+            if names[place] == ambiguous:
+                stage = artifact.lineage[-1].name if artifact.lineage else artifact.main_file.stem
+                names[place] = plain(f"{ambiguous}-{stage}")
+    return [distinct(name, names[:place]) for place, name in enumerate(names)]
+
+
+def _features(artifact: Artifact) -> list[str | None]:
+    io, half = artifact.details.get("io") or {}, artifact.details.get("fp16") or {}
+    batch = io.get("batch_size")
+    return [
+        artifact.details.get("target"),
+        half.get("runtime"),
+        "pixels" if io.get("input_type") == "uint8" else None,
+        "nhwc" if io.get("input_layout") == "nhwc" else None,
+        None if io.get("output", "logits") == "logits" else io["output"],
+        None if batch is None else f"batch{batch}",
+    ]
+
+
+def distinct(name: str, taken: Sequence[str]) -> str:
+    """Return a name, with the smallest number from 2 on that makes it different from those taken."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}-{number}"
+    return found
+
+
+def plain(text: str) -> str:
+    """Return a text as a file name that no shell, Triton or file system takes for anything else."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "model"

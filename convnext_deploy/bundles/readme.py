@@ -1,0 +1,163 @@
+"""The README of a bundle: what the model is, how good it was found to be, how to build, verify, serve and feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.bundles.contents import Contents, Engine, Model
+from convnext_deploy.bundles.golden import GoldenImages
+from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
+
+
+def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, Any]) -> str:
+    """Return the text of `README.md`; `record` is what `bundle.json` says of the same."""
+    spec, preprocess = contents.first.model, contents.first.preprocess
+    models = {model["name"]: model for model in record["models"]}
+    names = "" if contents.first.class_names is None else ", their names in `classes.txt`"
+    sections = [
+        f"# {contents.name}",
+        f"An image classifier, {spec.variant}: {'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
+        f"{preprocess.image_size}×{preprocess.image_size} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
+        "## Files",
+        _files(contents, models),
+        *_measured_on(models),
+        "`bundle.json` says all of this for programs. `golden/` holds images, as pixels, and what each model answers to them.",
+        "## On the device",
+        _building(contents),
+        "## Images",
+        _preprocessing(preprocess, contents.models),
+        "## Triton",
+        _triton(contents),
+        "## How it was made",
+        _histories(contents, models),
+        f"Licence: {contents.license or 'not recorded; that of the weights and images that it was trained from holds'}.",
+        "## Golden answers and limits",
+        "\n".join(f"- {text}" for text in _limits(contents, golden, models)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _files(contents: Contents, models: Mapping[str, Any]) -> str:
+    lines = ["| file | precision | runs on | MB | top-1 % | drop pp [95 %] |", "|---|---|---|---|---|---|"]
+    for model in contents.models:
+        where = "ONNX Runtime" + ("" if model.obstacle else ", TensorRT")
+        size = model.artifact.main_file.stat().st_size
+        lines.append(_row(model.file, model.artifact.precision, where, size, models[model.name]["measured"]))
+    for engine in contents.engines:
+        where = f"{engine.kind} {engine.artifact.details.get('tensorrt', '')}, {', '.join(engine.gpus) or 'the GPU that built it'}"
+        lines.append(_row(engine.file, engine.artifact.precision, where, engine.path.stat().st_size, None))
+    return "\n".join(lines)
+
+
+def _row(file: str, precision: str, where: str, size: int, found: Mapping[str, Any] | None) -> str:
+    top1 = drop = "–"
+    if found is not None:
+        top1 = f"{100 * found['top1']:.2f}"
+        if found["top1_drop_pp"] is not None:
+            low, high = found["top1_drop_interval_pp"] or (float("nan"), float("nan"))
+            drop = f"{found['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"| `{file}` | {precision} | {where} | {size / 1e6:.1f} | {top1} | {drop} |"
+
+
+def _measured_on(models: Mapping[str, Any]) -> list[str]:
+    found = {
+        f"Top-1 was measured on {m['total']} validation images of '{m['data']}' with {m['runner']} ({m['cpu']}); drops are against "
+        "the FP32 network in PyTorch, a positive one is a loss."
+        for model in models.values()
+        if (m := model["measured"]) is not None
+    }
+    return sorted(found)
+
+
+def _building(contents: Contents) -> str:
+    buildable = [model for model in contents.models if model.obstacle is None]
+    lines = []
+    if buildable:
+        lines = [
+            "An engine belongs to a TensorRT version and a GPU, so it is built where it runs (TensorRT 10.3, which is JetPack 6.1, "
+            "to 11). With TensorRT's `trtexec`, or where there is none with its Python bindings:",
+            "```sh\nbash build_on_device.sh\npython3 build_engine.py      # without trtexec\n```",
+            f"This builds `{buildable[0].name}`; `--model NAME`, `--all`, `--max-batch N` and `--help` for more. Then prove it:",
+            "```sh\npython3 verify.py --require engine\n```",
+            "Networks are strongly typed: what the ONNX file says is what runs, and TensorRT 10 and 11 get no precision flags. If "
+            "TensorRT 10 cannot build one of INT8, `bash build_on_device.sh --weakly-typed` lets it choose the types.",
+        ]
+    if any(engine.kind == "tensorrt-rtx" for engine in contents.engines):
+        lines.append(
+            "The engines in `engines/` are for TensorRT-RTX and run on the GPUs in their names; no Jetson is among them."
+        )
+    lines.append(
+        "`verify.py` checks all files (as does `sha256sum -c SHA256SUMS`), runs every ONNX file and engine that this machine can "
+        "run on the golden images, and says of the others why not. It needs Python 3.8; numpy and onnxruntime for ONNX files, "
+        "numpy, a GPU and TensorRT's Python bindings for engines."
+    )
+    return "\n\n".join(lines)
+
+
+def _preprocessing(preprocess: Preprocess, models: Sequence[Model]) -> str:
+    *steps, normalize = preprocessing_steps(preprocess)
+    takes = [
+        f"`{model.name}` takes `{model.input.name}` {_shape(model.input.shape)} {model.input.dtype} {model.layout}"
+        + (", pixels as they are: it normalizes them itself" if model.input.dtype == "uint8" else "")
+        + " and gives "
+        + ", ".join(f"`{output.name}` {_shape(output.shape)} {output.dtype}" for output in model.outputs)
+        + "."
+        for model in models
+    ]
+    if any(model.input.dtype != "uint8" for model in models):
+        steps.append(normalize)
+    numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
+    return numbered + "\n\n" + "\n".join(f"- {text}" for text in takes)
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return "(" + ", ".join("N" if size is None else str(size) for size in shape) + ")"
+
+
+def _triton(contents: Contents) -> str:
+    lines = [
+        "`triton/onnxruntime` is a model repository as it is: `tritonserver --model-repository=triton/onnxruntime`."
+    ]
+    if any(model.obstacle is None for model in contents.models):
+        lines.append(
+            "`triton/tensorrt` becomes one when engines are built: the build puts `1/model.plan` there. Keep in it the models that "
+            "were built, and build with the TensorRT version of the server (`polygraphy` or `trtexec` in its own image)."
+        )
+    return "\n".join(lines)
+
+
+def _histories(contents: Contents, models: Mapping[str, Any]) -> str:
+    lines = []
+    for model in contents.models:
+        steps = [describe_step(record) for record in models[model.name]["history"]]
+        lines.append(f"- `{model.name}`: {'; '.join(steps) or 'not recorded'}.")
+    lines += [f"- `{engine.file}`: {_origin(engine)}." for engine in contents.engines]
+    return "\n".join(lines)
+
+
+def _origin(engine: Engine) -> str:
+    if engine.is_exact:
+        return f"built from `{engine.model.file}`"
+    return f"built from another ONNX file of the same precision than `{engine.model.file}`, with whose answers it is compared"
+
+
+def _limits(contents: Contents, golden: GoldenImages, models: Mapping[str, Any]) -> list[str]:
+    texts = [f"Golden images: {golden.origin} (`golden/pixels.npy`), answered by ONNX Runtime on a CPU."]
+    if golden.kind == "synthetic":
+        texts.append("They show whether a machine computes what it should, and nothing of accuracy on photographs.")
+    texts += [
+        "`{}`: answers may differ by {onnx:g} under ONNX Runtime and {engine:g} in an engine, as the largest error of an image "
+        "over the usual length of an output, and no clear first class may change.".format(name, **model["tolerance"])
+        for name, model in models.items()
+    ]
+    for model in contents.models:
+        if model.obstacle is not None:
+            texts.append(f"`{model.name}` is for CPUs and is not built with TensorRT: {model.obstacle}.")
+        if model.frozen_batch is not None:
+            texts.append(f"`{model.name}` takes batches of {model.frozen_batch} and no others.")
+    if any(one_line(name) != name for name in contents.first.class_names or ()):
+        texts.append("Class names that are not printable are written with escapes; `bundle.json` has them as they are.")
+    texts.append("Checksums show damage. They are no signature: who can change a file can change its checksum.")
+    return texts

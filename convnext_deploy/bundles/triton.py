@@ -1,0 +1,90 @@
+"""Model configurations for the Triton inference server: one repository of ONNX files and one for engines built on the device."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from convnext_deploy.bundles.contents import Model, Tensor
+
+LABELS, CONFIG = "labels.txt", "config.pbtxt"
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+}
+_QUEUE_DELAY_US = 2000
+
+
+def model_config(model: Model, *, runtime: str, max_batch_size: int, has_labels: bool) -> str:
+    """Return the text of `config.pbtxt`.
+
+    Args:
+        model: the ONNX file, or that of the engine.
+        runtime: `onnxruntime` or `tensorrt`.
+        max_batch_size: of the engine; a graph with a frozen batch is served as one without batching.
+        has_labels: whether `labels.txt` lies beside it.
+    """
+    frozen = model.frozen_batch is not None
+    classes = model.artifact.model.num_classes
+    lines = [
+        f"name: {_quoted(model.name)}",
+        'backend: "onnxruntime"' if runtime == "onnxruntime" else 'platform: "tensorrt_plan"',
+        f'default_model_filename: "{"model.onnx" if runtime == "onnxruntime" else "model.plan"}"',
+        f"max_batch_size: {0 if frozen else max_batch_size}",
+        f"input [ {{ {_signature(model.input, frozen)} }} ]",
+    ]
+    for output in model.outputs:
+        is_scores = output.dtype.startswith("float") and output.shape[1] == classes
+        labels = f" label_filename: {_quoted(LABELS)}" if has_labels and is_scores else ""
+        lines.append(f"output [ {{ {_signature(output, frozen)}{labels} }} ]")
+    if not frozen and max_batch_size > 1:
+        preferred = sorted({max(1, max_batch_size // 2), max_batch_size})
+        lines.append(
+            f"dynamic_batching {{ preferred_batch_size: {preferred} max_queue_delay_microseconds: {_QUEUE_DELAY_US} }}"
+        )
+    kind = "KIND_GPU" if runtime == "tensorrt" else "KIND_AUTO"
+    lines.append(f"instance_group [ {{ count: 1 kind: {kind} }} ]")
+    if runtime == "tensorrt":
+        lines.append("optimization { cuda { graphs: true } }")
+    for size in sorted({1, 1 if frozen else max_batch_size}):
+        data = f"data_type: {_TYPES[model.input.dtype]} dims: {_dims(model.input, frozen)} zero_data: true"
+        lines.append(
+            f'model_warmup [ {{ name: "batch of {model.frozen_batch or size}" batch_size: {size} '
+            f"inputs {{ key: {_quoted(model.input.name)} value: {{ {data} }} }} }} ]"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _signature(tensor: Tensor, frozen: bool) -> str:
+    return f"name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: {_dims(tensor, frozen)}"
+
+
+def _dims(tensor: Tensor, frozen: bool) -> list[int | None]:
+    """Return the shape, without the batch where Triton adds it."""
+    return list(tensor.shape if frozen else tensor.shape[1:])
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def write_entry(folder: Path, config: str, labels: str | None, file: Path | None) -> None:
+    """Write a model's folder, with `file` as version 1; without one, which the device builds, there is no version yet."""
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    if labels is not None:
+        (folder / LABELS).write_text(labels, encoding="utf-8")
+    if file is not None:
+        (folder / "1").mkdir()
+        link_or_copy(file, folder / "1" / f"model{file.suffix}")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name where the file system can, and copy it where it cannot."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,50 @@
+"""What a person sees of a run: its table, or its JSON, on standard output."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from convnext_deploy.cli import EXIT_GATE_FAILED
+from convnext_deploy.reports.record import Report
+from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
+from convnext_deploy.system.distributed import launched
+
+_NARROW = 150  # columns of a terminal, below which numbers are set closely and leave room for names
+
+
+def create_table(report: Report, width: int) -> Table:
+    """Return the stage table for so many columns of a terminal. What does not fit is broken into lines, and nothing cut off."""
+    narrow = width < _NARROW
+    title = Text(f"{report.recipe}: {report.data}, {report.validation_images} validation images")
+    table = Table(title=title, padding=(0, 0 if narrow else 1))
+    titles = columns(report.rows)
+    for index, column in enumerate(titles):
+        is_text = index in (0, 1, len(titles) - 1)
+        words = " ".join((column, *(cells(row, titles)[index] for row in report.rows))).split()
+        widest = max(map(len, words)) if narrow and not is_text else None
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", max_width=widest)
+    for row in report.rows:
+        style = "bold red" if row.passed is False else None
+        table.add_row(*(Text(text) for text in cells(row, titles)), style=style)
+    return table
+
+
+def show_report(report: Report, as_json: bool) -> None:
+    """Print the table, or the JSON, and end with exit code 3 if a gate failed; of several processes the first one alone."""
+    if not launched().is_first:
+        return
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(create_table(report, console.width))
+        for text in remarks(report):
+            console.print(f"- {text}", highlight=False, markup=False)
+        console.print(summary(report), highlight=False, markup=False, style="bold red" if not report.passed else None)
+    if not report.passed:
+        raise click.exceptions.Exit(EXIT_GATE_FAILED)

@@ -1,0 +1,1 @@
+"""The settings of stages, trainings and recipes as frozen records, and the TOML reader."""

@@ -1,0 +1,113 @@
+"""A recipe: an ordered list of stages, as frozen records that check their own values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from convnext_deploy.config.checks import require
+from convnext_deploy.config.stages import DistillConfig, StageConfig, TrainConfig
+from convnext_deploy.errors import RecipeError, suggest
+
+SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
+WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
+BASELINE = "baseline"  # the name of its FP32 ancestor in the report
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a stage must reach. None: not judged. `max_top1_drop_pp` in percentage points, `min_top1` a fraction.
+
+    `on` says what of the drop must stay within the gate: the `point` that was measured, or the `upper` end of its 95 % interval,
+    which a small validation set does not let pass.
+
+    `min_speedup`: how many times as fast as the float form of its network an INT8 graph or engine must be, on the runtime that it
+    is for, 0.1 to 100; None: not slower. The median of its rounds counts, see `validation.speed`.
+    """
+
+    max_top1_drop_pp: float | None = None
+    min_top1: float | None = None
+    on: Literal["point", "upper"] = "point"
+    min_speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.on in ("point", "upper"), "on", self.on, "'point' or 'upper'")
+        if self.on == "upper" and self.max_top1_drop_pp is None:
+            raise RecipeError("on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both.")
+        if self.max_top1_drop_pp is not None:
+            require(0 <= self.max_top1_drop_pp <= 100, "max_top1_drop_pp", self.max_top1_drop_pp, "0 to 100")
+        if self.min_top1 is not None:
+            require(0 <= self.min_top1 <= 1, "min_top1", self.min_top1, "a fraction, 0 to 1")
+        if self.min_speedup is not None:
+            require(0.1 <= self.min_speedup <= 100, "min_speedup", self.min_speedup, "a factor, 0.1 to 100")
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """A stage in a recipe. `source` names an earlier stage or `source`; None only where a stage starts from nothing."""
+
+    name: str
+    config: StageConfig
+    source: str | None
+    gate: Gate = field(default_factory=Gate)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Names of the artifacts that the stage reads, by role."""
+        teachers = getattr(self.config, "teacher", None)
+        names = teachers if isinstance(teachers, tuple) else (teachers,)
+        teaching = {f"teacher{number if number > 1 else ''}": name for number, name in enumerate(names, 1)}
+        roles = {"source": self.source, **teaching, "weights": self.weights}
+        return {role: name for role, name in roles.items() if name is not None}
+
+    @property
+    def weights(self) -> str | None:
+        """Where the initial weights of a training stage lie, if not in its source, with a prefix that no stage name has."""
+        weights = self.config.model.weights if isinstance(self.config, TrainConfig | DistillConfig) else None
+        return None if weights is None else WEIGHTS_PREFIX + weights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file.
+
+    `speed_check`: compare every INT8 graph and engine with the float form of its network; see `Gate.min_speedup`.
+    """
+
+    name: str
+    stages: tuple[StageEntry, ...]
+    data: str | None = None
+    source: str | None = None
+    seed: int = 0
+    speed_check: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, ">= 0")
+        known = {SOURCE} if self.source else set()
+        if not self.stages:
+            raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")
+        for stage in self.stages:
+            if not stage.name or not set(stage.name) <= _NAME_CHARACTERS or stage.name[0] in ".-":
+                raise RecipeError(
+                    f"stage name {stage.name!r} is not usable; expected letters, digits, '-', '_' and '.'."
+                )
+            if stage.name in {*known, SOURCE, BASELINE}:
+                raise RecipeError(
+                    f"the stage name '{stage.name}' is taken; names must differ, and '{SOURCE}' and '{BASELINE}' are reserved."
+                )
+            for role, name in stage.inputs.items():
+                if role != "weights" and name not in known:
+                    raise RecipeError(
+                        f"stage '{stage.name}': {role} = '{name}' is no earlier stage."
+                        f"{suggest(name, known)} Known here: {', '.join(sorted(known)) or 'none'}."
+                    )
+            if stage.source is not None and stage.weights is not None:
+                raise RecipeError(
+                    f"stage '{stage.name}' has both a source and weights to start from; give one of them."
+                )
+            if stage.source is None and not isinstance(stage.config, TrainConfig | DistillConfig):
+                raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
+            known.add(stage.name)
+
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")

@@ -1,0 +1,275 @@
+"""Where images come from: an image folder, tar shards, or the built-in handwritten digits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.decoding import printable, read_image
+from convnext_deploy.data.image_folder import read_folder
+from convnext_deploy.data.shards import ShardImages, find_shards, read_shards
+from convnext_deploy.data.splits import ClassFiles
+from convnext_deploy.errors import DataError
+
+BUILT_IN = "digits"
+_DIGITS_VALIDATION = 540
+_DIGITS_SPLIT_SEED = 20220110
+_DIGITS_SIZE = 32
+
+
+class ImageSet(Protocol):
+    """Labelled images."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices, `(N,)`."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def load(self, index: int) -> Image.Image:
+        """Decode an image, upright, 8-bit grey or RGB. Raises: DataError: naming the file, if it cannot be read."""
+
+    def content(self, index: int) -> bytes:
+        """Return the encoded bytes; equal bytes are equal images."""
+
+    def size_hint(self, index: int) -> int:
+        """Return a number that is equal for equal contents, without reading them where possible."""
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Files of an image folder."""
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> Image.Image:
+        """See `ImageSet.load`."""
+        return read_image(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """See `ImageSet.content`."""
+        return self.paths[index].read_bytes()
+
+    def size_hint(self, index: int) -> int:
+        """Size of the file in bytes."""
+        return self.paths[index].stat().st_size
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in memory, `(N, H, W, C)` uint8."""
+
+    arrays: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def load(self, index: int) -> Image.Image:
+        """See `ImageSet.load`."""
+        return Image.fromarray(self.arrays[index])
+
+    def content(self, index: int) -> bytes:
+        """See `ImageSet.content`."""
+        content: bytes = self.arrays[index].tobytes()
+        return content
+
+    def size_hint(self, index: int) -> int:
+        """Sum of all pixel values."""
+        return int(self.arrays[index].sum())
+
+
+@dataclass(frozen=True)
+class Split:
+    """How validation images were held out of a folder that has none of its own; see `split_validation`."""
+
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training and a validation set over the same classes.
+
+    `name` is what the user gave; `ignored_files` are no images by their names; `unreadable` are images that were left out;
+    `split` is None when the validation set came with the data.
+    """
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    class_names: tuple[str, ...]
+    ignored_files: int = 0
+    unreadable: tuple[Path, ...] = ()
+    split: Split | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the data was read, a line each."""
+        notes = []
+        name = printable(self.name)
+        if self.ignored_files:
+            notes.append(f"{self.ignored_files} files in {name} are no images and were left out")
+        if self.unreadable:
+            images = "image that cannot be read was" if len(self.unreadable) == 1 else "images that cannot be read were"
+            notes.append(f"{len(self.unreadable)} {images} left out:")
+            notes += [f"  {printable(path)}" for path in self.unreadable]
+        if self.split is not None:
+            count, total = len(self.validation), len(self.train) + len(self.validation)
+            what = "shards" if isinstance(self.validation, ShardImages) else "folder"
+            notes.append(
+                f"{name} has no validation {what}: {count} of {total} images, {100 * self.split.fraction:.3g}% of each "
+                f"class, were held out of training (seed {self.split.seed})"
+            )
+        return tuple(notes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that changes when an image is added, removed, renamed, re-labelled or rewritten."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        for images in (self.train, self.validation):
+            digest.update(images.labels.tobytes())
+            if isinstance(images, ArrayImages):
+                digest.update(images.arrays.tobytes())
+            elif isinstance(images, FolderImages):
+                for path in images.paths:
+                    status = path.stat()
+                    # names are bytes to the system, and not always valid text
+                    digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            elif isinstance(images, ShardImages):
+                digest.update(images.fingerprint)
+        return digest.hexdigest()
+
+
+def open_data(
+    name: str,
+    *,
+    validation_fraction: float = 0.1,
+    split_seed: int = 0,
+    skip_unreadable: bool = False,
+    cache_dir: Path | None = None,
+) -> Data:
+    """Open `digits`, an image folder or a folder of tar shards, and check that every image can be opened.
+
+    Args:
+        name: `digits`, or a folder with `train/` and one of `val/`, `validation/`, `test/`, each with one folder per class;
+            or with `train/` alone, or with the class folders alone, and then validation images are held out; or a folder
+            with `train-*.tar` and one of `val-*.tar`, `validation-*.tar`, `test-*.tar`, or with the former alone, or with shards
+            of any other names, in the format of WebDataset (see `read_shards`).
+        validation_fraction: share of each class to hold out, between 0 and 1; see `split_validation`.
+        split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
+            a network is scored on images that it was trained on.
+        skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
+            when all pixels are decoded raises from `ImageSet.load` in any case.
+        cache_dir: where to keep what was found in the headers of shards, so that they are not read again; None: nowhere.
+
+    Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
+        small to hold out an image of it, or an image cannot be opened.
+    """
+    if name == BUILT_IN and not Path(name).is_dir():
+        return _digits()
+    root = Path(name)
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise DataError(
+            f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
+        )
+    split = Split(validation_fraction, split_seed)
+    if shards := find_shards(root):
+        inside = read_shards(root, shards, validation_fraction, split_seed, skip_unreadable, cache_dir)
+        held_out = split if inside.held_out else None
+        return Data(
+            str(root), inside.train, inside.validation, inside.class_names, unreadable=inside.unreadable, split=held_out
+        )
+    contents = read_folder(root, validation_fraction, split_seed, skip_unreadable)
+    names = tuple(sorted(contents.train))
+    return Data(
+        str(root),
+        _folder(contents.train, names),
+        _folder(contents.validation, names),
+        names,
+        contents.ignored,
+        contents.unreadable,
+        split if contents.held_out else None,
+    )
+
+
+def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
+    labels = np.concatenate([np.full(len(found[name]), label, np.int64) for label, name in enumerate(names)])
+    return FolderImages(tuple(path for name in names for path in found[name]), labels)
+
+
+def _digits() -> Data:
+    """Scikit-learn's 1797 digits (8×8, 16 grey levels) as 32×32 RGB images, 540 of them held out."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = (bunch.images * (255.0 / 16.0)).round().astype(np.uint8)
+    size = (_DIGITS_SIZE, _DIGITS_SIZE)
+    arrays = np.stack(
+        [np.asarray(Image.fromarray(g).resize(size, Image.Resampling.BICUBIC).convert("RGB")) for g in grey]
+    )
+    order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(arrays))
+    held_out, rest = order[:_DIGITS_VALIDATION], order[_DIGITS_VALIDATION:]
+    labels = bunch.target.astype(np.int64)
+    return Data(
+        BUILT_IN,
+        ArrayImages(arrays[rest], labels[rest]),
+        ArrayImages(arrays[held_out], labels[held_out]),
+        tuple(str(name) for name in bunch.target_names),
+    )
+
+
+def check_takes_images(what: str, artifact: Artifact) -> None:
+    """Check that an artifact takes images as files hold them, and tells their classes.
+
+    Raises: DataError: if not.
+    """
+    if artifact.model.in_channels not in (1, 3):
+        raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
+    if artifact.model.num_classes < 1:
+        raise DataError(
+            f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
+        )
+
+
+def check_classes(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, and that no image
+    on which it was trained is now held out to judge it.
+
+    Raises: DataError: if not.
+    """
+    check_takes_images(what, artifact)
+    if len(data.class_names) != artifact.model.num_classes:
+        raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
+    if artifact.class_names is not None and artifact.class_names != data.class_names:
+        pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
+        raise DataError(
+            f"{what} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
+        )
+    for record in artifact.lineage:
+        if (
+            record.validation_fraction is not None
+            and data.split is not None
+            and record.validation_fraction != data.split.fraction
+            and Path(record.data).resolve() == Path(data.name).resolve()
+        ):
+            raise DataError(
+                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {data.split.fraction:g} "
+                "is, so that it would be judged on images it has learned; "
+                f"use --validation-fraction {record.validation_fraction:g}."
+            )

@@ -1,0 +1,84 @@
+"""Mixup and CutMix: every image of a batch is mixed with the one before it, and so are their labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convnext_deploy.config.training import Augmentation
+
+Box = tuple[int, int, int, int]
+"""Top, left, bottom, right in pixels; bottom and right are outside."""
+
+
+def mix(
+    images: Tensor, labels: Tensor, num_classes: int, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix a batch by Mixup or by CutMix, or leave it, as `augmentation` says; one draw holds for the whole batch.
+
+    Args:
+        images: `(N, C, H, W)` float, normalized, in random order.
+        labels: `(N,)` int64, below `num_classes`.
+        num_classes: of the network.
+        augmentation: with both alphas above 0, each of the two has half the batches.
+        rng: where the draws come from.
+
+    Returns: images of the same shape, and probabilities of the classes `(N, num_classes)` float32 without label smoothing, which
+    is the loss's. A batch that is left has probabilities too.
+    """
+    mixes = rng.uniform() < augmentation.mixing_probability
+    cuts = augmentation.cutmix_alpha > 0 and (augmentation.mixup_alpha == 0 or rng.uniform() < 0.5)
+    alpha = augmentation.cutmix_alpha if cuts else augmentation.mixup_alpha
+    if not mixes or alpha == 0:
+        return images, F.one_hot(labels, num_classes).float()
+    weight = rng.beta(alpha, alpha)
+    if cuts:
+        return cutmix(images, labels, num_classes, draw_box(rng, weight, images.shape[2], images.shape[3]))
+    return mixup(images, labels, num_classes, weight)
+
+
+def mixup(images: Tensor, labels: Tensor, num_classes: int, weight: float) -> tuple[Tensor, Tensor]:
+    """Return `weight` times each image and label plus `1 - weight` times those before it in the batch.
+
+    Source: Zhang et al. 2017, arXiv 1710.09412.
+    """
+    mixed = torch.lerp(images.roll(1, 0), images, weight)
+    return _channels_last(mixed), _mix_labels(labels, num_classes, weight)
+
+
+def cutmix(images: Tensor, labels: Tensor, num_classes: int, box: Box) -> tuple[Tensor, Tensor]:
+    """Return each image with a box of the one before it in the batch; labels are weighed with the areas.
+
+    Source: Yun et al. 2019, arXiv 1905.04899.
+    """
+    top, left, bottom, right = box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images.roll(1, 0)[:, :, top:bottom, left:right]
+    weight = 1.0 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return _channels_last(mixed), _mix_labels(labels, num_classes, weight)
+
+
+def draw_box(rng: np.random.Generator, weight: float, height: int, width: int) -> Box:
+    """Draw CutMix's box: `1 - weight` of the image, with its aspect ratio, around a pixel anywhere, clipped to the image.
+
+    The box may be smaller than asked for, because it is clipped and has whole pixels; `cutmix` counts what it covers.
+
+    Source: Yun et al. 2019, arXiv 1905.04899, equation 2 and appendix A.
+    """
+    reach = 0.5 * np.sqrt(1.0 - weight)
+    half_height, half_width = int(reach * height), int(reach * width)
+    row, column = int(rng.integers(height)), int(rng.integers(width))
+    top, left = max(row - half_height, 0), max(column - half_width, 0)
+    return top, left, min(row + half_height, height), min(column + half_width, width)
+
+
+def _mix_labels(labels: Tensor, num_classes: int, weight: float) -> Tensor:
+    targets = F.one_hot(labels, num_classes).float()
+    return weight * targets + (1.0 - weight) * targets.roll(1, 0)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    # roll forgets the order in memory
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""Scores of artifacts, the gates on them, and which images changed."""

@@ -1,0 +1,82 @@
+"""Open an artifact with its own runner and measure it: score on all validation images, latency of single images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.evaluation.latency import Latency, measure_latency
+from convnext_deploy.evaluation.score import Score, score_runner
+from convnext_deploy.runners import open_runner
+from convnext_deploy.system.files import write_text
+from convnext_deploy.system.progress import Progress
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the runner of an artifact gave. `score` is None when it was not run, and `not_run` says why."""
+
+    score: Score | None = None
+    latency: Latency | None = None
+    runner: str | None = None
+    device: str | None = None
+    not_run: str | None = None
+
+
+def measure_artifact(
+    artifact: Artifact,
+    data: Data,
+    device: str,
+    workers: int,
+    progress: Progress,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> Measurement:
+    """Measure an artifact. An engine that this machine cannot run is no error; its measurement says why.
+
+    Raises:
+        BackendUnavailableError: if the runner's package is missing.
+        ArtifactError: if the artifact is damaged or computes values that are not finite.
+    """
+    from convnext_deploy.data.loaders import EvaluationBatches
+
+    try:
+        runner = open_runner(artifact, device)
+    except BackendUnavailableError as error:
+        if artifact.format not in ("tensorrt", "torch-tensorrt"):
+            raise
+        return Measurement(not_run=str(error))
+    try:
+        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, workers)
+        score = score_runner(runner, batches, len(data.validation), progress, f"{name}: validate")
+        size = artifact.preprocess.image_size
+        latency = measure_latency(runner, (artifact.model.in_channels, size, size))
+        return Measurement(score, latency, runner.name, runner.device)
+    finally:
+        runner.close()
+
+
+def write_measurement(path: Path, key: str, measurement: Measurement) -> None:
+    """Keep a measurement under the hash of what was measured."""
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps({"key": key, **dataclasses.asdict(measurement)}))
+
+
+def read_measurement(path: Path, key: str) -> Measurement | None:
+    """Return the measurement kept in `path`, or None if there is none with this key."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("key") != key:
+            return None
+        score = content.pop("score")
+        score |= {"predictions": tuple(score["predictions"]), "labels": tuple(score["labels"])}
+        return Measurement(Score(**score), Latency(**content.pop("latency")), **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

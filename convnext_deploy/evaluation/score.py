@@ -1,0 +1,80 @@
+"""Top-1 and top-5 as counts, with the prediction for every image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.runners import Runner
+from convnext_deploy.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts over the validation images.
+
+    `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
+    by image.
+    """
+
+    correct: int
+    correct_top5: int
+    predictions: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def top1(self) -> float:
+        """Fraction of images whose first guess is right."""
+        return self.correct / self.total
+
+    @property
+    def top5(self) -> float:
+        """Fraction of images whose label is among the first five guesses (all guesses, with fewer than five classes)."""
+        return self.correct_top5 / self.total
+
+    def agreement(self, other: Score) -> float:
+        """Fraction of images on which both make the same first guess, right or wrong."""
+        return float(np.mean(np.array(self.predictions) == np.array(other.predictions)))
+
+
+def score_runner(
+    runner: Runner, batches: Iterable[tuple[Any, Any]], total: int, progress: Progress, description: str
+) -> Score:
+    """Run every validation image through an opened artifact.
+
+    Args:
+        runner: opened.
+        batches: pairs of normalized images `(N, C, S, S)` float32 and labels `(N,)`, as tensors.
+        total: number of images, for the progress display.
+        progress: where to report.
+        description: what the progress display shows.
+
+    Raises: ArtifactError: if a logit is not finite.
+    """
+    predictions: list[NDArray[np.int64]] = []
+    labels: list[NDArray[np.int64]] = []
+    correct_top5 = 0
+    with progress.task(description, total, "images") as task:
+        for images, targets in batches:
+            logits = runner.logits(np.ascontiguousarray(images.numpy()))
+            if not np.isfinite(logits).all():
+                raise ArtifactError(f"{description}: the logits are not finite; the artifact is unusable.")
+            target = targets.numpy()
+            # Stable sort on the negated logits: among equal logits the lower class wins, in every backend alike.
+            order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+            correct_top5 += int((order == target[:, None]).any(axis=1).sum())
+            predictions.append(order[:, 0])
+            labels.append(target)
+            task.advance(len(target))
+    guessed, truth = np.concatenate(predictions), np.concatenate(labels)
+    return Score(int((guessed == truth).sum()), correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()))

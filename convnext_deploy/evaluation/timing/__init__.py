@@ -1,0 +1,1 @@
+"""Latency in isolated processes whose rounds are interleaved."""

@@ -1,0 +1,164 @@
+"""Which of several artifacts is faster, on a machine that drifts: each in fresh processes of its own, in turn.
+
+A process can be slower than the next one for its whole life, by half, whatever it runs, and a machine gets slower and faster over
+minutes. So no figure here is from one process, and ratios compare processes that ran one after the other.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
+from convnext_deploy.evaluation.timing.worker_process import Job, run_job
+from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.system.progress import Progress, SilentProgress
+
+ROUNDS = 7
+SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is timed: calls of `Runner.logits` with `batch_size` images. For the others see `open_runner`."""
+
+    name: str
+    artifact: Artifact
+    runner: str | None = None
+    device: str = "cpu"
+    batch_size: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ProcessTimes:
+    """What one process measured.
+
+    Percentiles of the time of a call in milliseconds; `images_per_s` over all `calls`. `load_s`: from opening the artifact, with
+    the import of its runtime, to the first logits. `peak_memory_bytes`: the most CPU memory that was resident. `power_w`, the
+    mean, and `temperature_c`, the highest, are those of the GPU; None without one or without `nvidia-ml-py`.
+    """
+
+    calls: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+    load_s: float
+    peak_memory_bytes: int
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The time of a call, as a multiple of that of another candidate: median over rounds, and its 95 % interval.
+
+    Below 1 it is faster, and clearly so if `high` is below 1. For the interval see `statistics.median_ratio`.
+    """
+
+    to: str
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the processes of a candidate found, in the order of the rounds.
+
+    `not_run` says why there are none; `failed` tells whether that is an error, and not just a backend that is not here.
+    """
+
+    candidate: Candidate
+    runner: str
+    device: str
+    processes: tuple[ProcessTimes, ...] = ()
+    ratio: Ratio | None = None
+    not_run: str | None = None
+    failed: bool = False
+
+    @property
+    def label(self) -> str:
+        """The candidate and its runner, in words."""
+        return f"{self.candidate.name} on {self.runner}" if self.runner else self.candidate.name
+
+    def median(self, name: str) -> float | None:
+        """Return the median over processes of a field of `ProcessTimes`; None if it was not measured."""
+        values = [value for process in self.processes if (value := getattr(process, name)) is not None]
+        return statistics.median(values) if values else None
+
+
+@dataclass
+class _Turn:
+    """A candidate while it is timed."""
+
+    candidate: Candidate
+    runner: str
+    device: str
+    processes: list[ProcessTimes] = field(default_factory=list)
+    not_run: str | None = None
+    failed: bool = False
+
+    def run(self, seconds: float) -> str:
+        """Time it once more in a fresh process; return what came out in a few words."""
+        c = self.candidate
+        try:
+            found = run_job(Job(c.artifact, c.runner, c.device, c.batch_size, c.threads, seconds))
+        except (BackendUnavailableError, ProcessFailedError) as error:
+            self.not_run, self.failed = str(error), isinstance(error, ProcessFailedError)
+            self.processes.clear()
+            return f"{c.name} not run"
+        self.runner, self.device = found["runner"], found["device"]
+        self.processes.append(ProcessTimes(**found["times"]))
+        return f"{c.name} {self.runner} {self.processes[-1].p50_ms:.2f} ms"
+
+
+def time_in_turns(
+    candidates: Sequence[Candidate],
+    *,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    progress: Progress | None = None,
+) -> tuple[Timing, ...]:
+    """Time candidates in rounds, each of which gives every candidate one fresh process, one after the other.
+
+    A candidate that cannot be run is left out from then on, and says why.
+
+    Args:
+        candidates: in the order of their turns. Ratios are to the first of the same batch size that was run; `relate` gives others.
+        rounds: >= 1; fewer than six give intervals of less than 95 %.
+        seconds: about how long each process times calls, after warming up.
+        progress: where to report; None: nowhere.
+
+    Returns: a result for each candidate, in their order.
+    """
+    turns = [_Turn(candidate, candidate.runner or "", candidate.device) for candidate in candidates]
+    with (progress or SilentProgress()).task("timing", rounds * len(turns), "processes") as task:
+        for _ in range(rounds):
+            for turn in turns:
+                task.advance(note=turn.run(seconds) if turn.not_run is None else f"{turn.candidate.name} not run")
+    timings = [
+        Timing(turn.candidate, turn.runner, turn.device, tuple(turn.processes), None, turn.not_run, turn.failed)
+        for turn in turns
+    ]
+    return tuple(replace(timing, ratio=relate(timing, _reference(timing, timings))) for timing in timings)
+
+
+def relate(timing: Timing, reference: Timing) -> Ratio | None:
+    """Return the ratio of the median times, paired by round; None if one of them was not run.
+
+    Raises: ValueError: if they were not timed in the same rounds.
+    """
+    if not timing.processes or not reference.processes:
+        return None
+    ours, theirs = ([process.p50_ms for process in each.processes] for each in (timing, reference))
+    return Ratio(reference.label, *median_ratio(ours, theirs))
+
+
+def _reference(timing: Timing, timings: Sequence[Timing]) -> Timing:
+    """Return the first that was run of those with the same batch size, or the timing itself."""
+    size = timing.candidate.batch_size
+    return next((other for other in timings if other.processes and other.candidate.batch_size == size), timing)

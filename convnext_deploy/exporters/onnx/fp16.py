@@ -1,0 +1,198 @@
+"""FP16 written into a float32 graph, with FP32 islands where FP16 would overflow: what strongly typed TensorRT runs as it stands.
+
+In FP32 stay: the norms, GRN and the pooling, which sum squares or many values; softmax and the normalization of pixels; what is
+too large or too small for FP16, by measured ranges and by the weights themselves; and for TensorRT-RTX the INT8 matrix products
+with a scale per channel, whose integer sums it would otherwise write as FP16 before it scales them. A large tensor costs nothing
+more for it: the casts are part of the kernels beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from convnext_deploy.errors import ExportError, first_line
+from convnext_deploy.exporters.onnx.pre_post_processing import ENDS
+
+LARGEST = float(np.finfo(np.float16).max) / 4
+"""Activations that were measured to be larger stay in FP32; the factor is for images that were not measured."""
+SMALLEST = float(np.finfo(np.float16).tiny)
+"""Smaller numbers lose digits in FP16 (2⁻¹⁴); below 2⁻²⁴ they are 0."""
+
+_WIDE_OPERATORS = frozenset({"LayerNormalization", "ReduceMean", "ReduceL2", "ReduceSum", "Softmax", "TopK"})
+_PRODUCTS = ("MatMul", "Gemm")
+
+Islands = dict[str, str]
+"""First output of a node that stays in FP32 → why."""
+
+
+def find_islands(
+    proto: onnx.ModelProto, wide_layers: Collection[str], ranges: Mapping[str, float], *, int8_products: bool
+) -> Islands:
+    """Return which nodes of a float32 graph stay in FP32.
+
+    Args:
+        proto: its nodes carry the names of their layers in `doc_string`.
+        wide_layers: names of the layers that sum squares.
+        ranges: tensor → largest absolute value seen; see `measure_ranges`.
+        int8_products: keep INT8 matrix products with weight scales by channel in FP32 as well, for TensorRT-RTX.
+    """
+    constants = {initializer.name: initializer for initializer in proto.graph.initializer}
+    quantized = {node.doc_string for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    sums = {*wide_layers, ENDS}
+    islands: Islands = {}
+    whole_layers: dict[str, str] = {}
+    for node in proto.graph.node:
+        reason = None
+        if node.doc_string in sums or node.op_type in _WIDE_OPERATORS:
+            reason = "sums"
+        elif not all(_in_range(ranges.get(name, 0.0)) for name in (*node.input, *node.output)):
+            reason = "range"
+        elif not all(_fits(constants[name]) for name in node.input if name in constants):
+            reason = "constants"
+        if reason is not None:
+            islands[node.output[0]] = reason
+            if node.doc_string in quantized:
+                whole_layers[node.doc_string] = reason
+    if int8_products:
+        whole_layers |= dict.fromkeys(_products_by_channel(proto, constants), "int8")
+    for node in proto.graph.node:
+        # a product, its bias and its Q/DQ pairs compute in one type
+        if node.doc_string in whole_layers:
+            islands.setdefault(node.output[0], whole_layers[node.doc_string])
+    return islands
+
+
+def _in_range(largest: float) -> bool:
+    return largest == 0.0 or SMALLEST <= largest <= LARGEST
+
+
+def _fits(constant: onnx.TensorProto) -> bool:
+    if constant.data_type != TensorProto.FLOAT:
+        return True
+    largest = float(np.abs(numpy_helper.to_array(constant)).max(initial=0.0))
+    if constant.name.endswith("_scale"):  # each of the scales divides or multiplies alone
+        return bool(numpy_helper.to_array(constant).min() >= SMALLEST) and largest <= LARGEST
+    return _in_range(largest)
+
+
+def _products_by_channel(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> set[str]:
+    by_channel = {
+        node.output[0]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[1] in constants and constants[node.input[1]].dims
+    }
+    return {n.doc_string for n in proto.graph.node if n.op_type in _PRODUCTS and by_channel.intersection(n.input)}
+
+
+def to_half(proto: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelProto:
+    """Return the graph in FP16 except for the islands, with float32 inputs and outputs as before.
+
+    Every tensor has one type, that of the node that makes it; a cast stands before the first node that needs another one.
+
+    Raises: ExportError: if the types of the graph cannot be inferred.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ExportError(f"the types of the graph cannot be inferred: {first_line(error)}") from error
+    values = [*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info]
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    constants = {i.name: i for i in result.graph.initializer if i.data_type == TensorProto.FLOAT}
+    types = {value.name: TensorProto.FLOAT for value in result.graph.input}
+    nodes: list[onnx.NodeProto] = []
+    made: dict[tuple[str, int], str] = {}
+    narrowed: dict[str, onnx.TensorProto] = {}
+    for node in result.graph.node:
+        wanted = TensorProto.FLOAT if node.output[0] in islands else TensorProto.FLOAT16
+        for place, name in enumerate(node.input):
+            if name in constants and wanted == TensorProto.FLOAT16:
+                narrowed.setdefault(name, _narrow(constants[name]))
+                node.input[place] = narrowed[name].name
+            elif name in floats and name not in constants and types[name] != wanted:
+                if (name, wanted) not in made:
+                    made[name, wanted] = f"{name}_{'fp32' if wanted == TensorProto.FLOAT else 'fp16'}"
+                    nodes.append(_cast(name, made[name, wanted], wanted, node.doc_string))
+                node.input[place] = made[name, wanted]
+        nodes.append(node)
+        types |= {name: wanted for name in node.output if name in floats}
+    nodes += _give_float32(result.graph, nodes, types)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(narrowed.values())
+    read = {name for node in nodes for name in node.input}
+    kept = [initializer for initializer in result.graph.initializer if initializer.name in read]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(kept)
+    return result
+
+
+def _narrow(constant: onnx.TensorProto) -> onnx.TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(constant).astype(np.float16), f"{constant.name}_fp16")
+
+
+def _cast(source: str, result: str, kind: int, layer: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [result], f"{result}_cast", layer, to=kind)
+
+
+def _give_float32(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], types: Mapping[str, int]
+) -> list[onnx.NodeProto]:
+    """Return the casts that make the graph's outputs float32, under the names that they had."""
+    casts = []
+    for output in graph.output:
+        if types.get(output.name) == TensorProto.FLOAT16:
+            inside = f"{output.name}_fp16"
+            for node in nodes:
+                for names in (node.input, node.output):
+                    for place, name in enumerate(names):
+                        if name == output.name:
+                            names[place] = inside
+            casts.append(_cast(inside, output.name, TensorProto.FLOAT, ENDS))
+    return casts
+
+
+def measure_ranges(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> dict[str, float]:
+    """Return the largest absolute value of every float tensor that the graph computes, over all images.
+
+    Args:
+        proto: from `export_float`.
+        batches: normalized images `(N, C, S, S)`.
+
+    Raises: ExportError: if a value is not finite, or ONNX Runtime does not run the graph.
+    """
+    import onnxruntime
+
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    measured = onnx.ModelProto()
+    measured.CopyFrom(proto)
+    graph, places = measured.graph, {}
+    for value in [*inferred.graph.value_info, *inferred.graph.output]:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            largest = f"{value.name}/largest"
+            graph.node.append(helper.make_node("Abs", [value.name], [f"{value.name}/abs"]))
+            graph.node.append(helper.make_node("ReduceMax", [f"{value.name}/abs"], [largest], keepdims=0))
+            places[largest] = value.name
+    del graph.output[:]
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in places)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    found = np.zeros(len(places))
+    try:
+        session = onnxruntime.InferenceSession(measured.SerializeToString(), options, ["CPUExecutionProvider"])
+        for images in batches:
+            values = session.run(list(places), {graph.input[0].name: images})
+            found = np.maximum(found, [float(value) for value in values])
+    except Exception as error:
+        # ONNX Runtime raises classes of its C++ module that have no common public base
+        raise ExportError(f"ONNX Runtime cannot run the exported graph: {first_line(error)}") from error
+    if not np.isfinite(found).all():
+        first = next(name for name, value in zip(places.values(), found, strict=True) if not np.isfinite(value))
+        raise ExportError(f"'{first}' is not finite in FP32 already; the network is unusable.")
+    return dict(zip(places.values(), found.tolist(), strict=True))

@@ -1,0 +1,75 @@
+"""A float PyTorch model as an ONNX file that a deployment engineer would sign: known names, dynamic batch, no leftovers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import onnx
+import torch
+from torch import nn
+
+from convnext_deploy.errors import ExportError, first_line
+from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
+from convnext_deploy.graphs.onnx_io import INPUT_NAME, OPSET, OUTPUT_NAME
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def export_float(model: nn.Module, in_channels: int, image_size: int, batch_size: int | None = None) -> onnx.ModelProto:
+    """Trace a model in evaluation mode on the CPU; inputs `images (batch, C, S, S)`, outputs `logits (batch, classes)`.
+
+    Every node that belongs to a module carries the module's name under `doc_string`, so that later steps find layers by the
+    names that the scheme uses, and so do its weights.
+
+    Args:
+        model: maps images to logits.
+        in_channels: C.
+        image_size: S in pixels.
+        batch_size: the only one that the graph is to take; None: any.
+
+    Raises: ExportError: if the exporter refuses.
+    """
+    images = torch.zeros(batch_size or 2, in_channels, image_size, image_size)
+    exporter_logger = logging.getLogger("torch.onnx")
+    level = exporter_logger.level
+    exporter_logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # The exporter's own dependencies warn about their own deprecated calls.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=None if batch_size else ({0: torch.export.Dim("batch", min=1)},),
+                verbose=False,
+            )
+    except Exception as error:
+        # The exporter raises whatever its many layers raise; all of it means the same to a user.
+        raise ExportError(f"torch.onnx.export failed: {first_line(error)}") from error
+    finally:
+        exporter_logger.setLevel(level)
+    assert program is not None  # dynamo=True without a file name returns the program
+    proto: onnx.ModelProto = program.model_proto
+    for node in proto.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "[]")
+        names = [name for name in _parse_scopes(scopes) if name]
+        node.doc_string = names[-2] if len(names) > 1 else ""
+        del node.metadata_props[:]  # they hold stack traces with the paths of this machine
+    for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:], proto.metadata_props[:]
+    proto.graph.name = "convnext"
+    cancel_transposes(proto.graph)
+    name_weights(proto.graph)
+    del proto.graph.value_info[:]  # of names that are gone; whoever needs types infers them
+    return proto
+
+
+def _parse_scopes(text: str) -> list[str]:
+    # A Python list literal of module names, outermost first, with the node's own name last: ['', 'stages.0', …, 'linear'].
+    return [part.strip().strip("'\"") for part in text.strip("[]").split(",")]

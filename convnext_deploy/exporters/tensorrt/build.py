@@ -1,0 +1,250 @@
+"""TensorRT engines from ONNX: one path for TensorRT 10 and 11 and for TensorRT-RTX.
+
+Networks are strongly typed everywhere: what the ONNX file says is what runs. None of the bindings raises on a wrong setting; it
+logs an error and goes on. So settings and shapes are checked here, and everything logged as an error fails the build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from onnx import TensorProto
+
+from convnext_deploy.errors import ExportError
+from convnext_deploy.exporters.tensorrt.bindings import (
+    Flavor,
+    create_logger,
+    import_tensorrt,
+    logged_reason,
+    release_of,
+    require_gpu,
+)
+from convnext_deploy.exporters.tensorrt.progress_monitor import STEPS, build_serialized, create_monitor
+from convnext_deploy.exporters.tensorrt.timing_cache import check_cache_file, save_timing_cache, use_timing_cache
+from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.onnx_view import GraphView
+from convnext_deploy.system.cuda_driver import cuda_driver_error
+from convnext_deploy.system.progress import Progress
+
+INPUT_TYPES = ("FLOAT", "HALF", "UINT8")
+_FP32_ON_TURING = "FP32 GEMM is not supported"
+TURING_CURE = (
+    "TensorRT-RTX has no FP32 matrix products for Turing (SM75), nor INT8 ones with FP32 scales: export the float artifact with "
+    "--precision fp16."
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes of the optimization profile: from `minimum` to `maximum`, tuned for `optimal`."""
+
+    minimum: int
+    optimal: int
+    maximum: int
+
+    def __str__(self) -> str:
+        return f"{self.minimum} to {self.maximum}, tuned for {self.optimal}"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    `profile` counts for a graph with a dynamic batch; a frozen one must lie within it. `workspace_mib` limits the scratch memory
+    in MiB. `optimization_level` is 0 (fast build) to 5 (fast engine). `timing_cache` is a file that is used, if it is there, and
+    brought up to date. A `version_compatible` plan runs in later releases, too. A `stripped` one holds no weights; they are put
+    back on the device from the ONNX file.
+    """
+
+    profile: Profile
+    workspace_mib: int = 1024
+    optimization_level: int = 3
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    stripped: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialized engine, the batch sizes it takes, and the lines that TensorRT logged as warnings, each once."""
+
+    plan: bytes
+    batch: Profile
+    warnings: tuple[str, ...]
+
+
+def check_gpus(trt: ModuleType, gpus: Sequence[str]) -> None:
+    """Check that TensorRT-RTX builds for the compute capabilities, written as `SM86`.
+
+    Raises: ExportError: naming the one that it lacks, and what to do instead.
+    """
+    known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    for gpu in gpus:
+        if gpu not in known:
+            place = "a Jetson Orin (SM87)" if gpu == "SM87" else gpu
+            raise ExportError(
+                f"TensorRT-RTX {trt.__version__} cannot build for {place}, only for {', '.join(known)}. Use standard TensorRT: "
+                "export to ONNX, and on the device run --format tensorrt or the build_on_device.sh of a bundle."
+            )
+
+
+def check_turing(view: GraphView) -> None:
+    """Check that TensorRT-RTX can build a graph for Turing (SM75).
+
+    Raises: ExportError: if it has FP32 matrix products, naming the first, with the cure.
+    """
+    for product in find_products(view).products:
+        if product.node.op_type != "Conv" and view.type_of(product.node.input[0]) == TensorProto.FLOAT:
+            raise ExportError(f"'{product.layer}' is a matrix product in FP32. {TURING_CURE}")
+
+
+def check_scales(view: GraphView) -> None:
+    """Check that no convolution computes the scale of its activations, on which TensorRT-RTX 1.7.1 ends with a segmentation fault.
+
+    Raises: ExportError: naming the first that does.
+    """
+    for product in find_products(view).products:
+        grid = product.activation
+        if product.node.op_type == "Conv" and grid is not None and grid.scale is None:
+            raise ExportError(
+                f"'{product.layer}' takes the scale of its activations from the graph, and TensorRT does not survive it; quantize "
+                "with scales that are constants, by calibration."
+            )
+
+
+def check_options(flavor: Flavor, options: BuildOptions) -> None:
+    """Check that a flavor can build so on this machine.
+
+    Raises: ExportError: naming the option, and what to do.
+    """
+    release = release_of(flavor)
+    if options.timing_cache is not None:
+        if not release.timing_cache:
+            raise ExportError(
+                "TensorRT-RTX has no timing cache: it builds in seconds, and chooses kernels when the engine is loaded. "
+                "Leave timing_cache out, or use --format tensorrt."
+            )
+        check_cache_file(options.timing_cache)
+    if options.version_compatible and not release.version_compatible:
+        raise ExportError(
+            "TensorRT-RTX comes without the lean runtime that version-compatible plans are made of. Leave version_compatible out, "
+            "or use --format tensorrt on the device."
+        )
+    if options.stripped and (missing := cuda_driver_error()):
+        raise ExportError(
+            f"the weights of a plan are stripped on a GPU only, and here is {missing}. Leave stripped out, or build on a machine "
+            "with a GPU."
+        )
+    profile = options.profile
+    if not 1 <= profile.minimum <= profile.optimal <= profile.maximum:
+        raise ExportError(f"batch sizes {profile}: expected 1 <= minimum <= optimal <= maximum.")
+
+
+def build_engine(
+    onnx_path: Path, *, flavor: Flavor, gpu: str | None, options: BuildOptions, progress: Progress
+) -> Engine:
+    """Build an engine.
+
+    Args:
+        onnx_path: model with one input of images `(batch, …)` in FP32, FP16 or UINT8, and explicit types.
+        flavor: which TensorRT.
+        gpu: compute capability such as `SM86` for TensorRT-RTX, which needs no GPU; None for `tensorrt`, which builds for
+            the GPU of this machine.
+        options: see `BuildOptions`.
+        progress: where to report.
+
+    Raises:
+        BackendUnavailableError: if the bindings are missing, or `tensorrt` finds no GPU.
+        ExportError: if the file or an option is wrong, with TensorRT's own words if parsing or building fails.
+    """
+    require_gpu(flavor)
+    trt = import_tensorrt(flavor)
+    check_options(flavor, options)
+    logger = create_logger(trt)
+    builder = trt.Builder(logger)
+    # The flag's bit moved between releases, so it is never written as a number.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        problems = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise _failure(flavor, onnx_path, logger, *problems)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine inspector tells types with this only
+    images = _only_input(trt, network, flavor, onnx_path, logger)
+    batch = _set_batch(builder, config, images, options.profile, onnx_path)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)  # this alone implies REFIT_IDENTICAL
+    if gpu is not None:
+        check_gpus(trt, (gpu,))
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, gpu), 0)
+    if options.timing_cache is not None:
+        use_timing_cache(config, options.timing_cache, logger)
+    with progress.task(f"engine {flavor} {gpu or ''}".strip(), STEPS, "%") as task:
+        monitor = create_monitor(trt, task)
+        plan = build_serialized(builder, network, config, monitor)
+        if plan is None or logger.errors:
+            raise _failure(flavor, onnx_path, logger)
+        if options.timing_cache is not None:
+            save_timing_cache(config, options.timing_cache, logger)
+        monitor.finish()
+    return Engine(bytes(plan), batch, tuple(logger.warnings))
+
+
+def _only_input(trt: ModuleType, network: Any, flavor: Flavor, onnx_path: Path, logger: Any) -> Any:
+    if network.num_inputs == 0:
+        raise _failure(flavor, onnx_path, logger, "the file holds no network")
+    if network.num_inputs > 1:
+        raise ExportError(f"{onnx_path.name} has {network.num_inputs} inputs; expected one, of images.")
+    images = network.get_input(0)
+    shape = tuple(images.shape)
+    if len(shape) < 2 or any(size < 1 for size in shape[1:]):
+        raise ExportError(
+            f"the input '{images.name}' of {onnx_path.name} has shape {_shown(shape)}; expected fixed sizes but for the batch, "
+            "which comes first. Export it with a fixed image size."
+        )
+    if images.dtype not in [getattr(trt.DataType, name) for name in INPUT_TYPES]:
+        raise ExportError(
+            f"the input '{images.name}' of {onnx_path.name} is {images.dtype}; expected {' or '.join(INPUT_TYPES)}."
+        )
+    return images
+
+
+def _set_batch(builder: Any, config: Any, images: Any, profile: Profile, onnx_path: Path) -> Profile:
+    """Set the optimization profile, and return the batch sizes that the engine will take."""
+    batch, *item = tuple(images.shape)
+    if batch >= 1:
+        if not profile.minimum <= batch <= profile.maximum:
+            raise ExportError(
+                f"the batch of {onnx_path.name} is frozen at {batch}, and asked for was {profile}. Ask for a maximum of at least "
+                f"{batch}, or export the ONNX file with a dynamic batch."
+            )
+        return Profile(batch, batch, batch)
+    shapes = builder.create_optimization_profile()
+    sizes = (profile.minimum, profile.optimal, profile.maximum)
+    shapes.set_shape(images.name, *((size, *item) for size in sizes))
+    if config.add_optimization_profile(shapes) < 0:
+        raise ExportError(f"TensorRT refused the batch profile {profile} for {onnx_path.name}.")
+    return profile
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return str(tuple("?" if size < 0 else size for size in shape)).replace("'", "")
+
+
+def _failure(flavor: Flavor, onnx_path: Path, logger: Any, *problems: str) -> ExportError:
+    reason = logged_reason(logger, *problems)
+    cure = ""
+    if _FP32_ON_TURING in reason:
+        cure = f" {TURING_CURE}"
+    elif "out of memory" in reason.lower():
+        cure = " Lower workspace_mib, or free memory of the GPU."
+    return ExportError(f"{flavor} could not build an engine from {onnx_path.name}: {reason}{cure}")

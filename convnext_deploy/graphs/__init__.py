@@ -1,0 +1,1 @@
+"""ONNX files and engine plans of any origin, read and described."""

@@ -1,0 +1,178 @@
+"""Which products an engine computes in INT8, FP16 and FP32, against what its ONNX file asks for.
+
+TensorRT says nothing when it computes a quantized product in float. A plan of TensorRT-RTX holds its intermediate code as text,
+which tells without a GPU; of standard TensorRT the engine inspector tells, on the GPU. The text is documented nowhere, so whoever
+cannot read it any more gets no census, and that is all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import onnx
+
+from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.onnx_view import GraphView
+
+_TENSOR = re.compile(rb'=\{ [^\n]*?name="([^"\n]+)"[^\n]* type=(\w+) \}')
+_PRODUCT = re.compile(rb'(?:corrltn|fully_connected)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
+_OPERAND = re.compile(rb'"([^"]+)"')
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
+_PRODUCT_LAYER = re.compile(r"conv|gemm|matmul|matrix|fully|fusion", re.IGNORECASE)
+_TYPES = {
+    "INT8": ("int8",),
+    "FP8": ("fp8", "float8", "fp8_e4m3"),
+    "BF16": ("bfloat16", "bf16", "bfloat"),
+    "FP16": ("half", "fp16", "float16"),
+    "FP32": ("float", "fp32", "float32", "tf32"),
+}
+_TACTICS = (
+    ("INT8", r"_i8i8_|_i8i32_|imma|int8"),
+    ("FP16", r"f16f16|h16816|h884|hmma"),
+    ("FP32", r"f32f32|tf32|sgemm|s1688"),
+)
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class PlanProduct:
+    """A convolution or matrix product of an engine: the ONNX node it came from, and the types of its activation and weight."""
+
+    name: str
+    types: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        """The type it computes in: `INT8` where both inputs are, else that of the first that is not."""
+        return next((kind for kind in self.types if kind != "INT8"), "INT8" if self.types else UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many products of the ONNX file the engine computes in which type.
+
+    `requested_int8` is how many the file asks for in INT8, `fallbacks` are those of them that run in another type, as
+    `layer: type`, and `unseen` those that the engine does not list under their names.
+    """
+
+    products: Mapping[str, int]
+    requested_int8: int
+    fallbacks: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    def details(self) -> dict[str, Any]:
+        """Return what the manifest keeps."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def summary(self) -> str:
+        """Return one line, such as `39 of 39 INT8 products run in INT8 (all products: 39 INT8, 20 FP32)`."""
+        listed = ", ".join(f"{count} {kind}" for kind, count in self.products.items())
+        kept = self.requested_int8 - len(self.fallbacks) - len(self.unseen)
+        return f"{kept} of {self.requested_int8} INT8 products run in INT8 (all products: {listed or 'none'})"
+
+
+def take_census(found: Iterable[PlanProduct], view: GraphView) -> Census | None:
+    """Compare the products of an engine with those of its ONNX graph; None where none of them can be told apart."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for product in found:
+        kinds[product.name].add(product.precision)
+    counts: Counter[str] = Counter()
+    fallbacks, unseen, requested = [], [], 0
+    for asked in find_products(view).products:
+        seen = kinds.get(plan_name(asked.node), set()) - {UNKNOWN}
+        kind = next((k for k in sorted(seen) if k != "INT8"), "INT8") if seen else UNKNOWN
+        counts[kind] += 1
+        requested += asked.is_int8
+        if asked.is_int8 and kind == UNKNOWN:
+            unseen.append(asked.layer)
+        elif asked.is_int8 and kind != "INT8":
+            fallbacks.append(f"{asked.layer}: {kind}")
+    if not set(counts) - {UNKNOWN}:
+        return None
+    return Census(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
+
+
+def plan_name(node: onnx.NodeProto) -> str:
+    """Return the name that TensorRT's ONNX parser gives to a node, which is its own or made from that of its result."""
+    return node.name or f"node_of_{node.output[0]}"
+
+
+def read_products(plan: bytes) -> list[PlanProduct]:
+    """Return the products of a TensorRT-RTX plan; none where it is no such plan or is written differently."""
+    types = dict(_TENSOR.findall(plan))
+    return [
+        PlanProduct(
+            name.decode(errors="replace"),
+            tuple(
+                _type_name(types.get(operand, b"").decode(errors="replace"))
+                for operand in _OPERAND.findall(operands)[:2]
+            ),
+        )
+        for name, operands in _PRODUCT.findall(plan)
+    ]
+
+
+def read_layers(text: str) -> list[PlanProduct]:
+    """Return the products in the engine inspector's JSON, of TensorRT 10 (`Bindings`) or 11 (`I/O Tensors`); none where unreadable.
+
+    A layer stands for every ONNX node that it was made from. Its types are those of its first input and of its weights; where
+    one of them is not given, because the batch is open or the weights lie elsewhere, the kernel's name tells as well.
+    """
+    return [
+        PlanProduct(name, types)
+        for layer in _read_entries(text)
+        if _PRODUCT_LAYER.search(f"{layer.get('LayerType')} {layer.get('ParameterType')}")
+        for types in [_layer_types(layer)]
+        for name in _layer_nodes(layer)
+    ]
+
+
+def read_sources(text: str) -> dict[str, list[str]]:
+    """Return the layers in the engine inspector's JSON with the ONNX nodes that each was made from; none where unreadable."""
+    return {str(layer["Name"]): _layer_nodes(layer) for layer in _read_entries(text) if "Name" in layer}
+
+
+def _read_entries(text: str) -> list[dict[str, Any]]:
+    try:
+        layers = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        return []
+    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+
+
+def inspect_engine(trt: ModuleType, engine: Any, context: Any) -> str:
+    """Return the engine inspector's JSON of a loaded engine, for the shapes set in its execution context."""
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _layer_nodes(layer: Mapping[str, Any]) -> list[str]:
+    named = _ONNX_NODE.findall(str(layer.get("Metadata", "")))
+    return named or [part.strip() for part in str(layer.get("Name", "")).split(" + ")]
+
+
+def _layer_types(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    inputs = layer.get("Inputs")
+    first = inputs[0] if isinstance(inputs, list) and inputs and isinstance(inputs[0], dict) else {}
+    weights = layer.get("Weights")
+    given = [
+        _type_name(str(first.get("DataType") or first.get("Datatype") or first.get("Format/Datatype") or "")),
+        _type_name(str(weights.get("Type", "") if isinstance(weights, dict) else "")),
+    ]
+    tactic = str(layer.get("TacticName", ""))
+    kernel = next((kind for kind, pattern in _TACTICS if re.search(pattern, tactic)), UNKNOWN)
+    # weights alone may be INT8 where the product is float
+    return tuple(given) if UNKNOWN not in given else tuple(k for k in (*given, kernel) if k != UNKNOWN)
+
+
+def _type_name(text: str) -> str:
+    """Return `INT8` for `int8`, `Int8` or `Thirty-two wide channel vectorized row major Int8 format.`, and so on."""
+    words = set(re.findall(r"\w+", text.lower()))
+    return next((kind for kind, spellings in _TYPES.items() if words & set(spellings)), UNKNOWN)

@@ -1,0 +1,90 @@
+"""Traps in where a quantized graph has its pairs of QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from convnext_deploy.graphs.compute_nodes import PRODUCTS, Product, Subject, after_product
+from convnext_deploy.graphs.lint.rule import QUANTIZE, TrapKind, node_label
+from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView
+
+_ACTIVATIONS = ("Gelu", "FastGelu", "BiasGelu", "Erf", "Relu", "Tanh", "Sigmoid")
+
+
+def pairs_before_activations(subject: Subject) -> Iterator[str]:
+    """Products whose result is quantized before their activation function."""
+    view = subject.view
+    for product in subject.products:
+        if any(_reaches_activation(view, node) for node in _dequantized_results(view, product)):
+            yield product.layer
+
+
+def pairs_before_float_operators(subject: Subject) -> Iterator[str]:
+    """What is no product and no sum, but reads dequantized values: norms, GELU, GRN, scaling."""
+    view = subject.view
+    for node in view.nodes:
+        float_operator = node.op_type not in (*PRODUCTS, *PAIR, *LAYOUT, "Add", "Clip", "Cast", "Shape", "Size")
+        if float_operator and any(_is_dequantized(view, name) for name in node.input):
+            yield node_label(node)
+
+
+def quantized_sums(subject: Subject) -> Iterator[str]:
+    """Sums of two activations, as at the end of a block, with pairs before both or one of them."""
+    view = subject.view
+    for node in view.of_type("Add"):
+        activations = not any(view.is_constant(name) for name in node.input)
+        if activations and any(_is_dequantized(view, name) for name in node.input):
+            yield node_label(node)
+
+
+def _dequantized_results(view: GraphView, product: Product) -> Iterator[onnx.NodeProto]:
+    for quantize in after_product(view, product.node):
+        if quantize.op_type == "QuantizeLinear":
+            for dequantize in view.readers(quantize.output[0], LAYOUT):
+                if dequantize.op_type == "DequantizeLinear":
+                    yield from view.readers(dequantize.output[0], LAYOUT)
+
+
+def _reaches_activation(view: GraphView, node: onnx.NodeProto) -> bool:
+    if node.op_type in _ACTIVATIONS:
+        return True
+    if node.op_type == "Add" and any(view.is_constant(name) for name in node.input):
+        return any(_reaches_activation(view, reader) for reader in view.readers(node.output[0], LAYOUT | PAIR))
+    # an error function after division by the square root of two is a GELU in pieces
+    scaled = node.op_type in ("Div", "Mul") and any(view.is_constant(name) for name in node.input)
+    return scaled and any(reader.op_type == "Erf" for reader in view.readers(node.output[0], LAYOUT | PAIR))
+
+
+def _is_dequantized(view: GraphView, name: str) -> bool:
+    node = view.producers.get(view.origin(name, LAYOUT))
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+PLACEMENT_TRAPS: tuple[TrapKind, ...] = (
+    TrapKind(
+        "pair-before-activation",
+        "warning",
+        pairs_before_activations,
+        "rounding between a layer and its GELU stops TensorRT from fusing them and costs accuracy",
+        'no pairs on the outputs: quantize_static with extra_options={"OpTypesToExcludeOutputQuantization": '
+        '["Conv", "MatMul", "Gemm", "Add"]}, or \'convnext-deploy quantize --target tensorrt\'',
+    ),
+    TrapKind(
+        "pair-before-float-operator",
+        "warning",
+        pairs_before_float_operators,
+        "norms, GELU and GRN compute in float anyway: the pairs round and break fusions; before a norm after an INT8 convolution "
+        "they may bring a faster kernel, and cost accuracy",
+        f'{QUANTIZE}, or quantize_static with op_types_to_quantize=["Conv", "MatMul", "Gemm"]',
+    ),
+    TrapKind(
+        "quantized-sum",
+        "warning",
+        quantized_sums,
+        "the residual stream is rounded in every block, and TensorRT gains nothing from it in a ConvNeXt",
+        "leave sums float: 'convnext-deploy quantize --target tensorrt', or quantize_static with op_types_to_quantize=[\"Conv\", "
+        '"MatMul", "Gemm"] and nodes_to_exclude for depthwise convolutions, whose rounded input the sum reads as well',
+    ),
+)

@@ -1,0 +1,96 @@
+"""ONNX files: reading and writing, the metadata inside, and the names of nodes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from convnext_deploy.errors import ArtifactError, ExportError, first_line
+
+OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
+
+
+INPUT_NAME, OUTPUT_NAME = "images", "logits"
+
+
+METADATA_KEY = "convnext_deploy"
+
+
+def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Check the model and write it with `metadata` (JSON) inside, its nodes named by `name_nodes`.
+
+    Raises: ExportError: if the ONNX checker finds it invalid.
+    """
+    saved = onnx.ModelProto()
+    saved.CopyFrom(proto)
+    entry = saved.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(metadata, sort_keys=True)
+    name_nodes(saved.graph)
+    try:
+        onnx.checker.check_model(saved, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+    for node in saved.graph.node:
+        node.doc_string = ""
+    path.write_bytes(saved.SerializeToString(deterministic=True))
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises: ArtifactError: if it is missing or no ONNX file.
+    """
+    try:
+        proto = onnx.load(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no ONNX file {path}.") from None
+    except Exception as error:
+        # protobuf's DecodeError has no public home that is the same in all its implementations
+        raise ArtifactError(f"{path} is no readable ONNX file ({first_line(error)}).") from None
+    if not proto.graph.node:
+        raise ArtifactError(f"{path} is no readable ONNX file: it has no graph.")
+    return proto
+
+
+def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
+    """Return what `save_onnx` put inside; empty for a file of another origin.
+
+    Raises: ArtifactError: if it is no JSON.
+    """
+    text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), "{}")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    """Return the shape of a graph input or output; None where a dimension is dynamic."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Name every node after its layer and its operator, `stages.0.0.pwconv1/MatMul`, a second one `…/MatMul_2`, in place.
+
+    Those of no layer go by their operator. Profilers, TensorRT and viewers show these names.
+
+    Args:
+        graph: its nodes carry the names of their layers in `doc_string`.
+    """
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        name = "/".join(filter(None, (node.doc_string, node.op_type)))
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+def layer_of_node(name: str) -> str:
+    """Return the layer in a name that `name_nodes` gave; empty where there is none."""
+    return name.rpartition("/")[0]

@@ -1,0 +1,1 @@
+"""Statistics of accuracies and times: numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Weights of this and other libraries: read safely, mapped to our names, converted back."""

@@ -1,0 +1,124 @@
+"""Published weights by name, through the download and the cache of the libraries that publish them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line, suggest
+
+# Owners on the Hugging Face hub whose ConvNeXt repositories are meant by their bare names; others take the prefix `hf-hub:`.
+_OWNERS = ("timm", "facebook")
+_HUB_PREFIX = "hf-hub:"
+_TORCHVISION = re.compile(r"ConvNeXt_\w+_Weights\.\w+", re.IGNORECASE)
+_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where the weights lie (a folder with its config, or a file), and what the publisher says of them, if it is not there."""
+
+    path: Path
+    preprocess: Preprocess | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def is_weights_name(text: str) -> bool:
+    """Whether a text names published weights: `timm/…`, `facebook/…`, `hf-hub:OWNER/…`, `ConvNeXt_…_Weights.…`."""
+    parts = text.removeprefix(_HUB_PREFIX).split("/")
+    on_hub = len(parts) == 2 and all(parts) and (text.startswith(_HUB_PREFIX) or parts[0] in _OWNERS)
+    return on_hub or _TORCHVISION.fullmatch(text) is not None
+
+
+def license_of(name: str) -> str | None:
+    """Return the license of published weights where it is known by the name: that of ConvNeXt V2, see `Published`."""
+    owner, _, model = name.removeprefix(_HUB_PREFIX).partition("/")
+    return "cc-by-nc-4.0" if owner in _OWNERS and model.startswith(("convnextv2", "convnext-v2")) else None
+
+
+def fetch_weights(name: str) -> Pretrained:
+    """Return published weights from the cache of their library, downloading them if they are not there.
+
+    Args:
+        name: `timm/convnext_tiny.fb_in1k`, `facebook/convnext-tiny-224`, `hf-hub:OWNER/REPOSITORY` (Hugging Face hub), or
+            `ConvNeXt_Tiny_Weights.IMAGENET1K_V1` (torchvision).
+
+    Raises:
+        BackendUnavailableError: if the package that downloads is missing.
+        CheckpointError: if there are no such weights, or they are not in the cache and cannot be downloaded.
+    """
+    return _fetch_torchvision(name) if _TORCHVISION.fullmatch(name) else _fetch_hub(name.removeprefix(_HUB_PREFIX))
+
+
+def _fetch_hub(repository: str) -> Pretrained:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError:
+        raise BackendUnavailableError(
+            f"'{repository}' is on the Hugging Face hub; to download it: pip install 'convnext_deploy[hub]'."
+        ) from None
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=list(_FILES[:3])))
+        if not (folder / _FILES[2]).is_file():
+            folder = Path(snapshot_download(repository, allow_patterns=list(_FILES)))
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"the Hugging Face hub has no repository '{repository}', or it needs a login; names look like "
+            "timm/convnext_tiny.fb_in1k."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(_offline(repository)) from None
+    except Exception as error:
+        # the hub's client raises whatever its HTTP library, the proxy and the file system raise
+        raise CheckpointError(f"{_offline(repository)} ({first_line(error)})") from None
+    if not any((folder / name).is_file() for name in _FILES[2:]):
+        raise CheckpointError(f"there are no weights of '{repository}' in {folder}: {_offline(repository)}")
+    return Pretrained(folder)
+
+
+def _offline(repository: str) -> str:
+    return (
+        f"'{repository}' is not in the cache of the Hugging Face hub, and the hub cannot be reached. Where there is a network: "
+        f"hf download {repository} {' '.join(_FILES[:3:2])} --local-dir DIR; bring DIR here and give it in the place of the name."
+    )
+
+
+def _fetch_torchvision(name: str) -> Pretrained:
+    import torch
+    from torchvision import models
+
+    enum_name, member = name.split(".")
+    enums = {n.lower(): getattr(models, n) for n in vars(models) if _TORCHVISION.fullmatch(f"{n}.X")}
+    enum = enums.get(enum_name.lower())
+    if enum is None or member.upper() not in enum.__members__:
+        known = [str(weights) for each in enums.values() for weights in each]
+        raise CheckpointError(f"torchvision has no weights '{name}'.{suggest(name, known)} Known: {', '.join(known)}.")
+    weights = enum[member.upper()]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # the last eight digits of the published name are a hash of the content, which is checked
+            torch.hub.download_url_to_file(
+                weights.url, str(path), path.stem.rpartition("-")[2], progress=sys.stderr.isatty()
+            )
+        except Exception as error:
+            # urllib, sockets, the file system and the hash check each raise their own
+            raise CheckpointError(
+                f"'{name}' is not in the cache, and downloading it failed ({first_line(error)}). Where there is a network, "
+                f"download {weights.url}; bring the file here and give it in the place of the name."
+            ) from None
+    transform = weights.transforms()
+    size = transform.crop_size[0]
+    preprocess = Preprocess(
+        size,
+        size / transform.resize_size[0],
+        "bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
+        tuple(transform.mean or IMAGENET_MEAN),
+        tuple(transform.std or IMAGENET_STD),
+    )
+    return Pretrained(path, preprocess, tuple(weights.meta["categories"]))

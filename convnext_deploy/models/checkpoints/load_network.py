@@ -1,0 +1,47 @@
+"""From a PyTorch artifact to a network: float, or with the quantizers that its scheme asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.errors import ArtifactError, CheckpointError
+from convnext_deploy.models.channel_scaling import add_gains
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.variants import build_model
+from convnext_deploy.quantization.prepare import prepare
+from convnext_deploy.quantization.scheme import read_scheme
+
+WEIGHTS = "model.safetensors"
+
+
+def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
+    """Build the network of an artifact and load its weights and quantizers, in evaluation mode on the CPU.
+
+    `training` are arguments of `build_model` that count in training only.
+
+    The network is built without memory and takes the tensors of the file as they are mapped, so there is one copy of them.
+
+    Raises:
+        ArtifactError: if the artifact is not in PyTorch's format.
+        CheckpointError: if the weights cannot be read or do not fit, or have no head.
+    """
+    if artifact.format != "torch":
+        raise ArtifactError(f"{artifact.path} is in the format {artifact.format}; this step needs a PyTorch artifact.")
+    if artifact.model.num_classes < 1:
+        raise CheckpointError(
+            f"{artifact.main_file} has no classification head; give it one with "
+            "'convnext-deploy train --weights FILE --data DIR'."
+        )
+    scheme = read_scheme(artifact.details)
+    with torch.device("meta"):
+        model = build_model(artifact.model, **training)
+        if scheme is not None:
+            prepare(model, scheme)
+        state = load_checkpoint(artifact.main_file).state
+        add_gains(model, state)
+    load_into(model, state, str(artifact.main_file))
+    return model.eval()

@@ -1,0 +1,185 @@
+"""Which network a set of weights belongs to, and putting them into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints.key_maps import DIALECTS, Dialect, recognize, to_native
+from convnext_deploy.models.checkpoints.safe_reader import read_tensors
+from convnext_deploy.models.variants import VARIANTS, Variant
+
+# What a checkpoint for fine-tuning may lack or have in another size: the head; the last norm only where the head is missing too,
+# as in the weights of a pretrained backbone.
+_HEAD = ("head.", "pre_logits.")
+_LAST_NORM = ("norm.", "norm_pre.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file."""
+
+    state: dict[str, Tensor]
+    dialect: Dialect
+    notes: tuple[str, ...]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a file of weights in any dialect.
+
+    Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
+    """
+    tensors, entry = read_tensors(path)
+    dialect = recognize(tensors)
+    if dialect is None:
+        some = ", ".join(list(tensors)[:3])
+        raise CheckpointError(
+            f"{path} is no ConvNeXt checkpoint with the names of {', '.join(DIALECTS)}; its first keys are {some}."
+        )
+    notes = [f"{path.name}: weights in the names of {dialect}"]
+    if entry is not None:
+        notes.append(f"{path.name}: took the weights under '{entry}'")
+    if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}):
+        notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
+    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes))
+
+
+def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
+    """Find the variant, classes, channels, stem and head from the names and shapes of a state dict.
+
+    Returns: the spec; its `num_classes` is 0 if there is no head.
+    Raises: CheckpointError: if these are no weights of a ConvNeXt, or no variant has these depths and widths.
+    """
+    keys = ["downsample_layers.0.0.weight", *(f"stages.{i}.0.dwconv.weight" for i in range(4))]
+    missing = next((key for key in keys if key not in state), None)
+    if missing is not None:
+        raise CheckpointError(f"{path} is no ConvNeXt checkpoint: it has no '{missing}'.")
+    stem, *depthwise = (state[key] for key in keys)
+    head, pre_logits = state.get("head.weight"), state.get("pre_logits.weight")
+    linear = [weight for weight in (pre_logits, head) if weight is not None]
+    if (
+        any(weight.ndim != 4 for weight in (stem, *depthwise))
+        or any(weight.ndim != 2 for weight in linear)
+        or any(0 in weight.shape for weight in (stem, *depthwise, *linear))
+    ):
+        found = [tuple(weight.shape) for weight in (stem, *depthwise, *linear)]
+        raise CheckpointError(
+            f"{path} is no ConvNeXt checkpoint: the shapes of stem, convolutions and head are {found}."
+        )
+    if "stages.0.downsample.0.weight" in state:
+        raise CheckpointError(
+            f"{path} halves the first model stage, as timm does for a patch size of 2; no variant here does that."
+        )
+    convolutions = [i for i in range(4) if getattr(state.get(f"downsample_layers.0.{i}.weight"), "ndim", 0) == 4]
+    kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act"}
+    found_row = {
+        "version": 2 if any(".grn." in key for key in state) else 1,
+        "depths": tuple(len({k.split(".")[2] for k in state if k.startswith(f"stages.{i}.")}) for i in range(4)),
+        "dims": tuple(weight.shape[0] for weight in depthwise),
+        "stem": kinds.get(tuple(convolutions), "unknown"),
+        "kernel_sizes": tuple(weight.shape[2] for weight in depthwise),
+        "norm_bias": "stages.0.0.norm.bias" in state,
+        "head_norm_first": "norm_pre.weight" in state,
+    }
+    matching = [name for name, row in VARIANTS.items() if _traits(row) == found_row]
+    if not matching:
+        raise CheckpointError(_describe_unknown(path, found_row))
+    hidden = None if pre_logits is None else int(pre_logits.shape[0])
+    exact = [name for name in matching if VARIANTS[name].head_hidden_size == hidden]
+    name = (exact or matching)[0]
+    return ModelSpec(
+        name,
+        0 if head is None else int(head.shape[0]),
+        int(stem.shape[1]),
+        int(stem.shape[2]) if found_row["stem"] == "patch" else ModelSpec.patch_size,
+        head_hidden_size=None if exact else hidden,
+    )
+
+
+def _traits(row: Variant) -> dict[str, object]:
+    """Return what the names and shapes of a variant's weights show."""
+    return {
+        "version": row.version,
+        "depths": row.depths,
+        "dims": row.dims,
+        "stem": row.stem,
+        "kernel_sizes": row.kernel_sizes,
+        "norm_bias": row.norm == "layernorm",
+        "head_norm_first": row.head_norm_first,
+    }
+
+
+def _describe_unknown(path: Path, found: Mapping[str, object]) -> str:
+    def distance(name: str) -> tuple[float, int]:
+        row = _traits(VARIANTS[name])
+        widths = sum(abs(a - b) / b for a, b in zip(found["dims"], VARIANTS[name].dims, strict=True))  # type: ignore[call-overload]
+        depths = sum(abs(a - b) / b for a, b in zip(found["depths"], VARIANTS[name].depths, strict=True))  # type: ignore[call-overload]
+        return widths + depths, sum(row[key] != found[key] for key in row)
+
+    nearest = min(VARIANTS, key=distance)
+    row = _traits(VARIANTS[nearest])
+    differing = "; ".join(f"{key} {found[key]} instead of {row[key]}" for key in row if found[key] != row[key])
+    return f"{path} is a ConvNeXt of no known variant. The nearest is {nearest}, but the file has {differing}."
+
+
+@torch.no_grad()
+def load_into(
+    model: nn.Module, state: Mapping[str, Tensor], what: str, *, reinitialize_head: bool = False
+) -> tuple[str, ...]:
+    """Give a model the tensors of a state dict, which become its parameters without a copy; every key must fit.
+
+    The model is left alone if any does not. Tensors of other dtypes than the model's are converted.
+
+    Args:
+        model: may be on the meta device.
+        state: under the network's own names.
+        what: the file, for messages.
+        reinitialize_head: keep the model's own head where the state has none or one of another size.
+
+    Returns: the names that kept the model's own values.
+    Raises: CheckpointError: naming the first key that is missing, unexpected, of another shape or not finite.
+    """
+    expected = model.state_dict()
+    kept = _kept_names(expected, state) if reinitialize_head else frozenset[str]()
+    fitting: dict[str, Tensor] = {}
+    for key, tensor in expected.items():
+        if key in kept:
+            continue
+        if key not in state:
+            raise CheckpointError(
+                f"{what} lacks '{key}', which the network needs; is it a checkpoint of another model?"
+            )
+        if state[key].shape != tensor.shape:
+            found, wanted = tuple(state[key].shape), tuple(tensor.shape)
+            raise CheckpointError(f"{what}: '{key}' has shape {found}, the network needs {wanted}.")
+        value = state[key].to(tensor.dtype)
+        if value.is_floating_point() and value.numel() and not all(v.isfinite() for v in value.aminmax()):
+            raise CheckpointError(
+                f"{what}: '{key}' holds values that are not finite; the training that made it diverged."
+            )
+        fitting[key] = value
+    unexpected = next((key for key in state if key not in expected and not (kept and key.startswith(_HEAD))), None)
+    if unexpected is not None:
+        raise CheckpointError(
+            f"{what} has '{unexpected}', which the network does not; is it a checkpoint of another model?"
+        )
+    model.load_state_dict(fitting, strict=not kept, assign=True)
+    return tuple(key for key in expected if key in kept)
+
+
+def _kept_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> frozenset[str]:
+    def is_other(key: str) -> bool:
+        return key not in state or state[key].shape != expected[key].shape
+
+    heads = [key for key in expected if key.startswith(_HEAD)]
+    extra = any(key.startswith(_HEAD) and key not in expected for key in state)
+    kept = set(heads) if extra or any(is_other(key) for key in heads) else set()
+    if "head.weight" not in state:
+        kept |= {key for key in expected if key.startswith(_LAST_NORM) and key not in state}
+    return frozenset(kept)

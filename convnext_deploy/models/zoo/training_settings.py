@@ -1,0 +1,285 @@
+"""What to train each variant with, and which variants suit how many images, as literal tables.
+
+The tables are those of the notes that this project started from: "Models Ranking" with its "Simple rule of thumb", and
+"ConvNext Training Recipe", sections 2 to 5. Where the notes give a range, the middle of it is used. What they leave open,
+augmentation and how to start from published weights, is that of the papers and their code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from convnext_deploy.config.training import Augmentation
+from convnext_deploy.models.variants import VARIANTS, resolve_variant
+
+WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.999)  # section 1: AdamW with these for all sizes
+RATE_BATCH_SIZE = 128  # the batch size for which the notes give their learning rates
+MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # section 3.3 and 5
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of the notes, ends included."""
+
+    low: float
+    high: float
+
+    @property
+    def middle(self) -> float:
+        """Half way between the ends."""
+        return (self.low + self.high) / 2
+
+    def __str__(self) -> str:
+        ends = format_setting(self.low), format_setting(self.high)
+        return ends[0] if self.low == self.high else " to ".join(ends)
+
+
+def format_setting(value: float) -> str:
+    """Return a number as people write it in recipes: `2e-4`, `0.1`, `300`."""
+    if not 0 < value < 1e-3:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+@dataclass(frozen=True)
+class SettingRanges:
+    """What the notes recommend for a size of network or of data. `learning_rate` holds at batch 128. `mixup`: and CutMix."""
+
+    learning_rate: Span
+    drop_path_rate: Span
+    epochs: Span
+    warmup_epochs: Span
+    label_smoothing: float
+    mixup: bool
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What changes when a training starts from published weights: see `FitConfig`. `source` and `note` tell where it is from."""
+
+    layer_decay: float
+    ema_decay: float
+    source: str
+    note: str
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What to train one variant with on data of one size; see `SettingRanges`."""
+
+    learning_rate: float
+    drop_path_rate: float
+    epochs: int
+    warmup_epochs: float
+    label_smoothing: float
+    mixup: bool
+
+
+def _for_size(learning_rate: Span, drop_path_rate: Span, *, mixup: bool = True) -> SettingRanges:
+    # All subsections of section 3: 300 epochs, 20 of them warm-up. Label smoothing: the general recipe of the notes.
+    return SettingRanges(learning_rate, drop_path_rate, Span(300, 300), Span(20, 20), 0.1, mixup)
+
+
+_V1_SMALLEST = _for_size(Span(2e-4, 4e-4), Span(0.0, 0.1), mixup=False)  # section 3.1: "no need for mixup/cutmix"
+# Section 3.7 gives version 2 its rates, and "0.1 to 0.6 depending on size" for drop_path_rate: read as version 1's ranges
+# within these bounds. It says nothing of mixup: as in version 1.
+_V2_SMALLEST = _for_size(Span(3e-4, 3e-4), Span(0.1, 0.1), mixup=False)
+_V1 = {
+    **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), _V1_SMALLEST),
+    "tiny": _for_size(Span(3e-4, 3e-4), Span(0.1, 0.2)),  # section 3.2
+    "small": _for_size(Span(2e-4, 2e-4), Span(0.2, 0.4)),  # section 3.3
+    "base": _for_size(Span(1e-4, 1.5e-4), Span(0.3, 0.5)),  # section 3.4
+    "large": _for_size(Span(8e-5, 1e-4), Span(0.4, 0.6)),  # section 3.5
+    **dict.fromkeys(("xlarge", "xxlarge"), _for_size(Span(5e-5, 8e-5), Span(0.6, 0.8))),  # section 3.6
+}
+_V2 = {
+    **dict.fromkeys(("atto", "femto", "pico", "nano"), _V2_SMALLEST),
+    "tiny": _for_size(Span(2e-4, 2e-4), Span(0.1, 0.2)),
+    "small": _for_size(Span(2e-4, 2e-4), Span(0.2, 0.4)),
+    "base": _for_size(Span(1e-4, 1e-4), Span(0.3, 0.5)),
+    "large": _for_size(Span(8e-5, 1e-4), Span(0.4, 0.6)),
+    "huge": _for_size(Span(8e-5, 8e-5), Span(0.6, 0.6)),
+}
+
+EMA_DECAY = 0.9999  # arXiv 2201.03545, table 5, and the official code of version 2
+_OFFICIAL_V2 = "TRAINING.md of facebookresearch/ConvNeXt-V2"
+_TABLE_6 = "arXiv 2201.03545, table 6"
+_SMALLEST_FROM_WEIGHTS = FineTuning(0.9, EMA_DECAY, f"{_OFFICIAL_V2}, atto", "0.9 for each of its 12 blocks")
+_V1_FROM_WEIGHTS = {
+    **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), _SMALLEST_FROM_WEIGHTS),
+    **dict.fromkeys(("tiny", "small", "base", "large"), FineTuning(0.7, 0.0, _TABLE_6, "weights of ImageNet-1k")),
+    # their weights come from more than ImageNet-1k, see `published.py`
+    **dict.fromkeys(("xlarge", "xxlarge"), FineTuning(0.8, EMA_DECAY, _TABLE_6, "weights of ImageNet-22k")),
+}
+_V2_FROM_WEIGHTS = {
+    **dict.fromkeys(("atto", "femto", "pico", "nano"), _SMALLEST_FROM_WEIGHTS),
+    **dict.fromkeys(
+        ("tiny", "small"),
+        FineTuning(0.85, EMA_DECAY, f"{_OFFICIAL_V2}, tiny", "0.9 for each of 18 blocks: 0.9^(18/12)"),
+    ),
+    **dict.fromkeys(("base", "large", "huge"), FineTuning(0.6, EMA_DECAY, f"{_OFFICIAL_V2}, base", "0.6 for 12 parts")),
+}
+
+# Files of `recipes/sizes/`: one for each section of the notes on a size, 3.1 to 3.7.
+_SIZE_RECIPES = {
+    **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), "zepto_to_nano"),
+    **{size: size for size in ("tiny", "small", "base", "large")},
+    **dict.fromkeys(("xlarge", "xxlarge"), "xlarge"),
+}
+
+# "Models Ranking": tiers 1 to 4, best first. The notes leave `base` out of the tiers; it stands where "Best choice" has it,
+# behind `small`. Tier 5 (ols, rms, hnf, mlp) and tier 6 (test networks) are not recommended and stand below.
+TIERS = {
+    1: ("convnextv2_base", "convnextv2_small", "convnextv2_tiny", "convnext_tiny"),
+    2: ("convnextv2_nano", "convnextv2_pico", "convnext_nano", "convnext_small", "convnext_base"),
+    3: ("convnextv2_large", "convnextv2_huge", "convnext_large", "convnext_xlarge", "convnext_xxlarge"),
+    4: (
+        "convnextv2_femto", "convnextv2_atto", "convnext_femto", "convnext_pico", "convnext_atto", "convnext_zepto_rms",
+    ),
+}  # fmt: skip
+TIER_REASONS = {
+    1: "tier 1 of 6: the best accuracy for its computation",
+    2: "tier 2 of 6: very good where speed matters",
+    3: "tier 3 of 6: heavy, for the last tenths of accuracy on very large data",
+    4: "tier 4 of 6: for devices that can compute very little",
+}
+# Variants of a size overfit on fewer images than this: "Best choice" for base, "Simple rule of thumb" for the others.
+LEAST_IMAGES = {"base": 50_000, **dict.fromkeys(("large", "huge", "xlarge", "xxlarge"), 1_000_000)}
+# Without published weights a variant is trained from scratch, which the papers do on the 1.28 million images of ImageNet-1k.
+LEAST_IMAGES_FROM_SCRATCH = 1_000_000
+
+
+# Images in plenty: arXiv 2201.03545, table 5. Magnitude 9 of its RandAugment is on timm's scale to 10, which is 27 on the
+# scale to 30 here (both rotate by 27 degrees), and timm skips each of its two operations in every second case: one is left.
+STRONG_AUGMENTATION = Augmentation(
+    augmentation_policy="randaugment",
+    randaugment_ops=1,
+    randaugment_magnitude=27,
+    random_erasing_probability=0.25,
+    mixup_alpha=MIXUP_ALPHA,
+    cutmix_alpha=CUTMIX_ALPHA,
+)
+# Few and medical images: section 5 has no mixup; a crop keeps at least half, so that a finding stays in it, and exposure
+# varies by a tenth ("color jitter: optional, light").
+MILD_AUGMENTATION = Augmentation(crop_scale_min=0.5, color_jitter=0.1)
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """Advice for data of up to `below` images: settings, the sizes that suit it, and all candidates, best first.
+
+    `recipe`: path of the recipe for such data in the repository. `augmentation`: for networks that are not among the smallest.
+    """
+
+    name: str
+    below: float
+    suited: tuple[str, ...]
+    settings: SettingRanges
+    order: tuple[str, ...]
+    augmentation: Augmentation
+    recipe: str
+
+
+def _order(*first: str) -> tuple[str, ...]:
+    """Put some variants before the others, which keep the order of the tiers."""
+    named = tuple(map(resolve_variant, first))
+    return named + tuple(variant for tier in TIERS.values() for variant in tier if variant not in named)
+
+
+# Settings: section 5. Suited sizes: "Simple rule of thumb". The gaps that the notes leave between 20,000 and 50,000 images and
+# between 200,000 and 1,000,000 belong to medium data. Order: the suited sizes first, version 2 before 1.
+DATA_SIZES = (
+    DataSize(
+        "small",
+        20_000,
+        ("tiny", "nano", "small"),
+        SettingRanges(Span(1e-4, 2e-4), Span(0.0, 0.1), Span(100, 150), Span(5, 10), 0.05, mixup=False),
+        # "Best choice" for about 6,000 images has the first four
+        _order("v2-tiny", "v2-small", "tiny", "v2-nano", "nano", "small"),
+        MILD_AUGMENTATION,
+        "recipes/data/small_medical.toml",
+    ),
+    DataSize(
+        "medium",
+        1_000_000,
+        ("small", "base"),
+        SettingRanges(Span(2e-4, 3e-4), Span(0.2, 0.2), Span(200, 300), Span(10, 20), 0.1, mixup=True),
+        _order("v2-base", "v2-small", "small", "base"),
+        STRONG_AUGMENTATION,
+        "recipes/data/medium.toml",
+    ),
+    DataSize(
+        "large",
+        float("inf"),
+        ("large", "huge"),
+        SettingRanges(Span(1e-4, 4e-4), Span(0.3, 0.7), Span(300, 300), Span(20, 20), 0.1, mixup=True),
+        # section 3.6: xlarge and xxlarge are "only realistic with multi-GPU training", so they stand behind base
+        _order("v2-large", "v2-huge", "large", "v2-base", "base", "xlarge", "xxlarge"),
+        STRONG_AUGMENTATION,
+        "recipes/data/imagenet.toml",
+    ),
+)
+
+
+def size_of(variant: str) -> str:
+    """Return the word for the size in a variant's name: `tiny` for `convnext_tiny_hnf`, `test` for the test networks."""
+    return "test" if variant.startswith("test_") else variant.split("_")[1]
+
+
+def settings_for_size(variant: str) -> SettingRanges | None:
+    """Return the settings that the notes recommend for a variant, None for the test networks.
+
+    The modifiers ols, rms, hnf and mlp change nothing in them, see `settings_note`.
+    """
+    return (_V1 if VARIANTS[variant].version == 1 else _V2).get(size_of(variant))
+
+
+def fine_tuning(variant: str) -> FineTuning | None:
+    """Return what changes when a variant starts from its published weights, None for the test networks."""
+    return (_V1_FROM_WEIGHTS if VARIANTS[variant].version == 1 else _V2_FROM_WEIGHTS).get(size_of(variant))
+
+
+def augmentation_for(augmentation: Augmentation, *, mixup: bool) -> Augmentation:
+    """Return an augmentation without Mixup and CutMix where they are not wanted."""
+    return augmentation if mixup else dataclasses.replace(augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
+
+
+def size_recipe(variant: str) -> str | None:
+    """Return the path in the repository of the recipe for a variant's size, None for the test networks."""
+    name = "v2" if VARIANTS[variant].version == 2 else _SIZE_RECIPES.get(size_of(variant))
+    return None if name is None else f"recipes/sizes/{name}.toml"
+
+
+def settings_note(variant: str) -> str | None:
+    """Return what the notes add for a modifier in a variant's name (section 4), None: nothing."""
+    if "_rms" in variant:
+        return "learning rates up to 20 % higher work as well"
+    return "slightly more stable with mixup and CutMix" if variant.endswith("_hnf") else None
+
+
+def data_size(images: int) -> DataSize:
+    """Return the advice for a number of training images."""
+    return next(size for size in DATA_SIZES if images < size.below)
+
+
+def combine(size: SettingRanges, data: SettingRanges) -> TrainingSettings:
+    """Return one setting each from what suits the network and what suits the data.
+
+    Rates that both ranges allow: the middle of them. Where they do not meet: the end of the lower range that is nearer to the
+    other, since too high a learning rate destroys weights and too much stochastic depth underfits.
+    """
+    return TrainingSettings(
+        learning_rate=_meet(size.learning_rate, data.learning_rate),
+        drop_path_rate=_meet(size.drop_path_rate, data.drop_path_rate),
+        epochs=round(data.epochs.middle),
+        warmup_epochs=data.warmup_epochs.middle,
+        label_smoothing=data.label_smoothing,
+        mixup=size.mixup and data.mixup,
+    )
+
+
+def _meet(a: Span, b: Span) -> float:
+    low, high = max(a.low, b.low), min(a.high, b.high)
+    return round(Span(low, high).middle if low <= high else high, 10)  # no trace of binary fractions such as 0.6499999

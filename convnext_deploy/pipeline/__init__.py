@@ -1,0 +1,1 @@
+"""A recipe from start to end: order, cache, resume, validation and report."""

@@ -1,0 +1,248 @@
+"""What the user points at, an artifact folder, a bare checkpoint or an ONNX file, as an artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.spec import (
+    GraphIO,
+    ModelSpec,
+    Preprocess,
+    check_header,
+    default_preprocess,
+    read_model,
+    read_preprocess,
+)
+from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
+from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+# the names under which other libraries keep the weights in a folder, best first
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
+
+
+def open_input(
+    path: Path, *, model: str | None = None, image_size: int | None = None, crop_pct: float | None = None
+) -> Artifact:
+    """Describe an artifact folder, a checkpoint, an ONNX file or published weights; nothing is written.
+
+    Files of this tool carry their own preprocessing and class names. For checkpoints of others the variant, classes, channels,
+    stem and head come from names and shapes; evaluation transform and class names from the config file of timm or transformers
+    in the same folder, or else the transform that is published with the variant. `notes` of the result tell what was found.
+
+    Args:
+        path: folder or file, or the name of published weights such as `timm/convnext_tiny.fb_in1k`.
+        model: variant that the file must hold; needed for nothing, checked when given.
+        image_size: overrides the evaluation image size.
+        crop_pct: overrides the evaluation crop.
+
+    Raises: ArtifactError, CheckpointError: if it is none of these, or not what was asked for.
+    """
+    if path.is_dir():
+        artifact = _open_folder(path)
+    elif path.is_symlink() and not path.exists():
+        raise ArtifactError(f"{path} is a symbolic link that leads nowhere; expected a folder or file.")
+    elif not path.exists():
+        artifact = _open_published(str(path))
+    elif path.suffix in CHECKPOINT_SUFFIXES:
+        artifact = _open_checkpoint(path)
+    elif path.suffix == ".onnx":
+        artifact = _open_onnx(path, image_size)
+    else:
+        raise ArtifactError(
+            f"{path} is no artifact: expected a folder with {MANIFEST}, or a file ending in "
+            f"{', '.join(CHECKPOINT_SUFFIXES)} or .onnx."
+        )
+    if model is not None:
+        from convnext_deploy.models.variants import resolve_variant
+
+        if (asked := resolve_variant(model)) != artifact.model.variant and artifact.model.variant != "unknown":
+            raise CheckpointError(f"{path} holds a {artifact.model.variant}, not the {asked} asked for with --model.")
+    if image_size is not None and artifact.format == "torch" and image_size < 8 * artifact.model.patch_size:
+        raise ArtifactError(
+            f"--image-size {image_size} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
+        )
+    preprocess = artifact.preprocess
+    if image_size is not None:
+        crop = default_preprocess(image_size).crop_pct
+        preprocess = dataclasses.replace(preprocess, image_size=image_size, crop_pct=crop)
+    if crop_pct is not None:
+        preprocess = dataclasses.replace(preprocess, crop_pct=crop_pct)
+    notes = artifact.notes
+    if notes and preprocess != artifact.preprocess:
+        notes = (*notes[:-1], _describe_evaluation(artifact.main_file, preprocess, "as asked for"))
+    return dataclasses.replace(artifact, preprocess=preprocess, notes=notes)
+
+
+def open_weights(recipe: Recipe) -> dict[str, Artifact]:
+    """Open the initial weights of all stages, by the names under which `StageEntry.inputs` refers to them.
+
+    Raises: DeployError: if any of them cannot be opened.
+    """
+    places = {stage.weights for stage in recipe.stages if stage.weights is not None}
+    return {place: open_input(Path(place.removeprefix(WEIGHTS_PREFIX))) for place in sorted(places)}
+
+
+def find_baseline(artifact: Artifact) -> Artifact | None:
+    """Return the nearest FP32 PyTorch ancestor of an artifact if it still lies where the lineage says, unaltered."""
+    for record in reversed(artifact.lineage):
+        if "source" in record.input_paths:
+            try:
+                ancestor = open_input(Path(record.input_paths["source"]))
+            except DeployError:
+                return None
+            if ancestor.sha256 != record.inputs["source"]:
+                return None
+            if ancestor.is_baseline:
+                return ancestor
+    return None
+
+
+def _open_folder(path: Path) -> Artifact:
+    if (path / MANIFEST).exists():
+        return read_artifact(path)
+    weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
+    if weights is not None:
+        return _open_checkpoint(weights)
+    inside = sorted(p.parent for p in path.glob(f"stages/*/{MANIFEST}"))
+    hint = f" It is a run; point at one of its artifacts, such as {inside[-1]}." if inside else ""
+    raise ArtifactError(f"{path} is no artifact folder: it has no {MANIFEST} and no {_WEIGHT_FILES[0]}.{hint}")
+
+
+def _open_published(name: str) -> Artifact:
+    from convnext_deploy.models.checkpoints.hub import fetch_weights, is_weights_name, license_of
+
+    if not is_weights_name(name):
+        raise ArtifactError(f"{name} does not exist; expected an artifact folder, a checkpoint or an ONNX file.")
+    found = fetch_weights(name)
+    artifact = _open_folder(found.path) if found.path.is_dir() else _open_checkpoint(found.path)
+    artifact = dataclasses.replace(artifact, license=artifact.license or license_of(name))
+    if found.preprocess is None:
+        return artifact
+    notes = (*artifact.notes[:-1], f"{name}: evaluation and class names as published with the weights")
+    return dataclasses.replace(artifact, preprocess=found.preprocess, class_names=found.class_names, notes=notes)
+
+
+def _open_checkpoint(path: Path) -> Artifact:
+    from convnext_deploy.models.checkpoints.hub_config import CONFIG, TRANSFORMERS_DEFAULT_EPS, read_hub_config
+    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
+    from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
+    from convnext_deploy.models.zoo.published import default_evaluation
+
+    header = load_metadata(path)
+    if header:
+        return _from_header(path, "torch", header)
+    checkpoint = load_checkpoint(path)
+    spec = infer_model_spec(checkpoint.state, path)
+    if checkpoint.dialect == "timm" and spec.patch_size >= 8:
+        raise CheckpointError(
+            f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
+        )
+    # Another file's config may lie in the same folder; only these names are known to belong together.
+    config = read_hub_config(path.parent, spec) if path.name in _WEIGHT_FILES else None
+    if config is not None:
+        spec = dataclasses.replace(spec, **config.changes)
+    elif checkpoint.dialect == "huggingface":
+        spec = dataclasses.replace(spec, head_norm_eps=TRANSFORMERS_DEFAULT_EPS)
+    preprocess = config.preprocess if config is not None else None
+    if preprocess is not None:
+        origin = f"from {CONFIG} beside it"
+    else:
+        origin = "as published with the variant, because the file does not tell"
+        preprocess = default_evaluation(spec.variant)
+        if spec.in_channels != 3:
+            usual = default_preprocess(preprocess.image_size, preprocess.crop_pct, spec.in_channels)
+            preprocess = dataclasses.replace(preprocess, mean=usual.mean, std=usual.std)
+    notes = (
+        *checkpoint.notes,
+        f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
+        _describe_evaluation(path, preprocess, origin),
+    )
+    class_names = config.class_names if config is not None else None
+    license_ = config.license if config is not None else None
+    artifact = _describe(path, "torch", "fp32", spec, preprocess, class_names, {}, license_)
+    return dataclasses.replace(artifact, notes=notes)
+
+
+def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str:
+    how = f"{preprocess.image_size} pixels, crop {preprocess.crop_pct:.3g}, {preprocess.interpolation}"
+    return f"{path.name}: evaluated at {how}, {origin}"
+
+
+def _open_onnx(path: Path, image_size: int | None) -> Artifact:
+    from onnx import TensorProto
+
+    from convnext_deploy.graphs.onnx_io import load_onnx, read_metadata, tensor_shape
+
+    proto = load_onnx(path)
+    try:
+        header = read_metadata(proto)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+    if header:
+        return _from_header(path, "onnx", header)
+    initializers = {initializer.name for initializer in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in initializers]
+    shape = tensor_shape(inputs[0]) if inputs else ()
+    outputs = [tensor_shape(value) for value in proto.graph.output]
+    logits = next((found for found in outputs if len(found) == 2), ())
+    # images of no other library have 1 or 3 rows
+    last = len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
+    channels, side = (shape[3], shape[1]) if last else (*shape[1:3], None, None)[:2]
+    if len(inputs) != 1 or len(shape) != 4 or not logits or not channels or not logits[1]:
+        raise ArtifactError(
+            f"{path} is no image classifier: expected one input (batch, channels, height, width) and an output "
+            f"(batch, classes), found {len(inputs)} input(s), {shape} and {', '.join(map(str, outputs)) or 'nothing'}."
+        )
+    spec = ModelSpec("unknown", logits[1], channels)
+    pixels = inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
+    io = GraphIO("uint8" if pixels else "float32", "nhwc" if last else "nchw", batch_size=shape[0])
+    preprocess = default_preprocess(image_size or side or 224, None, spec.in_channels)
+    return _describe(path, "onnx", _precision(proto), spec, preprocess, None, {"io": dataclasses.asdict(io)})
+
+
+def _precision(proto: ModelProto) -> str:
+    from onnx import TensorProto
+
+    half = any(i.data_type == TensorProto.FLOAT16 and max(i.dims, default=1) > 1 for i in proto.graph.initializer)
+    if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
+        return "int8-fp16" if half else "int8"
+    return "fp16" if half else "fp32"
+
+
+def _from_header(path: Path, format: Any, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the field's name)
+    try:
+        names = header["class_names"]
+        check_header(header)
+        return _describe(
+            path,
+            format,
+            header["precision"],
+            read_model(header["model"]),
+            read_preprocess(header["preprocess"]),
+            None if names is None else tuple(names),
+            header.get("details", {}),
+            header.get("license"),
+        )
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ArtifactError(f"{path} has a damaged header ({error!r}); make it again.") from None
+
+
+def _describe(
+    path: Path,
+    format: Any,  # noqa: A002  (the field's name)
+    precision: str,
+    model: ModelSpec,
+    preprocess: Preprocess,
+    class_names: tuple[str, ...] | None,
+    details: dict[str, Any],
+    license_: str | None = None,
+) -> Artifact:
+    files = (describe_file(path),)
+    return Artifact(path.parent, format, precision, model, class_names, preprocess, files, details, license=license_)

@@ -1,0 +1,155 @@
+"""One stage of a recipe: what its result depends on, whether it is there already, and how it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, read_artifact, write_manifest
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.stages import ONNXConfig, QATConfig, TensorRTConfig, TorchTensorRTConfig
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.system import code_hash as code_version
+from convnext_deploy.system.distributed import world
+from convnext_deploy.system.environment import package_versions
+from convnext_deploy.system.files import replace_folder
+from convnext_deploy.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how a recipe runs; none of it changes what the stages mean.
+
+    `cache_dir` None: `out/cache`, and small images in memory. `tensorboard`: write events to `out/tensorboard`.
+    `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float form.
+    """
+
+    out: Path
+    device: str
+    workers: int
+    progress: Progress
+    cache_dir: Path | None = None
+    tensorboard: bool = False
+    command: str | None = None
+    speed_check: bool = True
+
+
+def execute_stage(
+    stage: StageEntry,
+    artifacts: Mapping[str, Artifact],
+    recipe: Recipe,
+    settings: Settings,
+    data: Data | None,
+    key: str,
+) -> Artifact:
+    """Run a stage and write its artifact into `settings.out`, completely or not at all.
+
+    Where there are several processes, all of them call this for a stage that trains, and the first one writes.
+
+    Raises: DeployError: if the stage cannot do its work.
+    """
+    from convnext_deploy.stages import STAGES
+    from convnext_deploy.stages.context import StageContext
+    from convnext_deploy.training.checkpoint_store import TrainingStore
+    from convnext_deploy.training.tensorboard import TensorBoardEvents
+
+    def need_data() -> Data:
+        if data is None:
+            raise DataError(f"stage '{stage.name}' needs images; give them with --data DIR.")
+        return data
+
+    inputs = {role: artifacts[name] for role, name in stage.inputs.items()}
+    folder = stage_folder(settings, stage)
+    events = TensorBoardEvents(settings.out / "tensorboard" / stage.name) if settings.tensorboard else None
+    start = time.perf_counter()
+    with replace_folder(folder) if world().is_first else nullcontext(folder) as output:
+        context = StageContext(
+            stage.name,
+            output,
+            need_data,
+            recipe.seed,
+            settings.device,
+            settings.workers,
+            settings.progress,
+            cache_dir=settings.cache_dir or settings.out / "cache",
+            has_data=data is not None,
+            keep_pixels=settings.cache_dir is not None,
+            teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
+            weights=inputs.get("weights"),
+            baseline=find_baseline(inputs["source"]) if isinstance(stage.config, QATConfig) else None,
+            store=TrainingStore(settings.out / "checkpoints" / stage.name, key, events=events),
+        )
+        artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)
+        if not world().is_first:
+            return artifact
+        record = StageRecord(
+            name=stage.name,
+            kind=stage.config.kind,
+            config=dataclasses.asdict(stage.config),
+            inputs={role: source.sha256 for role, source in inputs.items()},
+            input_paths={role: str(source.location) for role, source in inputs.items()},
+            data=data.name if data is not None and _uses_data(stage) else "none",
+            data_fingerprint=data.fingerprint if data is not None and _uses_data(stage) else "none",
+            seed=recipe.seed,
+            versions=package_versions(),
+            wall_s=time.perf_counter() - start,
+            cache_key=key,
+            validation_fraction=data.split.fraction
+            if data is not None and data.split is not None and _uses_data(stage)
+            else None,
+        )
+        write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
+    return read_artifact(folder)
+
+
+def _uses_data(stage: StageEntry) -> bool:
+    if isinstance(stage.config, ONNXConfig):
+        return stage.config.precision == "fp16"  # by the ranges of activations on training images
+    return not isinstance(stage.config, TensorRTConfig | TorchTensorRTConfig)
+
+
+def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
+    """Hash everything that decides what a stage produces."""
+    inputs = {
+        role: [
+            artifacts[name].sha256,
+            artifacts[name].class_names,
+            dataclasses.asdict(artifacts[name].model),
+            dataclasses.asdict(artifacts[name].preprocess),
+        ]
+        for role, name in stage.inputs.items()
+    }
+    content = {
+        "kind": stage.config.kind,
+        "config": dataclasses.asdict(stage.config),
+        "inputs": inputs,
+        "data": data.fingerprint if data is not None and _uses_data(stage) else None,
+        "seed": seed,
+        "code": code_version.of_module(f"convnext_deploy.stages.{stage.config.kind.replace('-', '_')}"),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def stage_folder(settings: Settings, stage: StageEntry) -> Path:
+    """Return where the artifact of a stage lies."""
+    return settings.out / "stages" / stage.name
+
+
+def reusable(folder: Path, key: str) -> Artifact | None:
+    """Return the artifact in `folder` if it was made with this key and its files are unaltered."""
+    try:
+        artifact = read_artifact(folder)
+    except ArtifactError:
+        return None
+    if not artifact.lineage or artifact.lineage[-1].cache_key != key:
+        return None
+    unaltered = all(describe_file(folder / file.name) == file for file in artifact.files)
+    return artifact if unaltered else None

@@ -1,0 +1,178 @@
+"""`compare`: what several runs made, side by side, what differs between them, and what of it can be compared at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from convnext_deploy.reports.record import Report, StageRow
+from convnext_deploy.reports.stage_table import verdict
+
+SCHEMA = 1
+_ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: a short name that no other has, its folder, and its report."""
+
+    name: str
+    path: Path
+    report: Report
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting or circumstance that is not the same everywhere: its value in each run, in their order."""
+
+    what: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs in the order given. `warnings` say why figures cannot be compared, `notes` what else to know."""
+
+    runs: tuple[Run, ...]
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[tuple[Run, StageRow]]:
+        """All artifacts of all runs, in order."""
+        return [(run, row) for run in self.runs for row in run.report.rows]
+
+    def to_json(self) -> str:
+        """Return the record as JSON; accuracies are fractions, drops percentage points."""
+        content = {
+            "schema": SCHEMA,
+            "runs": [
+                {
+                    "run": run.name,
+                    "path": str(run.path),
+                    "recipe": run.report.recipe,
+                    "data": run.report.data,
+                    "validation_images": run.report.validation_images,
+                    "seed": run.report.seed,
+                    "complete": run.report.complete,
+                    "passed": run.report.passed,
+                    "command": run.report.command,
+                    "environment": run.report.environment,
+                }
+                for run in self.runs
+            ],
+            "artifacts": [{"run": run.name, **_figures(row)} for run, row in self.rows],
+            "differences": [
+                {
+                    "what": difference.what,
+                    "values": dict(zip((r.name for r in self.runs), difference.values, strict=True)),
+                }
+                for difference in self.differences
+            ],
+            "warnings": self.warnings,
+            "notes": self.notes,
+        }
+        return json.dumps(content, indent=1)
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Return the last parts of different paths, as many as it takes to tell them apart."""
+    for count in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _figures(row: StageRow) -> dict[str, Any]:
+    keys = (
+        "variant", "format", "precision", "runner", "device", "top1", "top5", "top1_drop_pp", "top1_drop_interval_pp", "baseline",
+        "size_bytes", "latency_p50_ms", "latency_p90_ms", "passed",
+    )  # fmt: skip
+    return {"stage": row.name, **{key: getattr(row, key) for key in keys}, "verdict": verdict(row)}
+
+
+def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    data = {run.name: (PurePath(run.report.data).name, run.report.validation_images) for run in runs if run.report.rows}
+    classes = {run.report.class_names for run in runs if run.report.class_names}
+    named = "; ".join(f"{run}: '{name}', {count:,} images" for run, (name, count) in data.items())
+    if len({count for _, count in data.values()}) > 1 or len(classes) > 1:
+        other = "" if len(classes) <= 1 else ", and the classes differ"
+        yield f"top-1 was measured on different images and cannot be compared ({named}{other})"
+    elif len(set(data.values())) > 1:
+        yield f"top-1 was measured on data of different names, and can be compared only if it is the same ({named})"
+    machines = {run.name: _machine(run.report) for run in runs if any(row.latency_p50_ms for row in run.report.rows)}
+    if len(set(machines.values())) > 1:
+        named = "; ".join(f"{run}: {machine}" for run, machine in machines.items())
+        yield f"latency was measured on different machines and cannot be compared ({named})"
+
+
+def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        if not run.report.complete:
+            count = len(run.report.rows)
+            yield f"{run.name} is not complete: {count} artifact{'' if count == 1 else 's'} so far"
+    unknown = [run.name for run in runs if run.report.rows and not any(row.config for row in run.report.rows)]
+    if unknown:
+        yield f"the settings of {', '.join(unknown)} are not known: the report was written by an earlier version"
+
+
+def _machine(report: Report) -> str:
+    devices = sorted({row.device for row in report.rows if row.device})
+    return (
+        f"{report.environment.get('cpu', 'unknown')}, {report.environment.get('cores', '?')} cores, {'/'.join(devices)}"
+    )
+
+
+def _differences(runs: Sequence[Run]) -> Iterator[Difference]:
+    """Yield what is not the same in all runs: first of the whole run, then stage by stage."""
+    wholes = [_whole(run.report) for run in runs]
+    stages = [{row.name: _flatten(_stage(row)) for row in run.report.rows if row.config} for run in runs]
+    yield from _unequal(wholes, "")
+    for name in dict.fromkeys(name for known in stages for name in known):
+        having = [known.get(name) for known in stages]
+        # a stage that one run alone has is named among the stages already
+        if sum(settings is not None for settings in having) > 1:
+            yield from _unequal(having, f"{name}: ")
+
+
+def _unequal(tables: Sequence[Mapping[str, str] | None], prefix: str) -> Iterator[Difference]:
+    for key in dict.fromkeys(key for table in tables for key in table or ()):
+        values = tuple((table or {}).get(key, _ABSENT) for table in tables)
+        if len({value for value, table in zip(values, tables, strict=True) if table is not None}) > 1:
+            yield Difference(prefix + key, values)
+
+
+def _whole(report: Report) -> dict[str, str]:
+    known = dict(report.environment)
+    versions = known.pop("versions", {})
+    return _flatten(
+        {
+            "recipe": report.recipe,
+            "data": report.data,
+            "validation images": report.validation_images,
+            "seed": report.seed,
+            "source": report.source,
+            "stages": ", ".join(row.name for row in report.rows),
+            **known,
+            **(versions if isinstance(versions, Mapping) else {}),
+        }
+    )
+
+
+def _stage(row: StageRow) -> dict[str, Any]:
+    return {"kind": row.kind, **row.inputs, "gate": {k: v for k, v in row.gate.items() if v is not None}, **row.config}
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return found

@@ -1,0 +1,64 @@
+"""Several runs as one HTML page: the same table and the same plot as for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convnext_deploy.reports.comparison import Comparison
+from convnext_deploy.reports.html.accuracy_plot import Point, accuracy_plot, find_points
+from convnext_deploy.reports.html.page import render_page
+from convnext_deploy.reports.html.tables import Cell, Table, create_table, point_table, verdict_cell
+from convnext_deploy.reports.stage_table import cells, summary
+
+COLUMNS = ("run", "stage", "artifact", "top-1 %", "drop pp [95 %]", "size MB", "p50 ms", "verdict")
+_CELLS = (0, 1, 2, 3, 6, 7, 9)  # of the stage table
+
+
+def comparison_cells(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Return the texts of all artifacts of all runs, in the order of `COLUMNS`."""
+    return [(run.name, *(cells(row)[place] for place in _CELLS)) for run, row in comparison.rows]
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return the text of the page."""
+    figures: dict[str, Any] = {}
+    points: list[Point] = [point for run in comparison.runs for point in find_points(run.report.rows, run.name)]
+    if points:
+        figures["plot-accuracy"] = accuracy_plot(points, comparable=not comparison.warnings)
+    names = [run.name for run in comparison.runs]
+    return render_page(
+        "comparison.html",
+        figures,
+        title=f"{' and '.join(names)}: comparison",
+        names=names,
+        comparison=comparison,
+        artifacts=_artifacts(comparison),
+        points=point_table(points, comparable=not comparison.warnings) if points else None,
+        runs=_runs(comparison),
+        differences=_differences(comparison) if comparison.differences else None,
+    )
+
+
+def _artifacts(comparison: Comparison) -> Table:
+    pairs = zip(comparison_cells(comparison), comparison.rows, strict=True)
+    rows: list[tuple[str | Cell, ...]] = [(*texts[:-1], verdict_cell(row)) for texts, (_, row) in pairs]
+    return create_table(COLUMNS, ("run", "stage", "artifact", "verdict"), rows)
+
+
+def _runs(comparison: Comparison) -> Table:
+    titles = ("run", "recipe", "outcome", "made by")
+    rows = [
+        (
+            run.name,
+            run.report.recipe,
+            summary(run.report) if run.report.complete else f"not complete; {summary(run.report)}",
+            run.report.command or "not recorded",
+        )
+        for run in comparison.runs
+    ]
+    return create_table(titles, titles, rows)
+
+
+def _differences(comparison: Comparison) -> Table:
+    titles = ("what", *(run.name for run in comparison.runs))
+    return create_table(titles, titles, [(d.what, *d.values) for d in comparison.differences])

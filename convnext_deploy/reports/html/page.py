@@ -1,0 +1,58 @@
+"""One self-contained HTML file from a template: styles, scripts and plots inside, and nothing fetched from anywhere.
+
+The page's own security policy forbids every request, and runs the two scripts of known hash alone, so that no text of a user can
+become one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from convnext_deploy.reports.escaping import clean
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **values: Any) -> str:
+    """Return the text of a page.
+
+    Args:
+        template: file in `templates`.
+        figures: id of the element that a plot is drawn in → what `figures.draw` returned.
+        values: what the template reads.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    library = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
+    scripts = [library, (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if figures else []
+    return clean(
+        environment.get_template(template).render(
+            **values,
+            style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
+            scripts=scripts,
+            policy=_policy(scripts),
+            # a text may hold the tag that ends a script
+            figures=json.dumps(figures).replace("<", "\\u003c"),
+        )
+    )
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
+    # Plotly sets styles on what it draws
+    rest = "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {allowed}; {rest}"

@@ -1,0 +1,56 @@
+"""What all plots share: Plotly figures whose colours are names, which the page looks up for light, dark and paper."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+import plotly.graph_objects as go
+
+from convnext_deploy.reports.escaping import clean
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
+
+
+def literal(text: str) -> str:
+    """Return a user's text so that Plotly, which understands some HTML in texts, shows it as it is."""
+    return html.escape(clean(text), quote=False)
+
+
+def axis(title: str | None, **settings: Any) -> dict[str, Any]:
+    """Return a quiet axis."""
+    return {
+        "title": {"text": title, "font": {"size": 12, "color": "var(--muted)"}, "standoff": 8},
+        "tickfont": {"size": 11, "color": "var(--muted)"},
+        "gridcolor": "var(--line)",
+        "linecolor": "var(--line)",
+        "zerolinecolor": "var(--line)",
+        "zeroline": False,
+        "automargin": True,
+        "fixedrange": True,
+        **settings,
+    }
+
+
+def draw(figure: go.Figure, height: int, **layout: Any) -> dict[str, Any]:
+    """Return what the page hands to Plotly: traces and layout, as plain data."""
+    figure.update_layout(
+        template=None,
+        height=height,
+        margin={"l": 8, "r": 12, "t": 8, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 12, "color": "var(--text)"},
+        hoverlabel={
+            "bgcolor": "var(--surface)",
+            "bordercolor": "var(--muted)",
+            "font": {"color": "var(--text)", "size": 12},
+            "align": "left",
+        },
+        hovermode="closest",
+        dragmode=False,
+        **layout,
+    )
+    plain: dict[str, Any] = json.loads(figure.to_json())
+    return plain

@@ -1,0 +1,207 @@
+"""Tables of the HTML pages: columns with titles, and cells of text that a badge may colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from convnext_deploy.evaluation.flips import ClassChange
+from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
+from convnext_deploy.reports.record import Layer, StageRow
+from convnext_deploy.reports.stage_table import cells, columns, drop_text, verdict
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title, and whether the cells below are numbers."""
+
+    title: str
+    is_number: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text; `badge` is `passed`, `failed`, `warned`, `plain`, or None for none."""
+
+    text: str
+    badge: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def create_table(titles: Sequence[str], texts: Iterable[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
+    """Return a table; `texts` are the titles of the columns that hold no numbers."""
+    words = set(texts)
+    columns = tuple(Column(title, title not in words) for title in titles)
+    return Table(columns, tuple(tuple(Cell(c) if isinstance(c, str) else c for c in row) for row in rows))
+
+
+def number(value: float | None, digits: int = 2, scale: float = 1.0, sign: str = "") -> str:
+    """Return a number as text; a dash for None."""
+    return NONE if value is None else f"{scale * value:{sign}.{digits}f}"
+
+
+def small_number(value: float | None) -> str:
+    """Return a number of any size as text of three digits; a dash for None."""
+    return NONE if value is None else f"{value:.3g}"
+
+
+def badge_of(row: StageRow) -> str:
+    """Return the badge of a row's verdict."""
+    if row.passed is False:
+        return "failed"
+    if row.not_run is not None or row.passed is None:
+        return "plain"
+    return "warned" if row.proven is False else "passed"
+
+
+def verdict_cell(row: StageRow) -> Cell:
+    """Return the verdict of a row."""
+    return Cell(verdict(row), badge_of(row))
+
+
+def stage_table(rows: Sequence[StageRow]) -> Table:
+    """Return the table of all stages, as the console and Markdown have it."""
+    titles = columns(rows)
+    return create_table(
+        titles, ("stage", "artifact", "verdict"), [(*cells(row, titles)[:-1], verdict_cell(row)) for row in rows]
+    )
+
+
+def speed_table(speed: Speed) -> Table:
+    """Return the layers that are to be named of an INT8 artifact, beside those of its float form."""
+    titles = ("layer", "ms", "float ms", "conversions ms", "of a call more, %")
+    rows = [
+        (
+            layer.layer,
+            number(layer.ms, 3),
+            number(layer.reference_ms, 3),
+            number(layer.conversions_ms, 3),
+            number(layer.share, 1, 100, "+"),
+        )
+        for layer in speed.layers
+    ]
+    return create_table(titles, ("layer",), rows)
+
+
+def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
+    """Return what is measured of each artifact in the plot, the fastest first."""
+    front = set(pareto_front(points)) if comparable else set()
+    several = any(point.run for point in points)
+    titles = [
+        "artifact",
+        "precision",
+        "runner",
+        "top-1 %",
+        "top-5 %",
+        "drop pp [95 %]",
+        "p50 ms",
+        "p90 ms",
+        "size MB",
+        "front",
+    ]
+    rows = [
+        [
+            *([point.run] if several else []),
+            point.row.name,
+            f"{point.row.format} {point.row.precision}",
+            f"{point.row.runner or NONE} ({point.row.device})" if point.row.device else point.row.runner or NONE,
+            number(point.top1_percent),
+            number(point.row.top5, scale=100),
+            drop_text(point.row),
+            number(point.row.latency_p50_ms),
+            number(point.row.latency_p90_ms),
+            number(point.row.size_bytes / 1e6, 1),
+            "yes" if point in front else "",
+        ]
+        for point in sorted(points, key=lambda point: point.latency_ms)
+    ]
+    if not comparable:
+        titles, rows = titles[:-1], [row[:-1] for row in rows]
+    return create_table(["run"] * several + titles, ("run", "artifact", "precision", "runner", "front"), rows)
+
+
+def layer_table(layers: Sequence[Layer]) -> Table:
+    """Return the layers in the network's order; what nobody measured has no column."""
+    measured = any(layer.kl is not None for layer in layers)
+    titles = ["layer", "precision", "weights", *(("KL, nats", "changed %", "MACs, million") if measured else ())]
+    rows = []
+    for layer in layers:
+        effect = (
+            small_number(layer.kl),
+            number(layer.changed, scale=100),
+            NONE if layer.macs is None else f"{layer.macs / 1e6:,.2f}",
+        )
+        rows.append([layer.name, layer.choice, f"{layer.weights:,}", *(effect if measured else ())])
+    return create_table(titles, ("layer", "precision"), rows)
+
+
+def rung_table(row: StageRow) -> Table:
+    """Return what a ladder tried."""
+    titles = ("rung", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
+    rows = []
+    for rung in row.rungs:
+        low, high = rung["interval_pp"]
+        mark = Cell("passed", "passed") if rung["passed"] else Cell("")
+        if rung["name"] == row.chosen and not rung["passed"]:
+            mark = Cell("taken", "warned")
+        rows.append(
+            (
+                str(rung["name"]),
+                number(rung["top1"], scale=100),
+                f"{rung['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]",
+                number(rung["agreement"], scale=100),
+                small_number(rung["kl"]),
+                number(rung["sqnr_db"], 1),
+                number(rung["risk_pp"]),
+                number(rung["seconds"], 1),
+                mark,
+            )
+        )
+    return create_table(titles, ("rung", ""), rows)
+
+
+def epoch_table(row: StageRow) -> Table:
+    """Return the history of a training."""
+    titles = ("epoch", "training loss", "validation loss", "top-1 %", "learning rate", "images/s")
+    rows = [
+        (
+            f"{epoch.get('epoch') or place:g}",
+            number(epoch.get("train_loss"), 4),
+            number(epoch.get("validation_loss"), 4),
+            number(epoch.get("validation_top1"), scale=100),
+            small_number(epoch.get("learning_rate")),
+            number(epoch.get("images_per_s"), 0),
+        )
+        for place, epoch in enumerate(row.history, 1)
+    ]
+    kept = [i for i in range(len(titles)) if i == 0 or any(line[i] != NONE for line in rows)]
+    return create_table([titles[i] for i in kept], (), [[line[i] for i in kept] for line in rows])
+
+
+def class_table(classes: Sequence[ClassChange]) -> Table:
+    """Return the change of each of these classes."""
+    titles = ("class", "images", "before %", "after %", "drop pp", "lost", "gained", "p")
+    rows = [
+        (
+            change.name,
+            f"{change.total:,}",
+            number(change.baseline_correct / max(1, change.total), 1, 100),
+            number(change.correct / max(1, change.total), 1, 100),
+            number(change.top1_drop_pp, 2, sign="+"),
+            str(change.lost),
+            str(change.gained),
+            f"{change.p_value:.2g}",
+        )
+        for change in classes
+    ]
+    return create_table(titles, ("class",), rows)

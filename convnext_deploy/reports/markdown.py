@@ -1,0 +1,69 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from convnext_deploy.reports.record import Report, StageRow
+from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
+
+SPEED_METHOD = (
+    "Speedup: how many times as fast as the float form of its network INT8 is on the runtime that it is for, both in turn in fresh "
+    "processes, with the 95 % interval."
+)
+
+
+def render_markdown(report: Report) -> str:
+    """Return the text of `report.md`."""
+    environment, titles = report.environment, columns(report.rows)
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    lines = [
+        f"# {report.recipe}",
+        "",
+        f"{summary(report)[0].upper()}{summary(report)[1:]}." if report.complete else "The run is not complete.",
+        "",
+        f"Data: {report.data}, {report.validation_images} validation images. Seed {report.seed}. "
+        f"Machine: {environment['cpu']}, {environment['cores']} cores.",
+        "",
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
+        *("| " + " | ".join(text.replace("|", "\\|") for text in cells(row, titles)) + " |" for row in report.rows),
+        "",
+        "Top-1 is measured on each artifact by its own runner. Drops are against the nearest FP32 PyTorch ancestor, with the "
+        "95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. "
+        "Latency is the median of single images in one process.",
+    ]
+    if any(row.passed and row.proven is False for row in report.rows):
+        lines[-1] += " Passed, unproven: what was measured is within the gate, its whole 95 % interval is not."
+    if any(row.speed is not None for row in report.rows):
+        lines[-1] += " " + SPEED_METHOD
+    for row in report.rows:
+        if row.rungs:
+            lines += ["", *_ladder(row)]
+    if notes := remarks(report):
+        lines += ["", *(f"- {text}" for text in notes)]
+    if any(row.flipped for row in report.rows):
+        lines += [
+            "",
+            "`flips/STAGE.json` lists the images whose first guess changed, `report.json` the change of each class.",
+        ]
+    lines += ["", f"Versions: {versions}.", ""]
+    return "\n".join(lines)
+
+
+def _ladder(row: StageRow) -> list[str]:
+    lines = [
+        f"What {row.name} tried, on training images set aside (risk: the drop to be feared at 95 %, luck included):",
+        "",
+        "| rung | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
+        "|" + "---|" * 9,
+    ]
+    for rung in row.rungs:
+        low, high = rung["interval_pp"]
+        kl, sqnr_db = rung["kl"], rung["sqnr_db"]
+        distance = f"{'–' if kl is None else f'{kl:.2g}'} | {'–' if sqnr_db is None else f'{sqnr_db:.1f}'}"
+        mark = "passed" if rung["passed"] else ""
+        lines.append(
+            f"| {rung['name']} | {100 * rung['top1']:.2f} | {rung['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{100 * rung['agreement']:.2f} | {distance} | {rung['risk_pp']:.2f} | "
+            f"{rung['seconds']:.1f} | {mark} |"
+        )
+    return [*lines, "", f"Taken: {row.chosen}; {row.reason}."]

@@ -1,0 +1,187 @@
+"""`model_card.md`: what the run made, for people who want to use it, in the format of Hugging Face's hub."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from convnext_deploy.artifacts.spec import Preprocess, read_preprocess
+from convnext_deploy.evaluation.timing.speedup import describe_speed
+from convnext_deploy.reports.escaping import clean
+from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
+from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
+from convnext_deploy.reports.record import Report, StageRow
+from convnext_deploy.reports.stage_table import drop_text, verdict
+from convnext_deploy.reports.usage_code import write_usage
+
+_MOST_CLASSES = 20  # named on the card
+_COLUMNS = (
+    "artifact",
+    "format",
+    "precision",
+    "top-1 %",
+    "top-5 %",
+    "drop pp [95 %]",
+    "MB",
+    "p50 ms",
+    "p90 ms",
+    "verdict",
+)
+
+
+def render_model_card(report: Report) -> str:
+    """Return the text of `model_card.md`."""
+    name = one_line(report.recipe)
+    shipped = shipped_row(report)
+    sections = [
+        write_front_matter(report, name),
+        f"# {_text(name)}",
+        _description(report, shipped),
+        "## Intended use and limits",
+        "\n".join(f"- {text}" for text in _limits(report)),
+        "## How to use",
+        *_usage(report, shipped),
+    ]
+    if shipped is not None and (preprocess := _preprocess(shipped)) is not None:
+        steps = "\n".join(f"{place}. {step}" for place, step in enumerate(preprocessing_steps(preprocess), 1))
+        sections += ["## Preprocessing", steps]
+        if shipped.graph is not None and shipped.graph.get("input_type") == "uint8":
+            sections.append(
+                f"The graph of `{shipped.name}` takes pixels as they are, 0 to 255, and does the last step itself."
+            )
+    sections += ["## How it was made", *_lineage(report)]
+    if report.rows:
+        sections += ["## Evaluation", *_evaluation(report)]
+    versions = report.environment.get("versions", {})
+    sections += [
+        "## Environment",
+        f"Measured on {_text(str(report.environment.get('cpu', 'an unknown machine')))}, {report.environment.get('cores', '?')} "
+        f"cores. {', '.join(f'{package} {version}' for package, version in versions.items())}.",
+    ]
+    return clean("\n\n".join(sections) + "\n")
+
+
+def shipped_row(report: Report) -> StageRow | None:
+    """Return the artifact that the card is about: the fastest ONNX file that failed no gate, otherwise the last artifact."""
+    fine = [row for row in report.rows if row.passed is not False]
+    graphs = [row for row in fine if row.format == "onnx"]
+    timed = [row for row in graphs if row.latency_p50_ms]
+    if timed:
+        return min(timed, key=lambda row: row.latency_p50_ms or 0.0)
+    chosen = graphs or fine or list(report.rows)
+    return chosen[-1] if chosen else None
+
+
+def _text(text: str) -> str:
+    """Return a user's text that Markdown and its tables show as it is."""
+    shown = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{character}" if character in "\\`*_[]|#" else character for character in shown)
+
+
+def _description(report: Report, shipped: StageRow | None) -> str:
+    if shipped is None:
+        return "The run has no artifact yet."
+    classes = shipped.num_classes or len(report.class_names)
+    text = f"An image classifier, {shipped.variant}" + (f", for {classes:,} classes" if classes else "")
+    names = [_text(name) for name in report.class_names]
+    if names and len(names) <= _MOST_CLASSES:
+        text += f": {', '.join(names)}"
+    text += "."
+    if shipped.top1 is not None:
+        text += (
+            f" The artifact to take is `{shipped.name}` ({shipped.format}, {shipped.precision}): "
+            f"top-1 {100 * shipped.top1:.2f} % on {shipped.total or report.validation_images:,} validation images, "
+            f"{shipped.size_bytes / 1e6:.1f} MB"
+        )
+        text += f", {shipped.latency_p50_ms:.2f} ms per image on the machine below." if shipped.latency_p50_ms else "."
+    if not report.complete:
+        text += " **The run is not complete.**"
+    if not report.passed:
+        failed = ", ".join(f"`{row.name}`" for row in report.rows if row.passed is False)
+        text += f" **Failed gates: {failed}; do not ship these.**"
+    return text
+
+
+def _limits(report: Report) -> Iterator[str]:
+    yield "For images of the classes above, taken like those it was trained on. It names one of them for any image."
+    if report.validation_images:
+        yield (
+            f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', which were not "
+            "trained on; other images may give another."
+        )
+    yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
+    if any(row.precision.startswith("int8") and row.format == "torch" for row in report.rows):
+        yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."
+    if any(row.format == "tensorrt" for row in report.rows):
+        yield "Engines run with the TensorRT version and on the GPUs that they were built for."
+    license_ = known_license(report)
+    yield f"License: {_text(license_) if license_ else 'not recorded; that of the weights and images it was trained from holds'}."
+
+
+def _place(row: StageRow) -> str:
+    """Return the folder of an artifact, from the run's folder where it lies in there."""
+    path = PurePath(row.artifact)
+    return f"stages/{path.name}" if path.parent.name == "stages" else path.as_posix()
+
+
+def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
+    if shipped is None:
+        return
+    place = shlex.quote(_place(shipped))
+    data = "" if report.data == "none" else f"convnext-deploy validate {place} --data {shlex.quote(report.data)}\n"
+    yield f"From the folder that this card lies in:\n\n```sh\nconvnext-deploy predict {place} image.jpg\n{data}```"
+    preprocess = _preprocess(shipped)
+    if shipped.format == "onnx" and shipped.file is not None and preprocess is not None:
+        code = write_usage(_place(shipped), shipped.file, preprocess, shipped.graph)
+        yield f"With ONNX Runtime alone:\n\n```python\n{code}\n```"
+
+
+def _preprocess(row: StageRow) -> Preprocess | None:
+    try:
+        return None if row.preprocess is None else read_preprocess(dict(row.preprocess))
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
+def _lineage(report: Report) -> Iterator[str]:
+    lines = []
+    if (base := base_model(report)) is not None:
+        lines.append(f"- It began with the published weights `{base}`.")
+    for row in report.rows:
+        steps = "; ".join(_text(describe_step(step)) for step in row.lineage)
+        lines.append(f"- `{row.name}`: {steps or 'not recorded'}.")
+    if lines:
+        yield "\n".join(lines)
+    if report.command:
+        yield f"```sh\n{report.command}\n```"
+    yield "`report.html` has the settings of every stage, training curves, and what became of each layer, class and image."
+
+
+def _evaluation(report: Report) -> Iterator[str]:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    for row in report.rows:
+        numbers = (
+            "–" if row.top1 is None else f"{100 * row.top1:.2f}",
+            "–" if row.top5 is None else f"{100 * row.top5:.2f}",
+            drop_text(row),
+            f"{row.size_bytes / 1e6:.1f}",
+            "–" if row.latency_p50_ms is None else f"{row.latency_p50_ms:.2f}",
+            "–" if row.latency_p90_ms is None else f"{row.latency_p90_ms:.2f}",
+        )
+        lines.append(
+            f"| `{row.name}` | {row.format} | {row.precision} | {' | '.join(numbers)} | {_text(verdict(row))} |"
+        )
+    yield "\n".join(lines)
+    yield (
+        "Drops are against the nearest FP32 PyTorch ancestor on the same images, with the 95 % interval of the paired predictions; "
+        "a positive one is a loss. Latency is of single images."
+    )
+    speeds = [
+        f"- `{row.name}` is {line}."
+        for row in report.rows
+        if row.speed is not None
+        for line in map(_text, describe_speed(row.speed))
+    ]
+    if speeds:
+        yield "\n".join(["Beside the float form of its network, on the runtime that it is for:", "", *speeds])

@@ -1,0 +1,111 @@
+"""What an artifact's manifest tells the report beyond its measurement: how it was made, and how it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.config.recipe import BASELINE, SOURCE
+from convnext_deploy.models.checkpoints.hub import is_weights_name
+from convnext_deploy.quantization.scheme import QuantizationScheme, read_scheme
+from convnext_deploy.reports.record import Layer
+
+_HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # where the hub's client keeps a repository
+
+
+def describe_artifact(artifact: Artifact, kind: str) -> dict[str, Any]:
+    """Return the fields of `StageRow` that tell how an artifact was made and how it is used.
+
+    Args:
+        artifact: as read from its folder.
+        kind: of the stage, `source` or `baseline`.
+    """
+    brought = kind in (SOURCE, BASELINE)
+    return {
+        "config": _plain(artifact.lineage[-1].config) if artifact.lineage and not brought else {},
+        "history": tuple(_finite(epoch) for epoch in artifact.details.get("history", ())),
+        "layers": _layers(artifact),
+        "lineage": tuple(_step(record) for record in artifact.lineage),
+        "base_model": _base_model(artifact),
+        "license": artifact.license,
+        "num_classes": artifact.model.num_classes,
+        "file": artifact.files[0].name if artifact.files else None,
+        "graph": _plain(artifact.details["io"]) if "io" in artifact.details else None,
+        "preprocess": _plain(vars(artifact.preprocess)),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it is when it comes back from JSON."""
+    return json.loads(json.dumps(value if not isinstance(value, Mapping) else dict(value)))
+
+
+def _finite(epoch: Mapping[str, float]) -> dict[str, float | None]:
+    """Return a row of the history; a loss that was not finite, which JSON cannot hold, is None."""
+    return {name: value if math.isfinite(value) else None for name, value in epoch.items()}
+
+
+def _step(record: StageRecord) -> dict[str, Any]:
+    model = record.config.get("model")
+    return {
+        "name": record.name,
+        "kind": record.kind,
+        "model": str(model["name"]) if isinstance(model, Mapping) and "name" in model else None,
+        "data": None if record.data == "none" else PurePath(record.data).name,
+        "seed": record.seed,
+        "target": record.config.get("target"),
+    }
+
+
+def _base_model(artifact: Artifact) -> str | None:
+    """Return the repository of the published weights that the first step, or the second of an imported checkpoint, began with."""
+    for record in artifact.lineage:
+        model = record.config.get("model")
+        weights = model.get("weights") if isinstance(model, Mapping) else None
+        if isinstance(weights, str) and is_weights_name(weights) and "/" in weights:
+            return weights.removeprefix("hf-hub:")
+        for role in ("source", "weights"):
+            if found := _HUB_CACHE.search(PurePath(record.input_paths.get(role, "")).as_posix()):
+                return f"{found[1]}/{found[2]}"
+    return None
+
+
+def _layers(artifact: Artifact) -> tuple[Layer, ...]:
+    """Return the layers of a quantized PyTorch network in its own order."""
+    scheme = read_scheme(artifact.details)
+    if scheme is None or artifact.format != "torch" or artifact.main_file.suffix != ".safetensors":
+        return ()
+    effects = {entry["layer"]: entry for entry in artifact.details.get("sensitivity", ())}
+    return tuple(sorted(_found(artifact, scheme, effects), key=_place))
+
+
+def _found(artifact: Artifact, scheme: QuantizationScheme, effects: Mapping[str, Any]) -> Iterator[Layer]:
+    from safetensors import safe_open
+
+    with safe_open(artifact.main_file, framework="numpy") as file:
+        for key in file.keys():  # noqa: SIM118  (no mapping)
+            name, _, what = key.rpartition(".")
+            shape = file.get_slice(key).get_shape() if what == "weight" else ()
+            if len(shape) >= 2:  # norms have vectors
+                effect = effects.get(name, {})
+                measured = {field: effect.get(field) for field in ("kl", "changed", "macs")}
+                yield Layer(name, scheme.choice(name), math.prod(shape), **measured)
+
+
+def _place(layer: Layer) -> tuple[int, ...]:
+    """Return what sorts layers as images pass them: the downsampling of a stage comes before its blocks, the head last."""
+    numbers = tuple(int(number) for number in re.findall(r"\.(\d+)(?=\.|$)", layer.name))
+    first = numbers[0] if numbers else 0
+    if layer.name.startswith("downsample_layers."):
+        return (first, 0, *numbers[1:])
+    if layer.name.startswith("stages."):
+        part = next(
+            (rank for rank, what in enumerate(("dwconv", "pwconv1", "pwconv2")) if layer.name.endswith(what)), 3
+        )
+        return (first, 1, *numbers[1:], part)
+    return (1_000, 0)

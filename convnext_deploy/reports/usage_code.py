@@ -1,0 +1,64 @@
+"""Python code that runs an ONNX artifact on one image, with nothing but NumPy, Pillow and ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from convnext_deploy.artifacts.spec import Preprocess, read_graph_io
+from convnext_deploy.reports.escaping import quoted
+
+
+def write_usage(folder: str, file: str, preprocess: Preprocess, graph: Mapping[str, Any] | None) -> str:
+    """Return the code, which prints the five most probable classes of `image.jpg`.
+
+    Args:
+        folder: of the artifact, from where the code will run.
+        file: the ONNX file in it.
+        preprocess: what the network was trained to see.
+        graph: what the file takes and gives, see `GraphIO`; None: the usual.
+    """
+    io = read_graph_io({} if graph is None else {"io": graph})
+    side, resize = preprocess.image_size, preprocess.resize_size
+    grey = len(preprocess.mean) == 1
+    size = f"({resize}, {resize})"
+    if preprocess.crop_mode != "squash":
+        size = f"tuple(int({resize} * length / min(image.size)) for length in image.size)"
+    lines = [
+        "import json",
+        "",
+        "import numpy as np",
+        "import onnxruntime",
+        "from PIL import Image, ImageOps",
+        "",
+        f"FOLDER = {quoted(folder)}",
+        f'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("{"L" if grey else "RGB"}")',
+        f"image = image.resize({size}, Image.Resampling.{preprocess.interpolation.upper()})",
+        f"left, top = round((image.width - {side}) / 2), round((image.height - {side}) / 2)",
+        f"pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})))"
+        + (".reshape(" + f"{side}, {side}, 1)" if grey else ""),
+    ]
+    if io.input_type == "float32":
+        mean, std = list(preprocess.mean), list(preprocess.std)
+        lines.append(f"pixels = ((pixels / 255 - {mean}) / {std}).astype(np.float32)")
+    if io.input_layout == "nchw":
+        lines.append("pixels = pixels.transpose(2, 0, 1)")
+    batch = "pixels[None]" if io.batch_size in (None, 1) else f"np.stack([pixels] * {io.batch_size})"
+    lines += [
+        f'session = onnxruntime.InferenceSession(f"{{FOLDER}}/{file}", providers=["CPUExecutionProvider"])',
+        f"outputs = session.run(None, {{session.get_inputs()[0].name: {batch}}})",
+    ]
+    if io.output == "top-k":
+        lines += [
+            "by_name = dict(zip((output.name for output in session.get_outputs()), outputs))",
+            'scores, classes = by_name["scores"][0], by_name["classes"][0]',
+        ]
+    else:
+        lines += ["scores = outputs[0][0]", "classes = scores.argsort()[::-1][:5]", "scores = scores[classes]"]
+    lines += [
+        'with open(f"{FOLDER}/manifest.json", encoding="utf-8") as manifest:',
+        '    names = json.load(manifest)["class_names"]',
+        "for label, score in zip(classes, scores):",
+        "    print(names[label] if names else label, float(score))",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""From a float network to an INT8 one without training: the steps of post-training quantization in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.stages import PTQSteps
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
+from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.fold import Folding, fold
+from convnext_deploy.quantization.adaround import reconstruct
+from convnext_deploy.quantization.bias_correction import correct_biases
+from convnext_deploy.quantization.calibration import calibrate, observe
+from convnext_deploy.quantization.prepare import prepare, without_quantizers
+from convnext_deploy.quantization.scheme import QuantizationScheme
+from convnext_deploy.quantization.smoothquant import choose_smoothing
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.progress import Task
+
+STEM = "downsample_layers.0.0"
+_SMOOTHING_IMAGES = 64
+_CORRECTION_IMAGES = 256
+_LEAST_CORRECTION_IMAGES = 32
+_CORRECTION_POSITIONS = 2048  # of the last stage, which has one for 32 by 32 pixels
+PIXELS_AT_ONCE = 8 * 224 * 224  # more are not faster on a CPU and take memory
+_BYTES_IN_MEMORY = 1 << 28  # images beyond are decoded again for every pass
+
+
+@dataclass
+class Images:
+    """Some training images, in an order that has nothing to do with their classes; kept in memory where they are small."""
+
+    data: Data
+    preprocess: Preprocess
+    indices: Sequence[int]
+    batch_size: int
+    workers: int
+    device: str
+
+    def __post_init__(self) -> None:
+        self._kept: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Tensor:
+        """Return the classes, `(N,)` int64."""
+        return torch.from_numpy(self.data.train.labels[list(self.indices)])
+
+    def batches(self, task: Task | None = None) -> Iterator[Tensor]:
+        """Yield normalized batches `(n, C, S, S)` on the device."""
+        side, channels = self.preprocess.image_size, len(self.preprocess.mean)
+        keep = 4 * side * side * channels * len(self) <= _BYTES_IN_MEMORY
+        if self._kept is None:
+            decoded = []
+            for batch, _ in EvaluationBatches(
+                self.data.train, self.preprocess, self.batch_size, self.workers, self.indices
+            ):
+                if keep:
+                    decoded.append(batch)
+                yield batch.to(self.device)
+                if task is not None:
+                    task.advance(len(batch))
+            if keep:
+                self._kept = decoded
+            return
+        for batch in self._kept:
+            yield batch.to(self.device)
+            if task is not None:
+                task.advance(len(batch))
+
+    def first(self, count: int) -> Tensor:
+        """Return the first images as one tensor, `(min(N, count), C, S, S)` on the device."""
+        some = dataclasses.replace(self, indices=self.indices[:count]) if self._kept is None else self
+        return torch.cat(list(some.batches()))[:count]
+
+
+def choose_images(
+    counts: Sequence[int], preprocess: Preprocess, context: StageContext, batch_size: int
+) -> list[Images]:
+    """Return as many sets of training images as there are counts, all different and none of them validation images.
+
+    The first count is served first; the others share what is left.
+
+    Raises: DataError: if there is no image at all.
+    """
+    data = context.open_data()
+    chosen = calibration_indices(data.train, data.validation, sum(counts), context.seed)
+    if not chosen:
+        raise DataError(
+            f"every training image of {data.name} is also a validation image; none is left for calibration."
+        )
+    order = [chosen[i] for i in np.random.default_rng((context.seed, 0x5E7)).permutation(len(chosen))]
+    if len(chosen) < counts[0]:
+        context.progress.say(f"{context.name}: {len(chosen)} calibration images, as the training set has no more")
+    batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // preprocess.image_size**2))
+    sets, start = [], 0
+    for count in counts:
+        part = order[start : start + count]
+        sets.append(Images(data, preprocess, part, batch_size, context.workers, context.device))
+        start += len(part)
+    return sets
+
+
+def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageContext) -> Folding:
+    """Return the folded float network of an artifact, on the device.
+
+    Where the scheme quantizes the stem, mean and std go into it too if that is exact: pixel values of 8 bits then lie on a grid
+    of 256 steps without any error.
+
+    Raises: ArtifactError: if the artifact is quantized already, or folding changed more than rounding does.
+    """
+    if source.precision != "fp32":
+        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor.")
+    pixels: Any = "unit" if scheme.is_site(STEM) else "normalized"
+    folding = fold(load_network(source), source.preprocess, pixels=pixels)
+    if not folding.certificate.holds:
+        worst = max(difference.relative for difference in folding.certificate.differences)
+        raise ArtifactError(f"{source.path}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
+    folding.network.to(context.device)
+    return folding
+
+
+def quantize_network(
+    folded: ConvNeXt,
+    scheme: QuantizationScheme,
+    steps: PTQSteps,
+    images: Images,
+    context: StageContext,
+    *,
+    seed: int = 0,
+    deadline: float = math.inf,
+) -> tuple[ConvNeXt, dict[str, Any]]:
+    """Return a quantized copy of a folded network, and what was decided on the way.
+
+    Args:
+        folded: from `open_folded`; left alone.
+        scheme: which tensors are quantized.
+        steps: what to do.
+        images: for calibration.
+        context: of the stage, for its name and progress.
+        seed: of the order of images in reconstruction.
+        deadline: of reconstruction, see `reconstruct`.
+    """
+    network = without_quantizers(folded)
+    details: dict[str, Any] = {}
+    if steps.smoothing:
+        details["smoothing"] = _smooth(network, scheme, steps.smoothing_alpha, images)
+    network = prepare(network, scheme)
+    with context.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
+        calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
+    blocks = network.trunk()
+    positions = max(1, images.preprocess.image_size // 32) ** 2
+    correction_images = min(_CORRECTION_IMAGES, max(_LEAST_CORRECTION_IMAGES, _CORRECTION_POSITIONS // positions))
+    if steps.bias_correction or steps.reconstruction:
+        # learned rounding changes weights, and then the network is no longer the float one when its quantizers are off
+        plain = without_quantizers(network).trunk() if steps.reconstruction else None
+        some = images.first(max(correction_images, len(images) if steps.reconstruction else 0))
+        if steps.reconstruction:
+            with context.progress.task(f"{context.name}: learn rounding", len(blocks), "blocks") as task:
+                details["blocks_reconstructed"] = reconstruct(
+                    blocks,
+                    some,
+                    steps=steps.reconstruction_steps,
+                    seed=seed,
+                    deadline=deadline,
+                    advance=task.advance,
+                )
+        if steps.bias_correction:  # last, because learned rounding moves means again
+            with context.progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
+                correct_biases(blocks, some[:correction_images], task.advance, plain)
+    return network, details
+
+
+def _smooth(
+    network: ConvNeXt, scheme: QuantizationScheme, alpha: float | None, images: Images
+) -> Mapping[str, float | None]:
+    """Smooth a float network in place, and return the alpha of each layer that could be smoothed."""
+    places: Collection[str] = smoothable(network).keys()
+    prepared = prepare(without_quantizers(network), scheme)
+    inputs, _ = observe(prepared, images.first(_SMOOTHING_IMAGES).split(images.batch_size))
+    chosen = choose_smoothing(prepared, inputs, places, alpha)
+    scale_inputs(network, {name: found.scale for name, found in chosen.items() if found.alpha is not None})
+    return {name: found.alpha for name, found in chosen.items()}

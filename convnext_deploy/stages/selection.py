@@ -1,0 +1,103 @@
+"""Is a quantized network good enough, as far as some training images can tell.
+
+A rung is judged on training images that no other step has seen, never on the validation images, which judge the result. Of a few
+hundred or thousand images, top-1 says little: gains and losses cancel. So a rung must hold two things against the budget. The
+drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the drop that the float network's own
+probabilities expect of the answers that changed, plus what chance may add to it on `JUDGED_ON` images, with probability 0.95.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.metrics.statistics import paired_difference_interval
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
+from convnext_deploy.stages.ptq_steps import Images
+
+JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to climb
+_Z95_ONE_SIDED = 1.6448536269514722
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one rung gave on the selection images. Fractions, percentage points, nats, decibels, seconds.
+
+    `risk_pp`: see the module; 100 where a logit is not finite. `kl` and `sqnr_db` are of the logits against the float network's,
+    None where they are infinite.
+    """
+
+    name: str
+    top1: float
+    top1_drop_pp: float
+    interval_pp: tuple[float, float]
+    agreement: float
+    kl: float | None
+    sqnr_db: float | None
+    risk_pp: float
+    seconds: float
+    passed: bool
+
+
+class Judge:
+    """Compares quantized networks with the float one on the selection images."""
+
+    def __init__(self, folded: ConvNeXt, images: Images, max_drop_pp: float) -> None:
+        self.images, self.max_drop_pp = images, max_drop_pp
+        self.labels = images.labels
+        self.reference = self.logits(folded)
+
+    @torch.no_grad()
+    def logits(self, network: nn.Module) -> Tensor:
+        """Return the logits `(N, classes)` of the selection images, on the CPU."""
+        return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
+
+    def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Rung:
+        """Measure a rung. `seconds`: what making it took."""
+        return self.compare(name, self.logits(network), seconds)
+
+    def compare(self, name: str, logits: Tensor, seconds: float) -> Rung:
+        """Judge logits `(N, classes)`."""
+        before, now = self.reference.argmax(1), logits.argmax(1)
+        right_before, right = before == self.labels, now == self.labels
+        both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
+        lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
+        low, high = paired_difference_interval(both, lost, gained, neither)
+        finite = bool(logits.isfinite().all())
+        risk = expected_drop_pp(self.reference, logits) if finite else 100.0
+        drop = 100.0 * (lost - gained) / len(now)
+        return Rung(
+            name=name,
+            top1=right.double().mean().item(),
+            top1_drop_pp=drop,
+            interval_pp=(100.0 * low, 100.0 * high),
+            agreement=(before == now).double().mean().item(),
+            kl=finite_or_none(kl_divergence(self.reference, logits)),
+            sqnr_db=finite_or_none(signal_to_noise_db(self.reference, logits)),
+            risk_pp=risk,
+            seconds=seconds,
+            passed=finite and risk <= self.max_drop_pp and 100.0 * low <= self.max_drop_pp,
+        )
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return what JSON can hold of a number."""
+    return value if math.isfinite(value) else None
+
+
+def expected_drop_pp(reference: Tensor, logits: Tensor) -> float:
+    """Return the drop of top-1 in percentage points that is to be feared, see the module; both `(N, classes)`, >= 0.
+
+    If the float network's probabilities are right, an image whose answer changes from class a to class b costs `p_a - p_b` of a
+    correct answer on average. The number of changed answers on other images varies, and with it, by at most one each, the drop:
+    its standard deviation on `JUDGED_ON` images is at most the root of their share over that number.
+    """
+    probabilities = reference.double().softmax(1)
+    before, now = reference.argmax(1, keepdim=True), logits.argmax(1, keepdim=True)
+    cost = (probabilities.gather(1, before) - probabilities.gather(1, now)).mean().item()
+    changed = (before != now).double().mean().item()
+    return 100.0 * (cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))

@@ -1,0 +1,78 @@
+"""Teachers of a stage: checked, and as part of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.datasets import Data, check_classes
+from convnext_deploy.data.loaders import Batch
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.training.fit import Objective
+from convnext_deploy.training.losses import LogitMethod, distillation_loss
+
+TeacherLogits = Callable[[Batch], Tensor]
+"""Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""
+
+
+def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
+    """Check that teacher and student speak of the same classes and images.
+
+    Raises:
+        DataError: if the teacher's classes are not those of the data.
+        ArtifactError: if it takes other images.
+    """
+    check_classes(f"the teacher {teacher.main_file}", teacher, data)
+    if teacher.model.in_channels != in_channels:
+        raise ArtifactError(
+            f"the teacher {teacher.main_file} takes {teacher.model.in_channels} channels, the student {in_channels}; "
+            "both see the same images."
+        )
+
+
+def distillation_objective(
+    teacher: TeacherLogits,
+    *,
+    method: LogitMethod = "kd",
+    temperature: float,
+    distill_loss_weight: float,
+    label_smoothing: float,
+    dkd_alpha: float = 1.0,
+    dkd_beta: float = 2.0,
+    feature_loss: Callable[[], Tensor] | None = None,
+    feature_loss_weight: float = 0.0,
+) -> Objective:
+    """Return the loss of a student against a teacher's predictions for the same batch, `distillation_loss`.
+
+    Args:
+        teacher: returns the logits `(N, classes)` for a batch, without gradients.
+        method: this and the arguments up to `dkd_beta`: see `distillation_loss`.
+        temperature: likewise.
+        distill_loss_weight: see `distillation_loss`.
+        label_smoothing: likewise.
+        dkd_alpha: likewise.
+        dkd_beta: likewise.
+        feature_loss: called after all forward passes; what it returns is added.
+        feature_loss_weight: with this weight.
+    """
+
+    def objective(student: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = teacher(batch)
+        loss = distillation_loss(
+            student(batch.images),
+            teacher_logits,
+            batch.labels,
+            method=method,
+            temperature=temperature,
+            distill_loss_weight=distill_loss_weight,
+            label_smoothing=label_smoothing,
+            dkd_alpha=dkd_alpha,
+            dkd_beta=dkd_beta,
+        )
+        return loss if feature_loss is None else loss + feature_loss_weight * feature_loss()
+
+    return objective

@@ -1,0 +1,184 @@
+"""From a stage's settings to a training: network, batches, and the call of the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.config.stages import ModelConfig
+from convnext_deploy.config.training import FitConfig
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
+from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
+from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.variants import build_model, resolve_variant
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.code_hash import of_module
+from convnext_deploy.system.distributed import from_first, world
+from convnext_deploy.training.evaluate import evaluate_classifier
+from convnext_deploy.training.fit import Objective, autocast_dtype, fit
+from convnext_deploy.training.torch_compile import compile_network
+
+
+def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[ModelSpec, Preprocess]:
+    """Return the network and the evaluation transform that a training stage asks for.
+
+    Args:
+        config: of the stage.
+        data: its classes are the network's.
+        start: what the stage starts from, if not from fresh weights; everything but the head must be as the stage asks.
+
+    Raises: ArtifactError: if the stage starts from weights of another network.
+    """
+    spec = ModelSpec(
+        resolve_variant(config.name),
+        len(data.class_names),
+        config.in_channels,
+        config.patch_size,
+        config.head_hidden_size,
+        config.head_activation,
+    )
+    if start is None:
+        return spec, default_preprocess(config.image_size, config.crop_pct, config.in_channels)
+    for name in ("variant", "in_channels", "patch_size"):
+        found, asked = getattr(start.model, name), getattr(spec, name)
+        if found != asked:
+            raise ArtifactError(
+                f"{start.main_file} cannot be fine-tuned as asked: its {name} is {found}, this stage asks for {asked}."
+            )
+    if config.head_hidden_size is None:
+        spec = dataclasses.replace(
+            spec, head_hidden_size=start.model.head_hidden_size, head_activation=start.model.head_activation
+        )
+    spec = dataclasses.replace(
+        start.model,
+        num_classes=spec.num_classes,
+        head_hidden_size=spec.head_hidden_size,
+        head_activation=spec.head_activation,
+    )
+    crop_pct = config.crop_pct
+    if crop_pct is None:
+        same_size = config.image_size == start.preprocess.image_size
+        crop_pct = start.preprocess.crop_pct if same_size else default_preprocess(config.image_size).crop_pct
+    return spec, dataclasses.replace(start.preprocess, image_size=config.image_size, crop_pct=crop_pct)
+
+
+def training_options(config: FitConfig) -> dict[str, Any]:
+    """Return what training alone changes in a network, as arguments of `build_model` and `load_network`."""
+    return {
+        "drop_path_rate": config.drop_path_rate,
+        "head_input_dropout": config.head_input_dropout,
+        "head_dropout": config.head_dropout,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+
+
+def start_network(
+    spec: ModelSpec, config: FitConfig, start: Artifact | None, class_names: tuple[str, ...], context: StageContext
+) -> ConvNeXt:
+    """Return the network to train, on the device: fresh weights drawn from the seed, or those of `start`.
+
+    A head of another size, or for other classes, stays fresh; the user is told.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(context.seed)
+        network = build_model(spec, layer_scale_init=config.layer_scale_init, **training_options(config))
+    if start is not None:
+        state = load_checkpoint(start.main_file).state
+        other_classes = start.class_names is not None and start.class_names != class_names
+        if other_classes:
+            state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+        fresh = load_into(network, state, str(start.main_file), reinitialize_head=True)
+        if fresh:
+            classes = f"{start.model.num_classes or 'no'} classes and the data {spec.num_classes}"
+            same = start.model.num_classes == spec.num_classes
+            why = "other classes" if other_classes and same else "another hidden layer" if same else classes
+            context.progress.say(f"{context.name}: {', '.join(fresh)} start fresh, because the weights have {why}")
+    return network.to(context.device)
+
+
+def fit_network(
+    network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
+) -> list[dict[str, float]]:
+    """Run the training loop on the training images with a stage's settings, and return its history without times."""
+    data, own = context.open_data(), world()
+    freeze(network, config.frozen_stages)
+    if config.compile:
+        compile_network(network, context.device)
+    validation = EvaluationBatches(
+        data.validation,
+        preprocess,
+        config.batch_size,
+        context.workers,
+        range(own.rank, len(data.validation), own.size),
+    )
+    batches = TrainingBatches(
+        data.train,
+        preprocess,
+        batch_size=config.batch_size,
+        augmentation=config,
+        num_classes=len(data.class_names),
+        seed=plan_seed(config, context),
+        workers=context.workers,
+        device=context.device,
+        own_epochs=config.augmentation_epochs,
+        cache=_decode_small(data, len(preprocess.mean), context),
+        world=own,
+    )
+    history = fit(
+        network,
+        batches,
+        objective,
+        description=context.name,
+        epochs=config.epochs,
+        base_learning_rate=config.base_learning_rate,
+        warmup_epochs=config.warmup_epochs,
+        final_learning_rate_ratio=config.final_learning_rate_ratio,
+        weight_decay=config.weight_decay,
+        autocast=autocast_dtype(config.autocast, context.device),
+        seed=context.seed,
+        progress=context.progress,
+        layer_decay=config.layer_decay,
+        gradient_clip_norm=config.gradient_clip_norm,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
+        head_only_epochs=config.head_only_epochs,
+        evaluate=lambda model: evaluate_classifier(model, validation, context.device),
+        store=context.store,
+    )
+    # how fast it went is in the history file; what describes an artifact must not differ from run to run
+    return [{name: figure for name, figure in row.items() if name != "images_per_s"} for row in history]
+
+
+def plan_seed(config: FitConfig, context: StageContext) -> int:
+    """Return the seed of the order and augmentation of the training images."""
+    return context.seed if config.augmentation_seed is None else config.augmentation_seed
+
+
+def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
+    """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
+    key = hashlib.sha256(f"{data.fingerprint} {channels} {of_module(decode_small.__module__)}".encode()).hexdigest()
+    file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
+    decode = functools.partial(
+        decode_small, data.train, channels, file, most_in_memory=0 if context.keep_pixels else LARGEST_IN_MEMORY
+    )
+    found: list[PixelCache | None] = []
+    from_first(lambda: found.append(decode()))
+    return found[0] if found else decode()
+
+
+def freeze(network: nn.Module, stages: int) -> None:
+    """Keep the stem and the first `stages` model stages, with the downsampling before them, from being trained; 0: nothing."""
+    prefixes = tuple(f"{part}.{i}." for i in range(stages) for part in ("downsample_layers", "stages"))
+    for name, parameter in network.named_parameters():
+        if stages and name.startswith(prefixes):
+            parameter.requires_grad_(False)

@@ -1,0 +1,55 @@
+"""A trained or quantized network as an artifact on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, file_header
+from convnext_deploy.models.checkpoints.load_network import WEIGHTS
+from convnext_deploy.models.checkpoints.safe_reader import save_state
+from convnext_deploy.quantization.scheme import read_scheme
+from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.distributed import world
+
+
+def write_torch_artifact(
+    network: nn.Module,
+    context: StageContext,
+    *,
+    model: ModelSpec,
+    preprocess: Preprocess,
+    class_names: tuple[str, ...] | None,
+    precision: str,
+    details: Mapping[str, Any],
+    source: Artifact | None,
+) -> Artifact:
+    """Write the weights, with a header that makes the file readable on its own, and describe them.
+
+    Of several processes only the first one writes; what the others get describes no file.
+    """
+    start = source or context.weights
+    license_ = None if start is None else start.license
+    header = {
+        **file_header(model, preprocess, class_names, precision, license_),
+        "details": scheme.details() if (scheme := read_scheme(details)) is not None else {},
+    }
+    path = context.output / WEIGHTS
+    is_writer = world().is_first
+    if is_writer:
+        save_state(path, network.state_dict(), header)
+    return Artifact(
+        path=context.output,
+        format="torch",
+        precision=precision,
+        model=model,
+        class_names=class_names,
+        preprocess=preprocess,
+        files=(describe_file(path),) if is_writer else (),
+        details=details,
+        lineage=source.lineage if source is not None else (),
+        license=license_,
+    )

@@ -1,0 +1,1 @@
+"""Files, processes, devices and progress: what every room needs of the machine."""

@@ -1,0 +1,81 @@
+"""The state of a training on disk: enough to go on from any step as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convnext_deploy.system.distributed import world
+from convnext_deploy.system.files import write_text
+from convnext_deploy.training.tensorboard import TensorBoardEvents
+
+LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
+SAVE_EVERY_S = 60.0
+
+
+class TrainingStore:
+    """A folder with the last state, the best weights and the history of a training. Of several processes only the first writes.
+
+    Args:
+        folder: made when something is written; what it holds of another training is not used.
+        key: names the training: its settings, data, starting weights and code. A state with another key is not this training's.
+        save_every_s: least time between two states; what was done since the last one is done again after a kill.
+        events: where the figures of each epoch also go as TensorBoard events.
+    """
+
+    def __init__(
+        self, folder: Path, key: str, save_every_s: float = SAVE_EVERY_S, events: TensorBoardEvents | None = None
+    ) -> None:
+        self.folder, self.key, self.save_every_s, self.events = folder, key, save_every_s, events
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the last state is old enough for another one."""
+        return time.monotonic() - self._saved_at >= self.save_every_s
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state of tensors, numbers and texts, completely or not at all."""
+        if not world().is_first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{LAST}.partial"
+        with partial.open("wb") as file:
+            torch.save({"key": self.key, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())  # a state that is lost with the power is no worse than none, half of one is
+        partial.replace(self.folder / LAST)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the last state of this very training, or None if there is none that can be read."""
+        try:
+            state = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
+        except Exception:  # a state that cannot be read, for whatever reason, is no state
+            return None
+        return state if isinstance(state, dict) and state.get("key") == self.key else None
+
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights of the epoch with the best validation, completely or not at all."""
+        if not world().is_first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{BEST}.partial"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+        partial.replace(self.folder / BEST)
+
+    def save_history(self, history: list[dict[str, float]]) -> None:
+        """Write the figures of the finished epochs."""
+        if not world().is_first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / HISTORY, json.dumps(history, indent=1) + "\n")
+        if self.events is not None:
+            self.events.write(history[-1])

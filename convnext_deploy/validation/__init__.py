@@ -1,1 +1,0 @@
-"""Scores, drops with their intervals, gates and latency: one code path for every runner."""

@@ -1,0 +1,252 @@
+"""The list of models, the recommendation for a data set, and the recipe to start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from convnext_deploy.api import recommend as catalog
+from convnext_deploy.api.recommend import SHORT_LIST, Recommendation, recommend
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.evaluation.timing import untrained_latency as fresh_latency
+from convnext_deploy.evaluation.timing.untrained_latency import measure_fresh_latency
+from convnext_deploy.models.variants import VARIANTS
+from convnext_deploy.models.zoo.catalog import list_models
+from convnext_deploy.models.zoo.published import PUBLISHED
+from convnext_deploy.models.zoo.ranking import rank
+from convnext_deploy.models.zoo.training_settings import settings_for_size
+
+ROOT = Path(__file__).parents[2]
+
+
+def names(recommendation: Recommendation) -> list[str]:
+    return [candidate.variant for candidate in recommendation.candidates]
+
+
+def reasons(recommendation: Recommendation) -> dict[str, str]:
+    return {exclusion.variant: exclusion.reason for exclusion in recommendation.exclusions}
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pretend that every variant takes as many milliseconds as it has millions of parameters; return what was timed."""
+    calls: list[str] = []
+    millions = {row.variant: row.parameters / 1e6 for row in list_models()}
+
+    def measure(spec: ModelSpec, image_size: int, device: str) -> float:
+        assert (spec.num_classes, image_size, device) == (4, 224, "cpu")
+        calls.append(spec.variant)
+        return millions[spec.variant]
+
+    monkeypatch.setattr(fresh_latency, "measure_fresh_latency", measure)
+    monkeypatch.setattr(catalog, "cuda_driver_error", lambda: "no GPU")
+    return calls
+
+
+def test_list_models_has_every_variant_with_its_figures() -> None:
+    rows = list_models()
+    assert [row.variant for row in rows] == list(VARIANTS)
+    for row in rows:
+        assert (row.depths, row.widths) == (VARIANTS[row.variant].depths, VARIANTS[row.variant].dims)
+        assert (row.published, row.settings) == (PUBLISHED[row.variant], settings_for_size(row.variant))
+    tiny = next(row for row in rows if row.variant == "convnext_tiny")
+    assert (tiny.parameters, tiny.short_name, tiny.version, tiny.tier) == (28_589_128, "tiny", 1, 1)
+    assert tiny.macs == pytest.approx(4.46e9, rel=0.01)
+
+
+def test_list_models_says_what_is_unusual() -> None:
+    differences = {row.variant: row.differences for row in list_models()}
+    assert {variant for variant, texts in differences.items() if not texts} == {
+        variant
+        for variant in VARIANTS
+        if not any(part in variant for part in ("_ols", "_rms", "_hnf", "_mlp", "xxlarge", "test_"))
+    }
+    assert differences["convnext_atto_ols"] == ("stem of two overlapping 3x3 convolutions, 24 channels between them",)
+    assert differences["convnext_atto_rms"] == ("RMSNorm in the place of LayerNorm",)
+    assert differences["convnext_tiny_hnf"] == ("the last norm stands before the pooling",)
+    assert differences["convnext_large_mlp"] == ("hidden layer of 1536 in the head",)
+    assert differences["convnext_xxlarge"] == ("norm epsilon 1e-05",)
+    assert len(differences["convnext_zepto_rms_ols"]) == 2
+    assert "depthwise kernels of 7, 5, 5, 3" in differences["test_convnext3"]
+
+
+def test_list_models_finds_one_by_its_short_name() -> None:
+    (row,) = list_models("v2-tiny")
+    assert row.variant == "convnextv2_tiny"
+    with pytest.raises(RecipeError, match="unknown model 'v3-tiny'"):
+        list_models("v3-tiny")
+
+
+def test_recommend_gives_five_candidates_and_a_recipe_for_the_first() -> None:
+    found = recommend(6000, 4, gpu_memory_gb=12)
+    assert found.candidates == rank(6000, 4, gpu_memory_gb=12)[0][:SHORT_LIST]
+    assert found.exclusions == rank(6000, 4, gpu_memory_gb=12)[1]
+    assert found.device is None
+    config = found.recipe.stages[0].config
+    assert isinstance(config, TrainConfig)
+    assert (config.model.name, config.fit.batch_size) == ("convnextv2_tiny", 64)
+
+
+def test_recommendation_is_a_record_that_json_can_hold() -> None:
+    found = recommend(6000, 4, gpu_memory_gb=12)
+    record = json.loads(json.dumps(found.to_record()))
+    assert [entry["variant"] for entry in record["candidates"]] == names(found)
+    assert record["recipe_text"] == found.recipe_text
+    assert record["candidates"][0]["settings"]["epochs"] == 125
+
+
+@pytest.mark.parametrize(
+    ("images", "memory", "size_recipe", "data_recipe"),
+    [
+        (6000, None, "recipes/sizes/v2.toml", "recipes/data/small_medical.toml"),
+        (6000, 1.9, "recipes/sizes/zepto_to_nano.toml", "recipes/data/small_medical.toml"),
+        (30_000, None, "recipes/sizes/small.toml", "recipes/data/medium.toml"),
+        (2_000_000, None, "recipes/sizes/v2.toml", "recipes/data/imagenet.toml"),
+    ],
+)
+def test_recommend_names_the_recipes_for_the_first_candidate_and_the_data(
+    images: int, memory: float | None, size_recipe: str, data_recipe: str
+) -> None:
+    found = recommend(images, 4, gpu_memory_gb=memory)
+    assert (found.size_recipe, found.data_recipe) == (size_recipe, data_recipe)
+    record = found.to_record()
+    assert (record["size_recipe"], record["data_recipe"]) == (size_recipe, data_recipe)
+
+
+@pytest.mark.parametrize("images", [100, 19_999, 20_000, 100_000, 999_999, 1_000_000])
+def test_every_candidate_has_recipes_that_exist(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = rank(images, 4)[0]
+    assert len(candidates) >= SHORT_LIST
+    for candidate in candidates:
+        monkeypatch.setattr(catalog, "rank", lambda *given, chosen=candidate, **named: ((chosen,), ()))
+        found = recommend(images, 4)
+        for name in (found.size_recipe, found.data_recipe):
+            load_recipe(ROOT / name)
+
+
+def test_recommend_writes_the_recipe_to_a_new_file(tmp_path: Path) -> None:
+    found = recommend(6000, 4, out=tmp_path / "start.toml")
+    assert (tmp_path / "start.toml").read_text(encoding="utf-8") == found.recipe_text
+    assert [path.name for path in tmp_path.iterdir()] == ["start.toml"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (lambda folder: folder / "there.toml", "exists and is not overwritten; choose another name with --out"),
+        (lambda folder: folder, "exists and is not overwritten"),
+        (lambda folder: folder / "missing" / "start.toml", "there is no folder .*missing to write start.toml into"),
+    ],
+    ids=["file", "folder", "no folder"],
+)
+def test_recommend_refuses_out_before_it_measures(
+    place: Callable[[Path], Path], message: str, tmp_path: Path, timed: list[str]
+) -> None:
+    (tmp_path / "there.toml").write_text("mine")
+    with pytest.raises(OutputError, match=message):
+        recommend(6000, 4, latency_budget_ms=30, out=place(tmp_path))
+    assert (tmp_path / "there.toml").read_text() == "mine"
+    assert timed == []
+
+
+def test_recommend_refuses_a_gpu_on_which_nothing_fits() -> None:
+    message = r"1\.0 GB of GPU memory are too little: even convnext_zepto_rms needs about 1\.\d GB even with gradient"
+    with pytest.raises(RecipeError, match=message):
+        recommend(6000, 4, gpu_memory_gb=1.0)
+
+
+def test_recommend_without_a_budget_measures_nothing(timed: list[str]) -> None:
+    assert recommend(6000, 4).candidates[0].latency_ms is None
+    assert timed == []
+
+
+def test_recommend_within_a_budget_drops_slow_candidates_with_their_time(timed: list[str]) -> None:
+    found = recommend(6000, 4, latency_budget_ms=16)
+    assert names(found)[:2] == ["convnextv2_nano", "convnext_nano"]
+    assert found.device == "cpu"
+    assert reasons(found)["convnextv2_tiny"] == "takes 28.6 ms for one image on this cpu, the budget is 16 ms"
+    assert found.candidates[0].latency_ms == pytest.approx(15.6, abs=0.1)
+    assert "takes 15.6 ms for one image on this cpu, within 16 ms" in found.candidates[0].reasons
+    assert 'name = "convnextv2_nano"' in found.recipe_text
+
+
+def test_recommend_measures_in_order_until_the_list_is_full(timed: list[str]) -> None:
+    found = recommend(6000, 4, latency_budget_ms=1000)
+    assert timed == names(found) == [candidate.variant for candidate in rank(6000, 4)[0][:SHORT_LIST]]
+
+
+def test_recommend_does_not_measure_what_cannot_be_faster(timed: list[str]) -> None:
+    found = recommend(2_000_000, 4, latency_budget_ms=150)
+    # version 2 of huge has all that large has, and version 1 of xlarge all that version 1 of large has
+    assert timed[:2] == ["convnextv2_large", "convnext_large"]
+    expected = "at least as deep and wide as convnextv2_large, which takes 198.0 ms on this cpu"
+    assert reasons(found)["convnextv2_huge"] == expected
+    assert not {"convnextv2_huge", "convnext_xlarge", "convnext_xxlarge"} & set(timed)
+    # version 2 of large was slower, but it says nothing of version 1
+    assert "on this cpu, the budget is 150 ms" in reasons(found)["convnext_large"]
+    assert len(found.candidates) == SHORT_LIST
+
+
+@pytest.mark.parametrize(
+    ("variant", "other", "expected"),
+    [
+        ("convnext_small", "convnext_tiny", True),  # deeper
+        ("convnextv2_tiny", "convnext_tiny", True),  # GRN comes on top
+        ("convnext_tiny", "convnextv2_tiny", False),
+        ("convnext_base", "convnextv2_tiny", False),  # wider, but without GRN
+        ("convnext_atto", "convnext_zepto_rms", False),  # another norm may be slower
+    ],
+)
+def test_at_least_as_large_means_that_it_cannot_be_faster(variant: str, other: str, expected: bool) -> None:
+    assert catalog._at_least_as_large(variant, other) == expected
+
+
+def test_recommend_refuses_a_budget_that_nothing_meets(timed: list[str]) -> None:
+    message = (
+        r"no variant takes one image of 224 pixels in 1 ms on this cpu; the fastest, convnext_zepto_rms, takes 2\.2 ms"
+    )
+    with pytest.raises(RecipeError, match=message):
+        recommend(6000, 4, latency_budget_ms=1)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0])
+def test_recommend_refuses_a_budget_out_of_range(budget: float) -> None:
+    with pytest.raises(RecipeError, match=r"latency_budget_ms = .* is out of range; expected > 0"):
+        recommend(6000, 4, latency_budget_ms=budget)
+
+
+class Notes:
+    """A progress display that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Notes]:
+        self.notes.append(f"{description} {total}")
+        yield self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.notes.append(note)
+
+    def say(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_recommend_reports_what_it_measures(timed: list[str]) -> None:
+    progress = Notes()
+    recommend(6000, 4, latency_budget_ms=16, progress=progress)
+    assert progress.notes[:2] == [f"latency on cpu {len(rank(6000, 4)[0])}", "convnextv2_tiny 28.6 ms"]
+    assert len(progress.notes) == 1 + len(timed)
+
+
+def test_measure_fresh_latency_times_the_network(short_timing: None) -> None:
+    small, large = (measure_fresh_latency(ModelSpec("convnext_atto", 2), size, "cpu") for size in (32, 320))
+    assert 0 < small < large

@@ -1,0 +1,116 @@
+"""Top-1 and top-5 counts from logits, and the errors and orders that scoring promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.score import Score, score_runner
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.runners.torch import TorchRunner
+from convnext_deploy.system.progress import SilentProgress
+
+
+class PassThrough:
+    """A runner whose images are the logits themselves."""
+
+    name = "pass-through"
+    device = "cpu"
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return images[:, :, 0, 0]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def batches(logits: NDArray[np.float32], labels: list[int], size: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
+    images = torch.from_numpy(logits)[:, :, None, None]
+    yield from zip(images.split(size), torch.tensor(labels).split(size), strict=True)
+
+
+def score(logits: NDArray[np.float32], labels: list[int]) -> Score:
+    return score_runner(PassThrough(), batches(logits, labels), len(labels), SilentProgress(), "model")
+
+
+def test_score_runner_counts_first_and_first_five_guesses() -> None:
+    logits = np.tile(np.arange(8, 0, -1, dtype=np.float32), (8, 1))  # class 0 first, class 7 last
+    found = score(logits, [0, 1, 4, 5, 7, 0, 3, 6])
+    assert (found.correct, found.correct_top5, found.total) == (2, 5, 8)
+    assert (found.top1, found.top5) == (0.25, 0.625)
+    assert found.predictions == (0,) * 8
+    assert found.labels == (0, 1, 4, 5, 7, 0, 3, 6)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 5])
+def test_score_runner_counts_all_guesses_when_there_are_five_classes_or_fewer(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, classes)).astype(np.float32)
+    found = score(logits, rng.integers(0, classes, 20).tolist())
+    assert found.correct_top5 == 20
+    assert 0 < found.correct < 20
+
+
+def test_score_runner_prefers_the_lower_class_when_logits_tie() -> None:
+    logits = np.zeros((4, 9), np.float32)
+    logits[1, 3:5] = 1
+    logits[2] = -0.0
+    found = score(logits, [0, 3, 4, 5])
+    assert found.predictions == (0, 3, 0, 0)
+    assert (found.correct, found.correct_top5) == (2, 3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 20), classes=st.integers(2, 12), distinct=st.integers(1, 9))
+def test_score_runner_equals_sorting_by_hand(seed: int, count: int, classes: int, distinct: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, distinct, (count, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, count).tolist()
+    ranked = [sorted(range(classes), key=lambda c, row=row: (-row[c], c)) for row in logits]  # type: ignore[misc]
+    found = score(logits, labels)
+    assert found.predictions == tuple(order[0] for order in ranked)
+    assert found.correct == sum(order[0] == label for order, label in zip(ranked, labels, strict=True))
+    assert found.correct_top5 == sum(label in order[:5] for order, label in zip(ranked, labels, strict=True))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_score_runner_refuses_when_a_logit_is_not_finite(value: float) -> None:
+    logits = np.zeros((7, 3), np.float32)
+    logits[5, 2] = value
+    with pytest.raises(ArtifactError, match="model: the logits are not finite") as caught:
+        score(logits, [0] * 7)
+    assert "\n" not in str(caught.value)
+
+
+def test_agreement_is_fraction_of_equal_first_guesses() -> None:
+    first = Score(1, 4, (0, 1, 2, 2), (0, 0, 0, 0))
+    second = Score(1, 4, (0, 1, 1, 1), (0, 0, 0, 0))
+    assert first.agreement(second) == second.agreement(first) == 0.5
+    assert first.agreement(first) == 1.0
+
+
+def test_score_runner_equals_network_on_the_validation_images(
+    small_artifacts: dict[str, Artifact], small_data: Data
+) -> None:
+    artifact = small_artifacts["student"]
+    images = EvaluationBatches(small_data.validation, artifact.preprocess, 5)
+    runner = TorchRunner(load_network(artifact), "cpu")
+    found = score_runner(runner, images, len(small_data.validation), SilentProgress(), "student")
+    runner.close()
+    with torch.no_grad():
+        network = load_network(artifact)
+        expected = torch.cat([network(batch).argmax(dim=1) for batch, _ in images])
+    assert found.predictions == tuple(expected.tolist())
+    assert found.labels == tuple(small_data.validation.labels.tolist())
+    assert found.correct == int((expected.numpy() == small_data.validation.labels).sum())

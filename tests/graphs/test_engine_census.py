@@ -1,0 +1,226 @@
+"""What became INT8: read from real plans of TensorRT-RTX, and from the engine inspector's JSON of TensorRT 10 and 11."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.exporters.onnx.qdq import insert_qdq
+from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile, build_engine
+from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.engine_precisions import (
+    Census,
+    PlanProduct,
+    inspect_engine,
+    read_layers,
+    read_products,
+    take_census,
+)
+from convnext_deploy.graphs.onnx_io import save_onnx
+from convnext_deploy.graphs.onnx_view import GraphView, open_view
+from convnext_deploy.models.variants import build_model
+from convnext_deploy.quantization.calibration import calibrate
+from convnext_deploy.quantization.prepare import prepare, read_sites
+from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.system.progress import SilentProgress
+from tests.exporters.conftest import Network
+from tests.exporters.quantized_product import write_product
+from tests.exporters.tensorrt_stand_in import RELEASES, Script, create_stand_in
+
+
+@pytest.fixture
+def trt() -> ModuleType:
+    """TensorRT-RTX with readable plans."""
+    module: ModuleType = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    if not module.__version__.startswith("1.7."):
+        pytest.skip(f"whether TensorRT-RTX {module.__version__} keeps readable code in its plans is not known")
+    return module
+
+
+def census_of(path: Path, gpu: str = "SM86") -> Census:
+    """Build an engine and take its census."""
+    options = BuildOptions(Profile(1, 1, 8), optimization_level=1)
+    engine = build_engine(path, flavor="tensorrt-rtx", gpu=gpu, options=options, progress=SilentProgress())
+    census = take_census(read_products(engine.plan), open_view(path))
+    assert census is not None
+    return census
+
+
+def test_take_census_finds_exactly_the_quantized_products_in_int8(trt: ModuleType, network: Network) -> None:
+    # TensorRT says nothing when it takes a quantized product for a float one, so the plan itself is asked.
+    products = find_products(open_view(network.quantized_path)).products
+    asked = sum(product.is_int8 for product in products)
+    assert census_of(network.quantized_path) == Census({"FP32": len(products) - asked, "INT8": asked}, asked, (), ())
+
+
+def test_take_census_finds_nothing_in_int8_when_the_graph_is_float(trt: ModuleType, network: Network) -> None:
+    products = find_products(open_view(network.path)).products
+    assert census_of(network.path) == Census({"FP32": len(products)}, 0, (), ())
+
+
+def write_quantized(variant: str, image_size: int, path: Path) -> Path:
+    """Write the INT8 graph of a variant with random weights."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = build_model(ModelSpec(variant, 10)).eval()
+        images = torch.randn(2, 3, image_size, image_size)
+    graph = export_float(model, 3, image_size)
+    quantized = prepare(copy.deepcopy(model), resolve_scheme("tensorrt"))
+    calibrate(quantized, [images], "minmax")
+    save_onnx(insert_qdq(graph, read_sites(quantized)), path, {})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("variant", "image_size", "linear"),
+    [("convnext_atto", 32, 24), pytest.param("convnext_tiny", 224, 36, marks=pytest.mark.slow)],
+)
+def test_take_census_finds_linear_layers_and_downsampling_in_int8_and_depthwise_not(
+    trt: ModuleType, tmp_path: Path, variant: str, image_size: int, linear: int
+) -> None:
+    path = write_quantized(variant, image_size, tmp_path / "model.onnx")
+    depthwise, stem_and_head = linear // 2, 2
+    assert census_of(path) == Census({"FP32": depthwise + stem_and_head, "INT8": linear + 3}, linear + 3, (), ())
+    float_layers = {p.layer for p in find_products(open_view(path)).products if not p.is_int8}
+    assert {layer.rpartition(".")[2] for layer in float_layers} >= {"dwconv"}
+
+
+def test_take_census_names_the_layer_that_falls_back(trt: ModuleType, tmp_path: Path) -> None:
+    # a weight with scales along the wrong axis is computed in float, without a word
+    path = write_product(tmp_path, "MatMul", axis=0)
+    assert census_of(path) == Census({"FP32": 1}, 1, ("layer: FP32",), ())
+
+
+def test_take_census_tells_where_turing_falls_back(trt: ModuleType, tmp_path: Path) -> None:
+    path = write_product(tmp_path, "Conv", dtype=np.float16)
+    assert census_of(path, "SM75") == Census({"FP16": 1}, 1, ("layer: FP16",), ())
+    assert census_of(path, "SM86") == Census({"INT8": 1}, 1, (), ())
+
+
+def test_take_census_finds_products_that_have_no_name(trt: ModuleType, tmp_path: Path) -> None:
+    assert census_of(write_product(tmp_path, "MatMul", name="")) == Census({"INT8": 1}, 1, (), ())
+
+
+@pytest.mark.parametrize(
+    "plan", [b"", b"no plan", bytes(range(256)) * 50, b'corrltn={ name="x" output={"', b"\xff" * 9]
+)
+def test_read_products_finds_none_in_what_is_no_plan(plan: bytes, tmp_path: Path) -> None:
+    assert read_products(plan) == []
+    assert take_census(read_products(plan), open_view(write_product(tmp_path, "Conv"))) is None
+
+
+def test_read_products_says_unknown_of_what_it_cannot_follow() -> None:
+    (product,) = read_products(b'corrltn={ name="x" output={"y" } input={"a" "b" } more')
+    assert (product.name, product.precision) == ("x", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("types", "precision"),
+    [(("INT8", "INT8"), "INT8"), (("INT8", "FP16"), "FP16"), (("FP32", "INT8"), "FP32"), ((), "unknown")],
+)
+def test_plan_product_is_int8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
+    assert PlanProduct("x", types).precision == precision
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> GraphView:
+    """A graph with one INT8 product, of the layer `layer` and the node `node_1`."""
+    return open_view(write_product(tmp_path, "MatMul"))
+
+
+def test_take_census_keeps_apart_what_the_engine_does_not_list(view: GraphView) -> None:
+    listed = [PlanProduct("another", ("FP32", "FP32"))]
+    assert take_census(listed, view) is None
+    assert take_census([], view) is None
+
+
+def test_census_counts_fallbacks_and_unseen_products_in_its_summary() -> None:
+    census = Census({"FP32": 2, "INT8": 3, "unknown": 1}, 5, ("a: FP32",), ("b",))
+    assert census.summary() == "3 of 5 INT8 products run in INT8 (all products: 2 FP32, 3 INT8, 1 unknown)"
+    assert json.loads(json.dumps(census.details())) == census.details()
+
+
+def layer_json(version: int, kind: str, **more: Any) -> str:
+    """Return an engine inspector's JSON of TensorRT 10 or 11 with a pointwise layer and a product with this type of input."""
+    words = {"INT8": "Int8", "FP16": "FP16", "FP32": "FP32"}[kind]
+    if version == 10:
+        row = {"Format/Datatype": f"Thirty-two wide channel vectorized row major {words} format"}
+        ends: dict[str, Any] = {"Bindings": ["images", "logits"]}
+    else:
+        row = {"Format": "Thirty-two wide channel vectorized row major", "DataType": words}
+        ends = {"I/O Tensors": [{"Name": "images", "IOMode": "Input", "DataType": "Float", "Dimensions": [-1, 4, 32]}]}
+    product = {
+        "Name": "__myl_Fc_myl0_1",
+        "LayerType": "gemm",
+        "Inputs": [{"Name": "x", "Dimensions": [1, 4, 32], **row}],
+        "Outputs": [{"Name": "y", "Dimensions": [1, 4, 32], **row}],
+        "TacticName": "",
+        "Metadata": "[ONNX Layer: node_0]\x1f[ONNX Layer: node_1]",
+        **more,
+    }
+    other = {"Name": "pwn", "LayerType": "kgen", "Inputs": [], "Outputs": [], "Metadata": "[ONNX Layer: node_1]"}
+    return json.dumps({"Layers": [other, product], **ends})
+
+
+@pytest.mark.parametrize("version", [10, 11])
+@pytest.mark.parametrize("kind", ["INT8", "FP16", "FP32"])
+def test_read_layers_reads_the_json_of_both_releases(view: GraphView, version: int, kind: str) -> None:
+    found = read_layers(layer_json(version, kind, Weights={"Type": kind.title(), "Count": 1024}))
+    assert {product.name for product in found} == {"node_0", "node_1"}
+    census = take_census(found, view)
+    assert census is not None
+    assert (census.products, census.fallbacks) == ({kind: 1}, () if kind == "INT8" else (f"layer: {kind}",))
+
+
+@pytest.mark.parametrize(
+    ("tactic", "weights", "kind"),
+    [
+        ("sm80_xmma_gemm_i8f16_i8i32_f32_tn_n_tilesize128x64x64", "Int8", "INT8"),
+        ("sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw", "Int8", "INT8"),
+        ("sm80_xmma_gemm_f16f16_f16f32_f32_tn_n", "Int8", "FP16"),
+        ("sm80_xmma_gemm_f32f32_tf32f32_f32_nn", "Int8", "FP32"),
+        ("sm80_xmma_gemm_f16f16_f16f16_f16_nn", "", "FP16"),
+        ("some_new_kernel", "", "unknown"),
+    ],
+)
+def test_read_layers_asks_the_kernel_when_the_type_of_the_input_is_open(tactic: str, weights: str, kind: str) -> None:
+    layer = {
+        "Name": "node_1 + node_2",
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Name": "x", "Dimensions": [-1, 3], "Format/Datatype": "N/A due to dynamic shapes"}],
+        "Weights": {"Type": weights, "Count": 9},
+        "TacticName": tactic,
+    }
+    found = read_layers(json.dumps({"Layers": [layer], "Bindings": []}))
+    assert [(product.name, product.precision) for product in found] == [("node_1", kind), ("node_2", kind)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[]", "{}", '{"Layers": "x"}', '{"Layers": ["conv_1", 3]}', '{"Layers": [{}]}', "null"]
+)
+def test_read_layers_finds_none_in_what_it_cannot_read(text: str) -> None:
+    assert read_layers(text) == []
+
+
+def test_read_layers_survives_a_product_layer_without_its_usual_fields() -> None:
+    (found,) = read_layers('{"Layers": [{"LayerType": "gemm", "Inputs": [], "Weights": 3, "Name": null}]}')
+    assert found.precision == "unknown"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_inspect_engine_asks_for_the_shapes_of_a_context(release: str) -> None:
+    script = Script(layers="{}", plan=b"plan")
+    stand_in: Any = create_stand_in(release, script)
+    engine = stand_in.Runtime(stand_in.ILogger()).deserialize_cuda_engine(b"plan")
+    context = engine.create_execution_context()
+    context.set_input_shape("images", (1, 3, 32, 32))
+    assert inspect_engine(stand_in, engine, context) == "{}"

@@ -1,0 +1,177 @@
+"""Rows and reports with known numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from convnext_deploy.evaluation.flips import ClassChange, Flip
+from convnext_deploy.evaluation.timing.layer_times import LayerExcess
+from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
+from convnext_deploy.reports.record import Layer, Report, StageRow
+
+BASELINE_ROW = StageRow(
+    name="student",
+    kind="distill",
+    artifact="out/stages/student",
+    variant="convnext_atto",
+    format="torch",
+    precision="fp32",
+    size_bytes=13_513_756,
+    wall_s=61.25,
+    runner="torch",
+    device="cpu",
+    correct=521,
+    total=540,
+    top1=521 / 540,
+    top5=1.0,
+    latency_p50_ms=1.236,
+    latency_p90_ms=2.5,
+)
+INT8_ROW = dataclasses.replace(
+    BASELINE_ROW,
+    name="onnx-INT8",
+    kind="onnx",
+    format="onnx",
+    precision="int8",
+    size_bytes=3_849_999,
+    wall_s=0.04,
+    runner="onnxruntime",
+    correct=519,
+    top1=519 / 540,
+    baseline="student",
+    agreement=537 / 540,
+    top1_drop_pp=100 * 2 / 540,
+    top1_drop_interval_pp=(-0.5, 1.234),
+    mcnemar_p=0.625,
+    lost=3,
+    gained=1,
+    flipped=3,
+    source_drop_pp=-100 * 1 / 540,
+    gate={"max_top1_drop_pp": 0.1, "min_top1": None, "on": "point"},
+    passed=False,
+    proven=False,
+    images_needed=15_699,
+    reasons=("top-1 drops by 0.37 pp, more than the 0.10 pp allowed",),
+    notes=("not faster | than student",),
+    classes=(ClassChange(0, "cat", 270, 260, 258, 3, 1, 100 * 2 / 270, 1.0),),
+    flips=(Flip(17, "val/cat/17.png", 0, 0, 1, "lost"),),
+)
+ENGINE_ROW = StageRow(
+    name="engine",
+    kind="tensorrt",
+    artifact="out/stages/engine",
+    variant="convnext_atto",
+    format="tensorrt",
+    precision="int8",
+    size_bytes=9_000_000,
+    wall_s=30.0,
+    baseline="student",
+    not_run="built for SM86; not run: no GPU",
+)
+SPEED = Speed(
+    "student-float-onnxruntime",
+    "out/stages/student-float-onnxruntime",
+    "onnxruntime",
+    "onnxruntime",
+    "cpu",
+    (Speedup(1, 0.5, 0.4, 0.6, 11.0, 5.5),),
+    (LayerExcess("stages.0.0.pwconv1", 9.31, 0.62, 0.1, 0.78),),
+)
+UNPROVEN_ROW = dataclasses.replace(INT8_ROW, name="qat", passed=True, reasons=(), notes=())
+PASSED_ROW = dataclasses.replace(UNPROVEN_ROW, name="ptq", proven=True, images_needed=None)
+ENVIRONMENT = {"cpu": "AMD EPYC", "cores": 2, "system": "Linux", "versions": {"python": "3.12.1", "torch": "2.14.0"}}
+
+
+def create_report(*rows: StageRow, **changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "recipe": "small",
+        "data": "photos",
+        "validation_images": 540,
+        "seed": 7,
+        "environment": ENVIRONMENT,
+        "rows": rows,
+        "complete": True,
+    }
+    return Report(**(values | changes))
+
+
+HOSTILE = "<script>alert('x')</script> \"&\" <b>%{x}</b>"
+_DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def create_large_report(classes: int = 1000) -> Report:
+    """Return a report with everything in it: so many classes, names that look like code, a ladder, training and pictures."""
+    changes = tuple(
+        ClassChange(
+            label=label,
+            name=HOSTILE if label == 6 else f"class {label}, with a rather long name as in ImageNet",
+            total=50,
+            baseline_correct=40,
+            correct=40 - (lost := label % 7) + (gained := (label // 7) % 5),
+            lost=lost,
+            gained=gained,
+            top1_drop_pp=2.0 * (lost - gained),
+            p_value=0.03 if label % 50 == 6 else 1.0,
+        )
+        for label in range(classes)
+    )
+    kinds: tuple[Literal["lost", "gained", "other"], ...] = ("lost", "gained", "other", "lost")
+    flips = tuple(
+        Flip(index, f"val/{HOSTILE}/{index}'\".png", index, index, (index + 1) % classes, change)
+        for index, change in enumerate(kinds)
+    )
+    layers = tuple(
+        Layer(
+            f"stages.{stage}.{block}.{part}",
+            "float" if (stage, block) == (0, 0) else "int8",
+            4000,
+            10.0**-block,
+            0.01,
+            10**6,
+        )
+        for stage, depth in enumerate((3, 3, 9, 3))
+        for block in range(depth)
+        for part in ("dwconv", "pwconv1", "pwconv2")
+    )
+    history = tuple(
+        {
+            "epoch": epoch,
+            "train_loss": 3.0 / epoch,
+            "learning_rate": 1e-3 / epoch,
+            "validation_loss": None if epoch == 2 else 2.5 / epoch,
+            "validation_top1": 1 - 1 / epoch,
+        }
+        for epoch in range(1, 61)
+    )
+    rung = {
+        "name": "min-max", "top1": 0.8, "top1_drop_pp": 0.1, "interval_pp": [-0.5, 0.6], "agreement": 0.99, "kl": None,
+        "sqnr_db": None, "risk_pp": 0.3, "seconds": 1.5, "passed": False,
+    }  # fmt: skip
+    student = dataclasses.replace(BASELINE_ROW, history=history, num_classes=classes)
+    quantized = dataclasses.replace(
+        UNPROVEN_ROW,
+        name="quantize",
+        kind="quantize",
+        format="torch",
+        runner="torch",
+        layers=layers,
+        rungs=(rung, {**rung, "name": "smoothing", "kl": 1e-4, "sqnr_db": 33.0, "passed": True}),
+        chosen="smoothing",
+        reason="its risk is small",
+        classes=changes,
+        flips=flips,
+        latency_p50_ms=9.0,
+    )
+    graph = dataclasses.replace(INT8_ROW, classes=changes, flips=flips, latency_p50_ms=0.7, notes=(HOSTILE,))
+    return create_report(
+        student,
+        quantized,
+        graph,
+        ENGINE_ROW,
+        recipe=HOSTILE,
+        data=f"/data/{HOSTILE}",
+        command=f"convnext-deploy run {HOSTILE}",
+        class_names=tuple(change.name for change in changes),
+        thumbnails={"0": _DOT, "1": _DOT, "3": "javascript:alert(1)"},
+    )

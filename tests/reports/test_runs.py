@@ -1,0 +1,188 @@
+"""Several runs side by side: all artifacts, what differs, and what cannot be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import convnext_deploy
+from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.pipeline.write_report import write_report
+from convnext_deploy.reports.comparison import Comparison, distinct_names
+from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
+from convnext_deploy.reports.record import Report
+from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, ENVIRONMENT, INT8_ROW, PASSED_ROW, create_report
+from tests.reports.test_html import Page
+
+CONFIG = {"fit": {"epochs": 3, "batch_size": 64}, "temperature": 1.0}
+
+
+def compare_reports(folder: Path, *reports: Report, out: Path | None = None) -> Comparison:
+    paths = [folder / name for name in ("first", "second", "third")[: len(reports)]]
+    for path, report in zip(paths, reports, strict=True):
+        path.mkdir()
+        write_report(report, path)
+    return convnext_deploy.compare(paths, out=out)
+
+
+def test_table_has_all_artifacts_of_all_runs_in_order(tmp_path: Path) -> None:
+    found = compare_reports(tmp_path, create_report(BASELINE_ROW, INT8_ROW), create_report(PASSED_ROW, ENGINE_ROW))
+    lines = comparison_cells(found)
+    assert [line[:2] for line in lines] == [
+        ("first", "student"),
+        ("first", "onnx-INT8"),
+        ("second", "ptq"),
+        ("second", "engine"),
+    ]
+    assert dict(zip(COLUMNS, lines[1], strict=True)) == {
+        "run": "first",
+        "stage": "onnx-INT8",
+        "artifact": "convnext_atto onnx int8",
+        "top-1 %": "96.11",
+        "drop pp [95 %]": "+0.37 [-0.50, +1.23]",
+        "size MB": "3.8",
+        "p50 ms": "1.24",
+        "verdict": "FAILED",
+    }
+
+
+def test_runs_that_differ_in_nothing_have_no_differences(tmp_path: Path) -> None:
+    row = dataclasses.replace(BASELINE_ROW, config=CONFIG, inputs={"source": "source"})
+    found = compare_reports(tmp_path, create_report(row), create_report(row))
+    assert (found.differences, found.warnings, found.notes) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "values"),
+    [
+        ({"seed": 8}, "seed", ("7", "8")),
+        ({"recipe": "other"}, "recipe", ("small", "other")),
+        ({"environment": {**ENVIRONMENT, "versions": {"python": "3.12.1"}}}, "torch", ("2.14.0", "–")),
+    ],
+)
+def test_circumstances_that_differ_are_named(
+    tmp_path: Path, changes: dict[str, Any], what: str, values: tuple[str, str]
+) -> None:
+    found = compare_reports(tmp_path, create_report(BASELINE_ROW), create_report(BASELINE_ROW, **changes))
+    assert [(d.what, d.values) for d in found.differences] == [(what, values)]
+
+
+def test_settings_that_differ_are_named_stage_by_stage(tmp_path: Path) -> None:
+    other = {"fit": {"epochs": 5, "batch_size": 64}, "temperature": 2.0}
+    rows = [dataclasses.replace(BASELINE_ROW, config=config) for config in (CONFIG, other)]
+    alone = dataclasses.replace(PASSED_ROW, config=CONFIG)
+    found = compare_reports(tmp_path, create_report(rows[0]), create_report(rows[1], alone))
+    assert [(d.what, d.values) for d in found.differences] == [
+        ("stages", ("student", "student, ptq")),
+        ("student: fit.epochs", ("3", "5")),
+        ("student: temperature", ("1.0", "2.0")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"validation_images": 100}, ["top-1 was measured on different images and cannot be compared"]),
+        ({"data": "others"}, ["top-1 was measured on data of different names"]),
+        ({"data": "elsewhere/photos"}, []),
+        ({"class_names": ("dog", "cat")}, ["and the classes differ"]),
+        ({"environment": {**ENVIRONMENT, "cpu": "Other"}}, ["latency was measured on different machines"]),
+        ({"environment": {**ENVIRONMENT, "cores": 64}}, ["latency was measured on different machines"]),
+    ],
+)
+def test_figures_that_cannot_be_compared_are_warned_of(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    first = create_report(BASELINE_ROW, class_names=("cat", "dog"))
+    out = tmp_path / "page.html"
+    found = compare_reports(tmp_path, first, dataclasses.replace(first, **changes), out=out)
+    assert len(found.warnings) == len(words)
+    for warning, word in zip(found.warnings, words, strict=True):
+        assert word in warning
+    text = Page(out.read_text("utf-8")).text
+    assert ("No Pareto front is drawn" in text) is bool(words)
+
+
+def test_unfinished_runs_and_old_ones_are_noted(tmp_path: Path) -> None:
+    row = dataclasses.replace(BASELINE_ROW, config=CONFIG)
+    reports = (create_report(row), create_report(row, complete=False), create_report(complete=False))
+    found = compare_reports(tmp_path, *reports)
+    assert found.notes == ("second is not complete: 1 artifact so far", "third is not complete: 0 artifacts so far")
+    assert found.warnings == ()
+
+
+def test_reports_of_before_the_settings_are_noted(tmp_path: Path) -> None:
+    found = compare_reports(tmp_path, create_report(BASELINE_ROW), create_report(BASELINE_ROW, seed=8))
+    assert found.notes == ("the settings of first, second are not known: the report was written by an earlier version",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no run was given"),
+        (("first",), "1 run was given"),
+        (("first", "first"), "are the same run; give each run once"),
+        (("first", "first/report.json"), "are the same run; give each run once"),
+        (("first", "."), "is no finished run"),
+        (("first", "none"), "is no finished run"),
+        (("first", "text"), "is no report of this tool"),
+    ],
+)
+def test_what_is_no_run_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    (tmp_path / "text").write_text("text")
+    (tmp_path / "first").mkdir()
+    write_report(create_report(BASELINE_ROW), tmp_path / "first")
+    with pytest.raises(ArtifactError, match=words) as raised:
+        convnext_deploy.compare([tmp_path / name for name in arguments])
+    assert "\n" not in str(raised.value)
+
+
+def test_page_holds_table_plot_and_differences(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "page.html"
+    compare_reports(tmp_path, create_report(BASELINE_ROW, INT8_ROW), create_report(BASELINE_ROW, seed=8), out=out)
+    page = Page(out.read_text("utf-8"))
+    assert {"artifacts", "latency", "runs", "differences", "plot-accuracy"} <= set(page.ids())
+    assert list(page.figures) == ["plot-accuracy"]
+    assert "onnx-INT8" in page.text
+
+
+def test_page_of_runs_without_artifacts_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    compare_reports(tmp_path, create_report(complete=False), create_report(complete=False), out=out)
+    page = Page(out.read_text("utf-8"))
+    assert "No run has an artifact yet." in page.text
+    assert page.scripts == []
+
+
+def test_page_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder; give the name of a file"):
+        compare_reports(tmp_path, create_report(BASELINE_ROW), create_report(BASELINE_ROW), out=tmp_path)
+
+
+def test_json_says_all(tmp_path: Path) -> None:
+    found = json.loads(
+        compare_reports(tmp_path, create_report(BASELINE_ROW), create_report(INT8_ROW, seed=8)).to_json()
+    )
+    assert [run["run"] for run in found["runs"]] == ["first", "second"]
+    assert [(a["run"], a["stage"], a["top1"], a["verdict"]) for a in found["artifacts"]] == [
+        ("first", "student", 521 / 540, "no gate"),
+        ("second", "onnx-INT8", 519 / 540, "FAILED"),
+    ]
+    assert {"what": "seed", "values": {"first": "7", "second": "8"}} in found["differences"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("/a/x", "/a/y"), ["x", "y"]),
+        (("/a/run", "/b/run"), ["a/run", "b/run"]),
+        (("/a/run", "/run"), ["a/run", "//run"]),
+        (("/a/r", "/b/r", "/c/z"), ["a/r", "b/r", "c/z"]),
+    ],
+)
+def test_distinct_names_are_as_short_as_can_be(folders: tuple[str, ...], expected: list[str]) -> None:
+    assert distinct_names([Path(folder) for folder in folders]) == expected
