@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stages import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError, OutputError
@@ -22,7 +22,7 @@ from convnext_deploy.pipeline.speed_check import check_speed
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.rows import add_speed, create_row, keep_flips
+from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
 from convnext_deploy.system import code_hash as code_version
 from convnext_deploy.system.distributed import announce, receive, world
@@ -114,11 +114,11 @@ def _run(
         measured = _measure(name, artifact, settings, data, may_differ=name == SOURCE and _only_starts(recipe))
         if measured.score is not None:
             scores[name] = measured.score
-        gate = stage.gate if stage is not None else Gate()
-        rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores, data))
-        keep_flips(settings.out, rows[-1], scores, data)
+        role = Role(name, kind, baselines[name])
         if stage is not None:
-            rows[-1] = dataclasses.replace(rows[-1], inputs=stage.inputs, for_comparison=for_comparison)
+            role = Role(name, kind, baselines[name], stage.gate, stage.inputs, for_comparison)
+        rows.append(create_row(role, artifact, measured, scores, rows, data))
+        keep_flips(settings.out, rows[-1], scores, data)
         thumbnails = {**report.thumbnails, **make_thumbnails(data, rows[-1], report.thumbnails)}
         report = dataclasses.replace(report, rows=tuple(rows), thumbnails=thumbnails)
         write_report(report, settings.out)
@@ -162,7 +162,7 @@ def _run(
                 settings.execution.progress,
             )
         place = next(place for place, row in enumerate(rows) if row.name == stage.name)
-        rows[place] = add_speed(rows[place], found, stage.gate)
+        rows[place] = add_speed(rows[place], found)
         report = dataclasses.replace(report, rows=tuple(rows))
         write_report(report, settings.out)
     report = dataclasses.replace(report, complete=True)

@@ -11,7 +11,7 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.rows import create_row, keep_flips
+from convnext_deploy.reports.rows import Role, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
@@ -48,8 +48,8 @@ def compare_artifacts(
         measured = measure_artifact(artifact, data, execution, name, batch_size or BATCH_SIZE)
         if measured.score is not None:
             scores[name] = measured.score
-        own = gate if name == judged else Gate()
-        rows.append(create_row(name, SOURCE, artifact, own, measured, reference, rows, scores, data))
+        role = Role(name, SOURCE, reference, gate if name == judged else Gate())
+        rows.append(create_row(role, artifact, measured, scores, rows, data))
         thumbnails |= make_thumbnails(data, rows[-1], thumbnails)
         if out is not None:
             keep_flips(out, rows[-1], scores, data)

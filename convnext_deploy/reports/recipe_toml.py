@@ -29,16 +29,18 @@ def write_recipe(report: Report) -> str | None:
 
 def write_stage(row: StageRow) -> str | None:
     """Return the `[[stages]]` table of a row; None for what no recipe asked for, or if its settings are not known."""
-    config_type = CONFIGS.get(row.kind)
-    if not row.config or config_type is None or row.for_comparison:
+    config_type = CONFIGS.get(row.identity.kind)
+    made = row.provenance
+    if not made.config or config_type is None or made.for_comparison:
         return None
-    lines = ["[[stages]]", f"kind = {quoted(row.kind)}", f"name = {quoted(row.name)}"]
-    if "source" in row.inputs:
-        lines.append(f"source = {quoted(row.inputs['source'])}")
-    gate = {key: value for key, value in row.gate.items() if value is not None and value != getattr(Gate, key, None)}
+    lines = ["[[stages]]", f"kind = {quoted(row.identity.kind)}", f"name = {quoted(row.name)}"]
+    if "source" in made.inputs:
+        lines.append(f"source = {quoted(made.inputs['source'])}")
+    asked = dataclasses.asdict(made.gate)
+    gate = {key: value for key, value in asked.items() if value != getattr(Gate, key)}
     if gate:
         lines.append(f"gate = {_value(gate)}")
-    return "\n".join([*lines, *_settings(row.config, config_type, "stages")]) + "\n"
+    return "\n".join([*lines, *_settings(made.config, config_type, "stages")]) + "\n"
 
 
 def _settings(config: Mapping[str, Any], record: type[Any], table: str) -> Iterator[str]:

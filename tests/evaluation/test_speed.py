@@ -56,7 +56,7 @@ def test_median_decides_and_the_interval_tells_how_sure_it_is(
     verdict = judge_speed(speed_of(*found), wanted)
     assert (verdict.passed, verdict.proven) == (passed, proven)
     assert bool(verdict.reasons) is not passed
-    assert verdict.ship == (None if passed else "out/float")
+    assert any("ship student-float-openvino instead: out/float" in reason for reason in verdict.reasons) is not passed
 
 
 def test_failed_verdict_says_what_was_measured_which_layers_and_what_to_ship() -> None:
