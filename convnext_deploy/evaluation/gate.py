@@ -22,7 +22,7 @@ class Verdict:
 
     `proven` is whether the whole interval of the drop lies within the gate; None where no drop is judged, and for a gate of 0,
     which asks for no loss on these very images. `images_needed` is set where the drop may lie on either side of the gate and the
-    images are too few to tell (see `paired.images_needed`). `notes` say both in words.
+    images are too few to tell: about how many would do. `notes` say both in words.
     """
 
     passed: bool | None = None

@@ -6,7 +6,7 @@ from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
 
 SPEED_METHOD = (
-    "Speedup: how many times as fast as the float form of its network INT8 is on the runtime that it is for, both in turn in fresh "
+    "Speedup: how many times as fast as its float baseline INT8 is on the runtime that it is for, in interleaved, isolated "
     "processes, with the 95 % interval."
 )
 
@@ -53,7 +53,7 @@ def _steps(row: StageRow) -> list[str]:
     lines = [
         f"What {row.name} tried, on training images set aside (risk: the drop to be feared at 95 %, luck included):",
         "",
-        "| rung | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
+        "| step | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
         "|" + "---|" * 9,
     ]
     for step in row.history.steps:
@@ -66,4 +66,4 @@ def _steps(row: StageRow) -> list[str]:
             f"{100 * step['agreement']:.2f} | {distance} | {step['risk_pp']:.2f} | "
             f"{step['seconds']:.1f} | {mark} |"
         )
-    return [*lines, "", f"Taken: {row.history.chosen}; {row.history.reason}."]
+    return [*lines, "", f"Selected {row.history.chosen}: {row.history.reason}."]

@@ -177,4 +177,4 @@ def _evaluation(report: Report) -> Iterator[str]:
         for line in map(_text, describe_speed(row.speed.against_float))
     ]
     if speeds:
-        yield "\n".join(["Beside the float form of its network, on the runtime that it is for:", "", *speeds])
+        yield "\n".join(["Beside its float baseline, on the runtime that it is for:", "", *speeds])

@@ -83,8 +83,9 @@ class MeasuredSpeed:
 class Layer:
     """A linear layer or convolution of a quantized network.
 
-    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. What the stage measured of this
-    layer quantized alone (see `quantization.sensitivity.Effect`), None where it did not: `kl`, `changed` and `macs`.
+    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. Where the stage quantized this
+    layer alone, `kl` is the divergence in nats of the class probabilities from those in float, `changed` the fraction of first
+    guesses that changed, and `macs` the layer's multiplications for one image; None where it did not.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Layer:
 class History:
     """What happened while it was made, in `wall_s` seconds: `epochs`, what training measured after each.
 
-    `steps`: what `quantize` tried (see `stages.selection.Rung`), of which it selected `chosen` for a `reason`. `layers` are those
+    `steps` are those of the fallback sequence that `quantize` tried, of which it selected `chosen` for a `reason`; `layers` those
     of a quantized PyTorch network.
     """
 

@@ -19,7 +19,7 @@ COLUMNS = (
     "verdict",
 )
 SPEEDUP = "speedup [95 %]"
-"""The column after the latency, where anything was measured for it: how many times as fast as its float form INT8 is."""
+"""The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
 
 def columns(rows: Sequence[StageRow]) -> tuple[str, ...]:

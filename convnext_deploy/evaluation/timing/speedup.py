@@ -1,6 +1,6 @@
-"""Whether an INT8 artifact is faster than the float form of the same network, and which layers make it slow.
+"""Compare the speed of an INT8 artifact with that of its float baseline, and find the layers that make it slow.
 
-Both are measured in turn in fresh processes on the runtime that they are for; both are profiled there once.
+Both are timed in interleaved, isolated processes on the runtime that they are for; both are profiled there once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
 from convnext_deploy.evaluation.gate import Verdict
-from convnext_deploy.evaluation.timing.interleaved import Candidate, relate, time_in_turns
+from convnext_deploy.evaluation.timing.interleaved import Candidate, relate, time_interleaved
 from convnext_deploy.evaluation.timing.layer_times import (
     LayerExcess,
     LayerTime,
@@ -42,7 +42,7 @@ _MOST_LAYERS = 5
 
 @dataclass(frozen=True)
 class Contender:
-    """An artifact under its name, and the runner that computes it; see `open_runner`."""
+    """An artifact under its name, and the runner that computes it."""
 
     name: str
     artifact: Artifact
@@ -66,7 +66,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of an INT8 artifact and the float form of its network.
+    """What was measured of an INT8 artifact and its float baseline.
 
     `compared_with` names the float artifact, `path` is where it lies, and the runners are those that both were measured with, on
     `device`. `layers`: those that are slower than in float, the worst first; where there is none, those that take longest.
@@ -89,7 +89,7 @@ class Speed:
 def measure_speed(
     ours: Contender, reference: Contender, batch_sizes: Sequence[int], progress: Progress, *, device: str = "cpu"
 ) -> Speed:
-    """Time an INT8 artifact and the float form of its network in turn, and profile both.
+    """Time an INT8 artifact against its float baseline, and profile both.
 
     Args:
         ours: the INT8 artifact.
@@ -103,7 +103,7 @@ def measure_speed(
     speedups = []
     for size in batch_sizes:
         candidates = [Candidate(c.name, c.artifact, c.runner, device, size, _threads()) for c in (ours, reference)]
-        int8, in_float = time_in_turns(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
+        int8, in_float = time_interleaved(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
         for timing in (int8, in_float):
             if timing.not_run is not None:
                 error = ProcessFailedError if timing.failed else BackendUnavailableError

@@ -78,7 +78,7 @@ def stage_table(rows: Sequence[StageRow]) -> Table:
 
 
 def speed_table(speed: Speed) -> Table:
-    """Return the layers that are to be named of an INT8 artifact, beside those of its float form."""
+    """Return the layers that are to be named of an INT8 artifact, beside those of its float baseline."""
     titles = ("layer", "ms", "float ms", "conversions ms", "of a call more, %")
     rows = [
         (
