@@ -21,8 +21,9 @@ from quantization_peers import cpu_instructions, run_method
 from safetensors.torch import save_file
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
 from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.pipeline.open_artifact import open_input

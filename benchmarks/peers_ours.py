@@ -18,8 +18,8 @@ from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import Options
 from convnext_deploy.api.run_stages import run_stages
 from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.config.ptq import PTQConfig, PTQSteps
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import PTQConfig, PTQSteps
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.pipeline.open_artifact import open_input

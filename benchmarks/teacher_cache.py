@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.metrics.statistics import median_ratio

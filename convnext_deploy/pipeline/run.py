@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.config.stages import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError, OutputError
 from convnext_deploy.pipeline.float_reference import is_judged
@@ -24,7 +23,6 @@ from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.rows import add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
-from convnext_deploy.system import code_hash as code_version
 from convnext_deploy.system.distributed import announce, receive, world
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.files import create_output_folder
@@ -200,20 +198,26 @@ def _see_artifact(folder: Path) -> Artifact:
 
 def _is_joint(stage: StageEntry) -> bool:
     """Whether all processes work on a stage, where there are several."""
-    return world().size > 1 and isinstance(stage.config, TrainConfig | DistillConfig | QATConfig | QuantizeConfig)
+    return world().size > 1 and stage.config.trains
 
 
 def _only_starts(recipe: Recipe) -> bool:
     """Whether the recipe's source is nothing but the start of training stages, which may give it another head."""
     uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
-    return all(role == "source" and isinstance(s.config, TrainConfig | DistillConfig) for role, s in uses)
+    return all(role == "source" and not s.config.needs_source for role, s in uses)
 
 
 def _measure(
     name: str, artifact: Artifact, settings: Settings, data: Data | None, *, may_differ: bool = False
 ) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
-    from convnext_deploy.evaluation.measure import Measurement, measure_artifact, read_measurement, write_measurement
+    from convnext_deploy.evaluation.measure import (
+        RESULT_VERSION,
+        Measurement,
+        measure_artifact,
+        read_measurement,
+        write_measurement,
+    )
 
     if data is None:
         return Measurement(not_run="not validated: no --data")
@@ -223,8 +227,8 @@ def _measure(
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, settings.device]
-    content.append(code_version.of_module("convnext_deploy.evaluation.measure"))
+    images = [data.fingerprint, dataclasses.asdict(artifact.preprocess)]
+    content = [artifact.sha256, images, settings.device, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = settings.out / "scores" / f"{name}.json"
     measured = read_measurement(path, key)

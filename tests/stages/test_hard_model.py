@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
-from convnext_deploy.config.stages import ModelConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable

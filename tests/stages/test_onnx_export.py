@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import DataError, RecipeError

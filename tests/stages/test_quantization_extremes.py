@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
-from convnext_deploy.config.stages import ModelConfig, PTQConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, DeployError

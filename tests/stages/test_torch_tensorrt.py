@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import TorchTensorRTConfig
+from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt

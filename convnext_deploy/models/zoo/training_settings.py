@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.models.variants import VARIANTS, resolve_variant
 
 WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.999)  # section 1: AdamW with these for all sizes
