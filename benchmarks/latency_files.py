@@ -104,7 +104,8 @@ class Files:
         if name.startswith("float"):
             stages.append(StageEntry(name, ONNXConfig(runtime=runtime), SOURCE))  # type: ignore[arg-type]  # one of its names
         else:
-            config = PTQConfig(**dataclasses.asdict(BARE), target=runtime, calibration_images=CALIBRATION_IMAGES)
+            steps = {**dataclasses.asdict(BARE), "target": runtime}
+            config = PTQConfig(**steps, calibration_images=CALIBRATION_IMAGES)
             stages += [StageEntry(f"ptq-{runtime}", config, SOURCE), StageEntry(name, ONNXConfig(), f"ptq-{runtime}")]
         names = tuple(f"class {number}" for number in range(1000))
         data = Data("noise", self._images(CALIBRATION_IMAGES, 1), self._images(2, 2), names)

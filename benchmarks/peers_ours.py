@@ -47,12 +47,15 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
     meter = Meter()
     with meter:
         if suffix:
-            config = PTQConfig(
-                **dataclasses.asdict(_ONCE[suffix]), target=target, calibration_images=calibration_images
-            )
+            steps = {**dataclasses.asdict(_ONCE[suffix]), "target": target}
+            config = PTQConfig(**steps, calibration_images=calibration_images)
             result = run_once(config, checkpoint, data, options)
         else:
-            result = api.quantize(checkpoint, target=target, options=options)
+            result = api.quantize(
+                checkpoint,
+                target=target,  # type: ignore[arg-type]  # one of its names
+                options=options,
+            )
     row = result.report.rows[-1]
     export(Path(row.artifact), options=Options(out=folder / "export"))
     exported = read_artifact(folder / "export" / "stages" / "onnx")

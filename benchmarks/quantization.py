@@ -27,6 +27,7 @@ from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli.progress_bars import create_progress
+from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
@@ -40,11 +41,12 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.stages.quantize import RUNGS
 from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.execution import Execution
 
 BARE = RUNGS["min-max"]
 
 
-def methods(target: str, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
+def methods(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
     """Yield name, settings and source of every way that is compared."""
     for name in ("minmax", "moving_average", "percentile", "mse", "entropy"):
         steps = dataclasses.replace(BARE, calibration_method=name)
@@ -126,7 +128,7 @@ def measure(path: Path, data: Data, arguments: argparse.Namespace) -> dict[str, 
 
 def execute(stage: StageEntry, artifacts: dict[str, Artifact], data: Data, work: Path) -> tuple[Artifact, float]:
     """Execute a stage, or take what an earlier run made of the same; return its artifact and the seconds that it took."""
-    settings = Settings(work, "cpu", 0, create_progress())
+    settings = Settings(work, Execution(progress=create_progress()))
     recipe = Recipe("quantization", (StageEntry("placeholder", ONNXConfig(), SOURCE),), source="given")
     key = cache_key(stage, artifacts, data, recipe.seed)
     artifact = reusable(stage_folder(settings, stage), key)

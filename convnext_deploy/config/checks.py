@@ -28,7 +28,7 @@ def require_choice(field_name: str, found: object, known: Collection[object]) ->
 
 def check_choices(record: object) -> None:
     """Check every field of a dataclass whose type is a `Literal`. Raises: RecipeError: as `require_choice`."""
-    for name, known in _choices_of(type(record)).items():
+    for name, known in _choices_of(type(record)).items():  # type: ignore[arg-type]  # classes are hashable
         require_choice(name, getattr(record, name), known)
 
 

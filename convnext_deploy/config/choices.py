@@ -32,6 +32,5 @@ GateOn = Literal["point", "upper"]
 Autocast = Literal["auto", "off", "bf16", "fp16"]
 AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
 HeadActivation = Literal["gelu", "relu"]
-Device = Literal["auto", "cpu", "cuda"]
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 """Whose names of weights a checkpoint has."""

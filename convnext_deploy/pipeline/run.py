@@ -139,7 +139,7 @@ def _run(
             artifact = execute_stage(stage, inputs, recipe, settings, data, key)
             executed.append(stage.name)
         else:
-            settings.progress.say(f"{stage.name}: up to date")
+            settings.execution.progress.say(f"{stage.name}: up to date")
         record(stage.name, stage.config.kind, artifact, stage, for_comparison=for_comparison)
         return artifact
 
@@ -157,7 +157,7 @@ def _run(
                 make,
                 settings.out,
                 report.environment,
-                settings.progress,
+                settings.execution.progress,
             )
         place = next(place for place, row in enumerate(rows) if row.name == stage.name)
         rows[place] = add_speed(rows[place], found, stage.gate)
@@ -228,12 +228,12 @@ def _measure(
             raise
         return Measurement(not_run=f"not validated: {error}")
     images = [data.fingerprint, dataclasses.asdict(artifact.preprocess)]
-    content = [artifact.sha256, images, settings.device, RESULT_VERSION]
+    content = [artifact.sha256, images, settings.execution.device, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = settings.out / "scores" / f"{name}.json"
     measured = read_measurement(path, key)
     if measured is None:
-        measured = measure_artifact(artifact, data, settings.device, settings.workers, settings.progress, name)
+        measured = measure_artifact(artifact, data, settings.execution, name)
         if measured.score is not None:
             write_measurement(path, key, measured)
     return measured

@@ -64,7 +64,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     files, census, warnings = [], {}, list[str]()
     for gpu in gpus:
         engine = build_engine(
-            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.progress
+            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.execution.progress
         )
         path = context.output / (f"model.{gpu.lower()}.plan" if gpu else "model.plan")
         path.write_bytes(engine.plan)
@@ -75,7 +75,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         warnings += [f"TensorRT: {line}" for line in engine.warnings if not line.endswith(_EXPECTED)]
         census[place] = found.details() if found else None
         if found is not None and found.requested_int8:
-            context.progress.say(f"{context.name}: {place}: {found.summary()}")
+            context.execution.progress.say(f"{context.name}: {place}: {found.summary()}")
     details: dict[str, Any] = {
         "flavor": config.flavor,
         "tensorrt": trt.__version__,

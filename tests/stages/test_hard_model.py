@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
+from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.quantize import QuantizeConfig
@@ -30,7 +31,7 @@ from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
 OUTLIER = 2000.0  # times the others
@@ -43,7 +44,7 @@ def digits() -> Data:
 
 def context_in(folder: Path, data: Data) -> StageContext:
     folder.mkdir(exist_ok=True)
-    return StageContext(folder.name, folder, lambda: data, 0, "cpu", 0, SilentProgress(), folder.parent / "cache")
+    return StageContext(folder.name, folder, lambda: data, Execution(), folder.parent / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def share_right(network: ConvNeXt, artifact: Artifact, data: Data) -> float:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-def test_min_max_loses_what_the_ladder_keeps(target: str, source: Artifact, digits: Data, tmp_path: Path) -> None:
+def test_min_max_loses_what_the_ladder_keeps(target: Target, source: Artifact, digits: Data, tmp_path: Path) -> None:
     before = top1(source, digits)
     # min-max as others do it: the network as it comes, and a range that covers everything
     naive = prepare(load_network(source), resolve_scheme(target))

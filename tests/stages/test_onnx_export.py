@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.choices import Target
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.data.datasets import Data
@@ -25,6 +26,7 @@ from convnext_deploy.runners import open_runner
 from convnext_deploy.stages import onnx as stage
 from convnext_deploy.stages import ptq
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.execution import Execution
 from tests.exporters.recorded_progress import RecordingProgress
 
 
@@ -45,7 +47,7 @@ def export(
 
     cache = folder.parent / "cache"
     context = StageContext(
-        "onnx", folder, open_data, 0, "cpu", 0, lines or RecordingProgress(), cache, has_data=data is not None
+        "onnx", folder, open_data, Execution(progress=lines or RecordingProgress()), cache, has_data=data is not None
     )
     return stage.run(ONNXConfig(**settings), source, context)
 
@@ -116,11 +118,13 @@ def test_float_graph_has_the_form_of_its_runtime(
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_quantized_artifact_has_the_form_of_its_own_target(
-    target: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+    target: Target, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     folder = tmp_path / "ptq"
     folder.mkdir()
-    context = StageContext("ptq", folder, lambda: small_data, 0, "cpu", 0, RecordingProgress(), tmp_path / "cache")
+    context = StageContext(
+        "ptq", folder, lambda: small_data, Execution(progress=RecordingProgress()), tmp_path / "cache"
+    )
     config = PTQConfig(target=target, calibration_method="minmax", calibration_images=12, bias_correction=False)
     source = ptq.run(config, small_artifacts["student"], context)
     artifact = export(source, tmp_path / "onnx", None, runtime="tensorrt")

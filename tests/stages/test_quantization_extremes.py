@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
+from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
@@ -27,7 +28,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.stages import ptq, quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import call
 from tests.weights import random_network
 
@@ -48,7 +49,7 @@ def place(tmp_path: Path, small_data: Data) -> Place:
     def create(data: Data = small_data) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext("stage", folder, lambda: data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache")
+        return StageContext("stage", folder, lambda: data, Execution(), tmp_path / "cache")
 
     return create
 
@@ -60,7 +61,7 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def learn(data: Data, folder: Path, channels: int = 3) -> Artifact:
-    context = StageContext("float", folder, lambda: data, 0, "cpu", 0, SilentProgress(), folder / "cache")
+    context = StageContext("float", folder, lambda: data, Execution(), folder / "cache")
     config = TrainConfig(ModelConfig("test_convnext2", 32, in_channels=channels), FIT)
     artifact = train.run(config, None, context)
     write_manifest(artifact)
@@ -219,7 +220,7 @@ def outlier(network: ConvNeXt) -> None:
 @TARGETS
 @pytest.mark.parametrize("how", [dead_input, dead_convolution, dead_outputs, dead_with_bias, outlier])
 def test_dead_and_huge_channels_keep_the_answers(
-    target: str, how: Change, source: Artifact, small_data: Data, place: Place
+    target: Target, how: Change, source: Artifact, small_data: Data, place: Place
 ) -> None:
     changed = change(source, how, place())
     within = 0.03 if how is outlier else 0.005  # one range for all channels costs the others much of their grid

@@ -22,6 +22,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import SilentProgress
 from tests.conftest import CLASSES
 from tests.exporters.recorded_progress import RecordingProgress
@@ -56,7 +57,7 @@ def run(
     progress: SilentProgress | None = None,
 ) -> RunResult:
     recipe = Recipe("given", (StageEntry("program", config, "source"),), source="given")
-    return run_recipe(recipe, Settings(out, "cpu", 0, progress or SilentProgress()), source=source, data=data)
+    return run_recipe(recipe, Settings(out, Execution(progress=progress or SilentProgress())), source=source, data=data)
 
 
 def folders(out: Path) -> list[str]:
@@ -85,7 +86,7 @@ def test_program_computes_the_logits_of_its_source(
 
 
 def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path: Path) -> None:
-    config = TorchTensorRTConfig("fp16", 2, 4)
+    config = TorchTensorRTConfig("fp16", optimal_batch_size=2, max_batch_size=4)
     artifact = compiled(config, source, tmp_path / "out")
     assert (artifact.format, artifact.precision) == ("torch-tensorrt", "fp16")
     assert artifact.details == {"torch_tensorrt": API["release"], "gpu": f"SM{GPU[0]}{GPU[1]}", "max_batch_size": 4}
@@ -99,7 +100,11 @@ def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path:
 
 
 def test_stage_compiles_the_folded_network_as_it_was_asked(script: Script, source: Artifact, tmp_path: Path) -> None:
-    compiled(TorchTensorRTConfig("fp32", 3, 5, workspace_mib=64, optimization_level=1), source, tmp_path / "out")
+    compiled(
+        TorchTensorRTConfig("fp32", optimal_batch_size=3, max_batch_size=5, workspace_mib=64, optimization_level=1),
+        source,
+        tmp_path / "out",
+    )
     (settings,) = script.compiled_with
     (images,) = settings["arg_inputs"]
     batches = [shape[0] for shape in images.specification["profiles"][0].values()]
