@@ -23,7 +23,7 @@ from convnext_deploy.exporters.tensorrt.build import (
     check_turing,
 )
 from convnext_deploy.exporters.tensorrt.load import load_engine
-from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import Census, inspect_engine, read_layers, read_products, take_census
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
@@ -115,7 +115,7 @@ def _census(trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path,
 
 def _judge(census: Census | None, place: str, view: GraphView, strict: bool) -> list[str]:
     """Return the warnings of a census. Raises: ExportError: if one is an error, because `strict` was asked for."""
-    asked = len(find_products(view).int8_products)
+    asked = len(find_compute_nodes(view).int8_nodes)
     if not asked:
         return []
     if census is None:
