@@ -11,8 +11,8 @@ from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.spec import read_graph_io
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE
-from convnext_deploy.config.stages import QuantizeConfig
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.quantization.scheme import QuantizationScheme, read_scheme
 from convnext_deploy.reports.record import History, Layer, Provenance

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from convnext_deploy.config.stages import CONFIGS
+from convnext_deploy.config.stages import STAGE_KINDS
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, family, find_points, pareto_front
 from convnext_deploy.reports.html.page import render_page
@@ -177,7 +177,8 @@ def _training(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any
             for number, epoch in enumerate(epochs, 1)
             if (top1 := epoch.get("validation_top1")) is not None
         ]
-        what = f"{own.kind} of {own.variant}" if own.kind in CONFIGS else f"the training that {own.variant} came from"
+        known = own.kind in STAGE_KINDS
+        what = f"{own.kind} of {own.variant}" if known else f"the training that {own.variant} came from"
         text = f"{what}, {len(epochs)} epochs"
         if scored:
             best, epoch = max(scored)  # of equal ones the first
