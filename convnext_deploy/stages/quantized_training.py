@@ -17,6 +17,7 @@ from convnext_deploy.models.fold import identity_parameters
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import check_teacher, distillation_objective
 from convnext_deploy.stages.training_setup import fit_network
+from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher, open_teacher
 
 _TIMED_IMAGES = 8
@@ -58,9 +59,7 @@ def train_quantized(
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(
         lambda batch: teacher(batch.images),
-        temperature=config.temperature,
-        distill_loss_weight=config.distill_loss_weight,
-        label_smoothing=config.fit.label_smoothing,
+        Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
     )
     neutral = set(identity_parameters(network))
     for name, parameter in network.named_parameters():
