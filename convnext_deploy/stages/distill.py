@@ -41,7 +41,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     if not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
-    data = context.open_data()
+    data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     for artifact in context.teachers:

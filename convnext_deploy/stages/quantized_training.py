@@ -33,7 +33,7 @@ def check_teachers(source: Artifact, named: str | None, context: StageContext) -
     if named is not None and not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
     for artifact in context.teachers:
-        check_teacher(artifact, context.open_data(), source.model.in_channels)
+        check_teacher(artifact, context.need_data(), source.model.in_channels)
 
 
 def train_quantized(
@@ -78,4 +78,4 @@ def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, 
             network(images).sum().backward()
             times.append(time.perf_counter() - start)
     network.zero_grad(set_to_none=True)
-    return min(times) / _TIMED_IMAGES * fit.epochs * len(context.open_data().train)
+    return min(times) / _TIMED_IMAGES * fit.epochs * len(context.need_data().train)

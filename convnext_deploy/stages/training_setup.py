@@ -112,7 +112,7 @@ def fit_network(
     network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
 ) -> list[dict[str, float]]:
     """Run the training loop on the training images with a stage's settings, and return its history without times."""
-    data, own, execution = context.open_data(), world(), context.execution
+    data, own, execution = context.need_data(), world(), context.execution
     freeze(network, config.frozen_stages)
     if config.compile:
         compile_network(network, execution.device)

@@ -55,7 +55,7 @@ def create_context(small_data: Data, tmp_path: Path) -> Callable[..., StageConte
     def create(name: str, **inputs: Any) -> StageContext:
         output = tmp_path / f"stage-{name}"
         output.mkdir()
-        return StageContext(name, output, lambda: small_data, Execution(), tmp_path / "cache", **inputs)
+        return StageContext(name, output, small_data, Execution(), tmp_path / "cache", **inputs)
 
     return create
 

@@ -67,7 +67,7 @@ def seen(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         context = StageContext(
             "student",
             output,
-            lambda: small_data,
+            small_data,
             Execution(),
             tmp_path,
             teachers=(teacher,),
