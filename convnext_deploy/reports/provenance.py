@@ -11,7 +11,6 @@ from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.spec import read_graph_io
-from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.quantization.scheme import QuantizationScheme, read_scheme
@@ -25,7 +24,7 @@ _BROUGHT = (SOURCE, BASELINE)
 
 def read_history(artifact: Artifact, kind: str) -> History:
     """Return what happened while an artifact was made; `kind`: of the stage, `source` or `baseline`, which took no time here."""
-    tried = artifact.details if kind == QuantizeConfig.kind else {}
+    tried = {} if kind in _BROUGHT else artifact.details
     return History(
         wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind not in _BROUGHT else 0.0,
         epochs=tuple(_finite(epoch) for epoch in artifact.details.get("history", ())),

@@ -64,7 +64,7 @@ class Quantized:
 def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small network that tells the three colours apart."""
     folder = tmp_path_factory.mktemp("source")
-    context = StageContext("float", folder, lambda: small_data, Execution(), folder / "cache")
+    context = StageContext("float", folder, small_data, Execution(), folder / "cache")
     write_manifest(train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context))
     return folder
 
