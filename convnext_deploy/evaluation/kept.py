@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from convnext_deploy.system.files import write_text
 from convnext_deploy.system.json_records import read_record
@@ -23,6 +23,8 @@ def read_kept(kind: type[Record], path: Path, key: str) -> Record | None:
     """Return the record kept in `path`, or None if there is none with this key."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return read_record(kind, content) if content.pop("key") == key else None
+        # what was written has every field, also one that may be left out
+        whole = content.keys() == {"key", *(field.name for field in dataclasses.fields(cast(Any, kind)))}
+        return read_record(kind, content) if content.pop("key") == key and whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
