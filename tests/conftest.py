@@ -27,6 +27,7 @@ from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
 from convnext_deploy.system.progress import SilentProgress
+from tests.shared import make_once
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -37,7 +38,7 @@ seed = 3
 kind = "train"
 name = "teacher"
 [stages.model]
-name = "femto"
+name = "test_convnext3"
 image_size = 32
 [stages.fit]
 epochs = 2
@@ -50,7 +51,7 @@ kind = "distill"
 name = "student"
 teacher = "teacher"
 [stages.model]
-name = "atto"
+name = "test_convnext2"
 image_size = 32
 [stages.fit]
 epochs = 2
@@ -110,7 +111,7 @@ def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: in
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder of three classes; do not change it."""
-    return write_image_folder(tmp_path_factory.mktemp("images"))
+    return make_once(tmp_path_factory, "images", write_image_folder)
 
 
 @pytest.fixture(scope="session")
@@ -130,8 +131,11 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, small_data: Data) -> RunResult:
     """The result of the small recipe; its folder is the parent of `stages` in any row's artifact path. Do not change it."""
-    out = tmp_path_factory.mktemp("small-run")
-    return run_recipe(small_recipe, Settings(out, "cpu", 0, SilentProgress()), data=small_data)
+
+    def make(folder: Path) -> RunResult:
+        return run_recipe(small_recipe, Settings(folder, "cpu", 0, SilentProgress()), data=small_data)
+
+    return make_once(tmp_path_factory, "small-run", make)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def test_create_row_of_a_baseline_has_no_drop(student: Artifact) -> None:
     assert (row.mcnemar_p, row.lost, row.gained, row.flipped, row.proven, row.images_needed) == (None,) * 6
     assert (row.classes, row.flips) == ((), ())
     assert (row.latency_p50_ms, row.latency_p90_ms, row.runner, row.device) == (2.0, 4.0, "torch", "cpu")
-    assert (row.artifact, row.variant, row.size_bytes) == (str(student.path), "convnext_atto", student.size_bytes)
+    assert (row.artifact, row.variant, row.size_bytes) == (str(student.path), "test_convnext2", student.size_bytes)
     assert row.wall_s == student.lineage[-1].wall_s > 0
 
 
