@@ -27,7 +27,7 @@ from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
 from convnext_deploy.graphs.onnx_io import save_onnx
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.fold import fold
@@ -95,7 +95,7 @@ VARIATIONS: dict[str, tuple[Variation, ...]] = {
         Variation("all", "openvino"),
         Variation("linear layers as matrix products", "openvino", form=_without_convolutions),
         Variation("LayerNorm of four dimensions", "openvino", form=_without_norms),
-        Variation("a zero point instead of a moved input", "openvino", sites=_ZERO_POINT),
+        Variation("a zero point instead of a shifted input", "openvino", sites=_ZERO_POINT),
         Variation("a graph for any batch", "openvino", dynamic=True),
         Variation("depthwise convolutions in INT8 too", "openvino", sites={"stages.*.dwconv": "int8-output"}),
         Variation("the file for TensorRT", "tensorrt", form=_keep),

@@ -26,7 +26,7 @@ from convnext_deploy.evaluation import latency
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.shared import make_once
 
 CLASSES = ("cat", "dog", "owl")
@@ -133,7 +133,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, sm
     """The result of the small recipe; its folder is the parent of `stages` in any row's artifact path. Do not change it."""
 
     def make(folder: Path) -> RunResult:
-        return run_recipe(small_recipe, Settings(folder, "cpu", 0, SilentProgress()), data=small_data)
+        return run_recipe(small_recipe, Settings(folder, Execution()), data=small_data)
 
     return make_once(tmp_path_factory, "small-run", make)
 

@@ -15,7 +15,7 @@ from convnext_deploy.evaluation.gate import judge, measure_drop
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
-from convnext_deploy.metrics.statistics import SIGNIFICANCE
+from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.provenance import describe_artifact
 from convnext_deploy.reports.record import StageRow
 

@@ -23,7 +23,7 @@ from convnext_deploy.exporters.tensorrt.build import (
     check_turing,
 )
 from convnext_deploy.exporters.tensorrt.load import load_engine
-from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import Census, inspect_engine, read_layers, read_products, take_census
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
@@ -58,7 +58,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     files, census, warnings = [], {}, list[str]()
     for gpu in gpus:
         engine = build_engine(
-            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.progress
+            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.execution.progress
         )
         path = context.output / (f"model.{gpu.lower()}.plan" if gpu else "model.plan")
         path.write_bytes(engine.plan)
@@ -69,7 +69,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         warnings += [f"TensorRT: {line}" for line in engine.warnings if not line.endswith(_EXPECTED)]
         census[place] = found.details() if found else None
         if found is not None and found.requested_int8:
-            context.progress.say(f"{context.name}: {place}: {found.summary()}")
+            context.execution.progress.say(f"{context.name}: {place}: {found.summary()}")
     details: dict[str, Any] = {
         "flavor": config.flavor,
         "tensorrt": trt.__version__,
@@ -109,7 +109,7 @@ def _census(trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path,
 
 def _judge(census: Census | None, place: str, view: GraphView, strict: bool) -> list[str]:
     """Return the warnings of a census. Raises: ExportError: if one is an error, because `strict` was asked for."""
-    asked = len(find_products(view).int8_products)
+    asked = len(find_compute_nodes(view).int8_nodes)
     if not asked:
         return []
     if census is None:
