@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+from _pytest.mark import ParameterSet
 from filelock import FileLock
 
 T = TypeVar("T")
@@ -33,3 +34,8 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             made.write_bytes(pickle.dumps(make(folder)))
     result: T = pickle.loads(made.read_bytes())
     return result
+
+
+def heavy_except(quick: Collection[Any], values: Iterable[Any]) -> list[ParameterSet]:
+    """Return values to parametrize with; those that are not quick are heavy."""
+    return [pytest.param(value, marks=[] if value in quick else [pytest.mark.heavy]) for value in values]
