@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.stages import PTQSteps
+from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
 from convnext_deploy.errors import ArtifactError, DataError
@@ -22,7 +22,7 @@ from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding, fold
-from convnext_deploy.quantization.adaround import reconstruct
+from convnext_deploy.quantization.adaround import RoundingSettings, reconstruct
 from convnext_deploy.quantization.bias_correction import correct_biases
 from convnext_deploy.quantization.calibration import calibrate, observe
 from convnext_deploy.quantization.prepare import prepare, without_quantizers
@@ -157,7 +157,7 @@ def quantize_network(
         images: for calibration.
         context: of the stage, for its name and progress.
         seed: of the order of images in reconstruction.
-        deadline: of reconstruction, see `reconstruct`.
+        deadline: of `time.monotonic`, after which no block is reconstructed any more.
     """
     network = without_quantizers(folded)
     details: dict[str, Any] = {}
@@ -178,7 +178,7 @@ def quantize_network(
                 details["blocks_reconstructed"] = reconstruct(
                     blocks,
                     some,
-                    steps=steps.reconstruction_steps,
+                    RoundingSettings(steps.reconstruction_steps),
                     seed=seed,
                     deadline=deadline,
                     advance=task.advance,

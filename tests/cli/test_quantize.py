@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-import convnext_deploy as api
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.config.stages import ModelConfig, PTQConfig, QATConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
 from convnext_deploy.stages import quantize, train
@@ -236,7 +239,7 @@ def test_options_reach_the_stage(
         found.extend(stages)
         raise DeployError("enough")
 
-    monkeypatch.setattr(api, "run_stages", take)
+    monkeypatch.setattr("convnext_deploy.api.quantize.run_stages", take)
     outcome = call("quantize", source, "--data", image_folder, *options)
     assert (outcome.code, outcome.err) == (1, "error: enough\n")
     (stage,) = found

@@ -12,8 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ExportError
 from convnext_deploy.evaluation.timing import speedup as speed
@@ -211,5 +212,5 @@ def test_float_form_that_cannot_be_made_is_no_error_of_the_run(
 
     monkeypatch.setattr(network_graph, "export_float", refuse)
     row = rows_of(run_recipe(recipe_of(), settings_for(tmp_path), source=quantized))["int8"]
-    assert row.speed_not_measured == "the float form could not be made: planted"
+    assert row.speed_not_measured == "the float baseline could not be made: planted"
     assert row.passed is None
