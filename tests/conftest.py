@@ -27,9 +27,10 @@ from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
 from convnext_deploy.system.execution import Execution
-from tests.shared import make_once
+from tests.shared import make_once, shared_traces
 
 CLASSES = ("cat", "dog", "owl")
+EXPORT = torch.onnx.export
 
 SMALL_RECIPE = """
 name = "small"
@@ -157,6 +158,18 @@ def _interruptible() -> None:
     """Let tests press Ctrl-C: a shell that starts a command in the background makes it ignore that, and what it starts as well."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with shared_traces(tmp_path_factory):
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have networks traced that another test had traced before."""
+    monkeypatch.setattr(torch.onnx, "export", EXPORT)
 
 
 @pytest.fixture(autouse=True)
