@@ -1,4 +1,4 @@
-"""Training throughput against timm's own model in a plain loop with timm's optimizer: same batch, dtype and images, in turn.
+"""Training throughput against timm's own model in a plain loop with timm's optimizer: same batch, dtype and images, interleaved.
 
     python benchmarks/training.py [--model atto] [--image-size 32] [--batch-size 128] [--autocast off|bf16] [--out FILE.json]
 

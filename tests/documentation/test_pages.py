@@ -85,7 +85,7 @@ def _is_path(name: str) -> bool:
     if not inside:
         return any(found for folder in (PACKAGE, ROOT / "tests", ROOT / "benchmarks") for found in folder.rglob(name))
     roots = [root for root in (ROOT, PACKAGE, ROOT / "recipes") if (root / top).is_dir()]
-    return not roots or any((root / name).exists() for root in roots)
+    return top == "runs" or not roots or any((root / name).exists() for root in roots)
 
 
 def _resolves(name: str) -> bool:

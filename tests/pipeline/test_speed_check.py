@@ -211,5 +211,5 @@ def test_float_form_that_cannot_be_made_is_no_error_of_the_run(
 
     monkeypatch.setattr(network_graph, "export_float", refuse)
     row = rows_of(run_recipe(recipe_of(), settings_for(tmp_path), source=quantized))["int8"]
-    assert row.speed_not_measured == "the float form could not be made: planted"
+    assert row.speed_not_measured == "the float baseline could not be made: planted"
     assert row.passed is None
