@@ -54,8 +54,8 @@ def distill(
         teacher_checkpoint: artifact or weights file, for the classes of the data.
         teacher_weights: name of published weights of the teacher, for the classes of the data.
         student_weights: artifact, weights file or name that the student starts from; its head may be for other classes.
-        distill_method: what is learned from the teacher: `kd` its probabilities, `teacher-only` these without the labels, `hard-label` its
-            most probable class, `dkd` target and other classes apart, `feature` probabilities and features.
+        distill_method: what is learned from the teacher: its probabilities (`kd`; without the labels: `teacher-only`; target and
+            other classes apart: `dkd`), its most probable class (`hard-label`), or probabilities and features (`feature`).
         temperature: softens both logits, 0.01 to 100, but for `hard-label`; None: 1.
         distill_loss_weight: weight of the teacher's loss, 0 to 1; the labels, which `teacher-only` does without, get the rest.
             None: 0.5.

@@ -193,7 +193,6 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
     Raises: RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
     """
-
     name = function.__module__.rpartition(".")[2]
 
     @functools.wraps(function)
