@@ -17,8 +17,8 @@ from convnext_deploy.api.export import export
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.api.run import run
 from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.config.ptq import PTQConfig, PTQSteps
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
-from convnext_deploy.config.stages import PTQConfig, PTQSteps
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -45,15 +45,14 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
     meter = Meter()
     with meter:
         if suffix:
-            config = PTQConfig(
-                **dataclasses.asdict(_ONCE[suffix]), target=target, calibration_images=calibration_images
-            )
+            steps = {**dataclasses.asdict(_ONCE[suffix]), "target": target}
+            config = PTQConfig(**steps, calibration_images=calibration_images)
             stage = StageEntry("ptq", config, SOURCE)
             result = run(Recipe("ptq", (stage,), data, str(checkpoint), SEED), out=out)
         else:
             result = api.quantize(
                 checkpoint,
-                target=target,  # type: ignore[arg-type]
+                target=target,  # type: ignore[arg-type]  # one of its names
                 calibration_images=calibration_images,
                 out=out,
                 data=DataOptions(data),

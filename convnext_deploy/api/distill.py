@@ -22,8 +22,9 @@ from convnext_deploy.api.training_presets import (
     override_fit,
 )
 from convnext_deploy.config.choices import DistillMethod
+from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import DistillConfig, TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
 

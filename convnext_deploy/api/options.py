@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
-from convnext_deploy.config.checks import require
-from convnext_deploy.config.choices import Device
+from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.errors import RecipeError
+from convnext_deploy.system.execution import Device, Execution, decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from convnext_deploy.pipeline.stage import Settings
-    from convnext_deploy.system.execution import Execution
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -126,8 +125,8 @@ class ExecutionOptions:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "workers")
-        known = get_args(Device)
-        require(self.device in (None, *known), "device", self.device, " or ".join(map(repr, known)))
+        if self.device is not None:
+            require_choice("device", self.device, get_args(Device))
 
     @property
     def reporter(self) -> Progress:
@@ -242,7 +241,6 @@ def create_execution(options: ExecutionOptions, data: Path | str | None = None) 
         data: which images there are; None: none but the built-in ones.
     """
     from convnext_deploy.data.datasets import BUILT_IN
-    from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
 
     workers = options.workers
     if workers is None:

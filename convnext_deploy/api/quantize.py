@@ -18,8 +18,10 @@ from convnext_deploy.api.options import (
 from convnext_deploy.api.run_stages import create_recipe, run_stages
 from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
-from convnext_deploy.config.stages import PTQConfig, QATConfig, QuantizeConfig
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.run import RunResult

@@ -16,7 +16,7 @@ from convnext_deploy.api.options import (
 from convnext_deploy.api.run_stages import create_recipe, run_stages
 from convnext_deploy.api.training_presets import DIGITS_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.pipeline.run import RunResult
 
 

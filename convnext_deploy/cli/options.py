@@ -14,8 +14,8 @@ import click
 from convnext_deploy.api.options import RECORDS, USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.quiet import Function, quiet_option
-from convnext_deploy.config.choices import Device
 from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.execution import Device
 
 POSITIVE = click.IntRange(min=1)
 

@@ -34,6 +34,5 @@ AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugme
 HeadActivation = Literal["gelu", "relu"]
 BundledKind = Literal["onnx", "engine"]
 """Of the models in a bundle, those that can be run."""
-Device = Literal["auto", "cpu", "cuda"]
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 """Whose names of weights a checkpoint has."""

@@ -16,8 +16,8 @@ import convnext_deploy as api
 from convnext_deploy.api.options import RECORDS, USES, DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
-from convnext_deploy.config.stages import PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.system.progress import SilentProgress
@@ -199,7 +199,7 @@ def test_anything_but_a_record_is_refused_in_one_line(verb: str, wrong: Any) -> 
         ("data", {"crop_pct": 2.0}, "crop_pct = 2.0 is out of range; expected 0.1 to 1.0."),
         ("evaluation", {"batch_size": -1}, "batch_size = -1 is out of range; expected >= 1."),
         ("execution", {"workers": -1}, "workers = -1 is out of range; expected >= 0."),
-        ("execution", {"device": "tpu"}, "device = 'tpu' is out of range; expected 'auto' or 'cpu' or 'cuda'."),
+        ("execution", {"device": "tpu"}, "device = 'tpu' is unknown; expected one of 'auto', 'cpu', 'cuda'."),
     ],
 )
 def test_records_check_what_nothing_else_does(record: str, wrong: dict[str, Any], text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact, Format
-from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import BackendUnavailableError
