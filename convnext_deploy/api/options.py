@@ -1,4 +1,4 @@
-"""The options that several verbs take, as four records, and which verb uses which of them; any other is refused by name."""
+"""The options that several verbs take, as four records; one that a verb does not use is refused by name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
+from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
+from convnext_deploy.config.choices import Device
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.system.execution import Device, Execution, decoding_processes, resolve_device
+from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -143,47 +145,6 @@ RECORDS: dict[str, type[Options]] = {
 }
 """Parameter of a verb → its record."""
 
-_IMAGES = ("data", "validation_fraction", "skip_unreadable")
-_INPUT = ("image_size", "crop_pct")
-_TRAINING = tuple(field.name for field in dataclasses.fields(TrainingOptions))
-_REPORTED = ("progress", "command")
-_TRAINED = {
-    "data": (*_IMAGES, *_INPUT),
-    "training": _TRAINING,
-    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", *_REPORTED),
-}
-# what changes fresh networks, or is given to a network when it is opened for training
-_NOT_IN_QAT = {"drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_size", "head_hidden_size"}
-USES: dict[str, dict[str, tuple[str, ...]]] = {
-    "run": {
-        "data": _IMAGES,
-        "evaluation": ("speed_check",),
-        "execution": ("device", "workers", "cache_dir", "tensorboard", *_REPORTED),
-    },
-    "train": _TRAINED,
-    "distill": _TRAINED,
-    "quantize": {
-        **_TRAINED,
-        "evaluation": ("max_top1_drop_pp",),
-        "training": tuple(name for name in _TRAINING if name not in _NOT_IN_QAT),
-    },
-    "export": {
-        "data": (*_IMAGES, *_INPUT),
-        "evaluation": ("max_top1_drop_pp", "min_speedup", "speed_check"),
-        "execution": ("device", "workers", "seed", "cache_dir", *_REPORTED),
-    },
-    "validate": {
-        "data": (*_IMAGES, *_INPUT),
-        "evaluation": ("batch_size", "max_top1_drop_pp"),
-        "execution": ("device", "workers", "cache_dir", *_REPORTED),
-    },
-    "predict": {"data": _INPUT, "evaluation": ("batch_size",), "execution": ("device", "workers", "progress")},
-    "bench": {"data": ("image_size",), "execution": ("device", "progress")},
-    "convert": {"data": _INPUT, "execution": ("progress",)},
-    "bundle": {"data": _IMAGES, "execution": ("cache_dir", "progress")},
-    "recommend": {"execution": ("progress",)},
-}
-"""Verb → record → the fields that it uses. The command line offers the same; verbs that are not here use none."""
 _INSTEAD = {"run": "set it in the recipe"}  # others: leave it out
 
 

@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 import click
 
-from convnext_deploy.api.options import RECORDS, USES
+from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.quiet import Function, quiet_option
+from convnext_deploy.config.choices import Device
 from convnext_deploy.system.distributed import launched
-from convnext_deploy.system.execution import Device
 
 POSITIVE = click.IntRange(min=1)
 
@@ -185,6 +185,7 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
 
 def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a verb's function from the values of its command: its own as they are, the others in records."""
+    from convnext_deploy.api.options import RECORDS
     from convnext_deploy.cli.progress_bars import create_progress
 
     found = {**values, "progress": create_progress(), "command": _typed()}

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 import convnext_deploy as api
-from convnext_deploy.api.options import RECORDS, USES, DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions
+from convnext_deploy.api.options import RECORDS, DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions
+from convnext_deploy.api.uses import USES
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.ptq import PTQConfig
@@ -179,6 +180,11 @@ def test_verbs_take_the_records_of_which_they_use_something(verb: str) -> None:
             getattr(api, verb)(**{name: RECORDS[name]()})
 
 
+def test_every_option_is_used_by_some_verb() -> None:
+    fields = {(record, field.name) for record, kind in RECORDS.items() for field in dataclasses.fields(kind)}
+    assert {(record, name) for uses in USES.values() for record, names in uses.items() for name in names} == fields
+
+
 def test_no_option_has_the_name_of_another_that_the_same_verb_uses() -> None:
     for uses in USES.values():
         names = [name for fields in uses.values() for name in fields]
@@ -199,7 +205,11 @@ def test_anything_but_a_record_is_refused_in_one_line(verb: str, wrong: Any) -> 
         ("data", {"crop_pct": 2.0}, "crop_pct = 2.0 is out of range; expected 0.1 to 1.0."),
         ("evaluation", {"batch_size": -1}, "batch_size = -1 is out of range; expected >= 1."),
         ("execution", {"workers": -1}, "workers = -1 is out of range; expected >= 0."),
-        ("execution", {"device": "tpu"}, "device = 'tpu' is unknown; expected one of 'auto', 'cpu', 'cuda'."),
+        (
+            "execution",
+            {"device": "tpu"},
+            "device = 'tpu' is unknown; expected one of 'auto', 'cpu', 'cuda'. Did you mean 'cpu'?",
+        ),
     ],
 )
 def test_records_check_what_nothing_else_does(record: str, wrong: dict[str, Any], text: str) -> None:

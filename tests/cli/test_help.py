@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import convnext_deploy
-from convnext_deploy.api.options import USES
+from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import COMMANDS, group
 
 SHARED = {"--data", "--out", "--device", "--workers", "--json", "--quiet"}
