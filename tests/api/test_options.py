@@ -97,7 +97,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("pipeline.validate", "compare_artifacts", stop),
         ("api.predict", "open_runner", keep),
         ("api.predict", "_classify", stop),
-        ("api.bench", "time_in_turns", stop),
+        ("api.bench", "time_interleaved", stop),
         ("api.convert", "check_writable", stop),
         ("api.bundle", "collect", lambda opened: SimpleNamespace(first=opened[0][1])),
         ("api.bundle", "choose_images", lambda *_: None),
