@@ -2,11 +2,11 @@
 
     python benchmarks/quantization.py --checkpoint ARTIFACT [ARTIFACT ...] --data DIR [--work DIR] [--out FILE.json]
 
-For each checkpoint and target: single methods (512 calibration images), the ladder, and training for `--epochs` epochs from the
-strongest single method, with the FP32 network as the teacher. Each result is exported and run by ONNX Runtime on all validation
-images, beside the FP32 export of the same checkpoint. `drop` is against that, with Newcombe's 95 % interval; agreement, KL (nats)
-and SQNR are of its logits against the FP32 ones. Seconds are those of the stage on a machine that may have other work. What was
-finished in `--work` is not done again.
+For each checkpoint and target: single methods (512 calibration images), the fallback sequence, and training for `--epochs`
+epochs from the strongest single method, with the FP32 network as the teacher. Each result is exported and run by ONNX Runtime
+on all validation images, beside the FP32 export of the same checkpoint. `drop` is against that, with Newcombe's 95 % interval;
+agreement, KL (nats) and SQNR are of its logits against the FP32 ones. Seconds are those of the stage on a machine that may have
+other work. What was finished in `--work` is not done again.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli.progress_bars import create_progress
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig, QATConfig, QuantizeConfig, StageConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -39,9 +44,10 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
 
 BARE = RUNGS["min-max"]
+SEQUENCE = "fallback sequence"
 
 
-def methods(target: str, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
+def methods(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
     """Yield name, settings and source of every way that is compared."""
     for name in ("minmax", "moving_average", "percentile", "mse", "entropy"):
         steps = dataclasses.replace(BARE, calibration_method=name)
@@ -49,8 +55,8 @@ def methods(target: str, arguments: argparse.Namespace) -> Iterator[tuple[str, S
     for name, steps in list(RUNGS.items())[1:]:
         if name != "learned rounding" or not arguments.fast:
             yield name, PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
-    ladder = QuantizeConfig(target=target, method="ptq", max_drop_pp=arguments.max_drop)
-    yield "ladder", dataclasses.replace(ladder, selection_images=arguments.selection_images), SOURCE
+    sequence = QuantizeConfig(target=target, method="ptq", max_drop_pp=arguments.max_drop)
+    yield SEQUENCE, dataclasses.replace(sequence, selection_images=arguments.selection_images), SOURCE
     if arguments.epochs:
         fit = FitConfig(
             epochs=arguments.epochs,
@@ -69,7 +75,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--targets", nargs="+", default=["tensorrt", "onnxruntime", "openvino"])
-    parser.add_argument("--max-drop", type=float, default=0.1, help="of the ladder, in percentage points")
+    parser.add_argument("--max-drop", type=float, default=0.1, help="of the fallback sequence, in percentage points")
     parser.add_argument("--selection-images", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=1, help="of training; 0: none")
     parser.add_argument("--base-learning-rate", type=float, default=4e-4)
@@ -110,7 +116,7 @@ def measure(path: Path, data: Data, arguments: argparse.Namespace) -> dict[str, 
             artifacts[name], seconds = execute(stage, artifacts, data, work)
             onnx, _ = execute(StageEntry(f"{stage.name}-onnx", ONNXConfig(), name), artifacts, data, work)
             found = compare_logits(logits_of(onnx, data, work), reference, labels)
-            label = f"ladder ({artifacts[name].details['chosen']})" if name == "ladder" else name
+            label = f"{name} ({artifacts[name].details['chosen']})" if name == SEQUENCE else name
             rows.append({"target": target, "method": label, "seconds": seconds, **found})
             print(f"{target}: {label}: {json.dumps(found)}", file=sys.stderr)
     return {

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from convnext_deploy.config.choices import GraphOutput, HeadActivation, InputLayout, InputType
+
 Interpolation = Literal["bicubic", "bilinear"]
 CropMode = Literal["center", "squash"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
-HeadActivation = Literal["gelu", "relu"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,8 +29,8 @@ class ModelSpec:
     in_channels: int = 3
     patch_size: int = 4
     head_hidden_size: int | None = None
-    head_activation: Literal["gelu", "relu"] = "gelu"
-    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] | None = None
+    head_activation: HeadActivation = "gelu"
+    activation: Activation | None = None
     norm_eps: float | None = None
     head_norm_eps: float | None = None
 
@@ -47,7 +48,7 @@ class Preprocess:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: CropMode = "center"
 
     @property
     def resize_size(self) -> int:
@@ -66,9 +67,9 @@ class GraphIO:
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
     """
 
-    input_type: Literal["float32", "uint8"] = "float32"
-    input_layout: Literal["nchw", "nhwc"] = "nchw"
-    output: Literal["logits", "probabilities", "top-k"] = "logits"
+    input_type: InputType = "float32"
+    input_layout: InputLayout = "nchw"
+    output: GraphOutput = "logits"
     top_k: int = 5
     batch_size: int | None = None
 

@@ -10,34 +10,41 @@ from pathlib import PurePath
 from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.spec import read_graph_io
 from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.quantization.scheme import QuantizationScheme, read_scheme
-from convnext_deploy.reports.record import Layer
+from convnext_deploy.reports.record import History, Layer, Provenance
 
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # where the hub's client keeps a repository
 
 
-def describe_artifact(artifact: Artifact, kind: str) -> dict[str, Any]:
-    """Return the fields of `StageRow` that tell how an artifact was made and how it is used.
+_BROUGHT = (SOURCE, BASELINE)
 
-    Args:
-        artifact: as read from its folder.
-        kind: of the stage, `source` or `baseline`.
-    """
-    brought = kind in (SOURCE, BASELINE)
-    return {
-        "config": _plain(artifact.lineage[-1].config) if artifact.lineage and not brought else {},
-        "history": tuple(_finite(epoch) for epoch in artifact.details.get("history", ())),
-        "layers": _layers(artifact),
-        "lineage": tuple(_step(record) for record in artifact.lineage),
-        "base_model": _base_model(artifact),
-        "license": artifact.license,
-        "num_classes": artifact.model.num_classes,
-        "file": artifact.files[0].name if artifact.files else None,
-        "graph": _plain(artifact.details["io"]) if "io" in artifact.details else None,
-        "preprocess": _plain(vars(artifact.preprocess)),
-    }
+
+def read_history(artifact: Artifact, kind: str) -> History:
+    """Return what happened while an artifact was made; `kind`: of the stage, `source` or `baseline`, which took no time here."""
+    tried = {} if kind in _BROUGHT else artifact.details
+    return History(
+        wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind not in _BROUGHT else 0.0,
+        epochs=tuple(_finite(epoch) for epoch in artifact.details.get("history", ())),
+        steps=tuple(tried.get("rungs", ())),
+        chosen=tried.get("chosen"),
+        reason=tried.get("reason"),
+        layers=_layers(artifact),
+    )
+
+
+def read_provenance(artifact: Artifact, kind: str) -> Provenance:
+    """Return how an artifact was made and how it is used; `kind`: of the stage, `source` or `baseline`, which no stage made."""
+    return Provenance(
+        config=_plain(artifact.lineage[-1].config) if artifact.lineage and kind not in _BROUGHT else {},
+        lineage=tuple(_step(record) for record in artifact.lineage),
+        base_model=_base_model(artifact),
+        license=artifact.license,
+        graph=read_graph_io(artifact.details) if "io" in artifact.details else None,
+        preprocess=artifact.preprocess,
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -15,28 +15,33 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.stages import DistillConfig
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import TeacherLogits, check_teacher, distillation_objective
 from convnext_deploy.stages.training_setup import fit_network, model_of, plan_seed, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.code_hash import of_module
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import feature_distillation
-from convnext_deploy.training.fit import autocast_dtype
-from convnext_deploy.training.losses import average_teachers
+from convnext_deploy.training.losses import Distillation, average_teachers
+from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.teacher import open_teacher
-from convnext_deploy.training.teacher_cache import TeacherCache
+from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache
+
+
+def check(config: DistillConfig) -> None:
+    """Raises: RecipeError: if there is no such network."""
+    resolve_variant(config.model.name)
 
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     if not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
-    data = context.open_data()
+    data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     for artifact in context.teachers:
@@ -57,14 +62,9 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     with features as loss_of_features:
         objective = distillation_objective(
             _cached(predict, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
-            method="kd" if config.method == "feature" else config.method,
-            temperature=config.temperature,
-            distill_loss_weight=config.distill_loss_weight,
-            label_smoothing=config.fit.label_smoothing,
-            dkd_alpha=config.dkd_alpha,
-            dkd_beta=config.dkd_beta,
-            feature_loss=loss_of_features,
-            feature_loss_weight=config.feature_loss_weight,
+            _distillation(config),
+            loss_of_features,
+            config.feature_loss_weight,
         )
         history = fit_network(student, preprocess, config.fit, context, objective)
     return write_torch_artifact(
@@ -76,6 +76,17 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         precision="fp32",
         details={"history": history},
         source=start,
+    )
+
+
+def _distillation(config: DistillConfig) -> Distillation:
+    return Distillation(
+        method="kd" if config.method == "feature" else config.method,
+        temperature=config.temperature,
+        distill_loss_weight=config.distill_loss_weight,
+        label_smoothing=config.fit.label_smoothing,
+        dkd_alpha=config.dkd_alpha,
+        dkd_beta=config.dkd_beta,
     )
 
 
@@ -105,7 +116,7 @@ def _cached(
         "temperature": config.temperature,
         "top_k": config.teacher_cache_top_k,
         "arithmetic": [context.execution.device, str(autocast)],
-        "code": of_module(__name__),
+        "version": RESULT_VERSION,
     }
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     batch_size = min(fit.batch_size, len(data.train))

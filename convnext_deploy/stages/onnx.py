@@ -15,7 +15,7 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
-from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.fp16 import Islands, find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
@@ -87,7 +87,7 @@ def _measure(
     config: ONNXConfig, exported: onnx.ModelProto, preprocess: Preprocess, context: StageContext
 ) -> tuple[dict[str, float], str]:
     """Return the ranges of all tensors of the float network, and the images that they were measured on, in words."""
-    if context.has_data:
+    if context.data is not None:
         images = choose_images((config.range_images,), preprocess, context, config.batch_size or _BATCH_SIZE)[0]
         batches = (batch.cpu().numpy() for batch in images.batches())
         return measure_ranges(exported, _full(batches, config.batch_size)), f"{len(images)} training images"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.stages import PTQSteps
+from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
 from convnext_deploy.errors import ArtifactError, DataError
@@ -99,7 +99,7 @@ def choose_images(
 
     Raises: DataError: if there is no image at all.
     """
-    data = context.open_data()
+    data = context.need_data()
     chosen = calibration_indices(data.train, data.validation, sum(counts), context.execution.seed)
     if not chosen:
         raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
-from convnext_deploy.config.stages import TorchTensorRTConfig
+from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, import_torch_tensorrt, save_program

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact, Format
-from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import BackendUnavailableError
@@ -57,8 +57,7 @@ def artifacts(
     found = dict(small_artifacts)
     for name, (source, settings) in GRAPHS.items():
         (folder / name).mkdir()
-        given = (name, folder / name, lambda: small_data, Execution(), folder / "cache")
-        context = StageContext(*given, has_data=True)
+        context = StageContext(name, folder / name, small_data, Execution(), folder / "cache")
         found[name] = run_onnx(ONNXConfig(**settings, range_images=12), small_artifacts[source], context)
     return found
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.config.stages import ONNXConfig, StageConfig, TensorRTConfig
+from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.pipeline import float_reference as rivals
 from convnext_deploy.pipeline.float_reference import Rival, find_rival, is_judged
 

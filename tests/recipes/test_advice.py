@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import DistillConfig, QATConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.augmentation_policies import draw_randaugment
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.published import PUBLISHED
@@ -32,7 +34,6 @@ from tests.recipes.training_stages import (
     DATA_FILES,
     FILES,
     ROOT,
-    SECTIONS,
     SIZE_FILES,
     Training,
     by_file,
@@ -41,7 +42,7 @@ from tests.recipes.training_stages import (
     trainings,
 )
 
-# section 5 of the notes for large data, its rule of thumb for the others
+# settings of large data for imagenet, suited sizes for the others
 SUITED = {"small_medical": {"tiny"}, "medium": {"small", "base"}, "imagenet": {"base"}}
 
 
@@ -61,7 +62,6 @@ def without_parts(fit: FitConfig) -> FitConfig:
 def test_there_is_a_recipe_for_every_size_and_no_other() -> None:
     sizes = {recipe for variant in VARIANTS if (recipe := size_recipe(variant)) is not None}
     assert {str(path.relative_to(ROOT)) for path in SIZE_FILES} == sizes
-    assert set(SECTIONS) == {path.stem for path in SIZE_FILES}
     assert [variant for variant in VARIANTS if size_recipe(variant) is None] == [
         "test_convnext", "test_convnext2", "test_convnext3",
     ]  # fmt: skip

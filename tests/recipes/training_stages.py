@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import DistillConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.models.zoo.training_settings import DATA_SIZES, SettingRanges, settings_for_size
 
@@ -19,10 +20,6 @@ ROOT = Path(__file__).parents[2]
 SIZE_FILES, DATA_FILES = (sorted((ROOT / "recipes" / folder).glob("*.toml")) for folder in ("sizes", "data"))
 FILES = (*SIZE_FILES, *DATA_FILES)
 DATA = {Path(size.recipe).stem: size for size in DATA_SIZES}
-SECTIONS = {
-    "zepto_to_nano": "3.1", "tiny": "3.2", "small": "3.3", "base": "3.4", "large": "3.5", "xlarge": "3.6", "v2": "3.7",
-}  # fmt: skip
-
 by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import TorchTensorRTConfig
+from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
 from convnext_deploy.exporters.tensorrt.build import Profile

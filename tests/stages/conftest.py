@@ -12,8 +12,9 @@ import pytest
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import DistillConfig, ModelConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.stages import distill
@@ -63,7 +64,7 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
         context = StageContext(
             "student",
             output,
-            lambda: data,
+            data,
             Execution(seed=seed, progress=progress or SilentProgress()),
             tmp_path / cache,
             teachers=tuple(weights[name] for name in teachers),

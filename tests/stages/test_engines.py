@@ -13,7 +13,7 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact, write_manifest
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.config.stages import TensorRTConfig
+from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
@@ -42,12 +42,8 @@ def as_artifact(path: Path, **details: Any) -> Artifact:
 def run(config: TensorRTConfig, source: Artifact, folder: Path, progress: RecordingProgress | None = None) -> Artifact:
     """Run the stage into a folder, and return what its manifest tells."""
     folder.mkdir()
-
-    def no_data() -> Any:
-        raise AssertionError("building an engine needs no data")
-
     stage = context.StageContext(
-        "engine", folder, no_data, Execution(progress=progress or RecordingProgress()), folder / "cache"
+        "engine", folder, None, Execution(progress=progress or RecordingProgress()), folder / "cache"
     )
     write_manifest(tensorrt.run(config, source, stage))
     return read_artifact(folder)

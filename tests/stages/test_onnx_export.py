@@ -13,10 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.errors import RecipeError
 from convnext_deploy.exporters.onnx.fp16 import LARGEST
 from convnext_deploy.graphs.onnx_io import read_metadata, tensor_shape
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -38,15 +40,8 @@ def export(
 ) -> Artifact:
     folder.mkdir(parents=True)
 
-    def open_data() -> Data:
-        if data is None:
-            raise DataError("no images")
-        return data
-
-    cache = folder.parent / "cache"
-    context = StageContext(
-        "onnx", folder, open_data, Execution(progress=lines or RecordingProgress()), cache, has_data=data is not None
-    )
+    execution = Execution(progress=lines or RecordingProgress())
+    context = StageContext("onnx", folder, data, execution, folder.parent / "cache")
     return stage.run(ONNXConfig(**settings), source, context)
 
 
@@ -116,13 +111,11 @@ def test_float_graph_has_the_form_of_its_runtime(
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_quantized_artifact_has_the_form_of_its_own_target(
-    target: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+    target: Target, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     folder = tmp_path / "ptq"
     folder.mkdir()
-    context = StageContext(
-        "ptq", folder, lambda: small_data, Execution(progress=RecordingProgress()), tmp_path / "cache"
-    )
+    context = StageContext("ptq", folder, small_data, Execution(progress=RecordingProgress()), tmp_path / "cache")
     config = PTQConfig(target=target, calibration_method="minmax", calibration_images=12, bias_correction=False)
     source = ptq.run(config, small_artifacts["student"], context)
     artifact = export(source, tmp_path / "onnx", None, runtime="tensorrt")

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.config.stages import PTQConfig, PTQSteps, QuantizeConfig
+from convnext_deploy.config.ptq import PTQConfig, PTQSteps
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -86,9 +87,7 @@ def place(tmp_path: Path, lines: RecordingProgress) -> Place:
     def create(data: Data | None = None, seed: int = 0) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext(
-            "ptq", folder, lambda: data or data_of(), Execution(seed=seed, progress=lines), tmp_path / "cache"
-        )
+        return StageContext("ptq", folder, data or data_of(), Execution(seed=seed, progress=lines), tmp_path / "cache")
 
     return create
 

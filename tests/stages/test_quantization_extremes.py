@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
-from convnext_deploy.config.stages import ModelConfig, PTQConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, DeployError
@@ -45,7 +49,7 @@ def place(tmp_path: Path, small_data: Data) -> Place:
     def create(data: Data = small_data) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext("stage", folder, lambda: data, Execution(), tmp_path / "cache")
+        return StageContext("stage", folder, data, Execution(), tmp_path / "cache")
 
     return create
 
@@ -57,7 +61,7 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def learn(data: Data, folder: Path, channels: int = 3) -> Artifact:
-    context = StageContext("float", folder, lambda: data, Execution(), folder / "cache")
+    context = StageContext("float", folder, data, Execution(), folder / "cache")
     config = TrainConfig(ModelConfig("test_convnext2", 32, in_channels=channels), FIT)
     artifact = train.run(config, None, context)
     write_manifest(artifact)
@@ -216,7 +220,7 @@ def outlier(network: ConvNeXt) -> None:
 @TARGETS
 @pytest.mark.parametrize("how", [dead_input, dead_convolution, dead_outputs, dead_with_bias, outlier])
 def test_dead_and_huge_channels_keep_the_answers(
-    target: str, how: Change, source: Artifact, small_data: Data, place: Place
+    target: Target, how: Change, source: Artifact, small_data: Data, place: Place
 ) -> None:
     changed = change(source, how, place())
     within = 0.03 if how is outlier else 0.005  # one range for all channels costs the others much of their grid

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
-from convnext_deploy.config.stages import ModelConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
@@ -49,7 +51,7 @@ class Seen:
 def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A very small network that tells the three colours apart; quantization does not change one of its answers."""
     folder = tmp_path_factory.mktemp("source")
-    context = StageContext("float", folder, lambda: small_data, Execution(), folder / "cache")
+    context = StageContext("float", folder, small_data, Execution(), folder / "cache")
     found = train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context)
     assert found.details["history"][-1]["validation_top1"] == 1.0
     return found
@@ -72,7 +74,7 @@ def climb(
         folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
         folder.mkdir()
         settings = {"calibration_images": 12, "selection_images": 18, "batch_size": 8, "fit": SHORT, **settings}
-        context = StageContext("ladder", folder, lambda: data, Execution(seed=seed, progress=lines), tmp_path / "cache")
+        context = StageContext("ladder", folder, data, Execution(seed=seed, progress=lines), tmp_path / "cache")
         artifact = quantize.run(QuantizeConfig(**settings), source, context)
         write_manifest(artifact)
         return artifact

@@ -12,8 +12,9 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.spec import GraphIO
-from convnext_deploy.config.stages import ONNXConfig, QATConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import CheckpointError, RecipeError
 from convnext_deploy.graphs.onnx_io import read_metadata
@@ -40,12 +41,7 @@ EVERY_SCHEME = pytest.mark.parametrize(
 
 def context(folder: Path, data: Data | None = None) -> StageContext:
     folder.mkdir()
-
-    def open_data() -> Data:
-        assert data is not None
-        return data
-
-    return StageContext("stage", folder, open_data, Execution(), folder.parent / "cache")
+    return StageContext("stage", folder, data, Execution(), folder.parent / "cache")
 
 
 def quantize(source: Artifact, scheme: QuantizationScheme, folder: Path) -> tuple[ConvNeXt, Artifact]:

@@ -15,8 +15,9 @@ from torch import Tensor
 from convnext_deploy.api.convert import convert
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.config.stages import DistillConfig, ModelConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -24,7 +25,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.losses import distillation_loss
+from convnext_deploy.training.losses import Distillation, distillation_loss
 from tests.weights import PREPROCESS, write_weights
 
 SPEC = ModelSpec("test_convnext", 3)
@@ -66,7 +67,7 @@ def seen(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         context = StageContext(
             "student",
             output,
-            lambda: small_data,
+            small_data,
             Execution(),
             tmp_path,
             teachers=(teacher,),
@@ -99,8 +100,10 @@ def test_distill_shows_the_teacher_images_as_the_teacher_is_evaluated(
             load_network(student)(normalized(pixels, PREPROCESS)),
             load_network(open_input(weights))(normalized(resized(pixels, side), own)),
             LABELS,
-            temperature=config.temperature,
-            distill_loss_weight=config.distill_loss_weight,
-            label_smoothing=config.fit.label_smoothing,
+            Distillation(
+                temperature=config.temperature,
+                distill_loss_weight=config.distill_loss_weight,
+                label_smoothing=config.fit.label_smoothing,
+            ),
         )
     assert found == pytest.approx(expected.item(), rel=1e-3)

@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import TorchTensorRTConfig
+from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
@@ -27,6 +27,7 @@ from convnext_deploy.system.progress import SilentProgress
 from tests.conftest import CLASSES
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.torch_tensorrt_stand_in import API, GPU, Script, install_stand_in
+from tests.rows import accuracy_of, drop_of
 from tests.weights import write_weights
 
 SIDE = 32
@@ -86,7 +87,7 @@ def test_program_computes_the_logits_of_its_source(
 
 
 def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path: Path) -> None:
-    config = TorchTensorRTConfig("fp16", 2, 4)
+    config = TorchTensorRTConfig("fp16", optimal_batch_size=2, max_batch_size=4)
     artifact = compiled(config, source, tmp_path / "out")
     assert (artifact.format, artifact.precision) == ("torch-tensorrt", "fp16")
     assert artifact.details == {"torch_tensorrt": API["release"], "gpu": f"SM{GPU[0]}{GPU[1]}", "max_batch_size": 4}
@@ -100,7 +101,11 @@ def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path:
 
 
 def test_stage_compiles_the_folded_network_as_it_was_asked(script: Script, source: Artifact, tmp_path: Path) -> None:
-    compiled(TorchTensorRTConfig("fp32", 3, 5, workspace_mib=64, optimization_level=1), source, tmp_path / "out")
+    compiled(
+        TorchTensorRTConfig("fp32", optimal_batch_size=3, max_batch_size=5, workspace_mib=64, optimization_level=1),
+        source,
+        tmp_path / "out",
+    )
     (settings,) = script.compiled_with
     (images,) = settings["arg_inputs"]
     batches = [shape[0] for shape in images.specification["profiles"][0].values()]
@@ -115,8 +120,8 @@ def test_pipeline_validates_the_program(
 ) -> None:
     result = run(TorchTensorRTConfig("fp32"), source, tmp_path, small_data)
     row = {row.name: row for row in result.report.rows}["program"]
-    assert (row.top1_drop_pp, row.agreement) == (0.0, 1.0)
-    assert (row.runner, row.device) == ("torch-tensorrt", "cuda")
+    assert (drop_of(row).top1_drop_pp, drop_of(row).agreement) == (0.0, 1.0)
+    assert (accuracy_of(row).runner, accuracy_of(row).device) == ("torch-tensorrt", "cuda")
 
 
 def test_pipeline_says_why_a_program_was_not_run(
@@ -132,7 +137,7 @@ def test_pipeline_says_why_a_program_was_not_run(
     result = run(TorchTensorRTConfig("fp32"), source, tmp_path, small_data)
     assert result.executed == ()
     row = {row.name: row for row in result.report.rows}["program"]
-    assert (row.top1, row.not_run) == (None, "built for SM86; not run: no GPU")
+    assert (row.accuracy, row.not_run) == (None, "built for SM86; not run: no GPU")
 
 
 def test_stage_reports_progress_to_the_end(script: Script, source: Artifact, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from onnx import TensorProto
 
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import (
-    Flavor,
     create_logger,
     import_tensorrt,
     logged_reason,
