@@ -132,6 +132,7 @@ def test_command_line_runs_validates_and_reports_a_new_kind(
     report = read_report(tmp_path / "out")
     assert [row.name for row in report.rows] == ROWS
     row = report.rows[1]
+    assert row.accuracy is not None
     assert (row.identity.kind, row.accuracy.total) == ("prune", len(small_data.validation))
     assert "- `prune`: pruned by magnitude (stage prune, seed 3)" in (tmp_path / "out" / "model_card.md").read_text()
     for view in ("report.md", "report.html"):
