@@ -9,6 +9,8 @@ from convnext_deploy.config.checks import require
 from convnext_deploy.config.training import FitConfig
 from convnext_deploy.errors import RecipeError
 
+Flavor = Literal["tensorrt-rtx", "tensorrt"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -234,7 +236,7 @@ class TensorRTConfig:
     """
 
     kind: ClassVar[str] = "tensorrt"
-    flavor: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
+    flavor: Flavor = "tensorrt-rtx"
     gpus: tuple[str, ...] = ("sm86", "sm89")
     optimal_batch_size: int = 1
     max_batch_size: int = 8

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from convnext_deploy.config.stages import Flavor
 from convnext_deploy.diagnosis.machine import Machine, is_jetson
 from convnext_deploy.diagnosis.probing import Probe
 from convnext_deploy.diagnosis.requirements import find_misfits, installed_version
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.exporters.tensorrt.bindings import INSTALL, Flavor, check_version
+from convnext_deploy.exporters.tensorrt.bindings import INSTALL, check_version
 
 OWN = "convnext_deploy"
 DRIVER, COMPILER = "convnext_deploy.system.cuda_driver", "convnext_deploy.training.torch_compile"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, read_artifact
+from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_precisions import PlanProduct, read_products
 
@@ -18,7 +19,6 @@ PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 _HEADERS = {b"vtrt": "tensorrt-rtx", b"ftrt": "tensorrt"}
 """First bytes of a plan → which TensorRT wrote it."""
 _VERSION = slice(24, 28)  # major, minor, patch and build, a byte each, in both
-_KEPT_DETAILS = ("gpus", "batch", "max_batch_size", "version_compatible", "stripped", "quantized_layers")
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,22 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         artifact = read_artifact(path.parent)
     except ArtifactError as error:
         return {}, (str(error),)
-    if path.name not in {file.name for file in artifact.files}:
+    details = artifact.details
+    if not isinstance(details, EngineDetails) or path.name not in {file.name for file in artifact.files}:
         return {}, ()
-    kept = {key: artifact.details[key] for key in _KEPT_DETAILS if key in artifact.details}
+    # a file for one GPU is called model.GPU.plan
+    reports = (
+        report
+        for gpu, report in details.precisions.items()
+        if f".{gpu.lower()}." in path.name or len(details.precisions) == 1
+    )
+    report = next(reports, None)
     return {
         "variant": artifact.model.variant,
         "precision": artifact.precision,
-        **kept,
-        **_census(artifact, path.name),
-    }, tuple(artifact.details.get("warnings", ()))
-
-
-def _census(artifact: Artifact, name: str) -> dict[str, Any]:
-    # a file for one GPU is called model.GPU.plan
-    census = artifact.details.get("census") or {}
-    found = next((entry for gpu, entry in census.items() if f".{gpu.lower()}." in name or len(census) == 1), None)
-    return {"census": found} if found else {}
+        "gpus": details.gpus,
+        "batch": dataclasses.asdict(details.batch),
+        "version_compatible": details.version_compatible,
+        "stripped": details.stripped,
+        **({} if report is None else {"precision_report": dataclasses.asdict(report)}),
+    }, details.warnings

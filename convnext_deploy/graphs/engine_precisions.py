@@ -11,12 +11,13 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import onnx
 
+from convnext_deploy.artifacts.details import PrecisionReport
 from convnext_deploy.graphs.compute_nodes import find_products
 from convnext_deploy.graphs.onnx_view import GraphView
 
@@ -53,31 +54,7 @@ class PlanProduct:
         return next((kind for kind in self.types if kind != "INT8"), "INT8" if self.types else UNKNOWN)
 
 
-@dataclass(frozen=True)
-class Census:
-    """How many products of the ONNX file the engine computes in which type.
-
-    `requested_int8` is how many the file asks for in INT8, `fallbacks` are those of them that run in another type, as
-    `layer: type`, and `unseen` those that the engine does not list under their names.
-    """
-
-    products: Mapping[str, int]
-    requested_int8: int
-    fallbacks: tuple[str, ...]
-    unseen: tuple[str, ...]
-
-    def details(self) -> dict[str, Any]:
-        """Return what the manifest keeps."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    def summary(self) -> str:
-        """Return one line, such as `39 of 39 INT8 products run in INT8 (all products: 39 INT8, 20 FP32)`."""
-        listed = ", ".join(f"{count} {kind}" for kind, count in self.products.items())
-        kept = self.requested_int8 - len(self.fallbacks) - len(self.unseen)
-        return f"{kept} of {self.requested_int8} INT8 products run in INT8 (all products: {listed or 'none'})"
-
-
-def take_census(found: Iterable[PlanProduct], view: GraphView) -> Census | None:
+def report_precisions(found: Iterable[PlanProduct], view: GraphView) -> PrecisionReport | None:
     """Compare the products of an engine with those of its ONNX graph; None where none of them can be told apart."""
     kinds: dict[str, set[str]] = defaultdict(set)
     for product in found:
@@ -95,7 +72,7 @@ def take_census(found: Iterable[PlanProduct], view: GraphView) -> Census | None:
             fallbacks.append(f"{asked.layer}: {kind}")
     if not set(counts) - {UNKNOWN}:
         return None
-    return Census(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
+    return PrecisionReport(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
 
 
 def plan_name(node: onnx.NodeProto) -> str:

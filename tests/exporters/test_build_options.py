@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile
+from convnext_deploy.exporters.tensorrt.build import BuildOptions
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.tensorrt_build import OPTIONS, STANDARD, Build
 from tests.exporters.tensorrt_stand_in import RTX_RELEASE, Script, read_api

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import (
     compile_program,
     import_torch_tensorrt,

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile, build_engine
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
 from convnext_deploy.graphs.compute_nodes import find_products
 from convnext_deploy.graphs.engine_precisions import (
     Census,

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.stages import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, save_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.pipeline.open_artifact import open_input

@@ -10,12 +10,12 @@ import importlib
 import re
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
+from convnext_deploy.config.stages import Flavor
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 
-Flavor = Literal["tensorrt-rtx", "tensorrt"]
 INSTALL: dict[Flavor, str] = {
     "tensorrt-rtx": "pip install 'tensorrt_rtx>=1.7,<1.8'",
     "tensorrt": "pip install 'convnext_deploy[tensorrt]' (on a Jetson: use the TensorRT of JetPack)",

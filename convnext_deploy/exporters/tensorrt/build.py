@@ -14,9 +14,10 @@ from typing import Any
 
 from onnx import TensorProto
 
+from convnext_deploy.artifacts.details import Profile
+from convnext_deploy.config.stages import Flavor
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import (
-    Flavor,
     create_logger,
     import_tensorrt,
     logged_reason,
@@ -36,18 +37,6 @@ TURING_CURE = (
     "TensorRT-RTX has no FP32 matrix products for Turing (SM75), nor INT8 ones with FP32 scales: export the float artifact with "
     "--precision fp16."
 )
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Batch sizes of the optimization profile: from `minimum` to `maximum`, tuned for `optimal`."""
-
-    minimum: int
-    optimal: int
-    maximum: int
-
-    def __str__(self) -> str:
-        return f"{self.minimum} to {self.maximum}, tuned for {self.optimal}"
 
 
 @dataclass(frozen=True)

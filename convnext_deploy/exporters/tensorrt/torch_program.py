@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError, first_line
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.models.convnext import ConvNeXt
 
 Precision = Literal["fp32", "fp16"]
