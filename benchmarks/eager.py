@@ -4,7 +4,7 @@
 
 timm is timed twice: as it comes, and with model and images in channels-last memory, which is the best it can do. Each round times
 every network once, in an order that changes; the figure is the median over rounds of the peer's time divided by ours in the same
-round, with the 95 % interval of that median (`statistics.median_ratio`). Above 1.00 ours is faster.
+round, with the 95 % interval of that median (`ratios.median_ratio`). Above 1.00 ours is faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torchvision
 from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.checkpoints.key_maps import from_native, to_native
 from convnext_deploy.models.checkpoints.state_dict import load_into
 from convnext_deploy.models.variants import build_model, resolve_variant

@@ -7,7 +7,7 @@
 
 Every candidate gets a fresh process in every round, one after the other. A time is the median of a process's calls of
 `Runner.logits` with a float32 array, the figure the median over processes, a ratio the median over rounds of that to our fastest
-in the same round, with its 95 % interval (`statistics.median_ratio`). The calls are those of `convnext-deploy bench`: ONNX
+in the same round, with its 95 % interval (`ratios.median_ratio`). The calls are those of `convnext-deploy bench`: ONNX
 Runtime with spinning threads, OpenVINO with the hint LATENCY and a graph of one batch size, which is 1.3 to 1.5 times as fast, for
 peers and ours alike.
 

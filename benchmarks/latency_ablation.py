@@ -27,7 +27,7 @@ from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
 from convnext_deploy.graphs.onnx_io import save_onnx
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.fold import fold

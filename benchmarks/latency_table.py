@@ -8,7 +8,7 @@ from typing import Any
 
 from latency_candidates import KINDS, OURS, STATIC
 
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 
 Row = dict[str, Any]
 """`model`, `batch_size`, `candidate`, `group`, `words`, `runner`, and `processes_ms`, one time a round, or why it was `not_run`."""

@@ -54,9 +54,10 @@ assert logits.shape == (1, 1000) and bool(logits.isfinite().all())
 print(json.dumps({{"seconds": loaded, "copies": (peak - before) / size, "copies_after_use": (resident() - before) / size}}))
 """
 OURS = {
-    "imports": "import convnext_deploy.models.checkpoints.load_network, convnext_deploy.pipeline.open_artifact, convnext_deploy.models.checkpoints.hub_config, "
-    "convnext_deploy.models.checkpoints.hub\nfrom pathlib import Path",
-    "load": "artifact = convnext_deploy.pipeline.open_artifact.open_input(Path(path))\nmodel = convnext_deploy.models.checkpoints.load_network.load_network(artifact)",
+    "imports": "from pathlib import Path\nfrom convnext_deploy.models.checkpoints import hub, hub_config\n"
+    "from convnext_deploy.models.checkpoints.load_network import load_network\n"
+    "from convnext_deploy.pipeline.open_artifact import open_input",
+    "load": "model = load_network(open_input(Path(path)))",
 }
 TIMM = {"imports": "import timm", "load": "model = timm.create_model(sys.argv[2], checkpoint_path=path)"}
 

@@ -36,6 +36,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.stages.quantize import RUNGS
 from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.execution import Execution
 
 BARE = RUNGS["min-max"]
 
@@ -122,7 +123,7 @@ def measure(path: Path, data: Data, arguments: argparse.Namespace) -> dict[str, 
 
 def execute(stage: StageEntry, artifacts: dict[str, Artifact], data: Data, work: Path) -> tuple[Artifact, float]:
     """Execute a stage, or take what an earlier run made of the same; return its artifact and the seconds that it took."""
-    settings = Settings(work, "cpu", 0, create_progress())
+    settings = Settings(work, Execution(progress=create_progress()))
     recipe = Recipe("quantization", (StageEntry("placeholder", ONNXConfig(), SOURCE),), source="given")
     key = cache_key(stage, artifacts, data, recipe.seed)
     artifact = reusable(stage_folder(settings, stage), key)

@@ -12,8 +12,8 @@ OpenVINO model. ONNX Runtime (for the latter OpenVINO) runs it on the validation
     nncf-*        `nncf.quantize` of the ONNX or OpenVINO model as it comes, and with `model_type=TRANSFORMER`; `-control`:
                   `quantize_with_accuracy_control` with 0.1 pp allowed on `--control-images` other training images
     modelopt-*    `modelopt.onnx.quantization.quantize`, on the CPU, with what stays in float in FP32
-    ours-TARGET   `convnext_deploy.api.quantize.quantize` and `export`: the ladder, which stops at the first rung that is good enough;
-                  `-one-pass`: with `calibration_method="auto"`, all that needs no training; `-min-max`: the first rung alone,
+    ours-TARGET   `convnext_deploy.quantize` and `export`: the fallback sequence, which stops at the first step that passes;
+                  `-one-pass`: with `calibration_method="auto"`, all that needs no training; `-min-max`: the first step alone,
                   which is what `quantize_static` does by default
 
 Columns: top-1; its drop against the float ONNX model with Newcombe's 95 % interval; images with the same first guess; the mean

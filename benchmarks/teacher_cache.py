@@ -26,7 +26,7 @@ from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import TrainingBatches
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.models.zoo.cost import count_macs
 from convnext_deploy.stages.teachers import distillation_objective

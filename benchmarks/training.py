@@ -6,7 +6,7 @@ Ours is the package's training loop as every verb runs it (`training.fit`), with
 optimizer groups. timm's is what a user writes: forward, loss, backward, `timm.optim` AdamW without decay on norms and biases,
 as it comes and with model and images in channels-last memory. After every `--steps` steps of ours each of the others does as
 many on the same batches; the figure is the median over rounds of the peer's time divided by ours in the same round, with the 95
-% interval of that median (`statistics.median_ratio`). Above 1.00 ours is faster. Decoding and augmentation are not in it: both
+% interval of that median (`ratios.median_ratio`). Above 1.00 ours is faster. Decoding and augmentation are not in it: both
 get the same tensors; what the package's own augmentation of small images costs is printed as a share of a step.
 """
 
@@ -31,7 +31,7 @@ from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.progress import SilentProgress

@@ -26,7 +26,7 @@ from convnext_deploy.evaluation import latency
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -131,7 +131,7 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, small_data: Data) -> RunResult:
     """The result of the small recipe; its folder is the parent of `stages` in any row's artifact path. Do not change it."""
     out = tmp_path_factory.mktemp("small-run")
-    return run_recipe(small_recipe, Settings(out, "cpu", 0, SilentProgress()), data=small_data)
+    return run_recipe(small_recipe, Settings(out, Execution()), data=small_data)
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS, Options, resolve_device
+from convnext_deploy.api.options import DEFAULTS, Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_in_turns
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
-from convnext_deploy.runners.graph_io import graph_io
 from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.execution import resolve_device
 
 SCHEMA = 1
 _FIGURES = (
@@ -93,7 +93,7 @@ def bench(
     for name in runners:
         check_runner(name)
     start = time.perf_counter()
-    device = resolve_device(options)
+    device = resolve_device(options.device)
     opened = [open_artifact(path, None, options) for path in artifacts]
     if not opened:
         raise RecipeError("no artifact was given; expected at least one folder or file.")
@@ -170,11 +170,7 @@ def _check_any_ran(timings: Sequence[Timing]) -> None:
 def _notes_on_batches(timings: Sequence[Timing]) -> Iterator[str]:
     for timing in timings:
         artifact, asked = timing.candidate.artifact, timing.candidate.batch_size
-        if (
-            timing.processes
-            and artifact.format != "torch"
-            and (frozen := graph_io(artifact).batch_size) not in (None, asked)
-        ):
+        if timing.processes and artifact.format != "torch" and (frozen := artifact.io.batch_size) not in (None, asked):
             parts = "is filled up" if frozen is not None and frozen > asked else "is run in parts"
             yield f"{timing.label} has a frozen batch of {frozen}, so that a batch of {asked} {parts}"
 

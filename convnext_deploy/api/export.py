@@ -14,7 +14,6 @@ from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
 from convnext_deploy.config.stages import ONNXConfig, TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
-from convnext_deploy.quantization.scheme import read_scheme
 
 Format = Literal["onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt"]
 ENGINES = ("tensorrt-rtx", "tensorrt")
@@ -154,7 +153,7 @@ def _program(graph: dict[str, Any], engine: dict[str, Any]) -> TorchTensorRTConf
 
 
 def _check_scheme(artifact: Path, source: Artifact) -> None:
-    scheme = read_scheme(source.details)
+    scheme = source.scheme
     if scheme is not None and not scheme.target.startswith("tensorrt"):
         raise RecipeError(
             f"{artifact} was quantized for {scheme.target}, with zero points that TensorRT does not read; quantize its FP32 "

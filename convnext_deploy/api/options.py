@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from convnext_deploy.data.datasets import BUILT_IN, Data
-from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.pipeline.stage import Settings
-from convnext_deploy.system.cuda_driver import cuda_driver_error
-from convnext_deploy.system.distributed import launched, usable_cores
+from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
@@ -73,38 +70,20 @@ def create_settings(options: Options, name: str, data: Data | None, function: st
         from convnext_deploy.training.tensorboard import check_tensorboard
 
         check_tensorboard()
-    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
     return Settings(
         Path(out),
-        resolve_device(options),
-        resolve_workers(options, data),
-        options.progress,
-        cache_dir,
+        create_execution(options, data),
         options.tensorboard,
         options.command or (None if function is None else f"convnext_deploy.{function}(…)  # called from Python"),
         options.speed_check,
     )
 
 
-def resolve_device(options: Options) -> str:
-    """Return `cpu` or `cuda`, which is then this process's own GPU.
-
-    Raises: BackendUnavailableError: if a GPU was asked for and there is none, or more processes than GPUs.
-    """
-    missing = cuda_driver_error()
-    if options.device == "cuda" and missing:
-        raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
-    device = ("cpu" if missing else "cuda") if options.device == "auto" else options.device
-    if device == "cuda" and launched().size > 1:
-        import torch
-
-        own, count = launched().local_rank, torch.cuda.device_count()
-        if own >= count:
-            raise BackendUnavailableError(
-                f"process {own + 1} of this machine has no GPU, there are {count}; start torchrun with --nproc-per-node {count}."
-            )
-        torch.cuda.set_device(own)
-    return device
+def create_execution(options: Options, data: Data | None) -> Execution:
+    """Decide how work is done where the user left it open."""
+    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+    workers = resolve_workers(options, data)
+    return Execution(resolve_device(options.device), workers, options.seed, options.progress, cache_dir)
 
 
 def resolve_workers(options: Options, data: Data | None) -> int:
@@ -113,9 +92,3 @@ def resolve_workers(options: Options, data: Data | None) -> int:
         return options.workers
     # Processes that decode images pay off for files, not for arrays in memory.
     return 0 if data is None or data.name == BUILT_IN else decoding_processes()
-
-
-def decoding_processes() -> int:
-    """Return how many processes decode images on this machine where nobody said it: one per core, at most 8."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
-    return min(8, max(1, usable_cores() // here))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS, Options, decoding_processes, resolve_device
+from convnext_deploy.api.options import DEFAULTS, Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.data.datasets import check_takes_images
@@ -21,7 +21,7 @@ from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.measure import BATCH_SIZE
 from convnext_deploy.runners import Runner, open_runner
-from convnext_deploy.runners.graph_io import graph_io
+from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress
 
 _WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
@@ -85,10 +85,10 @@ def predict(
     paths = find_images(images)
     opened = open_artifact(artifact, None, options)
     check_takes_images(str(artifact), opened)
-    io = graph_io(opened)
+    io = opened.io
     if io.output == "top-k" and top_k > io.top_k:
         options.progress.say(f"{artifact} gives its {io.top_k} most probable classes only")
-    backend = open_runner(opened, resolve_device(options), runner=runner)
+    backend = open_runner(opened, resolve_device(options.device), runner=runner)
     workers = options.workers
     if workers is None:
         workers = decoding_processes() if len(paths) >= _WORTH_PROCESSES else 0

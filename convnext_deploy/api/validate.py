@@ -10,7 +10,7 @@ from convnext_deploy.api.open_inputs import (
     open_data_for,
     say_notes,
 )
-from convnext_deploy.api.options import DEFAULTS, Options, resolve_device, resolve_workers
+from convnext_deploy.api.options import DEFAULTS, Options, create_execution
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import check_classes
 from convnext_deploy.errors import DataError, RecipeError
@@ -53,17 +53,13 @@ def validate(
         create_output_folder(options.out)
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, data)
-    device, workers = resolve_device(options), resolve_workers(options, data)
     gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp, on=gate_on)
     return compare_artifacts(
         opened,
         gate,
         data,
-        options.seed,
-        device,
-        workers,
-        options.progress,
-        options.batch_size,
-        options.out,
-        options.command,
+        create_execution(options, data),
+        batch_size=options.batch_size,
+        out=options.out,
+        command=options.command,
     )

@@ -95,9 +95,9 @@ class Artifact:
         return self.details.target if isinstance(self.details, SchemeDetails) else None
 
     @property
-    def io(self) -> GraphIO | None:
-        """What a graph or engine takes and gives; None for what PyTorch runs."""
-        return self.details.io if isinstance(self.details, ONNXDetails | EngineDetails) else None
+    def io(self) -> GraphIO:
+        """What it takes and gives: for PyTorch normalized images and logits."""
+        return self.details.io if isinstance(self.details, ONNXDetails | EngineDetails) else GraphIO()
 
     @property
     def main_file(self) -> Path:
@@ -152,9 +152,7 @@ def write_manifest(artifact: Artifact) -> None:
     """Write `manifest.json` beside the files."""
     record = asdict(artifact)
     del record["path"], record["notes"]
-    write_text(
-        artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, "format": artifact.format, **record}, indent=1)
-    )
+    write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, "format": artifact.format, **record}, indent=1))
 
 
 def read_artifact(folder: Path) -> Artifact:

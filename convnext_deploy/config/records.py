@@ -61,7 +61,7 @@ def read_record(record_type: type[Record], table: object, where: str) -> Record:
     """
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, found {_shown(table)}.")
-    hints = _hints(record_type)
+    hints = _hints(typing.cast(Any, record_type))
     fields = {field.name: field for field in dataclasses.fields(record_type)}  # type: ignore[arg-type]  # is a dataclass
     for key in table:
         if key not in fields:
@@ -102,7 +102,9 @@ def read_value(hint: Any, value: object, where: str) -> Any:
         return _read_union(arguments, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"{where} = {_shown(value)} is unknown; expected one of {', '.join(map(repr, arguments))}.")
+            raise ValueError(
+                f"{where} = {_shown(value)} is unknown; expected one of {', '.join(map(repr, arguments))}."
+            )
         return value
     if origin is tuple:
         return _read_tuple(arguments, value, where)
@@ -121,7 +123,7 @@ def _read_union(alternatives: tuple[Any, ...], value: object, where: str) -> Any
         return None
     wanted = [hint for hint in alternatives if hint is not types.NoneType]
     if isinstance(value, list | tuple):
-        wanted.sort(key=lambda hint: typing.get_origin(hint) is not tuple)
+        wanted.sort(key=lambda hint: getattr(hint, "__origin__", None) is not tuple)
     for hint in wanted if len(wanted) > 1 else ():
         with contextlib.suppress(ValueError):
             return read_value(hint, value, where)

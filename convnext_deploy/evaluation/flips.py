@@ -13,7 +13,7 @@ import numpy as np
 
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.statistics import LEAST_DISCORDANT, holm_p_values, mcnemar_p_value
+from convnext_deploy.metrics.paired import LEAST_DISCORDANT, holm_p_values, mcnemar_p_value
 from convnext_deploy.system.files import write_text
 
 

@@ -9,25 +9,9 @@ import numpy as np
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import DataError
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.statistics import images_needed, mcnemar_p_value, paired_difference_interval
+from convnext_deploy.metrics.paired import Drop, compare_predictions, images_needed
 
 _ROUNDING_PP = 1e-9  # what the arithmetic of percentages may add
-
-
-@dataclass(frozen=True)
-class Drop:
-    """What an artifact lost against another one. Positive: it got worse. In percentage points of top-1.
-
-    `interval_pp` is the 95 % interval from the paired predictions; `agreement` the fraction of equal first guesses. `lost` images
-    are classified correctly by the other one only, `gained` by this one only; `p_value` is that of the exact McNemar test.
-    """
-
-    top1_drop_pp: float
-    interval_pp: tuple[float, float]
-    agreement: float
-    lost: int
-    gained: int
-    p_value: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +22,7 @@ class Verdict:
 
     `proven` is whether the whole interval of the drop lies within the gate; None where no drop is judged, and for a gate of 0,
     which asks for no loss on these very images. `images_needed` is set where the drop may lie on either side of the gate and the
-    images are too few to tell (see `statistics.images_needed`). `notes` say both in words.
+    images are too few to tell (see `paired.images_needed`). `notes` say both in words.
     """
 
     passed: bool | None
@@ -57,20 +41,7 @@ def measure_drop(score: Score, baseline: Score) -> Drop:
         raise DataError(
             f"the two scores are not of the same images ({score.total} and {baseline.total}); validate both on the same data."
         )
-    labels = np.array(score.labels)
-    right = np.array(score.predictions) == labels
-    right_before = np.array(baseline.predictions) == labels
-    lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
-    both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
-    low, high = paired_difference_interval(both, lost, gained, neither)
-    return Drop(
-        top1_drop_pp=100.0 * (baseline.correct - score.correct) / score.total,
-        interval_pp=(100.0 * low, 100.0 * high),
-        agreement=score.agreement(baseline),
-        lost=lost,
-        gained=gained,
-        p_value=mcnemar_p_value(lost, gained),
-    )
+    return compare_predictions(*map(np.array, (score.labels, baseline.predictions, score.predictions)))
 
 
 def judge(score: Score, drop: Drop | None, gate: Gate) -> Verdict:

@@ -13,8 +13,8 @@ from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.runners import open_runner
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import write_text
-from convnext_deploy.system.progress import Progress
 
 BATCH_SIZE = 64
 
@@ -33,9 +33,7 @@ class Measurement:
 def measure_artifact(
     artifact: Artifact,
     data: Data,
-    device: str,
-    workers: int,
-    progress: Progress,
+    execution: Execution,
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> Measurement:
@@ -48,14 +46,14 @@ def measure_artifact(
     from convnext_deploy.data.loaders import EvaluationBatches
 
     try:
-        runner = open_runner(artifact, device)
+        runner = open_runner(artifact, execution.device)
     except BackendUnavailableError as error:
         if artifact.format not in ("tensorrt", "torch-tensorrt"):
             raise
         return Measurement(not_run=str(error))
     try:
-        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, workers)
-        score = score_runner(runner, batches, len(data.validation), progress, f"{name}: validate")
+        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers)
+        score = score_runner(runner, batches, len(data.validation), execution.progress, f"{name}: validate")
         size = artifact.preprocess.image_size
         latency = measure_latency(runner, (artifact.model.in_channels, size, size))
         return Measurement(score, latency, runner.name, runner.device)

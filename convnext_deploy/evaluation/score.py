@@ -42,10 +42,6 @@ class Score:
         """Fraction of images whose label is among the first five guesses (all guesses, with fewer than five classes)."""
         return self.correct_top5 / self.total
 
-    def agreement(self, other: Score) -> float:
-        """Fraction of images on which both make the same first guess, right or wrong."""
-        return float(np.mean(np.array(self.predictions) == np.array(other.predictions)))
-
 
 def score_runner(
     runner: Runner, batches: Iterable[tuple[Any, Any]], total: int, progress: Progress, description: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ def compare(images: str, dtype: torch.dtype, before: Tensor, after: Tensor) -> D
     absolute, largest = (after - before).abs().max().item(), before.abs().max().item()
     # all logits 0 before and not after: as far away as a number can say
     relative = absolute / max(largest, torch.finfo(torch.float64).tiny) if absolute else 0.0
-    return Difference(images, len(before), dtype_name(dtype), absolute, min(relative, torch.finfo(torch.float64).max))
+    precision: Literal["float64", "float32"] = "float64" if dtype == torch.float64 else "float32"
+    return Difference(images, len(before), precision, absolute, min(relative, torch.finfo(torch.float64).max))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

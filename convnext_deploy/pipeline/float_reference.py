@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.recipe import BASELINE, SOURCE, StageEntry
 from convnext_deploy.config.stages import ONNXConfig, TensorRTConfig
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
@@ -56,7 +57,7 @@ def find_rival(
     if graph is None or (engine is None and artifact.format == "tensorrt"):
         return "its history does not say how it was exported"
     if engine is None:
-        target: Any = artifact.details["target"]  # one of CPU_RUNTIMES
+        target: Any = artifact.target  # one of CPU_RUNTIMES
         config = dataclasses.replace(graph, precision="fp32", runtime=target)
         stage = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{target}", config, baseline), names)
         return Rival((stage,), target, _float_runner(target), "cpu", (graph.batch_size or 1,))
@@ -72,7 +73,7 @@ def find_rival(
 def _obstacle(artifact: Artifact) -> str | None:
     """Return why an INT8 artifact cannot be measured on the runtime that it is for, here."""
     if artifact.format == "onnx":
-        target = str(artifact.details.get("target"))
+        target = artifact.target
         if target == "openvino":
             from convnext_deploy.runners.openvino import is_installed
 
@@ -82,10 +83,11 @@ def _obstacle(artifact: Artifact) -> str | None:
         return cuda_driver_error() or "this graph is for engines, and they are measured; build some of it"
     if missing := cuda_driver_error():
         return missing
-    gpus = list(artifact.details.get("gpus", ()))
-    if gpus and (here := gpu_name()) not in gpus:
-        return f"built for {', '.join(gpus)}, and this GPU is {here}"
-    return "it has no weights until they are put back" if artifact.details.get("stripped") else None
+    details = artifact.details
+    assert isinstance(details, EngineDetails)  # what is not an ONNX graph
+    if details.gpus and (here := gpu_name()) not in details.gpus:
+        return f"built for {', '.join(details.gpus)}, and this GPU is {here}"
+    return "it has no weights until they are put back" if details.stripped else None
 
 
 def _float_runner(target: str) -> str:

@@ -141,7 +141,7 @@ def _run(
             artifact = execute_stage(stage, inputs, recipe, settings, data, key)
             executed.append(stage.name)
         else:
-            settings.progress.say(f"{stage.name}: up to date")
+            settings.execution.progress.say(f"{stage.name}: up to date")
         record(stage.name, stage.config.kind, artifact, stage, for_comparison=for_comparison)
         return artifact
 
@@ -159,7 +159,7 @@ def _run(
                 make,
                 settings.out,
                 report.environment,
-                settings.progress,
+                settings.execution.progress,
             )
         place = next(place for place, row in enumerate(rows) if row.name == stage.name)
         rows[place] = add_speed(rows[place], found, stage.gate)
@@ -223,13 +223,13 @@ def _measure(
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, settings.device]
+    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, settings.execution.device]
     content.append(code_version.of_module("convnext_deploy.evaluation.measure"))
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = settings.out / "scores" / f"{name}.json"
     measured = read_measurement(path, key)
     if measured is None:
-        measured = measure_artifact(artifact, data, settings.device, settings.workers, settings.progress, name)
+        measured = measure_artifact(artifact, data, settings.execution, name)
         if measured.score is not None:
             write_measurement(path, key, measured)
     return measured

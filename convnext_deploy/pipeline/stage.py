@@ -20,23 +20,20 @@ from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.system import code_hash as code_version
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.environment import package_versions
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import replace_folder
-from convnext_deploy.system.progress import Progress
 
 
 @dataclass(frozen=True)
 class Settings:
     """Where and how a recipe runs; none of it changes what the stages mean.
 
-    `cache_dir` None: `out/cache`, and small images in memory. `tensorboard`: write events to `out/tensorboard`.
+    `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`.
     `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float form.
     """
 
     out: Path
-    device: str
-    workers: int
-    progress: Progress
-    cache_dir: Path | None = None
+    execution: Execution
     tensorboard: bool = False
     command: str | None = None
     speed_check: bool = True
@@ -75,13 +72,9 @@ def execute_stage(
             stage.name,
             output,
             need_data,
-            recipe.seed,
-            settings.device,
-            settings.workers,
-            settings.progress,
-            cache_dir=settings.cache_dir or settings.out / "cache",
+            dataclasses.replace(settings.execution, seed=recipe.seed),
+            cache_dir=settings.execution.cache_dir or settings.out / "cache",
             has_data=data is not None,
-            keep_pixels=settings.cache_dir is not None,
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
             baseline=find_baseline(inputs["source"]) if isinstance(stage.config, QATConfig) else None,

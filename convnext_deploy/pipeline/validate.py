@@ -14,19 +14,17 @@ from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.rows import create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
 from convnext_deploy.system.environment import describe_environment
-from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.execution import Execution
 
 
 def compare_artifacts(
     artifacts: Mapping[str, Artifact],
     gate: Gate,
     data: Data,
-    seed: int,
-    device: str,
-    workers: int,
-    progress: Progress,
-    batch_size: int | None,
-    out: Path | None,
+    execution: Execution,
+    *,
+    batch_size: int | None = None,
+    out: Path | None = None,
     command: str | None = None,
 ) -> Report:
     """Measure one or two artifacts and compare the last with the first, image by image.
@@ -35,10 +33,7 @@ def compare_artifacts(
         artifacts: by name; the first of two is called `baseline`.
         gate: what the last must reach.
         data: whose validation images are scored.
-        seed: named in the report; nothing here is random.
-        device: where PyTorch runs.
-        workers: processes that decode images.
-        progress: where to report.
+        execution: how; its seed is named in the report, nothing here is random.
         batch_size: images per step; None: as everywhere.
         out: folder for the report and the list of changed images; None: nothing is written.
         command: what was typed; None: the function was called.
@@ -50,7 +45,7 @@ def compare_artifacts(
     thumbnails: dict[str, str] = {}
     reference, judged = next(iter(artifacts)), list(artifacts)[-1]
     for name, artifact in artifacts.items():
-        measured = measure_artifact(artifact, data, device, workers, progress, name, batch_size or BATCH_SIZE)
+        measured = measure_artifact(artifact, data, execution, name, batch_size or BATCH_SIZE)
         if measured.score is not None:
             scores[name] = measured.score
         own = gate if name == judged else Gate()
@@ -62,7 +57,7 @@ def compare_artifacts(
         recipe="validate",
         data=data.name,
         validation_images=len(data.validation),
-        seed=seed,
+        seed=execution.seed,
         environment=describe_environment(),
         rows=tuple(rows),
         complete=True,

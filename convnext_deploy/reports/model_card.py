@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from convnext_deploy.artifacts.spec import Preprocess, read_preprocess
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.records import read_record
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
@@ -139,8 +140,8 @@ def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
 
 def _preprocess(row: StageRow) -> Preprocess | None:
     try:
-        return None if row.preprocess is None else read_preprocess(dict(row.preprocess))
-    except (TypeError, ValueError, KeyError):
+        return None if row.preprocess is None else read_record(Preprocess, row.preprocess, "preprocess")
+    except ValueError:
         return None
 
 

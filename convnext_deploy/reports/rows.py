@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import EngineDetails, TorchDetails
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.config.stages import QuantizeConfig
 from convnext_deploy.data.datasets import Data
@@ -15,7 +16,7 @@ from convnext_deploy.evaluation.gate import judge, measure_drop
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
-from convnext_deploy.metrics.statistics import SIGNIFICANCE
+from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.provenance import describe_artifact
 from convnext_deploy.reports.record import StageRow
 
@@ -48,6 +49,8 @@ def create_row(
         scores: all scores of the run so far, the first being the run's source.
         data: what was scored, for the names of classes and images; None: they go by number.
     """
+    details = artifact.details
+    selection = details.selection if kind == LADDER and isinstance(details, TorchDetails) else None
     row = StageRow(
         name=name,
         kind=kind,
@@ -60,10 +63,10 @@ def create_row(
         baseline=None if baseline == name else baseline,
         not_run=measured.not_run,
         gate=dataclasses.asdict(gate),
-        rungs=tuple(artifact.details.get("rungs", ())) if kind == LADDER else (),
-        chosen=artifact.details.get("chosen") if kind == LADDER else None,
-        reason=artifact.details.get("reason") if kind == LADDER else None,
-        notes=tuple(artifact.details.get("warnings", ())),
+        rungs=() if selection is None else tuple(dataclasses.asdict(step) for step in selection.steps),
+        chosen=None if selection is None else selection.chosen,
+        reason=None if selection is None else selection.reason,
+        notes=details.warnings if isinstance(details, EngineDetails) else (),
         **describe_artifact(artifact, kind),
     )
     if measured.score is None or measured.latency is None:
@@ -162,7 +165,7 @@ def _precision(row: StageRow, artifact: Artifact, earlier: list[StageRow]) -> tu
         return (
             "INT8 is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of INT8",
         )
-    if not str(artifact.details.get("target", "")).startswith("tensorrt"):
+    if not (artifact.target or "").startswith("tensorrt"):
         return ()  # it is measured on the runtime that it is for
     for other in earlier:
         same = (other.format, other.variant, other.runner) == (row.format, row.variant, row.runner)

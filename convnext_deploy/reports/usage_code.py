@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convnext_deploy.artifacts.spec import Preprocess, read_graph_io
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.records import read_record
 from convnext_deploy.reports.escaping import quoted
 
 
@@ -18,7 +19,7 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: Mapping[s
         preprocess: what the network was trained to see.
         graph: what the file takes and gives, see `GraphIO`; None: the usual.
     """
-    io = read_graph_io({} if graph is None else {"io": graph})
+    io = read_record(GraphIO, graph or {}, "graph")
     side, resize = preprocess.image_size, preprocess.resize_size
     grey = len(preprocess.mean) == 1
     size = f"({resize}, {resize})"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, read_onnxruntime_profile
 from convnext_deploy.runners.session_options import PROVIDERS, onnxruntime_entries, provider_options
 from convnext_deploy.system.cuda_driver import cuda_driver_error
@@ -74,7 +74,7 @@ class ONNXRuntimeRunner:
             raise BackendUnavailableError(
                 f"{provider} does not start here; install what the documentation of {_PACKAGES[name]} asks for."
             )
-        self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
+        self._file, self._io, self._preprocess = artifact.main_file, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
         taken = self._session.get_inputs()[0]
         if taken.type not in _TYPES:

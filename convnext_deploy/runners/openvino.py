@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_two_sizes, to_logits
+from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_two_sizes, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels, single_times
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, openvino_properties
 
@@ -82,7 +82,7 @@ class OpenVINORunner:
         if profiled:
             self._properties["PERF_COUNT"] = "YES"
         self._profiled, self._means = profiled, list[dict[tuple[str, str], float]]()
-        self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
+        self._file, self._io, self._preprocess = artifact.main_file, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
         try:
             self._model = core.read_model(str(self._file))

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.exporters.tensorrt.bindings import INSTALL, import_tensorrt
+from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt
 from convnext_deploy.exporters.tensorrt.load import load_engine
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_sources
-from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
@@ -35,9 +36,9 @@ class TensorRTRunner:
     device = "cuda"
 
     def __init__(self, artifact: Artifact, *, profiled: bool = False) -> None:
-        flavor, gpus = artifact.details.get("flavor"), list(artifact.details.get("gpus", ()))
-        if flavor not in INSTALL:
-            raise ArtifactError(f"{artifact.path} does not say which TensorRT its engine is for; build it again.")
+        details = artifact.details
+        assert isinstance(details, EngineDetails)  # of this format
+        flavor, gpus = details.flavor, details.gpus
         built = f"built for {', '.join(gpus)}" if gpus else "built"
         if missing := cuda_driver_error():
             # Without a driver trt.Runtime ends the process with a segmentation fault.
@@ -46,7 +47,7 @@ class TensorRTRunner:
 
         if not torch.cuda.is_available():
             raise BackendUnavailableError(f"{built}; not run: this PyTorch has no CUDA support")
-        if artifact.details.get("stripped"):
+        if details.stripped:
             raise BackendUnavailableError(
                 f"{built}; not run: it has no weights until they are put back from the ONNX file"
             )
@@ -61,12 +62,11 @@ class TensorRTRunner:
             plan = self._file.read_bytes()
         except OSError as error:
             raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
-        host_code = bool(artifact.details.get("version_compatible"))
-        self._loaded = load_engine(trt, flavor, plan, self._file, host_code=host_code)
+        self._loaded = load_engine(trt, flavor, plan, self._file, host_code=details.version_compatible)
         self._trt, self._profiler = trt, create_profiler(trt) if profiled else None
         if self._profiler is not None:
             self._loaded.context.profiler = self._profiler
-        self._torch, self._io, self._preprocess = torch, graph_io(artifact), artifact.preprocess
+        self._torch, self._io, self._preprocess = torch, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
         engine = self._loaded.engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchTensorRTDetails
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import DEVICE, gpu_error, load_program
 from convnext_deploy.runners.graph_io import Outputs, run_in_parts, to_logits
@@ -20,12 +21,8 @@ class TorchTensorRTRunner:
     device = "cuda"
 
     def __init__(self, artifact: Artifact) -> None:
-        try:
-            built_for, self._most = str(artifact.details["gpu"]), int(artifact.details["max_batch_size"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"the manifest of {artifact.path} tells no GPU or no largest batch ({error}); export it again."
-            ) from None
+        assert isinstance(artifact.details, TorchTensorRTDetails)  # of this format
+        built_for, self._most = artifact.details.gpu, artifact.details.max_batch_size
         missing = gpu_error()
         if missing is None and (here := gpu_name()) != built_for:
             missing = f"this GPU is {here}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.checkpoint_store import TrainingStore
 
 
@@ -18,19 +18,15 @@ class StageContext:
     """`output` is the new, empty folder to write into. Where there is none, `has_data` is false and `open_data` raises.
 
     `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
-    `keep_pixels` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source.
+    `execution.cache_dir` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source.
     """
 
     name: str
     output: Path
     open_data: Callable[[], Data]
-    seed: int
-    device: str
-    workers: int
-    progress: Progress
+    execution: Execution
     cache_dir: Path
     has_data: bool = True
-    keep_pixels: bool = False
     teachers: tuple[Artifact, ...] = ()
     weights: Artifact | None = None
     baseline: Artifact | None = None

@@ -44,10 +44,10 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         check_teacher(artifact, data, spec.in_channels)
     student = start_network(spec, config.fit, start, data.class_names, context)
     open_all = functools.cache(
-        lambda: [open_teacher(artifact, preprocess, context.device) for artifact in context.teachers]
+        lambda: [open_teacher(artifact, preprocess, context.execution.device) for artifact in context.teachers]
     )
     features = (
-        feature_distillation(student, [teacher.network for teacher in open_all()], context.seed)
+        feature_distillation(student, [teacher.network for teacher in open_all()], context.execution.seed)
         if config.method == "feature"
         else nullcontext()
     )
@@ -93,7 +93,7 @@ def _cached(
 ) -> TeacherLogits:
     """Return the teachers' predictions from the cache of the plan of crops, which is shared by all students of that plan."""
     fit = config.fit
-    autocast = autocast_dtype(fit.autocast, context.device)
+    autocast = autocast_dtype(fit.autocast, context.execution.device)
     plan = {
         # the same weights may be those of networks that differ in what no weight shows, such as the activation
         "teachers": [
@@ -105,7 +105,7 @@ def _cached(
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
         "temperature": config.temperature,
         "top_k": config.teacher_cache_top_k,
-        "arithmetic": [context.device, str(autocast)],
+        "arithmetic": [context.execution.device, str(autocast)],
         "code": of_module(__name__),
     }
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
@@ -120,7 +120,9 @@ def _cached(
     )
     epochs = min(fit.augmentation_epochs or fit.epochs, fit.epochs)
     size = _in_words(cache.size_bytes(epochs))
-    context.progress.say(f"{context.name}: the teacher's predictions are kept in {cache.folder}, {size} when complete")
+    context.execution.progress.say(
+        f"{context.name}: the teacher's predictions are kept in {cache.folder}, {size} when complete"
+    )
     from_first(lambda: _check_space(cache.folder, cache.missing_bytes(epochs)))
     return cache
 

@@ -40,7 +40,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     precision = source.precision
     # FP16 is for TensorRT alone, whatever the network was quantized for
     runtime = scheme.target if scheme is not None and config.precision == "fp32" else config.runtime
-    with context.progress.task(f"{context.name}: export", 1, "graphs") as task:
+    with context.execution.progress.task(f"{context.name}: export", 1, "graphs") as task:
         if scheme is None:
             network = fold(network, source.preprocess).network
         found = export_network(
@@ -62,7 +62,9 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
             fp16 = FP16Record(config.runtime, reasons, max(ranges.values(), default=0.0), images)
         elif runtime == "onnxruntime":
             proto = fuse_products(proto)
-        details = ONNXDetails(**(scheme.details() if scheme else {}), io=io, fp16=fp16, quantized_layers=len(found.sites))
+        details = ONNXDetails(
+            **(scheme.details() if scheme else {}), io=io, fp16=fp16, quantized_layers=len(found.sites)
+        )
         path = context.output / "model.onnx"
         license_ = config.license or source.license
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)
@@ -91,11 +93,11 @@ def _measure(
         images = choose_images((config.range_images,), preprocess, context, config.batch_size or _BATCH_SIZE)[0]
         batches = (batch.cpu().numpy() for batch in images.batches())
         return measure_ranges(exported, _full(batches, config.batch_size)), f"{len(images)} training images"
-    context.progress.say(
+    context.execution.progress.say(
         f"{context.name}: no --data was given, so what may overflow in FP16 is judged by noise and not by your images"
     )
     shape = (config.batch_size or _SYNTHETIC_IMAGES, len(preprocess.mean), preprocess.image_size, preprocess.image_size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(context.seed)).numpy()
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(context.execution.seed)).numpy()
     return measure_ranges(exported, [noise]), f"{shape[0]} images of noise"
 
 

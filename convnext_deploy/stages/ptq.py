@@ -17,7 +17,7 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
     scheme = resolve_scheme(config.target, config.sites)
     folding = open_folded(source, scheme, context)
     (images,) = choose_images([config.calibration_images], folding.preprocess, context, config.batch_size)
-    network, record = quantize_network(folding.network, scheme, config, images, context, seed=context.seed)
+    network, record = quantize_network(folding.network, scheme, config, images, context, seed=context.execution.seed)
     return write_torch_artifact(
         network,
         context,

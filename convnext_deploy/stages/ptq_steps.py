@@ -101,19 +101,21 @@ def choose_images(
     Raises: DataError: if there is no image at all.
     """
     data = context.open_data()
-    chosen = calibration_indices(data.train, data.validation, sum(counts), context.seed)
+    chosen = calibration_indices(data.train, data.validation, sum(counts), context.execution.seed)
     if not chosen:
         raise DataError(
             f"every training image of {data.name} is also a validation image; none is left for calibration."
         )
-    order = [chosen[i] for i in np.random.default_rng((context.seed, 0x5E7)).permutation(len(chosen))]
+    order = [chosen[i] for i in np.random.default_rng((context.execution.seed, 0x5E7)).permutation(len(chosen))]
     if len(chosen) < counts[0]:
-        context.progress.say(f"{context.name}: {len(chosen)} calibration images, as the training set has no more")
+        context.execution.progress.say(
+            f"{context.name}: {len(chosen)} calibration images, as the training set has no more"
+        )
     batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // preprocess.image_size**2))
     sets, start = [], 0
     for count in counts:
         part = order[start : start + count]
-        sets.append(Images(data, preprocess, part, batch_size, context.workers, context.device))
+        sets.append(Images(data, preprocess, part, batch_size, context.execution.workers, context.execution.device))
         start += len(part)
     return sets
 
@@ -133,7 +135,7 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     if not folding.certificate.holds:
         worst = max(difference.relative for difference in folding.certificate.differences)
         raise ArtifactError(f"{source.path}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
-    folding.network.to(context.device)
+    folding.network.to(context.execution.device)
     return folding
 
 
@@ -164,7 +166,7 @@ def quantize_network(
         smoothing = _smooth(network, scheme, steps.smoothing_alpha, images)
         record = dataclasses.replace(record, smoothing=smoothing)
     network = prepare(network, scheme)
-    with context.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
+    with context.execution.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
     blocks = network.trunk()
     positions = max(1, images.preprocess.image_size // 32) ** 2
@@ -174,7 +176,7 @@ def quantize_network(
         plain = without_quantizers(network).trunk() if steps.reconstruction else None
         some = images.first(max(correction_images, len(images) if steps.reconstruction else 0))
         if steps.reconstruction:
-            with context.progress.task(f"{context.name}: learn rounding", len(blocks), "blocks") as task:
+            with context.execution.progress.task(f"{context.name}: learn rounding", len(blocks), "blocks") as task:
                 count = reconstruct(
                     blocks,
                     some,
@@ -185,7 +187,7 @@ def quantize_network(
                 )
             record = dataclasses.replace(record, blocks_reconstructed=count)
         if steps.bias_correction:  # last, because learned rounding moves means again
-            with context.progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
+            with context.execution.progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
                 correct_biases(blocks, some[:correction_images], task.advance, plain)
     return network, record
 

@@ -27,10 +27,10 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     if scheme is None:
         raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
     check_teachers(source, config.teacher, context)
-    network = load_network(source, **training_options(config.fit)).to(context.device)
+    network = load_network(source, **training_options(config.fit)).to(context.execution.device)
     own: nn.Module | Teacher = without_quantizers(network)
     if context.baseline is not None:
-        own = open_teacher(context.baseline, source.preprocess, context.device)
+        own = open_teacher(context.baseline, source.preprocess, context.execution.device)
     history = train_quantized(network, own, source, source.preprocess, config, context)
     return write_torch_artifact(
         network,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.details import LayerEffect, PTQRecord, Selection, Step, TorchDetails
+from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step, TorchDetails
 from convnext_deploy.config.stages import PTQSteps, QATConfig, QuantizeConfig
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
@@ -81,7 +81,7 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
     if not climb.reason:
         _train(config, source, folding, climb, context)
     best = climb.rungs[climb.best]
-    context.progress.say(f"{context.name}: {best.name} it is: {climb.reason}")
+    context.execution.progress.say(f"{context.name}: {best.name} it is: {climb.reason}")
     effects = tuple(LayerEffect(e.layer, finite_or_none(e.kl), e.changed, e.macs) for e in climb.effects)
     return write_torch_artifact(
         climb.network,
@@ -109,7 +109,7 @@ def _climb(
     images, selection = choose_images(counts, folding.preprocess, context, config.batch_size)
     if not len(selection):
         selection = images
-        context.progress.say(
+        context.execution.progress.say(
             f"{context.name}: no training images are left to choose by; it is done by those of calibration"
         )
     judge = Judge(folding.network, selection, config.max_drop_pp)
@@ -122,7 +122,13 @@ def _climb(
             climb.reason = f"the time budget of {config.time_budget_s:.0f} s leaves none for '{name}'"
             break
         network, record = quantize_network(
-            folding.network, scheme, RUNGS[name], images, context, seed=context.seed, deadline=deadline - longest
+            folding.network,
+            scheme,
+            RUNGS[name],
+            images,
+            context,
+            seed=context.execution.seed,
+            deadline=deadline - longest,
         )
         rung = _timed(judge.judge(name, network), begun)
         _say(rung, context)
@@ -153,7 +159,7 @@ def _keep_some_in_float(
         return
     some = images.first(_SENSITIVITY_IMAGES)
     reference = compute_logits(without_quantizers(network), some)
-    with context.progress.task(f"{context.name}: sensitivity", len(list(_names(network))), "layers") as task:
+    with context.execution.progress.task(f"{context.name}: sensitivity", len(list(_names(network))), "layers") as task:
         climb.effects = measure_sensitivity(network, some, reference, task.advance)
     if climb.reason:
         return
@@ -168,7 +174,7 @@ def _keep_some_in_float(
     chosen = choose_float_layers(network, climb.effects, passes)
     if chosen is None:
         hurt = ", ".join(effect.layer for effect in climb.effects[:_NAMED])
-        context.progress.say(f"{context.name}: a few layers in float do not do; what hurts most: {hurt}")
+        context.execution.progress.say(f"{context.name}: a few layers in float do not do; what hurts most: {hurt}")
         return
     narrower = scheme.with_overrides({**dict(scheme.overrides), **dict.fromkeys(chosen, "float")})
     result = prepare(without_quantizers(network), narrower)
@@ -192,7 +198,7 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, climb: _C
     assert climb.scheme is not None
     begun = time.monotonic()
     settings = QATConfig(config.fit, config.teacher, config.temperature, config.distill_loss_weight)
-    network, scheme = copy.deepcopy(climb.network).to(context.device), climb.scheme
+    network, scheme = copy.deepcopy(climb.network).to(context.execution.device), climb.scheme
     history = train_quantized(network, folding.network, source, folding.preprocess, settings, context)
     counts = [config.calibration_images, config.selection_images]
 
@@ -222,7 +228,7 @@ def _say(rung: Step, context: StageContext) -> None:
     low, high = rung.interval_pp
     distance = "" if rung.kl is None else f"KL {rung.kl:.2g}, "
     distance += "" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB, "
-    context.progress.say(
+    context.execution.progress.say(
         f"{context.name}: {rung.name}: top-1 {100 * rung.top1:.2f} %, drop {rung.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}], "
         f"agreement {100 * rung.agreement:.2f} %, {distance}risk {rung.risk_pp:.2f} pp, {rung.seconds:.1f} s"
     )

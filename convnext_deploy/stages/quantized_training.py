@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.stages import QATConfig
 from convnext_deploy.config.training import FitConfig
@@ -42,7 +43,7 @@ def train_quantized(
     preprocess: Preprocess,
     config: QATConfig,
     context: StageContext,
-) -> list[dict[str, float]]:
+) -> History:
     """Train weights, biases, scales and zero points in place, and return the history. What folding made neutral stays so.
 
     Args:
@@ -53,7 +54,7 @@ def train_quantized(
         config: settings.
         context: of the stage.
     """
-    teacher = open_teacher(context.teachers[0], preprocess, context.device) if context.teachers else own
+    teacher = open_teacher(context.teachers[0], preprocess, context.execution.device) if context.teachers else own
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(
@@ -71,7 +72,7 @@ def train_quantized(
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
     """Return about how long training would take, from two passes with gradients over a few images."""
     side, channels = preprocess.image_size, len(preprocess.mean)
-    images = torch.zeros(_TIMED_IMAGES, channels, side, side, device=context.device)
+    images = torch.zeros(_TIMED_IMAGES, channels, side, side, device=context.execution.device)
     times = []
     with torch.enable_grad():
         for _ in range(2):

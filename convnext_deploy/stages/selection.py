@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.details import Step
-from convnext_deploy.metrics.statistics import paired_difference_interval
+from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
 from convnext_deploy.stages.ptq_steps import Images
@@ -43,24 +43,20 @@ class Judge:
     def compare(self, name: str, logits: Tensor, seconds: float) -> Step:
         """Judge logits `(N, classes)`."""
         before, now = self.reference.argmax(1), logits.argmax(1)
-        right_before, right = before == self.labels, now == self.labels
-        both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
-        lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
-        low, high = paired_difference_interval(both, lost, gained, neither)
+        drop = compare_predictions(self.labels.numpy(), before.numpy(), now.numpy())
         finite = bool(logits.isfinite().all())
         risk = expected_drop_pp(self.reference, logits) if finite else 100.0
-        drop = 100.0 * (lost - gained) / len(now)
         return Step(
             name=name,
-            top1=right.double().mean().item(),
-            top1_drop_pp=drop,
-            interval_pp=(100.0 * low, 100.0 * high),
-            agreement=(before == now).double().mean().item(),
+            top1=(drop.both + drop.gained) / len(now),
+            top1_drop_pp=drop.top1_drop_pp,
+            interval_pp=drop.interval_pp,
+            agreement=drop.agreement,
             kl=finite_or_none(kl_divergence(self.reference, logits)),
             sqnr_db=finite_or_none(signal_to_noise_db(self.reference, logits)),
             risk_pp=risk,
             seconds=seconds,
-            passed=finite and risk <= self.max_drop_pp and 100.0 * low <= self.max_drop_pp,
+            passed=finite and risk <= self.max_drop_pp and drop.interval_pp[0] <= self.max_drop_pp,
         )
 
 

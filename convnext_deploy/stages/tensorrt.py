@@ -8,15 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
-from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport
-from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
 from convnext_deploy.config.stages import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt, release_of, require_gpu
 from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
-    Profile,
     build_engine,
     check_gpus,
     check_options,
@@ -59,7 +57,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     files, reports, warnings = [], dict[str, PrecisionReport | None](), list[str]()
     for gpu in gpus:
         engine = build_engine(
-            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.progress
+            source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.execution.progress
         )
         path = context.output / (f"model.{gpu.lower()}.plan" if gpu else "model.plan")
         path.write_bytes(engine.plan)
@@ -70,13 +68,13 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         warnings += [f"TensorRT: {line}" for line in engine.warnings if not line.endswith(_EXPECTED)]
         reports[place] = found
         if found is not None and found.requested_int8:
-            context.progress.say(f"{context.name}: {place}: {found.summary()}")
+            context.execution.progress.say(f"{context.name}: {place}: {found.summary()}")
     details = EngineDetails(
         config.flavor,
         trt.__version__,
         tuple(gpu for gpu in gpus if gpu),
         engine.batch,
-        source.io or GraphIO(),
+        source.io,
         config.version_compatible,
         config.stripped,
         reports,

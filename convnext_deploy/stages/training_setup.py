@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.stages import ModelConfig
 from convnext_deploy.config.training import FitConfig
@@ -90,7 +92,7 @@ def start_network(
     A head of another size, or for other classes, stays fresh; the user is told.
     """
     with torch.random.fork_rng([]):
-        torch.manual_seed(context.seed)
+        torch.manual_seed(context.execution.seed)
         network = build_model(spec, layer_scale_init=config.layer_scale_init, **training_options(config))
     if start is not None:
         state = load_checkpoint(start.main_file).state
@@ -102,23 +104,25 @@ def start_network(
             classes = f"{start.model.num_classes or 'no'} classes and the data {spec.num_classes}"
             same = start.model.num_classes == spec.num_classes
             why = "other classes" if other_classes and same else "another hidden layer" if same else classes
-            context.progress.say(f"{context.name}: {', '.join(fresh)} start fresh, because the weights have {why}")
-    return network.to(context.device)
+            context.execution.progress.say(
+                f"{context.name}: {', '.join(fresh)} start fresh, because the weights have {why}"
+            )
+    return network.to(context.execution.device)
 
 
 def fit_network(
     network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
-) -> list[dict[str, float]]:
+) -> History:
     """Run the training loop on the training images with a stage's settings, and return its history without times."""
     data, own = context.open_data(), world()
     freeze(network, config.frozen_stages)
     if config.compile:
-        compile_network(network, context.device)
+        compile_network(network, context.execution.device)
     validation = EvaluationBatches(
         data.validation,
         preprocess,
         config.batch_size,
-        context.workers,
+        context.execution.workers,
         range(own.rank, len(data.validation), own.size),
     )
     batches = TrainingBatches(
@@ -128,8 +132,8 @@ def fit_network(
         augmentation=config,
         num_classes=len(data.class_names),
         seed=plan_seed(config, context),
-        workers=context.workers,
-        device=context.device,
+        workers=context.execution.workers,
+        device=context.execution.device,
         own_epochs=config.augmentation_epochs,
         cache=_decode_small(data, len(preprocess.mean), context),
         world=own,
@@ -144,24 +148,27 @@ def fit_network(
         warmup_epochs=config.warmup_epochs,
         final_learning_rate_ratio=config.final_learning_rate_ratio,
         weight_decay=config.weight_decay,
-        autocast=autocast_dtype(config.autocast, context.device),
-        seed=context.seed,
-        progress=context.progress,
+        autocast=autocast_dtype(config.autocast, context.execution.device),
+        seed=context.execution.seed,
+        progress=context.execution.progress,
         layer_decay=config.layer_decay,
         gradient_clip_norm=config.gradient_clip_norm,
         accumulation_steps=config.accumulation_steps,
         ema_decay=config.ema_decay,
         head_only_epochs=config.head_only_epochs,
-        evaluate=lambda model: evaluate_classifier(model, validation, context.device),
+        evaluate=lambda model: evaluate_classifier(model, validation, context.execution.device),
         store=context.store,
     )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run
-    return [{name: figure for name, figure in row.items() if name != "images_per_s"} for row in history]
+    return tuple(
+        {name: figure if math.isfinite(figure) else None for name, figure in row.items() if name != "images_per_s"}
+        for row in history
+    )
 
 
 def plan_seed(config: FitConfig, context: StageContext) -> int:
     """Return the seed of the order and augmentation of the training images."""
-    return context.seed if config.augmentation_seed is None else config.augmentation_seed
+    return context.execution.seed if config.augmentation_seed is None else config.augmentation_seed
 
 
 def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
@@ -169,7 +176,11 @@ def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCach
     key = hashlib.sha256(f"{data.fingerprint} {channels} {of_module(decode_small.__module__)}".encode()).hexdigest()
     file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
     decode = functools.partial(
-        decode_small, data.train, channels, file, most_in_memory=0 if context.keep_pixels else LARGEST_IN_MEMORY
+        decode_small,
+        data.train,
+        channels,
+        file,
+        most_in_memory=0 if context.execution.cache_dir is not None else LARGEST_IN_MEMORY,
     )
     found: list[PixelCache | None] = []
     from_first(lambda: found.append(decode()))

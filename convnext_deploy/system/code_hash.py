@@ -7,7 +7,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-_ROOT = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]
 _PACKAGE = _ROOT.name
 
 

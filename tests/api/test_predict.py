@@ -153,7 +153,7 @@ def test_predict_checks_everything_before_it_returns(
     with pytest.raises(ArtifactError, match="does not exist"):
         predict(tmp_path / "none", files, options=HERE)
     with (
-        patch("convnext_deploy.api.options.cuda_driver_error", lambda: "no GPU"),
+        patch("convnext_deploy.system.execution.cuda_driver_error", lambda: "no GPU"),
         pytest.raises(BackendUnavailableError, match="--device cuda was asked for"),
     ):
         predict(student, files, options=Options(device="cuda"))

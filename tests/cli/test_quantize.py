@@ -22,7 +22,7 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
@@ -61,7 +61,7 @@ class Quantized:
 def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small network that tells the three colours apart."""
     folder = tmp_path_factory.mktemp("source")
-    context = StageContext("float", folder, lambda: small_data, 0, "cpu", 0, SilentProgress(), folder / "cache")
+    context = StageContext("float", folder, lambda: small_data, Execution(), folder / "cache")
     write_manifest(train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context))
     return folder
 

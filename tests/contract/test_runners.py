@@ -18,7 +18,7 @@ from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.runners import RUNNERS, Runner, open_runner
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.onnx import run as run_onnx
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 Case = tuple[str, str, int | None]
 """An artifact (a stage of the small run, or one of `GRAPHS`), the runner that opens it, and its threads."""
@@ -57,7 +57,7 @@ def artifacts(
     found = dict(small_artifacts)
     for name, (source, settings) in GRAPHS.items():
         (folder / name).mkdir()
-        given = (name, folder / name, lambda: small_data, 0, "cpu", 0, SilentProgress(), folder / "cache")
+        given = (name, folder / name, lambda: small_data, Execution(), folder / "cache")
         context = StageContext(*given, has_data=True)
         found[name] = run_onnx(ONNXConfig(**settings, range_images=12), small_artifacts[source], context)
     return found

@@ -24,6 +24,7 @@ from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import STAGES
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
 # Torch-TensorRT compiles on a GPU alone: tests/stages/test_torch_tensorrt.py holds it to this contract over a stand-in.
@@ -101,7 +102,7 @@ def run_stage(
     with pytest.MonkeyPatch.context() as patch:
         # How fast the artifacts are is no part of this contract, and takes most of the time.
         patch.setattr(measure, "measure_latency", lambda runner, shape: Latency(1, 1.0, 1.0))
-        run_recipe(recipe, Settings(out, "cpu", 0, progress or SilentProgress()), source=given, data=data)
+        run_recipe(recipe, Settings(out, Execution(progress=progress or SilentProgress())), source=given, data=data)
     return read_artifact(out / "stages" / entry.name)
 
 
@@ -268,7 +269,7 @@ def test_stage_leaves_no_folder_when_it_is_interrupted(
 @pytest.mark.parametrize("kind", NEEDS_SOURCE)
 def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, small_data: Data, tmp_path: Path) -> None:
     entry = entry_of(small_recipe, kind)
-    context = StageContext(entry.name, tmp_path, lambda: small_data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache")
+    context = StageContext(entry.name, tmp_path, lambda: small_data, Execution(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match=rf"^[^\n]*{kind}[^\n]*source[^\n]*$"):
         STAGES[type(entry.config)](entry.config, None, context)
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +277,7 @@ def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, sma
 
 def test_distill_raises_when_it_has_no_teacher(small_recipe: Recipe, small_data: Data, tmp_path: Path) -> None:
     entry = entry_of(small_recipe, "distill")
-    context = StageContext(entry.name, tmp_path, lambda: small_data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache")
+    context = StageContext(entry.name, tmp_path, lambda: small_data, Execution(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match="teacher"):
         STAGES[DistillConfig](entry.config, None, context)
 

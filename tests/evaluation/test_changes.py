@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, open_data
 from convnext_deploy.evaluation.flips import ClassChange, Flip, compare_classes, find_flips, image_namer, write_flips
+from convnext_deploy.evaluation.gate import measure_drop
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.statistics import mcnemar_p_value
+from convnext_deploy.metrics.paired import mcnemar_p_value
 
 LABELS = (0, 0, 0, 2, 2, 2, 2)
 BEFORE = (0, 0, 1, 2, 2, 0, 1)
@@ -116,7 +117,7 @@ def test_find_flips_agrees_with_agreement_and_counts_for_random_predictions() ->
     labels, before, after = rng.integers(0, 4, (3, 300))
     new, baseline = score(after, labels), score(before, labels)
     flips = find_flips(new, baseline, lambda index: None)
-    assert len(flips) == round(300 * (1 - new.agreement(baseline)))
+    assert len(flips) == round(300 * (1 - measure_drop(new, baseline).agreement))
     counts = Counter(flip.change for flip in flips)
     assert counts["lost"] - counts["gained"] == baseline.correct - new.correct
     assert len({flip.index for flip in flips}) == len(flips)

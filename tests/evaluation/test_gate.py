@@ -10,9 +10,9 @@ import pytest
 
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import DataError, RecipeError
-from convnext_deploy.evaluation.gate import Drop, Verdict, judge, measure_drop
+from convnext_deploy.evaluation.gate import Verdict, judge, measure_drop
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.statistics import images_needed, mcnemar_p_value, paired_difference_interval
+from convnext_deploy.metrics.paired import Drop, images_needed, mcnemar_p_value, paired_difference_interval
 
 
 def score(predictions: list[int], labels: list[int]) -> Score:
@@ -33,7 +33,7 @@ def top1(correct: int, total: int = 1000) -> Score:
 
 
 def drop(pp: float, half_width: float = 1.0, lost: int = 0, gained: int = 0) -> Drop:
-    return Drop(pp, (pp - half_width, pp + half_width), 0.99, lost, gained, 1.0)
+    return Drop(900, lost, gained, 100, 0.99, pp, (pp - half_width, pp + half_width), 1.0)
 
 
 def test_measure_drop_is_positive_when_the_artifact_got_worse() -> None:
@@ -44,7 +44,8 @@ def test_measure_drop_is_positive_when_the_artifact_got_worse() -> None:
     low, high = paired_difference_interval(80, 10, 4, 6)
     assert found.interval_pp == pytest.approx((100 * low, 100 * high))
     assert found.interval_pp[0] < 6.0 < found.interval_pp[1]
-    assert (found.lost, found.gained, found.p_value) == (10, 4, mcnemar_p_value(10, 4))
+    assert (found.both, found.lost, found.gained, found.neither) == (80, 10, 4, 6)
+    assert found.p_value == mcnemar_p_value(10, 4)
 
 
 def test_measure_drop_is_negative_when_the_artifact_got_better() -> None:

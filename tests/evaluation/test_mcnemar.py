@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from convnext_deploy.metrics.statistics import LEAST_DISCORDANT, SIGNIFICANCE, holm_p_values, mcnemar_p_value
+from convnext_deploy.metrics.paired import LEAST_DISCORDANT, SIGNIFICANCE, holm_p_values, mcnemar_p_value
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 

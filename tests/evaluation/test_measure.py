@@ -16,13 +16,13 @@ from convnext_deploy.evaluation.measure import Measurement, measure_artifact, re
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.runners.torch import TorchRunner
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 
 @pytest.fixture(scope="module")
 def measured(small_artifacts: dict[str, Artifact], small_data: Data) -> Measurement:
     """The measurement of the small student."""
-    return measure_artifact(small_artifacts["student"], small_data, "cpu", 0, SilentProgress(), "student", 7)
+    return measure_artifact(small_artifacts["student"], small_data, Execution(), "student", 7)
 
 
 def test_measure_latency_orders_its_percentiles(small_artifacts: dict[str, Artifact]) -> None:
@@ -61,7 +61,7 @@ def test_measure_artifact_scores_every_validation_image(measured: Measurement, s
 def test_measure_artifact_does_not_depend_on_batch_size(
     measured: Measurement, small_artifacts: dict[str, Artifact], small_data: Data
 ) -> None:
-    again = measure_artifact(small_artifacts["student"], small_data, "cpu", 0, SilentProgress(), "student", 18)
+    again = measure_artifact(small_artifacts["student"], small_data, Execution(), "student", 18)
     assert again.score == measured.score
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 
 
 def test_ratio_is_the_median_over_rounds_and_not_that_of_the_medians() -> None:

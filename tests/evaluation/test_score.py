@@ -93,13 +93,6 @@ def test_score_runner_refuses_when_a_logit_is_not_finite(value: float) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_agreement_is_fraction_of_equal_first_guesses() -> None:
-    first = Score(1, 4, (0, 1, 2, 2), (0, 0, 0, 0))
-    second = Score(1, 4, (0, 1, 1, 1), (0, 0, 0, 0))
-    assert first.agreement(second) == second.agreement(first) == 0.5
-    assert first.agreement(first) == 1.0
-
-
 def test_score_runner_equals_network_on_the_validation_images(
     small_artifacts: dict[str, Artifact], small_data: Data
 ) -> None:

@@ -15,7 +15,7 @@ from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 # Two branches from one network: ptq -> qat, and minmax -> onnx.
 LIGHT_RECIPE = """
@@ -54,7 +54,7 @@ STAGES = ("model", "ptq", "qat", "minmax", "onnx")
 
 
 def settings_for(out: Path) -> Settings:
-    return Settings(out, "cpu", 0, SilentProgress())
+    return Settings(out, Execution())
 
 
 def change_stage(recipe: Recipe, name: str, **changes: Any) -> Recipe:

@@ -23,7 +23,7 @@ from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.cuda_driver import cuda_driver_error
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_engine_agrees_with_onnx_runtime(
     source = small_artifacts[f"onnx-{precision}"]
     config = TensorRTConfig(gpus=(gpu,), max_batch_size=4)
     recipe = Recipe("gpu", (StageEntry("engine", config, "source"),), source="given")
-    run_recipe(recipe, Settings(tmp_path, "cpu", 0, SilentProgress()), source=source)
+    run_recipe(recipe, Settings(tmp_path, Execution()), source=source)
     engine = read_artifact(tmp_path / "stages" / "engine")
     expected, found = (open_runner(artifact).logits(images) for artifact in (source, engine))
     # The GPU computes float products in TF32, with 10 bits of mantissa.

@@ -15,7 +15,7 @@ from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.cuda_driver import cuda_driver_error
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 
 @pytest.mark.gpu
@@ -30,7 +30,7 @@ def test_engine_of_standard_tensorrt_agrees_with_onnx_runtime(
     source = small_artifacts[f"onnx-{precision}"]
     config = TensorRTConfig("tensorrt", max_batch_size=4, timing_cache=str(tmp_path / "timing.cache"))
     recipe = Recipe("gpu", (StageEntry("engine", config, "source"),), source="given")
-    run_recipe(recipe, Settings(tmp_path, "cpu", 0, SilentProgress()), source=source)
+    run_recipe(recipe, Settings(tmp_path, Execution()), source=source)
     engine = read_artifact(tmp_path / "stages" / "engine")
     assert (tmp_path / "timing.cache").stat().st_size > 0
     census = engine.details["census"]["this GPU"]

@@ -24,7 +24,7 @@ from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.cuda_driver import cuda_driver_error
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.exporters.torch_tensorrt_stand_in import Script, install_stand_in
 from tests.weights import write_weights
 
@@ -90,7 +90,7 @@ def test_program_of_the_real_package_computes_the_network(tmp_path: Path, precis
     )
     config = TorchTensorRTConfig("fp16" if precision == "fp16" else "fp32", max_batch_size=MAX_BATCH)
     recipe = Recipe("gpu", (StageEntry("program", config, "source"),), source="given")
-    run_recipe(recipe, Settings(tmp_path, "cpu", 0, SilentProgress()), source=source)
+    run_recipe(recipe, Settings(tmp_path, Execution()), source=source)
     program = read_artifact(tmp_path / "stages" / "program")
     assert program.details["torch_tensorrt"] == release
     images = some_images(9)

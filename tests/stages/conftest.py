@@ -18,9 +18,10 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress, SilentProgress
+from convnext_deploy.training import teacher
 from convnext_deploy.training.checkpoint_store import TrainingStore
-from convnext_deploy.training.teacher import Teacher
 from tests.stages.test_distill import MODEL, QUICK, STUDENT, TEACHER, write
 
 FIT = dataclasses.replace(QUICK, epochs=3, batch_size=12, drop_path_rate=0.3, augmentation_seed=5)
@@ -63,10 +64,7 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
             "student",
             output,
             lambda: data,
-            seed,
-            "cpu",
-            0,
-            progress or SilentProgress(),
+            Execution(seed=seed, progress=progress or SilentProgress()),
             tmp_path / cache,
             teachers=tuple(weights[name] for name in teachers),
             weights=weights[start],
@@ -83,13 +81,13 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each call of a teacher has been given; nothing when no teacher was even loaded."""
     found: list[int] = []
-    open_teacher = distill.open_teacher
+    open_teacher = teacher.open_teacher
 
-    def open_and_count(*arguments: Any) -> Teacher:
+    def open_and_count(*arguments: Any) -> teacher.Teacher:
         found.append(0)
-        teacher = open_teacher(*arguments)
-        teacher.register_forward_hook(lambda _, inputs, __: found.append(len(inputs[0])))
-        return teacher
+        opened = open_teacher(*arguments)
+        opened.register_forward_hook(lambda _, inputs, __: found.append(len(inputs[0])))
+        return opened
 
     monkeypatch.setattr(distill, "open_teacher", open_and_count)
     return found

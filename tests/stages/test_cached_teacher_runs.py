@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convnext_deploy.config.training import FitConfig
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import OutputError
-from convnext_deploy.stages import distill
+from convnext_deploy.stages import distill, teachers
 from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.teacher_cache import TeacherCache
@@ -37,7 +37,7 @@ class KilledError(Exception):
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Steps, counted over all runs, after whose loss the process ends; the last part of a batch is where a step ends."""
     steps: list[int] = []
-    make, done = distill.distillation_objective, 0
+    make, done = teachers.distillation_objective, 0
 
     def create(*arguments: Any, **options: Any) -> Any:
         objective = make(*arguments, **options)

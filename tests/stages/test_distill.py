@@ -31,7 +31,7 @@ from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import distill, ptq, qat
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.losses import average_teachers, distillation_loss
 from tests.weights import PREPROCESS, noise_images, random_network, write_weights
 
@@ -52,9 +52,7 @@ def create_context(small_data: Data, tmp_path: Path) -> Callable[..., StageConte
     def create(name: str, **inputs: Any) -> StageContext:
         output = tmp_path / f"stage-{name}"
         output.mkdir()
-        return StageContext(
-            name, output, lambda: small_data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache", **inputs
-        )
+        return StageContext(name, output, lambda: small_data, Execution(), tmp_path / "cache", **inputs)
 
     return create
 
@@ -205,7 +203,7 @@ def test_recipe_keeps_the_teacher_from_distillation_to_qat(
 ) -> None:
     (tmp_path / "r.toml").write_text(RECIPE)
     recipe, teacher = load_recipe(tmp_path / "r.toml"), write(tmp_path, "teacher", TEACHER, 1)
-    run_recipe(recipe, Settings(tmp_path / "out", "cpu", 0, SilentProgress()), source=teacher, data=small_data)
+    run_recipe(recipe, Settings(tmp_path / "out", Execution()), source=teacher, data=small_data)
     lineage = read_artifact(tmp_path / "out" / "stages" / "qat").lineage
     assert [(record.name, sorted(record.inputs)) for record in lineage] == [
         ("student", ["teacher"]),

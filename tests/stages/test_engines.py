@@ -18,6 +18,7 @@ from convnext_deploy.errors import ArtifactError, BackendUnavailableError, Expor
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
 from convnext_deploy.stages import context, tensorrt
+from convnext_deploy.system.execution import Execution
 from tests.exporters.quantized_product import write_product
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.tensorrt_stand_in import RELEASES, Script, create_stand_in
@@ -46,7 +47,7 @@ def run(config: TensorRTConfig, source: Artifact, folder: Path, progress: Record
         raise AssertionError("building an engine needs no data")
 
     stage = context.StageContext(
-        "engine", folder, no_data, 0, "cpu", 0, progress or RecordingProgress(), folder / "cache"
+        "engine", folder, no_data, Execution(progress=progress or RecordingProgress()), folder / "cache"
     )
     write_manifest(tensorrt.run(config, source, stage))
     return read_artifact(folder)

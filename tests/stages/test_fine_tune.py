@@ -21,7 +21,7 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 from tests.weights import PREPROCESS, random_network, write_weights
 
@@ -79,7 +79,7 @@ def write_recipe(folder: Path, weights: Path, text: str = RECIPE) -> Path:
 
 
 def run_tuned(recipe: Recipe, out: Path, data: Data) -> RunResult:
-    return run_recipe(recipe, Settings(out, "cpu", 0, SilentProgress()), data=data, weights=open_weights(recipe))
+    return run_recipe(recipe, Settings(out, Execution()), data=data, weights=open_weights(recipe))
 
 
 def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
 OUTLIER = 2000.0  # times the others
@@ -41,7 +41,7 @@ def digits() -> Data:
 
 def context_in(folder: Path, data: Data) -> StageContext:
     folder.mkdir(exist_ok=True)
-    return StageContext(folder.name, folder, lambda: data, 0, "cpu", 0, SilentProgress(), folder.parent / "cache")
+    return StageContext(folder.name, folder, lambda: data, Execution(), folder.parent / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from convnext_deploy.runners import open_runner
 from convnext_deploy.stages import onnx as stage
 from convnext_deploy.stages import ptq
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.execution import Execution
 from tests.exporters.recorded_progress import RecordingProgress
 
 
@@ -44,7 +45,7 @@ def export(
 
     cache = folder.parent / "cache"
     context = StageContext(
-        "onnx", folder, open_data, 0, "cpu", 0, lines or RecordingProgress(), cache, has_data=data is not None
+        "onnx", folder, open_data, Execution(progress=lines or RecordingProgress()), cache, has_data=data is not None
     )
     return stage.run(ONNXConfig(**settings), source, context)
 
@@ -119,7 +120,9 @@ def test_quantized_artifact_has_the_form_of_its_own_target(
 ) -> None:
     folder = tmp_path / "ptq"
     folder.mkdir()
-    context = StageContext("ptq", folder, lambda: small_data, 0, "cpu", 0, RecordingProgress(), tmp_path / "cache")
+    context = StageContext(
+        "ptq", folder, lambda: small_data, Execution(progress=RecordingProgress()), tmp_path / "cache"
+    )
     config = PTQConfig(target=target, calibration_method="minmax", calibration_images=12, bias_correction=False)
     source = ptq.run(config, small_artifacts["student"], context)
     artifact = export(source, tmp_path / "onnx", None, runtime="tensorrt")

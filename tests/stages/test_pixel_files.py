@@ -17,7 +17,7 @@ from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.stages import context, train
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.conftest import CLASSES
 from tests.data.test_loaders import noise_images
 
@@ -47,12 +47,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "student",
             tmp_path / "stage",
             lambda: data,
-            0,
-            "cpu",
-            0,
-            SilentProgress(),
+            Execution(cache_dir=tmp_path / "cache" if keep_pixels else None),
             tmp_path / "cache",
-            keep_pixels=keep_pixels,
         )
         train.run(TrainConfig(ModelConfig("test_convnext", 64, in_channels=in_channels), FIT), None, settings)
         return {path.name for path in (tmp_path / "cache").glob("pixels/*")}

@@ -30,6 +30,7 @@ from convnext_deploy.stages import ptq_steps as post_training
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.ptq_steps import Images, choose_images, open_folded, quantize_network
 from convnext_deploy.stages.selection import Judge
+from convnext_deploy.system.execution import Execution
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.weights import write_weights
 
@@ -85,7 +86,9 @@ def place(tmp_path: Path, lines: RecordingProgress) -> Place:
     def create(data: Data | None = None, seed: int = 0) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext("ptq", folder, lambda: data or data_of(), seed, "cpu", 0, lines, tmp_path / "cache")
+        return StageContext(
+            "ptq", folder, lambda: data or data_of(), Execution(seed=seed, progress=lines), tmp_path / "cache"
+        )
 
     return create
 

@@ -24,7 +24,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.stages import ptq, quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import call
 from tests.weights import random_network
 
@@ -45,7 +45,7 @@ def place(tmp_path: Path, small_data: Data) -> Place:
     def create(data: Data = small_data) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext("stage", folder, lambda: data, 0, "cpu", 0, SilentProgress(), tmp_path / "cache")
+        return StageContext("stage", folder, lambda: data, Execution(), tmp_path / "cache")
 
     return create
 
@@ -57,7 +57,7 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def learn(data: Data, folder: Path, channels: int = 3) -> Artifact:
-    context = StageContext("float", folder, lambda: data, 0, "cpu", 0, SilentProgress(), folder / "cache")
+    context = StageContext("float", folder, lambda: data, Execution(), folder / "cache")
     config = TrainConfig(ModelConfig("test_convnext2", 32, in_channels=channels), FIT)
     artifact = train.run(config, None, context)
     write_manifest(artifact)

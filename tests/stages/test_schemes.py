@@ -27,7 +27,7 @@ from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages import qat as qat_stage
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 
 OVERRIDES = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -45,7 +45,7 @@ def context(folder: Path, data: Data | None = None) -> StageContext:
         assert data is not None
         return data
 
-    return StageContext("stage", folder, open_data, 0, "cpu", 0, SilentProgress(), folder.parent / "cache")
+    return StageContext("stage", folder, open_data, Execution(), folder.parent / "cache")
 
 
 def quantize(source: Artifact, scheme: QuantizationScheme, folder: Path) -> tuple[ConvNeXt, Artifact]:

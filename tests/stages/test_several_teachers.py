@@ -14,7 +14,7 @@ from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from tests.weights import PREPROCESS, write_weights
 
 SEVERAL = """
@@ -46,7 +46,7 @@ def test_recipe_distills_from_several_teachers(small_data: Data, short_timing: N
         ),
     )
     assert recipe.stages[1].inputs == {"teacher": "source", "teacher2": "second"}
-    run_recipe(recipe, Settings(tmp_path / "out", "cpu", 0, SilentProgress()), source=teacher, data=small_data)
+    run_recipe(recipe, Settings(tmp_path / "out", Execution()), source=teacher, data=small_data)
     second = read_artifact(tmp_path / "out" / "stages" / "second")
     record = read_artifact(tmp_path / "out" / "stages" / "student").lineage[-1]
     assert record.inputs == {"teacher": teacher.sha256, "teacher2": second.sha256}

@@ -25,6 +25,7 @@ from convnext_deploy.models.variants import build_model
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages import distill, train
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import SilentProgress
 from tests.weights import PREPROCESS, random_network, write_weights
 
@@ -83,10 +84,7 @@ def begin(tmp_path: Path, small_data: Data, monkeypatch: pytest.MonkeyPatch) -> 
             "stage",
             output,
             lambda: small_data,
-            SEED,
-            "cpu",
-            0,
-            progress,
+            Execution(seed=SEED, progress=progress),
             tmp_path / "cache",
             teachers=() if teacher is None else (teacher,),
             weights=weights,

@@ -23,7 +23,7 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.losses import distillation_loss
 from tests.weights import PREPROCESS, write_weights
 
@@ -67,10 +67,7 @@ def seen(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
             "student",
             output,
             lambda: small_data,
-            0,
-            "cpu",
-            0,
-            SilentProgress(),
+            Execution(),
             tmp_path,
             teachers=(teacher,),
             weights=student,

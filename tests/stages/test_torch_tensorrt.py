@@ -22,6 +22,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import SilentProgress
 from tests.conftest import CLASSES
 from tests.exporters.recorded_progress import RecordingProgress
@@ -56,7 +57,7 @@ def run(
     progress: SilentProgress | None = None,
 ) -> RunResult:
     recipe = Recipe("given", (StageEntry("program", config, "source"),), source="given")
-    return run_recipe(recipe, Settings(out, "cpu", 0, progress or SilentProgress()), source=source, data=data)
+    return run_recipe(recipe, Settings(out, Execution(progress=progress or SilentProgress())), source=source, data=data)
 
 
 def folders(out: Path) -> list[str]:

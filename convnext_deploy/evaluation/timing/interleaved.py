@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
 from convnext_deploy.evaluation.timing.worker_process import Job, run_job
-from convnext_deploy.metrics.statistics import median_ratio
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 ROUNDS = 7
@@ -56,7 +56,7 @@ class ProcessTimes:
 class Ratio:
     """The time of a call, as a multiple of that of another candidate: median over rounds, and its 95 % interval.
 
-    Below 1 it is faster, and clearly so if `high` is below 1. For the interval see `statistics.median_ratio`.
+    Below 1 it is faster, and clearly so if `high` is below 1. For the interval see `ratios.median_ratio`.
     """
 
     to: str

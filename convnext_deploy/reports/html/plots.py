@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from convnext_deploy.evaluation.flips import ClassChange
-from convnext_deploy.metrics.statistics import SIGNIFICANCE
+from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
 from convnext_deploy.reports.record import Layer
 

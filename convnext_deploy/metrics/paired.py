@@ -1,15 +1,56 @@
-"""How sure a difference is: of two accuracies measured on the same images, of two times measured in the same rounds."""
+"""Two classifiers on the same images: the drop of top-1 with its interval, McNemar's test, how many images tell a drop."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 SIGNIFICANCE = 0.05
 # 0.05 cannot be reached with fewer images that only one of two classifies correctly: 2 / 2^5 = 0.0625, 2 / 2^6 = 0.031
 LEAST_DISCORDANT = 6
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _Z80 = 0.8416212335729143  # 80 % quantile
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What one classifier lost against another one on the same images. Positive: it got worse. Counts of images.
+
+    `top1_drop_pp` in percentage points of top-1, `interval_pp` its 95 % interval (`paired_difference_interval`). Right are `both`
+    of them, the other one only (`lost`), this one only (`gained`), or `neither`; `agreement` is the fraction of equal first
+    guesses, right or wrong, and `p_value` that of the exact McNemar test.
+    """
+
+    both: int
+    lost: int
+    gained: int
+    neither: int
+    agreement: float
+    top1_drop_pp: float
+    interval_pp: tuple[float, float]
+    p_value: float
+
+
+def compare_predictions(labels: NDArray[np.int64], before: NDArray[np.int64], now: NDArray[np.int64]) -> Drop:
+    """Compare the first guesses `(N,)` of two classifiers, `before` and `now`, for the same N >= 1 images, with their labels."""
+    right_before, right = before == labels, now == labels
+    both, neither = int((right_before & right).sum()), int((~right_before & ~right).sum())
+    lost, gained = int((right_before & ~right).sum()), int((~right_before & right).sum())
+    low, high = paired_difference_interval(both, lost, gained, neither)
+    return Drop(
+        both,
+        lost,
+        gained,
+        neither,
+        agreement=float(np.mean(before == now)),
+        top1_drop_pp=100.0 * (lost - gained) / len(labels),
+        interval_pp=(100.0 * low, 100.0 * high),
+        p_value=mcnemar_p_value(lost, gained),
+    )
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -95,7 +136,7 @@ def images_needed(drop: float, discordance: float) -> int:
     With so many, McNemar's test at the 5 % level sees a true drop of this size with probability 0.8, and where nothing was
     lost the upper end of the 95 % interval lies below it with the same probability, both in the normal approximation. In
     simulations of the exact test and of the interval above it is 0.75 to 0.80, and 0.64 for the interval where the discordance
-    is no more than the drop (`tests/validation/test_images_needed.py`).
+    is no more than the drop (`tests/evaluation/test_images_needed.py`).
 
     Args:
         drop: of top-1, a fraction in (0, 1].
@@ -107,27 +148,3 @@ def images_needed(drop: float, discordance: float) -> int:
     discordance = max(discordance, drop)
     root = _Z95 * math.sqrt(discordance) + _Z80 * math.sqrt(discordance - drop**2)
     return math.ceil((root / drop) ** 2)
-
-
-def median_ratio(theirs: Iterable[float], ours: Iterable[float]) -> tuple[float, float, float]:
-    """Return the median of `theirs / ours` over rounds, and the lower and upper end of its 95 % interval.
-
-    Both are times of the same rounds, so that a machine that slows down for a while slows both. The ends are two of the ratios,
-    equally far from the smallest and the largest one, and hold whatever the distribution of the times is. Fewer than six rounds
-    do not reach 95 %: the interval is then from the smallest ratio to the largest, with `1 - 2^(1 - rounds)`.
-
-    Raises: ValueError: if there is no round, or one has more rounds than the other.
-    Source: the sign test inverted; David, Nagaraja 2003, "Order Statistics", section 7.1.
-    """
-    ratios = sorted(their / our for their, our in zip(theirs, ours, strict=True))
-    if not ratios:
-        raise ValueError("there is no round to compare")
-    count, outside = len(ratios), 0
-    ways = beyond = 1  # of `count` tosses of a coin, with `outside` heads and with at most so many
-    while True:
-        ways = ways * (count - outside) // (outside + 1)
-        if 40 * (beyond + ways) > 1 << count:  # 2 * (beyond + ways) / 2^count > 0.05, in whole numbers
-            break
-        beyond, outside = beyond + ways, outside + 1
-    median = (ratios[(count - 1) // 2] + ratios[count // 2]) / 2
-    return median, ratios[outside], ratios[count - 1 - outside]

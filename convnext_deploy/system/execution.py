@@ -1,0 +1,62 @@
+"""How work is done on this machine, as one record that is made once and handed on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.system.cuda_driver import cuda_driver_error
+from convnext_deploy.system.distributed import launched, usable_cores
+from convnext_deploy.system.progress import Progress, SilentProgress
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How work is done, never what is done.
+
+    Attributes:
+        device: where PyTorch runs, `cpu` or `cuda`.
+        workers: processes that decode images; 0: this one does.
+        seed: of weights, crops and the choice of calibration images, >= 0.
+        progress: where to report.
+        cache_dir: keeps decoded small images and teachers' predictions for other runs too; None: the former stay in memory, the
+            latter in the run's own folder.
+    """
+
+    device: str = "cpu"
+    workers: int = 0
+    seed: int = 0
+    progress: Progress = field(default_factory=SilentProgress)
+    cache_dir: Path | None = None
+
+
+def resolve_device(device: Device) -> str:
+    """Return `cpu` or `cuda`, which is then this process's own GPU.
+
+    Raises: BackendUnavailableError: if a GPU was asked for and there is none, or more processes than GPUs.
+    """
+    missing = cuda_driver_error()
+    if device == "cuda" and missing:
+        raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
+    found = ("cpu" if missing else "cuda") if device == "auto" else device
+    if found == "cuda" and launched().size > 1:
+        import torch
+
+        own, count = launched().local_rank, torch.cuda.device_count()
+        if own >= count:
+            raise BackendUnavailableError(
+                f"process {own + 1} of this machine has no GPU, there are {count}; start torchrun with --nproc-per-node {count}."
+            )
+        torch.cuda.set_device(own)
+    return found
+
+
+def decoding_processes() -> int:
+    """Return how many processes decode images on this machine where nobody said it: one per core, at most 8."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
+    return min(8, max(1, usable_cores() // here))
