@@ -26,6 +26,7 @@ from quantization_measures import compare_logits, onnx_logits
 from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stages import ONNXConfig, PTQConfig, QATConfig, QuantizeConfig, StageConfig
@@ -110,7 +111,8 @@ def measure(path: Path, data: Data, arguments: argparse.Namespace) -> dict[str, 
             artifacts[name], seconds = execute(stage, artifacts, data, work)
             onnx, _ = execute(StageEntry(f"{stage.name}-onnx", ONNXConfig(), name), artifacts, data, work)
             found = compare_logits(logits_of(onnx, data, work), reference, labels)
-            label = f"ladder ({artifacts[name].details['chosen']})" if name == "ladder" else name
+            selection = artifacts[name].details_as(TorchDetails).selection
+            label = name if selection is None else f"{name} ({selection.chosen})"
             rows.append({"target": target, "method": label, "seconds": seconds, **found})
             print(f"{target}: {label}: {json.dumps(found)}", file=sys.stderr)
     return {

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from convnext_deploy.artifacts.details import (
     DETAILS,
@@ -18,6 +18,8 @@ from convnext_deploy.artifacts.details import (
     Fraction,
     ONNXDetails,
     SchemeDetails,
+    TorchDetails,
+    TorchTensorRTDetails,
 )
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess
 from convnext_deploy.config.records import Between, Matching, read_record
@@ -27,6 +29,7 @@ from convnext_deploy.system.files import write_text
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
+Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensorRTDetails)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ class Artifact:
     def io(self) -> GraphIO:
         """What it takes and gives: for PyTorch normalized images and logits."""
         return self.details.io if isinstance(self.details, ONNXDetails | EngineDetails) else GraphIO()
+
+    def details_as(self, record: type[Record]) -> Record:
+        """Return the details of an artifact that is in their format. Raises: ArtifactError: if it is in another."""
+        if not isinstance(self.details, record):
+            expected = next(name for name, known in DETAILS.items() if known is record)
+            raise ArtifactError(f"{self.path} is in the format {self.format}; expected {expected}.")
+        return self.details
 
     @property
     def main_file(self) -> Path:

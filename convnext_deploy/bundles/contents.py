@@ -185,8 +185,7 @@ def _tensor(path: Path, value: onnx.ValueInfoProto, types: Sequence[str]) -> Ten
 
 
 def _describe_engines(path: Path, artifact: Artifact, models: Sequence[Model], taken: Sequence[str]) -> list[Engine]:
-    details = artifact.details
-    assert isinstance(details, EngineDetails)  # of this format
+    details = artifact.details_as(EngineDetails)
     if details.stripped:
         raise ArtifactError(f"{path} was stripped of its weights and cannot run as it is; build it with them.")
     source = artifact.lineage[-1].inputs.get("source") if artifact.lineage else None

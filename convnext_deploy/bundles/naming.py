@@ -35,8 +35,7 @@ def model_names(bundle: str, artifacts: Sequence[Artifact]) -> list[str]:
 
 
 def _features(artifact: Artifact) -> list[str | None]:
-    details = artifact.details
-    assert isinstance(details, ONNXDetails)  # a bundle's models are ONNX files
+    details = artifact.details_as(ONNXDetails)
     io = details.io
     return [
         details.target,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.recipe import BASELINE, SOURCE, StageEntry
+from convnext_deploy.config.records import read_record
 from convnext_deploy.config.stages import ONNXConfig, TensorRTConfig
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
@@ -83,8 +84,7 @@ def _obstacle(artifact: Artifact) -> str | None:
         return cuda_driver_error() or "this graph is for engines, and they are measured; build some of it"
     if missing := cuda_driver_error():
         return missing
-    details = artifact.details
-    assert isinstance(details, EngineDetails)  # what is not an ONNX graph
+    details = artifact.details_as(EngineDetails)
     if details.gpus and (here := gpu_name()) not in details.gpus:
         return f"built for {', '.join(details.gpus)}, and this GPU is {here}"
     return "it has no weights until they are put back" if details.stripped else None
@@ -104,12 +104,9 @@ def _settings(lineage: tuple[StageRecord, ...], config: type[Config]) -> Config 
     record = next((record for record in reversed(lineage) if record.kind == config.kind), None)
     if record is None:
         return None
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record.config.items()
-    }
     try:
-        return config(**given)
-    except TypeError:
+        return read_record(config, record.config, record.name)
+    except ValueError:
         return None
 
 

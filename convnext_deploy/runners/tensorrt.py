@@ -36,8 +36,7 @@ class TensorRTRunner:
     device = "cuda"
 
     def __init__(self, artifact: Artifact, *, profiled: bool = False) -> None:
-        details = artifact.details
-        assert isinstance(details, EngineDetails)  # of this format
+        details = artifact.details_as(EngineDetails)
         flavor, gpus = details.flavor, details.gpus
         built = f"built for {', '.join(gpus)}" if gpus else "built"
         if missing := cuda_driver_error():

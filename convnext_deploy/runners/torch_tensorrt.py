@@ -21,8 +21,8 @@ class TorchTensorRTRunner:
     device = "cuda"
 
     def __init__(self, artifact: Artifact) -> None:
-        assert isinstance(artifact.details, TorchTensorRTDetails)  # of this format
-        built_for, self._most = artifact.details.gpu, artifact.details.max_batch_size
+        details = artifact.details_as(TorchTensorRTDetails)
+        built_for, self._most = details.gpu, details.max_batch_size
         missing = gpu_error()
         if missing is None and (here := gpu_name()) != built_for:
             missing = f"this GPU is {here}"

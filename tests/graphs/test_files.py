@@ -15,6 +15,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_plan import EngineRecord, inspect_plan, read_header
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord
+from tests.details import engine_details
 from tests.graphs.others_graphs import conv
 
 
@@ -107,13 +108,13 @@ def test_engine_of_tensorrt_rtx_is_told_from_its_plan_and_manifest(small_artifac
     assert found == inspect(artifact.main_file)
     assert (found.flavor, found.size_bytes) == ("tensorrt-rtx", artifact.files[0].size_bytes)
     assert found.version is not None
-    assert artifact.details["tensorrt"].startswith(found.version)
+    assert engine_details(artifact).tensorrt.startswith(found.version)
     graph = inspect(small_artifacts["onnx-int8"].path)
     assert isinstance(graph, ONNXRecord)
     products = sum(sum(graph.operators.get(name, {}).values()) for name in ("Conv", "MatMul", "Gemm"))
     assert found.products["INT8"] == len(graph.quantized)
     assert len(found.float_products) == products - len(graph.quantized)
-    assert found.manifest["gpus"] == artifact.details["gpus"]
+    assert found.manifest["gpus"] == engine_details(artifact).gpus
     assert json.loads(found.to_json())["format"] == "tensorrt"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.details import EngineDetails, ONNXDetails, Profile
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.config.stages import ONNXConfig, StageConfig, TensorRTConfig
 from convnext_deploy.pipeline import float_reference as rivals
@@ -20,14 +20,15 @@ def record(config: StageConfig) -> StageRecord:
 
 
 def int8_graph(artifact: Artifact, target: str, config: ONNXConfig = ONNXConfig()) -> Artifact:  # noqa: B008  (frozen)
-    return dataclasses.replace(
-        artifact, format="onnx", precision="int8", details={"target": target}, lineage=(record(config),)
-    )
+    return dataclasses.replace(artifact, precision="int8", details=ONNXDetails(target), lineage=(record(config),))
 
 
-def int8_engine(artifact: Artifact, config: TensorRTConfig, details: Mapping[str, Any]) -> Artifact:
+def int8_engine(artifact: Artifact, config: TensorRTConfig, **changes: Any) -> Artifact:
     lineage = (record(ONNXConfig(input_type="uint8", license="MIT")), record(config))
-    return dataclasses.replace(artifact, format="tensorrt", precision="int8-fp16", details=details, lineage=lineage)
+    details = EngineDetails(
+        **{"flavor": config.flavor, "tensorrt": "10.3", "gpus": (), "batch": Profile(1, 1, 8), **changes}
+    )
+    return dataclasses.replace(artifact, precision="int8-fp16", details=details, lineage=lineage)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_graph_for_tensorrt_is_never_judged_by_a_cpu(student: Artifact, monkeypa
 
 
 def test_engine_is_not_measured_without_its_gpu(student: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = int8_engine(student, TensorRTConfig(), {"flavor": "tensorrt-rtx", "gpus": ["SM86", "SM89"]})
+    engine = int8_engine(student, TensorRTConfig(), gpus=("SM86", "SM89"))
     monkeypatch.setattr(rivals, "cuda_driver_error", lambda: "no GPU")
     assert find_rival(engine, "student", (), ()) == "no GPU"
     monkeypatch.setattr(rivals, "cuda_driver_error", lambda: None)
@@ -101,7 +102,7 @@ def test_engine_is_not_measured_without_its_gpu(student: Artifact, monkeypatch: 
 @pytest.mark.usefixtures("with_gpu")
 def test_engine_is_compared_with_one_in_fp16_of_the_same_settings(student: Artifact) -> None:
     config = TensorRTConfig(gpus=("sm86",), optimal_batch_size=4, workspace_mib=99)
-    found = find_rival(int8_engine(student, config, {"gpus": ["SM86"]}), "student", (), ())
+    found = find_rival(int8_engine(student, config, gpus=("SM86",)), "student", (), ())
     assert isinstance(found, Rival)
     graph, engine = found.stages
     expected = ONNXConfig("fp16", "tensorrt-rtx", input_type="uint8", license="MIT")
