@@ -94,7 +94,7 @@ VARIATIONS: dict[str, tuple[Variation, ...]] = {
         Variation("all", "openvino"),
         Variation("linear layers as matrix products", "openvino", form=_without_convolutions),
         Variation("LayerNorm of four dimensions", "openvino", form=_without_norms),
-        Variation("a zero point instead of a moved input", "openvino", sites=_ZERO_POINT),
+        Variation("a zero point instead of a shifted input", "openvino", sites=_ZERO_POINT),
         Variation("a graph for any batch", "openvino", dynamic=True),
         Variation("depthwise convolutions in INT8 too", "openvino", sites={"stages.*.dwconv": "int8-output"}),
         Variation("the file for TensorRT", "tensorrt", form=_keep),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import latency_table
+from mutants_list import MUTANTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -31,7 +32,7 @@ _PEERS = {
     "modelopt-max": "Model Optimizer, max",
     "modelopt-entropy": "Model Optimizer, entropy",
 }
-_OURS = {"-one-pass": "all that needs no training", "-min-max": "first rung"}
+_OURS = {"-one-pass": "all that needs no training", "-min-max": "first step"}
 _LOADED = {
     "convnext_base.safetensors": "base from safetensors",
     "convnext_base.pth": "base from `torch.save`",
@@ -238,6 +239,18 @@ def _startup(results: Path) -> str:
     return as_table(["`python benchmarks/startup.py`", "seconds", "at most"], lines).replace("|  |", "| |")
 
 
+def _mutants(results: Path) -> str:
+    found = _read(results, "mutants")
+    trees = {
+        label: f"{label} ({tree['commit']})" if tree["commit"] != label else label for label, tree in found.items()
+    }
+    lines = [
+        [mutant.error, *(tree["mutants"].get(mutant.name, {}).get("status", "–") for tree in found.values())]
+        for mutant in MUTANTS
+    ]
+    return as_table(["error put into the package: `python benchmarks/mutants.py`", *trees.values()], lines)
+
+
 def _run(name: str) -> Callable[[Path], str]:
     def stages(results: Path) -> str:
         text = (results / f"{name}.md").read_text(encoding="utf-8")
@@ -275,6 +288,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "training": _training,
     "teacher_cache": _teacher_cache,
     "kills": _kills,
+    "mutants": _mutants,
     "distillation": _distillation,
     "quantization": _quantization,
     "quantization_peers": _quantization_peers,

@@ -15,8 +15,8 @@ from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.compute_nodes import find_products
-from convnext_deploy.graphs.lint.rules import find_traps
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
+from convnext_deploy.graphs.lint.rules import apply_rules
 from convnext_deploy.graphs.onnx_io import tensor_shape
 from convnext_deploy.graphs.onnx_view import open_view
 
@@ -172,7 +172,9 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
         raise ArtifactError(
             f"{path} gives {found}; expected scores (batch, classes) first, and nothing that is not (batch, k)."
         )
-    obstacle = next((trap.cost for trap in find_traps(find_products(view)) if trap.severity == "error"), None)
+    obstacle = next(
+        (finding.cost for finding in apply_rules(find_compute_nodes(view)) if finding.severity == "error"), None
+    )
     return Model(name, artifact, inputs[0], outputs, obstacle)
 
 

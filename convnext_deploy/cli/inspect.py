@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _FILE_WIDTH = 160  # where the output is no terminal
 _LARGEST_LAYERS = 20
-_NAMES = 4  # of a trap's places
+_NAMES = 4  # of a finding's places
 _NONE = "–"
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -28,7 +28,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @click.argument("file", type=click.Path(path_type=Path))
 @common_options()
 def command(file: Path, as_json: bool) -> None:
-    """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, known traps."""
+    """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
     from convnext_deploy.api.inspect import inspect
     from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord
 
@@ -65,7 +65,7 @@ def _print_onnx(found: ONNXRecord, console: Console) -> None:
         console,
     )
     if found.quantized:
-        console.print(f"\nQuantized products: {len(found.quantized)}\n")
+        console.print(f"\nQuantized MatMul and Conv nodes: {len(found.quantized)}\n")
         _print_table(
             ("layer", "operator", "runs in", "input", "weight", "output"),
             (
@@ -91,20 +91,20 @@ def _print_onnx(found: ONNXRecord, console: Console) -> None:
         console,
         texts=2,
     )
-    _print_traps(found, console)
+    _print_findings(found, console)
 
 
-def _print_traps(found: ONNXRecord, console: Console) -> None:
+def _print_findings(found: ONNXRecord, console: Console) -> None:
     from convnext_deploy.graphs.lint.rule import SEVERITIES
 
-    counts = {kind: sum(trap.severity == kind for trap in found.traps) for kind in SEVERITIES}
+    counts = {kind: sum(finding.severity == kind for finding in found.findings) for kind in SEVERITIES}
     listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
-    console.print(f"\nTraps on the way to TensorRT: {listed or 'none found'}", style="bold")
-    for trap in found.traps:
-        more = len(trap.places) - _NAMES
-        names = ", ".join(trap.places[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-        console.print(f"\n{trap.severity}: {trap.name} ({len(trap.places):,}): {names}", style=_STYLES[trap.severity])
-        console.print(f"  Cost: {trap.cost}.\n  Cure: {trap.cure}.", soft_wrap=True)
+    console.print(f"\nRules for TensorRT: {listed or 'all kept'}", style="bold")
+    for rule in found.findings:
+        more = len(rule.places) - _NAMES
+        names = ", ".join(rule.places[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+        console.print(f"\n{rule.severity}: {rule.name} ({len(rule.places):,}): {names}", style=_STYLES[rule.severity])
+        console.print(f"  Cost: {rule.cost}.\n  Fix: {rule.fix}.", soft_wrap=True)
 
 
 def _print_engine(found: EngineRecord, console: Console) -> None:

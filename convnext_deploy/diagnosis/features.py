@@ -46,13 +46,13 @@ class Situation:
         lacking = [package for package in packages if not self.packages[package].works]
         if not lacking:
             return Feature(name, True, detail, core)
-        return Feature(name, False, "; ".join(self._cure(package) for package in lacking), core)
+        return Feature(name, False, "; ".join(self._fix(package) for package in lacking), core)
 
     def needs_gpu(self, name: str, package: str) -> Feature:
         """Return a feature that works where there is a GPU that TensorRT knows, and this package."""
         gpus = self.machine.gpus
         if not gpus:
-            there = "" if self.packages[package].works else f"; there {self.packages[package].cure}"
+            there = "" if self.packages[package].works else f"; there {self.packages[package].fix}"
             return Feature(
                 name, False, f"{self.machine.gpu_error or 'no GPU'}: run it on the device that has one{there}"
             )
@@ -62,9 +62,9 @@ class Situation:
             return Feature(name, False, "not for a Jetson Orin: use the TensorRT of JetPack")
         return self.needs(name, (package,), f"on {gpus[0].name}")
 
-    def _cure(self, package: str) -> str:
+    def _fix(self, package: str) -> str:
         found = self.packages[package]
-        return f"{package} cannot be used, see above" if found.error is not None else found.cure
+        return f"{package} cannot be used, see above" if found.error is not None else found.fix
 
 
 def list_features(

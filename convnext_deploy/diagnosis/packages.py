@@ -41,7 +41,9 @@ LISTED = (
     Listed("rich", "rich.console", ("rich",)),
     Listed("plotly", "plotly", ("plotly",)),
     Listed("jinja2", "jinja2", ("jinja2",)),
+    Listed("packaging", "packaging", ("packaging",)),
     Listed("onnx", "onnx", ("onnx",)),
+    Listed("onnx-ir", None, ("onnx-ir",)),
     Listed("onnxscript", None, ("onnxscript",)),
     Listed(
         "onnxruntime",
@@ -78,7 +80,7 @@ class Package:
         return self.installed and self.error is None
 
     @property
-    def cure(self) -> str:
+    def fix(self) -> str:
         """What installs it, or mends it."""
         if self.name in _FLAVORS:
             return INSTALL[_FLAVORS[self.name]]
@@ -128,17 +130,15 @@ def find_problems(packages: Mapping[str, Package], probes: Mapping[str, Probe], 
     """Yield, in a line each, what is broken or does not fit together, and what to do."""
     for package in packages.values():
         if package.error is not None:
-            yield f"{package.name} cannot be used ({package.error}): {package.cure}"
+            yield f"{package.name} cannot be used ({package.error}): {package.fix}"
         elif not package.installed and package.extra is None and package.name != "tensorrt_rtx":
-            yield f"{package.name} is not installed: {package.cure}"
+            yield f"{package.name} is not installed: {package.fix}"
     if installed_version(OWN) is None:
         yield f"{OWN} itself is not installed, only its files are here: pip install -e . in the folder of its pyproject.toml"
     names = [OWN, *(name for package in packages.values() for name in package.distributions)]
     for who, needed, found in find_misfits(names, OWN):
-        yield (
-            f"{who} needs {needed.name} {needed.versions}, and {found} is installed: "
-            f"pip install '{needed.name}{needed.versions}'"
-        )
+        what = f"{needed.name}{needed.specifier}"
+        yield f"{who} needs {needed.name} {needed.specifier}, and {found} is installed: pip install '{what}'"
     runtimes = [name for name in packages["onnxruntime"].distributions if installed_version(name) is not None]
     if len(runtimes) > 1:
         yield (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = Path(__file__).with_name("importing.py")
+_PROGRAM = Path(__file__).with_name("import_probe.py")
 
 
 @dataclass(frozen=True)

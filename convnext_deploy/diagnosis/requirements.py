@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*\(?([^;()]*)\)?\s*(?:;(.*))?$")
-_EXTRA = re.compile(r"\s*extra\s*==\s*\S+\s*")
-_CLAUSE = re.compile(r"\s*(===|==|~=|!=|<=|>=|<|>)\s*v?([0-9][^\s,]*)\s*$")
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """A package, by its normalized name, and the versions of it that are allowed, such as `>=2.14,<2.15`."""
-
-    name: str
-    versions: str
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 
 def installed_version(distribution: str) -> str | None:
@@ -29,63 +18,26 @@ def installed_version(distribution: str) -> str | None:
     return version
 
 
-def requirements_of(distribution: str, *, extras: bool = False) -> tuple[Requirement, ...]:
-    """Return what a distribution needs in any case, with `extras` also what these need; not what depends on the platform."""
-    try:
-        lines = importlib.metadata.requires(distribution) or []
-    except Exception:  # see `installed_version`
-        return ()
-    found = (_REQUIREMENT.match(line) for line in lines)
-    return tuple(
-        Requirement(normalize(m[1]), m[2].strip())
-        for m in found
-        if m is not None and (m[3] is None or (extras and _EXTRA.fullmatch(m[3])))
-    )
+def requirements_of(distribution: str, *, extras: bool = False) -> list[Requirement]:
+    """Return what a distribution needs on this machine, with `extras` also what any of its extras needs.
 
-
-def normalize(name: str) -> str:
-    """Return the one way to write the name of a distribution."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def allows(versions: str, installed: str) -> bool:
-    """Whether a version is among those allowed. What cannot be read is allowed: pip has the last word, not this check.
-
-    Args:
-        versions: clauses such as `>=2.14,<2.15`, `==2.14.*`, `~=2.1`.
-        installed: such as `2.14.1+cu130`; the part behind `+` counts only where the clause has one.
+    What cannot be read is left out: pip has the last word, not this check.
     """
-    return all(_holds(clause, installed) for clause in versions.split(",") if clause.strip())
-
-
-def _holds(clause: str, installed: str) -> bool:
-    match = _CLAUSE.match(clause)
-    if match is None:
-        return True
-    operator, asked = match.groups()
-    has = installed if "+" in asked else installed.partition("+")[0]
-    if asked.endswith(".*"):
-        begins = _numbers(has)[: len(_numbers(asked[:-2]))] == _numbers(asked[:-2])
-        return begins if operator == "==" else not begins if operator == "!=" else True
-    if operator == "===":
-        return has == asked
-    have, want = _padded(_numbers(has), _numbers(asked))
-    if operator == "~=":
-        return have >= want and have[: len(_numbers(asked)) - 1] == _numbers(asked)[:-1]
-    order = (have > want) - (have < want)
-    holds = {"==": order == 0, "!=": order != 0, "<=": order <= 0, ">=": order >= 0, "<": order < 0, ">": order > 0}
-    return holds[operator]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return the release of a version; what follows it, such as `rc1`, is left out."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, match[0].split("."))) if match else (0,)
-
-
-def _padded(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    size = max(len(a), len(b))
-    return a + (0,) * (size - len(a)), b + (0,) * (size - len(b))
+    try:
+        metadata = importlib.metadata.metadata(distribution)
+        asked = ["", *(metadata.get_all("Provides-Extra", []) if extras else [])]
+        lines = metadata.get_all("Requires-Dist", [])
+    except Exception:  # damaged, as above
+        return []
+    found = []
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in asked):
+            found.append(requirement)
+    return found
 
 
 def find_misfits(distributions: Iterable[str], own: str) -> list[tuple[str, Requirement, str]]:
@@ -95,10 +47,11 @@ def find_misfits(distributions: Iterable[str], own: str) -> list[tuple[str, Requ
         distributions: names; those that are not installed do not count.
         own: the one of them whose extras count as well.
     """
-    versions = {normalize(name): version for name in distributions if (version := installed_version(name)) is not None}
+    found = {canonicalize_name(name): version for name in distributions if (version := installed_version(name))}
     return [
-        (name, requirement, versions[requirement.name])
-        for name in versions
-        for requirement in dict.fromkeys(requirements_of(name, extras=name == normalize(own)))
-        if requirement.name in versions and not allows(requirement.versions, versions[requirement.name])
+        (name, requirement, found[needed])
+        for name in found
+        for requirement in requirements_of(name, extras=name == canonicalize_name(own))
+        if (needed := canonicalize_name(requirement.name)) in found
+        and not requirement.specifier.contains(found[needed], prereleases=True)
     ]

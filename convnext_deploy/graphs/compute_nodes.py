@@ -1,4 +1,4 @@
-"""The products of an ONNX graph, convolutions and matrix products, and how each of them is quantized."""
+"""The MatMul, Gemm and Conv nodes of an ONNX graph, and how each of them is quantized."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from convnext_deploy.graphs.onnx_view import INTEGERS, LAYOUT, PAIR, GraphView, attribute
 from convnext_deploy.graphs.tensors import short_name
 
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-INTEGER_PRODUCTS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
+COMPUTE_OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
 _PASSING = LAYOUT | {"Cast"}
 _PARAMETER = re.compile(r"^(.+?)\.(?:weight|bias|gamma|beta)(?:_\w+)?$")
 _OPERATOR_PLACE = re.compile(r"^/?(.+)/\w+$")
@@ -23,10 +23,10 @@ _OPERATOR_PLACE = re.compile(r"^/?(.+)/\w+$")
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that an input of a product was dequantized from.
+    """The integers that an input of a node was dequantized from.
 
     `scale` and `zero_point` are None where the graph computes them, `zero_point` also where it is left out. `axis` counts in the
-    product's own input, after what lies between; None for one scale, and where a reshape hides it.
+    node's own input, after what lies between; None for one scale, and where a reshape hides it.
     """
 
     dequantize: onnx.NodeProto
@@ -43,10 +43,10 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Product:
-    """A convolution or matrix product. A grid is None where that input is float, `weight_name` where both are activations."""
+class ComputeNode:
+    """The MatMul, Gemm or Conv node `proto`. A grid is None where that input is float, `weight_name` where both are activations."""
 
-    node: onnx.NodeProto
+    proto: onnx.NodeProto
     layer: str
     weight_name: str | None
     activation: Grid | None
@@ -62,36 +62,36 @@ class Product:
     @property
     def group(self) -> int:
         """Groups of a convolution."""
-        return int(attribute(self.node, "group", 1))
+        return int(attribute(self.proto, "group", 1))
 
     def is_depthwise(self, view: GraphView) -> bool:
         """Whether it is a convolution with one input channel a group."""
         shape = view.shapes.get(self.weight_name or "", ())
-        return self.node.op_type == "Conv" and self.group > 1 and len(shape) == 4 and shape[1] == 1
+        return self.proto.op_type == "Conv" and self.group > 1 and len(shape) == 4 and shape[1] == 1
 
     def weight_axis(self, rank: int) -> int:
         """Return the axis of the output channels in a weight of so many dimensions."""
-        if self.node.op_type == "Gemm":
-            return 0 if attribute(self.node, "transB", 0) else 1
-        return {"Conv": 0, "ConvTranspose": 1}.get(self.node.op_type, rank - 1)
+        if self.proto.op_type == "Gemm":
+            return 0 if attribute(self.proto, "transB", 0) else 1
+        return {"Conv": 0, "ConvTranspose": 1}.get(self.proto.op_type, rank - 1)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What the traps look at: a graph and its products."""
+class AnalyzedGraph:
+    """A graph, and its MatMul, Gemm and Conv nodes in its order."""
 
     view: GraphView
-    products: tuple[Product, ...]
+    compute_nodes: tuple[ComputeNode, ...]
 
     @property
-    def int8_products(self) -> tuple[Product, ...]:
-        """The products with both inputs from 8-bit integers."""
-        return tuple(product for product in self.products if product.is_int8)
+    def int8_nodes(self) -> tuple[ComputeNode, ...]:
+        """Those with both inputs from 8-bit integers."""
+        return tuple(node for node in self.compute_nodes if node.is_int8)
 
 
-def find_products(view: GraphView) -> Subject:
-    """Describe the products of a graph, in its order."""
-    return Subject(view, tuple(_describe(view, node) for node in view.of_type(*PRODUCTS)))
+def find_compute_nodes(view: GraphView) -> AnalyzedGraph:
+    """Describe how the MatMul, Gemm and Conv nodes of a graph are quantized."""
+    return AnalyzedGraph(view, tuple(_describe(view, node) for node in view.of_type(*COMPUTE_OPERATORS)))
 
 
 def layer_name(view: GraphView, node: onnx.NodeProto) -> str:
@@ -127,13 +127,13 @@ def trace_grid(view: GraphView, name: str) -> Grid | None:
     return Grid(node, quantize, view.type_of(node.input[0]), scale, zero_point, axis)
 
 
-def after_product(view: GraphView, product: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """Yield what reads the result of a product's layer: after the sum with its bias, in whatever layout and float type."""
-    for node in view.readers(product.output[0], _PASSING):
-        if node.op_type == "Add" and any(view.is_constant(name) for name in node.input):
-            yield from view.readers(node.output[0], _PASSING)
+def readers_of_result(view: GraphView, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Yield what reads the result of a node: after the sum with its bias, in whatever layout and float type."""
+    for reader in view.readers(node.output[0], _PASSING):
+        if reader.op_type == "Add" and any(view.is_constant(name) for name in reader.input):
+            yield from view.readers(reader.output[0], _PASSING)
         else:
-            yield node
+            yield reader
 
 
 def granularity(grid: Grid) -> str:
@@ -153,26 +153,25 @@ def describe_zero_point(grid: Grid) -> str:
     return str(values[0]) if values.size == 1 else f"{values[0]} to {values[-1]}" if values.size else "none"
 
 
-def product_precision(view: GraphView, product: Product) -> str:
-    """Return the type a product computes in: of the integers where both inputs are dequantized, else of its input."""
-    if product.is_int8:
+def compute_precision(view: GraphView, node: ComputeNode) -> str:
+    """Return the type a node computes in: of the integers where both inputs are dequantized, else of its input."""
+    if node.is_int8:
         return "INT8"
-    activation = view.type_of(product.node.input[0])
-    return short_name(activation or view.type_of(product.node.output[0]))
+    return short_name(view.type_of(node.proto.input[0]) or view.type_of(node.proto.output[0]))
 
 
-def _describe(view: GraphView, node: onnx.NodeProto) -> Product:
+def _describe(view: GraphView, node: onnx.NodeProto) -> ComputeNode:
     # a matrix product may have its weight on either side
     swapped = node.op_type == "MatMul" and view.is_constant(node.input[0]) and not view.is_constant(node.input[1])
     activation, weight = (node.input[1], node.input[0]) if swapped else (node.input[0], node.input[1])
-    return Product(
+    return ComputeNode(
         node,
         layer_name(view, node),
         weight if view.is_constant(weight) else None,
         trace_grid(view, activation),
         trace_grid(view, weight),
         trace_grid(view, node.input[2]) if len(node.input) > 2 and node.input[2] else None,
-        any(reader.op_type == "QuantizeLinear" for reader in after_product(view, node)),
+        any(reader.op_type == "QuantizeLinear" for reader in readers_of_result(view, node)),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from convnext_deploy.artifacts.details import PrecisionReport
-from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.onnx_view import GraphView
 
 _TENSOR = re.compile(rb'=\{ [^\n]*?name="([^"\n]+)"[^\n]* type=(\w+) \}')
@@ -61,8 +61,8 @@ def report_precisions(found: Iterable[PlanProduct], view: GraphView) -> Precisio
         kinds[product.name].add(product.precision)
     counts: Counter[str] = Counter()
     fallbacks, unseen, requested = [], [], 0
-    for asked in find_products(view).products:
-        seen = kinds.get(plan_name(asked.node), set()) - {UNKNOWN}
+    for asked in find_compute_nodes(view).compute_nodes:
+        seen = kinds.get(plan_name(asked.proto), set()) - {UNKNOWN}
         kind = next((k for k in sorted(seen) if k != "INT8"), "INT8") if seen else UNKNOWN
         counts[kind] += 1
         requested += asked.is_int8

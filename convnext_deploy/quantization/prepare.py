@@ -27,7 +27,7 @@ class QuantizedLinear(nn.Linear):
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
     output_quantizer: FakeQuantize | None
-    recentred: bool
+    input_shift: bool
     patches: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Linear's)
@@ -42,7 +42,7 @@ class QuantizedConv2d(nn.Conv2d):
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
     output_quantizer: FakeQuantize | None
-    recentred: bool
+    input_shift: bool
     patches: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Conv2d's)
@@ -78,9 +78,9 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
     layers = {name: module for name, module in model.named_modules() if type(module) in _REPLACEMENTS}
     chosen = scheme.select(layers)
     for name, grids in chosen.items():
-        if grids.recentred and any(getattr(layers[name], "padding", ())):
+        if grids.input_shift and any(getattr(layers[name], "padding", ())):
             raise RecipeError(
-                f"sites: '{name}' pads its input with zeros, which a moved input would no longer be; choose 'int8' for it."
+                f"sites: '{name}' pads its input with zeros, which a shifted input would no longer be; choose 'int8' for it."
             )
     for name, grids in chosen.items():
         layer = layers[name]
@@ -93,7 +93,7 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
         if grids.output is not None and not layer.patches:
             channels = layer.weight.shape[0] if grids.output.per_channel else None
             layer.output_quantizer = FakeQuantize(grids.output, channels, channel_dim(layer))
-        layer.recentred = grids.recentred
+        layer.input_shift = grids.input_shift
         layer.to(layer.weight.device)
     return model
 
@@ -150,7 +150,7 @@ def without_quantizers(model: Model) -> Model:
     model = copy.deepcopy(model)
     originals = {quantized: plain for plain, quantized in _REPLACEMENTS.items()}
     for _, layer in list(quantized_layers(model)):
-        del layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer, layer.recentred, layer.patches
+        del layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer, layer.input_shift, layer.patches
         layer.__class__ = originals[type(layer)]  # type: ignore[assignment]  # the reverse of prepare
     return model
 
@@ -194,8 +194,8 @@ class QuantizedSite:
 def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
     """Return the integers and scales of every site by layer name: the very numbers that the fake quantizers compute with.
 
-    A runtime without zero points gets a recentred input moved by a whole number of steps, `x + scale * zero_point`, so that its
-    symmetric integers are those of the asymmetric grid; what the weight makes of the move goes out of the bias, exactly.
+    A runtime without zero points gets an input shifted by a whole number of steps, `x + scale * zero_point`, so that its symmetric
+    integers are those of the asymmetric grid; what the weight makes of the shift is subtracted from the bias, exactly.
     """
     sites: dict[str, QuantizedSite] = {}
     for name, layer in quantized_layers(model):
@@ -203,10 +203,10 @@ def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
         scale, zero_point = weight.qparams()
         integers = quantize(layer.weight, scale, zero_point, weight.scheme)
         grid, bias = _read_grid(layer.input_quantizer), _bias(layer)
-        if layer.recentred and grid.zero_point:
+        if layer.input_shift and grid.zero_point:
             shift = layer.input_quantizer.scale.double() * int(grid.zero_point)
-            moved = (integers.double() * spread(scale.double(), integers)).flatten(1).sum(1) * shift
-            bias = ((0.0 if bias is None else bias.double()) - moved).float()
+            added = (integers.double() * spread(scale.double(), integers)).flatten(1).sum(1) * shift
+            bias = ((0.0 if bias is None else bias.double()) - added).float()
             zero = np.zeros_like(grid.zero_point)
             grid = ActivationGrid(grid.scale, zero, np.array(shift.item(), np.float32))
         sites[name] = QuantizedSite(

@@ -40,8 +40,8 @@ class TensorScheme:
 class LayerScheme:
     """The grids of one quantized layer: of its input, its weight, and its output where that is quantized too.
 
-    `recentred`: the input's grid has a zero point though the target knows none; the exported graph moves the input before it is
-    quantized, and the bias takes the move back.
+    `input_shift`: the input's grid has a zero point though the target knows none; the exported graph adds the shift that it stands
+    for to the input before it is quantized, and the bias takes it back.
     `patches`: a convolution with kernel = stride and no padding is exported as a linear layer, and its output stays in float; the
     grid of the output is for any other.
 
@@ -51,7 +51,7 @@ class LayerScheme:
     input: TensorScheme
     weight: TensorScheme
     output: TensorScheme | None = None
-    recentred: bool = False
+    input_shift: bool = False
     patches: bool = False
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "float": (),
     "int8": ("input", "weight"),
     "int8-output": ("input", "weight", "output"),
-    "int8-recentred": ("input", "weight"),
+    "int8-zero-point-shift": ("input", "weight"),
     "int8-patches": ("input", "weight", "output"),
 }
 """What may be chosen for a layer → which of its tensors are quantized. The grids are those of the target; see `LayerScheme`."""
@@ -121,8 +121,8 @@ class QuantizationScheme:
         if not tensors:
             return None
         output = (self.output or self.activation) if "output" in tensors else None
-        if choice == "int8-recentred":
-            return LayerScheme(replace(self.activation, symmetric=False), self.weight, output, recentred=True)
+        if choice == "int8-zero-point-shift":
+            return LayerScheme(replace(self.activation, symmetric=False), self.weight, output, input_shift=True)
         return LayerScheme(self.activation, self.weight, output, patches=choice == "int8-patches")
 
     def is_site(self, layer_name: str) -> bool:
@@ -186,7 +186,7 @@ _U8_PER_CHANNEL = TensorScheme(0, 255, symmetric=True, per_channel=True)
 
 _POINTWISE = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8"))
 # The second linear layer reads a GELU, whose values begin at -0.17: a symmetric grid would leave half its codes unused.
-_RECENTRED = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8-recentred"))
+_SHIFTED = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8-zero-point-shift"))
 _DOWNSAMPLING = ("downsample_layers.[123].1", "int8")
 
 SCHEMES: dict[str, QuantizationScheme] = {
@@ -195,12 +195,12 @@ SCHEMES: dict[str, QuantizationScheme] = {
         # TensorRT runs a product in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when the
         # outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split into
         # padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
-        QuantizationScheme("tensorrt", (*_RECENTRED, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
+        QuantizationScheme("tensorrt", (*_SHIFTED, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
         # Standard TensorRT has kernels of depthwise convolutions with INT8 on both sides, and takes slower ones where the norm
         # reads float; so the convolution's output, which is the norm's input, is quantized (Model Optimizer, pull request 1117).
         QuantizationScheme(
             "tensorrt-depthwise",
-            (*_RECENTRED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
+            (*_SHIFTED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
             _S8,
             _S8_PER_CHANNEL,
         ),
@@ -215,12 +215,12 @@ SCHEMES: dict[str, QuantizationScheme] = {
             _S8_PER_CHANNEL,
             output=_U8_PER_CHANNEL,
         ),
-        # OpenVINO's CPU plugin makes of a zero point a compensation beside the product; a move before the pair goes into the kernel
-        # that computes the input. Both are as fast (`benchmarks/latency.py --ablation`); the move is the form that other targets
+        # OpenVINO's CPU plugin makes of a zero point a compensation beside the product; a shift before the pair goes into the
+        # kernel that computes the input. Both are as fast (`benchmarks/latency.py --ablation`); the shift is what other targets
         # have too, and gives inputs all 256 codes. Depthwise convolutions and outputs in INT8 cost more conversions than they save.
         QuantizationScheme(
             "openvino",
-            (("stages.*.pwconv?", "int8-recentred"), ("downsample_layers.[123].1", "int8-recentred")),
+            (("stages.*.pwconv?", "int8-zero-point-shift"), ("downsample_layers.[123].1", "int8-zero-point-shift")),
             _U8,
             _S8_PER_CHANNEL,
         ),

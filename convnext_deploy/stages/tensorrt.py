@@ -22,7 +22,7 @@ from convnext_deploy.exporters.tensorrt.build import (
     check_turing,
 )
 from convnext_deploy.exporters.tensorrt.load import load_engine
-from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_products, report_precisions
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
@@ -109,7 +109,7 @@ def _report(
 
 def _judge(report: PrecisionReport | None, place: str, view: GraphView, strict: bool) -> list[str]:
     """Return the warnings of a precision report. Raises: ExportError: if one is an error, because `strict` was asked for."""
-    asked = len(find_products(view).int8_products)
+    asked = len(find_compute_nodes(view).int8_nodes)
     if not asked:
         return []
     if report is None:

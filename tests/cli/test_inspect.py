@@ -16,7 +16,7 @@ from tests.graphs.others_graphs import CONV, conv, graph_of, random_weight, scal
 
 
 @pytest.fixture
-def trapped(tmp_path: Path) -> Path:
+def broken(tmp_path: Path) -> Path:
     """An INT8 convolution with a zero point and a bias of integers."""
     bias = CONV.replace("y = Conv", "b = DequantizeLinear (bi, bs, bz) y = Conv").replace("xd, wd", "xd, wd, b")
     path = tmp_path / "model.onnx"
@@ -25,8 +25,8 @@ def trapped(tmp_path: Path) -> Path:
     return path
 
 
-def test_inspect_prints_interface_operators_products_layers_and_traps(trapped: Path) -> None:
-    outcome = call("inspect", trapped)
+def test_inspect_prints_interface_operators_layers_and_broken_rules(broken: Path) -> None:
+    outcome = call("inspect", broken)
     assert (outcome.code, outcome.err) == (0, "")
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert "format ONNX, opset 20, com.microsoft 1, IR 10" in lines
@@ -34,9 +34,9 @@ def test_inspect_prints_interface_operators_products_layers_and_traps(trapped: P
     assert "batch dynamic" in lines
     assert "Conv 1" in lines
     assert "Conv_4 Conv INT8 INT8, zero 3 INT8 by axis 0" in lines
-    assert "Traps on the way to TensorRT: 2 errors" in lines
+    assert "Rules for TensorRT: 2 errors" in lines
     assert "error: zero-point-not-zero (2): QuantizeLinear_0, DequantizeLinear_1" in lines
-    assert any(line.startswith("Cure: ") and "QuantizeBias" in line for line in lines)
+    assert any(line.startswith("Fix: ") and "QuantizeBias" in line for line in lines)
 
 
 def test_inspect_prints_at_most_twenty_layers_and_says_how_many_there_are(small_artifacts: dict[str, Artifact]) -> None:
@@ -45,7 +45,7 @@ def test_inspect_prints_at_most_twenty_layers_and_says_how_many_there_are(small_
     total = len(record["layers"])
     assert total > 20
     assert f"Largest layers: 20 of {total}" in outcome.out
-    table = outcome.out.split("Largest layers")[1].split("Traps")[0]
+    table = outcome.out.split("Largest layers")[1].split("Rules")[0]
     assert record["layers"][19]["layer"] in table
     assert "model          convnext_atto with 3 classes" in outcome.out
     assert "cat, dog, owl" in outcome.out
@@ -60,17 +60,17 @@ def test_inspect_cuts_nothing_off(small_artifacts: dict[str, Artifact]) -> None:
         assert product["layer"] in outcome.out
 
 
-def test_inspect_says_that_there_is_no_trap(tmp_path: Path) -> None:
+def test_inspect_says_that_all_rules_are_kept(tmp_path: Path) -> None:
     onnx.save(graph_of("y = Conv (x, w)", w=random_weight(4, 8, 1, 1)), tmp_path / "model.onnx")
-    assert "Traps on the way to TensorRT: none found" in call("inspect", tmp_path / "model.onnx").out
+    assert "Rules for TensorRT: all kept" in call("inspect", tmp_path / "model.onnx").out
 
 
-def test_inspect_json_holds_all_places(trapped: Path) -> None:
-    outcome = call("inspect", trapped, "--json")
+def test_inspect_json_holds_all_places(broken: Path) -> None:
+    outcome = call("inspect", broken, "--json")
     record = json.loads(outcome.out)
     assert (outcome.code, outcome.err, record["format"]) == (0, "", "onnx")
-    traps = {trap["name"]: trap["places"] for trap in record["traps"] if trap["severity"] == "error"}
-    assert traps == {
+    errors = {found["name"]: found["places"] for found in record["findings"] if found["severity"] == "error"}
+    assert errors == {
         "zero-point-not-zero": ["QuantizeLinear_0", "DequantizeLinear_1"],
         "bias-int32": ["DequantizeLinear_3"],
     }

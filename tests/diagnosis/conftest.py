@@ -13,13 +13,15 @@ Plant = Callable[..., Path]
 
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
-    """Write packages with these contents, `name="text"`, to where they are found first; `version` adds metadata of that version."""
+    """Write packages with these contents, `name="text"`, to where they are found first; `version` adds metadata of it."""
     folder = tmp_path / "planted"
     folder.mkdir()
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
-    def write(version: str | None = None, requires: tuple[str, ...] = (), **packages: str) -> Path:
+    def write(
+        version: str | None = None, requires: tuple[str, ...] = (), extras: tuple[str, ...] = (), **packages: str
+    ) -> Path:
         for name, text in packages.items():
             (folder / name).mkdir(exist_ok=True)
             (folder / name / "__init__.py").write_text(text)
@@ -27,6 +29,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
                 info = folder / f"{name}-{version}.dist-info"
                 info.mkdir()
                 lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+                lines += [f"Provides-Extra: {extra}" for extra in extras]
                 (info / "METADATA").write_text("\n".join(lines + [f"Requires-Dist: {line}" for line in requires]))
         return folder
 

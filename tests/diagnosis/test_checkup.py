@@ -103,7 +103,7 @@ def test_core_that_is_broken_breaks_the_main_path(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("name", "feature", "cure"),
+    ("name", "feature", "fix"),
     [
         ("openvino", "OpenVINO", "pip install 'convnext_deploy[openvino]'"),
         ("webdataset", "WebDataset shards", "pip install 'convnext_deploy[webdataset]'"),
@@ -112,12 +112,12 @@ def test_core_that_is_broken_breaks_the_main_path(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_missing_extra_is_named_with_its_install_line_and_is_no_problem(
-    monkeypatch: pytest.MonkeyPatch, name: str, feature: str, cure: str
+    monkeypatch: pytest.MonkeyPatch, name: str, feature: str, fix: str
 ) -> None:
     monkeypatch.setattr(packages, "installed_version", lambda distribution: None)
     found = examine(monkeypatch, **{name: Probe(missing=True)})
     assert feature not in works(found)
-    assert detail(found, feature) == cure
+    assert detail(found, feature) == fix
     assert not [problem for problem in found.problems if problem.startswith(name)]
 
 

@@ -29,7 +29,7 @@ def check_every_layer(quantized: ConvNeXt, graph: onnx.ModelProto, images: NDArr
     sources, results, convolutions = {}, {}, set()
     for name in sites:
         reads = nodes[f"{name}.input_quantized"].input[0]
-        sources[name] = nodes[reads].input[0] if reads == f"{name}.input_moved" else reads
+        sources[name] = nodes[reads].input[0] if reads == f"{name}.input_shifted" else reads
         own = [n for n in graph.graph.node if n.doc_string == name and n.op_type in ("MatMul", "Gemm", "Conv", "Add")]
         last = own[-1].output[0]
         if own[-1].op_type == "Conv" and isinstance(layers[name], nn.Linear):
@@ -41,7 +41,7 @@ def check_every_layer(quantized: ConvNeXt, graph: onnx.ModelProto, images: NDArr
     for name, layer in layers.items():
         scale, zero_point = layer.input_quantizer.qparams()
         here = torch.from_numpy(values[f"{name}.input_quantized"].astype(np.float32))
-        if not layer.recentred:
+        if not layer.input_shift:
             assert int(zero_point) == int(sites[name].input.zero_point)
         x = torch.from_numpy(values[sources[name]])
         there = quantize(x, scale, zero_point, layer.input_quantizer.scheme)

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from torch import nn
 
-from convnext_deploy.graphs.compute_nodes import Subject, find_products
+from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, find_compute_nodes
 from convnext_deploy.graphs.onnx_view import view_graph
 
 SIDE = 32
@@ -43,9 +43,9 @@ def graph_of(
     return model
 
 
-def subject_of(model: onnx.ModelProto, folder: Path = Path()) -> Subject:
-    """Return what the traps look at."""
-    return find_products(view_graph(model, folder / "model.onnx"))
+def analyze(model: onnx.ModelProto, folder: Path = Path()) -> AnalyzedGraph:
+    """Return what rules are applied to."""
+    return find_compute_nodes(view_graph(model, folder / "model.onnx"))
 
 
 def random_weight(*shape: int, dtype: type[np.generic] = np.float32) -> NDArray[Any]:

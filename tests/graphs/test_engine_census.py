@@ -17,7 +17,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
-from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import (
     PlanProduct,
     inspect_engine,
@@ -57,7 +57,7 @@ def report_of(path: Path, gpu: str = "SM86") -> PrecisionReport:
 
 def test_report_precisions_finds_exactly_the_quantized_products_in_int8(trt: ModuleType, network: Network) -> None:
     # TensorRT says nothing when it takes a quantized product for a float one, so the plan itself is asked.
-    products = find_products(open_view(network.quantized_path)).products
+    products = find_compute_nodes(open_view(network.quantized_path)).compute_nodes
     asked = sum(product.is_int8 for product in products)
     assert report_of(network.quantized_path) == PrecisionReport(
         {"FP32": len(products) - asked, "INT8": asked}, asked, (), ()
@@ -65,7 +65,7 @@ def test_report_precisions_finds_exactly_the_quantized_products_in_int8(trt: Mod
 
 
 def test_report_precisions_finds_nothing_in_int8_when_the_graph_is_float(trt: ModuleType, network: Network) -> None:
-    products = find_products(open_view(network.path)).products
+    products = find_compute_nodes(open_view(network.path)).compute_nodes
     assert report_of(network.path) == PrecisionReport({"FP32": len(products)}, 0, (), ())
 
 
@@ -94,7 +94,7 @@ def test_report_precisions_finds_linear_layers_and_downsampling_in_int8_and_dept
     assert report_of(path) == PrecisionReport(
         {"FP32": depthwise + stem_and_head, "INT8": linear + 3}, linear + 3, (), ()
     )
-    float_layers = {p.layer for p in find_products(open_view(path)).products if not p.is_int8}
+    float_layers = {p.layer for p in find_compute_nodes(open_view(path)).compute_nodes if not p.is_int8}
     assert {layer.rpartition(".")[2] for layer in float_layers} >= {"dwconv"}
 
 

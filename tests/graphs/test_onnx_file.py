@@ -15,6 +15,7 @@ from onnxruntime.quantization import QuantFormat, QuantType
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, count_operators, inspect_onnx
 from tests.exporters.conftest import Network
 from tests.graphs.others_graphs import (
+    analyze,
     conv,
     export_new,
     export_old,
@@ -22,7 +23,6 @@ from tests.graphs.others_graphs import (
     matmul,
     quantize_with_onnxruntime,
     random_weight,
-    subject_of,
     timm_model,
 )
 
@@ -43,7 +43,7 @@ GOOD_OPTIONS = {
 
 
 def serious(record: ONNXRecord) -> dict[str, int]:
-    return {trap.name: len(trap.places) for trap in record.traps if trap.severity != "note"}
+    return {finding.name: len(finding.places) for finding in record.findings if finding.severity != "note"}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,9 @@ def test_layers_are_listed_by_size_and_add_up(network: Network) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_timm_file_of_today_has_no_trap_but_a_frozen_batch(dynamic: bool, timm_file: Path, tmp_path: Path) -> None:
+def test_timm_file_of_today_breaks_no_rule_but_that_of_a_frozen_batch(
+    dynamic: bool, timm_file: Path, tmp_path: Path
+) -> None:
     path = timm_file if dynamic else export_new(timm_model(2), tmp_path / "model.onnx", dynamic=False)
     found = inspect_onnx(path)
     assert serious(found) == ({} if dynamic else {"frozen-batch": 1})
@@ -99,14 +101,14 @@ def test_timm_file_of_today_has_no_trap_but_a_frozen_batch(dynamic: bool, timm_f
 
 
 @pytest.mark.parametrize(
-    ("opset", "traps"),
+    ("opset", "broken"),
     [(13, {"decomposed-layer-norm": 9, "decomposed-gelu": BLOCKS}), (17, {"decomposed-gelu": BLOCKS})],
 )
 def test_file_of_the_former_exporter_has_norms_and_gelus_in_pieces(
-    opset: int, traps: dict[str, int], tmp_path: Path
+    opset: int, broken: dict[str, int], tmp_path: Path
 ) -> None:
     found = inspect_onnx(export_old(timm_model(2), tmp_path / "model.onnx", opset))
-    assert serious(found) == traps
+    assert serious(found) == broken
     assert found.operators["MatMul"] == {"FP32": 2 * BLOCKS}
     assert "stages.0.blocks.0.mlp.fc1" in {layer.layer for layer in found.layers}
 
@@ -114,16 +116,16 @@ def test_file_of_the_former_exporter_has_norms_and_gelus_in_pieces(
 def test_version_1_of_timm_keeps_its_layer_scale_apart(tmp_path: Path) -> None:
     found = inspect_onnx(export_new(timm_model(1), tmp_path / "model.onnx"))
     assert serious(found) == {}
-    assert [len(trap.places) for trap in found.traps if trap.name == "layer-scale-not-folded"] == [BLOCKS]
+    assert [len(finding.places) for finding in found.findings if finding.name == "layer-scale-not-folded"] == [BLOCKS]
 
 
-def test_quantize_static_with_its_defaults_falls_into_many_traps(timm_file: Path, tmp_path: Path) -> None:
+def test_quantize_static_with_its_defaults_breaks_many_rules(timm_file: Path, tmp_path: Path) -> None:
     found = inspect_onnx(quantize_with_onnxruntime(timm_file, tmp_path / "model.onnx"))
-    traps = serious(found)
-    assert {"zero-point-not-zero", "bias-int32", "pair-before-float-operator", "quantized-sum"} <= traps.keys()
+    broken = serious(found)
+    assert {"zero-point-not-zero", "bias-int32", "pair-before-float-operator", "quantized-sum"} <= broken.keys()
     products = 4 + BLOCKS + 2 * BLOCKS + 1  # stem and downsampling, depthwise, linear layers, head
-    assert len(found.quantized) == traps["weight-scale-per-tensor"] == products
-    assert traps["pair-before-activation"] == traps["int8-depthwise"] == BLOCKS
+    assert len(found.quantized) == broken["weight-scale-per-tensor"] == products
+    assert broken["pair-before-activation"] == broken["int8-depthwise"] == BLOCKS
     assert {"stem.0", "stages.0.blocks.0.mlp.fc1", "head.fc"} <= {q.layer for q in found.quantized}
 
 
@@ -154,7 +156,7 @@ def test_quantize_static_to_integer_operators_is_named_unfit(timm_file: Path, tm
     assert found.operators["QLinearMatMul"] == {"INT8": 2 * BLOCKS}
 
 
-def test_file_of_model_optimizer_is_read_with_its_traps() -> None:
+def test_file_of_model_optimizer_is_read_with_the_rules_that_it_breaks() -> None:
     found = inspect_onnx(GOLDEN)
     assert len(found.quantized) == 7
     assert {q.precision for q in found.quantized} == {"INT8"}
@@ -166,7 +168,7 @@ def test_file_of_model_optimizer_is_read_with_its_traps() -> None:
         "quantized-sum": 2,
         "squares-in-fp16": 1,
     }
-    assert {trap.name for trap in found.traps} >= {"weight-kept-as-float", "norm-of-fp16"}
+    assert {finding.name for finding in found.findings} >= {"weight-kept-as-float", "norm-of-fp16"}
     assert found.operators["LayerNormalization"] == {"FP16": 6}
 
 
@@ -174,8 +176,8 @@ def test_weights_beside_the_file_are_found_and_counted(timm_file: Path, tmp_path
     path = tmp_path / "model.onnx"
     onnx.save(onnx.load(timm_file), path, save_as_external_data=True, location="model.data", size_threshold=0)
     inside, beside = inspect_onnx(timm_file), inspect_onnx(path)
-    (trap,) = [trap for trap in beside.traps if trap.name == "weights-beside-the-file"]
-    assert trap.places == ("model.data",)
+    (finding,) = [finding for finding in beside.findings if finding.name == "weights-beside-the-file"]
+    assert finding.places == ("model.data",)
     assert beside.layers == inside.layers
     assert beside.operators == inside.operators
     assert beside.external_bytes == sum(layer.size_bytes for layer in beside.layers)
@@ -191,16 +193,16 @@ def test_values_beside_the_file_are_looked_at(tmp_path: Path) -> None:
 def test_products_count_by_the_type_that_they_compute_in() -> None:
     cast = "xh = Cast <to = 10> (xd) wh = Cast <to = 10> (wd) y = MatMul (xh, wh)"
     pair = "q = QuantizeLinear (x, s, z) xd = DequantizeLinear (q, s, z) wd = DequantizeLinear <axis = 1> (w, ws, wz)"
-    found = count_operators(subject_of(matmul(f"{pair} {cast}", y="float16[batch,6,n]")))
+    found = count_operators(analyze(matmul(f"{pair} {cast}", y="float16[batch,6,n]")))
     assert found["MatMul"] == {"INT8": 1}
     half: dict[str, Any] = {"x": "float16[batch,6,16]", "y": "float16[batch,6,n]"}
     product = graph_of("y = MatMul (x, w)", w=random_weight(16, 4, dtype=np.float16), **half)
-    assert count_operators(subject_of(product)) == {"MatMul": {"FP16": 1}}
+    assert count_operators(analyze(product)) == {"MatMul": {"FP16": 1}}
 
 
 def test_types_are_told_where_shape_inference_gives_up() -> None:
     body = "a = com.microsoft.Mystery (x) b = Cast <to = 10> (a) c = com.microsoft.Mystery (b) d = Shape (c) y = Mul (a, a)"
-    found = count_operators(subject_of(graph_of(body)))
+    found = count_operators(analyze(graph_of(body)))
     assert found["Mystery"] == {"FP32": 1, "FP16": 1}
     assert (found["Mul"], found["Shape"]) == ({"FP32": 1}, {"INT64": 1})
 
@@ -209,7 +211,7 @@ def test_nodes_of_local_functions_are_counted() -> None:
     text = """<ir_version: 10, opset_import: ["" : 20, "own" : 1]>
     g (float[n,4] x) => (float[n,4] y) { a = own.twice (x) y = own.twice (a) }
     <domain: "own", opset_import: ["" : 20]> twice (v) => (w) { w = Add (v, v) }"""
-    assert count_operators(subject_of(onnx.parser.parse_model(text))) == {"Add": {"FP32": 2}}
+    assert count_operators(analyze(onnx.parser.parse_model(text))) == {"Add": {"FP32": 2}}
 
 
 def test_record_is_json(network: Network) -> None:
@@ -218,4 +220,4 @@ def test_record_is_json(network: Network) -> None:
     assert record["format"] == "onnx"
     assert record["quantized"][0]["weight"]["type"] == "INT8"
     assert len(record["layers"]) == len(found.layers)
-    assert record["traps"][0]["places"] == list(found.traps[0].places)
+    assert record["findings"][0]["places"] == list(found.findings[0].places)

@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 GRIDS = {
     "signed": TensorScheme(-128, 127, symmetric=True, per_channel=False),
     "unsigned": TensorScheme(0, 255, symmetric=False, per_channel=False),
-    "recentred": TensorScheme(-128, 127, symmetric=False, per_channel=False),
+    "shifted": TensorScheme(-128, 127, symmetric=False, per_channel=False),
     "four bits": TensorScheme(0, 15, symmetric=False, per_channel=False),
 }
 BINS = 4096  # on each side of zero

@@ -77,8 +77,8 @@ def test_prepare_keeps_every_float_key_and_weight() -> None:
     assert all(torch.equal(after[key], value) for key, value in before.items())
     added = [key for key in after if key not in before]
     layers = dict(quantized_layers(network))
-    # two scales and zero points of each layer, and a zero point that can be learned where the input is recentred
-    assert len(added) == 4 * len(layers) + sum(layer.recentred for layer in layers.values())
+    # two scales and zero points of each layer, and a zero point that can be learned where the input is shifted
+    assert len(added) == 4 * len(layers) + sum(layer.input_shift for layer in layers.values())
     assert all(key.rsplit(".", 2)[1] in {"input_quantizer", "weight_quantizer"} for key in added)
 
 

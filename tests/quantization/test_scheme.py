@@ -56,10 +56,10 @@ def expected_choices(target: str, names: list[str]) -> dict[str, str]:
     outputs = depthwise if target == "tensorrt-depthwise" else set()
     patches = stem | DOWNSAMPLING if target == "onnxruntime" else set()
     inputs = (linear | DOWNSAMPLING) - outputs - patches
-    recentred = {"onnxruntime": set(), "openvino": inputs}.get(target, after_gelu)
+    shifted = {"onnxruntime": set(), "openvino": inputs}.get(target, after_gelu)
     choices = {**dict.fromkeys(inputs, "int8"), **dict.fromkeys(outputs, "int8-output")}
     choices |= dict.fromkeys(patches, "int8-patches")
-    return choices | dict.fromkeys(recentred, "int8-recentred")
+    return choices | dict.fromkeys(shifted, "int8-zero-point-shift")
 
 
 @pytest.mark.parametrize("target", SCHEMES)
@@ -75,8 +75,8 @@ def test_scheme_selects_exactly_the_layers_of_its_target(variant: str, target: s
     assert {name for name, layer in found.items() if layer.patches} == {
         name for name, choice in expected.items() if choice == "int8-patches"
     }
-    assert {name for name, layer in found.items() if layer.recentred} == {
-        name for name, choice in expected.items() if choice == "int8-recentred"
+    assert {name for name, layer in found.items() if layer.input_shift} == {
+        name for name, choice in expected.items() if choice == "int8-zero-point-shift"
     }
     assert not any(scheme.is_site(name) for name in ("head", "pre_logits", "norm", "stages.0.0.norm"))
 
@@ -95,7 +95,7 @@ def test_scheme_has_the_grids_that_its_target_multiplies(
 ) -> None:
     for layer in SCHEMES[target].select(NAMES["convnext_tiny"]).values():
         # a grid with a zero point, where the runtime's own has none
-        assert layer.input == (replace(activation, symmetric=False) if layer.recentred else activation)
+        assert layer.input == (replace(activation, symmetric=False) if layer.input_shift else activation)
         assert layer.weight == S8_PER_CHANNEL
         assert layer.output in (None, output)
 
@@ -207,9 +207,7 @@ def test_select_refuses_when_nothing_is_left_to_quantize() -> None:
     ("choice", "hint"), [("flaot", " Did you mean 'float'?"), ("int8_output", " Did you mean 'int8-output'?"), ("", "")]
 )
 def test_with_overrides_refuses_an_unknown_choice(choice: str, hint: str) -> None:
-    expected = (
-        f"sites: 'head' = '{choice}' is unknown.{hint} Known: float, int8, int8-output, int8-recentred, int8-patches."
-    )
+    expected = f"sites: 'head' = '{choice}' is unknown.{hint} Known: float, int8, int8-output, int8-zero-point-shift, int8-patches."
     with pytest.raises(RecipeError) as caught:
         resolve_scheme("openvino", {"head": choice})
     assert str(caught.value) == expected

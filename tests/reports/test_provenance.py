@@ -57,7 +57,7 @@ def test_layers_come_in_the_order_in_which_images_pass_them(small_artifacts: dic
     assert (choices["head"], choices["stages.0.0.pwconv1"], choices["stages.0.0.pwconv2"]) == (
         "float",
         "int8",
-        "int8-recentred",
+        "int8-zero-point-shift",
     )
     assert {layer.name: layer.weights for layer in layers}["stages.0.0.pwconv1"] == 40 * 160
 

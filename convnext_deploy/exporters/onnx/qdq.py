@@ -1,7 +1,7 @@
 """Explicit quantization: rewrite a float ONNX graph so that it says which products run in INT8, as every runtime reads it.
 
 Both inputs of a quantized product come from DequantizeLinear: weights are int8 initializers with a scale per output channel,
-activations have one scale, biases are float. Where a site says so, its input is moved before, or its output goes through a pair
+activations have one scale, biases are float. Where a site says so, its input is shifted before, or its output goes through a pair
 as well, after a division where its channels have scales of their own. Symmetric int8 is what TensorRT's explicit quantization
 reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
 """
@@ -80,12 +80,13 @@ def _quantize_product(
     ]
     axis = _PRODUCTS[node.op_type] if scale.ndim else None
     dequantize = helper.make_node("DequantizeLinear", parts, [node.input[1]], f"{name}.weight_dq", name, axis=axis)
-    moved = []
+    shifted = []
     if site.input.shift is not None:
         shift = _initializer(graph, f"{name}.input_shift", site.input.shift)
-        moved = [helper.make_node("Add", [activation, shift], [f"{name}.input_moved"], f"{name}.input_move", name)]
-        activation = f"{name}.input_moved"
-    return [*moved, *_pair(graph, f"{name}.input", activation, node.input[0], site.input), dequantize]
+        sum_name = f"{name}.input_shifted"
+        shifted = [helper.make_node("Add", [activation, shift], [sum_name], f"{sum_name}_add", name)]
+        activation = sum_name
+    return [*shifted, *_pair(graph, f"{name}.input", activation, node.input[0], site.input), dequantize]
 
 
 def _finish_layer(

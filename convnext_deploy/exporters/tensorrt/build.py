@@ -26,7 +26,7 @@ from convnext_deploy.exporters.tensorrt.bindings import (
 )
 from convnext_deploy.exporters.tensorrt.progress_monitor import STEPS, build_serialized, create_monitor
 from convnext_deploy.exporters.tensorrt.timing_cache import check_cache_file, save_timing_cache, use_timing_cache
-from convnext_deploy.graphs.compute_nodes import find_products
+from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.onnx_view import GraphView
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.progress import Progress
@@ -86,9 +86,9 @@ def check_turing(view: GraphView) -> None:
 
     Raises: ExportError: if it has FP32 matrix products, naming the first, with the cure.
     """
-    for product in find_products(view).products:
-        if product.node.op_type != "Conv" and view.type_of(product.node.input[0]) == TensorProto.FLOAT:
-            raise ExportError(f"'{product.layer}' is a matrix product in FP32. {TURING_CURE}")
+    for node in find_compute_nodes(view).compute_nodes:
+        if node.proto.op_type != "Conv" and view.type_of(node.proto.input[0]) == TensorProto.FLOAT:
+            raise ExportError(f"'{node.layer}' is a matrix product in FP32. {TURING_CURE}")
 
 
 def check_scales(view: GraphView) -> None:
@@ -96,11 +96,11 @@ def check_scales(view: GraphView) -> None:
 
     Raises: ExportError: naming the first that does.
     """
-    for product in find_products(view).products:
-        grid = product.activation
-        if product.node.op_type == "Conv" and grid is not None and grid.scale is None:
+    for node in find_compute_nodes(view).compute_nodes:
+        grid = node.activation
+        if node.proto.op_type == "Conv" and grid is not None and grid.scale is None:
             raise ExportError(
-                f"'{product.layer}' takes the scale of its activations from the graph, and TensorRT does not survive it; quantize "
+                f"'{node.layer}' takes the scale of its activations from the graph, and TensorRT does not survive it; quantize "
                 "with scales that are constants, by calibration."
             )
 

@@ -1,4 +1,4 @@
-"""Traps in the file as a whole: versions, batch, order, and how the weights are kept."""
+"""Rules for the file as a whole: versions, batch, order, and how the weights are kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from convnext_deploy.graphs.compute_nodes import INTEGER_PRODUCTS, Subject
-from convnext_deploy.graphs.lint.rule import EXPORT, TrapKind, node_label
+from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph
+from convnext_deploy.graphs.lint.rule import EXPORT, Rule, node_label
 from convnext_deploy.graphs.onnx_io import OPSET
 from convnext_deploy.graphs.onnx_view import PAIR
 
@@ -21,18 +21,18 @@ _SMALL = 2  # elements, below which a tensor is a constant of the formula and no
 _SMALLEST_NORMAL = 2.0**-14  # of FP16
 
 
-def operators_of_others(subject: Subject) -> Iterator[str]:
-    """Operators that the ONNX standard does not have; integer ones are a trap of their own."""
-    for node in subject.view.nodes:
+def operators_of_others(graph: AnalyzedGraph) -> Iterator[str]:
+    """Operators that the ONNX standard does not have; for integer ones there is another rule."""
+    for node in graph.view.nodes:
         # TensorRT's parser takes an operator by its name, whatever its domain
-        integer = node.op_type in INTEGER_PRODUCTS or node.op_type.startswith("QLinear")
+        integer = node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear")
         if node.domain not in _STANDARD and not onnx.defs.has(node.op_type) and not integer:
             yield f"{node.domain}.{node.op_type} {node_label(node)}"
 
 
-def not_sorted(subject: Subject) -> Iterator[str]:
+def not_sorted(graph: AnalyzedGraph) -> Iterator[str]:
     """Nodes that read what a later node makes."""
-    view, made = subject.view, set(subject.view.tensors)
+    view, made = graph.view, set(graph.view.tensors)
     nodes = view.nodes[: view.top_level] if view.top_level == len(view.nodes) else ()
     for node in nodes:
         if any(name in view.producers and name not in made for name in node.input):
@@ -40,19 +40,19 @@ def not_sorted(subject: Subject) -> Iterator[str]:
         made.update(node.output)
 
 
-def weights_not_finite(subject: Subject) -> Iterator[str]:
+def weights_not_finite(graph: AnalyzedGraph) -> Iterator[str]:
     """Tensors that hold infinity or no number."""
-    for name, tensor in subject.view.tensors.items():
+    for name, tensor in graph.view.tensors.items():
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            values = subject.view.array(name)
+            values = graph.view.array(name)
             if values is not None and not np.isfinite(values).all():
                 yield name
 
 
-def weights_flushed_to_zero(subject: Subject) -> Iterator[str]:
+def weights_flushed_to_zero(graph: AnalyzedGraph) -> Iterator[str]:
     """FP16 tensors with zeros among values so small that FP16 loses digits of them."""
-    for name, tensor in subject.view.tensors.items():
-        values = subject.view.array(name) if tensor.data_type == TensorProto.FLOAT16 else None
+    for name, tensor in graph.view.tensors.items():
+        values = graph.view.array(name) if tensor.data_type == TensorProto.FLOAT16 else None
         if values is None or values.size < 2:
             continue
         sizes = np.abs(values.astype(np.float32))
@@ -62,9 +62,9 @@ def weights_flushed_to_zero(subject: Subject) -> Iterator[str]:
             yield name
 
 
-def frozen_batch(subject: Subject) -> Iterator[str]:
+def frozen_batch(graph: AnalyzedGraph) -> Iterator[str]:
     """Inputs with a number as their batch, and reshapes to one in a graph whose batch is dynamic."""
-    view = subject.view
+    view = graph.view
     batches = set()
     for value in view.inputs:
         shape = view.shapes.get(value.name, ())
@@ -78,21 +78,21 @@ def frozen_batch(subject: Subject) -> Iterator[str]:
             yield node_label(node)
 
 
-def opset_after_jetpack(subject: Subject) -> Iterator[str]:
+def opset_after_jetpack(graph: AnalyzedGraph) -> Iterator[str]:
     """The standard operators in a version that the TensorRT of JetPack 6 does not read."""
-    if (found := subject.view.opsets.get("ai.onnx", 0)) > OPSET:
+    if (found := graph.view.opsets.get("ai.onnx", 0)) > OPSET:
         yield f"opset {found}"
 
 
-def ir_after_jetpack(subject: Subject) -> Iterator[str]:
+def ir_after_jetpack(graph: AnalyzedGraph) -> Iterator[str]:
     """A file format newer than that of the operators' time."""
-    if (found := subject.view.model.ir_version) > _IR_VERSION:
+    if (found := graph.view.model.ir_version) > _IR_VERSION:
         yield f"IR {found}"
 
 
-def shared_parameters(subject: Subject) -> Iterator[str]:
+def shared_parameters(graph: AnalyzedGraph) -> Iterator[str]:
     """Float parameters that several nodes read, directly or under a second name."""
-    view, uses = subject.view, Counter[str]()
+    view, uses = graph.view, Counter[str]()
     for node in view.nodes:
         if node.op_type != "Identity" or not view.is_constant(node.input[0]):
             # scales and zero points belong to both nodes of a pair
@@ -104,11 +104,11 @@ def shared_parameters(subject: Subject) -> Iterator[str]:
             yield name
 
 
-def weights_beside_the_file(subject: Subject) -> Iterator[str]:
+def weights_beside_the_file(graph: AnalyzedGraph) -> Iterator[str]:
     """Files that hold weights of this one."""
     found = {
         entry.value
-        for tensor in subject.view.tensors.values()
+        for tensor in graph.view.tensors.values()
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
@@ -116,64 +116,64 @@ def weights_beside_the_file(subject: Subject) -> Iterator[str]:
     yield from sorted(found)
 
 
-FILE_TRAPS: tuple[TrapKind, ...] = (
-    TrapKind(
+FILE_RULES: tuple[Rule, ...] = (
+    Rule(
         "operators-of-others",
         "error",
         operators_of_others,
         "TensorRT does not know operators outside the ONNX standard without a plugin",
         "take the file from before ONNX Runtime's graph optimizations, or " + EXPORT,
     ),
-    TrapKind(
+    Rule(
         "not-sorted",
         "error",
         not_sorted,
         "the ONNX checker and several runtimes refuse nodes that read what comes later",
-        "sort the nodes, for example with onnxruntime.transformers.onnx_model.OnnxModel(model).topological_sort()",
+        "sort the nodes: onnx_ir.passes.common.TopologicalSortPass() on onnx_ir.load(path)",
     ),
-    TrapKind(
+    Rule(
         "weights-not-finite",
         "error",
         weights_not_finite,
         "infinity or NaN in a weight makes every result NaN; FP16 ends at 65504",
         "convert from the FP32 model again and keep layers with weights beyond 65504 in FP32",
     ),
-    TrapKind(
+    Rule(
         "weights-flushed-to-zero",
         "warning",
         weights_flushed_to_zero,
         "FP16 made small weights 0 and took digits from their neighbours, often LayerScale before it was folded",
         "fold LayerScale first, as 'convnext-deploy export' does, then convert to FP16",
     ),
-    TrapKind(
+    Rule(
         "frozen-batch",
         "warning",
         frozen_batch,
         "the engine runs this one batch size alone",
         f"{EXPORT} and dynamic_shapes for the first dimension; 'convnext-deploy export' freezes it with --fixed-batch-size alone",
     ),
-    TrapKind(
+    Rule(
         "opset-after-20",
         "warning",
         opset_after_jetpack,
         "TensorRT 10.3 of JetPack 6 reads up to opset 20",
         EXPORT,
     ),
-    TrapKind(
+    Rule(
         "ir-after-10",
         "warning",
         ir_after_jetpack,
         "older runtimes, among them TensorRT 10.3 of JetPack 6, may refuse the file format",
         "set model.ir_version = 10 and save again, or use 'convnext-deploy export'",
     ),
-    TrapKind(
+    Rule(
         "shared-parameters",
         "note",
         shared_parameters,
         "tools that rewrite one layer change the other or skip it, as quantize_static does with shared biases",
         "give every layer its own copy; 'convnext-deploy export' does",
     ),
-    TrapKind(
+    Rule(
         "weights-beside-the-file",
         "note",
         weights_beside_the_file,

@@ -1,4 +1,4 @@
-"""Traps in the float part of a graph: norms and activations in pieces, squares that overflow, steps that can be left out."""
+"""Rules for the float part of a graph: norms and activations in pieces, squares that overflow, steps that can be left out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from convnext_deploy.graphs.compute_nodes import Subject, after_product, layer_name
-from convnext_deploy.graphs.lint.rule import EXPORT, TrapKind, node_label
+from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, layer_name, readers_of_result
+from convnext_deploy.graphs.lint.rule import EXPORT, Rule, node_label
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, attribute
 
 _PASSING = PAIR | {"Cast", "Identity"}
@@ -18,9 +18,9 @@ _COMPUTING = (*_NORMS, "Conv", "ConvTranspose", "MatMul", "Gemm", "Gelu", "Add",
 _GELU_CUBIC = 0.044715  # of the approximation with tanh
 
 
-def decomposed_layer_norms(subject: Subject) -> Iterator[str]:
+def decomposed_layer_norms(graph: AnalyzedGraph) -> Iterator[str]:
     """A mean, the difference from it, its square and the mean of that."""
-    view = subject.view
+    view = graph.view
     for mean in view.of_type("ReduceMean", "GlobalAveragePool"):
         source = view.origin(mean.input[0], _PASSING)
         for difference in view.readers(mean.output[0], _PASSING):
@@ -31,9 +31,9 @@ def decomposed_layer_norms(subject: Subject) -> Iterator[str]:
                 yield node_label(difference)
 
 
-def decomposed_gelus(subject: Subject) -> Iterator[str]:
+def decomposed_gelus(graph: AnalyzedGraph) -> Iterator[str]:
     """The error function, or tanh of the cubic polynomial, as nodes of their own."""
-    view = subject.view
+    view = graph.view
     for node in view.of_type("Erf"):
         yield node_label(node)
     for node in view.of_type("Tanh"):
@@ -41,9 +41,9 @@ def decomposed_gelus(subject: Subject) -> Iterator[str]:
             yield node_label(node)
 
 
-def squares_in_fp16(subject: Subject) -> Iterator[str]:
+def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[str]:
     """Sums of squares that are accumulated in FP16, as in GRN and in a norm in pieces."""
-    view = subject.view
+    view = graph.view
     for node in view.of_type("ReduceL2", "ReduceSumSquare", "ReduceMean", "ReduceSum"):
         if view.type_of(node.input[0]) == TensorProto.FLOAT16:
             source = view.producers.get(view.origin(node.input[0], _PASSING))
@@ -55,37 +55,37 @@ def squares_in_fp16(subject: Subject) -> Iterator[str]:
             yield node_label(node)
 
 
-def norms_of_fp16(subject: Subject) -> Iterator[str]:
+def norms_of_fp16(graph: AnalyzedGraph) -> Iterator[str]:
     """Norms that read FP16 and ask for FP32 inside."""
-    for node in subject.view.of_type(*_NORMS):
-        half = subject.view.type_of(node.input[0]) == TensorProto.FLOAT16
+    for node in graph.view.of_type(*_NORMS):
+        half = graph.view.type_of(node.input[0]) == TensorProto.FLOAT16
         if half and attribute(node, "stash_type", TensorProto.FLOAT) != TensorProto.FLOAT16:
             yield node_label(node)
 
 
-def fp32_beside_int8(subject: Subject) -> Iterator[str]:
-    """Nodes that compute in FP32 in a graph with INT8 products and without FP16."""
-    view, halves = subject.view, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    if not subject.int8_products or any(view.type_of(name) in halves for node in view.nodes for name in node.output):
+def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[str]:
+    """Nodes that compute in FP32 in a graph with INT8 nodes and without FP16."""
+    view, halves = graph.view, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    if not graph.int8_nodes or any(view.type_of(name) in halves for node in view.nodes for name in node.output):
         return
-    integers = {id(product.node) for product in subject.int8_products}
+    integers = {id(node.proto) for node in graph.int8_nodes}
     for node in view.of_type(*_COMPUTING):
         float32 = view.type_of(node.output[0]) == TensorProto.FLOAT
         if id(node) not in integers and float32 and not view.is_constant(node.output[0]):
             yield node_label(node)
 
 
-def double_precision(subject: Subject) -> Iterator[str]:
+def double_precision(graph: AnalyzedGraph) -> Iterator[str]:
     """Nodes with FP64 results."""
-    for node in subject.view.nodes:
-        computed = not all(subject.view.is_constant(name) for name in node.output)
-        if computed and any(subject.view.type_of(name) == TensorProto.DOUBLE for name in node.output):
+    for node in graph.view.nodes:
+        computed = not all(graph.view.is_constant(name) for name in node.output)
+        if computed and any(graph.view.type_of(name) == TensorProto.DOUBLE for name in node.output):
             yield node_label(node)
 
 
-def stray_transposes(subject: Subject) -> Iterator[str]:
+def stray_transposes(graph: AnalyzedGraph) -> Iterator[str]:
     """Two transposes that undo each other, with only elementwise work between."""
-    view = subject.view
+    view = graph.view
     for first in view.of_type("Transpose"):
         if view.is_constant(first.output[0]):
             continue
@@ -102,13 +102,13 @@ def stray_transposes(subject: Subject) -> Iterator[str]:
                 break
 
 
-def unfolded_layer_scales(subject: Subject) -> Iterator[str]:
-    """A product of every channel with a constant right after a linear layer or convolution."""
-    view = subject.view
-    for product in subject.products:
-        if product.weight_name is None:
+def unfolded_layer_scales(graph: AnalyzedGraph) -> Iterator[str]:
+    """A multiplication of every channel by a constant right after a linear layer or convolution."""
+    view = graph.view
+    for source in graph.compute_nodes:
+        if source.weight_name is None:
             continue
-        for node in after_product(view, product.node):
+        for node in readers_of_result(view, source.proto):
             if node.op_type == "Mul":
                 factors = [view.shapes.get(name, ()) for name in node.input if view.is_constant(name)]
                 if factors and sum(size != 1 for size in factors[0]) == 1:
@@ -151,61 +151,61 @@ def _is_elementwise(view: GraphView, node: onnx.NodeProto) -> bool:
     return node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "Clip") and len(scalars) >= len(node.input) - 1
 
 
-FLOAT_TRAPS: tuple[TrapKind, ...] = (
-    TrapKind(
+FLOAT_RULES: tuple[Rule, ...] = (
+    Rule(
         "decomposed-layer-norm",
         "warning",
         decomposed_layer_norms,
         "in pieces it is several kernels where one would do, and its squares overflow in FP16",
         f"{EXPORT}; it takes opset 17 or later and torch.nn.functional.layer_norm in the model",
     ),
-    TrapKind(
+    Rule(
         "decomposed-gelu",
         "warning",
         decomposed_gelus,
         "TensorRT has found no INT8 kernel for a linear layer with it and went back to float",
         f"{EXPORT}; it takes opset 20",
     ),
-    TrapKind(
+    Rule(
         "squares-in-fp16",
         "warning",
         squares_in_fp16,
         "sums of squares, as in GRN and norms, pass 65504 and become infinite",
         "put them between casts to FP32 and back, as the FP16 files of 'convnext-deploy export' have them",
     ),
-    TrapKind(
+    Rule(
         "norm-of-fp16",
         "note",
         norms_of_fp16,
         "TensorRT 10 computes the norm in FP32, TensorRT 11 may do so in the type of its input",
         "casts to FP32 before and back after the norm cost nothing in the fused kernel; 'convnext-deploy export' writes them",
     ),
-    TrapKind(
+    Rule(
         "fp32-beside-int8",
         "warning",
         fp32_beside_int8,
         "strongly typed engines compute the rest in FP32 as the file says: slower than INT8 with FP16",
         "write the rest in FP16: 'convnext-deploy export --precision fp16'",
     ),
-    TrapKind(
+    Rule(
         "fp64",
         "warning",
         double_precision,
         "TensorRT has no FP64 and narrows it or refuses the file",
         f"{EXPORT} from a model in float32",
     ),
-    TrapKind(
+    Rule(
         "stray-transposes",
         "note",
         stray_transposes,
         "two layout changes that undo each other are copies in runtimes that do not notice",
         "keep the residual stream in one layout, as 'convnext-deploy export' does",
     ),
-    TrapKind(
+    Rule(
         "layer-scale-not-folded",
         "note",
         unfolded_layer_scales,
-        "one more product over the whole tensor in every block, and in FP16 values near the smallest",
+        "one more multiplication over the whole tensor in every block, and in FP16 values near the smallest",
         "'convnext-deploy export' multiplies LayerScale into the weights before it",
     ),
 )

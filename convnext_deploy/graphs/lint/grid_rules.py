@@ -1,4 +1,4 @@
-"""Traps in the integers of a quantized graph: their types, zero points and scales."""
+"""Rules for the integers of a quantized graph: their types, zero points and scales."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from convnext_deploy.graphs.compute_nodes import INTEGER_PRODUCTS, Subject
-from convnext_deploy.graphs.lint.rule import QUANTIZE, SYMMETRIC, TrapKind, node_label
+from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph
+from convnext_deploy.graphs.lint.rule import QUANTIZE, SYMMETRIC, Rule, node_label
 from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView, attribute
 
 _ZERO_IN_FP16 = 2.0**-25  # what is not larger becomes 0
@@ -20,56 +20,56 @@ _NARROW = (TensorProto.INT4, TensorProto.UINT4)
 _FIRST_OPSET_OF_FP16_SCALES = 19
 
 
-def integer_operators(subject: Subject) -> Iterator[str]:
+def integer_operators(graph: AnalyzedGraph) -> Iterator[str]:
     """Operators that compute on integers themselves, or find scales at run time."""
-    for node in subject.view.nodes:
-        if node.op_type in (*INTEGER_PRODUCTS, "DynamicQuantizeLinear") or node.op_type.startswith("QLinear"):
+    for node in graph.view.nodes:
+        if node.op_type in (*INTEGER_OPERATORS, "DynamicQuantizeLinear") or node.op_type.startswith("QLinear"):
             yield node_label(node)
 
 
-def zero_points_not_zero(subject: Subject) -> Iterator[str]:
+def zero_points_not_zero(graph: AnalyzedGraph) -> Iterator[str]:
     """Pairs whose zero is not the integer 0."""
-    for node, zero_point in _arrays(subject, 2):
+    for node, zero_point in _arrays(graph, 2):
         if zero_point.astype(np.int64).any():
             yield node_label(node)
 
 
-def unsigned_integers(subject: Subject) -> Iterator[str]:
+def unsigned_integers(graph: AnalyzedGraph) -> Iterator[str]:
     """Pairs on uint8 that say so."""
-    for node in subject.view.of_type("QuantizeLinear"):
-        if len(node.input) > 2 and _integer_type(subject.view, node) == TensorProto.UINT8:
+    for node in graph.view.of_type("QuantizeLinear"):
+        if len(node.input) > 2 and _integer_type(graph.view, node) == TensorProto.UINT8:
             yield node_label(node)
-    for node in subject.view.of_type("DequantizeLinear"):
-        if subject.view.is_constant(node.input[0]) and _integer_type(subject.view, node) == TensorProto.UINT8:
+    for node in graph.view.of_type("DequantizeLinear"):
+        if graph.view.is_constant(node.input[0]) and _integer_type(graph.view, node) == TensorProto.UINT8:
             yield node_label(node)
 
 
-def missing_zero_points(subject: Subject) -> Iterator[str]:
+def missing_zero_points(graph: AnalyzedGraph) -> Iterator[str]:
     """QuantizeLinear that leaves open what type it makes."""
-    for node in subject.view.of_type("QuantizeLinear"):
+    for node in graph.view.of_type("QuantizeLinear"):
         if (len(node.input) < 3 or not node.input[2]) and not attribute(node, "output_dtype", 0):
             yield node_label(node)
 
 
-def bias_of_integers(subject: Subject) -> Iterator[str]:
+def bias_of_integers(graph: AnalyzedGraph) -> Iterator[str]:
     """Biases stored as INT32 and dequantized."""
-    for node in subject.view.of_type("DequantizeLinear"):
-        if subject.view.is_constant(node.input[0]) and _integer_type(subject.view, node) == TensorProto.INT32:
+    for node in graph.view.of_type("DequantizeLinear"):
+        if graph.view.is_constant(node.input[0]) and _integer_type(graph.view, node) == TensorProto.INT32:
             yield node_label(node)
 
 
-def wide_integers(subject: Subject) -> Iterator[str]:
+def wide_integers(graph: AnalyzedGraph) -> Iterator[str]:
     """Pairs on 16 or 32 bits, other than biases."""
-    biases = set(bias_of_integers(subject))
-    for node in subject.view.of_type(*PAIR):
-        if _integer_type(subject.view, node) in _WIDE and node_label(node) not in biases:
+    biases = set(bias_of_integers(graph))
+    for node in graph.view.of_type(*PAIR):
+        if _integer_type(graph.view, node) in _WIDE and node_label(node) not in biases:
             yield node_label(node)
 
 
-def types_of_newer_gpus(subject: Subject) -> Iterator[str]:
+def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[str]:
     """Pairs on 4 bits or on 8-bit floats."""
-    for node in subject.view.of_type(*PAIR):
-        found = _integer_type(subject.view, node)
+    for node in graph.view.of_type(*PAIR):
+        found = _integer_type(graph.view, node)
         if (
             found in _NARROW
             or "FLOAT8" in TensorProto.DataType.Name(found)
@@ -78,24 +78,24 @@ def types_of_newer_gpus(subject: Subject) -> Iterator[str]:
             yield node_label(node)
 
 
-def scales_not_positive(subject: Subject) -> Iterator[str]:
+def scales_not_positive(graph: AnalyzedGraph) -> Iterator[str]:
     """Scales of zero, below it, or that are no number."""
-    for node, scale in _arrays(subject, 1):
+    for node, scale in _arrays(graph, 1):
         values = scale.astype(np.float64)
         if not (np.isfinite(values) & (values > 0)).all():
             yield node_label(node)
 
 
-def scales_lost_in_fp16(subject: Subject) -> Iterator[str]:
+def scales_lost_in_fp16(graph: AnalyzedGraph) -> Iterator[str]:
     """FP32 scales that FP16 takes for 0."""
-    for node, scale in _arrays(subject, 1):
+    for node, scale in _arrays(graph, 1):
         if scale.dtype == np.float32 and ((scale > 0) & (scale <= _ZERO_IN_FP16)).any():
             yield node_label(node)
 
 
-def scales_of_another_type(subject: Subject) -> Iterator[str]:
+def scales_of_another_type(graph: AnalyzedGraph) -> Iterator[str]:
     """QuantizeLinear whose scale has another type than its input; FP16 scales before the opset that has them."""
-    view = subject.view
+    view = graph.view
     for node in view.of_type("QuantizeLinear"):
         types = view.type_of(node.input[0]), view.type_of(node.input[1])
         too_early = view.opsets.get("ai.onnx", 0) < _FIRST_OPSET_OF_FP16_SCALES and node.domain in ("", "ai.onnx")
@@ -103,17 +103,17 @@ def scales_of_another_type(subject: Subject) -> Iterator[str]:
             yield node_label(node)
 
 
-def computed_scales(subject: Subject) -> Iterator[str]:
+def computed_scales(graph: AnalyzedGraph) -> Iterator[str]:
     """Activations whose scale the graph computes."""
-    for node in subject.view.of_type("QuantizeLinear"):
-        if not subject.view.is_constant(node.input[1]):
+    for node in graph.view.of_type("QuantizeLinear"):
+        if not graph.view.is_constant(node.input[1]):
             yield node_label(node)
 
 
-def _arrays(subject: Subject, place: int) -> Iterator[tuple[onnx.NodeProto, NDArray[Any]]]:
+def _arrays(graph: AnalyzedGraph, place: int) -> Iterator[tuple[onnx.NodeProto, NDArray[Any]]]:
     """Yield the pairs with their scales (1) or zero points (2), where these are in the file."""
-    for node in subject.view.of_type(*PAIR):
-        if len(node.input) > place and (values := subject.view.array(node.input[place])) is not None:
+    for node in graph.view.of_type(*PAIR):
+        if len(node.input) > place and (values := graph.view.array(node.input[place])) is not None:
             yield node, values
 
 
@@ -122,78 +122,78 @@ def _integer_type(view: GraphView, node: onnx.NodeProto) -> int:
     return view.type_of(name) or view.type_of(view.origin(name, LAYOUT))
 
 
-GRID_TRAPS: tuple[TrapKind, ...] = (
-    TrapKind(
+GRID_RULES: tuple[Rule, ...] = (
+    Rule(
         "integer-operators",
         "error",
         integer_operators,
         "TensorRT has no QLinear, Integer or DynamicQuantizeLinear operators and refuses the file",
         f"{QUANTIZE}, or quantize_static with quant_format=QuantFormat.QDQ in place of QOperator or quantize_dynamic",
     ),
-    TrapKind(
+    Rule(
         "zero-point-not-zero",
         "error",
         zero_points_not_zero,
         "TensorRT takes symmetric integers alone and refuses the file",
         f"{QUANTIZE}, or {SYMMETRIC}",
     ),
-    TrapKind(
+    Rule(
         "uint8",
         "error",
         unsigned_integers,
         "TensorRT takes uint8 for int8 without a word: what is over 127 is cut off, and the results are wrong",
         f"{QUANTIZE}, or {SYMMETRIC} and activation_type=QuantType.QInt8",
     ),
-    TrapKind(
+    Rule(
         "zero-point-missing",
         "error",
         missing_zero_points,
         "by the ONNX standard the integers are then uint8, TensorRT takes them for int8: the results differ",
         "give every QuantizeLinear a zero point of type int8, as 'convnext-deploy export' does",
     ),
-    TrapKind(
+    Rule(
         "bias-int32",
         "error",
         bias_of_integers,
         "TensorRT does not dequantize INT32 and refuses the file",
         "keep biases float: quantize_static with extra_options={\"QuantizeBias\": False}; 'convnext-deploy export' always does",
     ),
-    TrapKind(
+    Rule(
         "wide-integers",
         "error",
         wide_integers,
         "TensorRT knows no quantization to 16 or 32 bits and refuses the file",
         f"{QUANTIZE}, or choose QuantType.QInt8 for weights and activations",
     ),
-    TrapKind(
+    Rule(
         "types-of-newer-gpus",
         "warning",
         types_of_newer_gpus,
         "8-bit floats need SM89 or later and 4 bits serve weights alone: not on Orin nor on RTX 30",
         f"{QUANTIZE} for INT8",
     ),
-    TrapKind(
+    Rule(
         "scale-not-positive",
         "error",
         scales_not_positive,
         "TensorRT refuses scales that are not above zero; a scale that FP16 takes for 0 is one of them",
         "calibrate again on images that reach every channel, and hold scales above 1e-6 before they become FP16",
     ),
-    TrapKind(
+    Rule(
         "scale-lost-in-fp16",
         "note",
         scales_lost_in_fp16,
         "converted to FP16 these scales become 0, which TensorRT refuses",
         "raise them to 1e-6 before the conversion; what so small a scale serves is zero anyway",
     ),
-    TrapKind(
+    Rule(
         "scale-type",
         "warning",
         scales_of_another_type,
         "strongly typed engines ask for scales of the input's type, and FP16 scales are valid from opset 19 on",
         "write scales in the type of what they scale, at opset 20, as 'convnext-deploy export' does",
     ),
-    TrapKind(
+    Rule(
         "scale-computed",
         "error",
         computed_scales,

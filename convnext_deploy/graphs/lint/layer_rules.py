@@ -1,4 +1,4 @@
-"""Traps in how the products of a quantized graph are quantized: activations, weights, and what gains nothing."""
+"""Rules for the quantized MatMul, Gemm and Conv nodes: their activations and weights, and what gains nothing."""
 
 from __future__ import annotations
 
@@ -6,86 +6,86 @@ from collections.abc import Iterator
 
 from onnx import TensorProto
 
-from convnext_deploy.graphs.compute_nodes import Grid, Product, Subject
-from convnext_deploy.graphs.lint.rule import QUANTIZE, TrapKind
+from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, ComputeNode, Grid
+from convnext_deploy.graphs.lint.rule import QUANTIZE, Rule
 from convnext_deploy.graphs.onnx_view import GraphView, attribute
 
 
-def weight_scales_on_another_axis(subject: Subject) -> Iterator[str]:
-    """INT8 products whose weight has its scales along another axis than that of the output channels, or in blocks."""
-    for product, grid in _weights(subject):
-        rank = len(subject.view.shapes.get(product.weight_name or "", ()))
-        wrong = grid.per_channel and grid.axis is not None and rank and grid.axis != product.weight_axis(rank)
+def weight_scales_on_another_axis(graph: AnalyzedGraph) -> Iterator[str]:
+    """INT8 nodes whose weight has its scales along another axis than that of the output channels, or in blocks."""
+    for node, grid in _weights(graph):
+        rank = len(graph.view.shapes.get(node.weight_name or "", ()))
+        wrong = grid.per_channel and grid.axis is not None and rank and grid.axis != node.weight_axis(rank)
         if wrong or attribute(grid.dequantize, "block_size", 0):
-            yield product.layer
+            yield node.layer
 
 
-def weight_scales_per_tensor(subject: Subject) -> Iterator[str]:
-    """INT8 products with one scale for all output channels."""
-    for product, grid in _weights(subject):
-        if grid.scale is not None and not grid.per_channel and _output_channels(subject.view, product) > 1:
-            yield product.layer
+def weight_scales_per_tensor(graph: AnalyzedGraph) -> Iterator[str]:
+    """INT8 nodes with one scale for all output channels."""
+    for node, grid in _weights(graph):
+        if grid.scale is not None and not grid.per_channel and _output_channels(graph.view, node) > 1:
+            yield node.layer
 
 
-def activation_scales_per_channel(subject: Subject) -> Iterator[str]:
-    """Products whose activation has a list of scales, were it one alone, for a convolution."""
-    for product in subject.products:
-        scale = product.activation.scale if product.activation is not None else None
-        if scale is not None and (scale.size > 1 or (scale.ndim and product.node.op_type == "Conv")):
-            yield product.layer
+def activation_scales_per_channel(graph: AnalyzedGraph) -> Iterator[str]:
+    """Nodes whose activation has a list of scales; for a convolution, also a list of one."""
+    for node in graph.compute_nodes:
+        scale = node.activation.scale if node.activation is not None else None
+        if scale is not None and (scale.size > 1 or (scale.ndim and node.proto.op_type == "Conv")):
+            yield node.layer
 
 
-def weight_only_products(subject: Subject) -> Iterator[str]:
-    """Products with an INT8 weight and a float activation."""
-    for product in subject.products:
-        if product.weight is not None and product.weight_name is not None and product.activation is None:
-            yield product.layer
+def weight_only_nodes(graph: AnalyzedGraph) -> Iterator[str]:
+    """Nodes with an INT8 weight and a float activation."""
+    for node in graph.compute_nodes:
+        if node.weight is not None and node.weight_name is not None and node.activation is None:
+            yield node.layer
 
 
-def activation_only_products(subject: Subject) -> Iterator[str]:
-    """Products with an INT8 activation and a float weight."""
-    for product in subject.products:
-        if product.activation is not None and product.weight is None:
-            yield product.layer
+def activation_only_nodes(graph: AnalyzedGraph) -> Iterator[str]:
+    """Nodes with an INT8 activation and a float weight."""
+    for node in graph.compute_nodes:
+        if node.activation is not None and node.weight is None:
+            yield node.layer
 
 
-def int8_depthwise(subject: Subject) -> Iterator[str]:
+def int8_depthwise(graph: AnalyzedGraph) -> Iterator[str]:
     """INT8 convolutions with one input channel a group."""
-    for product in subject.int8_products:
-        if product.is_depthwise(subject.view):
-            yield product.layer
+    for node in graph.int8_nodes:
+        if node.is_depthwise(graph.view):
+            yield node.layer
 
 
-def fp16_results_of_channel_scales(subject: Subject) -> Iterator[str]:
+def fp16_results_of_channel_scales(graph: AnalyzedGraph) -> Iterator[str]:
     """INT8 matrix products with a scale per channel and an FP16 result."""
-    for product, grid in _weights(subject):
-        half = subject.view.type_of(product.node.output[0]) == TensorProto.FLOAT16
-        if product.node.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
-            yield product.layer
+    for node, grid in _weights(graph):
+        half = graph.view.type_of(node.proto.output[0]) == TensorProto.FLOAT16
+        if node.proto.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
+            yield node.layer
 
 
-def weights_kept_as_float(subject: Subject) -> Iterator[str]:
-    """Products that quantize their weight anew from a float one in the file."""
-    for product in subject.products:
-        if product.weight is not None and product.weight_name is not None and product.weight.quantize is not None:
-            yield product.layer
+def weights_kept_as_float(graph: AnalyzedGraph) -> Iterator[str]:
+    """Nodes that quantize their weight anew from a float one in the file."""
+    for node in graph.compute_nodes:
+        if node.weight is not None and node.weight_name is not None and node.weight.quantize is not None:
+            yield node.layer
 
 
-def _weights(subject: Subject) -> Iterator[tuple[Product, Grid]]:
-    for product in subject.int8_products:
+def _weights(graph: AnalyzedGraph) -> Iterator[tuple[ComputeNode, Grid]]:
+    for node in graph.int8_nodes:
         # a weight on the left of a matrix product has its channels elsewhere; no exporter writes one
-        if product.weight is not None and product.weight_name == product.node.input[1]:
-            yield product, product.weight
+        if node.weight is not None and node.weight_name == node.proto.input[1]:
+            yield node, node.weight
 
 
-def _output_channels(view: GraphView, product: Product) -> int:
-    shape = view.shapes.get(product.weight_name or "", ())
-    size = shape[product.weight_axis(len(shape))] if shape else None
+def _output_channels(view: GraphView, node: ComputeNode) -> int:
+    shape = view.shapes.get(node.weight_name or "", ())
+    size = shape[node.weight_axis(len(shape))] if shape else None
     return size if isinstance(size, int) else 1
 
 
-PRODUCT_TRAPS: tuple[TrapKind, ...] = (
-    TrapKind(
+LAYER_RULES: tuple[Rule, ...] = (
+    Rule(
         "weight-axis",
         "warning",
         weight_scales_on_another_axis,
@@ -93,35 +93,35 @@ PRODUCT_TRAPS: tuple[TrapKind, ...] = (
         "scales along the output channels: axis 0 of Conv and of Gemm with transB, axis 1 of MatMul (K, N); "
         "'convnext-deploy export' writes them so",
     ),
-    TrapKind(
+    Rule(
         "weight-scale-per-tensor",
         "warning",
         weight_scales_per_tensor,
         "one scale for all output channels costs accuracy, most where their weights differ in size",
         f"{QUANTIZE}, or quantize_static with per_channel=True",
     ),
-    TrapKind(
+    Rule(
         "activation-scale-per-channel",
         "warning",
         activation_scales_per_channel,
         "TensorRT takes one scale, a scalar, for an activation; else it computes the layer in float without a word",
         f"{QUANTIZE}, which gives each activation one scalar scale",
     ),
-    TrapKind(
+    Rule(
         "weight-only",
         "warning",
-        weight_only_products,
+        weight_only_nodes,
         "the weight is made float again in every run: a smaller file and no faster layer",
         f"quantize the layer's input as well: {QUANTIZE}, or leave the layer float",
     ),
-    TrapKind(
+    Rule(
         "activation-only",
         "warning",
-        activation_only_products,
+        activation_only_nodes,
         "with a float weight the layer computes in float, and the pair at its input only rounds",
         f"quantize the layer's weight as well: {QUANTIZE}, or leave the layer float",
     ),
-    TrapKind(
+    Rule(
         "int8-depthwise",
         "warning",
         int8_depthwise,
@@ -129,16 +129,16 @@ PRODUCT_TRAPS: tuple[TrapKind, ...] = (
         "leave depthwise convolutions float, as 'convnext-deploy quantize --target tensorrt' does; with "
         "quantize_static: nodes_to_exclude",
     ),
-    TrapKind(
+    Rule(
         "fp16-result-of-int8",
         "warning",
         fp16_results_of_channel_scales,
-        "TensorRT-RTX 1.7 keeps the integer sums of such a product in FP16 before it scales them: beyond 65504 they are "
+        "TensorRT-RTX 1.7 keeps the integer sums of such a node in FP16 before it scales them: beyond 65504 they are "
         "infinite",
-        "for that runtime let the pairs and the product be FP32 between casts: "
+        "for that runtime let the pairs and the node be FP32 between casts: "
         "'convnext-deploy export --precision fp16 --runtime tensorrt-rtx'",
     ),
-    TrapKind(
+    Rule(
         "weight-kept-as-float",
         "note",
         weights_kept_as_float,

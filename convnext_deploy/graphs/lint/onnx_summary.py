@@ -1,4 +1,4 @@
-"""What is in an ONNX file: interface, operators by precision, quantized products, size by layer, and known traps."""
+"""Everything in an ONNX file: interface, operators by precision, quantized nodes, size by layer, and broken rules."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from onnx import TensorProto
 
 from convnext_deploy.errors import ArtifactError, first_line
 from convnext_deploy.graphs.compute_nodes import (
-    INTEGER_PRODUCTS,
+    INTEGER_OPERATORS,
+    AnalyzedGraph,
+    ComputeNode,
     Grid,
-    Product,
-    Subject,
+    compute_precision,
     describe_zero_point,
-    find_products,
+    find_compute_nodes,
     granularity,
     layer_name,
-    product_precision,
 )
-from convnext_deploy.graphs.lint.rule import Trap
-from convnext_deploy.graphs.lint.rules import find_traps
+from convnext_deploy.graphs.lint.rule import Finding
+from convnext_deploy.graphs.lint.rules import apply_rules
 from convnext_deploy.graphs.onnx_io import read_metadata
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, open_view, value_shape
 from convnext_deploy.graphs.tensors import short_name, tensor_bytes
@@ -52,7 +52,7 @@ class GridRecord:
 
 @dataclass(frozen=True)
 class QuantizedRecord:
-    """A product with a quantized input. `activation` and `weight` are None where that one is float."""
+    """A MatMul, Gemm or Conv node with a quantized input. `activation` and `weight` are None where that one is float."""
 
     layer: str
     operator: str
@@ -88,7 +88,7 @@ class ONNXRecord:
     operators: Mapping[str, Mapping[str, int]]
     quantized: tuple[QuantizedRecord, ...]
     layers: tuple[LayerSize, ...]
-    traps: tuple[Trap, ...]
+    findings: tuple[Finding, ...]
 
     def to_json(self) -> str:
         """Return the record as JSON text."""
@@ -111,7 +111,7 @@ def inspect_onnx(path: Path) -> ONNXRecord:
 
 def _inspect(path: Path) -> ONNXRecord:
     view = open_view(path)
-    subject, graph = find_products(view), view.model.graph
+    graph = find_compute_nodes(view)
     external = sum(tensor_bytes(t) for t in view.tensors.values() if t.data_location == TensorProto.EXTERNAL)
     inputs = tuple(_value(value) for value in view.inputs)
     try:
@@ -126,27 +126,25 @@ def _inspect(path: Path) -> ONNXRecord:
         opsets=view.opsets,
         producer=" ".join((view.model.producer_name, view.model.producer_version)).strip(),
         inputs=inputs,
-        outputs=tuple(_value(value) for value in graph.output),
+        outputs=tuple(_value(value) for value in view.model.graph.output),
         dynamic_batch=bool(inputs) and all(v.shape and not isinstance(v.shape[0], int) for v in inputs),
         metadata=metadata,
-        operators=count_operators(subject),
-        quantized=tuple(
-            _quantized(view, product) for product in subject.products if product.activation or product.weight
-        ),
+        operators=count_operators(graph),
+        quantized=tuple(_quantized(view, node) for node in graph.compute_nodes if node.activation or node.weight),
         layers=layer_sizes(view),
-        traps=find_traps(subject),
+        findings=apply_rules(graph),
     )
 
 
-def count_operators(subject: Subject) -> dict[str, dict[str, int]]:
+def count_operators(graph: AnalyzedGraph) -> dict[str, dict[str, int]]:
     """Return operator → precision → count, the most frequent operators first; constants of the file are not counted."""
-    view = subject.view
-    products = {id(product.node): product for product in subject.products}
+    view = graph.view
+    compute = {id(node.proto): node for node in graph.compute_nodes}
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for node in view.nodes:
         if node.op_type not in PAIR and node.output and view.is_constant(node.output[0]):
             continue
-        counts[node.op_type][_precision(view, node, products.get(id(node)))] += 1
+        counts[node.op_type][_precision(view, node, compute.get(id(node)))] += 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1].total(), item[0]))
     return {operator: dict(counter.most_common()) for operator, counter in ordered}
 
@@ -168,10 +166,10 @@ def layer_sizes(view: GraphView) -> tuple[LayerSize, ...]:
     return tuple(LayerSize(layer, operators[layer], size) for layer, size in sizes.most_common())
 
 
-def _precision(view: GraphView, node: onnx.NodeProto, product: Product | None) -> str:
-    if product is not None:
-        return product_precision(view, product)
-    if node.op_type in INTEGER_PRODUCTS:
+def _precision(view: GraphView, node: onnx.NodeProto, compute: ComputeNode | None) -> str:
+    if compute is not None:
+        return compute_precision(view, compute)
+    if node.op_type in INTEGER_OPERATORS:
         return "INT8"
     if node.op_type == "QuantizeLinear":
         return short_name(view.type_of(node.output[0]))
@@ -185,14 +183,14 @@ def _value(value: onnx.ValueInfoProto) -> ValueRecord:
     return ValueRecord(value.name, short_name(value.type.tensor_type.elem_type), value_shape(value))
 
 
-def _quantized(view: GraphView, product: Product) -> QuantizedRecord:
+def _quantized(view: GraphView, node: ComputeNode) -> QuantizedRecord:
     return QuantizedRecord(
-        product.layer,
-        f"depthwise {product.node.op_type}" if product.is_depthwise(view) else product.node.op_type,
-        product_precision(view, product),
-        _grid(product.activation),
-        _grid(product.weight),
-        product.output_quantized,
+        node.layer,
+        f"depthwise {node.proto.op_type}" if node.is_depthwise(view) else node.proto.op_type,
+        compute_precision(view, node),
+        _grid(node.activation),
+        _grid(node.weight),
+        node.output_quantized,
     )
 
 

@@ -1,4 +1,4 @@
-"""Traps in where a quantized graph has its pairs of QuantizeLinear and DequantizeLinear."""
+"""Rules for where a quantized graph has its pairs of QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ from collections.abc import Iterator
 
 import onnx
 
-from convnext_deploy.graphs.compute_nodes import PRODUCTS, Product, Subject, after_product
-from convnext_deploy.graphs.lint.rule import QUANTIZE, TrapKind, node_label
+from convnext_deploy.graphs.compute_nodes import COMPUTE_OPERATORS, AnalyzedGraph, readers_of_result
+from convnext_deploy.graphs.lint.rule import QUANTIZE, Rule, node_label
 from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView
 
 _ACTIVATIONS = ("Gelu", "FastGelu", "BiasGelu", "Erf", "Relu", "Tanh", "Sigmoid")
 
 
-def pairs_before_activations(subject: Subject) -> Iterator[str]:
-    """Products whose result is quantized before their activation function."""
-    view = subject.view
-    for product in subject.products:
-        if any(_reaches_activation(view, node) for node in _dequantized_results(view, product)):
-            yield product.layer
+def pairs_before_activations(graph: AnalyzedGraph) -> Iterator[str]:
+    """MatMul, Gemm and Conv nodes whose result is quantized before their activation function."""
+    view = graph.view
+    for node in graph.compute_nodes:
+        if any(_reaches_activation(view, reader) for reader in _dequantized_results(view, node.proto)):
+            yield node.layer
 
 
-def pairs_before_float_operators(subject: Subject) -> Iterator[str]:
-    """What is no product and no sum, but reads dequantized values: norms, GELU, GRN, scaling."""
-    view = subject.view
+def pairs_before_float_operators(graph: AnalyzedGraph) -> Iterator[str]:
+    """What computes in float and reads dequantized values: norms, GELU, GRN, scaling."""
+    view = graph.view
     for node in view.nodes:
-        float_operator = node.op_type not in (*PRODUCTS, *PAIR, *LAYOUT, "Add", "Clip", "Cast", "Shape", "Size")
+        float_operator = node.op_type not in (
+            *COMPUTE_OPERATORS,
+            *PAIR,
+            *LAYOUT,
+            "Add",
+            "Clip",
+            "Cast",
+            "Shape",
+            "Size",
+        )
         if float_operator and any(_is_dequantized(view, name) for name in node.input):
             yield node_label(node)
 
 
-def quantized_sums(subject: Subject) -> Iterator[str]:
+def quantized_sums(graph: AnalyzedGraph) -> Iterator[str]:
     """Sums of two activations, as at the end of a block, with pairs before both or one of them."""
-    view = subject.view
+    view = graph.view
     for node in view.of_type("Add"):
         activations = not any(view.is_constant(name) for name in node.input)
         if activations and any(_is_dequantized(view, name) for name in node.input):
             yield node_label(node)
 
 
-def _dequantized_results(view: GraphView, product: Product) -> Iterator[onnx.NodeProto]:
-    for quantize in after_product(view, product.node):
+def _dequantized_results(view: GraphView, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for quantize in readers_of_result(view, node):
         if quantize.op_type == "QuantizeLinear":
             for dequantize in view.readers(quantize.output[0], LAYOUT):
                 if dequantize.op_type == "DequantizeLinear":
@@ -62,8 +71,8 @@ def _is_dequantized(view: GraphView, name: str) -> bool:
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-PLACEMENT_TRAPS: tuple[TrapKind, ...] = (
-    TrapKind(
+PLACEMENT_RULES: tuple[Rule, ...] = (
+    Rule(
         "pair-before-activation",
         "warning",
         pairs_before_activations,
@@ -71,7 +80,7 @@ PLACEMENT_TRAPS: tuple[TrapKind, ...] = (
         'no pairs on the outputs: quantize_static with extra_options={"OpTypesToExcludeOutputQuantization": '
         '["Conv", "MatMul", "Gemm", "Add"]}, or \'convnext-deploy quantize --target tensorrt\'',
     ),
-    TrapKind(
+    Rule(
         "pair-before-float-operator",
         "warning",
         pairs_before_float_operators,
@@ -79,7 +88,7 @@ PLACEMENT_TRAPS: tuple[TrapKind, ...] = (
         "they may bring a faster kernel, and cost accuracy",
         f'{QUANTIZE}, or quantize_static with op_types_to_quantize=["Conv", "MatMul", "Gemm"]',
     ),
-    TrapKind(
+    Rule(
         "quantized-sum",
         "warning",
         quantized_sums,

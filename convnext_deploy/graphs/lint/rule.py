@@ -1,4 +1,4 @@
-"""What a trap is: how it is found in a graph, what it costs, and its cure."""
+"""A rule: how what breaks it is found in a graph, what that costs, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Literal
 
 import onnx
 
-from convnext_deploy.graphs.compute_nodes import Subject
+from convnext_deploy.graphs.compute_nodes import AnalyzedGraph
 
 Severity = Literal["error", "warning", "note"]
 """error: TensorRT refuses the file or gives other results; warning: slower, in float, or less exact; note: good to know."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
-# what many cures begin with
+# what many fixes begin with
 EXPORT = "export the model with 'convnext-deploy export', or with torch.onnx.export(dynamo=True, opset_version=20)"
 QUANTIZE = "quantize with 'convnext-deploy quantize --target tensorrt'"
 SYMMETRIC = 'quantize_static with QInt8 and extra_options={"ActivationSymmetric": True, "WeightSymmetric": True}'
 
 
 @dataclass(frozen=True)
-class TrapKind:
-    """A trap that is known; `find` names the nodes, layers or tensors in which a graph has it."""
+class Rule:
+    """A known problem of ONNX files; `find` names the nodes, layers or tensors in which a graph has it."""
 
     name: str
     severity: Severity
-    find: Callable[[Subject], Iterator[str]]
+    find: Callable[[AnalyzedGraph], Iterator[str]]
     cost: str
-    cure: str
+    fix: str
 
 
 @dataclass(frozen=True)
-class Trap:
-    """A trap that was found: in which nodes, layers or tensors, what it costs, and what to do."""
+class Finding:
+    """A rule that a graph breaks: in which nodes, layers or tensors, what it costs, and how to fix it."""
 
     name: str
     severity: Severity
     places: tuple[str, ...]
     cost: str
-    cure: str
+    fix: str
 
 
 def node_label(node: onnx.NodeProto) -> str:

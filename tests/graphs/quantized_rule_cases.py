@@ -1,4 +1,4 @@
-"""Traps planted in quantized graphs, see `test_traps.py`."""
+"""Quantized graphs that each break one rule, see `test_rules.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.graphs.others_graphs import (
     scales,
     zeros,
 )
-from tests.graphs.trap_case import Case
+from tests.graphs.rule_case import Case
 
 HALF = np.float16
 BOTH = ("QuantizeLinear_0", "DequantizeLinear_1")
@@ -99,7 +99,7 @@ GRID_CASES = (
     ),
 )
 
-PRODUCT_CASES = (
+LAYER_CASES = (
     Case(
         "weight-axis",
         "conv",

@@ -1,4 +1,4 @@
-"""Traps planted in the float parts of graphs and in files as a whole, see `test_traps.py`."""
+"""Graphs that each break one rule for float parts or for files as a whole, see `test_rules.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from tests.graphs.others_graphs import conv, graph_of, random_weight
-from tests.graphs.trap_case import Case
+from tests.graphs.rule_case import Case
 
 HALF = np.float16
 FLOATS: dict[str, Any] = {"x": "float[batch,6,16]", "y": "float[batch,6,n]"}

@@ -1,0 +1,238 @@
+"""The mutants of `mutants.py`: 30 errors that a tired person could make, at least one in every room of the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One error put into the source.
+
+    `error` says what goes wrong for a user. `before` stands once in the whole package, whatever the file is called, and becomes
+    `after`; spaces and line breaks may differ. `tests` are the files, anywhere below `tests/`, that should notice it; those
+    that a tree lacks do not count, so that older trees can be tried too.
+    """
+
+    name: str
+    error: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant(
+        "interval-ends",
+        "the 95 % interval of a drop is mirrored: its margins are swapped",
+        "return p1 - p2 - below, p1 - p2 + above",
+        "return p1 - p2 - above, p1 - p2 + below",
+        ("test_statistics.py",),
+    ),
+    Mutant(
+        "gate-sign",
+        "an artifact that is more accurate than its gate asks for fails, and one below it passes",
+        "if gate.min_top1 is not None and score.top1 < gate.min_top1:",
+        "if gate.min_top1 is not None and score.top1 > gate.min_top1:",
+        ("test_gate.py",),
+    ),
+    Mutant(
+        "speedup-inverted",
+        "INT8 of half the speed is reported as twice as fast",
+        "ratio = relate(in_float, int8)",
+        "ratio = relate(int8, in_float)",
+        ("test_speed.py",),
+    ),
+    Mutant(
+        "distillation-direction",
+        "KL(student || teacher) is minimized, not KL(teacher || student)",
+        "return _divergence(teacher, student).mean() * temperature**2",
+        "return _divergence(student, teacher).mean() * temperature**2",
+        ("test_losses.py",),
+    ),
+    Mutant(
+        "average-without-warm-up",
+        "the average of a short training is still that of its first weights",
+        "min(self.decay, (1 + step) / (10 + step))",
+        "max(self.decay, (1 + step) / (10 + step))",
+        ("test_fit.py", "test_fit_options.py"),
+    ),
+    Mutant(
+        "scale-gradient",
+        "the gradient of a scale counts the values beyond the grid as if they were on it",
+        ".sub_(zero_point).sub_(ratio.mul_(inside))",
+        ".sub_(zero_point).sub_(ratio)",
+        ("test_fake_quantize.py",),
+    ),
+    Mutant(
+        "bias-correction-sign",
+        "bias correction doubles the error that it is to remove",
+        "(wanted.pop(0) - found)",
+        "(found - wanted.pop(0))",
+        ("test_blockwise.py",),
+    ),
+    Mutant(
+        "fold-shift",
+        "the bias of a LayerNorm is folded into the next layer with the wrong sign",
+        "bias += weight.reshape(*weight.shape[:2], -1).sum(-1) @ shift.flatten()",
+        "bias -= weight.reshape(*weight.shape[:2], -1).sum(-1) @ shift.flatten()",
+        ("test_fold.py",),
+    ),
+    Mutant(
+        "grn-keys",
+        "weight and bias of timm's GRN, which have one shape, are loaded as each other",
+        '("grn.gamma", "mlp.grn.weight", None, "grn.weight"), ("grn.beta", "mlp.grn.bias", None, "grn.bias"),',
+        '("grn.gamma", "mlp.grn.bias", None, "grn.weight"), ("grn.beta", "mlp.grn.weight", None, "grn.bias"),',
+        ("test_dialects.py", "test_parity.py"),
+    ),
+    Mutant(
+        "cost-of-blocks",
+        "one of the two linear layers of every block is left out of the GMACs",
+        "depth * (kernel**2 * dim + 2 * MLP_RATIO * dim**2) * side**2",
+        "depth * (kernel**2 * dim + MLP_RATIO * dim**2) * side**2",
+        ("test_complexity.py",),
+    ),
+    Mutant(
+        "split-leak",
+        "an image that lies in two classes is held out, so that validation has a label that training contradicts",
+        "if len(labels) == 1: groups[labels.pop()].append(group)",
+        "if len(labels) >= 1: groups[labels.pop()].append(group)",
+        ("test_split.py",),
+    ),
+    Mutant(
+        "orientation",
+        "photographs taken upright with a telephone are turned the wrong way",
+        "6: Image.Transpose.ROTATE_270,",
+        "6: Image.Transpose.ROTATE_90,",
+        ("test_orientation.py",),
+    ),
+    Mutant(
+        "qdq-output-scale",
+        "weights of layers whose output has a scale per channel are multiplied by it, not divided",
+        "scale = np.asarray(site.weight_scale / site.output_steps, np.float32)",
+        "scale = np.asarray(site.weight_scale * site.output_steps, np.float32)",
+        ("test_qdq.py", "test_targets.py"),
+    ),
+    Mutant(
+        "fp16-island",
+        "activations up to the very largest FP16 number are computed in FP16, so that other images overflow",
+        "LARGEST = float(np.finfo(np.float16).max) / 4",
+        "LARGEST = float(np.finfo(np.float16).max) * 4",
+        ("test_half.py", "test_fp16.py"),
+    ),
+    Mutant(
+        "engine-profile",
+        "an engine is tuned for its largest batch, and the batch it should be tuned for is its largest",
+        "sizes = (profile.minimum, profile.optimal, profile.maximum)",
+        "sizes = (profile.minimum, profile.maximum, profile.optimal)",
+        ("test_build_options.py", "test_tensorrt_engine.py"),
+    ),
+    Mutant(
+        "float-fallback",
+        "a layer of an engine that runs partly in float counts as INT8",
+        'next((k for k in sorted(seen) if k != "INT8"), "INT8")',
+        'next((k for k in sorted(seen) if k == "INT8"), "INT8")',
+        ("test_engine_census.py", "test_engine_precisions.py"),
+    ),
+    Mutant(
+        "scale-of-zero",
+        "a scale of zero, which TensorRT refuses, is found in order",
+        "if not (np.isfinite(values) & (values > 0)).all():",
+        "if not (np.isfinite(values) & (values >= 0)).all():",
+        ("test_traps.py", "test_rules.py"),
+    ),
+    Mutant(
+        "truncated-file",
+        "a file that a full disk cut short is opened as if it were whole",
+        "if found != file.size_bytes:",
+        "if found is None:",
+        ("test_artifact.py",),
+    ),
+    Mutant(
+        "pixels-for-uint8",
+        "graphs that take pixels get them with mean and standard deviation swapped",
+        "np.rint((images * std + mean) * 255.0)",
+        "np.rint((images * mean + std) * 255.0)",
+        ("test_graph_ends.py", "test_pixel_files.py"),
+    ),
+    Mutant(
+        "risk-sign",
+        "what chance may add to a drop is taken off the risk, so that weaker steps pass",
+        "(cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
+        "(cost - _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
+        ("test_judging.py", "test_selection.py"),
+    ),
+    Mutant(
+        "baseline",
+        "the drop of an exported INT8 network is measured against the INT8 network, not against FP32",
+        "baselines[name] = name if artifact.is_baseline or parent not in baselines else baselines[parent]",
+        "baselines[name] = name if artifact.is_baseline or parent not in baselines else parent",
+        ("test_verdicts.py", "test_small_run.py"),
+    ),
+    Mutant(
+        "slow-but-passed",
+        "an INT8 artifact that fails the gate of accuracy passes when it is fast",
+        "passed=verdict.passed and row.passed is not False",
+        "passed=verdict.passed or row.passed is not False",
+        ("test_rows.py", "test_speed_check.py"),
+    ),
+    Mutant(
+        "speedup-tile",
+        "the first screen of a report shows the speedup upside down",
+        "{twin.latency_p50_ms / row.latency_p50_ms:.2f}",
+        "{row.latency_p50_ms / twin.latency_p50_ms:.2f}",
+        ("test_html.py",),
+    ),
+    Mutant(
+        "bundle-tolerance",
+        "bundles of networks that are sensitive to rounding fail on every device",
+        "max(floor, _HEADROOM * max(errors))",
+        "min(floor, _HEADROOM * max(errors))",
+        ("test_golden.py",),
+    ),
+    Mutant(
+        "golden-answers",
+        "a model on a device whose answers are wrong passes the check of its bundle",
+        "return worst <= tolerance, text",
+        "return worst >= 0.0, text",
+        ("test_golden.py", "test_verification.py"),
+    ),
+    Mutant(
+        "probabilities",
+        "`predict` lists the least probable classes first",
+        "np.argsort(-probabilities, axis=1",
+        "np.argsort(probabilities, axis=1",
+        (
+            "test_predict.py",
+            "test_prediction.py",
+        ),
+    ),
+    Mutant(
+        "exit-code",
+        "a failed gate ends with exit code 0, so that a pipeline ships the artifact",
+        "EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130",
+        "EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 0, 130",
+        ("test_results.py", "test_usage.py", "test_quantize.py"),
+    ),
+    Mutant(
+        "rank",
+        "on a second machine, every first process takes itself for the one that writes",
+        "World(rank, size, local) if size > 1",
+        "World(local, size, rank) if size > 1",
+        ("test_world.py",),
+    ),
+    Mutant(
+        "previous-stage",
+        "a stage without a source works on the first stage of a recipe, not on the one before it",
+        "stages[-1].name if stages else None",
+        "stages[0].name if stages else None",
+        ("test_strict_loader.py", "test_files.py"),
+    ),
+    Mutant(
+        "old-gpu",
+        "`doctor` says that TensorRT does not work on the GPUs that it works on",
+        "if gpus[0].number < _TENSORRT_FROM:",
+        "if gpus[0].number > _TENSORRT_FROM:",
+        ("test_checkup.py",),
+    ),
+)
