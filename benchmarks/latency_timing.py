@@ -1,4 +1,4 @@
-"""How `latency.py` times: every candidate in fresh processes of its own, in turn."""
+"""How `latency.py` times: every candidate in interleaved, isolated processes."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def main() -> None:
         for variant, paths in files.items():
             for path in paths:
                 found: dict[str, list[dict[str, float]]] = {"convnext_deploy": [], "timm": []}
-                for _ in range(arguments.repeats):  # in turn, so that a drifting machine is fair to both
+                for _ in range(arguments.repeats):  # interleaved, so that a drifting machine is fair to both
                     found["convnext_deploy"].append(measure(OURS, str(path)))
                     found["timm"].append(measure(TIMM, str(path), variant))
                 for library, runs in found.items():

@@ -42,13 +42,15 @@ def find_place(package: Path, mutant: Mutant) -> tuple[Path, str]:
 
     Raises: LookupError: if what it changes is not there, or more than once.
     """
-    pattern = re.compile(r"\s*".join(map(re.escape, mutant.before.split())))
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
-    found = {path: len(pattern.findall(text)) for path, text in texts.items() if pattern.search(text)}
-    if sum(found.values()) != 1:
-        raise LookupError(f"{mutant.name}: expected one place, found {sum(found.values())} of: {mutant.before}")
-    (path,) = found
-    return path, pattern.sub(lambda _: mutant.after, texts[path])
+    for before, after in ((mutant.before, mutant.after), *filter(None, (mutant.earlier,))):
+        pattern = re.compile(r"\s*".join(map(re.escape, before.split())))
+        places = [path for path, text in texts.items() for _ in pattern.finditer(text)]
+        if len(places) == 1:
+            text = texts[places[0]]
+            start, end = next(pattern.finditer(text)).span()
+            return places[0], text[:start] + after + text[end:]
+    raise LookupError(f"{mutant.name}: expected one place, found none or several of: {mutant.before}")
 
 
 def find_tests(tree: Path, mutant: Mutant) -> list[str]:

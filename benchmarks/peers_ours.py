@@ -31,7 +31,7 @@ from convnext_deploy.stages.ptq_steps import PIXELS_AT_ONCE
 from convnext_deploy.stages.quantize import BARE
 
 OURS = "ours-"
-_ONCE = {"-one-pass": PTQSteps(), "-min-max": BARE}  # suffix → steps in place of the ladder
+_ONCE = {"-one-pass": PTQSteps(), "-min-max": BARE}  # suffix → what to do in place of the fallback sequence
 
 
 def ours() -> dict[str, str]:

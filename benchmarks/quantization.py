@@ -2,11 +2,11 @@
 
     python benchmarks/quantization.py --checkpoint ARTIFACT [ARTIFACT ...] --data DIR [--work DIR] [--out FILE.json]
 
-For each checkpoint and target: single methods (512 calibration images), the ladder, and training for `--epochs` epochs from the
-strongest single method, with the FP32 network as the teacher. Each result is exported and run by ONNX Runtime on all validation
-images, beside the FP32 export of the same checkpoint. `drop` is against that, with Newcombe's 95 % interval; agreement, KL (nats)
-and SQNR are of its logits against the FP32 ones. Seconds are those of the stage on a machine that may have other work. What was
-finished in `--work` is not done again.
+For each checkpoint and target: single methods (512 calibration images), the fallback sequence, and training for `--epochs`
+epochs from the strongest single method, with the FP32 network as the teacher. Each result is exported and run by ONNX Runtime
+on all validation images, beside the FP32 export of the same checkpoint. `drop` is against that, with Newcombe's 95 % interval;
+agreement, KL (nats) and SQNR are of its logits against the FP32 ones. Seconds are those of the stage on a machine that may have
+other work. What was finished in `--work` is not done again.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
 
 BARE = RUNGS["min-max"]
+SEQUENCE = "fallback sequence"
 
 
 def methods(target: str, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
@@ -50,8 +51,8 @@ def methods(target: str, arguments: argparse.Namespace) -> Iterator[tuple[str, S
     for name, steps in list(RUNGS.items())[1:]:
         if name != "learned rounding" or not arguments.fast:
             yield name, PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
-    ladder = QuantizeConfig(target=target, method="ptq", max_drop_pp=arguments.max_drop)
-    yield "ladder", dataclasses.replace(ladder, selection_images=arguments.selection_images), SOURCE
+    sequence = QuantizeConfig(target=target, method="ptq", max_drop_pp=arguments.max_drop)
+    yield SEQUENCE, dataclasses.replace(sequence, selection_images=arguments.selection_images), SOURCE
     if arguments.epochs:
         fit = FitConfig(
             epochs=arguments.epochs,
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--targets", nargs="+", default=["tensorrt", "onnxruntime", "openvino"])
-    parser.add_argument("--max-drop", type=float, default=0.1, help="of the ladder, in percentage points")
+    parser.add_argument("--max-drop", type=float, default=0.1, help="of the fallback sequence, in percentage points")
     parser.add_argument("--selection-images", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=1, help="of training; 0: none")
     parser.add_argument("--base-learning-rate", type=float, default=4e-4)

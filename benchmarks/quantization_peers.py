@@ -20,7 +20,7 @@ Columns: top-1; its drop against the float ONNX model with Newcombe's 95 % inter
 KL(softmax(float) ‖ softmax(INT8)) in nats; the energy of the float logits over that of their change; seconds of the call that
 quantizes, after imports, reading and `quant_pre_process`; its peak resident memory above that of the process with the float model
 and all calibration images in it (Linux only); the size of the file. Ours decodes its images within its time, folds and proves the
-folding; in brackets is the calibration alone, min-max for the ladder, of images in memory as the peers have them.
+folding; in brackets is the calibration alone, min-max for the fallback sequence, of images in memory as the peers have them.
 
 Settings that matter: `--batch-size`, for memory (of ONNX Runtime most) and for accuracy: with single images NNCF's and Model
 Optimizer's entropy ranges are much worse than with 32. ONNX Runtime's Entropy gives the ranges of MinMax, because by default its

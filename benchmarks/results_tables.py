@@ -227,7 +227,7 @@ def _export(results: Path) -> str:
         ["engines for SM75 (FP16), SM86, SM89, SM120", str(len(engines))],
         ["INT8 products in INT8", f"{done} of {asked}"],
         ["export to ONNX, the slowest", f"{export_s[0]:.0f} s ({export_s[1]})"],
-        ["slowest engine with its census", f"{slowest[0]:.1f} s ({slowest[1]})"],
+        ["slowest engine with its precision report", f"{slowest[0]:.1f} s ({slowest[1]})"],
     ]
     return as_table(["every variant at 32 pixels: `python benchmarks/export.py`", ""], lines).replace("|  |", "| |")
 

@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: fresh processes, the commands in turn, the median of each.
+"""How long the command line takes to answer: interleaved, isolated processes, the median of each command.
 
     python benchmarks/startup.py [--rounds 15] [--out benchmarks/results/startup.json]
 

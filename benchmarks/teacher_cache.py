@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
-from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.models.zoo.cost import count_macs
@@ -59,11 +58,7 @@ def main() -> None:
     batches = TrainingBatches(
         ArrayImages(pixels, rng.integers(arguments.classes, size=arguments.images)),
         default_preprocess(arguments.image_size),
-        batch_size=arguments.batch_size,
-        seed=0,
-        augmentation=Augmentation(),
-        num_classes=arguments.classes,
-        own_epochs=1,
+        BatchPlan(arguments.batch_size, arguments.classes, own_epochs=1),
     )
     teacher = build_model(teacher_spec).requires_grad_(False).eval()
 

@@ -1,4 +1,4 @@
-"""Training throughput against timm's own model in a plain loop with timm's optimizer: same batch, dtype and images, in turn.
+"""Training throughput against timm's own model in a plain loop with timm's optimizer: same batch, dtype and images, interleaved.
 
     python benchmarks/training.py [--model atto] [--image-size 32] [--batch-size 128] [--autocast off|bf16] [--out FILE.json]
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
-from convnext_deploy.data.loaders import Batch, TrainingBatches
+from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE
 from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
@@ -101,9 +101,7 @@ def seconds_per_batch(batch_size: int, image_size: int, augmentation: Augmentati
     pixels = rng.integers(0, 256, (20 * batch_size, image_size, image_size, 3), dtype=np.uint8)
     images = ArrayImages(pixels, rng.integers(CLASSES, size=len(pixels)))
     preprocess = default_preprocess(image_size)
-    batches = TrainingBatches(
-        images, preprocess, batch_size=batch_size, seed=0, augmentation=augmentation, num_classes=CLASSES
-    )
+    batches = TrainingBatches(images, preprocess, BatchPlan(batch_size, CLASSES, augmentation))
     times = []
     started = time.perf_counter()
     for _ in batches.epoch(0):

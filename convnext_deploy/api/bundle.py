@@ -106,14 +106,14 @@ def _check_output(out: Path) -> None:
     """Refuse to replace anything but a bundle from which no engine was built."""
     if out.suffix == ".zip":
         if out.exists() and not is_archived_bundle(out):
-            raise OutputError(f"{out} is there already and is no bundle; choose another place with --out.")
+            raise OutputError(f"{out} is there already and is not a bundle; choose another place with --out.")
         return
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; give a new folder, or a name ending in .zip, with --out.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / verify.RECORD).is_file() or not (out / verify.SUMS).is_file():
-        raise OutputError(f"{out} holds something that is no bundle; choose an empty folder with --out.")
+        raise OutputError(f"{out} holds something that is not a bundle; choose an empty folder with --out.")
     if (out / verify.BUILT).exists():
         raise OutputError(
             f"{out} holds engines that were built from it ({verify.BUILT}/); choose another folder with --out."

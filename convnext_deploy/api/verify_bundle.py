@@ -38,7 +38,7 @@ def verify_bundle(bundle: Path, *, require: Sequence[str] = (), built: Path | No
         require: `onnx`, `engine`: kinds of which at least one must be run.
         built: folder with the engines that were built from it; None: `built/` in the bundle.
 
-    Raises: ArtifactError: if it is no bundle. One that is damaged or disagrees is no error: see `Verification.passed`.
+    Raises: ArtifactError: if it is not a bundle. One that is damaged or disagrees is not an error: see `Verification.passed`.
     """
     try:
         if bundle.is_dir():

@@ -118,7 +118,7 @@ def collect(given: Sequence[tuple[Path, Artifact]]) -> Contents:
     graphs = sorted((entry for entry in artifacts if entry[1].format == "onnx"), key=lambda entry: entry[1].size_bytes)
     if not graphs:
         raise ArtifactError(
-            f"{artifacts[0][0]} alone is no bundle: its golden outputs come from the ONNX artifact that it was built from; "
+            f"{artifacts[0][0]} alone is not a bundle: its golden outputs come from the ONNX artifact that it was built from; "
             "name that one too."
         )
     name = bundle_name(graphs[0][1])

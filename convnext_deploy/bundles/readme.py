@@ -161,5 +161,5 @@ def _limits(contents: Contents, golden: GoldenImages, models: Mapping[str, Any])
             texts.append(f"`{model.name}` takes batches of {model.frozen_batch} and no others.")
     if any(one_line(name) != name for name in contents.first.class_names or ()):
         texts.append("Class names that are not printable are written with escapes; `bundle.json` has them as they are.")
-    texts.append("Checksums show damage. They are no signature: who can change a file can change its checksum.")
+    texts.append("Checksums show damage. They are not a signature: who can change a file can change its checksum.")
     return texts

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON or TOML, read strictly by their type hints, which may carry limits: `Annotated[int, Between(1, 8)]`."""
+"""Read frozen dataclasses from JSON or TOML, strictly by their type hints and limits: `Annotated[int, Between(1, 8)]`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,25 @@ class EvaluationBatches:
             yield transforms.normalize(pixels, self.preprocess), torch.from_numpy(self.images.labels[chunk])
 
 
+@dataclass(frozen=True)
+class BatchPlan:
+    """What the batches of a training hold, wherever and by however many processes they are made.
+
+    Attributes:
+        batch_size: of all processes together; with fewer images, their number.
+        num_classes: of the network.
+        augmentation: the training transforms.
+        seed: of order and augmentation.
+        own_epochs: so many epochs have batches of their own; later ones repeat these batches in another order. 0: all.
+    """
+
+    batch_size: int
+    num_classes: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    own_epochs: int = 0
+
+
 class TrainingBatches:
     """Augmented batches; what batch `k` of epoch `e` holds depends on the seed, `e` and `k` alone, not on workers.
 
@@ -95,14 +114,10 @@ class TrainingBatches:
         self,
         images: ImageSet,
         preprocess: Preprocess,
+        plan: BatchPlan,
         *,
-        batch_size: int,
-        seed: int,
-        augmentation: Augmentation,
-        num_classes: int,
         workers: int = 0,
         device: str = "cpu",
-        own_epochs: int = 0,
         cache: PixelCache | None = None,
         world: World | None = None,
     ) -> None:
@@ -111,13 +126,9 @@ class TrainingBatches:
         Args:
             images: of the training set.
             preprocess: normalization and size.
-            batch_size: of all processes together; at most the number of images.
-            seed: of order and augmentation.
-            augmentation: the training transforms.
-            num_classes: of the network.
+            plan: what the batches hold.
             workers: processes that load large images; 0: this one.
             device: where batches are augmented and yielded.
-            own_epochs: so many epochs have batches of their own; later ones repeat these batches in another order. 0: all.
             cache: the decoded images if they are small; None: decoded here.
             world: which process this is; None: the only one.
 
@@ -125,9 +136,8 @@ class TrainingBatches:
             DataError: if an image cannot be read.
             RecipeError: if the processes cannot share a batch evenly.
         """
-        self.images, self.preprocess, self.seed, self.workers, self.device = images, preprocess, seed, workers, device
-        self.batch_size = min(batch_size, len(images))
-        self.augmentation, self.num_classes, self.own_epochs = augmentation, num_classes, own_epochs
+        self.images, self.preprocess, self.plan, self.workers, self.device = images, preprocess, plan, workers, device
+        self.batch_size = min(plan.batch_size, len(images))
         world = world or World()
         if self.batch_size % world.size:
             raise RecipeError(
@@ -148,11 +158,11 @@ class TrainingBatches:
 
         They are on the device, and images are channels-last in memory.
         """
-        planned = epoch % self.own_epochs if self.own_epochs else epoch
+        planned = epoch % self.plan.own_epochs if self.plan.own_epochs else epoch
         numbers = np.arange(len(self))
         if planned != epoch:
-            numbers = _generator(_REPEAT, self.seed, epoch).permutation(numbers)
-        order = _generator(_ORDER, self.seed, planned).permutation(len(self.images))[: len(self) * self.batch_size]
+            numbers = _generator(_REPEAT, self.plan.seed, epoch).permutation(numbers)
+        order = _generator(_ORDER, self.plan.seed, planned).permutation(len(self.images))[: len(self) * self.batch_size]
         chunks = order.reshape(len(self), self.batch_size)
         numbers = numbers[start:]
         for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
@@ -163,34 +173,36 @@ class TrainingBatches:
 
     def _own(self, chunk: NDArray[Any]) -> NDArray[Any]:
         """Return this process's part of what there is for each row of a batch, with one row before it where rows are mixed."""
-        if self.augmentation.is_mixing and self._rows.stop - self._rows.start < self.batch_size:
+        if self.plan.augmentation.is_mixing and self._rows.stop - self._rows.start < self.batch_size:
             return np.take(chunk, np.arange(self._rows.start - 1, self._rows.stop), axis=0, mode="wrap")
         return chunk[self._rows]
 
     def _finish(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         """Erase and mix, which come after normalization, and leave out the row that was there to be mixed in."""
-        rng = _generator(_FINISH, self.seed, epoch, number)
-        probability = self.augmentation.random_erasing_probability
+        rng = _generator(_FINISH, self.plan.seed, epoch, number)
+        probability = self.plan.augmentation.random_erasing_probability
         if probability:
             boxes = self._own(draw_erasures(rng, self.batch_size, images.shape[2], images.shape[3], probability))
             rows = self._own(np.arange(self.batch_size))
-            images = erase(images, boxes, lambda index: _generator(_NOISE, self.seed, epoch, number, int(rows[index])))
-        if self.augmentation.is_mixing:
-            images, labels = mix(images, labels, self.num_classes, self.augmentation, rng)
+            images = erase(
+                images, boxes, lambda index: _generator(_NOISE, self.plan.seed, epoch, number, int(rows[index]))
+            )
+        if self.plan.augmentation.is_mixing:
+            images, labels = mix(images, labels, self.plan.num_classes, self.plan.augmentation, rng)
         surplus = len(images) - (self._rows.stop - self._rows.start)
         return images[surplus:], labels[surplus:]
 
     def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield this process's images of the numbered chunks as `(N, S, S, C)` uint8."""
-        size, wanted = self.preprocess.image_size, self.augmentation
+        size, wanted = self.preprocess.image_size, self.plan.augmentation
         own = [self._own(chunks[number]) for number in numbers]
         if self._small is None:
-            dataset = _Training(self.images, self.preprocess, wanted, self.seed, epoch)
+            dataset = _Training(self.images, self.preprocess, self.plan, epoch)
             yield from _load(dataset, [chunk.tolist() for chunk in own], self.workers)
             return
         _, height, width, _ = self._small.shape
         for number, chunk in zip(numbers.tolist(), own, strict=True):
-            rng = _generator(_BATCH, self.seed, epoch, number)
+            rng = _generator(_BATCH, self.plan.seed, epoch, number)
             boxes = transforms.sample_crops(rng, self.batch_size, height, width, wanted.crop_scale_min)
             flips = rng.uniform(size=self.batch_size) < wanted.flip_probability
             plans = draw_operations(wanted, rng, self.batch_size, size)
@@ -222,8 +234,7 @@ class EvaluationItems(Dataset[Any]):
 class _Training(Dataset[Any]):
     images: ImageSet
     preprocess: Preprocess
-    augmentation: Augmentation
-    seed: int
+    plan: BatchPlan
     epoch: int
 
     def __getitem__(self, index: int) -> NDArray[np.uint8] | DataError:
@@ -231,11 +242,11 @@ class _Training(Dataset[Any]):
             image = transforms.to_channels(self.images.load(index), len(self.preprocess.mean))
         except DataError as error:
             return error
-        rng = _generator(_IMAGE, self.seed, self.epoch, index)
-        box = transforms.sample_crops(rng, 1, image.height, image.width, self.augmentation.crop_scale_min)[0]
-        flip = rng.uniform() < self.augmentation.flip_probability
+        rng = _generator(_IMAGE, self.plan.seed, self.epoch, index)
+        box = transforms.sample_crops(rng, 1, image.height, image.width, self.plan.augmentation.crop_scale_min)[0]
+        flip = rng.uniform() < self.plan.augmentation.flip_probability
         pixels = transforms.crop_image(image, box, flip, self.preprocess.image_size)
-        return change_image(pixels, self.augmentation, rng)
+        return change_image(pixels, self.plan.augmentation, rng)
 
 
 def _load(dataset: Dataset[Any], chunks: Sequence[list[int]], workers: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What is in a TensorRT engine plan: which TensorRT wrote it, and which of its products run in which type."""
+"""Read a TensorRT engine plan: which TensorRT wrote it, and in which type each of its MatMul/Conv nodes runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
 from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.engine_precisions import PlanProduct, read_products
+from convnext_deploy.graphs.engine_precisions import read_plan_nodes
 
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 _HEADERS = {b"vtrt": "tensorrt-rtx", b"ftrt": "tensorrt"}
@@ -25,16 +25,16 @@ _VERSION = slice(24, 28)  # major, minor, patch and build, a byte each, in both
 class EngineRecord:
     """All that is in an engine plan.
 
-    `flavor` and `version` are None where the header does not tell. `products`: precision → count, empty where the plan does not
-    keep them readable; `float_products` are the names of those not in INT8. `manifest` is what the manifest beside it adds.
+    `flavor` and `version` are None where the header does not tell. `nodes`: precision → count of MatMul/Conv nodes, empty where the
+    plan does not keep them readable; `float_nodes` are the names of those not in INT8. `manifest`: from the manifest beside it.
     """
 
     file: str
     size_bytes: int
     flavor: str | None
     version: str | None
-    products: Mapping[str, int]
-    float_products: tuple[str, ...]
+    nodes: Mapping[str, int]
+    float_nodes: tuple[str, ...]
     manifest: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -53,17 +53,17 @@ def inspect_plan(path: Path) -> EngineRecord:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
     flavor, version = read_header(plan)
-    products = read_products(plan)
-    if flavor is None and not products:
+    nodes = read_plan_nodes(plan)
+    if flavor is None and not nodes:
         raise ArtifactError(
-            f"{path} is no TensorRT plan: it begins with {plan[:4]!r}, expected "
+            f"{path} is not a TensorRT plan: it begins with {plan[:4]!r}, expected "
             f"{' or '.join(repr(header) for header in _HEADERS)}."
         )
     manifest, notes = _read_manifest(path)
-    if not products:
+    if not nodes:
         notes = (
             *notes,
-            "the plan does not tell in which types its products run"
+            "the plan does not tell in which types its MatMul/Conv nodes run"
             + ("; a plan of standard TensorRT tells it on its GPU alone" if flavor == "tensorrt" else ""),
         )
     return EngineRecord(
@@ -71,8 +71,8 @@ def inspect_plan(path: Path) -> EngineRecord:
         len(plan),
         flavor,
         version,
-        dict(Counter(product.precision for product in products).most_common()),
-        tuple(_describe(product) for product in products if product.precision != "INT8"),
+        dict(Counter(node.precision for node in nodes).most_common()),
+        tuple(f"{node.name} ({node.precision})" for node in nodes if node.precision != "INT8"),
         manifest,
         notes,
     )
@@ -83,10 +83,6 @@ def read_header(plan: bytes) -> tuple[str | None, str | None]:
     flavor = _HEADERS.get(plan[:4])
     version = ".".join(map(str, plan[_VERSION]))
     return flavor, version if flavor is not None and len(plan) >= _VERSION.stop else None
-
-
-def _describe(product: PlanProduct) -> str:
-    return f"{product.name} ({product.precision})"
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

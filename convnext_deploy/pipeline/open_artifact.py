@@ -217,4 +217,4 @@ def _from_header(path: Path, format: Format, header: dict[str, Any]) -> Artifact
     try:
         return parse_artifact({"details": {}, **header, **own}, format, f"{path} has a damaged header")
     except ValueError as error:
-        raise ArtifactError(f"{error} Make the file again.") from None
+        raise ArtifactError(f"{error} Make it again.") from None

@@ -7,31 +7,27 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stages import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, check_classes
-from convnext_deploy.errors import ArtifactError, DataError, OutputError
-from convnext_deploy.pipeline.float_reference import is_judged
+from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
+from convnext_deploy.pipeline.float_baseline import is_judged
+from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.speed_check import check_speed
+from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
-from convnext_deploy.pipeline.write_report import write_report
-from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.rows import add_speed, create_row, keep_flips
-from convnext_deploy.reports.thumbnails import make_thumbnails
-from convnext_deploy.system import code_hash as code_version
+from convnext_deploy.reports.record import Report
+from convnext_deploy.system import code_hash
 from convnext_deploy.system.distributed import announce, receive, world
-from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.files import create_output_folder
 
 if TYPE_CHECKING:
     from convnext_deploy.evaluation.measure import Measurement
-    from convnext_deploy.evaluation.score import Score
     from convnext_deploy.evaluation.timing.speedup import Speed
 
 
@@ -84,90 +80,96 @@ def plan_recipe(
     return plan
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run needs; `executed` grows by the names of the stages that were not taken from an earlier run."""
+
+    recipe: Recipe
+    settings: Settings
+    data: Data | None
+    ledger: Ledger
+    executed: list[str] = field(default_factory=list)
+
+
 def _run(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, artifacts: dict[str, Artifact]
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> RunResult:
-    baselines: dict[str | None, str] = {}
-    scores: dict[str, Score] = {}
-    rows: list[StageRow] = []
-    executed: list[str] = []
-    report = Report(
-        recipe=recipe.name,
-        data="none" if data is None else data.name,
-        validation_images=0 if data is None else len(data.validation),
+    """Do what the first process does: everything, in order."""
+    ledger = open_ledger(
+        recipe.name,
+        data,
+        settings.out,
         seed=recipe.seed,
-        environment=describe_environment(),
-        rows=(),
         command=settings.command,
         source=recipe.source,
-        class_names=() if data is None else data.class_names,
+        artifacts=weights,
     )
-
-    def record(
-        name: str, kind: str, artifact: Artifact, stage: StageEntry | None, *, for_comparison: bool = False
-    ) -> None:
-        nonlocal report
-        artifacts[name] = artifact
-        # The nearest FP32 PyTorch ancestor; an artifact brought without one is its own reference.
-        parent = stage.source if stage is not None else BASELINE
-        baselines[name] = name if artifact.is_baseline or parent not in baselines else baselines[parent]
-        measured = _measure(name, artifact, settings, data, may_differ=name == SOURCE and _only_starts(recipe))
-        if measured.score is not None:
-            scores[name] = measured.score
-        gate = stage.gate if stage is not None else Gate()
-        rows.append(create_row(name, kind, artifact, gate, measured, baselines[name], rows, scores, data))
-        keep_flips(settings.out, rows[-1], scores, data)
-        if stage is not None:
-            rows[-1] = dataclasses.replace(rows[-1], inputs=stage.inputs, for_comparison=for_comparison)
-        thumbnails = {**report.thumbnails, **make_thumbnails(data, rows[-1], report.thumbnails)}
-        report = dataclasses.replace(report, rows=tuple(rows), thumbnails=thumbnails)
-        write_report(report, settings.out)
-
-    write_report(report, settings.out)
+    run = _Run(recipe, settings, data, ledger)
+    ledger.change(complete=False)
     if source is not None:
-        baseline = None if source.is_baseline else find_baseline(source)
-        if baseline is not None:
-            record(BASELINE, BASELINE, baseline, None)
-        record(SOURCE, SOURCE, source, None)
-
-    def make(
-        stage: StageEntry, inputs: Mapping[str, Artifact] = artifacts, *, for_comparison: bool = False
-    ) -> Artifact:
-        key = cache_key(stage, inputs, data, recipe.seed)
-        artifact = reusable(stage_folder(settings, stage), key)
-        if _is_joint(stage):
-            announce(artifact is None)
-        if artifact is None:
-            artifact = execute_stage(stage, inputs, recipe, settings, data, key)
-            executed.append(stage.name)
-        else:
-            settings.execution.progress.say(f"{stage.name}: up to date")
-        record(stage.name, stage.config.kind, artifact, stage, for_comparison=for_comparison)
-        return artifact
-
+        _bring(run, source)
     for stage in recipe.stages:
-        make(stage)
-    made: dict[str, StageEntry] = {stage.name: stage for stage in recipe.stages}
-    for stage in filter(lambda stage: is_judged(artifacts[stage.name]), recipe.stages):
-        found: Speed | str = "it was left out, as asked for"
-        if settings.speed_check and recipe.speed_check:
-            found = check_speed(
-                stage.name,
-                artifacts,
-                baselines[stage.name],
-                made,
-                make,
-                settings.out,
-                report.environment,
-                settings.execution.progress,
-            )
-        place = next(place for place, row in enumerate(rows) if row.name == stage.name)
-        rows[place] = add_speed(rows[place], found, stage.gate)
-        report = dataclasses.replace(report, rows=tuple(rows))
-        write_report(report, settings.out)
-    report = dataclasses.replace(report, complete=True)
-    write_report(report, settings.out)
-    return announce(RunResult(report, tuple(executed)))
+        _make(run, stage, ledger.artifacts)
+    made = {stage.name: stage for stage in recipe.stages}
+    for stage in recipe.stages:
+        if is_judged(ledger.artifacts[stage.name]):
+            ledger.record_speed(stage, _compare_speed(run, stage, made))
+    ledger.change(complete=True)
+    return announce(RunResult(ledger.report, tuple(run.executed)))
+
+
+def _bring(run: _Run, source: Artifact) -> None:
+    """Measure the artifact that the user brought, and before it its FP32 ancestor where that is at hand."""
+    found = {SOURCE: source}
+    if not source.is_baseline and (baseline := find_baseline(source)) is not None:
+        found = {BASELINE: baseline, SOURCE: source}
+    for name, artifact in found.items():
+        may_differ = name == SOURCE and _only_starts(run.recipe)
+        run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
+
+
+def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
+    """Execute a stage unless its artifact is up to date, and measure what it made."""
+    key = cache_key(stage, inputs, run.data, run.recipe.seed)
+    artifact = reusable(stage_folder(run.settings, stage), key)
+    if _is_joint(stage):
+        announce(artifact is None)
+    if artifact is None:
+        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, key)
+        run.executed.append(stage.name)
+    else:
+        run.settings.execution.progress.say(f"{stage.name}: up to date")
+    measured = _measure(run, stage.name, artifact)
+    run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    return artifact
+
+
+def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) -> Speed | str:
+    """Measure an INT8 artifact against its float baseline, which is made first where it is not there yet.
+
+    Args:
+        run: of which the artifact is a part.
+        stage: which made it.
+        made: the stages of the run by their names; those that are made here come to it.
+
+    Returns: the measurement; or in words why there is none, which is no error of the run.
+    """
+    if not (run.settings.speed_check and run.recipe.speed_check):
+        return "it was left out, as asked for"
+    ledger, progress = run.ledger, run.settings.execution.progress
+    plan = plan_comparison(stage.name, ledger.artifacts, ledger.baselines[stage.name], made)
+    if isinstance(plan, str):
+        return plan
+    inputs = dict(plan.inputs)
+    try:
+        for needed in plan.missing:
+            progress.say(f"{needed.name}: the float baseline, to compare {stage.name} with")
+            inputs[needed.name] = _make(run, needed, inputs, for_comparison=True)
+            made[needed.name] = needed
+    except DeployError as error:
+        return f"the float baseline could not be made: {first_line(error)}"
+    kept = run.settings.out / "scores" / f"{stage.name}.speed.json"
+    return measure_comparison(plan, inputs, kept, ledger.report.environment, progress)
 
 
 def _follow(
@@ -209,12 +211,11 @@ def _only_starts(recipe: Recipe) -> bool:
     return all(role == "source" and isinstance(s.config, TrainConfig | DistillConfig) for role, s in uses)
 
 
-def _measure(
-    name: str, artifact: Artifact, settings: Settings, data: Data | None, *, may_differ: bool = False
-) -> Measurement:
+def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
     from convnext_deploy.evaluation.measure import Measurement, measure_artifact, read_measurement, write_measurement
 
+    data, execution = run.data, run.settings.execution
     if data is None:
         return Measurement(not_run="not validated: no --data")
     try:
@@ -223,13 +224,13 @@ def _measure(
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, settings.execution.device]
-    content.append(code_version.of_module("convnext_deploy.evaluation.measure"))
+    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, execution.device]
+    content.append(code_hash.of_module("convnext_deploy.evaluation.measure"))
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    path = settings.out / "scores" / f"{name}.json"
+    path = run.settings.out / "scores" / f"{name}.json"
     measured = read_measurement(path, key)
     if measured is None:
-        measured = measure_artifact(artifact, data, settings.execution, name)
+        measured = measure_artifact(artifact, data, execution, name)
         if measured.score is not None:
             write_measurement(path, key, measured)
     return measured

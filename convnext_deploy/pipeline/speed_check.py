@@ -1,4 +1,4 @@
-"""The honesty check: is an INT8 artifact faster than the float form that it is to replace. What was measured is kept."""
+"""The speed check: is an INT8 artifact faster than the float baseline that it is to replace. What was measured is kept."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.errors import BackendUnavailableError, DeployError, ProcessFailedError, first_line
-from convnext_deploy.pipeline.float_reference import Rival, find_rival
+from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, first_line
+from convnext_deploy.pipeline.float_baseline import FloatBaseline, find_float_baseline
 from convnext_deploy.system import code_hash as code_version
 from convnext_deploy.system.progress import Progress
 
@@ -21,69 +22,77 @@ if TYPE_CHECKING:
     from convnext_deploy.evaluation.timing.speedup import Contender, Speed
 
 
-class Make(Protocol):
-    """What executes a stage, unless its artifact is up to date, with the artifacts that it may read."""
+@dataclass(frozen=True)
+class Comparison:
+    """An INT8 artifact, its float baseline, and what is needed to measure both.
 
-    def __call__(
-        self, stage: StageEntry, inputs: Mapping[str, Artifact], /, *, for_comparison: bool = False
-    ) -> Artifact:
-        """Return the artifact, which is in the report from then on; `for_comparison`: no stage of the recipe made it."""
+    `missing` are the stages that make the float baseline as far as they have not run; they read `inputs`, where the FP32 ancestor
+    is evaluated at the size of the INT8 artifact.
+    """
+
+    name: str
+    float_name: str
+    against: FloatBaseline
+    missing: tuple[StageEntry, ...]
+    inputs: Mapping[str, Artifact]
 
 
-def check_speed(
-    name: str,
-    artifacts: Mapping[str, Artifact],
-    baseline: str,
-    made: dict[str, StageEntry],
-    make: Make,
-    out: Path,
-    environment: Mapping[str, Any],
-    progress: Progress,
-) -> Speed | str:
-    """Make the float form of an INT8 artifact's network where it is not there yet, and measure both in turn.
+def plan_comparison(
+    name: str, artifacts: Mapping[str, Artifact], baseline: str, made: Mapping[str, StageEntry]
+) -> Comparison | str:
+    """Return what an INT8 artifact is to be compared with, or in words why it is not measured.
 
     Args:
         name: of the INT8 artifact.
         artifacts: all of the run.
         baseline: name of its nearest FP32 PyTorch ancestor, or of another artifact where there is none.
-        made: the stages of the run by their names; those that are made here come to it.
-        make: see `Make`.
-        out: the run's folder; `scores/NAME.speed.json` in it keeps the result.
-        environment: of the machine; times of another one do not count.
-        progress: where to report.
-
-    Returns: the measurement, kept or new; or in words why there is none, which is no error of the run.
+        made: the stages of the run by their names.
     """
-    from convnext_deploy.evaluation.timing.speedup import Contender, measure_speed, read_speed, write_speed
-
     artifact, ancestor = artifacts[name], artifacts[baseline]
-    inputs = {**artifacts, baseline: _as_large(ancestor, artifact.preprocess)}
     known = [
         stage
         for stage in made.values()
         if _as_large(artifacts[stage.name], artifact.preprocess) == artifacts[stage.name]
     ]
-    rival = find_rival(artifact, baseline if ancestor.is_baseline else None, known, made)
-    if isinstance(rival, str):
-        return rival
-    try:
-        for stage in rival.stages:
-            if stage.name not in made:
-                progress.say(f"{stage.name}: the float form, to compare {name} with")
-                inputs[stage.name] = make(stage, inputs, for_comparison=True)
-                made[stage.name] = stage
-    except DeployError as error:
-        return f"the float form could not be made: {first_line(error)}"
-    last = rival.stages[-1].name
-    ours, reference = Contender(name, artifact, rival.runner), Contender(last, inputs[last], rival.float_runner)
-    path, key = out / "scores" / f"{name}.speed.json", _key(ours, reference, rival, environment)
-    speed = read_speed(path, key)
+    against = find_float_baseline(artifact, baseline if ancestor.is_baseline else None, known, made)
+    if isinstance(against, str):
+        return against
+    inputs = {**artifacts, baseline: _as_large(ancestor, artifact.preprocess)}
+    missing = tuple(stage for stage in against.stages if stage.name not in made)
+    return Comparison(name, against.stages[-1].name, against, missing, inputs)
+
+
+def measure_comparison(
+    plan: Comparison,
+    artifacts: Mapping[str, Artifact],
+    kept: Path,
+    environment: Mapping[str, Any],
+    progress: Progress,
+) -> Speed | str:
+    """Time an INT8 artifact and its float baseline in interleaved, isolated processes, unless that was done before.
+
+    Args:
+        plan: from `plan_comparison`.
+        artifacts: with that of every stage of the plan.
+        kept: file that keeps the result.
+        environment: of the machine; times of another one do not count.
+        progress: where to report.
+
+    Returns: the measurement, kept or new; or in words why there is none.
+    """
+    from convnext_deploy.evaluation.timing.speedup import Contender, measure_speed, read_speed, write_speed
+
+    against = plan.against
+    ours = Contender(plan.name, artifacts[plan.name], against.runner)
+    reference = Contender(plan.float_name, artifacts[plan.float_name], against.float_runner)
+    key = _key(ours, reference, against, environment)
+    speed = read_speed(kept, key)
     if speed is None:
         try:
-            speed = measure_speed(ours, reference, rival.batch_sizes, progress, device=rival.device)
+            speed = measure_speed(ours, reference, against.batch_sizes, progress, device=against.device)
         except (BackendUnavailableError, ProcessFailedError) as error:
             return first_line(error)
-        write_speed(path, key, speed)
+        write_speed(kept, key, speed)
     return speed
 
 
@@ -96,10 +105,10 @@ def _as_large(artifact: Artifact, preprocess: Preprocess) -> Artifact:
     return dataclasses.replace(artifact, preprocess=own)
 
 
-def _key(ours: Contender, reference: Contender, rival: Rival, environment: Mapping[str, Any]) -> str:
+def _key(ours: Contender, reference: Contender, against: FloatBaseline, environment: Mapping[str, Any]) -> str:
     content = [
         [(each.name, each.artifact.sha256, str(each.artifact.location), each.runner) for each in (ours, reference)],
-        [rival.device, rival.batch_sizes],
+        [against.device, against.batch_sizes],
         environment,
         code_version.of_module("convnext_deploy.evaluation.timing.speedup"),
     ]

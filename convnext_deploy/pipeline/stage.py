@@ -29,7 +29,7 @@ class Settings:
     """Where and how a recipe runs; none of it changes what the stages mean.
 
     `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`.
-    `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float form.
+    `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float baseline.
     """
 
     out: Path

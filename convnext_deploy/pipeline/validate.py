@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import SOURCE, Gate
+from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.evaluation.score import Score
-from convnext_deploy.pipeline.write_report import write_report
-from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.rows import create_row, keep_flips
-from convnext_deploy.reports.thumbnails import make_thumbnails
-from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.pipeline.ledger import open_ledger
+from convnext_deploy.reports.record import Report
 from convnext_deploy.system.execution import Execution
 
 
@@ -40,31 +36,11 @@ def compare_artifacts(
     """
     from convnext_deploy.evaluation.measure import BATCH_SIZE, measure_artifact
 
-    rows: list[StageRow] = []
-    scores: dict[str, Score] = {}
-    thumbnails: dict[str, str] = {}
+    command = command or "convnext_deploy.validate(…)  # called from Python"
+    ledger = open_ledger("validate", data, out, seed=execution.seed, command=command)
     reference, judged = next(iter(artifacts)), list(artifacts)[-1]
     for name, artifact in artifacts.items():
         measured = measure_artifact(artifact, data, execution, name, batch_size or BATCH_SIZE)
-        if measured.score is not None:
-            scores[name] = measured.score
-        own = gate if name == judged else Gate()
-        rows.append(create_row(name, SOURCE, artifact, own, measured, reference, rows, scores, data))
-        thumbnails |= make_thumbnails(data, rows[-1], thumbnails)
-        if out is not None:
-            keep_flips(out, rows[-1], scores, data)
-    report = Report(
-        recipe="validate",
-        data=data.name,
-        validation_images=len(data.validation),
-        seed=execution.seed,
-        environment=describe_environment(),
-        rows=tuple(rows),
-        complete=True,
-        command=command or "convnext_deploy.validate(…)  # called from Python",
-        class_names=data.class_names,
-        thumbnails=thumbnails,
-    )
-    if out is not None:
-        write_report(report, out)
-    return report
+        ledger.record(name, artifact, measured, gate if name == judged else None, baseline=reference)
+    ledger.change(complete=True)
+    return ledger.report

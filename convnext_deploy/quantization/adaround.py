@@ -1,10 +1,11 @@
-"""Learned rounding: choose for every weight whether it goes up or down so that its block's output stays what it was."""
+"""Learned rounding (AdaRound): choose for every weight whether it is rounded up or down, to keep its block's output."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +61,28 @@ class LearnedRounding(nn.Module):
         return (1 - (2 * self.h() - 1).abs().pow(beta)).mean()
 
 
+@dataclass(frozen=True)
+class RoundingSettings:
+    """How the rounding of a block is learned.
+
+    Attributes:
+        steps: of Adam, per block.
+        batch_size: images per step.
+        learning_rate: of the rounding; scales of activations have a tenth.
+        regularization: weight of `undecided`, whose exponent falls from 20 to 2; the loss itself starts at 1.
+    """
+
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 1e-2
+    regularization: float = 0.01
+
+
 def reconstruct(
     blocks: Sequence[nn.Module],
     images: Tensor,
+    settings: RoundingSettings,
     *,
-    steps: int = 300,
-    batch_size: int = 32,
-    learning_rate: float = 1e-2,
-    regularization: float = 0.01,
     seed: int = 0,
     deadline: float = math.inf,
     advance: Callable[[], None] = lambda: None,
@@ -79,12 +94,9 @@ def reconstruct(
     images that it did not learn from. Weights end on their grids.
 
     Args:
-        blocks: see `blockwise.walk`.
+        blocks: which, one after the other, make up the network, or its beginning; calibrated.
         images: `(N, C, H, W)`, normalized.
-        steps: of Adam, per block.
-        batch_size: images per step.
-        learning_rate: of the rounding; scales of activations have a tenth.
-        regularization: weight of `undecided`, whose exponent falls from 20 to 2; the loss itself starts at 1.
+        settings: how each block learns.
         seed: of the order of the images.
         deadline: of `time.monotonic`; blocks that it does not leave time for stay as they are.
         advance: called after every block.
@@ -105,7 +117,7 @@ def reconstruct(
         if before == 0:
             return
         saved = {name: value.clone() for name, value in block.state_dict().items()}
-        _learn(block, arriving[~judges], expected[~judges], steps, batch_size, learning_rate, regularization, generator)
+        _learn(block, arriving[~judges], expected[~judges], settings, generator)
         if _error(block, arriving[judges], expected[judges]) < before:
             improved += 1
         else:
@@ -121,14 +133,7 @@ def _error(block: nn.Module, x: Tensor, expected: Tensor) -> float:
 
 @torch.enable_grad()
 def _learn(
-    block: nn.Module,
-    x: Tensor,
-    expected: Tensor,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    regularization: float,
-    generator: torch.Generator,
+    block: nn.Module, x: Tensor, expected: Tensor, settings: RoundingSettings, generator: torch.Generator
 ) -> None:
     layers = [layer for _, layer in quantized_layers(block)]
     trainable = {parameter: parameter.requires_grad for parameter in block.parameters()}
@@ -143,19 +148,19 @@ def _learn(
     for scale in activations:
         scale.requires_grad_(True)
     groups = [
-        {"params": [rounding.v for rounding in roundings], "lr": learning_rate},
-        {"params": activations, "lr": learning_rate / 10},
+        {"params": [rounding.v for rounding in roundings], "lr": settings.learning_rate},
+        {"params": activations, "lr": settings.learning_rate / 10},
     ]
     optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        chosen = torch.randint(len(x), (min(batch_size, len(x)),), generator=generator)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    for step in range(settings.steps):
+        chosen = torch.randint(len(x), (min(settings.batch_size, len(x)),), generator=generator)
         loss = (block(x[chosen]) - expected[chosen]).square().mean() / max(start, 1e-30)
-        done = step / steps
+        done = step / settings.steps
         if done >= _WARM_UP:
             left = 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
             beta = _BETA_LAST + (_BETA_FIRST - _BETA_LAST) * left
-            loss = loss + regularization * sum(rounding.undecided(beta) for rounding in roundings)
+            loss = loss + settings.regularization * sum(rounding.undecided(beta) for rounding in roundings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

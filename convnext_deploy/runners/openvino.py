@@ -62,7 +62,7 @@ def _import() -> Any:
 
 
 class OpenVINORunner:
-    """See `Runner`. In which type it computes is told by `openvino_properties`.
+    """A graph on OpenVINO's CPU plugin, in the types that `openvino_properties` chooses.
 
     Graphs with a fixed batch are 1.3 to 1.5 times as fast, so one is compiled for single images and one for the first larger batch;
     other batches are run in parts of that size.
@@ -98,7 +98,7 @@ class OpenVINORunner:
         self._many = self._batch_size or 1
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
         taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
         if self._many == 1 and self._batch_size is None:
             self._many = len(taken)
@@ -137,11 +137,11 @@ class OpenVINORunner:
         return {port.get_any_name(): values for port, values in results.items()}
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """See `ProfiledRunner.kernels`."""
+        """Return the kernels in the order in which they run."""
         return median_kernels(single_times(self._means))
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the compiled graphs."""
         del self._requests, self._model
 
 

@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class TensorRTRunner:
-    """See `Runner`. One way for both flavors; types, batch sizes and outputs are those of the engine itself."""
+    """An engine of either flavor; types, batch sizes and outputs are those of the engine itself."""
 
     name = "tensorrt"
     device = "cuda"
@@ -89,7 +89,10 @@ class TensorRTRunner:
         raise ArtifactError(f"'{name}' of {self._file} is {found}; expected one of {', '.join(_DTYPES)}.")
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`. Batches larger than the engine's profile are run in parts."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`.
+
+        Larger batches than the engine takes are run in parts.
+        """
         taken = prepare_images(images, self._io, self._preprocess)
         whole = self._dtypes[self._input] == self._torch.uint8
         if list(taken.shape[1:]) != self._item or whole != (taken.dtype == np.uint8):
@@ -135,13 +138,13 @@ class TensorRTRunner:
         return array
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """See `ProfiledRunner.kernels`. What a kernel was made from is what the engine inspector tells of it."""
+        """Return the kernels in the order in which they run, with the nodes that the engine inspector names for each."""
         assert self._profiler is not None  # whoever asks has opened the engine for it
         nodes = read_sources(inspect_engine(self._trt, self._loaded.engine, self._loaded.context))
         return median_kernels(((name, "", ms) for name, ms in self._profiler.times), nodes)
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the engine and its memory."""
         del self._loaded
 
 

@@ -15,7 +15,7 @@ from convnext_deploy.system.cuda_driver import gpu_name
 
 
 class TorchTensorRTRunner:
-    """See `Runner`."""
+    """A Torch-TensorRT program on the GPU that it was compiled for."""
 
     name = "torch-tensorrt"
     device = "cuda"
@@ -32,7 +32,10 @@ class TorchTensorRTRunner:
         self._num_classes = artifact.model.num_classes
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`. Batches larger than those it was compiled for are run in parts."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`.
+
+        Larger batches than it is for are run in parts.
+        """
         return to_logits(run_in_parts(images, self._run, self._most, frozen=False), self._num_classes)
 
     def _run(self, images: NDArray[np.generic]) -> Outputs:
@@ -48,5 +51,5 @@ class TorchTensorRTRunner:
         return {"logits": logits.cpu().numpy()}
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the program."""
         del self._program

@@ -23,7 +23,7 @@ from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding, fold
-from convnext_deploy.quantization.adaround import reconstruct
+from convnext_deploy.quantization.adaround import RoundingSettings, reconstruct
 from convnext_deploy.quantization.bias_correction import correct_biases
 from convnext_deploy.quantization.calibration import calibrate, observe
 from convnext_deploy.quantization.prepare import prepare, without_quantizers
@@ -158,7 +158,7 @@ def quantize_network(
         images: for calibration.
         context: of the stage, for its name and progress.
         seed: of the order of images in reconstruction.
-        deadline: of reconstruction, see `reconstruct`.
+        deadline: of `time.monotonic`, after which no block is reconstructed any more.
     """
     network = without_quantizers(folded)
     record = PTQRecord(len(images))
@@ -180,7 +180,7 @@ def quantize_network(
                 count = reconstruct(
                     blocks,
                     some,
-                    steps=steps.reconstruction_steps,
+                    RoundingSettings(steps.reconstruction_steps),
                     seed=seed,
                     deadline=deadline,
                     advance=task.advance,

@@ -1,4 +1,4 @@
-"""Build TensorRT engines from an ONNX artifact, and take down which of their products run in INT8."""
+"""Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from convnext_deploy.exporters.tensorrt.build import (
 )
 from convnext_deploy.exporters.tensorrt.load import load_engine
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
-from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_products, report_precisions
+from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.system.gpu_models import resolve_gpus
@@ -97,7 +97,7 @@ def _report(
     trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path, view: GraphView
 ) -> PrecisionReport | None:
     if release_of(config.flavor).builds_for_gpus:
-        return report_precisions(read_products(engine.plan), view)
+        return report_precisions(read_plan_nodes(engine.plan), view)
     if config.stripped:
         return None  # without its weights it cannot be loaded
     loaded = load_engine(trt, config.flavor, engine.plan, path, host_code=config.version_compatible)
@@ -113,10 +113,10 @@ def _judge(report: PrecisionReport | None, place: str, view: GraphView, strict: 
     if not asked:
         return []
     if report is None:
-        return [f"{place}: the engine does not tell which of the {asked} INT8 products run in INT8"]
+        return [f"{place}: the engine does not tell which of the {asked} INT8 MatMul/Conv nodes run in INT8"]
     warnings = []
     if report.fallbacks:
-        text = f"{place}: {len(report.fallbacks)} of {asked} INT8 products run in float: "
+        text = f"{place}: {len(report.fallbacks)} of {asked} INT8 MatMul/Conv nodes run in float: "
         if strict:
             raise ExportError(
                 f"{text}{', '.join(report.fallbacks)}. Leave strict out to accept it, or keep these layers in float."

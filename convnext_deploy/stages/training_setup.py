@@ -17,7 +17,7 @@ from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_prepro
 from convnext_deploy.config.stages import ModelConfig
 from convnext_deploy.config.training import FitConfig
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
+from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
@@ -128,13 +128,11 @@ def fit_network(
     batches = TrainingBatches(
         data.train,
         preprocess,
-        batch_size=config.batch_size,
-        augmentation=config,
-        num_classes=len(data.class_names),
-        seed=plan_seed(config, context),
+        BatchPlan(
+            config.batch_size, len(data.class_names), config, plan_seed(config, context), config.augmentation_epochs
+        ),
         workers=context.execution.workers,
         device=context.execution.device,
-        own_epochs=config.augmentation_epochs,
         cache=_decode_small(data, len(preprocess.mean), context),
         world=own,
     )

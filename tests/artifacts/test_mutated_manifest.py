@@ -1,4 +1,4 @@
-"""Whatever a manifest or a file's header says, reading it gives an artifact with every field as its type says, or one clear error."""
+"""Whatever a manifest says, reading it gives an artifact with every field as its type says, or one clear error."""
 
 from __future__ import annotations
 
@@ -80,12 +80,14 @@ def test_mutated_manifest_is_read_whole_or_refused_in_one_line(
     try:
         artifact = read_artifact(folder)
     except ArtifactError as error:
-        assert str(folder) in str(error)
-        assert "\n" not in str(error)
+        said = str(error)
+    else:
+        use(artifact)
+        write_manifest(artifact)
+        assert read_artifact(folder) == artifact
         return
-    use(artifact)
-    write_manifest(artifact)
-    assert read_artifact(folder) == artifact
+    assert str(folder) in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": 2, "details": ' + "[" * 100_000, "9" * 5000])

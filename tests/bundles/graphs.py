@@ -109,7 +109,7 @@ def write_engine_artifact(
     plan: bytes = b"a plan",
     **changes: Any,
 ) -> Artifact:
-    """Write an artifact of engines, one file per GPU, all with the same content, built from an ONNX artifact; `changes` are of its details."""
+    """Write an artifact of engines, one file per GPU, all with the same content, from an ONNX artifact; `changes` are of details."""
     folder.mkdir(parents=True)
     files = [folder / f"model.{gpu.lower()}.plan" for gpu in gpus] or [folder / "model.plan"]
     for file in files:

@@ -175,8 +175,8 @@ def test_an_old_bundle_is_replaced(graphs: dict[str, Artifact], copied: Path) ->
     ("spoil", "text"),
     [
         (lambda out: out.write_text("x"), "is a file"),
-        (lambda out: (out.mkdir(), (out / "photo.png").write_text("x")), "no bundle"),
-        (lambda out: (out.mkdir(), (out / "bundle.json").write_text("{}")), "no bundle"),
+        (lambda out: (out.mkdir(), (out / "photo.png").write_text("x")), "not a bundle"),
+        (lambda out: (out.mkdir(), (out / "bundle.json").write_text("{}")), "not a bundle"),
     ],
 )
 def test_bundle_replaces_nothing_else(

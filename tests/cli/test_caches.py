@@ -12,7 +12,7 @@ from PIL import Image
 from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.data.datasets import FolderImages
-from convnext_deploy.stages import context, distill
+from convnext_deploy.stages import distill, training_setup
 from tests.cli.conftest import Outcome, call
 from tests.training.test_events import assert_same_history, read_events
 from tests.weights import PREPROCESS, write_weights
@@ -97,7 +97,7 @@ def test_what_is_not_installed_is_named_in_one_line_before_any_training(
     command: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(context, "fit", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(training_setup, "fit", lambda *_, **__: pytest.fail("it trains"))
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find(name, *rest)
     )

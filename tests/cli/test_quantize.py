@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-import convnext_deploy as api
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.config.stages import ModelConfig, PTQConfig, QATConfig, QuantizeConfig, TrainConfig
@@ -239,7 +238,7 @@ def test_options_reach_the_stage(
         found.extend(stages)
         raise DeployError("enough")
 
-    monkeypatch.setattr(api, "run_stages", take)
+    monkeypatch.setattr("convnext_deploy.api.quantize.run_stages", take)
     outcome = call("quantize", source, "--data", image_folder, *options)
     assert (outcome.code, outcome.err) == (1, "error: enough\n")
     (stage,) = found

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from convnext_deploy.api import options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli import group
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
+from convnext_deploy.system import execution
 from tests.cli.bad_input import Place
 from tests.cli.conftest import assert_nothing_half_written, call
 
@@ -23,7 +23,7 @@ def place(tmp_path: Path, image_folder: Path, small_artifacts: dict[str, Artifac
 
 
 def test_device_cuda_without_a_gpu_ends_with_one_clear_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "cuda_driver_error", lambda: "no GPU")
+    monkeypatch.setattr(execution, "cuda_driver_error", lambda: "no GPU")
     outcome = call(*place.train(place.images), "--device", "cuda")
     assert (outcome.code, outcome.err) == (
         1,

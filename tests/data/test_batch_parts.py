@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, ImageSet
-from convnext_deploy.data.loaders import Batch, TrainingBatches
+from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.distributed import World
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
@@ -46,12 +46,8 @@ def training(
     return TrainingBatches(
         images,
         PLAIN,
-        batch_size=size,
-        seed=3,
-        augmentation=Augmentation(**{"crop_scale_min": 0.3, **wanted}),
-        num_classes=50,
+        BatchPlan(size, 50, Augmentation(**{"crop_scale_min": 0.3, **wanted}), seed=3, own_epochs=own_epochs),
         workers=workers,
-        own_epochs=own_epochs,
         world=world,
     )
 
@@ -174,9 +170,7 @@ def test_training_batches_repeat_the_same_rows_in_another_order(side: int) -> No
 def test_training_batches_repeat_in_an_order_that_depends_on_the_seed() -> None:
     images, orders = numbered_images(100), []
     for seed in (3, 4):
-        batches = TrainingBatches(
-            images, PLAIN, batch_size=5, seed=seed, augmentation=Augmentation(), num_classes=7, own_epochs=1
-        )
+        batches = TrainingBatches(images, PLAIN, BatchPlan(5, 7, seed=seed, own_epochs=1))
         orders.append([batch.first_row for batch in batches.epoch(1)])
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, FolderImages
-from convnext_deploy.data.loaders import TrainingBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE, PixelCache, decode_small
 from convnext_deploy.errors import DataError, OutputError
 from tests.data.test_loaders import PLAIN, noise_images
@@ -39,9 +39,7 @@ def mapped(file: Path, images: ArrayImages | FolderImages = IMAGES, channels: in
 
 def training(cache: PixelCache | None, **options: Any) -> TrainingBatches:
     augmentation = Augmentation(**EVERYTHING)
-    return TrainingBatches(
-        IMAGES, PLAIN, batch_size=5, seed=1, augmentation=augmentation, num_classes=5, cache=cache, **options
-    )
+    return TrainingBatches(IMAGES, PLAIN, BatchPlan(5, 5, augmentation, seed=1), cache=cache, **options)
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +109,8 @@ def test_nothing_is_written_into_a_mapped_file(tmp_path: Path) -> None:
     plain = TrainingBatches(
         IMAGES,
         dataclasses.replace(PLAIN, image_size=40),
-        batch_size=5,
-        seed=1,
-        augmentation=Augmentation(crop_scale_min=1.0, flip_probability=0.0),  # the whole image, at its own size
-        num_classes=5,
+        # the whole image, at its own size
+        BatchPlan(5, 5, Augmentation(crop_scale_min=1.0, flip_probability=0.0), seed=1),
         cache=cache,
     )
     pixels = cache.pixels.clone()

@@ -15,7 +15,7 @@ from torch import Tensor
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, FolderImages, ImageSet, open_data
-from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
+from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
@@ -27,9 +27,7 @@ def training(
     images: ImageSet, *, seed: int = 0, workers: int = 0, flip: float = 0.5, size: int = 5, **options: Any
 ) -> TrainingBatches:
     augmentation = Augmentation(**{"crop_scale_min": 0.3, "flip_probability": flip, **options})
-    return TrainingBatches(
-        images, PLAIN, batch_size=size, augmentation=augmentation, num_classes=50, seed=seed, workers=workers
-    )
+    return TrainingBatches(images, PLAIN, BatchPlan(size, 50, augmentation, seed), workers=workers)
 
 
 def epoch(batches: TrainingBatches, number: int = 0) -> tuple[Tensor, Tensor]:
@@ -197,9 +195,7 @@ def test_training_batches_crop_differently_in_every_image_and_epoch(side: int) -
 @SIDES
 def test_training_batches_are_normalized_with_their_preprocess(side: int) -> None:
     grey = ArrayImages(np.full((4, side, side, 3), 128, np.uint8), np.zeros(4, np.int64))
-    batches = TrainingBatches(
-        grey, default_preprocess(24), batch_size=4, augmentation=Augmentation(0.5), num_classes=2, seed=0
-    )
+    batches = TrainingBatches(grey, default_preprocess(24), BatchPlan(4, 2, Augmentation(0.5)))
     images, _ = epoch(batches)
     assert images.shape == (4, 3, 24, 24)
     assert images.is_contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
-from convnext_deploy.data.loaders import EvaluationBatches, TrainingBatches
+from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.progress import SilentProgress
@@ -39,9 +39,7 @@ def train(**options: Any) -> dict[str, Any]:
         torch.manual_seed(0)
         model = ConvNeXt((1, 1, 2, 1), (16, 16, 32, 32), num_classes=CLASSES, layer_scale_init=0.1)
     augmentation = Augmentation(**options.pop("augmentation", {"crop_scale_min": 0.5}))
-    batches = TrainingBatches(
-        images, preprocess, batch_size=128, seed=3, augmentation=augmentation, num_classes=CLASSES, world=world()
-    )
+    batches = TrainingBatches(images, preprocess, BatchPlan(128, CLASSES, augmentation, seed=3), world=world())
     losses: list[float] = []
     rows: list[tuple[int, int, int]] = []
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = tuple(
     str(path.relative_to(ROOT))
     for path in (
-        ROOT / "README.md",
+        *sorted(ROOT.glob("*.md")),
         ROOT / "recipes" / "README.md",
         *sorted((ROOT / "recipes" / "how-to").glob("*.md")),
         ROOT / "benchmarks" / "README.md",

@@ -11,7 +11,7 @@ import click
 from convnext_deploy.cli import COMMANDS, group
 from tests.documentation.blocks import ROOT
 
-_DEVICE = ROOT / "convnext_deploy" / "bundling" / "device"
+_DEVICE = ROOT / "convnext_deploy" / "bundles" / "device"
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 _PYTHON = re.compile(r"(\.venv/bin/)?python3?")
 # what other people's programs do is theirs to say

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,9 @@ PACKAGE = ROOT / "convnext_deploy"
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_NAMED = re.compile(r"`([\w.-]+(?:/[\w.-]+)+/?|\w+\.py|[a-z_]+(?:\.\w+)+)`")
+_SUFFIXES = ("json", "toml", "md", "html", "py")
+_SOURCE_PATH = re.compile(r"`((?:tests|benchmarks|recipes|convnext_deploy)/[\w./-]+)`")
 _MENTIONED = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # of pip, torchrun and Triton
 _FOREIGN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--nodes"}
@@ -33,19 +39,10 @@ def _table_after(heading: str) -> list[str]:
     return [row.replace(r"\|", "/").split("|")[1].strip() for row in rows]
 
 
-def _mapped() -> list[str]:
-    """Return the paths of the file map; a name without a folder lies in that of the one before it."""
-    paths = []
-    for cell in _table_after("What is where"):
-        folder = ""
-        for name in re.findall(r"`([^`]+)`", cell):
-            if name.count("/") and not name.startswith("convnext_deploy/"):
-                bare = name if (ROOT / name).exists() else folder + name
-            else:
-                bare = name if name.count("/") else folder + name
-            folder = folder or (name.rpartition("/")[0] + "/" if name.endswith(".py") else "")
-            paths.append(bare)
-    return paths
+def _mapped() -> list[list[str]]:
+    """Return the rooms in each row of the README's map; `errors.py` is one."""
+    cells = _table_after("What is where")
+    return [[name.removesuffix(".py") for name in re.findall(r"`([\w/.]+?)/?`", cell)] for cell in cells]
 
 
 def _anchor(heading: str) -> str:
@@ -53,14 +50,58 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_map_names_only_what_exists() -> None:
-    assert [path for path in _mapped() if not (ROOT / path).exists()] == []
+def test_map_is_that_of_the_contracts() -> None:
+    settings = tomllib.loads(_text("pyproject.toml"))["tool"]["importlinter"]
+    (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    rows = [{name.partition("/")[0] for name in row} for row in _mapped()]
+    assert rows == [set(layer.split(" | ")) for layer in reversed(layers) if layer != "__main__"]
 
 
-def test_map_names_every_file_and_folder_of_the_package() -> None:
-    modules = {f"convnext_deploy/{p.name}" for p in PACKAGE.glob("*.py") if not p.name.startswith("__")}
-    folders = {f"convnext_deploy/{p.parent.name}/" for p in PACKAGE.glob("*/__init__.py")}
-    assert (modules | folders) - set(_mapped()) == set()
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md"])
+def test_maps_name_every_room(document: str) -> None:
+    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    rows = [line for line in _text(document).splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+)/`", row.split("|")[1])}
+    assert {str(room) for room in rooms} - {"."} <= named
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_and_modules_that_are_named_exist(document: str) -> None:
+    names = [name for name in _NAMED.findall(_FENCED.sub("", _text(document))) if "NAME" not in name]
+    wrong = [name for name in names if not (_is_path(name) if "/" in name or name.endswith(".py") else _resolves(name))]
+    assert wrong == [], document
+
+
+@pytest.mark.parametrize("folder", ["convnext_deploy", "tests", "benchmarks"])
+def test_paths_that_sources_name_exist(folder: str) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py")}
+    named = {(path.name, name) for path, text in texts.items() for name in _SOURCE_PATH.findall(text)}
+    assert {(file, name) for file, name in named if not any(ROOT.glob(name))} == set()
+
+
+def _is_path(name: str) -> bool:
+    """Whether a file, or a path below the root, the package or the recipes, exists; paths of runs and bundles are not ours."""
+    top, _, inside = name.partition("/")
+    if not inside:
+        return any(found for folder in (PACKAGE, ROOT / "tests", ROOT / "benchmarks") for found in folder.rglob(name))
+    roots = [root for root in (ROOT, PACKAGE, ROOT / "recipes") if (root / top).is_dir()]
+    return top == "runs" or not roots or any((root / name).exists() for root in roots)
+
+
+def _resolves(name: str) -> bool:
+    """Whether `room.file`, with what is in it, exists; what does not begin with a room is not ours."""
+    first, *rest = name.removeprefix("convnext_deploy.").split(".")
+    if not (PACKAGE / first).is_dir() or rest[-1] in _SUFFIXES:
+        return True
+    found: Any = importlib.import_module(f"convnext_deploy.{first}")
+    for word in rest:
+        if hasattr(found, "__path__") and importlib.util.find_spec(f"{found.__name__}.{word}"):
+            found = importlib.import_module(f"{found.__name__}.{word}")
+        elif not hasattr(found, word):
+            return False
+        else:
+            found = getattr(found, word)
+    return True
 
 
 def test_every_verb_has_its_row() -> None:

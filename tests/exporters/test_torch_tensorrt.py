@@ -159,7 +159,7 @@ def test_load_program_raises_one_line_when_the_file_is_no_program(
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     for found in (*(tmp_path / name for name in contents), folder, tmp_path / "missing"):
-        with pytest.raises(ArtifactError, match=rf"^{re.escape(str(found))} is no program[^\n]+$"):
+        with pytest.raises(ArtifactError, match=rf"^{re.escape(str(found))} is not a program[^\n]+$"):
             load_program(found)
     assert capfd.readouterr() == ("", "")
 

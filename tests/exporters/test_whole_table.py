@@ -24,7 +24,7 @@ from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
-from convnext_deploy.graphs.engine_precisions import read_products, report_precisions
+from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.models.convnext import ConvNeXt
@@ -160,7 +160,7 @@ def test_engines_build_and_run_in_int8_what_they_should(exported: Exported, prec
         options=BuildOptions(Profile(1, 1, 8)),
         progress=SilentProgress(),
     )
-    report = report_precisions(read_products(engine.plan), open_view(exported.path(precision)))
+    report = report_precisions(read_plan_nodes(engine.plan), open_view(exported.path(precision)))
     assert report is not None
     # two linear layers in each of four blocks, and three downsampling convolutions
     assert report.requested_int8 == (2 * 4 + 3 if precision.startswith("int8") else 0)

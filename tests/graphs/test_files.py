@@ -112,8 +112,8 @@ def test_engine_of_tensorrt_rtx_is_told_from_its_plan_and_manifest(small_artifac
     graph = inspect(small_artifacts["onnx-int8"].path)
     assert isinstance(graph, ONNXRecord)
     products = sum(sum(graph.operators.get(name, {}).values()) for name in ("Conv", "MatMul", "Gemm"))
-    assert found.products["INT8"] == len(graph.quantized)
-    assert len(found.float_products) == products - len(graph.quantized)
+    assert found.nodes["INT8"] == len(graph.quantized)
+    assert len(found.float_nodes) == products - len(graph.quantized)
     assert found.manifest["gpus"] == engine_details(artifact).gpus
     assert json.loads(found.to_json())["format"] == "tensorrt"
 
@@ -124,7 +124,7 @@ def test_engine_without_its_manifest_is_told_from_its_plan(
     path = Path(shutil.copy(small_artifacts["engine"].main_file, tmp_path / "other.engine"))
     found = inspect_plan(path)
     assert (found.manifest, found.notes) == ({}, ())
-    assert found.products == inspect_plan(small_artifacts["engine"].main_file).products
+    assert found.nodes == inspect_plan(small_artifacts["engine"].main_file).nodes
 
 
 def test_plan_of_standard_tensorrt_is_told_by_its_header(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_plan_of_standard_tensorrt_is_told_by_its_header(tmp_path: Path) -> None
     assert read_header(header) == ("tensorrt", "10.3.0.30")
     (tmp_path / "model.plan").write_bytes(header + bytes(1000))
     found = inspect_plan(tmp_path / "model.plan")
-    assert (found.flavor, found.version, found.products) == ("tensorrt", "10.3.0.30", {})
+    assert (found.flavor, found.version, found.nodes) == ("tensorrt", "10.3.0.30", {})
     assert "on its GPU alone" in found.notes[0]
 
 

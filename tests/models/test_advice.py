@@ -1,4 +1,4 @@
-"""The tables of advice are complete and those of the notes."""
+"""The tables of advice are complete, and hold the values chosen."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_order_of_every_data_size_holds_every_recommended_variant_once(size: Dat
         ("convnextv2_huge", Span(8e-5, 8e-5), Span(0.6, 0.6)),
     ],
 )
-def test_settings_for_size_are_those_of_the_notes(variant: str, rate: Span, drop_path: Span) -> None:
+def test_settings_for_size_are_those_chosen(variant: str, rate: Span, drop_path: Span) -> None:
     settings = settings_for_size(variant)
     assert settings is not None
     assert (settings.learning_rate, settings.drop_path_rate) == (rate, drop_path)
@@ -87,7 +87,7 @@ def test_data_size_changes_at_20_thousand_and_a_million(images: int, name: str) 
     assert data_size(images).name == name
 
 
-def test_settings_of_small_data_are_those_of_the_notes() -> None:
+def test_settings_of_small_data_are_those_chosen() -> None:
     expected = SettingRanges(Span(1e-4, 2e-4), Span(0.0, 0.1), Span(100, 150), Span(5, 10), 0.05, mixup=False)
     assert data_size(6000).settings == expected
 

@@ -66,7 +66,7 @@ def test_start_recipe_trains_as_recommended(case: tuple[int, int, float | None])
         published, settings = PUBLISHED[candidate.variant], candidate.settings
         assert train.model.weights == (f"timm/{published.weights}" if published else None)
         assert train.model.image_size == 160
-        # the notes give learning rates at batch 128, recipes at batch 4096
+        # the tables give learning rates at batch 128, recipes at batch 4096
         assert scaled_learning_rate(train.fit.base_learning_rate, 128) == pytest.approx(settings.learning_rate)
         same = {"epochs", "warmup_epochs", "label_smoothing", "drop_path_rate"}
         assert {name: getattr(train.fit, name) for name in same} == {name: getattr(settings, name) for name in same}
@@ -86,11 +86,11 @@ def mixing_lines(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("images", "lines"),
     [
-        (6000, ["mixup_alpha = 0.0 # notes 5, small data", "cutmix_alpha = 0.0 # notes 5, small data"]),
-        (60_000, ["mixup_alpha = 0.8 # notes 5, medium data", "cutmix_alpha = 1.0 # notes 5, medium data"]),
+        (6000, ["mixup_alpha = 0.0 # ours for small data", "cutmix_alpha = 0.0 # ours for small data"]),
+        (60_000, ["mixup_alpha = 0.8 # ours for medium data", "cutmix_alpha = 1.0 # ours for medium data"]),
     ],
 )
-def test_start_recipe_mixes_images_where_the_notes_want_it(images: int, lines: list[str]) -> None:
+def test_start_recipe_mixes_images_where_that_suits(images: int, lines: list[str]) -> None:
     assert mixing_lines(recommend(images, 4).recipe_text) == lines
 
 
@@ -141,5 +141,5 @@ def test_start_recipe_mixes_no_images_for_the_smallest_networks() -> None:
     candidate = next(c for c in rank(60_000, 4)[0] if c.variant == "convnext_atto")
     recipe = create_start_recipe(candidate, 224, 60_000)
     text = write_recipe_text(recipe, candidate, 60_000, 4)
-    source = "# notes 3, for this size"
+    source = "# ours for this size"
     assert mixing_lines(text) == [f"mixup_alpha = 0.0 {source}", f"cutmix_alpha = 0.0 {source}"]

@@ -193,7 +193,7 @@ def test_open_input_raises_when_an_onnx_file_has_no_image_input(tmp_path: Path) 
     tokens = helper.make_tensor_value_info("tokens", TensorProto.FLOAT, [1, 7])
     path = write_graph(tmp_path / "a.onnx", [tokens], [helper.make_node("Identity", ["tokens"], ["out"])], [1, 7])
     with pytest.raises(
-        ArtifactError, match=r"is no image classifier: expected one input .*found 1 input\(s\), \(1, 7\)"
+        ArtifactError, match=r"is not an image classifier: expected one input .*found 1 input\(s\), \(1, 7\)"
     ):
         open_input(path)
 
@@ -201,14 +201,14 @@ def test_open_input_raises_when_an_onnx_file_has_no_image_input(tmp_path: Path) 
 def test_open_input_raises_when_an_onnx_file_has_two_inputs(tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("a", "b")]
     path = write_graph(tmp_path / "a.onnx", inputs, [helper.make_node("Add", ["a", "b"], ["out"])], [1, 3])
-    with pytest.raises(ArtifactError, match=r"is no image classifier.*found 2 input\(s\)"):
+    with pytest.raises(ArtifactError, match=r"is not an image classifier.*found 2 input\(s\)"):
         open_input(path)
 
 
 def test_open_input_raises_when_an_onnx_file_has_no_input(tmp_path: Path) -> None:
     constant = helper.make_node("Constant", [], ["out"], value=numpy_helper.from_array(np.zeros((1, 3), np.float32)))
     path = write_graph(tmp_path / "a.onnx", [], [constant], [1, 3])
-    with pytest.raises(ArtifactError, match=r"is no image classifier.*found 0 input\(s\)"):
+    with pytest.raises(ArtifactError, match=r"is not an image classifier.*found 0 input\(s\)"):
         open_input(path)
 
 

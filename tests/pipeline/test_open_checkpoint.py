@@ -172,7 +172,7 @@ def test_open_input_raises_when_a_pth_file_holds_no_weights(tmp_path: Path, cont
 )
 def test_open_input_raises_when_the_header_is_damaged(tmp_path: Path, header: dict[str, Any]) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={METADATA_KEY: json.dumps(header)})
-    with pytest.raises(ArtifactError, match=r"a\.safetensors has a damaged header .*; make it again"):
+    with pytest.raises(ArtifactError, match=r"a\.safetensors has a damaged header.*Make it again"):
         open_input(tmp_path / "a.safetensors")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantization import adaround as reconstruction
-from convnext_deploy.quantization.adaround import LearnedRounding, reconstruct
+from convnext_deploy.quantization import adaround
+from convnext_deploy.quantization.adaround import LearnedRounding, RoundingSettings, reconstruct
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize
 from convnext_deploy.quantization.prepare import QuantizedLayer, prepare, quantized_layers, quantizers_disabled
@@ -25,7 +27,7 @@ from tests.weights import fill
 
 W3 = TensorScheme(-4, 3, symmetric=True, per_channel=True)
 Array = NDArray[np.float64]
-FAST: dict[str, Any] = {"learning_rate": 0.1, "regularization": 1.0}  # decides within few steps
+FAST = RoundingSettings(learning_rate=0.1, regularization=1.0)  # decides within few steps
 # Fractions that rounding to nearest all takes to the same side; where inputs are alike, some had better go to the other.
 FRACTIONS = (
     (0, 0.4, 0.35, 0.4, 0.3, 0.41, 0.3, 0.45, 0.35, 0.44),
@@ -145,7 +147,7 @@ def test_learned_rounding_ends_at_whole_integers_next_to_the_weight() -> None:
     x = correlated()
     block, layer = small_block(x)
     steps = layer.weight.detach().numpy() / layer.weight_quantizer.scale.detach().numpy()[:, None]
-    assert reconstruct([block], x, **FAST) == 1
+    assert reconstruct([block], x, FAST) == 1
     found = layer.weight.detach().numpy() / layer.weight_quantizer.scale.detach().numpy()[:, None]
     integers = found.round()
     np.testing.assert_allclose(found, integers, atol=1e-5)
@@ -155,10 +157,10 @@ def test_learned_rounding_ends_at_whole_integers_next_to_the_weight() -> None:
     torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("bits", "options", "share"), [(4, FAST, 0.15), (8, FAST, 0.5), (8, {}, 0.9)])
+@pytest.mark.parametrize(("bits", "settings", "share"), [(4, FAST, 0.15), (8, FAST, 0.5), (8, RoundingSettings(), 0.9)])
 @torch.no_grad()
 def test_learned_rounding_is_nearer_to_the_best_of_all_roundings(
-    bits: int, options: dict[str, Any], share: float
+    bits: int, settings: RoundingSettings, share: float
 ) -> None:
     x = correlated()
     block, layer = small_block(x, bits)
@@ -167,7 +169,7 @@ def test_learned_rounding_is_nearer_to_the_best_of_all_roundings(
     step, zero = (qparam.item() for qparam in layer.input_quantizer.qparams())
     exact = x.double().numpy()
     seen = ((np.round(exact / step) + zero).clip(0, 2**bits - 1) - zero) * step
-    assert reconstruct([block], x, **options) == 1
+    assert reconstruct([block], x, settings) == 1
     learned = squared_error(block, x, expected)
 
     best = nearest = 0.0
@@ -197,7 +199,7 @@ def test_blocks_that_are_said_to_be_better_are_better_and_the_others_untouched()
     expected = reference(others)
     nearest = squared_error(trunk, others, expected)
     advanced: list[None] = []
-    improved = reconstruct(network.trunk(), images, steps=60, advance=lambda: advanced.append(None), **FAST)
+    improved = reconstruct(network.trunk(), images, replace(FAST, steps=60), advance=lambda: advanced.append(None))
     changed = {key.split(".")[0] for key, value in trunk.state_dict().items() if not torch.equal(value, before[key])}
     assert 4 <= improved == len(changed) <= 6
     assert not changed & {"0", "6"}  # stem and last downsampling layer are in float
@@ -223,7 +225,7 @@ def test_quantizers_and_flags_are_those_of_before() -> None:
     layer.input_quantizer.log2_scale.requires_grad_(False)
     modules = [id(module) for module in block.modules()]
     parameters = {name: (id(value), value.requires_grad) for name, value in block.named_parameters()}
-    assert reconstruct([block], x, steps=100, **FAST) == 1
+    assert reconstruct([block], x, replace(FAST, steps=100)) == 1
     assert [id(module) for module in block.modules()] == modules
     assert {name: (id(value), value.requires_grad) for name, value in block.named_parameters()} == parameters
     assert all(parameter.is_leaf for parameter in block.parameters())
@@ -239,27 +241,28 @@ def test_same_seed_learns_the_same() -> None:
         block, _ = small_block(x)
         with torch.random.fork_rng([]):
             torch.manual_seed(unrelated)
-            assert reconstruct([block], x, batch_size=8, seed=seed, **FAST) == 1
+            assert reconstruct([block], x, replace(FAST, batch_size=8), seed=seed) == 1
         states.append(block.state_dict())
     assert_equal_states(states[0], states[1])
     assert any(not torch.equal(value, states[2][key]) for key, value in states[0].items())
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("settings", "deadline"),
     [
-        {"steps": 0},  # every weight goes to the nearest: as good as before and not better
-        {"steps": 30, "learning_rate": 1e3},  # worse
-        {"deadline": time.monotonic() - 1, **FAST},
+        (RoundingSettings(steps=0), math.inf),  # every weight goes to the nearest: as good as before and not better
+        (RoundingSettings(steps=30, learning_rate=1e3), math.inf),  # worse
+        (FAST, time.monotonic() - 1),
     ],
     ids=["equal", "worse", "late"],
 )
-def test_nothing_changes_when_nothing_is_gained(options: dict[str, Any]) -> None:
+def test_nothing_changes_when_nothing_is_gained(settings: RoundingSettings, deadline: float) -> None:
     x = correlated()
     block, layer = small_block(x)
     before = copy.deepcopy(block.state_dict())
     advanced: list[None] = []
-    assert reconstruct([block, nn.ReLU()], x, advance=lambda: advanced.append(None), **options) == 0
+    blocks = [block, nn.ReLU()]
+    assert reconstruct(blocks, x, settings, deadline=deadline, advance=lambda: advanced.append(None)) == 0
     assert_equal_states(block.state_dict(), before)
     assert len(advanced) == 2
     assert all(parameter.requires_grad for parameter in block.parameters())
@@ -271,7 +274,7 @@ def test_two_images_are_enough_and_one_changes_nothing(count: int) -> None:
     x = correlated().abs()[:count]
     block, _ = small_block(x)
     before = copy.deepcopy(block.state_dict())
-    improved = reconstruct([block], x, **FAST)
+    improved = reconstruct([block], x, FAST)
     assert improved == (count > 1)  # of one image, none would be left to judge
     changed = any(not torch.equal(value, before[key]) for key, value in block.state_dict().items())
     assert changed == (count > 1)
@@ -289,10 +292,10 @@ def test_block_keeps_what_it_learned_only_if_other_images_gain(monkeypatch: pyte
         learned_from.append(x)
         learn_as_before(block, x, *rest)
 
-    learn_as_before = reconstruction._learn
-    monkeypatch.setattr(reconstruction, "_learn", learn)
+    learn_as_before = adaround._learn
+    monkeypatch.setattr(adaround, "_learn", learn)
     for x, is_better in ((alike, True), (torch.where(judges[:, None], alone, alike), False)):
         block, layer = small_block(x, weight=weight)
-        assert reconstruct([block], x, **FAST) == is_better
+        assert reconstruct([block], x, FAST) == is_better
         assert torch.equal(layer.weight.round(), weight.round()) != is_better
         assert torch.equal(learned_from[-1], x[~judges])

@@ -32,7 +32,6 @@ from tests.recipes.training_stages import (
     DATA_FILES,
     FILES,
     ROOT,
-    SECTIONS,
     SIZE_FILES,
     Training,
     by_file,
@@ -41,7 +40,7 @@ from tests.recipes.training_stages import (
     trainings,
 )
 
-# section 5 of the notes for large data, its rule of thumb for the others
+# settings of large data for imagenet, suited sizes for the others
 SUITED = {"small_medical": {"tiny"}, "medium": {"small", "base"}, "imagenet": {"base"}}
 
 
@@ -61,7 +60,6 @@ def without_parts(fit: FitConfig) -> FitConfig:
 def test_there_is_a_recipe_for_every_size_and_no_other() -> None:
     sizes = {recipe for variant in VARIANTS if (recipe := size_recipe(variant)) is not None}
     assert {str(path.relative_to(ROOT)) for path in SIZE_FILES} == sizes
-    assert set(SECTIONS) == {path.stem for path in SIZE_FILES}
     assert [variant for variant in VARIANTS if size_recipe(variant) is None] == [
         "test_convnext", "test_convnext2", "test_convnext3",
     ]  # fmt: skip

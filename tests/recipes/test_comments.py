@@ -28,7 +28,6 @@ from tests.recipes.training_stages import (
     DATA,
     FILES,
     ROOT,
-    SECTIONS,
     SIZE_FILES,
     Training,
     by_file,
@@ -39,8 +38,8 @@ from tests.recipes.training_stages import (
 
 PLAIN_KEYS = ("kind", "name", "source")
 SOURCES = re.compile(
-    r"notes \d|notes on |notes, rule of thumb|paper, table \d|V2, \w+|arXiv \d{4}\.\d{5}|facebookresearch/|\(timm\)"
-    r"|ours: |this tool's default|as above|the stage above|results: runs/"
+    r"paper, table \d|V2, \w+|arXiv \d{4}\.\d{5}|facebookresearch/|\(timm\)|ours(:| for |,| from )"
+    r"|this tool's default|as above|the stage above|results: runs/"
 )
 
 
@@ -61,7 +60,7 @@ def test_every_key_has_its_source_beside_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "training"), cases(FILES))
-def test_comments_state_the_ranges_of_the_notes(path: Path, training: Training) -> None:
+def test_comments_state_the_ranges_of_the_tables(path: Path, training: Training) -> None:
     found, size = comments(path, training.stage), training.size
     rate = format_setting(scaled_learning_rate(training.fit.base_learning_rate, 128))
     assert found["base_learning_rate"].startswith(f"{rate} at batch 128 x 32; ")
@@ -72,9 +71,9 @@ def test_comments_state_the_ranges_of_the_notes(path: Path, training: Training) 
         # the paper's rate for tiny on ImageNet lies in the range for the data alone, its drop path in that for the size alone
         assert any(stated) if path.stem == "imagenet" else all(stated), found[key]
     if path in SIZE_FILES:
-        section = SECTIONS[Path(size_recipe(training.variant) or "").stem]
+        group = Path(size_recipe(training.variant) or "").stem.replace("_", " ")
         for key in ("epochs", "batch_size", "base_learning_rate", "warmup_epochs", "drop_path_rate"):
-            assert f"notes {section}" in found[key], found[key]
+            assert f"ours for {group}" in found[key], found[key]
     start = fine_tuning(training.variant)
     assert start is not None
     if training.config.model.weights is not None:

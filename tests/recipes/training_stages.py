@@ -19,10 +19,6 @@ ROOT = Path(__file__).parents[2]
 SIZE_FILES, DATA_FILES = (sorted((ROOT / "recipes" / folder).glob("*.toml")) for folder in ("sizes", "data"))
 FILES = (*SIZE_FILES, *DATA_FILES)
 DATA = {Path(size.recipe).stem: size for size in DATA_SIZES}
-SECTIONS = {
-    "zepto_to_nano": "3.1", "tiny": "3.2", "small": "3.3", "base": "3.4", "large": "3.5", "xlarge": "3.6", "v2": "3.7",
-}  # fmt: skip
-
 by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 

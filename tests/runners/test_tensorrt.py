@@ -53,7 +53,7 @@ def test_open_runner_allows_host_code_for_version_compatible_plans_only(
 @pytest.mark.parametrize(
     ("diagnostics", "error", "said"),
     [
-        (32, ArtifactError, r"sm86\.plan is no engine of TensorRT-RTX or is damaged"),
+        (32, ArtifactError, r"sm86\.plan is not an engine of TensorRT-RTX or is damaged"),
         (2 | 4, BackendUnavailableError, r"cannot run [^\n]* here: unsupported cc, old cuda driver"),
     ],
 )

@@ -85,7 +85,7 @@ def test_run_warns_of_a_product_that_falls_back(convolution: Artifact, tmp_path:
     pytest.importorskip("tensorrt_rtx")
     progress = RecordingProgress()
     engine = run(TensorRTConfig(gpus=("rtx-2060",)), convolution, tmp_path / "engine", progress)
-    assert "SM75: 1 of 1 INT8 products run in float: layer: FP16" in engine_details(engine).warnings
+    assert "SM75: 1 of 1 INT8 MatMul/Conv nodes run in float: layer: FP16" in engine_details(engine).warnings
     assert engine_details(engine).precisions == {"SM75": PrecisionReport({"FP16": 1}, 1, ("layer: FP16",), ())}
     assert progress.said == ["engine: SM75: 0 of 1 INT8 MatMul/Conv nodes run in INT8 (all: 1 FP16)"]
 
@@ -94,7 +94,7 @@ def test_run_raises_when_a_product_falls_back_under_strict(convolution: Artifact
     pytest.importorskip("tensorrt_rtx")
     config = TensorRTConfig(gpus=("sm75",), strict=True)
     with pytest.raises(
-        ExportError, match=r"^SM75: 1 of 1 INT8 products run in float: layer: FP16\. Leave strict out[^\n]*$"
+        ExportError, match=r"^SM75: 1 of 1 INT8 MatMul/Conv nodes run in float: layer: FP16\. Leave strict out[^\n]*$"
     ):
         run(config, convolution, tmp_path / "engine")
 
@@ -103,10 +103,13 @@ def test_run_warns_when_the_plan_cannot_be_read(
     convolution: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(tensorrt, "read_products", lambda plan: [])
+    monkeypatch.setattr(tensorrt, "read_plan_nodes", lambda plan: [])
     engine = run(TensorRTConfig(gpus=("sm86",), strict=True), convolution, tmp_path / "engine")
     assert engine_details(engine).precisions == {"SM86": None}
-    assert "SM86: the engine does not tell which of the 1 INT8 products run in INT8" in engine_details(engine).warnings
+    assert (
+        "SM86: the engine does not tell which of the 1 INT8 MatMul/Conv nodes run in INT8"
+        in engine_details(engine).warnings
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_run_refuses_a_gpu_before_the_first_build(
 def test_run_names_the_cure_when_the_gpu_is_turing_and_the_graph_fp32(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     source, progress = as_artifact(write_product(tmp_path, "MatMul")), RecordingProgress()
-    with pytest.raises(ExportError, match=r"^'layer' is a matrix product in FP32\.[^\n]*--precision fp16\.$"):
+    with pytest.raises(ExportError, match=r"^'layer' is a MatMul in FP32\.[^\n]*--precision fp16\.$"):
         run(TensorRTConfig(gpus=("sm86", "t4")), source, tmp_path / "engine", progress)
     assert progress.tasks == []
 
@@ -193,13 +196,15 @@ def test_run_asks_the_engine_inspector_of_standard_tensorrt(
 def test_run_judges_what_the_engine_inspector_says(convolution: Artifact, script: Script, tmp_path: Path) -> None:
     script.layers = script.layers.replace("Int8", "Half")
     engine = run(TensorRTConfig("tensorrt"), convolution, tmp_path / "engine")
-    assert engine_details(engine).warnings == ("this GPU: 1 of 1 INT8 products run in float: layer: FP16",)
+    assert engine_details(engine).warnings == ("this GPU: 1 of 1 INT8 MatMul/Conv nodes run in float: layer: FP16",)
     with pytest.raises(ExportError, match="this GPU: 1 of 1"):
         run(TensorRTConfig("tensorrt", strict=True), convolution, tmp_path / "strict")
 
 
 @pytest.mark.usefixtures("standard")
-def test_run_takes_no_census_of_a_plan_without_weights(convolution: Artifact, script: Script, tmp_path: Path) -> None:
+def test_run_reports_no_precisions_of_a_plan_without_weights(
+    convolution: Artifact, script: Script, tmp_path: Path
+) -> None:
     engine = run(TensorRTConfig("tensorrt", stripped=True), convolution, tmp_path / "engine")
     assert engine_details(engine).stripped
     assert "Runtime" not in script.built

@@ -15,7 +15,7 @@ from convnext_deploy.config.stages import ModelConfig, TrainConfig
 from convnext_deploy.config.training import FitConfig
 from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.data.loaders import TrainingBatches
-from convnext_deploy.stages import context, train
+from convnext_deploy.stages import train, training_setup
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from tests.conftest import CLASSES
@@ -39,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         assert len(list(batches.epoch(0))) == 2
         return []
 
-    monkeypatch.setattr(context, "fit", draw)
+    monkeypatch.setattr(training_setup, "fit", draw)
 
     def begin(data: Data, *, in_channels: int = 3, keep_pixels: bool = True) -> set[str]:
         (tmp_path / "stage").mkdir(exist_ok=True)
@@ -78,5 +78,5 @@ def test_stage_takes_the_file_of_its_own_images(run: Run, monkeypatch: pytest.Mo
     other = dataclasses.replace(small(), train=ArrayImages(changed, small().train.labels))
     assert len(run(other)) == 2
     assert len(run(small(), in_channels=1)) == 3
-    monkeypatch.setattr(context, "of_module", lambda name: f"{name}, changed")
+    monkeypatch.setattr(training_setup, "of_module", lambda name: f"{name}, changed")
     assert len(run(small())) == 4

@@ -19,7 +19,7 @@ import convnext_deploy as api
 from convnext_deploy.api.options import Options
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
-from convnext_deploy.stages import context
+from convnext_deploy.stages import training_setup
 from convnext_deploy.training.checkpoint_store import BEST, LAST, TrainingStore
 from convnext_deploy.training.torch_compile import compile_network
 from tests.training.fake_batches import flat_weights, run_fit, small_network
@@ -184,7 +184,7 @@ def test_train_compiles_only_when_asked_and_refuses_before_it_trains(
     image_folder: Path, tmp_path: Path, short_timing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
-    monkeypatch.setattr(context, "compile_network", lambda network, device: given.append(device))
+    monkeypatch.setattr(training_setup, "compile_network", lambda network, device: given.append(device))
 
     def run(**options: Any) -> None:
         path = tmp_path / str(len(given))
@@ -197,8 +197,8 @@ def test_train_compiles_only_when_asked_and_refuses_before_it_trains(
     assert given == []
     run(compile=True)
     assert given == ["cpu"]
-    monkeypatch.setattr(context, "compile_network", compile_network)
-    monkeypatch.setattr(context, "fit", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(training_setup, "compile_network", compile_network)
+    monkeypatch.setattr(training_setup, "fit", lambda *_, **__: pytest.fail("it trains"))
     monkeypatch.setenv("CXX", "/nonexistent")
     with pytest.raises(
         BackendUnavailableError, match=r"^compile = true needs a C\+\+ compiler, and there is no '/nonexistent'"

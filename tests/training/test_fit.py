@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import Batch, TrainingBatches
+from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.progress import SilentProgress
@@ -38,9 +38,7 @@ def cross_entropy(model: nn.Module) -> Objective:
 
 
 def train(model: nn.Module, data: Data, objective: Objective | None = None, **changes: Any) -> list[dict[str, float]]:
-    batches = TrainingBatches(
-        data.train, default_preprocess(32), batch_size=12, augmentation=Augmentation(0.5), num_classes=3, seed=1
-    )
+    batches = TrainingBatches(data.train, default_preprocess(32), BatchPlan(12, 3, Augmentation(0.5), seed=1))
     options: dict[str, Any] = {
         "description": "student",
         "epochs": 3,

@@ -80,7 +80,7 @@ def export_program(
 
     Args:
         network: float32; it is left alone.
-        precision: of the products, of what is added to the residual stream, and of the stream.
+        precision: of MatMul and Conv, of what is added to the residual stream, and of the stream.
         profile: the batch sizes that the program accepts; where there is only one, the batch is fixed.
         image: `(C, S, S)`.
         device: where its weights are to be.

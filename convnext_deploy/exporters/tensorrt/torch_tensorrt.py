@@ -117,10 +117,10 @@ def load_program(path: Path) -> nn.Module:
             found = torch_tensorrt.load(str(path))
     except Exception as error:
         raise ArtifactError(
-            f"{path} is no program that Torch-TensorRT {torch_tensorrt.__version__} can load: {_reason(error, problems)}"
+            f"{path} is not a program that Torch-TensorRT {torch_tensorrt.__version__} can load: {_reason(error, problems)}"
         ) from None
     if not isinstance(found, ExportedProgram):
-        raise ArtifactError(f"{path} is no exported program but a {type(found).__name__}; export it again.")
+        raise ArtifactError(f"{path} is not an exported program but a {type(found).__name__}; export it again.")
     return found.module()
 
 

@@ -81,8 +81,8 @@ def rank(
     Args:
         images: training images, at least one for each class.
         classes: >= 2.
-        gpu_memory_gb: memory of the one GPU to train on, as it is sold (12 means 12 GiB); None: no limit, and the batch size
-            of the notes.
+        gpu_memory_gb: memory of the one GPU to train on, as it is sold (12 means 12 GiB); None: no limit, and a batch of
+            256 images at most.
         image_size: side of the network's input in pixels, >= 32.
 
     Returns: the candidates, best first, and the exclusions.

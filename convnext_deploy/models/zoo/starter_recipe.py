@@ -117,8 +117,8 @@ def write_recipe_text(recipe: Recipe, candidate: Candidate, images: int, classes
     lines = [
         f"# A start for {images:,} images of {classes} classes: {candidate.variant}, fine-tuned, quantized to INT8, exported.",
         "# Run it with: convnext-deploy run THIS_FILE --data DIR",
-        "# 'notes N': section N of the training notes, whose tables are in convnext_deploy/models/advice.py; where they give a",
-        "# range, its middle is taken. Learning rates are for batch 4096 and scaled linearly to the batch size (notes 2).",
+        "# 'ours': a choice of this project; ranges are in convnext_deploy/models/zoo/training_settings.py, and their middle is",
+        "# taken. Learning rates are for batch 4096 and scaled linearly to the batch size.",
         *_values(recipe, {"name": "also the folder of the results: runs/NAME", "seed": _TOOL}),
     ]
     for stage in recipe.stages:
@@ -165,8 +165,8 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
     weights = "" if published is None else f"{published.top1} % on ImageNet-1k, the head is new"
     if published is not None and published.non_commercial:
         weights += "; CC BY-NC 4.0: not for commercial use"
-    of_data = f"notes 5, {data.name} data"
-    mixup = of_data if size.mixup else "notes 3, for this size"
+    of_data = f"ours for {data.name} data"
+    mixup = of_data if size.mixup else "ours for this size"
     start = fine_tuning(candidate.variant)
     assert start is not None  # likewise
     from_scratch = "arXiv 2201.03545, table 5, from scratch"
@@ -183,7 +183,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "batch_size": memory,
             "base_learning_rate": f"{rate}; {_both('learning_rate', size, data)}",
             "warmup_epochs": f"{of_data}: {data.settings.warmup_epochs}",
-            "weight_decay": "notes 1: AdamW with betas 0.9 and 0.999, for all sizes",
+            "weight_decay": "ours for all sizes: AdamW with betas 0.9 and 0.999",
             "label_smoothing": of_data,
             "drop_path_rate": _both("drop_path_rate", size, data),
             "layer_decay": from_scratch if published is None else f"{start.source}: {start.note}",
@@ -233,11 +233,11 @@ def _augmentation_comments(augmentation: Augmentation) -> Comments:
         return {
             "crop_scale_min": "ours: half of the image and more, so that what decides stays in it",
             "flip_probability": "0.0 where left and right are not the same thing",
-            "color_jitter": "notes on transforms: optional, light",
+            "color_jitter": "ours: light",
         }
     return {
-        "crop_scale_min": "notes on transforms",
-        "flip_probability": "notes on transforms; 0.0 where left and right are not the same thing",
+        "crop_scale_min": "torchvision's for ImageNet",
+        "flip_probability": "torchvision's for ImageNet; 0.0 where left and right are not the same thing",
         "augmentation_policy": "arXiv 2201.03545, table 5",
         "randaugment_ops": "table 5 in timm's words: two operations, each left out in every second case",
         "randaugment_magnitude": "table 5: 9 on timm's scale to 10, which is 27 on this one to 30",
@@ -246,4 +246,4 @@ def _augmentation_comments(augmentation: Augmentation) -> Comments:
 
 
 def _both(setting: str, size: SettingRanges, data: DataSize) -> str:
-    return f"notes 3, this size: {getattr(size, setting)}; 5, {data.name} data: {getattr(data.settings, setting)}"
+    return f"ours for this size: {getattr(size, setting)}; {data.name} data: {getattr(data.settings, setting)}"

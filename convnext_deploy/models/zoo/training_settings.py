@@ -1,8 +1,7 @@
 """What to train each variant with, and which variants suit how many images, as literal tables.
 
-The tables are those of the notes that this project started from: "Models Ranking" with its "Simple rule of thumb", and
-"ConvNext Training Recipe", sections 2 to 5. Where the notes give a range, the middle of it is used. What they leave open,
-augmentation and how to start from published weights, is that of the papers and their code.
+Ranges by the size of the network and of the data are this project's choice, and the middle of a range is used. Augmentation,
+and how to start from published weights, are those of the papers and their code.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from dataclasses import dataclass
 from convnext_deploy.config.training import Augmentation
 from convnext_deploy.models.variants import VARIANTS, resolve_variant
 
-WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.999)  # section 1: AdamW with these for all sizes
-RATE_BATCH_SIZE = 128  # the batch size for which the notes give their learning rates
-MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # section 3.3 and 5
+WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.999)  # of AdamW, for all sizes (arXiv 2201.03545, table 5)
+RATE_BATCH_SIZE = 128  # for which the learning rates below are given
+MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0  # arXiv 2201.03545, table 5
 
 
 @dataclass(frozen=True)
 class Span:
-    """A range of the notes, ends included."""
+    """A range of settings, ends included."""
 
     low: float
     high: float
@@ -45,7 +44,7 @@ def format_setting(value: float) -> str:
 
 @dataclass(frozen=True)
 class SettingRanges:
-    """What the notes recommend for a size of network or of data. `learning_rate` holds at batch 128. `mixup`: and CutMix."""
+    """What suits a size of network or of data. `learning_rate` holds at batch 128. `mixup`: and CutMix."""
 
     learning_rate: Span
     drop_path_rate: Span
@@ -78,21 +77,20 @@ class TrainingSettings:
 
 
 def _for_size(learning_rate: Span, drop_path_rate: Span, *, mixup: bool = True) -> SettingRanges:
-    # All subsections of section 3: 300 epochs, 20 of them warm-up. Label smoothing: the general recipe of the notes.
+    # 300 epochs, 20 of them warm-up, and label smoothing 0.1: arXiv 2201.03545, table 5
     return SettingRanges(learning_rate, drop_path_rate, Span(300, 300), Span(20, 20), 0.1, mixup)
 
 
-_V1_SMALLEST = _for_size(Span(2e-4, 4e-4), Span(0.0, 0.1), mixup=False)  # section 3.1: "no need for mixup/cutmix"
-# Section 3.7 gives version 2 its rates, and "0.1 to 0.6 depending on size" for drop_path_rate: read as version 1's ranges
-# within these bounds. It says nothing of mixup: as in version 1.
+_V1_SMALLEST = _for_size(Span(2e-4, 4e-4), Span(0.0, 0.1), mixup=False)  # too small to need Mixup
+# Version 2 has lower rates, and drop_path_rate of 0.1 to 0.6 by size: version 1's ranges within these bounds.
 _V2_SMALLEST = _for_size(Span(3e-4, 3e-4), Span(0.1, 0.1), mixup=False)
 _V1 = {
     **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), _V1_SMALLEST),
-    "tiny": _for_size(Span(3e-4, 3e-4), Span(0.1, 0.2)),  # section 3.2
-    "small": _for_size(Span(2e-4, 2e-4), Span(0.2, 0.4)),  # section 3.3
-    "base": _for_size(Span(1e-4, 1.5e-4), Span(0.3, 0.5)),  # section 3.4
-    "large": _for_size(Span(8e-5, 1e-4), Span(0.4, 0.6)),  # section 3.5
-    **dict.fromkeys(("xlarge", "xxlarge"), _for_size(Span(5e-5, 8e-5), Span(0.6, 0.8))),  # section 3.6
+    "tiny": _for_size(Span(3e-4, 3e-4), Span(0.1, 0.2)),
+    "small": _for_size(Span(2e-4, 2e-4), Span(0.2, 0.4)),
+    "base": _for_size(Span(1e-4, 1.5e-4), Span(0.3, 0.5)),
+    "large": _for_size(Span(8e-5, 1e-4), Span(0.4, 0.6)),
+    **dict.fromkeys(("xlarge", "xxlarge"), _for_size(Span(5e-5, 8e-5), Span(0.6, 0.8))),
 }
 _V2 = {
     **dict.fromkeys(("atto", "femto", "pico", "nano"), _V2_SMALLEST),
@@ -122,15 +120,15 @@ _V2_FROM_WEIGHTS = {
     **dict.fromkeys(("base", "large", "huge"), FineTuning(0.6, EMA_DECAY, f"{_OFFICIAL_V2}, base", "0.6 for 12 parts")),
 }
 
-# Files of `recipes/sizes/`: one for each section of the notes on a size, 3.1 to 3.7.
+# Files of `recipes/sizes/`: one for the sizes that share their settings.
 _SIZE_RECIPES = {
     **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), "zepto_to_nano"),
     **{size: size for size in ("tiny", "small", "base", "large")},
     **dict.fromkeys(("xlarge", "xxlarge"), "xlarge"),
 }
 
-# "Models Ranking": tiers 1 to 4, best first. The notes leave `base` out of the tiers; it stands where "Best choice" has it,
-# behind `small`. Tier 5 (ols, rms, hnf, mlp) and tier 6 (test networks) are not recommended and stand below.
+# Tiers 1 to 4, best first: accuracy for the cost, and version 2 before 1. Tier 5 (ols, rms, hnf, mlp) and tier 6 (test networks)
+# are not recommended and stand below.
 TIERS = {
     1: ("convnextv2_base", "convnextv2_small", "convnextv2_tiny", "convnext_tiny"),
     2: ("convnextv2_nano", "convnextv2_pico", "convnext_nano", "convnext_small", "convnext_base"),
@@ -161,8 +159,7 @@ STRONG_AUGMENTATION = Augmentation(
     mixup_alpha=MIXUP_ALPHA,
     cutmix_alpha=CUTMIX_ALPHA,
 )
-# Few and medical images: section 5 has no mixup; a crop keeps at least half, so that a finding stays in it, and exposure
-# varies by a tenth ("color jitter: optional, light").
+# Few and medical images: no Mixup; a crop keeps at least half, so that a finding stays in it, and exposure varies by a tenth.
 MILD_AUGMENTATION = Augmentation(crop_scale_min=0.5, color_jitter=0.1)
 
 
@@ -188,15 +185,15 @@ def _order(*first: str) -> tuple[str, ...]:
     return named + tuple(variant for tier in TIERS.values() for variant in tier if variant not in named)
 
 
-# Settings: section 5. Suited sizes: "Simple rule of thumb". The gaps that the notes leave between 20,000 and 50,000 images and
-# between 200,000 and 1,000,000 belong to medium data. Order: the suited sizes first, version 2 before 1.
+# Settings and suited sizes for up to 20,000 images, for 50,000 to 200,000, which count up to a million, and for more. Order: the
+# suited sizes first, version 2 before 1.
 DATA_SIZES = (
     DataSize(
         "small",
         20_000,
         ("tiny", "nano", "small"),
         SettingRanges(Span(1e-4, 2e-4), Span(0.0, 0.1), Span(100, 150), Span(5, 10), 0.05, mixup=False),
-        # "Best choice" for about 6,000 images has the first four
+        # the first four for about 6,000 images
         _order("v2-tiny", "v2-small", "tiny", "v2-nano", "nano", "small"),
         MILD_AUGMENTATION,
         "recipes/data/small_medical.toml",
@@ -215,7 +212,7 @@ DATA_SIZES = (
         float("inf"),
         ("large", "huge"),
         SettingRanges(Span(1e-4, 4e-4), Span(0.3, 0.7), Span(300, 300), Span(20, 20), 0.1, mixup=True),
-        # section 3.6: xlarge and xxlarge are "only realistic with multi-GPU training", so they stand behind base
+        # xlarge and xxlarge ask for several GPUs, so they stand behind base
         _order("v2-large", "v2-huge", "large", "v2-base", "base", "xlarge", "xxlarge"),
         STRONG_AUGMENTATION,
         "recipes/data/imagenet.toml",
@@ -229,7 +226,7 @@ def size_of(variant: str) -> str:
 
 
 def settings_for_size(variant: str) -> SettingRanges | None:
-    """Return the settings that the notes recommend for a variant, None for the test networks.
+    """Return the settings that suit a variant, None for the test networks.
 
     The modifiers ols, rms, hnf and mlp change nothing in them, see `settings_note`.
     """
@@ -253,7 +250,7 @@ def size_recipe(variant: str) -> str | None:
 
 
 def settings_note(variant: str) -> str | None:
-    """Return what the notes add for a modifier in a variant's name (section 4), None: nothing."""
+    """Return what a modifier in a variant's name changes, None: nothing."""
     if "_rms" in variant:
         return "learning rates up to 20 % higher work as well"
     return "slightly more stable with mixup and CutMix" if variant.endswith("_hnf") else None

@@ -1,4 +1,4 @@
-"""What an INT8 artifact has to beat: the float form of the same network for the same runtime, and the stages that make it."""
+"""Find the float baseline of an INT8 artifact: the same network in float for the same runtime, and the stages that make it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Config = TypeVar("Config", ONNXConfig, TensorRTConfig)
 
 
 @dataclass(frozen=True)
-class Rival:
+class FloatBaseline:
     """How to compare an INT8 artifact: the stages that make the float one, in order, of which the last one makes it itself.
 
     `runner` computes the INT8 artifact, `float_runner` the other one, in calls of each of `batch_sizes` images.
@@ -38,21 +38,21 @@ def is_judged(artifact: Artifact) -> bool:
     return artifact.format in ("onnx", "tensorrt") and artifact.precision.startswith("int8")
 
 
-def find_rival(
+def find_float_baseline(
     artifact: Artifact, baseline: str | None, known: Collection[StageEntry], names: Collection[str]
-) -> Rival | str:
+) -> FloatBaseline | str:
     """Return what an INT8 artifact is to be compared with, or in words why it is not measured.
 
     Args:
         artifact: as `is_judged` says, made by a stage.
         baseline: the name of its nearest FP32 PyTorch ancestor; None if that is not at hand.
-        known: stages of the run with the same evaluation transform; one that makes the float form already is taken.
+        known: stages of the run with the same evaluation transform; one that makes the float baseline already is taken.
         names: those that are taken.
     """
     if reason := _obstacle(artifact):
         return reason
     if baseline is None:
-        return "its FP32 ancestor is not at hand, of which the float form is made"
+        return "its FP32 ancestor is not at hand, of which the float baseline is made"
     prefix = "" if baseline in (BASELINE, SOURCE) else f"{baseline}-"
     graph, engine = _settings(artifact.lineage, ONNXConfig), _settings(artifact.lineage, TensorRTConfig)
     if graph is None or (engine is None and artifact.format == "tensorrt"):
@@ -61,14 +61,14 @@ def find_rival(
         target: Any = artifact.target  # one of CPU_RUNTIMES
         config = dataclasses.replace(graph, precision="fp32", runtime=target)
         stage = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{target}", config, baseline), names)
-        return Rival((stage,), target, _float_runner(target), "cpu", (graph.batch_size or 1,))
+        return FloatBaseline((stage,), target, _float_runner(target), "cpu", (graph.batch_size or 1,))
     flavor = engine.flavor
     config = dataclasses.replace(graph, precision="fp16", runtime=flavor)
     half = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{flavor}-onnx", config, baseline), names)
     built = _find(engine, half.name, known)
     built = built or _name(StageEntry(f"{prefix}float-{flavor}", engine, half.name), names)
     sizes = (graph.batch_size,) if graph.batch_size else tuple(sorted({1, engine.optimal_batch_size}))
-    return Rival((half, built), "tensorrt", "tensorrt", "cuda", sizes)
+    return FloatBaseline((half, built), "tensorrt", "tensorrt", "cuda", sizes)
 
 
 def _obstacle(artifact: Artifact) -> str | None:

@@ -19,10 +19,10 @@ from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import (
-    PlanProduct,
+    PlanNode,
     inspect_engine,
     read_layers,
-    read_products,
+    read_plan_nodes,
     report_precisions,
 )
 from convnext_deploy.graphs.onnx_io import save_onnx
@@ -50,15 +50,15 @@ def report_of(path: Path, gpu: str = "SM86") -> PrecisionReport:
     """Build an engine and report its precisions."""
     options = BuildOptions(Profile(1, 1, 8), optimization_level=1)
     engine = build_engine(path, flavor="tensorrt-rtx", gpu=gpu, options=options, progress=SilentProgress())
-    report = report_precisions(read_products(engine.plan), open_view(path))
+    report = report_precisions(read_plan_nodes(engine.plan), open_view(path))
     assert report is not None
     return report
 
 
-def test_report_precisions_finds_exactly_the_quantized_products_in_int8(trt: ModuleType, network: Network) -> None:
+def test_report_precisions_finds_exactly_the_quantized_nodes_in_int8(trt: ModuleType, network: Network) -> None:
     # TensorRT says nothing when it takes a quantized product for a float one, so the plan itself is asked.
     products = find_compute_nodes(open_view(network.quantized_path)).compute_nodes
-    asked = sum(product.is_int8 for product in products)
+    asked = sum(node.is_int8 for node in products)
     assert report_of(network.quantized_path) == PrecisionReport(
         {"FP32": len(products) - asked, "INT8": asked}, asked, (), ()
     )
@@ -110,29 +110,29 @@ def test_report_precisions_tells_where_turing_falls_back(trt: ModuleType, tmp_pa
     assert report_of(path, "SM86") == PrecisionReport({"INT8": 1}, 1, (), ())
 
 
-def test_report_precisions_finds_products_that_have_no_name(trt: ModuleType, tmp_path: Path) -> None:
+def test_report_precisions_finds_nodes_that_have_no_name(trt: ModuleType, tmp_path: Path) -> None:
     assert report_of(write_product(tmp_path, "MatMul", name="")) == PrecisionReport({"INT8": 1}, 1, (), ())
 
 
 @pytest.mark.parametrize(
     "plan", [b"", b"no plan", bytes(range(256)) * 50, b'corrltn={ name="x" output={"', b"\xff" * 9]
 )
-def test_read_products_finds_none_in_what_is_no_plan(plan: bytes, tmp_path: Path) -> None:
-    assert read_products(plan) == []
-    assert report_precisions(read_products(plan), open_view(write_product(tmp_path, "Conv"))) is None
+def test_read_plan_nodes_finds_none_in_what_is_no_plan(plan: bytes, tmp_path: Path) -> None:
+    assert read_plan_nodes(plan) == []
+    assert report_precisions(read_plan_nodes(plan), open_view(write_product(tmp_path, "Conv"))) is None
 
 
-def test_read_products_says_unknown_of_what_it_cannot_follow() -> None:
-    (product,) = read_products(b'corrltn={ name="x" output={"y" } input={"a" "b" } more')
-    assert (product.name, product.precision) == ("x", "unknown")
+def test_read_plan_nodes_says_unknown_of_what_it_cannot_follow() -> None:
+    (node,) = read_plan_nodes(b'corrltn={ name="x" output={"y" } input={"a" "b" } more')
+    assert (node.name, node.precision) == ("x", "unknown")
 
 
 @pytest.mark.parametrize(
     ("types", "precision"),
     [(("INT8", "INT8"), "INT8"), (("INT8", "FP16"), "FP16"), (("FP32", "INT8"), "FP32"), ((), "unknown")],
 )
-def test_plan_product_is_int8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
-    assert PlanProduct("x", types).precision == precision
+def test_plan_node_is_int8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
+    assert PlanNode("x", types).precision == precision
 
 
 @pytest.fixture
@@ -142,12 +142,12 @@ def view(tmp_path: Path) -> GraphView:
 
 
 def test_report_precisions_keeps_apart_what_the_engine_does_not_list(view: GraphView) -> None:
-    listed = [PlanProduct("another", ("FP32", "FP32"))]
+    listed = [PlanNode("another", ("FP32", "FP32"))]
     assert report_precisions(listed, view) is None
     assert report_precisions([], view) is None
 
 
-def test_report_counts_fallbacks_and_unseen_products_in_its_summary() -> None:
+def test_report_counts_fallbacks_and_unseen_nodes_in_its_summary() -> None:
     report = PrecisionReport({"FP32": 2, "INT8": 3, "unknown": 1}, 5, ("a: FP32",), ("b",))
     assert report.summary() == "3 of 5 INT8 MatMul/Conv nodes run in INT8 (all: 2 FP32, 3 INT8, 1 unknown)"
 
@@ -178,7 +178,7 @@ def layer_json(version: int, kind: str, **more: Any) -> str:
 @pytest.mark.parametrize("kind", ["INT8", "FP16", "FP32"])
 def test_read_layers_reads_the_json_of_both_releases(view: GraphView, version: int, kind: str) -> None:
     found = read_layers(layer_json(version, kind, Weights={"Type": kind.title(), "Count": 1024}))
-    assert {product.name for product in found} == {"node_0", "node_1"}
+    assert {node.name for node in found} == {"node_0", "node_1"}
     report = report_precisions(found, view)
     assert report is not None
     assert (report.nodes, report.fallbacks) == ({kind: 1}, () if kind == "INT8" else (f"layer: {kind}",))
@@ -204,7 +204,7 @@ def test_read_layers_asks_the_kernel_when_the_type_of_the_input_is_open(tactic: 
         "TacticName": tactic,
     }
     found = read_layers(json.dumps({"Layers": [layer], "Bindings": []}))
-    assert [(product.name, product.precision) for product in found] == [("node_1", kind), ("node_2", kind)]
+    assert [(node.name, node.precision) for node in found] == [("node_1", kind), ("node_2", kind)]
 
 
 @pytest.mark.parametrize(

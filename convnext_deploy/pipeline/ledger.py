@@ -1,0 +1,135 @@
+"""What a run has so far: artifacts, scores and rows of the report, which is on disk after each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, StageEntry
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.measure import Measurement
+from convnext_deploy.evaluation.score import Score
+from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.pipeline.write_report import write_report
+from convnext_deploy.reports.record import Report
+from convnext_deploy.reports.rows import add_speed, create_row, keep_flips
+from convnext_deploy.reports.thumbnails import make_thumbnails
+from convnext_deploy.system.environment import describe_environment
+
+
+@dataclass
+class Ledger:
+    """The state of a run. Every change is in the report at once, and on disk where there is a folder.
+
+    Attributes:
+        report: as it stands.
+        out: folder of the run; None: nothing is written.
+        data: whose validation images are scored, if there is any.
+        artifacts: by the names under which stages refer to them.
+        baselines: name → name of the artifact that its drop is measured against: the nearest FP32 PyTorch ancestor; one that was
+            brought without it is its own.
+        scores: name → score, of what could be run.
+    """
+
+    report: Report
+    out: Path | None
+    data: Data | None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    baselines: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    def record(
+        self,
+        name: str,
+        artifact: Artifact,
+        measured: Measurement,
+        gate: Gate | None = None,
+        *,
+        stage: StageEntry | None = None,
+        baseline: str | None = None,
+        for_comparison: bool = False,
+    ) -> None:
+        """Enter an artifact and what was measured on it.
+
+        Args:
+            name: of the stage, or `source` or `baseline`.
+            artifact: what was made or brought.
+            measured: by its own runner.
+            gate: what it must reach; None: that of the stage, or none.
+            stage: which made it; None: the user brought it.
+            baseline: name of what its drop is measured against; None: found from the stage, see `baselines`.
+            for_comparison: no stage of the recipe made it.
+        """
+        self.artifacts[name] = artifact
+        parent = BASELINE if stage is None else stage.source
+        if baseline is None and not artifact.is_baseline and parent is not None:
+            baseline = self.baselines.get(parent)
+        self.baselines[name] = baseline or name
+        if measured.score is not None:
+            self.scores[name] = measured.score
+        row = create_row(
+            name,
+            stage.config.kind if stage is not None else BASELINE if name == BASELINE else SOURCE,
+            artifact,
+            gate or (Gate() if stage is None else stage.gate),
+            measured,
+            self.baselines[name],
+            list(self.report.rows),
+            self.scores,
+            self.data,
+        )
+        if self.out is not None:
+            keep_flips(self.out, row, self.scores, self.data)
+        if stage is not None:
+            row = dataclasses.replace(row, inputs=stage.inputs, for_comparison=for_comparison)
+        thumbnails = {**self.report.thumbnails, **make_thumbnails(self.data, row, self.report.thumbnails)}
+        self.change(rows=(*self.report.rows, row), thumbnails=thumbnails)
+
+    def record_speed(self, stage: StageEntry, found: Speed | str) -> None:
+        """Enter the verdict on the speed of a stage's artifact, or why it was not measured."""
+        rows = (add_speed(row, found, stage.gate) if row.name == stage.name else row for row in self.report.rows)
+        self.change(rows=tuple(rows))
+
+    def change(self, **fields: object) -> None:
+        """Give fields of the report other values, and write it."""
+        self.report = dataclasses.replace(self.report, **fields)  # type: ignore[arg-type]  # the fields are the report's own
+        if self.out is not None:
+            write_report(self.report, self.out)
+
+
+def open_ledger(
+    recipe: str,
+    data: Data | None,
+    out: Path | None,
+    *,
+    seed: int = 0,
+    command: str | None = None,
+    source: str | None = None,
+    artifacts: Mapping[str, Artifact] | None = None,
+) -> Ledger:
+    """Begin a report.
+
+    Args:
+        recipe: its name.
+        data: whose validation images are scored, if there is any.
+        out: folder of the run; None: nothing is written.
+        seed: of the recipe.
+        command: what was typed or called.
+        source: where the artifact that the user brought lay.
+        artifacts: what stages may refer to before any has run: initial weights.
+    """
+    report = Report(
+        recipe=recipe,
+        data="none" if data is None else data.name,
+        validation_images=0 if data is None else len(data.validation),
+        seed=seed,
+        environment=describe_environment(),
+        rows=(),
+        command=command,
+        source=source,
+        class_names=() if data is None else data.class_names,
+    )
+    return Ledger(report, out, data, dict(artifacts or {}))
