@@ -23,9 +23,11 @@ from scipy import stats
 from convnext_deploy import run
 from convnext_deploy.api.options import Options
 from convnext_deploy.cli.progress_bars import create_progress
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import DistillConfig, ModelConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 
 
 def main() -> None:

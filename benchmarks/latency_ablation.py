@@ -22,6 +22,7 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import file_header
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
@@ -34,9 +35,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages.ptq_steps import STEM
-from convnext_deploy.system.code_hash import of_module
 
 Form = Callable[[ConvNeXt, str, bool], ConvNeXt]
 
@@ -155,8 +154,8 @@ def ablate(arguments: argparse.Namespace) -> int:
 
 @functools.cache
 def _version() -> str:
-    """Return a name for the code that makes the graphs, so that those of other code are not taken."""
-    return hashlib.sha256(of_module(onnx_stage.__name__).encode() + Path(__file__).read_bytes()).hexdigest()[:12]
+    """Return a name for what makes the graphs, so that those of another version are not taken."""
+    return hashlib.sha256(bytes([ONNXConfig.result_version]) + Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def _timer(

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import ONNXDetails
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
 from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -104,7 +105,8 @@ class Files:
         if name.startswith("float"):
             stages.append(StageEntry(name, ONNXConfig(runtime=runtime), SOURCE))  # type: ignore[arg-type]  # one of its names
         else:
-            config = PTQConfig(**dataclasses.asdict(BARE), target=runtime, calibration_images=CALIBRATION_IMAGES)
+            steps = {**dataclasses.asdict(BARE), "target": runtime}
+            config = PTQConfig(**steps, calibration_images=CALIBRATION_IMAGES)
             stages += [StageEntry(f"ptq-{runtime}", config, SOURCE), StageEntry(name, ONNXConfig(), f"ptq-{runtime}")]
         names = tuple(f"class {number}" for number in range(1000))
         data = Data("noise", self._images(CALIBRATION_IMAGES, 1), self._images(2, 2), names)

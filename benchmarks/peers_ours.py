@@ -18,8 +18,8 @@ from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import Options
 from convnext_deploy.api.run_stages import run_stages
 from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.config.ptq import PTQConfig, PTQSteps
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import PTQConfig, PTQSteps
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -47,12 +47,15 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
     meter = Meter()
     with meter:
         if suffix:
-            config = PTQConfig(
-                **dataclasses.asdict(_ONCE[suffix]), target=target, calibration_images=calibration_images
-            )
+            steps = {**dataclasses.asdict(_ONCE[suffix]), "target": target}
+            config = PTQConfig(**steps, calibration_images=calibration_images)
             result = run_once(config, checkpoint, data, options)
         else:
-            result = api.quantize(checkpoint, target=target, options=options)
+            result = api.quantize(
+                checkpoint,
+                target=target,  # type: ignore[arg-type]  # one of its names
+                options=options,
+            )
     row = result.report.rows[-1]
     export(Path(row.artifact), options=Options(out=folder / "export"))
     exported = read_artifact(folder / "export" / "stages" / "onnx")

@@ -28,9 +28,14 @@ from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.cli.progress_bars import create_progress
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig, QATConfig, QuantizeConfig, StageConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -43,7 +48,7 @@ BARE = RUNGS["min-max"]
 SEQUENCE = "fallback sequence"
 
 
-def methods(target: str, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
+def methods(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
     """Yield name, settings and source of every way that is compared."""
     for name in ("minmax", "moving_average", "percentile", "mse", "entropy"):
         steps = dataclasses.replace(BARE, calibration_method=name)

@@ -27,7 +27,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DEFAULTS, Options
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.checkpoints.hub_config import (
     CONFIG,
@@ -20,7 +21,7 @@ from convnext_deploy.models.checkpoints.hub_config import (
     transformers_config,
     transformers_preprocessor,
 )
-from convnext_deploy.models.checkpoints.key_maps import Dialect, check_writable, from_native
+from convnext_deploy.models.checkpoints.key_maps import check_writable, from_native
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.system.files import replace_folder
 

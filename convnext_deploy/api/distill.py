@@ -20,8 +20,9 @@ from convnext_deploy.api.training_presets import (
     model_config,
     override_fit,
 )
+from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import DistillConfig, TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.pipeline.run import RunResult
 
 

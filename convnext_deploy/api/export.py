@@ -10,8 +10,10 @@ from convnext_deploy.api.open_inputs import open_artifact, open_data_for
 from convnext_deploy.api.options import DEFAULTS, Options, allowed_drop
 from convnext_deploy.api.run_stages import run_stages
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, TensorRTConfig, TorchTensorRTConfig
+from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from convnext_deploy.api.open_inputs import (
     open_artifact,
@@ -15,8 +14,11 @@ from convnext_deploy.api.training_presets import (
     DIGITS_QAT_FIT,
     override_fit,
 )
+from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
-from convnext_deploy.config.stages import PTQConfig, QATConfig, QuantizeConfig
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.run import RunResult
@@ -25,9 +27,9 @@ from convnext_deploy.pipeline.run import RunResult
 def quantize(
     checkpoint: Path,
     *,
-    target: str = QuantizeConfig.target,
-    method: Literal["auto", "ptq", "qat"] = "auto",
-    calibration_method: str | None = None,
+    target: Target = QuantizeConfig.target,
+    method: QuantizeMethod = "auto",
+    calibration_method: CalibrationMethod | None = None,
     time_budget_s: float | None = None,
     model: str | None = None,
     options: Options = DEFAULTS,
@@ -53,8 +55,7 @@ def quantize(
     if calibration_method is not None:
         if method == "qat" or time_budget_s is not None:
             raise RecipeError("--calibration-method quantizes once, without --method qat and --time-budget.")
-        # the command offers no other names than the config has
-        config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=images)  # type: ignore[arg-type]
+        config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=images)
     else:
         fit = override_fit(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
         config = QuantizeConfig(

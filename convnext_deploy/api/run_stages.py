@@ -8,11 +8,10 @@ from convnext_deploy.api.open_inputs import say_notes
 from convnext_deploy.api.options import Options, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import DistillConfig, PTQConfig, QuantizeConfig, TensorRTConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.stages import check_stage
 
 
 def run_stages(
@@ -40,13 +39,5 @@ def run_stages(
 
 def check_names(recipe: Recipe) -> None:
     """Resolve every name that a stage would look up later, so that a wrong one costs no training."""
-    from convnext_deploy.quantization.scheme import resolve_scheme
-    from convnext_deploy.system.gpu_models import resolve_gpus
-
     for stage in recipe.stages:
-        if isinstance(stage.config, TrainConfig | DistillConfig):
-            resolve_variant(stage.config.model.name)
-        elif isinstance(stage.config, PTQConfig | QuantizeConfig):
-            resolve_scheme(stage.config.target, stage.config.sites)
-        elif isinstance(stage.config, TensorRTConfig) and stage.config.flavor == "tensorrt-rtx":
-            resolve_gpus(stage.config.gpus)
+        check_stage(stage.config)

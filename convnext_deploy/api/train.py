@@ -19,7 +19,7 @@ from convnext_deploy.api.training_presets import (
     override_fit,
 )
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.pipeline.run import RunResult
 
 

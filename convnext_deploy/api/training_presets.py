@@ -6,8 +6,8 @@ import dataclasses
 
 from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import ModelConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.models.variants import resolve_variant
 

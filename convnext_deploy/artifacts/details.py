@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.config.choices import Flavor, Runtime, Target
 from convnext_deploy.config.records import Between, Matching
-from convnext_deploy.config.stages import Flavor
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 
 Format = Literal["torch", "onnx", "tensorrt", "torch-tensorrt"]
@@ -131,7 +131,7 @@ class PTQRecord:
 class SchemeDetails:
     """The quantization target and the user's choices for single layers, see `QuantizationScheme`; target None: it is in float."""
 
-    target: str | None = None
+    target: Target | None = None
     sites: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -157,7 +157,7 @@ class FP16Record:
     `largest_activation` is over all tensors of the float network and the images that `ranges_from` names.
     """
 
-    runtime: str
+    runtime: Runtime
     fp32_nodes: Mapping[str, Count]
     largest_activation: float
     ranges_from: str

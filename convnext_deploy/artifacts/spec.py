@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
+from convnext_deploy.config.choices import GraphOutput, HeadActivation, InputLayout, InputType
 from convnext_deploy.config.records import Between
 
 Interpolation = Literal["bicubic", "bilinear"]
 CropMode = Literal["center", "squash"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
-HeadActivation = Literal["gelu", "relu"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,9 +71,9 @@ class GraphIO:
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
     """
 
-    input_type: Literal["float32", "uint8"] = "float32"
-    input_layout: Literal["nchw", "nhwc"] = "nchw"
-    output: Literal["logits", "probabilities", "top-k"] = "logits"
+    input_type: InputType = "float32"
+    input_layout: InputLayout = "nchw"
+    output: GraphOutput = "logits"
     top_k: Annotated[int, Between(1, 10**7)] = 5
     batch_size: Annotated[int, Between(1, 10**9)] | None = None
 

@@ -1,11 +1,39 @@
-"""The check that every config record makes of its values."""
+"""The checks that every config record makes of its values."""
 
 from __future__ import annotations
 
-from convnext_deploy.errors import RecipeError
+import dataclasses
+import functools
+import typing
+from collections.abc import Collection
+from typing import Any, Literal
+
+from convnext_deploy.errors import RecipeError, suggest
 
 
 def require(condition: bool, field_name: str, found: object, expected: str) -> None:
     """Check a value. Raises: RecipeError: naming the field, what was found and what was expected."""
     if not condition:
         raise RecipeError(f"{field_name} = {found!r} is out of range; expected {expected}.")
+
+
+def require_choice(field_name: str, found: object, known: Collection[object]) -> None:
+    """Check a value that is chosen by name. Raises: RecipeError: naming the field, what was found and the choices."""
+    if found not in known:
+        raise RecipeError(
+            f"{field_name} = {found!r} is unknown; expected one of {', '.join(map(repr, known))}."
+            f"{suggest(str(found), map(str, known))}"
+        )
+
+
+def check_choices(record: object) -> None:
+    """Check every field of a dataclass whose type is a `Literal`. Raises: RecipeError: as `require_choice`."""
+    for name, known in _choices_of(type(record)).items():  # type: ignore[arg-type]  # classes are hashable
+        require_choice(name, getattr(record, name), known)
+
+
+@functools.cache
+def _choices_of(record_type: type[Any]) -> dict[str, tuple[object, ...]]:
+    hints = typing.get_type_hints(record_type)
+    literals = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+    return {f.name: typing.get_args(literals[f.name]) for f in dataclasses.fields(record_type) if f.name in literals}

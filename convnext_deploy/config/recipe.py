@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from convnext_deploy.config.checks import require
-from convnext_deploy.config.stages import DistillConfig, StageConfig, TrainConfig
+from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.errors import RecipeError, suggest
 
 SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
@@ -27,11 +27,11 @@ class Gate:
 
     max_top1_drop_pp: float | None = None
     min_top1: float | None = None
-    on: Literal["point", "upper"] = "point"
+    on: GateOn = "point"
     min_speedup: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.on in ("point", "upper"), "on", self.on, "'point' or 'upper'")
+        check_choices(self)
         if self.on == "upper" and self.max_top1_drop_pp is None:
             raise RecipeError("on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both.")
         if self.max_top1_drop_pp is not None:
@@ -54,16 +54,15 @@ class StageEntry:
     @property
     def inputs(self) -> dict[str, str]:
         """Names of the artifacts that the stage reads, by role."""
-        teachers = getattr(self.config, "teacher", None)
-        names = teachers if isinstance(teachers, tuple) else (teachers,)
-        teaching = {f"teacher{number if number > 1 else ''}": name for number, name in enumerate(names, 1)}
+        numbered = enumerate(self.config.teachers, 1)
+        teaching = {f"teacher{number if number > 1 else ''}": name for number, name in numbered}
         roles = {"source": self.source, **teaching, "weights": self.weights}
         return {role: name for role, name in roles.items() if name is not None}
 
     @property
     def weights(self) -> str | None:
         """Where the initial weights of a training stage lie, if not in its source, with a prefix that no stage name has."""
-        weights = self.config.model.weights if isinstance(self.config, TrainConfig | DistillConfig) else None
+        weights = self.config.initial_weights
         return None if weights is None else WEIGHTS_PREFIX + weights
 
 
@@ -105,7 +104,7 @@ class Recipe:
                 raise RecipeError(
                     f"stage '{stage.name}' has both a source and weights to start from; give one of them."
                 )
-            if stage.source is None and not isinstance(stage.config, TrainConfig | DistillConfig):
+            if stage.source is None and stage.config.needs_source:
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
             known.add(stage.name)
 

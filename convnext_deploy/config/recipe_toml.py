@@ -9,7 +9,7 @@ from typing import Any
 
 from convnext_deploy.config.recipe import SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.config.records import read_record, read_value
-from convnext_deploy.config.stages import CONFIGS
+from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.errors import RecipeError, suggest
 
 
@@ -46,16 +46,18 @@ def _parse_recipe(table: dict[str, Any]) -> Recipe:
 
 def _parse_stage(entry: dict[str, Any], default_gate: Gate, previous: str | None, has_source: bool) -> StageEntry:
     kind = entry.pop("kind", None)
-    if not isinstance(kind, str) or kind not in CONFIGS:
-        raise RecipeError(f"stage kind {kind!r} is unknown.{suggest(str(kind), CONFIGS)} Known: {', '.join(CONFIGS)}.")
+    if not isinstance(kind, str) or kind not in STAGE_KINDS:
+        near = suggest(str(kind), STAGE_KINDS)
+        raise RecipeError(f"stage kind {kind!r} is unknown.{near} Known: {', '.join(STAGE_KINDS)}.")
+    config = stage_config(kind)
     name = read_value(str, entry.pop("name", kind), "stage: name")
     source = read_value(str | None, entry.pop("source", None), f"stage '{name}': source")
-    if source is None and kind not in ("train", "distill"):
+    if source is None and config.needs_source:
         source = previous or (SOURCE if has_source else None)
     own = entry.pop("gate", {})
     merged = {**_set_fields(default_gate), **own} if isinstance(own, dict) else own
     gate = read_record(Gate, merged, f"stage '{name}' gate")
-    return StageEntry(name, read_record(CONFIGS[kind], entry, f"stage '{name}'"), source, gate)
+    return StageEntry(name, read_record(config, entry, f"stage '{name}'"), source, gate)
 
 
 def _set_fields(record: Gate) -> dict[str, Any]:

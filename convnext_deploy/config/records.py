@@ -102,9 +102,8 @@ def read_value(hint: Any, value: object, where: str) -> Any:
         return _read_union(arguments, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(
-                f"{where} = {_shown(value)} is unknown; expected one of {', '.join(map(repr, arguments))}."
-            )
+            known = f"{', '.join(map(repr, arguments))}.{suggest(str(value), map(str, arguments))}"
+            raise ValueError(f"{where} = {_shown(value)} is unknown; expected one of {known}")
         return value
     if origin is tuple:
         return _read_tuple(arguments, value, where)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data import transforms
 from convnext_deploy.data.augmentation import (
     change_colors_and_shapes,

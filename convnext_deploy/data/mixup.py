@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom, right in pixels; bottom and right are outside."""

@@ -22,6 +22,8 @@ from convnext_deploy.errors import OutputError
 LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch
 LARGEST_IN_MEMORY = 2 << 30  # bytes
 _DAY_S = 86_400.0
+RESULT_VERSION = 1
+"""In the name of a file of pixels: raised when an image is decoded to other pixels, or the layout of the file changes."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.diagnosis.machine import Machine, is_jetson
 from convnext_deploy.diagnosis.probing import Probe
 from convnext_deploy.diagnosis.requirements import find_misfits, installed_version

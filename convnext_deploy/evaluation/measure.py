@@ -17,6 +17,8 @@ from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import write_text
 
 BATCH_SIZE = 64
+RESULT_VERSION = 1
+"""In the key of a measurement: raised when an artifact is scored or timed in another way, so that it is measured again."""
 
 
 @dataclass(frozen=True)

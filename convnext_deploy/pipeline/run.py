@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
-from convnext_deploy.config.stages import DistillConfig, QATConfig, QuantizeConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.float_baseline import is_judged
@@ -22,7 +21,6 @@ from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.reports.record import Report
-from convnext_deploy.system import code_hash
 from convnext_deploy.system.distributed import announce, receive, world
 from convnext_deploy.system.files import create_output_folder
 
@@ -202,18 +200,24 @@ def _see_artifact(folder: Path) -> Artifact:
 
 def _is_joint(stage: StageEntry) -> bool:
     """Whether all processes work on a stage, where there are several."""
-    return world().size > 1 and isinstance(stage.config, TrainConfig | DistillConfig | QATConfig | QuantizeConfig)
+    return world().size > 1 and stage.config.trains
 
 
 def _only_starts(recipe: Recipe) -> bool:
     """Whether the recipe's source is nothing but the start of training stages, which may give it another head."""
     uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
-    return all(role == "source" and isinstance(s.config, TrainConfig | DistillConfig) for role, s in uses)
+    return all(role == "source" and not s.config.needs_source for role, s in uses)
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
-    from convnext_deploy.evaluation.measure import Measurement, measure_artifact, read_measurement, write_measurement
+    from convnext_deploy.evaluation.measure import (
+        RESULT_VERSION,
+        Measurement,
+        measure_artifact,
+        read_measurement,
+        write_measurement,
+    )
 
     data, execution = run.data, run.settings.execution
     if data is None:
@@ -224,8 +228,8 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    content = [artifact.sha256, dataclasses.asdict(artifact.preprocess), data.fingerprint, execution.device]
-    content.append(code_hash.of_module("convnext_deploy.evaluation.measure"))
+    images = [data.fingerprint, dataclasses.asdict(artifact.preprocess)]
+    content = [artifact.sha256, images, execution.device, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
     measured = read_measurement(path, key)

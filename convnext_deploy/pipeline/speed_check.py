@@ -15,7 +15,6 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, first_line
 from convnext_deploy.pipeline.float_baseline import FloatBaseline, find_float_baseline
-from convnext_deploy.system import code_hash as code_version
 from convnext_deploy.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -106,10 +105,12 @@ def _as_large(artifact: Artifact, preprocess: Preprocess) -> Artifact:
 
 
 def _key(ours: Contender, reference: Contender, against: FloatBaseline, environment: Mapping[str, Any]) -> str:
+    from convnext_deploy.evaluation.timing.speedup import RESULT_VERSION
+
     content = [
         [(each.name, each.artifact.sha256, str(each.artifact.location), each.runner) for each in (ours, reference)],
         [against.device, against.batch_sizes],
         environment,
-        code_version.of_module("convnext_deploy.evaluation.timing.speedup"),
+        RESULT_VERSION,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

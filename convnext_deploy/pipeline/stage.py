@@ -13,11 +13,9 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, read_artifact, write_manifest
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, QATConfig, TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.system import code_hash as code_version
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.environment import package_versions
 from convnext_deploy.system.execution import Execution
@@ -53,7 +51,7 @@ def execute_stage(
 
     Raises: DeployError: if the stage cannot do its work.
     """
-    from convnext_deploy.stages import STAGES
+    from convnext_deploy.stages import run_stage
     from convnext_deploy.stages.context import StageContext
     from convnext_deploy.training.checkpoint_store import TrainingStore
     from convnext_deploy.training.tensorboard import TensorBoardEvents
@@ -77,10 +75,10 @@ def execute_stage(
             has_data=data is not None,
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
-            baseline=find_baseline(inputs["source"]) if isinstance(stage.config, QATConfig) else None,
+            baseline=find_baseline(inputs["source"]) if stage.config.needs_baseline else None,
             store=TrainingStore(settings.out / "checkpoints" / stage.name, key, events=events),
         )
-        artifact = STAGES[type(stage.config)](stage.config, inputs.get("source"), context)
+        artifact = run_stage(stage.config, inputs.get("source"), context)
         if not world().is_first:
             return artifact
         record = StageRecord(
@@ -89,28 +87,22 @@ def execute_stage(
             config=dataclasses.asdict(stage.config),
             inputs={role: source.sha256 for role, source in inputs.items()},
             input_paths={role: str(source.location) for role, source in inputs.items()},
-            data=data.name if data is not None and _uses_data(stage) else "none",
-            data_fingerprint=data.fingerprint if data is not None and _uses_data(stage) else "none",
+            data=data.name if data is not None and stage.config.reads_images else "none",
+            data_fingerprint=data.fingerprint if data is not None and stage.config.reads_images else "none",
             seed=recipe.seed,
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
             cache_key=key,
             validation_fraction=data.split.fraction
-            if data is not None and data.split is not None and _uses_data(stage)
+            if data is not None and data.split is not None and stage.config.reads_images
             else None,
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
     return read_artifact(folder)
 
 
-def _uses_data(stage: StageEntry) -> bool:
-    if isinstance(stage.config, ONNXConfig):
-        return stage.config.precision == "fp16"  # by the ranges of activations on training images
-    return not isinstance(stage.config, TensorRTConfig | TorchTensorRTConfig)
-
-
 def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
-    """Hash everything that decides what a stage produces."""
+    """Hash everything that decides what a stage produces, with defaults written out, and nothing else: no code, no versions."""
     inputs = {
         role: [
             artifacts[name].sha256,
@@ -124,9 +116,9 @@ def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data |
         "kind": stage.config.kind,
         "config": dataclasses.asdict(stage.config),
         "inputs": inputs,
-        "data": data.fingerprint if data is not None and _uses_data(stage) else None,
+        "data": data.fingerprint if data is not None and stage.config.reads_images else None,
         "seed": seed,
-        "code": code_version.of_module(f"convnext_deploy.stages.{stage.config.kind.replace('-', '_')}"),
+        "result_version": stage.config.result_version,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

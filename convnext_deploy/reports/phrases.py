@@ -6,17 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convnext_deploy.artifacts.spec import Preprocess
-
-_DONE = {
-    "train": "trained",
-    "distill": "distilled",
-    "ptq": "quantized after training",
-    "qat": "trained with quantization",
-    "quantize": "quantized",
-    "onnx": "exported to ONNX",
-    "tensorrt": "built into engines",
-    "torch-tensorrt": "built into a Torch-TensorRT program",
-}
+from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 
 
 def one_line(name: str) -> str:
@@ -28,7 +18,8 @@ def one_line(name: str) -> str:
 
 def describe_step(record: Mapping[str, Any]) -> str:
     """Say what one step of an artifact's history did, from its `kind`, `name`, `model`, `data` and `seed`."""
-    what = _DONE.get(record["kind"], record["kind"])
+    kind = record["kind"]
+    what = stage_config(kind).done if kind in STAGE_KINDS else kind
     model = f" {record['model']}" if record["model"] else ""
     data = f" on '{record['data']}'" if record["data"] else ""
     return f"{what}{model}{data} (stage {record['name']}, seed {record['seed']})"

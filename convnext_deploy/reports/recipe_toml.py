@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convnext_deploy.config.recipe import Gate
-from convnext_deploy.config.stages import CONFIGS
+from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.reports.escaping import quoted
 from convnext_deploy.reports.record import Report, StageRow
 
@@ -29,8 +29,7 @@ def write_recipe(report: Report) -> str | None:
 
 def write_stage(row: StageRow) -> str | None:
     """Return the `[[stages]]` table of a row; None for what no recipe asked for, or if its settings are not known."""
-    config_type = CONFIGS.get(row.kind)
-    if not row.config or config_type is None or row.for_comparison:
+    if not row.config or row.kind not in STAGE_KINDS or row.for_comparison:
         return None
     lines = ["[[stages]]", f"kind = {quoted(row.kind)}", f"name = {quoted(row.name)}"]
     if "source" in row.inputs:
@@ -38,7 +37,7 @@ def write_stage(row: StageRow) -> str | None:
     gate = {key: value for key, value in row.gate.items() if value is not None and value != getattr(Gate, key, None)}
     if gate:
         lines.append(f"gate = {_value(gate)}")
-    return "\n".join([*lines, *_settings(row.config, config_type, "stages")]) + "\n"
+    return "\n".join([*lines, *_settings(row.config, stage_config(row.kind), "stages")]) + "\n"
 
 
 def _settings(config: Mapping[str, Any], record: type[Any], table: str) -> Iterator[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails, TorchDetails
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
-from convnext_deploy.config.stages import QuantizeConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gate import judge, measure_drop

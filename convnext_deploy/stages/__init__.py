@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import (
-    DistillConfig,
-    ONNXConfig,
-    PTQConfig,
-    QATConfig,
-    QuantizeConfig,
-    StageConfig,
-    TensorRTConfig,
-    TorchTensorRTConfig,
-    TrainConfig,
-)
-from convnext_deploy.stages import distill, onnx, ptq, qat, quantize, tensorrt, torch_tensorrt, train
-from convnext_deploy.stages.context import StageContext
+from convnext_deploy.config.stage import StageConfig
 
-Stage = Callable[[Any, Artifact | None, StageContext], Artifact]
-"""`run(config, source, context)`; the config is of the type that the stage is listed under."""
+if TYPE_CHECKING:
+    from convnext_deploy.artifacts.artifact import Artifact
+    from convnext_deploy.stages.context import StageContext
 
-STAGES: dict[type[StageConfig], Stage] = {
-    TrainConfig: train.run,
-    DistillConfig: distill.run,
-    PTQConfig: ptq.run,
-    QATConfig: qat.run,
-    QuantizeConfig: quantize.run,
-    ONNXConfig: onnx.run,
-    TensorRTConfig: tensorrt.run,
-    TorchTensorRTConfig: torch_tensorrt.run,
-}
+
+def run_stage(config: StageConfig, source: Artifact | None, context: StageContext) -> Artifact:
+    """Run a stage of any kind. Raises: DeployError: if it cannot do its work."""
+    artifact: Artifact = _implementation(config).run(config, source, context)
+    return artifact
+
+
+def check_stage(config: StageConfig) -> None:
+    """Look up the names among a stage's settings, so that a wrong one costs no work. Raises: DeployError: if one is unknown."""
+    check = getattr(_implementation(config), "check", None)
+    if check is not None:
+        check(config)
+
+
+def _implementation(config: StageConfig) -> ModuleType:
+    return importlib.import_module(config.implementation or type(config).__module__)

@@ -16,21 +16,26 @@ from torch import Tensor
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.stages import DistillConfig
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import TeacherLogits, check_teacher, distillation_objective
 from convnext_deploy.stages.training_setup import fit_network, model_of, plan_seed, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.code_hash import of_module
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import feature_distillation
 from convnext_deploy.training.fit import autocast_dtype
 from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.teacher import open_teacher
-from convnext_deploy.training.teacher_cache import TeacherCache
+from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache
+
+
+def check(config: DistillConfig) -> None:
+    """Raises: RecipeError: if there is no such network."""
+    resolve_variant(config.model.name)
 
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -106,7 +111,7 @@ def _cached(
         "temperature": config.temperature,
         "top_k": config.teacher_cache_top_k,
         "arithmetic": [context.execution.device, str(autocast)],
-        "code": of_module(__name__),
+        "version": RESULT_VERSION,
     }
     key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     batch_size = min(fit.batch_size, len(data.train))

@@ -15,7 +15,7 @@ from torch import nn
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import FP16Record, ONNXDetails
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
-from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_products

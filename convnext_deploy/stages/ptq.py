@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.config.stages import PTQConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.ptq_steps import choose_images, open_folded, quantize_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+
+
+def check(config: PTQConfig) -> None:
+    """Raises: RecipeError: if there is no such choice for a layer."""
+    resolve_scheme(config.target, config.sites)
 
 
 def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Artifact:

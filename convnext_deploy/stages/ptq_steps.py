@@ -15,7 +15,7 @@ from torch import Tensor
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import PTQRecord
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.stages import PTQSteps
+from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
 from convnext_deploy.errors import ArtifactError, DataError

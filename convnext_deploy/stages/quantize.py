@@ -13,7 +13,9 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step, TorchDetails
-from convnext_deploy.config.stages import PTQSteps, QATConfig, QuantizeConfig
+from convnext_deploy.config.ptq import PTQSteps
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import prepare, without_quantizers
@@ -63,6 +65,11 @@ class _Climb:
             self.best = len(self.rungs) - 1
             self.network, self.scheme, self.record, self.history = network, scheme, record, history
         return rung.passed
+
+
+def check(config: QuantizeConfig) -> None:
+    """Raises: RecipeError: if there is no such choice for a layer."""
+    resolve_scheme(config.target, config.sites)
 
 
 def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) -> Artifact:

@@ -10,8 +10,8 @@ from torch import nn
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.stages import QATConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import identity_parameters

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.choices import LogitMethod
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.training.fit import Objective
-from convnext_deploy.training.losses import LogitMethod, distillation_loss
+from convnext_deploy.training.losses import distillation_loss
 
 TeacherLogits = Callable[[Batch], Tensor]
 """Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
-from convnext_deploy.config.stages import TensorRTConfig
+from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt, release_of, require_gpu
 from convnext_deploy.exporters.tensorrt.build import (
@@ -32,6 +32,12 @@ THIS_GPU = "this GPU"
 _LISTED = 5  # layers that a warning names
 # TensorRT-RTX computes FP32 from INT8 in every convolution, whatever the type of its scales
 _EXPECTED = ("Converting conv activation scales to fp32.", "Converting conv weight scales to fp32.")
+
+
+def check(config: TensorRTConfig) -> None:
+    """Raises: RecipeError: if a GPU is unknown."""
+    if config.flavor == "tensorrt-rtx":
+        resolve_gpus(config.gpus)
 
 
 def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) -> Artifact:

@@ -7,11 +7,17 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.loaders import Batch
+from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.training_setup import fit_network, model_of, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+
+
+def check(config: TrainConfig) -> None:
+    """Raises: RecipeError: if there is no such network."""
+    resolve_variant(config.model.name)
 
 
 def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> Artifact:

@@ -14,17 +14,16 @@ from torch import nn
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
-from convnext_deploy.config.stages import ModelConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
-from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
+from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, RESULT_VERSION, PixelCache, decode_small
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.system.code_hash import of_module
 from convnext_deploy.system.distributed import from_first, world
 from convnext_deploy.training.evaluate import evaluate_classifier
 from convnext_deploy.training.fit import Objective, autocast_dtype, fit
@@ -171,7 +170,7 @@ def plan_seed(config: FitConfig, context: StageContext) -> int:
 
 def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
     """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
-    key = hashlib.sha256(f"{data.fingerprint} {channels} {of_module(decode_small.__module__)}".encode()).hexdigest()
+    key = hashlib.sha256(f"{data.fingerprint} {channels} {RESULT_VERSION}".encode()).hexdigest()
     file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
     decode = functools.partial(
         decode_small,

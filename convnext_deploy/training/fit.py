@@ -7,12 +7,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from convnext_deploy.config.choices import Autocast
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import losing_others, total, world
@@ -30,7 +30,7 @@ Evaluation = Callable[[nn.Module], dict[str, float]]
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
-def autocast_dtype(choice: Literal["auto", "off", "bf16", "fp16"], device: str) -> torch.dtype | None:
+def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
     """Return bfloat16 where it is faster than float32 (or what is asked for), else None.
 
     It is faster on GPUs from SM80 on, and on CPUs with native bfloat16 products: AVX512-BF16 or AMX. On other CPUs bfloat16

@@ -7,13 +7,12 @@ All are computed in float32 (in float64 when given float64), averaged over the b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LogitMethod = Literal["kd", "teacher-only", "hard-label", "dkd"]
+from convnext_deploy.config.choices import LogitMethod
 
 
 def distillation_loss(

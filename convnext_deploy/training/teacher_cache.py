@@ -26,6 +26,9 @@ from torch import Tensor
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import OutputError
 
+RESULT_VERSION = 1
+"""In the name of a plan: raised when a teacher gives other predictions for the same crops, the plan has other crops, or the layout
+of the files changes."""
 _LOWEST = -65504.0  # of half precision; below it is minus infinity, which makes a loss NaN
 
 

@@ -21,7 +21,8 @@ from torch import nn
 
 from convnext_deploy.api.convert import Conversion, convert
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.models.checkpoints.key_maps import DIALECTS, Dialect
+from convnext_deploy.config.choices import Dialect
+from convnext_deploy.models.checkpoints.key_maps import DIALECTS
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.pipeline.open_artifact import open_input

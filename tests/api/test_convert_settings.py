@@ -22,9 +22,9 @@ from convnext_deploy.api.convert import convert
 from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.config.choices import Dialect
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, OutputError
-from convnext_deploy.models.checkpoints.key_maps import Dialect
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.data.test_transforms import picture

@@ -13,7 +13,7 @@ from convnext_deploy.api import recommend as catalog
 from convnext_deploy.api.recommend import SHORT_LIST, Recommendation, recommend
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.evaluation.timing import untrained_latency as fresh_latency
 from convnext_deploy.evaluation.timing.untrained_latency import measure_fresh_latency

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, write_manifest
 from convnext_deploy.artifacts.details import EngineDetails, ONNXDetails, Profile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 
 SIDE, CHANNELS, CLASSES = 32, 3, ("cat", "dog", "owl")
 PREPROCESS = default_preprocess(SIDE)
@@ -109,7 +109,7 @@ def write_engine_artifact(
     plan: bytes = b"a plan",
     **changes: Any,
 ) -> Artifact:
-    """Write an artifact of engines, one file per GPU, all with the same content, from an ONNX artifact; `changes` are of details."""
+    """Write an artifact of engines, one file per GPU, all with the same content, from an ONNX artifact; `changes`: its details."""
     folder.mkdir(parents=True)
     files = [folder / f"model.{gpu.lower()}.plan" for gpu in gpus] or [folder / "model.plan"]
     for file in files:

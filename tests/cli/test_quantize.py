@@ -14,9 +14,13 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.config.stages import ModelConfig, PTQConfig, QATConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
 from convnext_deploy.stages import quantize, train

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Format
-from convnext_deploy.config.stages import ONNXConfig
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import BackendUnavailableError

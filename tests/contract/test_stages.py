@@ -15,22 +15,26 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import Details, TorchDetails
+from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import DistillConfig, StageConfig, TensorRTConfig, TorchTensorRTConfig, TrainConfig
+from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.config.stages import STAGE_KINDS, stage_config
+from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError
 from convnext_deploy.evaluation import measure
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
-from convnext_deploy.stages import STAGES
+from convnext_deploy.stages import run_stage
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
 # Torch-TensorRT compiles on a GPU alone: tests/stages/test_torch_tensorrt.py holds it to this contract over a stand-in.
-KINDS = [config.kind for config in STAGES if config is not TorchTensorRTConfig]
-NEEDS_SOURCE = [kind for kind in KINDS if kind not in (TrainConfig.kind, DistillConfig.kind)]
+KINDS = [kind for kind in STAGE_KINDS if kind != "torch-tensorrt"]
+NEEDS_SOURCE = [kind for kind in KINDS if stage_config(kind).needs_source]
 NEEDS_NO_DATA = ("onnx", "tensorrt")
 
 
@@ -91,7 +95,7 @@ def snapshot(artifact: Artifact) -> dict[str, tuple[str, int]]:
     return {str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
 
 
-def run_stage(
+def run_alone(
     entry: StageEntry, given: Artifact | None, out: Path, data: Data, seed: int, progress: Progress | None = None
 ) -> Artifact:
     """Run one stage as a recipe of its own that calls its input `source`."""
@@ -132,7 +136,7 @@ def outcomes(
             progress = RecordingProgress()
             out = tmp_path_factory.mktemp(kind)
             given = next(iter(inputs.values()), None)
-            artifact = run_stage(entry, given, out, small_data, small_recipe.seed, progress)
+            artifact = run_alone(entry, given, out, small_data, small_recipe.seed, progress)
             unchanged = before == {role: snapshot(artifact) for role, artifact in inputs.items()}
             done[kind] = Outcome(entry, inputs, artifact, unchanged, progress.tasks)
         return done[kind]
@@ -252,7 +256,7 @@ def test_stage_raises_and_leaves_no_folder_when_its_input_has_the_wrong_format(
         entry = dataclasses.replace(entry, config=TrainConfig(student.model, entry.config.fit), source="source")
     wrong = small_artifacts[WRONG_INPUT[kind]]
     with pytest.raises(DeployError, match=r"^[^\n]+$"):
-        run_stage(entry, wrong, tmp_path, small_data, seed=0)
+        run_alone(entry, wrong, tmp_path, small_data, seed=0)
     assert not (tmp_path / "stages").exists() or list((tmp_path / "stages").iterdir()) == []
 
 
@@ -263,7 +267,7 @@ def test_stage_leaves_no_folder_when_it_is_interrupted(
     entry = entry_of(small_recipe, kind)
     given = next((small_artifacts[name] for name in entry.inputs.values()), None)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(entry, given, tmp_path, small_data, small_recipe.seed, InterruptingProgress())
+        run_alone(entry, given, tmp_path, small_data, small_recipe.seed, InterruptingProgress())
     assert list((tmp_path / "stages").iterdir()) == []
 
 
@@ -272,7 +276,7 @@ def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, sma
     entry = entry_of(small_recipe, kind)
     context = StageContext(entry.name, tmp_path, lambda: small_data, Execution(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match=rf"^[^\n]*{kind}[^\n]*source[^\n]*$"):
-        STAGES[type(entry.config)](entry.config, None, context)
+        run_stage(entry.config, None, context)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,7 +284,7 @@ def test_distill_raises_when_it_has_no_teacher(small_recipe: Recipe, small_data:
     entry = entry_of(small_recipe, "distill")
     context = StageContext(entry.name, tmp_path, lambda: small_data, Execution(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match="teacher"):
-        STAGES[DistillConfig](entry.config, None, context)
+        run_stage(entry.config, None, context)
 
 
 def test_small_recipe_has_every_kind_of_stage(small_recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, ImageSet
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import RecipeError

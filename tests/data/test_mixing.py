@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.mixup import cutmix, draw_box, mix, mixup
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, FolderImages
 from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_SIDE, PixelCache, decode_small

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext_deploy.artifacts.spec import default_preprocess
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, FolderImages, ImageSet, open_data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.errors import DataError

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from convnext_deploy.artifacts.spec import default_preprocess
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt

@@ -13,9 +13,10 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from convnext_deploy.config.fit import Augmentation, FitConfig
+from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.recipe import Gate, Recipe
-from convnext_deploy.config.stages import CONFIGS, ModelConfig
-from convnext_deploy.config.training import Augmentation, FitConfig
+from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.system.files import write_text
 
 DOCUMENT = Path(__file__).parents[2] / "recipes" / "README.md"
@@ -28,7 +29,13 @@ _TYPES = {
     bool: "`true`, `false`",
     dict: "table of patterns and choices",
 }
-RECORDS: dict[str, type[Any]] = {"recipe": Recipe, "gate": Gate, "model": ModelConfig, "fit": FitConfig, **CONFIGS}
+RECORDS: dict[str, type[Any]] = {
+    "recipe": Recipe,
+    "gate": Gate,
+    "model": ModelConfig,
+    "fit": FitConfig,
+    **{kind: stage_config(kind) for kind in STAGE_KINDS},
+}
 
 
 def fill(text: str) -> str:

@@ -239,7 +239,7 @@ def test_judge_rounds_the_number_of_images_up_to_two_digits(limit: float, discor
 
 @pytest.mark.parametrize("on", ["lower", "", None, True])
 def test_gate_refuses_other_ends(on: Any) -> None:
-    with pytest.raises(RecipeError, match=r"on = .* is out of range; expected 'point' or 'upper'"):
+    with pytest.raises(RecipeError, match=r"on = .* is unknown; expected one of 'point', 'upper'"):
         Gate(max_top1_drop_pp=0.5, on=on)
 
 

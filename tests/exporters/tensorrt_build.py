@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from convnext_deploy.artifacts.details import Profile
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
 from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, build_engine

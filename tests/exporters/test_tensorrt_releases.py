@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from convnext_deploy.artifacts.details import Profile
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import BackendUnavailableError, ExportError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt.bindings import check_version, release_of

@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.models.checkpoints.key_maps import (
-    DIALECTS,
-    Dialect,
-    check_writable,
-    from_native,
-    recognize,
-    to_native,
-)
+from convnext_deploy.config.choices import Dialect
+from convnext_deploy.models.checkpoints.key_maps import DIALECTS, check_writable, from_native, recognize, to_native
 from convnext_deploy.models.variants import VARIANTS
 from tests.models.conftest import assert_equal_states, meta_state, refusal, shapes
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.choices import Dialect
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.models.checkpoints.key_maps import Dialect, from_native
+from convnext_deploy.models.checkpoints.key_maps import from_native
 from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.models.checkpoints.key_maps import Dialect, from_native, to_native
+from convnext_deploy.config.choices import Dialect
+from convnext_deploy.models.checkpoints.key_maps import from_native, to_native
 from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 from convnext_deploy.models.convnext import ConvNeXt

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.models.checkpoints.key_maps import Dialect, from_native, recognize, to_native
+from convnext_deploy.config.choices import Dialect
+from convnext_deploy.models.checkpoints.key_maps import from_native, recognize, to_native
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_into
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS, build_model

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.api.recommend import recommend
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import QATConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import rank
 from convnext_deploy.models.zoo.starter_recipe import create_start_recipe, recommended_fit, write_recipe_text

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy import stages
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import Recipe
-from convnext_deploy.config.stages import PTQConfig, StageConfig, TrainConfig
+from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, DeployError, OutputError
 from convnext_deploy.pipeline.run import RunResult, run_recipe
@@ -33,7 +34,7 @@ def failing(config_type: type[StageConfig], error: BaseException) -> Iterator[No
         raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(stages.STAGES, config_type, run)
+        patch.setattr(f"{config_type.implementation}.run", run)
         yield
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import EngineDetails, ONNXDetails, Profile
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.config.stages import ONNXConfig, StageConfig, TensorRTConfig
+from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.pipeline import float_baseline
 from convnext_deploy.pipeline.float_baseline import FloatBaseline, find_float_baseline, is_judged
 
@@ -19,7 +21,7 @@ def record(config: StageConfig) -> StageRecord:
     return StageRecord(config.kind, config.kind, dataclasses.asdict(config), {}, {}, "none", "none", 0, {}, 0.0, "key")
 
 
-def int8_graph(artifact: Artifact, target: str, config: ONNXConfig = ONNXConfig()) -> Artifact:  # noqa: B008  (frozen)
+def int8_graph(artifact: Artifact, target: Any, config: ONNXConfig = ONNXConfig()) -> Artifact:  # noqa: B008  (frozen)
     return dataclasses.replace(artifact, precision="int8", details=ONNXDetails(target), lineage=(record(config),))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import ONNXConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.pipeline.run import plan_recipe
 from tests.conftest import write_image_folder

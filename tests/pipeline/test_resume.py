@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convnext_deploy.config.recipe import Gate, Recipe
-from convnext_deploy.config.stages import TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import open_data
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.reports.record import read_report

@@ -12,8 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ExportError
 from convnext_deploy.evaluation.timing import speedup as speed

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.config.stages import DistillConfig, ModelConfig, PTQConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.pipeline.open_artifact import open_input

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import DistillConfig, QATConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.augmentation_policies import draw_randaugment
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.published import PUBLISHED

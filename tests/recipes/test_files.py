@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import DistillConfig, PTQConfig, TrainConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.quantization.scheme import resolve_scheme
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import DistillConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.models.zoo.training_settings import DATA_SIZES, SettingRanges, settings_for_size
 

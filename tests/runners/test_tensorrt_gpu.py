@@ -10,7 +10,7 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.stages import TensorRTConfig
+from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner

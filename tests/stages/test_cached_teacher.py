@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import DistillConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.stages import distill
@@ -162,12 +162,12 @@ def test_distill_keeps_predictions_of_other_images_and_networks_apart(
     assert len(plans(tmp_path)) == 5
 
 
-def test_distill_keeps_predictions_of_other_code_apart(
+def test_distill_keeps_predictions_of_another_version_apart(
     train: Train, asked: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     quick = dataclasses.replace(FIT, epochs=1)
     train(quick)
-    monkeypatch.setattr(distill, "of_module", lambda name: f"{name}, changed")
+    monkeypatch.setattr(distill, "RESULT_VERSION", 0)
     train(quick)
     assert sum(asked) == 2 * ROWS
     assert len(plans(tmp_path)) == 2

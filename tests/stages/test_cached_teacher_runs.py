@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import OutputError
 from convnext_deploy.stages import distill, teachers

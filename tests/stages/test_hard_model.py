@@ -15,8 +15,11 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.config.stages import ModelConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
@@ -105,7 +108,7 @@ def share_right(network: ConvNeXt, artifact: Artifact, data: Data) -> float:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-def test_min_max_loses_what_the_ladder_keeps(target: str, source: Artifact, digits: Data, tmp_path: Path) -> None:
+def test_min_max_loses_what_the_ladder_keeps(target: Target, source: Artifact, digits: Data, tmp_path: Path) -> None:
     before = top1(source, digits)
     # min-max as others do it: the network as it comes, and a range that covers everything
     naive = prepare(load_network(source), resolve_scheme(target))

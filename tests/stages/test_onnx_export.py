@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import ONNXConfig, PTQConfig
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import DataError, RecipeError
@@ -117,7 +119,7 @@ def test_float_graph_has_the_form_of_its_runtime(
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_quantized_artifact_has_the_form_of_its_own_target(
-    target: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
+    target: Target, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     folder = tmp_path / "ptq"
     folder.mkdir()

@@ -19,7 +19,8 @@ from torch import Tensor
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.details import TOLERANCES
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.config.stages import PTQConfig, PTQSteps, QuantizeConfig
+from convnext_deploy.config.ptq import PTQConfig, PTQSteps
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network

@@ -15,8 +15,12 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.config.stages import ModelConfig, PTQConfig, QuantizeConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.choices import Target
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, DeployError
@@ -218,7 +222,7 @@ def outlier(network: ConvNeXt) -> None:
 @TARGETS
 @pytest.mark.parametrize("how", [dead_input, dead_convolution, dead_outputs, dead_with_bias, outlier])
 def test_dead_and_huge_channels_keep_the_answers(
-    target: str, how: Change, source: Artifact, small_data: Data, place: Place
+    target: Target, how: Change, source: Artifact, small_data: Data, place: Place
 ) -> None:
     changed = change(source, how, place())
     within = 0.03 if how is outlier else 0.005  # one range for all channels costs the others much of their grid

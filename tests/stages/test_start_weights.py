@@ -15,8 +15,10 @@ from torch import Tensor
 from convnext_deploy.api.convert import convert
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.config.stages import DistillConfig, ModelConfig, TrainConfig
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network

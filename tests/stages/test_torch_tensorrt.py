@@ -14,7 +14,7 @@ from convnext_deploy.artifacts.details import ONNXDetails, TorchDetails, TorchTe
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.stages import TorchTensorRTConfig
+from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
@@ -87,7 +87,7 @@ def test_program_computes_the_logits_of_its_source(
 
 
 def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path: Path) -> None:
-    config = TorchTensorRTConfig("fp16", 2, 4)
+    config = TorchTensorRTConfig("fp16", optimal_batch_size=2, max_batch_size=4)
     artifact = compiled(config, source, tmp_path / "out")
     assert (artifact.format, artifact.precision) == ("torch-tensorrt", "fp16")
     assert artifact.details == TorchTensorRTDetails(API["release"], f"SM{GPU[0]}{GPU[1]}", 4)
@@ -101,7 +101,11 @@ def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path:
 
 
 def test_stage_compiles_the_folded_network_as_it_was_asked(script: Script, source: Artifact, tmp_path: Path) -> None:
-    compiled(TorchTensorRTConfig("fp32", 3, 5, workspace_mib=64, optimization_level=1), source, tmp_path / "out")
+    compiled(
+        TorchTensorRTConfig("fp32", optimal_batch_size=3, max_batch_size=5, workspace_mib=64, optimization_level=1),
+        source,
+        tmp_path / "out",
+    )
     (settings,) = script.compiled_with
     (images,) = settings["arg_inputs"]
     batches = [shape[0] for shape in images.specification["profiles"][0].values()]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import default_preprocess
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import DeployError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext_deploy.training.losses import LogitMethod, average_teachers, distillation_loss, dkd_loss, kd_loss
+from convnext_deploy.config.choices import LogitMethod
+from convnext_deploy.training.losses import average_teachers, distillation_loss, dkd_loss, kd_loss
 
 Array = NDArray[np.float64]
 METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)

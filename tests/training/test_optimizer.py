@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.config.training import FitConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 

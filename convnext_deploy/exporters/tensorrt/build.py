@@ -15,7 +15,7 @@ from typing import Any
 from onnx import TensorProto
 
 from convnext_deploy.artifacts.details import Profile
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import (
     create_logger,

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from convnext_deploy.config.stages import Flavor
+from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.exporters.tensorrt.bindings import create_logger, logged_reason, release_of
 

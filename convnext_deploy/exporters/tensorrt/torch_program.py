@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from convnext_deploy.artifacts.details import Profile
+from convnext_deploy.config.choices import Precision
 from convnext_deploy.errors import ExportError, first_line
 from convnext_deploy.models.convnext import ConvNeXt
-
-Precision = Literal["fp32", "fp16"]
 
 
 class _Float32(nn.Module):

@@ -23,8 +23,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from convnext_deploy.artifacts.details import Profile
+from convnext_deploy.config.choices import Precision
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError
-from convnext_deploy.exporters.tensorrt.torch_program import Precision, dynamic_shapes, example_images, export_program
+from convnext_deploy.exporters.tensorrt.torch_program import dynamic_shapes, example_images, export_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 

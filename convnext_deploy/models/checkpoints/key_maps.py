@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.variants import Variant, complete_spec
 
-Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
 # Own name, then the name in timm, torchvision and transformers; None: that library has no such layer. {s} is the model stage,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.models.checkpoints.key_maps import DIALECTS, Dialect, recognize, to_native
+from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
 from convnext_deploy.models.checkpoints.safe_reader import read_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 

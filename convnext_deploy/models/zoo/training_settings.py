@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from convnext_deploy.config.training import Augmentation
+from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.models.variants import VARIANTS, resolve_variant
 
 WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.999)  # of AdamW, for all sizes (arXiv 2201.03545, table 5)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from convnext_deploy.config.stages import CONFIGS
+from convnext_deploy.config.stages import STAGE_KINDS
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, family, find_points, pareto_front
 from convnext_deploy.reports.html.page import render_page
@@ -181,7 +181,9 @@ def _training(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any
             for number, epoch in enumerate(row.history, 1)
             if (top1 := epoch.get("validation_top1")) is not None
         ]
-        what = f"{row.kind} of {row.variant}" if row.kind in CONFIGS else f"the training that {row.variant} came from"
+        what = (
+            f"{row.kind} of {row.variant}" if row.kind in STAGE_KINDS else f"the training that {row.variant} came from"
+        )
         text = f"{what}, {len(row.history)} epochs"
         if scored:
             best, epoch = max(scored)  # of equal ones the first

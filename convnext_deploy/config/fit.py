@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from convnext_deploy.config.checks import require
-
-AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
+from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.choices import AugmentationPolicy, Autocast
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,12 @@ class Augmentation:
     mixing_probability: float = 1.0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(0 < self.crop_scale_min <= 1, "crop_scale_min", self.crop_scale_min, "0 < value <= 1")
         for name in ("flip_probability", "random_erasing_probability", "mixing_probability"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("color_jitter", "mixup_alpha", "cutmix_alpha"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), ">= 0")
-        policies = get_args(AugmentationPolicy)
-        known = " or ".join(repr(policy) for policy in policies)
-        require(self.augmentation_policy in policies, "augmentation_policy", self.augmentation_policy, known)
         require(self.randaugment_ops >= 1, "randaugment_ops", self.randaugment_ops, ">= 1")
         require(0 <= self.randaugment_magnitude <= 30, "randaugment_magnitude", self.randaugment_magnitude, "0 to 30")
 
@@ -91,7 +87,7 @@ class FitConfig(Augmentation):
     head_input_dropout: float = 0.0
     head_dropout: float = 0.0
     layer_scale_init: float = 1e-6
-    autocast: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    autocast: Autocast = "auto"
     gradient_checkpointing: bool = False
     gradient_clip_norm: float | None = None
     accumulation_steps: int = 1

@@ -1,0 +1,36 @@
+"""Every choice that is made by name: recipes, arguments of the Python functions and command-line options take these.
+
+`typing.get_args(Target)` are the names in the order in which they are shown.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Target = Literal["tensorrt", "tensorrt-depthwise", "onnxruntime", "openvino"]
+"""What a quantized network is for; a key of `quantization.scheme.SCHEMES`."""
+QuantizeMethod = Literal["auto", "ptq", "qat"]
+"""How far `quantize` goes: `ptq` ends before training, `qat` trains at once, `auto` trains if nothing else is good enough."""
+CalibrationMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]
+"""How the range of an activation is chosen; `auto`: tensor by tensor, by the error at the layer's output."""
+LogitMethod = Literal["kd", "teacher-only", "hard-label", "dkd"]
+"""What a student follows of a teacher's logits."""
+DistillMethod = Literal[LogitMethod, "feature"]
+"""What a student follows of a teacher: its logits, or (`feature`) its features too."""
+ExportFormat = Literal["onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt"]
+Flavor = Literal["tensorrt-rtx", "tensorrt"]
+"""Which of NVIDIA's two packages builds an engine."""
+Precision = Literal["fp32", "fp16"]
+"""Of everything that is not INT8."""
+Runtime = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
+"""What a float graph is written for."""
+InputType = Literal["float32", "uint8"]
+InputLayout = Literal["nchw", "nhwc"]
+GraphOutput = Literal["logits", "probabilities", "top-k"]
+GateOn = Literal["point", "upper"]
+"""Which drop a gate judges: the one measured, or the upper end of its 95 % interval."""
+Autocast = Literal["auto", "off", "bf16", "fp16"]
+AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
+HeadActivation = Literal["gelu", "relu"]
+Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
+"""Whose names of weights a checkpoint has."""

@@ -1,0 +1,78 @@
+"""The settings of a stage that distills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from convnext_deploy.config.checks import require
+from convnext_deploy.config.choices import DistillMethod
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class DistillConfig(StageConfig):
+    """Train a student on labels and on a teacher (another stage, or `source`), or the mean prediction of several.
+
+    `method`: `kd` follows the teacher's probabilities at `temperature` (arXiv 1503.02531), `teacher-only` does so without the
+    labels (2106.05237), `hard-label` follows its most probable class (2012.12877), `dkd` weighs target class (`dkd_alpha`) and
+    other classes (`dkd_beta`) apart (2203.08679), `feature` adds `feature_loss_weight` times a loss of the features after each
+    model stage to `kd` (1412.6550). The labels get `1 - distill_loss_weight`, with `teacher-only` nothing.
+
+    Defaults: those of VanillaKD (arXiv 2305.15781), temperature 1 and equal weights, which took ConvNeXt V2-T to 85.0 % on
+    ImageNet; 2106.05237 has temperature 1 too. Long schedules count for more than the method.
+
+    `teacher_cache` keeps the teacher's predictions on disk, in half precision, of the `teacher_cache_top_k` most probable classes
+    or of all (0): what was computed once is not computed again, by this run or by other students with the same crops.
+    """
+
+    kind: ClassVar[str] = "distill"
+    done: ClassVar[str] = "distilled"
+    implementation: ClassVar[str | None] = "convnext_deploy.stages.distill"
+    trains: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = False
+    model: ModelConfig
+    teacher: str | tuple[str, ...]
+    fit: FitConfig = field(default_factory=FitConfig)
+    method: DistillMethod = "kd"
+    temperature: float = 1.0
+    distill_loss_weight: float = 0.5
+    dkd_alpha: float = 1.0
+    dkd_beta: float = 2.0
+    feature_loss_weight: float = 1.0
+    teacher_cache: bool = False
+    teacher_cache_top_k: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_distillation(self.temperature, self.distill_loss_weight)
+        require(self.teacher_cache_top_k >= 0, "teacher_cache_top_k", self.teacher_cache_top_k, ">= 0")
+        if self.teacher_cache and self.method == "feature":
+            raise RecipeError("method = 'feature' needs the teacher's features, which teacher_cache does not keep.")
+        for name in ("dkd_alpha", "dkd_beta", "feature_loss_weight"):
+            require(0 <= getattr(self, name) <= 1000, name, getattr(self, name), "0 to 1000")
+        if isinstance(self.teacher, tuple):
+            names = self.teacher
+            require(len(set(names)) == len(names) > 0, "teacher", names, "at least one name, each once")
+        if self.method == "feature" and self.fit.gradient_checkpointing:
+            raise RecipeError("method = 'feature' needs what gradient_checkpointing drops; use one of the two.")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers, in their order."""
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Where the student's initial weights lie, if not in the source."""
+        return self.model.weights
+
+
+def check_distillation(temperature: float, weight: float) -> None:
+    """Check what every loss against a teacher has. Raises: RecipeError: if a value is out of range."""
+    # outside, float32 has no digits left for T² * KL, or for logits / T
+    require(0.01 <= temperature <= 100, "temperature", temperature, "> 0, from 0.01 to 100")
+    require(0 <= weight <= 1, "distill_loss_weight", weight, "0 to 1")

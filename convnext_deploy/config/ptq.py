@@ -1,0 +1,61 @@
+"""The settings of post-training quantization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.choices import CalibrationMethod, Target
+from convnext_deploy.config.stage import StageConfig
+
+
+@dataclass(frozen=True)
+class PTQSteps:
+    """What is done to a network between folding and INT8, without training.
+
+    `calibration_method`: how the range of an activation is chosen; `auto`: tensor by tensor, by the error at the layer's output.
+    `percentile` counts for `percentile` and as a candidate of `auto`. `smoothing` scales channels between a norm or GRN and the
+    layer after it (SmoothQuant, arXiv 2211.10438), with `smoothing_alpha` or, None, what suits each layer, which may be nothing.
+    `bias_correction` keeps the mean of every channel (1906.04721). `reconstruction` learns which way each weight is rounded
+    (AdaRound, 2004.10568), block by block, in `reconstruction_steps` each.
+    """
+
+    calibration_method: CalibrationMethod = "auto"
+    percentile: float = 99.99
+    smoothing: bool = True
+    smoothing_alpha: float | None = None
+    bias_correction: bool = True
+    reconstruction: bool = False
+    reconstruction_steps: int = 300
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require(50 < self.percentile <= 100, "percentile", self.percentile, "50 < value <= 100")
+        if self.smoothing_alpha is not None:
+            require(0 <= self.smoothing_alpha <= 1, "smoothing_alpha", self.smoothing_alpha, "0 to 1")
+            require(self.smoothing, "smoothing_alpha", self.smoothing_alpha, "only with smoothing = true")
+        require(self.reconstruction_steps >= 1, "reconstruction_steps", self.reconstruction_steps, ">= 1")
+
+
+@dataclass(frozen=True)
+class PTQConfig(PTQSteps, StageConfig):
+    """Post-training quantization with the steps given. `sites`: pattern over layer names → choice, see `quantization.scheme`."""
+
+    kind: ClassVar[str] = "ptq"
+    done: ClassVar[str] = "quantized after training"
+    implementation: ClassVar[str | None] = "convnext_deploy.stages.ptq"
+    target: Target = "tensorrt"
+    sites: dict[str, str] = field(default_factory=dict)
+    calibration_images: int = 512
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_calibration(self.calibration_images, self.batch_size)
+
+
+def check_calibration(images: int, batch_size: int) -> None:
+    """Check what every calibration has. Raises: RecipeError: if a value is out of range."""
+    require(images >= 1, "calibration_images", images, ">= 1")
+    require(batch_size >= 1, "batch_size", batch_size, ">= 1")

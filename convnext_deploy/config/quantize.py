@@ -1,0 +1,56 @@
+"""The settings of the fallback sequence of quantization methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from convnext_deploy.config.checks import require
+from convnext_deploy.config.choices import QuantizeMethod, Target
+from convnext_deploy.config.distill import check_distillation
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.ptq import check_calibration
+from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.stage import StageConfig
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(StageConfig):
+    """Try methods of quantization from the cheapest to the strongest, and stop at the first that loses too little to matter.
+
+    A step is good enough when it loses at most `max_drop_pp` percentage points of top-1, luck included (see `stages.selection`),
+    on `selection_images` training images that no other step sees. `method`: `ptq` ends before training, `qat` goes to training
+    at once, from the best of the rest, and `auto` trains only if nothing else is good enough. `time_budget_s`: no step is begun
+    that would not end within it; the first one always is. Training settings are those of `QATConfig`.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    done: ClassVar[str] = "quantized"
+    implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
+    trains: ClassVar[bool] = True
+    target: Target = "tensorrt"
+    sites: dict[str, str] = field(default_factory=dict)
+    method: QuantizeMethod = "auto"
+    max_drop_pp: float = 0.2
+    calibration_images: int = 512
+    selection_images: int = 1024
+    batch_size: int = 32
+    time_budget_s: float | None = None
+    fit: FitConfig = field(default_factory=lambda: QATConfig().fit)
+    teacher: str | None = None
+    temperature: float = 1.0
+    distill_loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_calibration(self.calibration_images, self.batch_size)
+        check_distillation(self.temperature, self.distill_loss_weight)
+        require(0 <= self.max_drop_pp <= 100, "max_drop_pp", self.max_drop_pp, "0 to 100")
+        require(self.selection_images >= 1, "selection_images", self.selection_images, ">= 1")
+        if self.time_budget_s is not None:
+            require(self.time_budget_s > 0, "time_budget_s", self.time_budget_s, "> 0")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Name of the teacher, if it is not the source's own float weights."""
+        return () if self.teacher is None else (self.teacher,)

@@ -1,0 +1,51 @@
+"""What every kind of stage tells of itself, so that nobody else needs to know which kinds there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from convnext_deploy.config.checks import check_choices
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Base of the settings of a kind of stage, which are the fields of the subclass.
+
+    Attributes:
+        kind: its name in recipes and in `STAGE_KINDS`.
+        done: what it did to a network, as a model card says it: "quantized after training".
+        result_version: raised when the same settings, inputs, data and seed give another artifact than before, so that artifacts
+            of an earlier version are made again. Another wording of a message is no reason.
+        implementation: module with `run(config, source, context)`, and `check(config)` if names among the settings can be looked
+            up before any work; None: the module of the subclass.
+        trains: where there are several processes all of them take part, and the state of the training is kept.
+        needs_source: False: it can start from nothing, a source gives initial weights alone, and only one that is named counts.
+        needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one.
+    """
+
+    kind: ClassVar[str]
+    done: ClassVar[str]
+    result_version: ClassVar[int] = 1
+    implementation: ClassVar[str | None] = None
+    trains: ClassVar[bool] = False
+    needs_source: ClassVar[bool] = True
+    needs_baseline: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the result depends on the training images."""
+        return True
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the stages, or `source`, whose artifacts it learns from."""
+        return ()
+
+    @property
+    def initial_weights(self) -> str | None:
+        """A file, an artifact folder or a name such as `timm/convnext_tiny.fb_in1k`, for a stage that has no source."""
+        return None
