@@ -79,7 +79,10 @@ def read_record(record_type: type[Record], table: object, where: str) -> Record:
 
 @functools.cache
 def _hints(record_type: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(record_type, include_extras=True)
+    hints = typing.get_type_hints(record_type, include_extras=True)
+    if hasattr(record_type, "__post_init__"):  # such a record checks its choices itself, and may say more of them
+        hints |= {name: Any for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+    return hints
 
 
 def read_value(hint: Any, value: object, where: str) -> Any:

@@ -230,7 +230,7 @@ def test_read_artifact_raises_when_a_key_is_missing_unknown_or_of_another_kind(
         ),
         (("files", 0, "name"), "../a.bin", "files: name = '../a.bin' is out of range; expected the name of a file"),
         (("lineage", 1, "wall_s"), float("nan"), "lineage: wall_s = nan is out of range; expected a finite number"),
-        (("details", "target"), "nonsense", "details: unknown quantization target 'nonsense'"),
+        (("details", "target"), "nonsense", "details: target = 'nonsense' is unknown; expected one of 'tensorrt'"),
         (("details", "sites"), {"head": "int4"}, "details: sites: 'head' = 'int4' is unknown"),
         (("details", "selection", "steps", 0, "passed"), 1, "details: selection: steps: passed = 1 has the wrong type"),
         (("details", "selection", "steps", 0, "interval_pp"), [0.5], "has 1 entries; expected 2"),

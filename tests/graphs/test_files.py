@@ -139,5 +139,5 @@ def test_plan_of_standard_tensorrt_is_told_by_its_header(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"words", bytes(64)], ids=["png", "text", "zeros"])
 def test_file_that_is_no_plan_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.plan").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"^[^\n]*model\.plan is no TensorRT plan[^\n]*$"):
+    with pytest.raises(ArtifactError, match=r"^[^\n]*model\.plan is not a TensorRT plan[^\n]*$"):
         inspect(tmp_path / "model.plan")
