@@ -177,16 +177,18 @@ MUTANTS = (
     Mutant(
         "slow-but-passed",
         "an INT8 artifact that fails the gate of accuracy passes when it is fast",
-        "passed=verdict.passed and row.passed is not False",
-        "passed=verdict.passed or row.passed is not False",
+        "passed=on_speed.passed and own.passed is not False",
+        "passed=on_speed.passed or own.passed is not False",
         ("test_rows.py", "test_speed_check.py"),
+        ("passed=verdict.passed and row.passed is not False", "passed=verdict.passed or row.passed is not False"),
     ),
     Mutant(
         "speedup-tile",
         "the first screen of a report shows the speedup upside down",
-        "{twin.latency_p50_ms / row.latency_p50_ms:.2f}",
-        "{row.latency_p50_ms / twin.latency_p50_ms:.2f}",
+        "{twin.speed.latency.p50_ms / row.speed.latency.p50_ms:.2f}",
+        "{row.speed.latency.p50_ms / twin.speed.latency.p50_ms:.2f}",
         ("test_html.py",),
+        ("{twin.latency_p50_ms / row.latency_p50_ms:.2f}", "{row.latency_p50_ms / twin.latency_p50_ms:.2f}"),
     ),
     Mutant(
         "bundle-tolerance",

@@ -57,13 +57,13 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
                 options=options,
             )
     row = result.report.rows[-1]
-    export(Path(row.artifact), options=Options(out=folder / "export"))
+    export(Path(row.identity.artifact), options=Options(out=folder / "export"))
     exported = read_artifact(folder / "export" / "stages" / "onnx")
     (folder / "model.onnx").write_bytes(exported.main_file.read_bytes())
     # The stage without the scores and latencies that the verb measures around it; the memory is that of the whole verb.
     method = _ONCE[suffix].calibration_method if suffix else BARE.calibration_method
     return {
-        "seconds": row.wall_s,
+        "seconds": row.history.wall_s,
         "calibrate_s": time_calibration(checkpoint, target, method, folder.parent / "calibration.npy"),
         "verb_s": meter.seconds,
         "prepared_s": 0.0,

@@ -225,7 +225,7 @@ def _export(results: Path) -> str:
         ],
         ["of FP16", _power(max(f["fp16"]["error"] for f in files))],
         ["engines for SM75 (FP16), SM86, SM89, SM120", str(len(engines))],
-        ["INT8 products in INT8", f"{done} of {asked}"],
+        ["MatMul/Conv nodes that run in INT8, of those meant to", f"{done} of {asked}"],
         ["export to ONNX, the slowest", f"{export_s[0]:.0f} s ({export_s[1]})"],
         ["slowest engine with its precision report", f"{slowest[0]:.1f} s ({slowest[1]})"],
     ]

@@ -30,8 +30,10 @@ from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.models.zoo.cost import count_macs
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.system.environment import describe_environment
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.losses import Distillation
+from convnext_deploy.training.schedule import Schedule
 from convnext_deploy.training.teacher_cache import TeacherCache
 
 
@@ -69,7 +71,9 @@ def main() -> None:
         return F.cross_entropy(network(batch.images).float(), batch.labels, label_smoothing=0.1)
 
     def distilled(logits: Callable[[Any], Tensor]) -> Objective:
-        return distillation_objective(logits, temperature=1.0, distill_loss_weight=0.5, label_smoothing=0.1)
+        return distillation_objective(
+            logits, Distillation(temperature=1.0, distill_loss_weight=0.5, label_smoothing=0.1)
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         cache = TeacherCache(
@@ -92,15 +96,9 @@ def main() -> None:
                 networks[name],
                 batches,
                 objectives[name],
+                Schedule(1, base_learning_rate=1e-3, final_learning_rate_ratio=1.0, weight_decay=0.05),
+                Execution(),
                 description=name,
-                epochs=1,
-                base_learning_rate=1e-3,
-                warmup_epochs=0.0,
-                final_learning_rate_ratio=1.0,
-                weight_decay=0.05,
-                autocast=None,
-                seed=0,
-                progress=SilentProgress(),
             )
             seconds: float = arguments.images / history[0]["images_per_s"]
             return seconds

@@ -34,8 +34,9 @@ from convnext_deploy.data.pixel_cache import LARGEST_SIDE
 from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.system.environment import describe_environment
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.fit import fit
+from convnext_deploy.training.schedule import Schedule
 
 CLASSES = 100
 # arXiv 2201.03545, table 5
@@ -149,15 +150,15 @@ def main() -> None:
         build_model(ModelSpec(variant, CLASSES)),
         cast(TrainingBatches, batches),
         lambda network, batch: F.cross_entropy(network(batch.images), batch.labels),
+        Schedule(
+            epochs=arguments.rounds + 1,
+            base_learning_rate=1e-4 * 4096 / arguments.batch_size,
+            final_learning_rate_ratio=1.0,
+            weight_decay=0.05,
+            autocast=autocast,
+        ),
+        Execution(),
         description="ours",
-        epochs=arguments.rounds + 1,
-        base_learning_rate=1e-4 * 4096 / arguments.batch_size,
-        warmup_epochs=0.0,
-        final_learning_rate_ratio=1.0,
-        weight_decay=0.05,
-        autocast=autocast,
-        seed=0,
-        progress=SilentProgress(),
         evaluate=run_peers,
     )
     images = arguments.steps * arguments.batch_size

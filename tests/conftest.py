@@ -137,7 +137,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, sm
 @pytest.fixture(scope="session")
 def small_artifacts(small_run: RunResult) -> dict[str, Artifact]:
     """The artifacts of the small run by stage name."""
-    return {row.name: read_artifact(Path(row.artifact)) for row in small_run.report.rows}
+    return {row.name: read_artifact(Path(row.identity.artifact)) for row in small_run.report.rows}
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DEFAULTS, Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
-from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_in_turns
+from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_interleaved
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
@@ -71,7 +71,7 @@ def bench(
     seconds: float = SECONDS,
     options: Options = DEFAULTS,
 ) -> Benchmark:
-    """Time artifacts against each other; see `turns.time_in_turns`.
+    """Time artifacts against each other; see `interleaved.time_interleaved`.
 
     Args:
         artifacts: folders, files or names of published weights. Ratios are to the first one of the same batch size.
@@ -105,7 +105,7 @@ def bench(
         for name, artifact, its_runners in zip(names, opened, chosen, strict=True)
         for runner in its_runners
     ]
-    timings = time_in_turns(candidates, rounds=rounds, seconds=seconds, progress=options.progress)
+    timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=options.progress)
     _check_any_ran(timings)
     notes = (*_notes_on_batches(timings), *_notes_on_int8(timings))
     return Benchmark(timings, rounds, seconds, time.perf_counter() - start, describe_environment(), notes)

@@ -36,12 +36,11 @@ def find_measurement(artifact: Artifact) -> Measurement | None:
         return None
     row = next((row for row in report.rows if row.name == artifact.path.resolve().name), None)
     # a folder may have been made again after the report was written
-    if row is None or row.size_bytes != artifact.size_bytes or row.top1 is None or row.total is None:
+    if row is None or row.identity.size_bytes != artifact.size_bytes or row.accuracy is None:
         return None
-    cpu = report.environment.get("cpu")
-    return Measurement(
-        PurePath(report.data).name, row.total, row.top1, row.top1_drop_pp, row.top1_drop_interval_pp, row.runner, cpu
-    )
+    found, drop, cpu = row.accuracy, row.accuracy.drop, report.environment.get("cpu")
+    lost, interval = (None, None) if drop is None else (drop.top1_drop_pp, drop.interval_pp)
+    return Measurement(PurePath(report.data).name, found.total, found.top1, lost, interval, found.runner, cpu)
 
 
 def history(artifact: Artifact) -> list[dict[str, Any]]:

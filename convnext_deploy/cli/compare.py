@@ -50,7 +50,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
             column, justify="left" if column in ("run", "stage", "artifact", "verdict") else "right", overflow="fold"
         )
     for texts, (_, row) in zip(comparison_cells(found), found.rows, strict=True):
-        table.add_row(*map(Text, texts), style="bold red" if row.passed is False else None)
+        table.add_row(*map(Text, texts), style="bold red" if row.verdict.passed is False else None)
     console.print(table)
     if found.differences:
         differing = Table("differs", *(run.name for run in found.runs), padding=(0, 1))

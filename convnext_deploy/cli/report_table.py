@@ -29,7 +29,7 @@ def create_table(report: Report, width: int) -> Table:
         widest = max(map(len, words)) if narrow and not is_text else None
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", max_width=widest)
     for row in report.rows:
-        style = "bold red" if row.passed is False else None
+        style = "bold red" if row.verdict.passed is False else None
         table.add_row(*(Text(text) for text in cells(row, titles)), style=style)
     return table
 

@@ -63,16 +63,27 @@ class FitConfig(Augmentation):
     """One training run. Defaults: ConvNeXt's ImageNet settings (arXiv 2201.03545, table 5) where they do not need 8 GPUs.
 
     Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, of all processes together.
         base_learning_rate: at batch 4096; it is scaled linearly to `batch_size`.
-        head_dropout: before the logits; `head_input_dropout` is before the hidden layer of a head that has one.
+        warmup_epochs: the learning rate rises linearly for so long, at most for half of the training; then it falls as a cosine.
+        final_learning_rate_ratio: last learning rate over the highest.
+        weight_decay: AdamW's, of the weights of convolutions and linear layers.
+        label_smoothing: share of a label's probability that is spread over all classes.
+        drop_path_rate: chance that the last block is skipped in a step (stochastic depth); it rises linearly from 0 at the first.
+        head_input_dropout: before the hidden layer of a head that has one.
+        head_dropout: before the logits.
+        layer_scale_init: first value of LayerScale, in version 1.
+        autocast: type of the forward pass: `bf16`, `fp16` (on a GPU), `off` for FP32, `auto` for bf16 where it is faster.
         gradient_checkpointing: save memory by computing each block twice.
+        gradient_clip_norm: largest L2 norm of all gradients together; none: not clipped.
         accumulation_steps: parts that fit the memory, into which a batch is cut.
         layer_decay: factor of the learning rate from one twelfth of the depth to the one before it.
         frozen_stages: the stem and that many model stages stay as they are.
         head_only_epochs: at first only the last norm and the head are trained.
         ema_decay: of the average of the weights that becomes the result; 0: the last weights do.
         augmentation_epochs: so many epochs have crops of their own; later ones repeat theirs in another order. 0: all.
-        augmentation_seed: of order and augmentation; None: the recipe's. Students with the same one see the same crops.
+        augmentation_seed: of order and augmentation; none: the recipe's. Students with the same one see the same crops.
         compile: let `torch.compile` make the kernels.
     """
 

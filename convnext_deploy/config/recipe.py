@@ -21,8 +21,8 @@ class Gate:
     `on` says what of the drop must stay within the gate: the `point` that was measured, or the `upper` end of its 95 % interval,
     which a small validation set does not let pass.
 
-    `min_speedup`: how many times as fast as the float form of its network an INT8 graph or engine must be, on the runtime that it
-    is for, 0.1 to 100; None: not slower. The median of its rounds counts, see `validation.speed`.
+    `min_speedup`: how many times as fast as its float baseline an INT8 graph or engine must be, on the runtime that it is for, 0.1
+    to 100; None: not slower. The median of the rounds counts, see `evaluation.timing.speedup`.
     """
 
     max_top1_drop_pp: float | None = None
@@ -70,7 +70,7 @@ class StageEntry:
 class Recipe:
     """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file.
 
-    `speed_check`: compare every INT8 graph and engine with the float form of its network; see `Gate.min_speedup`.
+    `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`.
     """
 
     name: str

@@ -22,7 +22,7 @@ class ClassChange:
     """What became of the validation images of one class. Counts of images; the drop in percentage points, positive: worse.
 
     `lost` were classified correctly by the baseline only, `gained` by the artifact only. `p_value` is that of the exact McNemar
-    test on these images, adjusted for the number of classes (see `compare_classes`).
+    test on these images, adjusted by `compare_classes` for the number of classes.
     """
 
     label: int
@@ -100,7 +100,7 @@ def find_flips(score: Score, baseline: Score, name_image: Callable[[int], str | 
     Args:
         score: of the artifact.
         baseline: of the same images.
-        name_image: the path of an image by its index, see `image_namer`.
+        name_image: returns the path of an image by its index, as the function from `image_namer` does.
     """
     found: dict[str, list[Flip]] = {"lost": [], "gained": [], "other": []}
     pairs = zip(score.labels, baseline.predictions, score.predictions, strict=True)

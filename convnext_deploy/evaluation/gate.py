@@ -18,14 +18,14 @@ _ROUNDING_PP = 1e-9  # what the arithmetic of percentages may add
 class Verdict:
     """What a gate says of a measurement.
 
-    `passed` is None where no gate was set or the artifact could not be run. `reasons` holds one line per failed gate.
+    `passed` is None where no gate was set or the artifact could not be run. `reasons` has a line for each failed gate.
 
     `proven` is whether the whole interval of the drop lies within the gate; None where no drop is judged, and for a gate of 0,
     which asks for no loss on these very images. `images_needed` is set where the drop may lie on either side of the gate and the
-    images are too few to tell (see `paired.images_needed`). `notes` say both in words.
+    images are too few to tell: about how many would do. `notes` say both in words.
     """
 
-    passed: bool | None
+    passed: bool | None = None
     reasons: tuple[str, ...] = ()
     proven: bool | None = None
     images_needed: int | None = None

@@ -46,7 +46,8 @@ def time_calls(runner: Runner, images: NDArray[np.float32], least: int, most: in
 def measure_latency(runner: Runner, image_shape: tuple[int, int, int]) -> Latency:
     """Time single images `(C, S, S)` in this process: 10 calls to warm up, then 20 to 200 within about two seconds.
 
-    The machine's other work is in these numbers; they tell artifacts apart that differ clearly. `turns.time_in_turns` tells more.
+    The machine's other work is in these numbers; they tell artifacts apart that differ clearly. `time_interleaved`
+    tells more.
     """
     images = noise_images(1, image_shape)
     time_calls(runner, images, _WARM_UP, _WARM_UP, 0.0)

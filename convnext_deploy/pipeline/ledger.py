@@ -15,7 +15,7 @@ from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.rows import add_speed, create_row, keep_flips
+from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
 from convnext_deploy.system.environment import describe_environment
 
@@ -70,27 +70,18 @@ class Ledger:
         self.baselines[name] = baseline or name
         if measured.score is not None:
             self.scores[name] = measured.score
-        row = create_row(
-            name,
-            stage.config.kind if stage is not None else BASELINE if name == BASELINE else SOURCE,
-            artifact,
-            gate or (Gate() if stage is None else stage.gate),
-            measured,
-            self.baselines[name],
-            list(self.report.rows),
-            self.scores,
-            self.data,
-        )
+        role = Role(name, BASELINE if name == BASELINE else SOURCE, self.baselines[name], gate or Gate())
+        if stage is not None:
+            role = Role(name, stage.config.kind, self.baselines[name], stage.gate, stage.inputs, for_comparison)
+        row = create_row(role, artifact, measured, self.scores, self.report.rows, self.data)
         if self.out is not None:
             keep_flips(self.out, row, self.scores, self.data)
-        if stage is not None:
-            row = dataclasses.replace(row, inputs=stage.inputs, for_comparison=for_comparison)
         thumbnails = {**self.report.thumbnails, **make_thumbnails(self.data, row, self.report.thumbnails)}
         self.change(rows=(*self.report.rows, row), thumbnails=thumbnails)
 
     def record_speed(self, stage: StageEntry, found: Speed | str) -> None:
         """Enter the verdict on the speed of a stage's artifact, or why it was not measured."""
-        rows = (add_speed(row, found, stage.gate) if row.name == stage.name else row for row in self.report.rows)
+        rows = (add_speed(row, found) if row.name == stage.name else row for row in self.report.rows)
         self.change(rows=tuple(rows))
 
     def change(self, **fields: object) -> None:

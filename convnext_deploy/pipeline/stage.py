@@ -10,16 +10,20 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, read_artifact, write_manifest
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.environment import package_versions
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import replace_folder
+
+if TYPE_CHECKING:
+    from convnext_deploy.training.checkpoint_store import TrainingStore
 
 
 @dataclass(frozen=True)
@@ -53,52 +57,50 @@ def execute_stage(
     """
     from convnext_deploy.stages import run_stage
     from convnext_deploy.stages.context import StageContext
-    from convnext_deploy.training.checkpoint_store import TrainingStore
-    from convnext_deploy.training.tensorboard import TensorBoardEvents
-
-    def need_data() -> Data:
-        if data is None:
-            raise DataError(f"stage '{stage.name}' needs images; give them with --data DIR.")
-        return data
 
     inputs = {role: artifacts[name] for role, name in stage.inputs.items()}
     folder = stage_folder(settings, stage)
-    events = TensorBoardEvents(settings.out / "tensorboard" / stage.name) if settings.tensorboard else None
     start = time.perf_counter()
     with replace_folder(folder) if world().is_first else nullcontext(folder) as output:
         context = StageContext(
             stage.name,
             output,
-            need_data,
+            data,
             dataclasses.replace(settings.execution, seed=recipe.seed),
             cache_dir=settings.execution.cache_dir or settings.out / "cache",
-            has_data=data is not None,
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
             baseline=find_baseline(inputs["source"]) if stage.config.needs_baseline else None,
-            store=TrainingStore(settings.out / "checkpoints" / stage.name, key, events=events),
+            store=_open_store(stage, settings, key) if stage.config.trains else None,
         )
         artifact = run_stage(stage.config, inputs.get("source"), context)
         if not world().is_first:
             return artifact
+        read = data if stage.config.reads_images else None
         record = StageRecord(
             name=stage.name,
             kind=stage.config.kind,
             config=dataclasses.asdict(stage.config),
             inputs={role: source.sha256 for role, source in inputs.items()},
             input_paths={role: str(source.location) for role, source in inputs.items()},
-            data=data.name if data is not None and stage.config.reads_images else "none",
-            data_fingerprint=data.fingerprint if data is not None and stage.config.reads_images else "none",
+            data="none" if read is None else read.name,
+            data_fingerprint="none" if read is None else read.fingerprint,
             seed=recipe.seed,
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
             cache_key=key,
-            validation_fraction=data.split.fraction
-            if data is not None and data.split is not None and stage.config.reads_images
-            else None,
+            validation_fraction=None if read is None or read.split is None else read.split.fraction,
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
     return read_artifact(folder)
+
+
+def _open_store(stage: StageEntry, settings: Settings, key: str) -> TrainingStore:
+    from convnext_deploy.training.checkpoint_store import TrainingStore
+    from convnext_deploy.training.tensorboard import TensorBoardEvents
+
+    events = TensorBoardEvents(settings.out / "tensorboard" / stage.name) if settings.tensorboard else None
+    return TrainingStore(settings.out / "checkpoints" / stage.name, key, events=events)
 
 
 def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -89,11 +89,20 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _figures(row: StageRow) -> dict[str, Any]:
-    keys = (
-        "variant", "format", "precision", "runner", "device", "top1", "top5", "top1_drop_pp", "top1_drop_interval_pp", "baseline",
-        "size_bytes", "latency_p50_ms", "latency_p90_ms", "passed",
-    )  # fmt: skip
-    return {"stage": row.name, **{key: getattr(row, key) for key in keys}, "verdict": verdict(row)}
+    own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
+    drop = None if accuracy is None else accuracy.drop
+    return {
+        "stage": row.name,
+        **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
+        **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
+        "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
+        "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
+        "baseline": row.provenance.baseline,
+        "latency_p50_ms": None if latency is None else latency.p50_ms,
+        "latency_p90_ms": None if latency is None else latency.p90_ms,
+        "passed": row.verdict.passed,
+        "verdict": verdict(row),
+    }
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
@@ -105,7 +114,7 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
         yield f"top-1 was measured on different images and cannot be compared ({named}{other})"
     elif len(set(data.values())) > 1:
         yield f"top-1 was measured on data of different names, and can be compared only if it is the same ({named})"
-    machines = {run.name: _machine(run.report) for run in runs if any(row.latency_p50_ms for row in run.report.rows)}
+    machines = {run.name: _machine(run.report) for run in runs if any(row.speed.latency for row in run.report.rows)}
     if len(set(machines.values())) > 1:
         named = "; ".join(f"{run}: {machine}" for run, machine in machines.items())
         yield f"latency was measured on different machines and cannot be compared ({named})"
@@ -116,13 +125,15 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
         if not run.report.complete:
             count = len(run.report.rows)
             yield f"{run.name} is not complete: {count} artifact{'' if count == 1 else 's'} so far"
-    unknown = [run.name for run in runs if run.report.rows and not any(row.config for row in run.report.rows)]
+    unknown = [
+        run.name for run in runs if run.report.rows and not any(row.provenance.config for row in run.report.rows)
+    ]
     if unknown:
         yield f"the settings of {', '.join(unknown)} are not known: the report was written by an earlier version"
 
 
 def _machine(report: Report) -> str:
-    devices = sorted({row.device for row in report.rows if row.device})
+    devices = sorted({row.accuracy.device for row in report.rows if row.accuracy})
     return (
         f"{report.environment.get('cpu', 'unknown')}, {report.environment.get('cores', '?')} cores, {'/'.join(devices)}"
     )
@@ -131,7 +142,7 @@ def _machine(report: Report) -> str:
 def _differences(runs: Sequence[Run]) -> Iterator[Difference]:
     """Yield what is not the same in all runs: first of the whole run, then stage by stage."""
     wholes = [_whole(run.report) for run in runs]
-    stages = [{row.name: _flatten(_stage(row)) for row in run.report.rows if row.config} for run in runs]
+    stages = [{row.name: _flatten(_stage(row)) for row in run.report.rows if row.provenance.config} for run in runs]
     yield from _unequal(wholes, "")
     for name in dict.fromkeys(name for known in stages for name in known):
         having = [known.get(name) for known in stages]
@@ -165,7 +176,8 @@ def _whole(report: Report) -> dict[str, str]:
 
 
 def _stage(row: StageRow) -> dict[str, Any]:
-    return {"kind": row.kind, **row.inputs, "gate": {k: v for k, v in row.gate.items() if v is not None}, **row.config}
+    made = row.provenance
+    return {"kind": row.identity.kind, **made.inputs, "gate": asdict(made.gate), **made.config}
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

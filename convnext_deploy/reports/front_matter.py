@@ -48,12 +48,12 @@ def base_model(report: Report) -> str | None:
     """Return the published weights that the last artifact began with, by their name on the hub."""
     if report.source is not None and is_weights_name(report.source) and "/" in report.source:
         return report.source.removeprefix("hf-hub:")
-    return next((row.base_model for row in reversed(report.rows) if row.base_model), None)
+    return next((base for row in reversed(report.rows) if (base := row.provenance.base_model)), None)
 
 
 def known_license(report: Report) -> str | None:
     """Return the license of the last artifact of which one is known."""
-    return next((row.license for row in reversed(report.rows) if row.license), None)
+    return next((found for row in reversed(report.rows) if (found := row.provenance.license)), None)
 
 
 def _license(report: Report) -> dict[str, str]:
@@ -64,16 +64,16 @@ def _license(report: Report) -> dict[str, str]:
 
 
 def _tags(report: Report) -> list[str]:
-    formats = dict.fromkeys(row.format for row in report.rows)
-    precisions = dict.fromkeys(row.precision for row in report.rows if row.precision != "fp32")
+    formats = dict.fromkeys(row.identity.format for row in report.rows)
+    precisions = dict.fromkeys(row.identity.precision for row in report.rows if row.identity.precision != "fp32")
     names = {"torch": "pytorch", "torch-tensorrt": "tensorrt"}
     tags = ["image-classification", "convnext", *(names.get(name, name) for name in formats), *precisions]
     return list(dict.fromkeys([*tags, *(["quantized"] if any(p.startswith("int8") for p in precisions) else [])]))
 
 
 def _metrics(row: StageRow) -> Iterator[dict[str, Any]]:
-    for what, value in (("Top-1", row.top1), ("Top-5", row.top5)):
-        if value is not None:
+    if row.accuracy is not None:
+        for what, value in (("Top-1", row.accuracy.top1), ("Top-5", row.accuracy.top5)):
             yield {"type": "accuracy", "name": f"{what} accuracy, {row.name}", "value": round(value, 6)}
 
 

@@ -6,7 +6,7 @@ from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
 
 SPEED_METHOD = (
-    "Speedup: how many times as fast as the float form of its network INT8 is on the runtime that it is for, both in turn in fresh "
+    "Speedup: how many times as fast as its float baseline INT8 is on the runtime that it is for, in interleaved, isolated "
     "processes, with the 95 % interval."
 )
 
@@ -31,16 +31,16 @@ def render_markdown(report: Report) -> str:
         "95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. "
         "Latency is the median of single images in one process.",
     ]
-    if any(row.passed and row.proven is False for row in report.rows):
+    if any(row.verdict.passed and row.verdict.proven is False for row in report.rows):
         lines[-1] += " Passed, unproven: what was measured is within the gate, its whole 95 % interval is not."
-    if any(row.speed is not None for row in report.rows):
+    if any(row.speed.against_float is not None for row in report.rows):
         lines[-1] += " " + SPEED_METHOD
     for row in report.rows:
-        if row.rungs:
-            lines += ["", *_ladder(row)]
+        if row.history.steps:
+            lines += ["", *_steps(row)]
     if notes := remarks(report):
         lines += ["", *(f"- {text}" for text in notes)]
-    if any(row.flipped for row in report.rows):
+    if any(row.accuracy and row.accuracy.flipped for row in report.rows):
         lines += [
             "",
             "`flips/STAGE.json` lists the images whose first guess changed, `report.json` the change of each class.",
@@ -49,21 +49,21 @@ def render_markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _ladder(row: StageRow) -> list[str]:
+def _steps(row: StageRow) -> list[str]:
     lines = [
         f"What {row.name} tried, on training images set aside (risk: the drop to be feared at 95 %, luck included):",
         "",
-        "| rung | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
+        "| step | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
         "|" + "---|" * 9,
     ]
-    for rung in row.rungs:
-        low, high = rung["interval_pp"]
-        kl, sqnr_db = rung["kl"], rung["sqnr_db"]
+    for step in row.history.steps:
+        low, high = step.interval_pp
+        kl, sqnr_db = step.kl, step.sqnr_db
         distance = f"{'–' if kl is None else f'{kl:.2g}'} | {'–' if sqnr_db is None else f'{sqnr_db:.1f}'}"
-        mark = "passed" if rung["passed"] else ""
+        mark = "passed" if step.passed else ""
         lines.append(
-            f"| {rung['name']} | {100 * rung['top1']:.2f} | {rung['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}] | "
-            f"{100 * rung['agreement']:.2f} | {distance} | {rung['risk_pp']:.2f} | "
-            f"{rung['seconds']:.1f} | {mark} |"
+            f"| {step.name} | {100 * step.top1:.2f} | {step.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{100 * step.agreement:.2f} | {distance} | {step.risk_pp:.2f} | "
+            f"{step.seconds:.1f} | {mark} |"
         )
-    return [*lines, "", f"Taken: {row.chosen}; {row.reason}."]
+    return [*lines, "", f"Selected {row.history.chosen}: {row.history.reason}."]

@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.config.records import read_record
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
@@ -44,10 +42,10 @@ def render_model_card(report: Report) -> str:
         "## How to use",
         *_usage(report, shipped),
     ]
-    if shipped is not None and (preprocess := _preprocess(shipped)) is not None:
+    if shipped is not None and (preprocess := shipped.provenance.preprocess) is not None:
         steps = "\n".join(f"{place}. {step}" for place, step in enumerate(preprocessing_steps(preprocess), 1))
         sections += ["## Preprocessing", steps]
-        if shipped.graph is not None and shipped.graph.get("input_type") == "uint8":
+        if (graph := shipped.provenance.graph) is not None and graph.input_type == "uint8":
             sections.append(
                 f"The graph of `{shipped.name}` takes pixels as they are, 0 to 255, and does the last step itself."
             )
@@ -65,12 +63,12 @@ def render_model_card(report: Report) -> str:
 
 def shipped_row(report: Report) -> StageRow | None:
     """Return the artifact that the card is about: the fastest ONNX file that failed no gate, otherwise the last artifact."""
-    fine = [row for row in report.rows if row.passed is not False]
-    graphs = [row for row in fine if row.format == "onnx"]
-    timed = [row for row in graphs if row.latency_p50_ms]
+    fine = [row for row in report.rows if row.verdict.passed is not False]
+    graphs = [row for row in fine if row.identity.format == "onnx"]
+    timed = [(latency.p50_ms, place) for place, row in enumerate(graphs) if (latency := row.speed.latency) is not None]
     if timed:
-        return min(timed, key=lambda row: row.latency_p50_ms or 0.0)
-    chosen = graphs or fine or list(report.rows)
+        return graphs[min(timed)[1]]
+    chosen = graphs or fine or report.rows
     return chosen[-1] if chosen else None
 
 
@@ -83,23 +81,24 @@ def _text(text: str) -> str:
 def _description(report: Report, shipped: StageRow | None) -> str:
     if shipped is None:
         return "The run has no artifact yet."
-    classes = shipped.num_classes or len(report.class_names)
-    text = f"An image classifier, {shipped.variant}" + (f", for {classes:,} classes" if classes else "")
+    own, accuracy, latency = shipped.identity, shipped.accuracy, shipped.speed.latency
+    classes = own.num_classes or len(report.class_names)
+    text = f"An image classifier, {own.variant}" + (f", for {classes:,} classes" if classes else "")
     names = [_text(name) for name in report.class_names]
     if names and len(names) <= _MOST_CLASSES:
         text += f": {', '.join(names)}"
     text += "."
-    if shipped.top1 is not None:
+    if accuracy is not None:
         text += (
-            f" The artifact to take is `{shipped.name}` ({shipped.format}, {shipped.precision}): "
-            f"top-1 {100 * shipped.top1:.2f} % on {shipped.total or report.validation_images:,} validation images, "
-            f"{shipped.size_bytes / 1e6:.1f} MB"
+            f" The artifact to take is `{shipped.name}` ({own.format}, {own.precision}): "
+            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, "
+            f"{own.size_bytes / 1e6:.1f} MB"
         )
-        text += f", {shipped.latency_p50_ms:.2f} ms per image on the machine below." if shipped.latency_p50_ms else "."
+        text += f", {latency.p50_ms:.2f} ms per image on the machine below." if latency is not None else "."
     if not report.complete:
         text += " **The run is not complete.**"
     if not report.passed:
-        failed = ", ".join(f"`{row.name}`" for row in report.rows if row.passed is False)
+        failed = ", ".join(f"`{row.name}`" for row in report.rows if row.verdict.passed is False)
         text += f" **Failed gates: {failed}; do not ship these.**"
     return text
 
@@ -112,9 +111,9 @@ def _limits(report: Report) -> Iterator[str]:
             "trained on; other images may give another."
         )
     yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
-    if any(row.precision.startswith("int8") and row.format == "torch" for row in report.rows):
+    if any(row.identity.is_int8 and row.identity.format == "torch" for row in report.rows):
         yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."
-    if any(row.format == "tensorrt" for row in report.rows):
+    if any(row.identity.format == "tensorrt" for row in report.rows):
         yield "Engines run with the TensorRT version and on the GPUs that they were built for."
     license_ = known_license(report)
     yield f"License: {_text(license_) if license_ else 'not recorded; that of the weights and images it was trained from holds'}."
@@ -122,7 +121,7 @@ def _limits(report: Report) -> Iterator[str]:
 
 def _place(row: StageRow) -> str:
     """Return the folder of an artifact, from the run's folder where it lies in there."""
-    path = PurePath(row.artifact)
+    path = PurePath(row.identity.artifact)
     return f"stages/{path.name}" if path.parent.name == "stages" else path.as_posix()
 
 
@@ -132,17 +131,10 @@ def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
     place = shlex.quote(_place(shipped))
     data = "" if report.data == "none" else f"convnext-deploy validate {place} --data {shlex.quote(report.data)}\n"
     yield f"From the folder that this card lies in:\n\n```sh\nconvnext-deploy predict {place} image.jpg\n{data}```"
-    preprocess = _preprocess(shipped)
-    if shipped.format == "onnx" and shipped.file is not None and preprocess is not None:
-        code = write_usage(_place(shipped), shipped.file, preprocess, shipped.graph)
+    own, preprocess = shipped.identity, shipped.provenance.preprocess
+    if own.format == "onnx" and own.file is not None and preprocess is not None:
+        code = write_usage(_place(shipped), own.file, preprocess, shipped.provenance.graph)
         yield f"With ONNX Runtime alone:\n\n```python\n{code}\n```"
-
-
-def _preprocess(row: StageRow) -> Preprocess | None:
-    try:
-        return None if row.preprocess is None else read_record(Preprocess, row.preprocess, "preprocess")
-    except ValueError:
-        return None
 
 
 def _lineage(report: Report) -> Iterator[str]:
@@ -150,7 +142,7 @@ def _lineage(report: Report) -> Iterator[str]:
     if (base := base_model(report)) is not None:
         lines.append(f"- It began with the published weights `{base}`.")
     for row in report.rows:
-        steps = "; ".join(_text(describe_step(step)) for step in row.lineage)
+        steps = "; ".join(_text(describe_step(step)) for step in row.provenance.lineage)
         lines.append(f"- `{row.name}`: {steps or 'not recorded'}.")
     if lines:
         yield "\n".join(lines)
@@ -163,15 +155,15 @@ def _evaluation(report: Report) -> Iterator[str]:
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     for row in report.rows:
         numbers = (
-            "–" if row.top1 is None else f"{100 * row.top1:.2f}",
-            "–" if row.top5 is None else f"{100 * row.top5:.2f}",
+            "–" if row.accuracy is None else f"{100 * row.accuracy.top1:.2f}",
+            "–" if row.accuracy is None else f"{100 * row.accuracy.top5:.2f}",
             drop_text(row),
-            f"{row.size_bytes / 1e6:.1f}",
-            "–" if row.latency_p50_ms is None else f"{row.latency_p50_ms:.2f}",
-            "–" if row.latency_p90_ms is None else f"{row.latency_p90_ms:.2f}",
+            f"{row.identity.size_bytes / 1e6:.1f}",
+            "–" if row.speed.latency is None else f"{row.speed.latency.p50_ms:.2f}",
+            "–" if row.speed.latency is None else f"{row.speed.latency.p90_ms:.2f}",
         )
         lines.append(
-            f"| `{row.name}` | {row.format} | {row.precision} | {' | '.join(numbers)} | {_text(verdict(row))} |"
+            f"| `{row.name}` | {row.identity.format} | {row.identity.precision} | {' | '.join(numbers)} | {_text(verdict(row))} |"
         )
     yield "\n".join(lines)
     yield (
@@ -181,8 +173,8 @@ def _evaluation(report: Report) -> Iterator[str]:
     speeds = [
         f"- `{row.name}` is {line}."
         for row in report.rows
-        if row.speed is not None
-        for line in map(_text, describe_speed(row.speed))
+        if row.speed.against_float is not None
+        for line in map(_text, describe_speed(row.speed.against_float))
     ]
     if speeds:
-        yield "\n".join(["Beside the float form of its network, on the runtime that it is for:", "", *speeds])
+        yield "\n".join(["Beside its float baseline, on the runtime that it is for:", "", *speeds])

@@ -14,31 +14,38 @@ from convnext_deploy.artifacts.details import LayerEffect, TorchDetails
 from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.quantization.scheme import QuantizationScheme
-from convnext_deploy.reports.record import Layer
+from convnext_deploy.reports.record import History, Layer, Provenance
 
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # where the hub's client keeps a repository
 
 
-def describe_artifact(artifact: Artifact, kind: str) -> dict[str, Any]:
-    """Return the fields of `StageRow` that tell how an artifact was made and how it is used.
+_BROUGHT = (SOURCE, BASELINE)
 
-    Args:
-        artifact: as read from its folder.
-        kind: of the stage, `source` or `baseline`.
-    """
-    brought = kind in (SOURCE, BASELINE)
-    return {
-        "config": _plain(artifact.lineage[-1].config) if artifact.lineage and not brought else {},
-        "history": artifact.details.history if isinstance(artifact.details, TorchDetails) else (),
-        "layers": _layers(artifact),
-        "lineage": tuple(_step(record) for record in artifact.lineage),
-        "base_model": _base_model(artifact),
-        "license": artifact.license,
-        "num_classes": artifact.model.num_classes,
-        "file": artifact.files[0].name if artifact.files else None,
-        "graph": _plain(vars(artifact.io)) if artifact.format in ("onnx", "tensorrt") else None,
-        "preprocess": _plain(vars(artifact.preprocess)),
-    }
+
+def read_history(artifact: Artifact, kind: str) -> History:
+    """Return what happened while an artifact was made; `kind`: of the stage, `source` or `baseline`, which took no time here."""
+    details = artifact.details if isinstance(artifact.details, TorchDetails) else TorchDetails()
+    tried = None if kind in _BROUGHT else details.selection
+    return History(
+        wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind not in _BROUGHT else 0.0,
+        epochs=details.history,
+        steps=() if tried is None else tried.steps,
+        chosen=None if tried is None else tried.chosen,
+        reason=None if tried is None else tried.reason,
+        layers=_layers(artifact),
+    )
+
+
+def read_provenance(artifact: Artifact, kind: str) -> Provenance:
+    """Return how an artifact was made and how it is used; `kind`: of the stage, `source` or `baseline`, which no stage made."""
+    return Provenance(
+        config=_plain(artifact.lineage[-1].config) if artifact.lineage and kind not in _BROUGHT else {},
+        lineage=tuple(_step(record) for record in artifact.lineage),
+        base_model=_base_model(artifact),
+        license=artifact.license,
+        graph=artifact.io if artifact.format in ("onnx", "tensorrt") else None,
+        preprocess=artifact.preprocess,
+    )
 
 
 def _plain(value: Any) -> Any:

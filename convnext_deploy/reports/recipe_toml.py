@@ -29,15 +29,17 @@ def write_recipe(report: Report) -> str | None:
 
 def write_stage(row: StageRow) -> str | None:
     """Return the `[[stages]]` table of a row; None for what no recipe asked for, or if its settings are not known."""
-    if not row.config or row.kind not in STAGE_KINDS or row.for_comparison:
+    made = row.provenance
+    if not made.config or row.identity.kind not in STAGE_KINDS or made.for_comparison:
         return None
-    lines = ["[[stages]]", f"kind = {quoted(row.kind)}", f"name = {quoted(row.name)}"]
-    if "source" in row.inputs:
-        lines.append(f"source = {quoted(row.inputs['source'])}")
-    gate = {key: value for key, value in row.gate.items() if value is not None and value != getattr(Gate, key, None)}
+    lines = ["[[stages]]", f"kind = {quoted(row.identity.kind)}", f"name = {quoted(row.name)}"]
+    if "source" in made.inputs:
+        lines.append(f"source = {quoted(made.inputs['source'])}")
+    asked = dataclasses.asdict(made.gate)
+    gate = {key: value for key, value in asked.items() if value != getattr(Gate, key)}
     if gate:
         lines.append(f"gate = {_value(gate)}")
-    return "\n".join([*lines, *_settings(row.config, stage_config(row.kind), "stages")]) + "\n"
+    return "\n".join([*lines, *_settings(made.config, stage_config(row.identity.kind), "stages")]) + "\n"
 
 
 def _settings(config: Mapping[str, Any], record: type[Any], table: str) -> Iterator[str]:

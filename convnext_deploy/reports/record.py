@@ -4,25 +4,90 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.artifacts.details import History as Epochs
+from convnext_deploy.artifacts.details import Step
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.recipe import Gate
+from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
-from convnext_deploy.evaluation.timing.speedup import Speed, load_speed
+from convnext_deploy.evaluation.gate import Verdict
+from convnext_deploy.evaluation.latency import Latency
+from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.metrics.paired import Drop
 
 REPORT_JSON = "report.json"
-SCHEMA = 1
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it."""
+
+    name: str
+    kind: str
+    artifact: str
+    variant: str
+    format: str
+    precision: str
+    size_bytes: int
+    file: str | None = None
+    num_classes: int | None = None
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether it computes, or simulates, in INT8, whatever the rest of it computes in."""
+        return self.precision.startswith("int8")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a runner on a device answered to the validation images: counts, and fractions of them.
+
+    `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the first artifact of the run, None
+    for that one. The first guess of `flipped` images changed; `flips` are the first of them, lost ones before others, and
+    `classes` the changes class by class.
+    """
+
+    runner: str
+    device: str
+    correct: int
+    total: int
+    top1: float
+    top5: float
+    source_drop_pp: float | None = None
+    drop: Drop | None = None
+    flipped: int | None = None
+    classes: tuple[ClassChange, ...] = ()
+    flips: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """How fast it is: `latency` of single images beside its score, where it was run.
+
+    Of an INT8 graph or engine, `against_float` is what was measured against its float baseline, `not_measured` why that was not
+    done, and `ship` the path of the artifact to use instead where it is too slow.
+    """
+
+    latency: Latency | None = None
+    against_float: Speed | None = None
+    not_measured: str | None = None
+    ship: str | None = None
 
 
 @dataclass(frozen=True)
 class Layer:
     """A linear layer or convolution of a quantized network.
 
-    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. What a ladder measured of this
-    layer quantized alone (see `quantization.sensitivity.Effect`), None where it did not: `kl`, `changed` and `macs`.
+    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. Where the stage quantized this
+    layer alone, `kl` is the divergence in nats of the class probabilities from those in float, `changed` the fraction of first
+    guesses that changed, and `macs` the layer's multiplications for one image; None where it did not.
     """
 
     name: str
@@ -34,79 +99,72 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class StageRow:
-    """One artifact and what was measured on it. Fractions, milliseconds, bytes, seconds, percentage points.
+class History:
+    """What happened while it was made, in `wall_s` seconds: `epochs`, what training measured after each.
 
-    `top1_drop_pp` is against `baseline`, the nearest FP32 PyTorch ancestor (None for such an artifact itself);
-    `source_drop_pp` against the first artifact of the run. `not_run` says why there is no score.
-
-    Of the validation images, `lost` are classified correctly by the baseline only, `gained` by the artifact only, and the first
-    guess of `flipped` changed; `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
-    `mcnemar_p` is the p-value of the exact test that nothing changed. For `proven` and `images_needed` see `Verdict`.
-
-    Of an INT8 graph or engine, `speed` is what was measured against the float form of its network, `speed_not_measured` why that
-    was not done, and `ship` the path of the artifact to use instead where it is too slow. `for_comparison`: a float form that no
-    stage of the recipe made.
-
-    `rungs`: what a ladder tried (see `stages.quantize.Rung`), of which it took `chosen` for a `reason`.
-
-    How it was made: `config`, the settings of the stage; `inputs`, the names of the artifacts it reads, by role; `history`, what
-    training measured after each epoch; `layers` of a quantized PyTorch network; `lineage`, the steps behind it, the first one
-    first; `base_model`, the published weights it began with. How it is used: `file`, `graph` (see `GraphIO`), `preprocess`.
+    `steps` are those of the fallback sequence that `quantize` tried, of which it selected `chosen` for a `reason`; `layers` those
+    of a quantized PyTorch network.
     """
 
-    name: str
-    kind: str
-    artifact: str
-    variant: str
-    format: str
-    precision: str
-    size_bytes: int
-    wall_s: float
-    runner: str | None = None
-    device: str | None = None
-    correct: int | None = None
-    total: int | None = None
-    top1: float | None = None
-    top5: float | None = None
-    baseline: str | None = None
-    agreement: float | None = None
-    top1_drop_pp: float | None = None
-    top1_drop_interval_pp: tuple[float, float] | None = None
-    mcnemar_p: float | None = None
-    lost: int | None = None
-    gained: int | None = None
-    flipped: int | None = None
-    source_drop_pp: float | None = None
-    latency_p50_ms: float | None = None
-    latency_p90_ms: float | None = None
-    not_run: str | None = None
-    gate: Mapping[str, float | str | None] = field(default_factory=dict)
-    passed: bool | None = None
-    proven: bool | None = None
-    images_needed: int | None = None
-    reasons: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    rungs: tuple[Mapping[str, Any], ...] = ()
+    wall_s: float = 0.0
+    epochs: Epochs = ()
+    steps: tuple[Step, ...] = ()
     chosen: str | None = None
     reason: str | None = None
-    classes: tuple[ClassChange, ...] = ()
-    flips: tuple[Flip, ...] = ()
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """From what and with which settings it was made, what it had to reach, and how it is used.
+
+    `config` are the settings of its stage, `inputs` the names of the artifacts that this reads, by role. `baseline` is the nearest
+    FP32 PyTorch ancestor, None for such an artifact itself. `lineage`: the stages behind it, the first one first; `base_model`:
+    the published weights it began with. `for_comparison`: a float baseline that no stage of the recipe made.
+    """
+
+    baseline: str | None = None
+    gate: Gate = field(default_factory=Gate)
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
-    history: tuple[Mapping[str, float | None], ...] = ()
-    layers: tuple[Layer, ...] = ()
     lineage: tuple[Mapping[str, Any], ...] = ()
     base_model: str | None = None
     license: str | None = None
-    num_classes: int | None = None
-    file: str | None = None
-    graph: Mapping[str, Any] | None = None
-    preprocess: Mapping[str, Any] | None = None
-    speed: Speed | None = None
-    speed_not_measured: str | None = None
-    ship: str | None = None
+    graph: GraphIO | None = None
+    preprocess: Preprocess | None = None
     for_comparison: bool = False
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One artifact and what is known of it. Fractions, milliseconds, bytes, seconds, percentage points.
+
+    `accuracy` is None where it was not run, and `not_run` says why.
+    """
+
+    identity: Identity
+    accuracy: Accuracy | None = None
+    not_run: str | None = None
+    verdict: Verdict = field(default_factory=Verdict)
+    speed: MeasuredSpeed = field(default_factory=MeasuredSpeed)
+    history: History = field(default_factory=History)
+    provenance: Provenance = field(default_factory=Provenance)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its stage, which no other row of the report has."""
+        return self.identity.name
+
+
+def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
+    """Return the first FP32 artifact of the same network in the same format that the same runner scored."""
+
+    def network(each: StageRow) -> tuple[str, ...]:
+        return each.identity.format, each.identity.variant, each.accuracy.runner if each.accuracy else ""
+
+    floats = (other for other in others if other.identity.precision == "fp32" and other.accuracy and other is not row)
+    return next((other for other in floats if network(other) == network(row)), None)
 
 
 @dataclass(frozen=True)
@@ -114,7 +172,7 @@ class Report:
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `command` what was typed or called. `thumbnails` are the images in
-    `StageRow.flips` as data URIs, by their index in decimal digits.
+    `Accuracy.flips` as data URIs, by their index in decimal digits.
     """
 
     recipe: str
@@ -132,7 +190,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether no gate failed."""
-        return all(row.passed is not False for row in self.rows)
+        return all(row.verdict.passed is not False for row in self.rows)
 
     def to_json(self) -> str:
         """Return the text of `report.json`."""
@@ -142,31 +200,17 @@ class Report:
 def read_report(run: Path) -> Report:
     """Read the report of a run folder.
 
-    Raises: ArtifactError: if there is none, or it is damaged.
+    Raises: ArtifactError: if there is none, it is damaged, or another version of this tool wrote it.
     """
     path = run / REPORT_JSON if run.is_dir() else run
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content.pop("passed")
-        if content.pop("schema") != SCHEMA:
-            raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")
-        rows = []
-        for row in content.pop("rows"):
-            row |= {key: tuple(row[key]) for key in ("reasons", "notes")}
-            if row["top1_drop_interval_pp"] is not None:
-                row["top1_drop_interval_pp"] = tuple(row["top1_drop_interval_pp"])
-            # reports of before have neither
-            row["classes"] = tuple(ClassChange(**entry) for entry in row.get("classes", ()))
-            row["rungs"] = tuple(row.get("rungs", ()))
-            row["flips"] = tuple(Flip(**entry) for entry in row.get("flips", ()))
-            row["layers"] = tuple(Layer(**entry) for entry in row.get("layers", ()))
-            row |= {key: tuple(dict(entry) for entry in row.get(key, ())) for key in ("history", "lineage")}
-            row["speed"] = None if row.get("speed") is None else load_speed(row["speed"])
-            rows.append(StageRow(**row))
-        content["class_names"] = tuple(str(name) for name in content.get("class_names", ()))
-        content["thumbnails"] = {key: str(value) for key, value in content.get("thumbnails", {}).items()}
-        return Report(**content, rows=tuple(rows))
+        schema = content.pop("schema")
+        if schema == SCHEMA:
+            return read_record(Report, content, "report")
     except FileNotFoundError:
-        raise ArtifactError(f"{run} is no finished run: it has no {REPORT_JSON}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is no report of this tool ({error}).") from None
+        raise ArtifactError(f"{run} is not a finished run: it has no {REPORT_JSON}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a report of this tool ({error}).") from None
+    raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convnext_deploy.reports.record import Report, StageRow
+from convnext_deploy.reports.record import Accuracy, Report, StageRow
 
 COLUMNS = (
     "stage",
@@ -19,12 +19,12 @@ COLUMNS = (
     "verdict",
 )
 SPEEDUP = "speedup [95 %]"
-"""The column after the latency, where anything was measured for it: how many times as fast as its float form INT8 is."""
+"""The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
 
 def columns(rows: Sequence[StageRow]) -> tuple[str, ...]:
     """Return `COLUMNS`, and `SPEEDUP` where there is one."""
-    if all(row.speed is None for row in rows):
+    if all(row.speed.against_float is None for row in rows):
         return COLUMNS
     place = COLUMNS.index("p50 ms") + 1
     return (*COLUMNS[:place], SPEEDUP, *COLUMNS[place:])
@@ -37,35 +37,37 @@ def cells(row: StageRow, titles: Sequence[str] = COLUMNS) -> tuple[str, ...]:
 
 
 def _texts(row: StageRow) -> tuple[str, ...]:
+    own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
+    drop = None if accuracy is None else accuracy.drop
     return (
         row.name,
-        f"{row.variant} {row.format} {row.precision}",
-        "–" if row.top1 is None else f"{100 * row.top1:.2f}",
+        f"{own.variant} {own.format} {own.precision}",
+        "–" if accuracy is None else f"{100 * accuracy.top1:.2f}",
         drop_text(row),
-        "–" if row.source_drop_pp is None else f"{row.source_drop_pp:+.2f}",
-        "–" if row.agreement is None else f"{100 * row.agreement:.2f}",
-        f"{row.size_bytes / 1e6:.1f}",
-        "–" if row.latency_p50_ms is None else f"{row.latency_p50_ms:.2f}",
-        f"{row.wall_s:.1f}",
+        "–" if accuracy is None or accuracy.source_drop_pp is None else f"{accuracy.source_drop_pp:+.2f}",
+        "–" if drop is None else f"{100 * drop.agreement:.2f}",
+        f"{own.size_bytes / 1e6:.1f}",
+        "–" if latency is None else f"{latency.p50_ms:.2f}",
+        f"{row.history.wall_s:.1f}",
         verdict(row),
     )
 
 
 def drop_text(row: StageRow) -> str:
     """Return the drop with its interval, or why there is none."""
-    if row.top1 is None:
+    if row.accuracy is None:
         return "–"
-    if row.top1_drop_pp is None or row.top1_drop_interval_pp is None:
+    if row.accuracy.drop is None:
         return "baseline"
-    low, high = row.top1_drop_interval_pp
-    return f"{row.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = row.accuracy.drop.interval_pp
+    return f"{row.accuracy.drop.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def speedup_text(row: StageRow) -> str:
     """Return the speedup with its interval, at the batch size that gains least."""
-    if row.speed is None:
+    if row.speed.against_float is None:
         return "–"
-    worst = row.speed.worst
+    worst = row.speed.against_float.worst
     size = "" if worst.batch_size == 1 else f" at {worst.batch_size}"
     return f"{worst.median:.2f}× [{worst.low:.2f}, {worst.high:.2f}]{size}"
 
@@ -75,17 +77,18 @@ def verdict(row: StageRow) -> str:
 
     `passed, unproven`: what was measured is within the gate, its whole 95 % interval is not.
     """
-    if row.not_run is not None and row.passed is not False:
+    passed = row.verdict.passed
+    if row.not_run is not None and passed is not False:
         return row.not_run
-    if row.passed and row.proven is False:
+    if passed and row.verdict.proven is False:
         return "passed, unproven"
-    return {True: "passed", False: "FAILED", None: "no gate"}[row.passed]
+    return {True: "passed", False: "FAILED", None: "no gate"}[passed]
 
 
 def summary(report: Report) -> str:
     """Return the closing line."""
-    failed = [row.name for row in report.rows if row.passed is False]
-    judged = sum(row.passed is not None for row in report.rows)
+    failed = [row.name for row in report.rows if row.verdict.passed is False]
+    judged = sum(row.verdict.passed is not None for row in report.rows)
     if failed:
         return f"{len(failed)} of {judged} gates failed: {', '.join(failed)}"
     return f"{judged} of {judged} gates passed" if judged else "no gates were set"
@@ -98,14 +101,17 @@ def remarks(report: Report) -> list[str]:
     """
     stages: dict[str, list[str]] = {}
     for row in report.rows:
-        for text in (*row.reasons, *row.notes):
+        for text in (*row.verdict.reasons, *row.verdict.notes, *row.notes):
             stages.setdefault(text, []).append(row.name)
     found = [f"{', '.join(names)}: {text}" for text, names in stages.items()]
-    changed = [f"{row.name} {_flips(row)}" for row in report.rows if row.flipped is not None]
+    changed = [f"{row.name} {flips}" for row in report.rows if (flips := _flips(row.accuracy))]
     if changed:
         found.append(f"images whose first guess changed, of {report.validation_images:,}: {'; '.join(changed)}")
     return found
 
 
-def _flips(row: StageRow) -> str:
-    return f"{row.flipped:,} ({row.lost:,} lost, {row.gained:,} gained)" if row.flipped else "none"
+def _flips(accuracy: Accuracy | None) -> str | None:
+    if accuracy is None or accuracy.drop is None:
+        return None
+    lost, gained = accuracy.drop.lost, accuracy.drop.gained
+    return f"{accuracy.flipped:,} ({lost:,} lost, {gained:,} gained)" if accuracy.flipped else "none"

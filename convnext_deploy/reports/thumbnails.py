@@ -15,15 +15,15 @@ _TINY = 48  # up to this side a lossless file is small too
 
 
 def make_thumbnails(data: Data | None, row: StageRow, known: Collection[str] = ()) -> dict[str, str]:
-    """Return the images in `row.flips` as data URIs, by their index in decimal digits; the longer side has at most 96 pixels.
+    """Return the images in `Accuracy.flips` as data URIs, by their index in decimal digits; the longer side has at most 96 pixels.
 
     Args:
         data: whose validation images they are; None: there are no pictures.
-        row: see there.
+        row: whose flipped images are wanted.
         known: indices that are there already.
     """
     made: dict[str, str] = {}
-    for flip in row.flips if data is not None else ():
+    for flip in row.accuracy.flips if data is not None and row.accuracy is not None else ():
         if str(flip.index) in known:
             continue
         assert data is not None

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
-from convnext_deploy.config.records import read_record
 from convnext_deploy.reports.escaping import quoted
 
 
-def write_usage(folder: str, file: str, preprocess: Preprocess, graph: Mapping[str, Any] | None) -> str:
+def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO | None) -> str:
     """Return the code, which prints the five most probable classes of `image.jpg`.
 
     Args:
         folder: of the artifact, from where the code will run.
         file: the ONNX file in it.
         preprocess: what the network was trained to see.
-        graph: what the file takes and gives, see `GraphIO`; None: the usual.
+        graph: what the file takes and gives; None: the usual.
     """
-    io = read_record(GraphIO, graph or {}, "graph")
+    io = graph or GraphIO()
     side, resize = preprocess.image_size, preprocess.resize_size
     grey = len(preprocess.mean) == 1
     size = f"({resize}, {resize})"

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.checkpoint_store import TrainingStore
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """`output` is the new, empty folder to write into. Where there is none, `has_data` is false and `open_data` raises.
+    """`output` is the new, empty folder to write into; `data` None: no images were given.
 
     `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
-    `execution.cache_dir` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source.
+    `execution.cache_dir` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source,
+    `store` keeps the state of a training.
     """
 
     name: str
     output: Path
-    open_data: Callable[[], Data]
+    data: Data | None
     execution: Execution
     cache_dir: Path
-    has_data: bool = True
     teachers: tuple[Artifact, ...] = ()
     weights: Artifact | None = None
     baseline: Artifact | None = None
     store: TrainingStore | None = None
+
+    def need_data(self) -> Data:
+        """Return the images. Raises: DataError: if none were given."""
+        if self.data is None:
+            raise DataError(f"stage '{self.name}' needs images; give them with --data DIR.")
+        return self.data
 
 
 def require_source(source: Artifact | None, kind: str) -> Artifact:

@@ -27,8 +27,8 @@ from convnext_deploy.stages.training_setup import fit_network, model_of, plan_se
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import feature_distillation
-from convnext_deploy.training.fit import autocast_dtype
-from convnext_deploy.training.losses import average_teachers
+from convnext_deploy.training.losses import Distillation, average_teachers
+from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.teacher import open_teacher
 from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache
 
@@ -42,7 +42,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     if not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
-    data = context.open_data()
+    data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     for artifact in context.teachers:
@@ -63,14 +63,9 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     with features as loss_of_features:
         objective = distillation_objective(
             _cached(predict, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
-            method="kd" if config.method == "feature" else config.method,
-            temperature=config.temperature,
-            distill_loss_weight=config.distill_loss_weight,
-            label_smoothing=config.fit.label_smoothing,
-            dkd_alpha=config.dkd_alpha,
-            dkd_beta=config.dkd_beta,
-            feature_loss=loss_of_features,
-            feature_loss_weight=config.feature_loss_weight,
+            _distillation(config),
+            loss_of_features,
+            config.feature_loss_weight,
         )
         history = fit_network(student, preprocess, config.fit, context, objective)
     return write_torch_artifact(
@@ -82,6 +77,17 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         precision="fp32",
         details=TorchDetails(history=history),
         source=start,
+    )
+
+
+def _distillation(config: DistillConfig) -> Distillation:
+    return Distillation(
+        method="kd" if config.method == "feature" else config.method,
+        temperature=config.temperature,
+        distill_loss_weight=config.distill_loss_weight,
+        label_smoothing=config.fit.label_smoothing,
+        dkd_alpha=config.dkd_alpha,
+        dkd_beta=config.dkd_beta,
     )
 
 

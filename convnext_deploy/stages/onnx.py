@@ -89,7 +89,7 @@ def _measure(
     config: ONNXConfig, exported: onnx.ModelProto, preprocess: Preprocess, context: StageContext
 ) -> tuple[dict[str, float], str]:
     """Return the ranges of all tensors of the float network, and the images that they were measured on, in words."""
-    if context.has_data:
+    if context.data is not None:
         images = choose_images((config.range_images,), preprocess, context, config.batch_size or _BATCH_SIZE)[0]
         batches = (batch.cpu().numpy() for batch in images.batches())
         return measure_ranges(exported, _full(batches, config.batch_size)), f"{len(images)} training images"

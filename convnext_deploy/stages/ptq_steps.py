@@ -100,7 +100,7 @@ def choose_images(
 
     Raises: DataError: if there is no image at all.
     """
-    data = context.open_data()
+    data = context.need_data()
     chosen = calibration_indices(data.train, data.validation, sum(counts), context.execution.seed)
     if not chosen:
         raise DataError(

@@ -18,6 +18,7 @@ from convnext_deploy.models.fold import identity_parameters
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import check_teacher, distillation_objective
 from convnext_deploy.stages.training_setup import fit_network
+from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher, open_teacher
 
 _TIMED_IMAGES = 8
@@ -33,7 +34,7 @@ def check_teachers(source: Artifact, named: str | None, context: StageContext) -
     if named is not None and not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
     for artifact in context.teachers:
-        check_teacher(artifact, context.open_data(), source.model.in_channels)
+        check_teacher(artifact, context.need_data(), source.model.in_channels)
 
 
 def train_quantized(
@@ -59,9 +60,7 @@ def train_quantized(
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(
         lambda batch: teacher(batch.images),
-        temperature=config.temperature,
-        distill_loss_weight=config.distill_loss_weight,
-        label_smoothing=config.fit.label_smoothing,
+        Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
     )
     neutral = set(identity_parameters(network))
     for name, parameter in network.named_parameters():
@@ -80,4 +79,4 @@ def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, 
             network(images).sum().backward()
             times.append(time.perf_counter() - start)
     network.zero_grad(set_to_none=True)
-    return min(times) / _TIMED_IMAGES * fit.epochs * len(context.open_data().train)
+    return min(times) / _TIMED_IMAGES * fit.epochs * len(context.need_data().train)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import LogitMethod
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.training.fit import Objective
-from convnext_deploy.training.losses import distillation_loss
+from convnext_deploy.training.losses import Distillation, distillation_loss
 
 TeacherLogits = Callable[[Batch], Tensor]
 """Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""
@@ -36,13 +35,7 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
 
 def distillation_objective(
     teacher: TeacherLogits,
-    *,
-    method: LogitMethod = "kd",
-    temperature: float,
-    distill_loss_weight: float,
-    label_smoothing: float,
-    dkd_alpha: float = 1.0,
-    dkd_beta: float = 2.0,
+    by: Distillation,
     feature_loss: Callable[[], Tensor] | None = None,
     feature_loss_weight: float = 0.0,
 ) -> Objective:
@@ -50,12 +43,7 @@ def distillation_objective(
 
     Args:
         teacher: returns the logits `(N, classes)` for a batch, without gradients.
-        method: this and the arguments up to `dkd_beta`: see `distillation_loss`.
-        temperature: likewise.
-        distill_loss_weight: see `distillation_loss`.
-        label_smoothing: likewise.
-        dkd_alpha: likewise.
-        dkd_beta: likewise.
+        by: which loss, and the weights of its terms.
         feature_loss: called after all forward passes; what it returns is added.
         feature_loss_weight: with this weight.
     """
@@ -63,17 +51,7 @@ def distillation_objective(
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
             teacher_logits = teacher(batch)
-        loss = distillation_loss(
-            student(batch.images),
-            teacher_logits,
-            batch.labels,
-            method=method,
-            temperature=temperature,
-            distill_loss_weight=distill_loss_weight,
-            label_smoothing=label_smoothing,
-            dkd_alpha=dkd_alpha,
-            dkd_beta=dkd_beta,
-        )
+        loss = distillation_loss(student(batch.images), teacher_logits, batch.labels, by)
         return loss if feature_loss is None else loss + feature_loss_weight * feature_loss()
 
     return objective

@@ -22,7 +22,7 @@ def check(config: TrainConfig) -> None:
 
 def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train with cross-entropy on the labels, starting from the source, from given weights, or from fresh ones."""
-    data = context.open_data()
+    data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     network = start_network(spec, config.fit, start, data.class_names, context)

@@ -26,7 +26,8 @@ from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.distributed import from_first, world
 from convnext_deploy.training.evaluate import evaluate_classifier
-from convnext_deploy.training.fit import Objective, autocast_dtype, fit
+from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.schedule import Schedule, autocast_dtype
 from convnext_deploy.training.torch_compile import compile_network
 
 
@@ -113,15 +114,15 @@ def fit_network(
     network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
 ) -> History:
     """Run the training loop on the training images with a stage's settings, and return its history without times."""
-    data, own = context.open_data(), world()
+    data, own, execution = context.need_data(), world(), context.execution
     freeze(network, config.frozen_stages)
     if config.compile:
-        compile_network(network, context.execution.device)
+        compile_network(network, execution.device)
     validation = EvaluationBatches(
         data.validation,
         preprocess,
         config.batch_size,
-        context.execution.workers,
+        execution.workers,
         range(own.rank, len(data.validation), own.size),
     )
     batches = TrainingBatches(
@@ -130,8 +131,8 @@ def fit_network(
         BatchPlan(
             config.batch_size, len(data.class_names), config, plan_seed(config, context), config.augmentation_epochs
         ),
-        workers=context.execution.workers,
-        device=context.execution.device,
+        workers=execution.workers,
+        device=execution.device,
         cache=_decode_small(data, len(preprocess.mean), context),
         world=own,
     )
@@ -139,21 +140,10 @@ def fit_network(
         network,
         batches,
         objective,
+        _schedule(config, execution.device),
+        execution,
         description=context.name,
-        epochs=config.epochs,
-        base_learning_rate=config.base_learning_rate,
-        warmup_epochs=config.warmup_epochs,
-        final_learning_rate_ratio=config.final_learning_rate_ratio,
-        weight_decay=config.weight_decay,
-        autocast=autocast_dtype(config.autocast, context.execution.device),
-        seed=context.execution.seed,
-        progress=context.execution.progress,
-        layer_decay=config.layer_decay,
-        gradient_clip_norm=config.gradient_clip_norm,
-        accumulation_steps=config.accumulation_steps,
-        ema_decay=config.ema_decay,
-        head_only_epochs=config.head_only_epochs,
-        evaluate=lambda model: evaluate_classifier(model, validation, context.execution.device),
+        evaluate=lambda model: evaluate_classifier(model, validation, execution.device),
         store=context.store,
     )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run
@@ -161,6 +151,11 @@ def fit_network(
         {name: figure if math.isfinite(figure) else None for name, figure in row.items() if name != "images_per_s"}
         for row in history
     )
+
+
+def _schedule(config: FitConfig, device: str) -> Schedule:
+    names = {field.name for field in dataclasses.fields(Schedule)} - {"autocast"}
+    return Schedule(**{name: getattr(config, name) for name in names}, autocast=autocast_dtype(config.autocast, device))
 
 
 def plan_seed(config: FitConfig, context: StageContext) -> int:

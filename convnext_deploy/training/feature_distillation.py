@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
@@ -58,36 +60,13 @@ def feature_distillation(student: ConvNeXt, teachers: Sequence[ConvNeXt], seed: 
     """
     if student.gradient_checkpointing:
         raise RecipeError("features cannot be distilled with gradient_checkpointing, which drops them; turn it off.")
-    device = next(student.parameters()).device
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        projections = nn.ModuleList(
-            nn.ModuleList(
-                nn.Linear(own, other, device="cpu")
-                for own, other in zip(_widths(student), _widths(teacher), strict=True)
-            )
-            for teacher in teachers
-        ).to(device)
-    student.add_module(PROJECTIONS, projections)
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def record(network: ConvNeXt, *, in_training: bool) -> dict[int, Tensor]:
-        features: dict[int, Tensor] = {}
-
-        def keep(index: int) -> Callable[[nn.Module, object, Tensor], None]:
-            def hook(module: nn.Module, _: object, output: Tensor) -> None:
-                # Between epochs the student, and a moving average of it that is a copy with the same hooks, are evaluated.
-                if module.training == in_training:
-                    features[index] = output
-
-            return hook
-
-        for index, stage in enumerate(network.stages):
-            handles.append(stage.register_forward_hook(keep(index)))
-        return features
-
-    own = record(student, in_training=True)
-    others = [record(teacher, in_training=False) for teacher in teachers]
+        projections = nn.ModuleList(_projections(student, teacher) for teacher in teachers)
+    student.add_module(PROJECTIONS, projections.to(next(student.parameters()).device))
+    handles: list[RemovableHandle] = []
+    own = _record_features(student, handles, in_training=True)
+    others = [_record_features(teacher, handles, in_training=False) for teacher in teachers]
 
     def loss() -> Tensor:
         losses = [
@@ -105,6 +84,27 @@ def feature_distillation(student: ConvNeXt, teachers: Sequence[ConvNeXt], seed: 
         for handle in handles:
             handle.remove()
         delattr(student, PROJECTIONS)
+
+
+def _projections(student: ConvNeXt, teacher: ConvNeXt) -> nn.ModuleList:
+    widths = zip(_widths(student), _widths(teacher), strict=True)
+    return nn.ModuleList(nn.Linear(own, other, device="cpu") for own, other in widths)
+
+
+def _record_features(network: ConvNeXt, handles: list[RemovableHandle], *, in_training: bool) -> dict[int, Tensor]:
+    """Return a table that holds the output of each model stage after every forward pass in that mode.
+
+    Between epochs the student, and a moving average of it that is a copy with the same hooks, are evaluated: not recorded.
+    """
+    features: dict[int, Tensor] = {}
+
+    def keep(module: nn.Module, _: object, output: Tensor, *, index: int) -> None:
+        if module.training == in_training:
+            features[index] = output
+
+    for index, stage in enumerate(network.stages):
+        handles.append(stage.register_forward_hook(functools.partial(keep, index=index)))
+    return features
 
 
 def _widths(network: ConvNeXt) -> list[int]:

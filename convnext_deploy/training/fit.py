@@ -6,21 +6,22 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convnext_deploy.config.choices import Autocast
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import losing_others, total, world
-from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.progress import Task
 from convnext_deploy.training.checkpoint_store import TrainingStore
-from convnext_deploy.training.ema import ExponentialMovingAverage
 from convnext_deploy.training.feature_distillation import PROJECTIONS
-from convnext_deploy.training.optimizer import create_optimizer, learning_rate_at, scaled_learning_rate
+from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
+from convnext_deploy.training.schedule import Schedule
 from convnext_deploy.training.training_state import TrainingState
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -30,49 +31,14 @@ Evaluation = Callable[[nn.Module], dict[str, float]]
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
-def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
-    """Return bfloat16 where it is faster than float32 (or what is asked for), else None.
-
-    It is faster on GPUs from SM80 on, and on CPUs with native bfloat16 products: AVX512-BF16 or AMX. On other CPUs bfloat16
-    is emulated and slower.
-
-    Raises: DeployError: if float16 is asked for on a CPU.
-    """
-    is_cuda = torch.device(device).type == "cuda"
-    if choice == "bf16":
-        return torch.bfloat16
-    if choice == "fp16":
-        if not is_cuda:
-            raise DeployError('autocast = "fp16" needs a GPU; on a CPU use "auto", "bf16" or "off".')
-        return torch.float16
-    if choice == "off":
-        return None
-    if is_cuda:
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else None
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else None
-
-
 def fit(
     model: nn.Module,
     batches: TrainingBatches,
     objective: Objective,
+    schedule: Schedule,
+    execution: Execution,
     *,
     description: str,
-    epochs: int,
-    base_learning_rate: float,
-    warmup_epochs: float,
-    final_learning_rate_ratio: float,
-    weight_decay: float,
-    autocast: torch.dtype | None,
-    seed: int,
-    progress: Progress,
-    layer_decay: float = 1.0,
-    gradient_clip_norm: float | None = None,
-    accumulation_steps: int = 1,
-    ema_decay: float = 0.0,
-    head_only_epochs: float = 0.0,
     evaluate: Evaluation | None = None,
     store: TrainingStore | None = None,
 ) -> list[dict[str, float]]:
@@ -83,22 +49,11 @@ def fit(
 
     Args:
         model: on the device of `batches`.
-        batches: its batch size scales `base_learning_rate`, which is given for batch 4096.
+        batches: of all epochs.
         objective: the loss; it runs under autocast.
+        schedule: how the network learns.
+        execution: its seed is that of stochastic depth and dropout; the global random state is left as it was.
         description: what the progress display shows.
-        epochs: passes over `batches`.
-        base_learning_rate: see `scaled_learning_rate`.
-        warmup_epochs: length of the linear warm-up, at most half of the training.
-        final_learning_rate_ratio: last learning rate over the peak.
-        weight_decay: see `create_optimizer`.
-        autocast: dtype of the forward pass, None for float32; gradients of float16 are scaled.
-        seed: of stochastic depth and dropout; the global random state is left as it was.
-        progress: where to report.
-        layer_decay: see `layer_scales`.
-        gradient_clip_norm: largest L2 norm of all gradients together, or None.
-        accumulation_steps: parts into which a batch is cut; the step is taken with the gradient of all of them.
-        ema_decay: see `ExponentialMovingAverage`; 0: no average.
-        head_only_epochs: at first only the last norm and the head are trained.
         evaluate: called after every epoch, and once more for the average, in all processes.
         store: where the state is kept; a training that it holds goes on where it was.
 
@@ -108,99 +63,145 @@ def fit(
         DeployError: when the loss is not finite, with the step and the learning rate.
         ProcessLostError: when another process is gone.
     """
-    peak = scaled_learning_rate(base_learning_rate, batches.batch_size)
-    optimizer = create_optimizer(model, peak, weight_decay, layer_decay)
-    total_steps = epochs * len(batches)
-    warmup_steps = min(round(warmup_epochs * len(batches)), total_steps // 2)
-    head_only_steps = round(head_only_epochs * len(batches))
-    body = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(_HEAD)]
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    body = [parameter for name, parameter in trained.items() if not name.startswith(_HEAD)]
+    state, progress = _first_state(model, batches, schedule), execution.progress
+    loop = _Loop(batches, objective, schedule, description, evaluate, store, state, body, list(trained.values()))
+    total_steps = schedule.epochs * len(batches)
     is_cuda = torch.device(batches.device).type == "cuda"
-    average = ExponentialMovingAverage(model, ema_decay) if ema_decay else None
-    scaler = torch.amp.GradScaler("cuda", enabled=autocast == torch.float16)
-    at = TrainingState(model, optimizer, average, scaler, batches.device)
-
-    def step_on(network: nn.Module, batch: Batch, rate: float) -> tuple[float, bool]:
-        """Take one step, and return the loss and whether the state should be saved: the same in all processes."""
-        optimizer.zero_grad(set_to_none=True)
-        value, parts = 0.0, list(batch.chunk(accumulation_steps))
-        for part in parts:
-            with _keeping_gradients(network) if part is not parts[-1] else nullcontext():
-                with torch.autocast(batch.images.device.type, dtype=autocast, enabled=autocast is not None):
-                    loss = objective(network, part) * (len(part) / len(batch))
-                is_due = world().is_first and store is not None and store.is_due()
-                mean, due = total([loss.item() / world().size, float(is_due)])
-                value += mean
-                if not math.isfinite(value):
-                    raise DeployError(
-                        f"{description}: the loss is {value} at step {at.step} (learning rate {rate:.2e}); "
-                        'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
-                    )
-                scaler.scale(loss).backward()
-        if gradient_clip_norm is not None:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        if average is not None:
-            average.update(at.step)
-        return value, bool(due)
-
-    with (
-        torch.random.fork_rng([batches.device] if is_cuda else []),
-        _trainable(body),
-        losing_others(),
-        ExitStack() as stack,
-    ):
-        at.seed(seed)
-        if at.restore(store.load() if store is not None else None):
-            progress.say(f"{description}: goes on at step {at.step} of {total_steps}")
-        task = stack.enter_context(
-            progress.task(description, total_steps * batches.batch_size, "images", done=at.step * batches.batch_size)
-        )
-        model.train()
-        network: nn.Module | None = None
-        while at.step < total_steps:
-            epoch, first = divmod(at.step, len(batches))
-            started = time.perf_counter()
-            for batch in batches.epoch(epoch, first):
-                rate = learning_rate_at(at.step, total_steps, warmup_steps, peak, final_learning_rate_ratio)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["lr_scale"]
-                if network is None or at.step == head_only_steps:
-                    for parameter in body:
-                        parameter.requires_grad_(at.step >= head_only_steps)
-                    del network  # its hooks on the gradients go with it, before there are new ones
-                    network = _shared(model)
-                loss, is_due = step_on(network, batch, rate)
-                at.sums["loss"] += loss
-                at.step += 1
-                task.advance(batches.batch_size, f"epoch {epoch + 1}/{epochs} loss {loss:.3f}")
-                if store is not None and is_due and at.step % len(batches):
-                    at.sums["seconds"] += time.perf_counter() - started
-                    started = time.perf_counter()
-                    store.save(at.snapshot())
-            at.sums["seconds"] += time.perf_counter() - started
-            row = {
-                "epoch": epoch + 1,
-                "train_loss": at.sums["loss"] / len(batches),
-                "learning_rate": rate,
-                "images_per_s": len(batches) * batches.batch_size / at.sums["seconds"],
-            }
-            if evaluate is not None:
-                row |= evaluate(model)
-                model.train()
-                if average is not None:
-                    row |= {f"ema_{name}": figure for name, figure in evaluate(average.network).items()}
-            at.history.append(row)
-            at.sums = {"loss": 0.0, "seconds": 0.0}
-            if store is not None:
-                _keep(store, at.history, model if average is None else average.network, averaged=average is not None)
-                store.save(at.snapshot())
-    if average is not None:
-        model.load_state_dict(average.network.state_dict())
+    with torch.random.fork_rng([batches.device] if is_cuda else []), _trainable(body), losing_others():
+        state.seed(execution.seed)
+        if state.restore(store.load() if store is not None else None):
+            progress.say(f"{description}: goes on at step {state.step} of {total_steps}")
+        images = batches.batch_size
+        with progress.task(description, total_steps * images, "images", done=state.step * images) as task:
+            model.train()
+            while state.step < total_steps:
+                _train_epoch(loop, task)
+                _end_epoch(loop)
+    if state.average is not None:
+        model.load_state_dict(state.average.module.state_dict())
     model.eval()
-    return at.history
+    return state.history
+
+
+@dataclass
+class _Loop:
+    """What every step of a training needs.
+
+    `state` is where it stands, `body` what waits while the head is trained alone, `network` the model as it is to be called.
+    """
+
+    batches: TrainingBatches
+    objective: Objective
+    schedule: Schedule
+    description: str
+    evaluate: Evaluation | None
+    store: TrainingStore | None
+    state: TrainingState
+    body: list[nn.Parameter]
+    trained: list[nn.Parameter]
+    network: nn.Module | None = None
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, before the factors of the layers."""
+        return self.schedule.rate_at(step, len(self.batches), self.batches.batch_size)
+
+
+def _first_state(model: nn.Module, batches: TrainingBatches, schedule: Schedule) -> TrainingState:
+    peak = scaled_learning_rate(schedule.base_learning_rate, batches.batch_size)
+    return TrainingState(
+        model,
+        create_optimizer(model, peak, schedule.weight_decay, schedule.layer_decay),
+        moving_average(model, schedule.ema_decay) if schedule.ema_decay else None,
+        torch.amp.GradScaler("cuda", enabled=schedule.autocast == torch.float16),
+        batches.device,
+    )
+
+
+def _train_epoch(loop: _Loop, task: Task) -> None:
+    """Take the steps of an epoch that are left."""
+    state, steps, store = loop.state, len(loop.batches), loop.store
+    head_only_steps = round(loop.schedule.head_only_epochs * steps)
+    epoch, first = divmod(state.step, steps)
+    started = time.perf_counter()
+    for batch in loop.batches.epoch(epoch, first):
+        if loop.network is None or state.step == head_only_steps:
+            for parameter in loop.body:
+                parameter.requires_grad_(state.step >= head_only_steps)
+            loop.network = None  # its hooks on the gradients go with it, before there are new ones
+            loop.network = _shared(state.model)
+        loss, is_due = _step(loop, loop.network, batch)
+        task.advance(loop.batches.batch_size, f"epoch {epoch + 1}/{loop.schedule.epochs} loss {loss:.3f}")
+        if store is not None and is_due and state.step % steps:
+            state.sums["seconds"] += time.perf_counter() - started
+            started = time.perf_counter()
+            store.save(state.snapshot())
+    state.sums["seconds"] += time.perf_counter() - started
+
+
+def _step(loop: _Loop, network: nn.Module, batch: Batch) -> tuple[float, bool]:
+    """Take one step, and return the loss and whether the state should be saved: the same in all processes."""
+    state, optimizer, scaler = loop.state, loop.state.optimizer, loop.state.scaler
+    rate = loop.rate_at(state.step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    optimizer.zero_grad(set_to_none=True)
+    loss, is_due = 0.0, False
+    parts = list(batch.chunk(loop.schedule.accumulation_steps))
+    for part in parts:
+        with _keeping_gradients(network) if part is not parts[-1] else nullcontext():
+            of_part, is_due = _backward(loop, network, part, len(part) / len(batch))
+            loss += of_part
+    if loop.schedule.gradient_clip_norm is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(loop.trained, loop.schedule.gradient_clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+    state.sums["loss"] += loss
+    state.step += 1
+    return loss, is_due
+
+
+def _backward(loop: _Loop, network: nn.Module, part: Batch, share: float) -> tuple[float, bool]:
+    """Add the gradients of a part of a batch; return its `share` of the loss, and whether the state should be saved."""
+    dtype, store = loop.schedule.autocast, loop.store
+    with torch.autocast(part.images.device.type, dtype=dtype, enabled=dtype is not None):
+        loss = loop.objective(network, part) * share
+    is_due = world().is_first and store is not None and store.is_due()
+    mean, due = total([loss.item() / world().size, float(is_due)])
+    if not math.isfinite(mean):
+        step = loop.state.step
+        raise DeployError(
+            f"{loop.description}: the loss is {mean} at step {step} (learning rate {loop.rate_at(step):.2e}); "
+            'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
+        )
+    loop.state.scaler.scale(loss).backward()
+    return mean, bool(due)
+
+
+def _end_epoch(loop: _Loop) -> None:
+    """Evaluate, and write down what the epoch gave."""
+    state, store, steps = loop.state, loop.store, len(loop.batches)
+    row = {
+        "epoch": state.step // steps,
+        "train_loss": state.sums["loss"] / steps,
+        "learning_rate": loop.rate_at(state.step - 1),
+        "images_per_s": steps * loop.batches.batch_size / state.sums["seconds"],
+    }
+    if loop.evaluate is not None:
+        row |= loop.evaluate(state.model)
+        state.model.train()
+        if state.average is not None:
+            row |= {f"ema_{name}": figure for name, figure in loop.evaluate(state.average.module).items()}
+    state.history.append(row)
+    state.sums = {"loss": 0.0, "seconds": 0.0}
+    if store is not None:
+        result = state.model if state.average is None else state.average.module
+        _keep(store, state.history, result, averaged=state.average is not None)
+        store.save(state.snapshot())
 
 
 def _shared(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ All are computed in float32 (in float64 when given float64), averaged over the b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,46 +16,50 @@ from torch import Tensor
 from convnext_deploy.config.choices import LogitMethod
 
 
-def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    *,
-    method: LogitMethod = "kd",
-    temperature: float,
-    distill_loss_weight: float,
-    label_smoothing: float = 0.0,
-    dkd_alpha: float = 1.0,
-    dkd_beta: float = 2.0,
-) -> Tensor:
-    """`(1 - w) * CE(student, labels) + w * loss(student, teacher)`.
+@dataclass(frozen=True)
+class Distillation:
+    """What a student learns from: `(1 - w) * CE(student, labels) + w * loss(student, teacher)`.
 
-    Args:
-        student_logits: `(N, num_classes)`, of any floating-point dtype.
-        teacher_logits: `(N, num_classes)`, without gradient.
-        labels: `(N,)` int64, or `(N, num_classes)` floating point.
-        method: the second term. `kd`: `kd_loss`; `teacher-only`: likewise with w = 1, whatever is given (Beyer et al. 2022,
+    Attributes:
+        method: the second term. `kd`: `kd_loss`; `teacher-only`: the same with w = 1, whatever is given (Beyer et al. 2022,
             "Knowledge distillation: A good teacher is patient and consistent", arXiv 2106.05237); `hard-label`:
             `hard_label_loss`, where w = 0.5 is the paper's; `dkd`: `dkd_loss`, whose paper adds the two terms, which is w = 0.5
             but for a factor of 2.
         temperature: T, 0.01 to 100; does not count for `hard-label`.
         distill_loss_weight: w in [0, 1].
         label_smoothing: of the cross-entropy with the labels alone, in [0, 1).
-        dkd_alpha: see `dkd_loss`.
-        dkd_beta: see `dkd_loss`.
-
-    Returns: scalar.
+        dkd_alpha: weight of the target class in `dkd_loss`.
+        dkd_beta: weight of the other classes in `dkd_loss`.
     """
-    if method == "hard-label":
+
+    method: LogitMethod = "kd"
+    temperature: float = 1.0
+    distill_loss_weight: float = 0.5
+    label_smoothing: float = 0.0
+    dkd_alpha: float = 1.0
+    dkd_beta: float = 2.0
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, by: Distillation) -> Tensor:
+    """Return the loss of a student, a scalar.
+
+    Args:
+        student_logits: `(N, num_classes)`, of any floating-point dtype.
+        teacher_logits: `(N, num_classes)`, without gradient.
+        labels: `(N,)` int64, or `(N, num_classes)` floating point.
+        by: which loss, and the weights of its terms.
+    """
+    if by.method == "hard-label":
         soft = hard_label_loss(student_logits, teacher_logits)
-    elif method == "dkd":
-        soft = dkd_loss(student_logits, teacher_logits, labels, temperature=temperature, alpha=dkd_alpha, beta=dkd_beta)
+    elif by.method == "dkd":
+        weights = {"temperature": by.temperature, "alpha": by.dkd_alpha, "beta": by.dkd_beta}
+        soft = dkd_loss(student_logits, teacher_logits, labels, **weights)
     else:
-        soft = kd_loss(student_logits, teacher_logits, temperature)
-    if method == "teacher-only":
+        soft = kd_loss(student_logits, teacher_logits, by.temperature)
+    if by.method == "teacher-only":
         return soft
-    hard = F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=label_smoothing)
-    return (1 - distill_loss_weight) * hard + distill_loss_weight * soft
+    hard = F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
+    return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and the learning rate of every step."""
+"""AdamW, its parameter groups, the learning rate of every step, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 REFERENCE_BATCH_SIZE = 4096
 _PARTS = 12
@@ -83,3 +84,24 @@ def create_optimizer(
                 }
             )
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), fused=True)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an average that follows the weights slowly: `average = d * average + (1 - d) * weights` after every step.
+
+    `d` is `min(decay, (1 + step) / (10 + step))`, steps counted from 0: a short training would otherwise end with an average of
+    its first weights. The average is a copy of the network in evaluation mode, without gradients.
+
+    Source: Polyak and Juditsky 1992; arXiv 2201.03545, table 5 (decay 0.9999 for 300 epochs of ImageNet); the growing decay is
+        that of TensorFlow's `ExponentialMovingAverage`.
+    """
+
+    @torch.no_grad()
+    def update(averages: Any, weights: Any, count: Tensor | int) -> None:
+        least = int(count) / (int(count) + 9)
+        torch._foreach_lerp_(averages, weights, 1.0 - min(decay, least))
+
+    average = AveragedModel(model, multi_avg_fn=update)
+    average.module.requires_grad_(False).eval()
+    average.n_averaged.fill_(1)  # the first weights count, instead of being replaced by those after the first step
+    return average

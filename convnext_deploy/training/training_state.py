@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from convnext_deploy.errors import OutputError
 from convnext_deploy.system.distributed import gather, world
-from convnext_deploy.training.ema import ExponentialMovingAverage
 
 _RANK_STRIDE = 1_000_003  # between the seeds of processes, which neighbouring seeds of users do not reach
 
@@ -21,7 +21,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: ExponentialMovingAverage | None
+    average: AveragedModel | None
     scaler: torch.amp.GradScaler
     device: str
     step: int = 0
@@ -41,7 +41,7 @@ class TrainingState:
             "sums": dict(self.sums),
             "history": self.history,
             "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": gather(random),
@@ -65,7 +65,7 @@ class TrainingState:
             return False
         self.model.load_state_dict(found["model"])
         if self.average is not None:
-            self.average.network.load_state_dict(found["average"])
+            self.average.load_state_dict(found["average"])
         self.optimizer.load_state_dict(found["optimizer"])
         self.scaler.load_state_dict(found["scaler"])
         if len(found["random"]) == world().size:

@@ -196,8 +196,8 @@ ARTIFACT_CASES: list[Case] = [
         artifact("export", name="student", after=("--format", "torch-tensorrt", "--input-type", "uint8")),
         "--input-type does not count for torch-tensorrt",
     ),
-    ("no report", lambda p: ["report", p.images], "is no finished run: it has no report.json"),
-    ("missing run", lambda p: ["report", p.path / "none"], "is no finished run"),
+    ("no report", lambda p: ["report", p.images], "is not a finished run: it has no report.json"),
+    ("missing run", lambda p: ["report", p.path / "none"], "is not a finished run"),
 ]
 OUT_CASES: list[Case] = [
     (f"{arguments[0]} into a file", out_is_a_file(*arguments), "out cannot be written (")

@@ -39,7 +39,7 @@ def test_compare_prints_json_and_writes_the_page(two_runs: tuple[Path, Path], tm
     [
         ((), 2, "Missing argument 'RUN RUN...'"),
         (("a",), 2, "give at least two runs"),
-        (("a", "b"), 1, "is no finished run: it has no report.json"),
+        (("a", "b"), 1, "is not a finished run: it has no report.json"),
     ],
 )
 def test_compare_says_what_is_wrong(arguments: tuple[str, ...], code: int, words: str) -> None:

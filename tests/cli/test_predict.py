@@ -82,7 +82,7 @@ def test_predict_says_what_validate_scored(
         for entry in predicted
     )
     row = json.loads(call("validate", artifact.path, "--data", image_folder, "--json", *HERE).out)["rows"][0]
-    assert (right, len(predicted)) == (row["correct"], row["total"])
+    assert (right, len(predicted)) == (row["accuracy"]["correct"], row["accuracy"]["total"])
 
 
 @pytest.mark.parametrize(("options", "code"), [((), 1), (("--skip-unreadable",), 0)])

@@ -65,7 +65,7 @@ class Quantized:
 def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small network that tells the three colours apart."""
     folder = tmp_path_factory.mktemp("source")
-    context = StageContext("float", folder, lambda: small_data, Execution(), folder / "cache")
+    context = StageContext("float", folder, small_data, Execution(), folder / "cache")
     write_manifest(train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context))
     return folder
 
@@ -135,13 +135,13 @@ def test_ladder_with_one_rung_stands_in_the_report(good: Quantized) -> None:
     assert row[0] == "min-max"
     assert row[-1] == "passed"
     text = (good.out / "report.md").read_text()
-    assert "Taken: min-max; its risk of 0.00 pp is within the 0.20 pp allowed." in text
+    assert "Selected min-max: its risk of 0.00 pp is within the 0.20 pp allowed." in text
 
 
 def ladder_rows(run: Quantized) -> list[list[str]]:
     """The cells of the rows of the ladder's table in the report."""
     lines = (run.out / "report.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| rung |"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("| step |"))
     assert lines[start - 2].startswith("What quantize tried")
     rows = []
     for line in lines[start + 2 :]:
@@ -159,7 +159,7 @@ def test_gate_that_fails_gives_3_and_names_the_layers_that_hurt(bad: Quantized) 
     assert worst.count("stages.") + worst.count("downsample_layers.") == 5
     text = (bad.out / "report.md").read_text()
     assert f"; the layers that hurt most are {worst}." in text
-    assert f"Taken: {selection.chosen}; no rung's risk is within 0.20 pp, and its " in text
+    assert f"Selected {selection.chosen}: no rung's risk is within 0.20 pp, and its " in text
     assert "1 of 1 gates failed: quantize" in bad.outcome.out
     assert "100.00 pp" in bad.outcome.out
     assert_nothing_half_written(bad.out)
@@ -188,7 +188,7 @@ def test_json_has_the_ladder(bad: Quantized) -> None:
     assert outcome.code == 3
     row = json.loads(outcome.out)["rows"][-1]
     selection = json.loads(json.dumps(dataclasses.asdict(selection_of(bad.artifact))))
-    assert (row["rungs"], row["chosen"], row["reason"]) == tuple(
+    assert tuple(row["history"][key] for key in ("steps", "chosen", "reason")) == tuple(
         selection[key] for key in ("steps", "chosen", "reason")
     )
 
@@ -202,7 +202,7 @@ def test_calibration_method_quantizes_once(source: Path, image_folder: Path, tmp
     artifact = read_artifact(tmp_path / "stages" / "ptq")
     assert artifact.lineage[-1].config["calibration_method"] == "percentile"
     assert torch_details(artifact).selection is None
-    assert "Taken: " not in (tmp_path / "report.md").read_text()
+    assert "Selected " not in (tmp_path / "report.md").read_text()
 
 
 DEFAULT = QuantizeConfig()

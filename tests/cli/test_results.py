@@ -22,6 +22,7 @@ from convnext_deploy.reports.record import read_report
 from convnext_deploy.reports.stage_table import cells
 from tests.cli.conftest import FailedRun, Outcome, assert_nothing_half_written, call
 from tests.pipeline.test_open_artifact import write_foreign_onnx
+from tests.rows import accuracy_of, drop_of, rows_in
 
 HERE = ("--workers", "0", "--device", "cpu")
 MEASURED = ("correct", "total", "top1", "top5", "runner")
@@ -29,14 +30,14 @@ MEASURED = ("correct", "total", "top1", "top5", "runner")
 
 def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:
     assert outcome.code == 0, outcome.err
-    return {row["name"]: row for row in json.loads(outcome.out)["rows"]}
+    return rows_in(outcome.out)
 
 
 def test_failed_gate_exits_with_3_and_writes_both_reports(failed_run: FailedRun) -> None:
     assert failed_run.outcome.code == 3
     report = read_report(failed_run.out)
     assert (report.complete, report.passed) == (True, False)
-    (reason,) = report.rows[0].reasons
+    (reason,) = report.rows[0].verdict.reasons
     assert "is below the 100.00 % asked for" in reason
     assert f"- guess: {reason}" in failed_run.outcome.out
     assert "1 of 1 gates failed: guess" in failed_run.outcome.out
@@ -77,7 +78,7 @@ def test_report_writes_the_markdown_anew(failed_run: FailedRun, tmp_path: Path) 
 
 
 def test_report_shows_every_row_and_cell(small_run: RunResult) -> None:
-    out = Path(small_run.report.rows[0].artifact).parents[1]
+    out = Path(small_run.report.rows[0].identity.artifact).parents[1]
     outcome = call("report", out / "report.json")
     assert outcome.code == 0
     table = [line for line in outcome.out.splitlines() if line.startswith("│")]
@@ -135,32 +136,34 @@ def test_validate_gives_the_score_of_the_run_for_folder_and_bare_file(
     small_run: RunResult, small_artifacts: dict[str, Artifact], image_folder: Path, name: str
 ) -> None:
     artifact = small_artifacts[name]
-    expected = next(row for row in small_run.report.rows if row.name == name)
+    expected = accuracy_of(next(row for row in small_run.report.rows if row.name == name))
     for path in (artifact.path, artifact.main_file):
         row = rows_of(call("validate", path, "--data", image_folder, "--json", *HERE))["artifact"]
-        assert {key: row[key] for key in MEASURED} == {key: getattr(expected, key) for key in MEASURED}
+        assert {key: row["accuracy"][key] for key in MEASURED} == {key: getattr(expected, key) for key in MEASURED}
 
 
 def test_validate_compares_with_a_baseline_image_by_image(
     small_run: RunResult, small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path
 ) -> None:
-    expected = next(row for row in small_run.report.rows if row.name == "onnx-int8")
+    expected = drop_of(next(row for row in small_run.report.rows if row.name == "onnx-int8"))
     baseline = small_artifacts["student"].main_file
     source = small_artifacts["onnx-int8"].main_file
     options = ("--data", image_folder, "--out", tmp_path / "out", "--max-drop", "100", "--json", *HERE)
     rows = rows_of(call("validate", source, "--baseline", baseline, *options))
     assert list(rows) == ["baseline", "artifact"]
     row = rows["artifact"]
-    assert (row["top1_drop_pp"], row["agreement"]) == (expected.top1_drop_pp, expected.agreement)
-    assert (row["baseline"], row["passed"], rows["baseline"]["passed"]) == ("baseline", True, None)
+    found, drop = row["accuracy"], row["accuracy"]["drop"]
+    assert (drop["top1_drop_pp"], drop["agreement"]) == (expected.top1_drop_pp, expected.agreement)
+    assert row["provenance"]["baseline"] == "baseline"
+    assert (row["verdict"]["passed"], rows["baseline"]["verdict"]["passed"]) == (True, None)
     views = ["model_card.md", "report.html", "report.json", "report.md"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flips", *views]
     content = json.loads((tmp_path / "out" / "flips" / "artifact.json").read_text())
     assert [path.name for path in (tmp_path / "out" / "flips").iterdir()] == ["artifact.json"]
-    assert len(content["images"]) == content["flipped"] == row["flipped"] == round(18 * (1 - row["agreement"]))
-    assert row["flips"] == content["images"][:20]
-    assert [change["name"] for change in row["classes"]] == ["cat", "dog", "owl"]
-    assert sum(change["lost"] - change["gained"] for change in row["classes"]) == row["lost"] - row["gained"]
+    assert len(content["images"]) == content["flipped"] == found["flipped"] == round(18 * (1 - drop["agreement"]))
+    assert found["flips"] == content["images"][:20]
+    assert [change["name"] for change in found["classes"]] == ["cat", "dog", "owl"]
+    assert sum(change["lost"] - change["gained"] for change in found["classes"]) == drop["lost"] - drop["gained"]
 
 
 def test_validate_fails_on_the_upper_end_where_the_point_passes(
@@ -192,7 +195,7 @@ def test_run_fails_on_the_upper_end_where_the_point_passes(
             '[[stages]]\nkind = "onnx"\n'
         )
         codes.append(call("run", recipe, "--data", image_folder, "--out", out, *HERE).code)
-        assert read_report(out).rows[-1].gate["on"] == end
+        assert read_report(out).rows[-1].provenance.gate.on == end
     assert codes == [0, 3]
     assert [path.name for path in (out / "flips").iterdir()] == ["onnx.json"]
     assert_nothing_half_written(out)
@@ -231,7 +234,7 @@ def test_validate_prints_json_alone_on_standard_output(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = call("validate", small_artifacts["student"].path, "--data", image_folder, "--json", *HERE)
-    assert json.loads(outcome.out)["rows"][0]["name"] == "artifact"
+    assert json.loads(outcome.out)["rows"][0]["identity"]["name"] == "artifact"
     assert "validate: done in" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
@@ -243,14 +246,18 @@ def test_validate_says_why_an_engine_was_not_run(
 
     monkeypatch.setattr(tensorrt, "cuda_driver_error", lambda: "no GPU")
     row = rows_of(call("validate", small_artifacts["engine"].path, "--data", image_folder, "--json", *HERE))["artifact"]
-    assert (row["not_run"], row["top1"], row["passed"]) == ("built for SM86; not run: no GPU", None, None)
+    assert (row["not_run"], row["accuracy"], row["verdict"]["passed"]) == (
+        "built for SM86; not run: no GPU",
+        None,
+        None,
+    )
 
 
 def test_validate_runs_a_foreign_onnx_file(image_folder: Path, tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx")
     row = rows_of(call("validate", path, "--data", image_folder, "--json", *HERE))["artifact"]
     # the mean of each colour tells the three classes apart
-    assert (row["top1"], row["total"], row["variant"]) == (1.0, 18, "unknown")
+    assert (row["accuracy"]["top1"], row["accuracy"]["total"], row["identity"]["variant"]) == (1.0, 18, "unknown")
 
 
 def test_quantize_gives_the_same_artifact_for_folder_and_bare_file(
@@ -261,11 +268,11 @@ def test_quantize_gives_the_same_artifact_for_folder_and_bare_file(
     found = []
     for name, path in (("folder", source.path), ("file", source.main_file)):
         rows = rows_of(call("quantize", path, "--out", tmp_path / name, *flags, "--calibration-method", "auto"))
-        found.append({key: rows["ptq"][key] for key in (*MEASURED, "top1_drop_pp", "agreement", "baseline", "passed")})
+        found.append({key: rows["ptq"][key] for key in ("accuracy", "verdict")})
+        assert (rows["ptq"]["provenance"]["baseline"], rows["ptq"]["verdict"]["passed"]) == ("source", True)
         # the same settings as in the small run, so the same bytes
         assert read_artifact(tmp_path / name / "stages" / "ptq").sha256 == small_artifacts["ptq"].sha256
     assert found[0] == found[1]
-    assert (found[0]["baseline"], found[0]["passed"]) == ("source", True)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -276,15 +283,15 @@ def test_export_gives_the_same_artifact_for_folder_and_bare_file(
     path = source.main_file if bare else source.path
     flags = ("--data", image_folder, "--max-drop", "100", "--json", *HERE)
     rows = rows_of(call("export", path, "--out", tmp_path / "out", *flags))
-    expected = next(row for row in small_run.report.rows if row.name == "onnx-int8")
-    assert {key: rows["onnx"][key] for key in MEASURED} == {key: getattr(expected, key) for key in MEASURED}
+    expected = accuracy_of(next(row for row in small_run.report.rows if row.name == "onnx-int8"))
+    assert {key: rows["onnx"]["accuracy"][key] for key in MEASURED} == {key: getattr(expected, key) for key in MEASURED}
     exported = read_artifact(tmp_path / "out" / "stages" / "onnx")
     assert exported.precision == "int8"
     graphs = [onnx.load(artifact.main_file).graph for artifact in (exported, small_artifacts["onnx-int8"])]
     assert graphs[0] == graphs[1]  # only what is said of the lineage may differ
     # a folder knows its FP32 ancestor, a bare file does not
     assert list(rows) == (["source", "onnx"] if bare else ["baseline", "source", "onnx"])
-    assert rows["onnx"]["baseline"] == ("source" if bare else "baseline")
+    assert rows["onnx"]["provenance"]["baseline"] == ("source" if bare else "baseline")
 
 
 def test_train_starts_from_a_bare_checkpoint(
@@ -294,7 +301,7 @@ def test_train_starts_from_a_bare_checkpoint(
     flags = ("--epochs", "1", "--batch-size", "16", "--base-learning-rate", "1e-9", "--data", image_folder, "--json")
     rows = rows_of(call("train", "--model", "atto", "--checkpoint", source, "--out", tmp_path / "out", *flags, *HERE))
     assert list(rows) == ["source", "model"]
-    assert rows["model"]["correct"] == rows["source"]["correct"]
+    assert rows["model"]["accuracy"]["correct"] == rows["source"]["accuracy"]["correct"]
 
 
 def test_distill_from_a_brought_teacher_trains_the_student_only(
@@ -322,13 +329,13 @@ def test_train_without_data_says_that_it_uses_the_digits(tmp_path: Path) -> None
     flags = ("--epochs", "1", "--batch-size", "1024", "--out", tmp_path / "out")
     outcome = call("train", "--model", "atto", *flags, *HERE, "--json")
     assert outcome.err.startswith("no --data was given: using the built-in handwritten digits\n")
-    row = rows_of(outcome)["model"]
+    row = rows_of(outcome)["model"]["accuracy"]
     assert row["total"] == 540
     outcome = call("validate", tmp_path / "out" / "stages" / "model", "--json", *HERE)
     assert outcome.err.startswith(
         "no --data was given: using the built-in digits, on which this artifact was trained\n"
     )
-    assert rows_of(outcome)["artifact"]["correct"] == row["correct"]
+    assert rows_of(outcome)["artifact"]["accuracy"]["correct"] == row["correct"]
 
 
 def test_files_that_are_no_images_are_counted(

@@ -58,8 +58,7 @@ def artifacts(
     found = dict(small_artifacts)
     for name, (source, settings) in GRAPHS.items():
         (folder / name).mkdir()
-        given = (name, folder / name, lambda: small_data, Execution(), folder / "cache")
-        context = StageContext(*given, has_data=True)
+        context = StageContext(name, folder / name, small_data, Execution(), folder / "cache")
         found[name] = run_onnx(ONNXConfig(**settings, range_images=12), small_artifacts[source], context)
     return found
 

@@ -274,7 +274,7 @@ def test_stage_leaves_no_folder_when_it_is_interrupted(
 @pytest.mark.parametrize("kind", NEEDS_SOURCE)
 def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, small_data: Data, tmp_path: Path) -> None:
     entry = entry_of(small_recipe, kind)
-    context = StageContext(entry.name, tmp_path, lambda: small_data, Execution(), tmp_path / "cache")
+    context = StageContext(entry.name, tmp_path, small_data, Execution(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match=rf"^[^\n]*{kind}[^\n]*source[^\n]*$"):
         run_stage(entry.config, None, context)
     assert list(tmp_path.iterdir()) == []
@@ -282,7 +282,7 @@ def test_stage_raises_when_it_has_no_source(kind: str, small_recipe: Recipe, sma
 
 def test_distill_raises_when_it_has_no_teacher(small_recipe: Recipe, small_data: Data, tmp_path: Path) -> None:
     entry = entry_of(small_recipe, "distill")
-    context = StageContext(entry.name, tmp_path, lambda: small_data, Execution(), tmp_path / "cache")
+    context = StageContext(entry.name, tmp_path, small_data, Execution(), tmp_path / "cache")
     with pytest.raises(ArtifactError, match="teacher"):
         run_stage(entry.config, None, context)
 

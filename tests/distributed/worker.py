@@ -17,9 +17,10 @@ from convnext_deploy.data.datasets import ArrayImages
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.distributed import gather, world
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.evaluate import evaluate_classifier
 from convnext_deploy.training.fit import fit
+from convnext_deploy.training.schedule import Schedule
 
 CLASSES, EPOCHS, STEPS = 5, 5, 4
 VALIDATION_IMAGES = 37  # not a multiple of two
@@ -49,18 +50,15 @@ def train(**options: Any) -> dict[str, Any]:
         rows.append((batch.epoch, batch.first_row, len(batch)))
         return loss
 
-    settings: dict[str, Any] = {
-        "epochs": EPOCHS,
-        "base_learning_rate": 0.064,
-        "warmup_epochs": 1.0,
-        "final_learning_rate_ratio": 0.1,
-        "weight_decay": 0.05,
-        "autocast": None,
-        "seed": 5,
-        "progress": SilentProgress(),
-        "evaluate": lambda network: evaluate_classifier(network, validation, "cpu"),
-    }
-    history = fit(model, batches, objective, description="test", **{**settings, **options})
+    history = fit(
+        model,
+        batches,
+        objective,
+        Schedule(EPOCHS, 0.064, 1.0, 0.1, 0.05, **options),
+        Execution(seed=5),
+        description="test",
+        evaluate=lambda network: evaluate_classifier(network, validation, "cpu"),
+    )
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     return {
         "losses": np.mean(gather(losses), axis=0).tolist(),

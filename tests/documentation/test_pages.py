@@ -142,6 +142,7 @@ def test_keys_of_recipes_are_those_of_the_records() -> None:
     text = _text("recipes/README.md")
     assert keys.fill(text) == text, "run: python -m tests.documentation.keys"
     assert set(re.findall(r"<!-- keys: ([\w-]+) -->", text)) == set(keys.RECORDS)
+    assert re.findall(r"^\|.*\| +\|$", text, re.MULTILINE) == [], "a key without a meaning"
 
 
 def test_a_new_key_would_be_missed(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def hashes(result: RunResult) -> dict[str, str]:
     """Return the hash of every artifact of a run by stage name."""
     from convnext_deploy.artifacts.artifact import read_artifact
 
-    return {row.name: read_artifact(Path(row.artifact)).sha256 for row in result.report.rows}
+    return {row.name: read_artifact(Path(row.identity.artifact)).sha256 for row in result.report.rows}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -102,7 +102,7 @@ def light_run(tmp_path_factory: pytest.TempPathFactory, light_recipe: Recipe, sm
 @pytest.fixture
 def copied(light_run: RunResult, tmp_path: Path) -> Path:
     """A copy of the light run's folder."""
-    shutil.copytree(Path(light_run.report.rows[0].artifact).parents[1], tmp_path / "out")
+    shutil.copytree(Path(light_run.report.rows[0].identity.artifact).parents[1], tmp_path / "out")
     return tmp_path / "out"
 
 

@@ -20,6 +20,7 @@ from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
+from tests.rows import accuracy_of, drop_of
 
 SIDE, CLASSES = 32, 3
 
@@ -74,9 +75,10 @@ def test_frozen_batch_of_timm_runs_any_number_of_images(timm_network: torch.nn.M
 
 def test_timm_file_is_validated(timm_file: Path, image_folder: Path) -> None:
     report = api.validate(timm_file, options=Options(data=str(image_folder)))
-    assert report.rows[0].total
-    assert report.rows[0].runner == "onnxruntime"
-    assert (report.rows[0].variant, report.rows[0].precision) == ("unknown", "fp32")
+    found, own = accuracy_of(report.rows[0]), report.rows[0].identity
+    assert found.total
+    assert found.runner == "onnxruntime"
+    assert (own.variant, own.precision) == ("unknown", "fp32")
 
 
 def test_file_of_quantize_static_is_validated_against_what_it_was_made_from(
@@ -96,8 +98,7 @@ def test_file_of_quantize_static_is_validated_against_what_it_was_made_from(
     quantize_static(str(timm_file), str(path), reader, quant_format=QuantFormat.QDQ, per_channel=True)
     assert open_input(path).precision == "int8"
     report = api.validate(path, baseline=timm_file, options=Options(data=str(image_folder)))
-    assert report.rows[1].agreement is not None
-    assert report.rows[1].agreement > 0.5
+    assert drop_of(report.rows[1]).agreement > 0.5
 
 
 def write(
@@ -185,5 +186,5 @@ def test_file_of_model_optimizer_is_validated(tmp_path: Path) -> None:
                 tmp_path / part / name / "0.png"
             )
     report = api.validate(path, options=Options(data=str(tmp_path)))
-    row = report.rows[0]
-    assert (row.precision, row.total, row.top5) == ("int8-fp16", 5, 1.0)
+    found = accuracy_of(report.rows[0])
+    assert (report.rows[0].identity.precision, found.total, found.top5) == ("int8-fp16", 5, 1.0)

@@ -68,13 +68,11 @@ def check_result(out: Path, stages: tuple[str, ...], uninterrupted: RunResult, s
     expected = hashes(uninterrupted)
     report = read_report(out)
     assert report.complete
-    assert {row.name: read_artifact(Path(row.artifact)).sha256 for row in report.rows} == {
+    assert {row.name: read_artifact(Path(row.identity.artifact)).sha256 for row in report.rows} == {
         name: expected[name] for name in stages
     }
-    counted = {row.name: (row.correct, row.top1_drop_pp, row.agreement) for row in uninterrupted.report.rows}
-    assert {row.name: (row.correct, row.top1_drop_pp, row.agreement) for row in report.rows} == {
-        name: counted[name] for name in stages
-    }
+    counted = {row.name: row.accuracy for row in uninterrupted.report.rows}
+    assert {row.name: row.accuracy for row in report.rows} == {name: counted[name] for name in stages}
     assert {path.name for path in (out / "stages").iterdir()} == set(stages)
     final = finished_stages(out)
     for before in seen:

@@ -93,7 +93,7 @@ def test_open_input_reads_the_header_of_a_file_moved_elsewhere(
 
 
 def test_open_input_names_an_artifact_when_given_the_run_folder(small_run: RunResult) -> None:
-    out = Path(small_run.report.rows[0].artifact).parent.parent
+    out = Path(small_run.report.rows[0].identity.artifact).parent.parent
     with pytest.raises(
         ArtifactError, match=r"is not an artifact folder.*It is a run; point at one of its artifacts"
     ) as error:

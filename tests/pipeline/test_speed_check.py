@@ -74,16 +74,17 @@ def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_
     outcome = call("export", quantized.path, "--image-size", str(SIDE), "--out", out)
     assert outcome.code == 3
     row = {row.name: row for row in read_report(out).rows}["onnx"]
-    assert row.passed is False
-    assert row.speed is not None
-    assert row.speed.worst.median < 1
-    assert row.speed.layers
-    for layer in row.speed.layers:
-        assert layer.layer.startswith(PLANTED), row.speed.layers
-        assert ".pwconv" in layer.layer, row.speed.layers
+    found = row.speed.against_float
+    assert row.verdict.passed is False
+    assert found is not None
+    assert found.worst.median < 1
+    assert found.layers
+    for layer in found.layers:
+        assert layer.layer.startswith(PLANTED), found.layers
+        assert ".pwconv" in layer.layer, found.layers
         assert layer.ms > 1.5 * layer.reference_ms
-    assert row.ship == str(out / "stages" / FLOAT)
-    for text in (row.speed.layers[0].layer, "layers responsible", f"ship {FLOAT} instead"):
+    assert row.speed.ship == str(out / "stages" / FLOAT)
+    for text in (found.layers[0].layer, "layers responsible", f"ship {FLOAT} instead"):
         assert text in " ".join(outcome.out.split())
     again = call("report", out)
     assert again.code == 3
@@ -96,13 +97,13 @@ def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_wa
     settings = settings_for(tmp_path)
     first = run_recipe(recipe_of(), settings, source=quantized)
     found = rows_of(first)["int8"]
-    assert found.passed is True, found.reasons
-    assert found.speed is not None
-    assert (found.ship, found.speed.compared_with) == (None, FLOAT)
+    assert found.verdict.passed is True, found.verdict.reasons
+    assert found.speed.against_float is not None
+    assert (found.speed.ship, found.speed.against_float.compared_with) == (None, FLOAT)
     assert first.executed == ("int8", FLOAT)
     made, student = read_artifact(tmp_path / "stages" / FLOAT).preprocess, small_artifacts["student"].preprocess
     assert made == dataclasses.replace(student, image_size=SIDE)  # the normalization is that of the float network
-    assert rows_of(first)[FLOAT].for_comparison
+    assert rows_of(first)[FLOAT].provenance.for_comparison
     assert (tmp_path / "stages" / FLOAT / "model.onnx").is_file()
 
     monkeypatch.setattr(speed, "measure_speed", must_not_run)
@@ -111,8 +112,9 @@ def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_wa
     assert rows_of(second)["int8"] == found
     strict = run_recipe(recipe_of(Gate(min_speedup=100)), settings, source=quantized)
     judged = rows_of(strict)["int8"]
-    assert (strict.executed, judged.passed, judged.speed) == ((), False, found.speed)
-    assert "100× is asked for" in judged.reasons[0]
+    assert (strict.executed, judged.verdict.passed) == ((), False)
+    assert judged.speed.against_float == found.speed.against_float
+    assert "100× is asked for" in judged.verdict.reasons[0]
 
 
 def must_not_run(*_: object, **__: object) -> Speed:
@@ -171,8 +173,8 @@ def test_float_graph_of_the_recipe_is_taken_though_it_comes_later_and_nothing_is
     assert compared == ["int8 theirs 32"]
     assert result.executed == ("ptq", "int8", "theirs")
     row = rows_of(result)["int8"]
-    assert row.top1 is not None
-    assert (row.passed, row.ship) == (False, str(tmp_path / "stages" / "theirs"))
+    assert row.accuracy is not None
+    assert (row.verdict.passed, row.speed.ship) == (False, str(tmp_path / "stages" / "theirs"))
 
 
 @pytest.mark.parametrize("where", ["recipe", "settings"])
@@ -184,7 +186,7 @@ def test_check_can_be_left_out_and_the_report_says_so(
     result = run_recipe(recipe_of(speed_check=where != "recipe"), settings, source=quantized)
     row = rows_of(result)["int8"]
     assert result.executed == ("int8",)
-    assert (row.speed, row.passed) == (None, None)
+    assert (row.speed.against_float, row.verdict.passed) == (None, None)
     assert "speed not measured: it was left out, as asked for" in row.notes
 
 
@@ -193,12 +195,12 @@ def test_run_without_int8_for_a_runtime_that_is_here_measures_nothing_and_says_w
 ) -> None:
     rows = rows_of(small_run)
     for name in ("onnx-int8", "engine"):
-        assert (rows[name].speed, rows[name].passed) == (None, None)
-        if rows[name].speed_not_measured is not None:
-            assert f"speed not measured: {rows[name].speed_not_measured}" in rows[name].notes
-    assert rows["onnx-int8"].speed_not_measured is not None
-    assert not any(row.for_comparison for row in small_run.report.rows)
-    assert all(row.speed_not_measured is None for name, row in rows.items() if name not in ("onnx-int8", "engine"))
+        assert (rows[name].speed.against_float, rows[name].verdict.passed) == (None, None)
+        if rows[name].speed.not_measured is not None:
+            assert f"speed not measured: {rows[name].speed.not_measured}" in rows[name].notes
+    assert rows["onnx-int8"].speed.not_measured is not None
+    assert not any(row.provenance.for_comparison for row in small_run.report.rows)
+    assert all(row.speed.not_measured is None for name, row in rows.items() if name not in ("onnx-int8", "engine"))
 
 
 def test_float_form_that_cannot_be_made_is_no_error_of_the_run(
@@ -212,5 +214,5 @@ def test_float_form_that_cannot_be_made_is_no_error_of_the_run(
 
     monkeypatch.setattr(network_graph, "export_float", refuse)
     row = rows_of(run_recipe(recipe_of(), settings_for(tmp_path), source=quantized))["int8"]
-    assert row.speed_not_measured == "the float baseline could not be made: planted"
-    assert row.passed is None
+    assert row.speed.not_measured == "the float baseline could not be made: planted"
+    assert row.verdict.passed is None

@@ -21,6 +21,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.reports.record import StageRow, read_report
 from tests.pipeline.conftest import Rerun, change_stage, settings_for
+from tests.rows import accuracy_of, drop_of
 
 
 def rows_by_name(result: RunResult) -> dict[str, StageRow]:
@@ -33,7 +34,7 @@ def predictions(out: Path, name: str) -> tuple[list[int], list[int]]:
 
 
 def test_baseline_is_the_nearest_fp32_pytorch_ancestor(small_run: RunResult) -> None:
-    baselines = {row.name: row.baseline for row in small_run.report.rows}
+    baselines = {row.name: row.provenance.baseline for row in small_run.report.rows}
     assert baselines == {
         "teacher": None,
         "student": None,
@@ -47,37 +48,37 @@ def test_baseline_is_the_nearest_fp32_pytorch_ancestor(small_run: RunResult) -> 
 
 
 def test_drop_and_agreement_are_recomputed_from_the_predictions(small_run: RunResult) -> None:
-    out = Path(small_run.report.rows[0].artifact).parents[1]
+    out = Path(small_run.report.rows[0].identity.artifact).parents[1]
     compared = 0
     for row in small_run.report.rows:
-        if row.top1 is None:
+        found, baseline = row.accuracy, row.provenance.baseline
+        if found is None:
             continue
         guessed, labels = predictions(out, row.name)
         correct = sum(a == b for a, b in zip(guessed, labels, strict=True))
-        assert (row.correct, row.total, row.top1) == (correct, len(labels), correct / len(labels))
+        assert (found.correct, found.total, found.top1) == (correct, len(labels), correct / len(labels))
         first, _ = predictions(out, "teacher")
         if row.name != "teacher":
             lost = sum(a == b for a, b in zip(first, labels, strict=True)) - correct
-            assert row.source_drop_pp == pytest.approx(100 * lost / len(labels), abs=1e-9)
-        if row.baseline is not None:
+            assert found.source_drop_pp == pytest.approx(100 * lost / len(labels), abs=1e-9)
+        if baseline is not None:
             compared += 1
-            before, _ = predictions(out, row.baseline)
+            before, _ = predictions(out, baseline)
             lost = sum(a == b for a, b in zip(before, labels, strict=True)) - correct
-            assert row.top1_drop_pp == pytest.approx(100 * lost / len(labels), abs=1e-9)
-            assert row.agreement == sum(a == b for a, b in zip(before, guessed, strict=True)) / len(labels)
-            assert row.top1_drop_pp is not None
-            assert row.top1_drop_interval_pp is not None
-            low, high = row.top1_drop_interval_pp
-            assert low <= row.top1_drop_pp <= high
+            drop = drop_of(row)
+            assert drop.top1_drop_pp == pytest.approx(100 * lost / len(labels), abs=1e-9)
+            assert drop.agreement == sum(a == b for a, b in zip(before, guessed, strict=True)) / len(labels)
+            low, high = drop.interval_pp
+            assert low <= drop.top1_drop_pp <= high
     assert compared >= 4
 
 
 def test_baseline_row_has_no_drop_and_the_first_row_none_to_the_source(small_run: RunResult) -> None:
     rows = rows_by_name(small_run)
     for name in ("teacher", "student"):
-        assert (rows[name].top1_drop_pp, rows[name].top1_drop_interval_pp, rows[name].agreement) == (None, None, None)
-    assert rows["teacher"].source_drop_pp is None
-    assert rows["student"].source_drop_pp is not None
+        assert accuracy_of(rows[name]).drop is None
+    assert accuracy_of(rows["teacher"]).source_drop_pp is None
+    assert accuracy_of(rows["student"]).source_drop_pp is not None
 
 
 def ptq_of(artifact: Artifact, gate: Gate) -> Recipe:
@@ -92,15 +93,10 @@ def test_brought_fp32_artifact_is_first_row_and_baseline(
     recipe = ptq_of(student, Gate(max_top1_drop_pp=100.0))
     result = run_recipe(recipe, settings_for(tmp_path), source=student, data=small_data)
     source, ptq = result.report.rows
-    assert (source.name, source.kind, source.baseline, source.wall_s, source.passed) == (
-        SOURCE,
-        SOURCE,
-        None,
-        0.0,
-        None,
-    )
-    assert (ptq.baseline, ptq.passed) == (SOURCE, True)
-    assert ptq.top1_drop_pp == ptq.source_drop_pp
+    assert (source.name, source.identity.kind, source.provenance.baseline) == (SOURCE, SOURCE, None)
+    assert (source.history.wall_s, source.verdict.passed) == (0.0, None)
+    assert (ptq.provenance.baseline, ptq.verdict.passed) == (SOURCE, True)
+    assert drop_of(ptq).top1_drop_pp == accuracy_of(ptq).source_drop_pp
 
 
 def test_brought_int8_artifact_is_compared_with_its_fp32_ancestor(
@@ -110,8 +106,8 @@ def test_brought_int8_artifact_is_compared_with_its_fp32_ancestor(
     with pytest.raises(ArtifactError, match="already int8"):
         run_recipe(recipe, settings_for(tmp_path), source=small_artifacts["ptq"], data=small_data)
     first, second = read_report(tmp_path).rows
-    assert (first.name, first.artifact) == (BASELINE, str(small_artifacts["student"].location))
-    assert (second.name, second.baseline) == (SOURCE, BASELINE)
+    assert (first.name, first.identity.artifact) == (BASELINE, str(small_artifacts["student"].location))
+    assert (second.name, second.provenance.baseline) == (SOURCE, BASELINE)
 
 
 def test_brought_int8_file_without_lineage_is_its_own_reference(
@@ -122,7 +118,7 @@ def test_brought_int8_file_without_lineage_is_its_own_reference(
     with pytest.raises(ArtifactError, match="already int8"):
         run_recipe(recipe, settings_for(tmp_path), source=bare, data=small_data)
     (row,) = read_report(tmp_path).rows
-    assert (row.name, row.baseline, row.top1_drop_pp) == (SOURCE, None, None)
+    assert (row.name, row.provenance.baseline, accuracy_of(row).drop) == (SOURCE, None, None)
 
 
 def test_run_recipe_without_data_says_that_nothing_was_validated(
@@ -131,7 +127,7 @@ def test_run_recipe_without_data_says_that_nothing_was_validated(
     onnx = dataclasses.replace(light_recipe.stages[-1], source=SOURCE, gate=Gate(max_top1_drop_pp=0.0))
     recipe = Recipe("r", (onnx,), source="student")
     result = run_recipe(recipe, settings_for(tmp_path), source=small_artifacts["student"])
-    assert [(row.top1, row.passed, row.not_run) for row in result.report.rows] == [
+    assert [(row.accuracy, row.verdict.passed, row.not_run) for row in result.report.rows] == [
         (None, None, "not validated: no --data")
     ] * 2
     assert result.report.passed
@@ -149,12 +145,12 @@ def test_source_of_other_classes_is_not_validated_when_it_only_starts_the_traini
     ptq = StageEntry("ptq", PTQConfig(calibration_images=6), "model", Gate(max_top1_drop_pp=100.0))
     recipe = Recipe("r", (train, ptq), source=str(student.path))
     source, model, quantized = run_recipe(recipe, settings_for(tmp_path), source=student, data=data).report.rows
-    assert (source.top1, source.not_run) == (
+    assert (source.accuracy, source.not_run) == (
         None,
         f"not validated: source was trained with class 'dog' where {data.name} has 'elk'; use the same classes.",
     )
-    assert (model.baseline, model.source_drop_pp, model.total) == (None, None, 18)
-    assert (quantized.baseline, quantized.passed) == ("model", True)
+    assert (model.provenance.baseline, accuracy_of(model).source_drop_pp, accuracy_of(model).total) == (None, None, 18)
+    assert (quantized.provenance.baseline, quantized.verdict.passed) == ("model", True)
 
 
 @pytest.mark.parametrize("use", ["ptq", "teacher"])
@@ -182,10 +178,9 @@ def test_failed_gate_is_written_to_both_reports_with_its_reason(small_data: Data
     assert not result.report.passed
     assert result.report.complete, "the stages after a failed gate still run"
     model, after = result.report.rows
-    assert (model.passed, after.passed) == (False, None)
-    assert model.top1 is not None
-    reason = f"top-1 {100 * model.top1:.2f} % is below the 100.00 % asked for"
-    assert model.reasons == (reason,)
+    assert (model.verdict.passed, after.verdict.passed) == (False, None)
+    reason = f"top-1 {100 * accuracy_of(model).top1:.2f} % is below the 100.00 % asked for"
+    assert model.verdict.reasons == (reason,)
     assert read_report(tmp_path) == result.report
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
     markdown = (tmp_path / "report.md").read_text()
@@ -198,7 +193,7 @@ def test_gate_is_judged_anew_when_only_the_gate_changes(rerun: Rerun, light_reci
     for gate in (Gate(), Gate(max_top1_drop_pp=100.0), Gate(min_top1=0.0)):
         result = rerun(change_stage(light_recipe, "ptq", gate=gate))
         assert result.executed == ()
-        verdicts.append(rows_by_name(result)["ptq"].passed)
+        verdicts.append(rows_by_name(result)["ptq"].verdict.passed)
     assert verdicts == [None, True, True]
 
 

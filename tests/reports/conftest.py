@@ -5,69 +5,81 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from convnext_deploy.artifacts.details import Step
+from convnext_deploy.config.recipe import Gate
 from convnext_deploy.evaluation.flips import ClassChange, Flip
+from convnext_deploy.evaluation.gate import Verdict
+from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.timing.layer_times import LayerExcess
 from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
-from convnext_deploy.reports.record import Layer, Report, StageRow
+from convnext_deploy.metrics.paired import Drop
+from convnext_deploy.reports.record import (
+    Accuracy,
+    History,
+    Identity,
+    Layer,
+    MeasuredSpeed,
+    Provenance,
+    Report,
+    StageRow,
+)
 
 BASELINE_ROW = StageRow(
-    name="student",
-    kind="distill",
-    artifact="out/stages/student",
-    variant="convnext_atto",
-    format="torch",
-    precision="fp32",
-    size_bytes=13_513_756,
-    wall_s=61.25,
-    runner="torch",
-    device="cpu",
-    correct=521,
-    total=540,
-    top1=521 / 540,
-    top5=1.0,
-    latency_p50_ms=1.236,
-    latency_p90_ms=2.5,
+    Identity(
+        name="student",
+        kind="distill",
+        artifact="out/stages/student",
+        variant="convnext_atto",
+        format="torch",
+        precision="fp32",
+        size_bytes=13_513_756,
+    ),
+    Accuracy(runner="torch", device="cpu", correct=521, total=540, top1=521 / 540, top5=1.0),
+    speed=MeasuredSpeed(Latency(1, p50_ms=1.236, p90_ms=2.5)),
+    history=History(wall_s=61.25),
 )
-INT8_ROW = dataclasses.replace(
-    BASELINE_ROW,
-    name="onnx-INT8",
-    kind="onnx",
-    format="onnx",
-    precision="int8",
-    size_bytes=3_849_999,
-    wall_s=0.04,
-    runner="onnxruntime",
-    correct=519,
-    top1=519 / 540,
-    baseline="student",
-    agreement=537 / 540,
-    top1_drop_pp=100 * 2 / 540,
-    top1_drop_interval_pp=(-0.5, 1.234),
-    mcnemar_p=0.625,
-    lost=3,
-    gained=1,
-    flipped=3,
-    source_drop_pp=-100 * 1 / 540,
-    gate={"max_top1_drop_pp": 0.1, "min_top1": None, "on": "point"},
-    passed=False,
-    proven=False,
-    images_needed=15_699,
-    reasons=("top-1 drops by 0.37 pp, more than the 0.10 pp allowed",),
+INT8_ROW = StageRow(
+    Identity(
+        name="onnx-INT8",
+        kind="onnx",
+        artifact="out/stages/student",
+        variant="convnext_atto",
+        format="onnx",
+        precision="int8",
+        size_bytes=3_849_999,
+    ),
+    Accuracy(
+        runner="onnxruntime",
+        device="cpu",
+        correct=519,
+        total=540,
+        top1=519 / 540,
+        top5=1.0,
+        source_drop_pp=-100 * 1 / 540,
+        drop=Drop(518, 3, 1, 18, 537 / 540, 100 * 2 / 540, (-0.5, 1.234), 0.625),
+        flipped=3,
+        classes=(ClassChange(0, "cat", 270, 260, 258, 3, 1, 100 * 2 / 270, 1.0),),
+        flips=(Flip(17, "val/cat/17.png", 0, 0, 1, "lost"),),
+    ),
+    verdict=Verdict(False, ("top-1 drops by 0.37 pp, more than the 0.10 pp allowed",), False, 15_699),
+    speed=MeasuredSpeed(Latency(1, p50_ms=1.236, p90_ms=2.5)),
+    history=History(wall_s=0.04),
+    provenance=Provenance(baseline="student", gate=Gate(max_top1_drop_pp=0.1)),
     notes=("not faster | than student",),
-    classes=(ClassChange(0, "cat", 270, 260, 258, 3, 1, 100 * 2 / 270, 1.0),),
-    flips=(Flip(17, "val/cat/17.png", 0, 0, 1, "lost"),),
 )
 ENGINE_ROW = StageRow(
-    name="engine",
-    kind="tensorrt",
-    artifact="out/stages/engine",
-    variant="convnext_atto",
-    format="tensorrt",
-    precision="int8",
-    size_bytes=9_000_000,
-    wall_s=30.0,
-    baseline="student",
+    Identity(
+        name="engine",
+        kind="tensorrt",
+        artifact="out/stages/engine",
+        variant="convnext_atto",
+        format="tensorrt",
+        precision="int8",
+        size_bytes=9_000_000,
+    ),
     not_run="built for SM86; not run: no GPU",
+    history=History(wall_s=30.0),
+    provenance=Provenance(baseline="student"),
 )
 SPEED = Speed(
     "student-float-onnxruntime",
@@ -78,8 +90,26 @@ SPEED = Speed(
     (Speedup(1, 0.5, 0.4, 0.6, 11.0, 5.5),),
     (LayerExcess("stages.0.0.pwconv1", 9.31, 0.62, 0.1, 0.78),),
 )
-UNPROVEN_ROW = dataclasses.replace(INT8_ROW, name="qat", passed=True, reasons=(), notes=())
-PASSED_ROW = dataclasses.replace(UNPROVEN_ROW, name="ptq", proven=True, images_needed=None)
+
+
+def change(row: StageRow, **changes: Any) -> StageRow:
+    """Return a row with fields replaced, of it or of the records in it: the first that has a field of the name."""
+    left = dict(changes)
+    found: StageRow = _change(row, left)
+    assert not left, f"no such fields: {', '.join(left)}"
+    return found
+
+
+def _change(record: Any, left: dict[str, Any]) -> Any:
+    fields = dataclasses.fields(record)
+    new = {field.name: left.pop(field.name) for field in fields if field.name in left}
+    inner = {field.name: getattr(record, field.name) for field in fields if field.name not in new}
+    changed = {name: _change(value, left) for name, value in inner.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(record, **changed, **new)
+
+
+UNPROVEN_ROW = change(INT8_ROW, name="qat", passed=True, reasons=(), notes=())
+PASSED_ROW = change(UNPROVEN_ROW, name="ptq", proven=True, images_needed=None)
 ENVIRONMENT = {"cpu": "AMD EPYC", "cores": 2, "system": "Linux", "versions": {"python": "3.12.1", "torch": "2.14.0"}}
 
 
@@ -101,7 +131,7 @@ _DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADU
 
 
 def create_large_report(classes: int = 1000) -> Report:
-    """Return a report with everything in it: so many classes, names that look like code, a ladder, training and pictures."""
+    """Return a report with everything in it: so many classes, names that look like code, steps tried, training and pictures."""
     changes = tuple(
         ClassChange(
             label=label,
@@ -134,7 +164,7 @@ def create_large_report(classes: int = 1000) -> Report:
         for block in range(depth)
         for part in ("dwconv", "pwconv1", "pwconv2")
     )
-    history = tuple(
+    epochs = tuple(
         {
             "epoch": epoch,
             "train_loss": 3.0 / epoch,
@@ -144,26 +174,23 @@ def create_large_report(classes: int = 1000) -> Report:
         }
         for epoch in range(1, 61)
     )
-    rung = {
-        "name": "min-max", "top1": 0.8, "top1_drop_pp": 0.1, "interval_pp": [-0.5, 0.6], "agreement": 0.99, "kl": None,
-        "sqnr_db": None, "risk_pp": 0.3, "seconds": 1.5, "passed": False,
-    }  # fmt: skip
-    student = dataclasses.replace(BASELINE_ROW, history=history, num_classes=classes)
-    quantized = dataclasses.replace(
+    step = Step("min-max", 0.8, 0.1, (-0.5, 0.6), 0.99, None, None, 0.3, 1.5, passed=False)
+    student = change(BASELINE_ROW, epochs=epochs, num_classes=classes)
+    quantized = change(
         UNPROVEN_ROW,
         name="quantize",
         kind="quantize",
         format="torch",
         runner="torch",
         layers=layers,
-        rungs=(rung, {**rung, "name": "smoothing", "kl": 1e-4, "sqnr_db": 33.0, "passed": True}),
+        steps=(step, dataclasses.replace(step, name="smoothing", kl=1e-4, sqnr_db=33.0, passed=True)),
         chosen="smoothing",
         reason="its risk is small",
         classes=changes,
         flips=flips,
-        latency_p50_ms=9.0,
+        p50_ms=9.0,
     )
-    graph = dataclasses.replace(INT8_ROW, classes=changes, flips=flips, latency_p50_ms=0.7, notes=(HOSTILE,))
+    graph = change(INT8_ROW, classes=changes, flips=flips, p50_ms=0.7, notes=(HOSTILE,))
     return create_report(
         student,
         quantized,

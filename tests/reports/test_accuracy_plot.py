@@ -1,14 +1,12 @@
-"""Accuracy against latency: the front, the marks, and labels that keep apart."""
+"""Accuracy against latency: the front with its names, and the marks."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from convnext_deploy.reports.html.accuracy_plot import (
-    Point,
     accuracy_plot,
     describe_point,
     family,
@@ -16,15 +14,15 @@ from convnext_deploy.reports.html.accuracy_plot import (
     pareto_front,
 )
 from convnext_deploy.reports.record import StageRow
-from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW
+from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, change
 
 
 def row(name: str, latency_ms: float, top1: float, **changes: Any) -> StageRow:
-    return dataclasses.replace(BASELINE_ROW, name=name, latency_p50_ms=latency_ms, top1=top1, **changes)
+    return change(BASELINE_ROW, name=name, p50_ms=latency_ms, top1=top1, **changes)
 
 
 def test_find_points_takes_what_was_scored_and_timed() -> None:
-    untimed = dataclasses.replace(BASELINE_ROW, latency_p50_ms=None)
+    untimed = change(BASELINE_ROW, latency=None)
     assert [point.row.name for point in find_points([BASELINE_ROW, untimed, ENGINE_ROW, INT8_ROW])] == [
         "student",
         "onnx-INT8",
@@ -89,39 +87,44 @@ def test_front_is_drawn_only_if_figures_can_be_compared() -> None:
 
 
 def test_runs_differ_in_colour() -> None:
-    points = [Point(row("a", 1, 0.5), "one"), Point(row("a", 2, 0.6), "two")]
+    points = [*find_points([row("a", 1, 0.5)], "one"), *find_points([row("a", 2, 0.6)], "two")]
     marks = [t for t in accuracy_plot(points)["data"] if t["mode"] == "markers"]
     assert [mark["name"] for mark in marks] == ["one, FP32", "two, FP32"]
     assert marks[0]["marker"]["color"] != marks[1]["marker"]["color"]
 
 
-@pytest.mark.parametrize(
-    ("names", "text"),
-    [(("onnx-fp32", "onnx-int8"), "onnx-fp32<br>onnx-int8"), (tuple("abcdef"), "a<br>b<br>c<br>and 3 more")],
-)
-def test_labels_of_points_at_one_place_share_a_pile_and_none_covers_another(names: tuple[str, ...], text: str) -> None:
-    rows = [row(name, 1.0 + 1e-4 * place, 0.9) for place, name in enumerate(names)]
-    labels = [t for t in accuracy_plot(find_points(rows))["data"] if t["mode"] == "markers+text"]
-    wide = [t for t in labels if t["meta"]["when"] == "wide"]
-    assert len(wide) == 1
-    assert wide[0]["text"] == [text]
+def labels_of(rows: list[StageRow]) -> dict[str, Any]:
+    labels: dict[str, Any]
+    (labels,) = [t for t in accuracy_plot(find_points(rows))["data"] if t["mode"] == "markers+text"]
+    return labels
 
 
-@pytest.mark.parametrize("when", ["wide", "narrow"])
-def test_no_label_stands_with_those_of_points_far_away(when: str) -> None:
+def test_names_stand_at_the_front_and_close_ones_share_a_pile() -> None:
     rows = [row("onnx-int8", 1.09, 0.7166), row("float-onnxruntime", 1.52, 0.7168), row("onnx-fp32", 1.54, 0.7168)]
-    rows += [row("source", 3.28, 0.7168), row("quantize", 8.8, 0.7166)]
-    labels = [t for t in accuracy_plot(find_points(rows))["data"] if t["mode"] == "markers+text"]
-    texts = {t["text"][0] for t in labels if t["meta"]["when"] == when}
-    assert texts == {"float-onnxruntime<br>onnx-fp32", "onnx-int8", "source", "quantize"}
+    rows += [row("quantize", 8.8, 0.7166), row("source", 3.28, 0.71681), row("teacher", 9.0, 0.75)]
+    labels = labels_of(rows)
+    assert labels["text"] == ["teacher", "source", "float-onnxruntime<br>onnx-int8"]
+    assert (labels["x"], labels["y"]) == ([9.0, 3.28, 1.52], pytest.approx([75.0, 71.681, 71.68]))
+    assert labels["textposition"] == ["top left", "top left", "top center"]
+    assert labels["meta"] == {"when": "wide"}
+
+
+def test_names_of_users_are_no_tags_in_labels() -> None:
+    assert labels_of([row("<b>x", 1.0, 0.9)])["text"] == ["&lt;b&gt;x"]
+
+
+def test_no_point_has_a_name_where_there_is_no_front() -> None:
+    points = find_points([row("a", 1, 0.5), row("b", 2, 0.6)])
+    assert all(trace["mode"] == "markers" for trace in accuracy_plot(points, comparable=False)["data"])
 
 
 @pytest.mark.parametrize("rows", [[row("a", 0.5, 0.5)], [row("a", 1, 1.0), row("b", 100, 1.0)]])
 def test_ranges_hold_every_point(rows: list[StageRow]) -> None:
     layout = accuracy_plot(find_points(rows))["layout"]
     low, high = layout["yaxis"]["range"]
-    assert all(low < 100 * (r.top1 or 0.0) < high for r in rows)
+    points = find_points(rows)
+    assert all(low < point.top1_percent < high for point in points)
     left, right = layout["xaxis"]["range"]
     if layout["xaxis"].get("type") == "log":
         left, right = 10**left, 10**right
-    assert all(left < (r.latency_p50_ms or 0.0) < right for r in rows)
+    assert all(left < point.latency.p50_ms < right for point in points)

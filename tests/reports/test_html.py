@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 import re
@@ -25,6 +24,7 @@ from tests.reports.conftest import (
     INT8_ROW,
     PASSED_ROW,
     UNPROVEN_ROW,
+    change,
     create_large_report,
     create_report,
 )
@@ -74,15 +74,15 @@ class Page(HTMLParser):
 
 def test_page_of_a_run_has_every_section_that_the_run_has_something_for(small_run: RunResult) -> None:
     page = Page(render_html(small_run.report))
-    expected = {"stages", "latency", "layers", "ladder", "training", "environment"}
+    expected = {"stages", "latency", "layers", "steps", "training", "environment"}
     assert expected <= set(page.ids())
     for row in small_run.report.rows:
         assert row.name in page.text
     assert "[[stages]]" in page.text
     assert len([name for name in page.figures if name.startswith("plot-training")]) == 9  # of teacher, student and QAT
-    assert (Path(small_run.report.rows[0].artifact).parents[1] / "report.html").read_text("utf-8") == render_html(
-        small_run.report
-    )
+    assert (Path(small_run.report.rows[0].identity.artifact).parents[1] / "report.html").read_text(
+        "utf-8"
+    ) == render_html(small_run.report)
 
 
 def test_page_fetches_nothing_and_runs_its_own_scripts_alone() -> None:
@@ -124,10 +124,10 @@ def test_names_of_users_never_become_tags_or_code() -> None:
         create_report(ENGINE_ROW),
         create_report(ENGINE_ROW, data="none", validation_images=0, environment={}),
         create_report(BASELINE_ROW, INT8_ROW, complete=False),
-        create_report(dataclasses.replace(INT8_ROW, classes=(), flips=(), top5=None, latency_p90_ms=None, runner=None)),
-        create_report(dataclasses.replace(INT8_ROW, baseline="gone", top1_drop_interval_pp=None)),
-        create_report(dataclasses.replace(BASELINE_ROW, history=({}, {"epoch": 2, "train_loss": None}))),
-        create_report(dataclasses.replace(BASELINE_ROW, artifact="odd \udcff name"), recipe="\udcff", data="\udcff"),
+        create_report(change(INT8_ROW, classes=(), flips=(), flipped=None, drop=None)),
+        create_report(change(INT8_ROW, baseline="gone")),
+        create_report(change(BASELINE_ROW, epochs=({}, {"epoch": 2, "train_loss": None}))),
+        create_report(change(BASELINE_ROW, artifact="odd \udcff name"), recipe="\udcff", data="\udcff"),
     ],
     ids=[
         "nothing",

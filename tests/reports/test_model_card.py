@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import re
 from pathlib import Path
@@ -17,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.model_card import render_model_card, shipped_row
@@ -31,6 +30,7 @@ from tests.reports.conftest import (
     HOSTILE,
     INT8_ROW,
     PASSED_ROW,
+    change,
     create_large_report,
     create_report,
 )
@@ -57,7 +57,7 @@ def test_card_of_a_run_is_one_that_the_hub_reads(small_run: RunResult) -> None:
     results = card.data.eval_results
     assert results is not None
     measured = {result.metric_name: result.metric_value for result in results}
-    expected = {f"Top-1 accuracy, {row.name}": row.top1 for row in report.rows if row.top1 is not None}
+    expected = {f"Top-1 accuracy, {row.name}": row.accuracy.top1 for row in report.rows if row.accuracy is not None}
     assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     # what the hub's own library writes of it again is the same
     assert data["model-index"] == front_matter(render_model_card(report))["model-index"]
@@ -73,13 +73,11 @@ def test_card_of_a_run_is_one_that_the_hub_reads(small_run: RunResult) -> None:
         create_report(
             BASELINE_ROW, recipe="a: b\n---\nlicense: mit", data='x"y\\: #', class_names=("a|b", "<img src=x>", "`c`")
         ),
-        create_report(
-            dataclasses.replace(BASELINE_ROW, preprocess={"image_size": -1}, format="onnx", file="model.onnx")
-        ),
+        create_report(change(BASELINE_ROW, preprocess=None, format="onnx", file="model.onnx")),
         create_report(BASELINE_ROW, recipe="\udcff\x7f\x85\U0001f600", data="/\udcff"),
         read_report(RESULTS / "cifar10.json"),
     ],
-    ids=["nothing", "ordinary", "not run", "large", "code", "damaged", "no text", "published"],
+    ids=["nothing", "ordinary", "not run", "large", "code", "no preprocessing", "no text", "published"],
 )
 def test_card_of_any_report_is_one_that_the_hub_reads(report: Report) -> None:
     text = render_model_card(report)
@@ -101,7 +99,7 @@ def test_card_of_any_report_is_one_that_the_hub_reads(report: Report) -> None:
     ],
 )
 def test_license_is_what_is_known(license_: str | None, expected: dict[str, str]) -> None:
-    found = front_matter(render_model_card(create_report(dataclasses.replace(BASELINE_ROW, license=license_))))
+    found = front_matter(render_model_card(create_report(change(BASELINE_ROW, license=license_))))
     assert {key: value for key, value in found.items() if key.startswith("license")} == expected
 
 
@@ -115,14 +113,14 @@ def test_license_is_what_is_known(license_: str | None, expected: dict[str, str]
     ],
 )
 def test_base_model_is_named_as_on_the_hub(source: str, base: str | None, expected: str | None) -> None:
-    report = create_report(dataclasses.replace(BASELINE_ROW, base_model=base), source=source)
+    report = create_report(change(BASELINE_ROW, base_model=base), source=source)
     assert front_matter(render_model_card(report)).get("base_model") == expected
 
 
 def test_card_is_about_the_fastest_graph_that_failed_no_gate() -> None:
-    fp32 = dataclasses.replace(BASELINE_ROW, name="onnx-fp32", format="onnx", latency_p50_ms=2.0)
-    fast = dataclasses.replace(PASSED_ROW, name="onnx-int8", latency_p50_ms=1.0)
-    failed = dataclasses.replace(INT8_ROW, latency_p50_ms=0.5)
+    fp32 = change(BASELINE_ROW, name="onnx-fp32", format="onnx", p50_ms=2.0)
+    fast = change(PASSED_ROW, name="onnx-int8", p50_ms=1.0)
+    failed = change(INT8_ROW, p50_ms=0.5)
     for rows, expected in (
         ((BASELINE_ROW, fp32, fast, failed), "onnx-int8"),
         ((BASELINE_ROW, fp32), "onnx-fp32"),
@@ -169,7 +167,7 @@ def test_code_on_the_card_gives_what_our_runner_gives(
 
 def test_code_says_what_a_graph_of_pixels_and_the_best_classes_takes() -> None:
     preprocess = Preprocess(32, 1.0, "bilinear", (0.5,), (0.5,), "squash")
-    graph = {"input_type": "uint8", "input_layout": "nhwc", "output": "top-k", "top_k": 3, "batch_size": 2}
+    graph = GraphIO("uint8", "nhwc", "top-k", top_k=3, batch_size=2)
     code = write_usage("stages/x", "model.onnx", preprocess, graph)
     compile(code, "card", "exec")
     assert '.convert("L")' in code

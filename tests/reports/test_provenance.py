@@ -19,22 +19,34 @@ from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import ArrayImages, Data, open_data
 from convnext_deploy.evaluation.flips import Flip
 from convnext_deploy.pipeline.run import RunResult
-from convnext_deploy.reports.provenance import describe_artifact
+from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.thumbnails import SIDE, make_thumbnails
 from tests.details import selection_of, torch_details
-from tests.reports.conftest import INT8_ROW
+from tests.reports.conftest import INT8_ROW, change
 
 
 def test_rows_of_a_run_tell_how_their_artifacts_were_made(small_run: RunResult) -> None:
     rows = {row.name: row for row in small_run.report.rows}
-    assert [len(rows[name].history) for name in ("teacher", "student", "ptq", "qat", "onnx-fp32")] == [2, 2, 0, 1, 0]
-    assert rows["qat"].history[0].keys() >= {"train_loss", "validation_top1", "learning_rate"}
-    assert rows["student"].inputs == {"teacher": "teacher"}
-    assert [step["kind"] for step in rows["onnx-int8"].lineage] == ["train", "distill", "ptq", "qat", "onnx"][1:]
-    assert rows["onnx-int8"].file == "model.onnx"
-    assert rows["onnx-int8"].graph is not None
-    assert {row.num_classes for row in rows.values()} == {3}
+    assert [len(rows[name].history.epochs) for name in ("teacher", "student", "ptq", "qat", "onnx-fp32")] == [
+        2,
+        2,
+        0,
+        1,
+        0,
+    ]
+    assert rows["qat"].history.epochs[0].keys() >= {"train_loss", "validation_top1", "learning_rate"}
+    assert rows["student"].provenance.inputs == {"teacher": "teacher"}
+    assert [step["kind"] for step in rows["onnx-int8"].provenance.lineage] == [
+        "train",
+        "distill",
+        "ptq",
+        "qat",
+        "onnx",
+    ][1:]
+    assert rows["onnx-int8"].identity.file == "model.onnx"
+    assert rows["onnx-int8"].provenance.graph is not None
+    assert {row.identity.num_classes for row in rows.values()} == {3}
     assert small_run.report.class_names == ("cat", "dog", "owl")
 
 
@@ -48,7 +60,7 @@ def test_run_tells_the_recipe_that_made_it(
 
 
 def test_layers_come_in_the_order_in_which_images_pass_them(small_artifacts: dict[str, Artifact]) -> None:
-    layers = describe_artifact(small_artifacts["ptq"], "ptq")["layers"]
+    layers = read_history(small_artifacts["ptq"], "ptq").layers
     names = [layer.name for layer in layers]
     assert names[:4] == ["downsample_layers.0.0", "stages.0.0.dwconv", "stages.0.0.pwconv1", "stages.0.0.pwconv2"]
     assert names.index("downsample_layers.1.1") == names.index("stages.0.1.pwconv2") + 1
@@ -62,13 +74,13 @@ def test_layers_come_in_the_order_in_which_images_pass_them(small_artifacts: dic
     assert {layer.name: layer.weights for layer in layers}["stages.0.0.pwconv1"] == 40 * 160
 
 
-def test_layers_have_what_the_ladder_measured(small_artifacts: dict[str, Artifact]) -> None:
+def test_layers_have_what_quantize_measured(small_artifacts: dict[str, Artifact]) -> None:
     artifact = small_artifacts["quantize"]
     selection = dataclasses.replace(
         selection_of(artifact), effects=(LayerEffect("stages.0.0.pwconv1", 0.5, 0.25, 123),)
     )
     artifact = dataclasses.replace(artifact, details=dataclasses.replace(torch_details(artifact), selection=selection))
-    measured = [layer for layer in describe_artifact(artifact, "quantize")["layers"] if layer.kl is not None]
+    measured = [layer for layer in read_history(artifact, "quantize").layers if layer.kl is not None]
     assert [(layer.name, layer.kl, layer.changed, layer.macs) for layer in measured] == [
         ("stages.0.0.pwconv1", 0.5, 0.25, 123)
     ]
@@ -78,13 +90,13 @@ def test_layers_have_what_the_ladder_measured(small_artifacts: dict[str, Artifac
 def test_artifacts_without_quantizers_of_pytorch_have_no_layers(
     small_artifacts: dict[str, Artifact], name: str
 ) -> None:
-    assert describe_artifact(small_artifacts[name], "x")["layers"] == ()
+    assert read_history(small_artifacts[name], "x").layers == ()
 
 
 def test_history_of_a_training_is_in_the_report(small_artifacts: dict[str, Artifact]) -> None:
-    found = describe_artifact(small_artifacts["student"], "train")
-    assert found["history"] == torch_details(small_artifacts["student"]).history
-    json.dumps(found["history"], allow_nan=False)
+    found = read_history(small_artifacts["student"], "train").epochs
+    assert found == torch_details(small_artifacts["student"]).history
+    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +123,7 @@ def test_base_model_is_the_repository_of_the_first_weights(
         input_paths={"source": path} if path else {},
     )
     artifact = dataclasses.replace(small_artifacts["student"], lineage=(first,))
-    assert describe_artifact(artifact, "train")["base_model"] == expected
+    assert read_provenance(artifact, "train").base_model == expected
 
 
 def decode(uri: str) -> Image.Image:
@@ -121,7 +133,7 @@ def decode(uri: str) -> Image.Image:
 
 
 def test_thumbnails_of_a_run_show_its_flipped_images(small_data: Data) -> None:
-    row = dataclasses.replace(INT8_ROW, flips=(Flip(4, "x", 0, 0, 1, "lost"), Flip(7, "y", 1, 1, 0, "lost")))
+    row = change(INT8_ROW, flips=(Flip(4, "x", 0, 0, 1, "lost"), Flip(7, "y", 1, 1, 0, "lost")))
     made = make_thumbnails(small_data, row, known=("7",))
     assert list(made) == ["4"]
     expected = np.asarray(small_data.validation.load(4).convert("RGB"))
@@ -133,19 +145,19 @@ def test_thumbnails_are_small(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, *shape), dtype=np.uint8)
     images = ArrayImages(pixels, np.zeros(1, np.int64))
     data = Data("x", images, images, ("a",))
-    row = dataclasses.replace(INT8_ROW, flips=(Flip(0, None, 0, 0, 1, "lost"),))
+    row = change(INT8_ROW, flips=(Flip(0, None, 0, 0, 1, "lost"),))
     image = decode(make_thumbnails(data, row)["0"])
     assert max(image.size) == SIDE
     assert image.mode == "RGB"
 
 
 def test_thumbnails_of_the_built_in_digits_exist() -> None:
-    row = dataclasses.replace(INT8_ROW, flips=(Flip(3, None, 0, 0, 1, "lost"),))
+    row = change(INT8_ROW, flips=(Flip(3, None, 0, 0, 1, "lost"),))
     assert decode(make_thumbnails(open_data("digits"), row)["3"]).size == (32, 32)
 
 
 def test_thumbnails_leave_out_what_cannot_be_read(tmp_path: Path, small_data: Data) -> None:
-    row = dataclasses.replace(INT8_ROW, flips=(Flip(0, None, 0, 0, 1, "lost"),))
+    row = change(INT8_ROW, flips=(Flip(0, None, 0, 0, 1, "lost"),))
     gone = dataclasses.replace(small_data.validation, paths=(tmp_path / "gone.png",))  # type: ignore[type-var]
     assert make_thumbnails(dataclasses.replace(small_data, validation=gone), row) == {}
     assert make_thumbnails(None, row) == {}

@@ -12,7 +12,7 @@ from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Report
-from tests.reports.conftest import BASELINE_ROW, create_report
+from tests.reports.conftest import BASELINE_ROW, change, create_report
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
 
@@ -20,13 +20,13 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
 def report_of(recipe: Recipe) -> Report:
     """Return the report that running a recipe would leave, as far as it tells the recipe."""
     rows = [
-        dataclasses.replace(
+        change(
             BASELINE_ROW,
             name=stage.name,
             kind=stage.config.kind,
             config=json.loads(json.dumps(dataclasses.asdict(stage.config))),
             inputs=stage.inputs,
-            gate=dataclasses.asdict(stage.gate),
+            gate=stage.gate,
         )
         for stage in recipe.stages
     ]

@@ -70,7 +70,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def pages(small_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    found = {"small run": Path(small_run.report.rows[0].artifact).parents[1] / "report.html"}
+    found = {"small run": Path(small_run.report.rows[0].identity.artifact).parents[1] / "report.html"}
     for name, report in (("large", create_large_report()), ("cifar10", read_report(CIFAR10))):
         found[name] = folder / f"{name}.html"
         found[name].write_text(render_html(report), encoding="utf-8")

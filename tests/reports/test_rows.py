@@ -12,12 +12,14 @@ import pytest
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.reports.record import StageRow
-from convnext_deploy.reports.rows import add_speed, create_row, keep_flips
-from tests.reports.conftest import INT8_ROW, SPEED
+from convnext_deploy.reports.record import Accuracy, MeasuredSpeed, StageRow
+from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
+from tests.reports.conftest import INT8_ROW, SPEED, change
+from tests.rows import accuracy_of, drop_of
 
 LABELS = (0, 0, 1, 1, 2, 2, 0, 1)
 GOOD = Score(7, 8, (0, 0, 1, 1, 2, 2, 0, 0), LABELS)
@@ -36,19 +38,19 @@ def student(small_artifacts: dict[str, Artifact]) -> Artifact:
 
 
 def test_create_row_of_a_baseline_has_no_drop(student: Artifact) -> None:
-    row = create_row("a", "train", student, Gate(max_top1_drop_pp=0.0), measurement(GOOD), "a", [], {"a": GOOD})
-    assert (row.correct, row.total, row.top1, row.top5) == (7, 8, 0.875, 1.0)
-    assert (row.baseline, row.top1_drop_pp, row.agreement, row.source_drop_pp, row.passed) == (None,) * 5
-    assert (row.mcnemar_p, row.lost, row.gained, row.flipped, row.proven, row.images_needed) == (None,) * 6
-    assert (row.classes, row.flips) == ((), ())
-    assert (row.latency_p50_ms, row.latency_p90_ms, row.runner, row.device) == (2.0, 4.0, "torch", "cpu")
-    assert (row.artifact, row.variant, row.size_bytes) == (str(student.path), "convnext_atto", student.size_bytes)
-    assert row.wall_s == student.lineage[-1].wall_s > 0
+    role = Role("a", "train", "a", Gate(max_top1_drop_pp=0.0))
+    row = create_row(role, student, measurement(GOOD), {"a": GOOD})
+    assert row.accuracy == Accuracy("torch", "cpu", 7, 8, 0.875, 1.0)
+    assert (row.provenance.baseline, row.verdict) == (None, Verdict())
+    assert row.speed == MeasuredSpeed(Latency(1, 2.0, 4.0))
+    own = row.identity
+    assert (own.artifact, own.variant, own.size_bytes) == (str(student.path), "convnext_atto", student.size_bytes)
+    assert row.history.wall_s == student.lineage[-1].wall_s > 0
 
 
 @pytest.mark.parametrize("kind", [SOURCE, BASELINE])
 def test_create_row_of_a_brought_artifact_took_no_time(student: Artifact, kind: str) -> None:
-    assert create_row(kind, kind, student, Gate(), measurement(GOOD), kind, [], {kind: GOOD}).wall_s == 0.0
+    assert create_row(Role(kind, kind, kind), student, measurement(GOOD), {kind: GOOD}).history.wall_s == 0.0
 
 
 @pytest.mark.parametrize(
@@ -65,41 +67,40 @@ def test_create_row_compares_image_by_image_and_judges(
     small_artifacts: dict[str, Artifact], gate: Gate, passed: bool | None, reasons: int
 ) -> None:
     scores = {"a": GOOD, "ptq": WORSE}
-    row = create_row("ptq", "ptq", small_artifacts["ptq"], gate, measurement(WORSE), "a", [], scores)
-    assert (row.baseline, row.top1_drop_pp, row.source_drop_pp, row.agreement) == ("a", 25.0, 25.0, 0.75)
-    assert row.top1_drop_interval_pp is not None
-    assert row.top1_drop_interval_pp[0] < 25.0 < row.top1_drop_interval_pp[1]
-    assert (row.passed, len(row.reasons)) == (passed, reasons)
-    assert row.gate == dataclasses.asdict(gate)
-    assert (row.lost, row.gained, row.flipped, row.mcnemar_p) == (2, 0, 2, 0.5)
-    assert row.proven is (None if gate.max_top1_drop_pp in (None, 0.0) else False)
+    row = create_row(Role("ptq", "ptq", "a", gate), small_artifacts["ptq"], measurement(WORSE), scores)
+    drop = drop_of(row)
+    assert row.accuracy is not None
+    assert (row.provenance.baseline, row.accuracy.source_drop_pp) == ("a", 25.0)
+    assert drop.interval_pp[0] < drop.top1_drop_pp == 25.0 < drop.interval_pp[1]
+    assert (row.verdict.passed, len(row.verdict.reasons)) == (passed, reasons)
+    assert row.provenance.gate == gate
+    assert (drop.lost, drop.gained, row.accuracy.flipped, drop.p_value, drop.agreement) == (2, 0, 2, 0.5, 0.75)
+    assert row.verdict.proven is (None if gate.max_top1_drop_pp in (None, 0.0) else False)
 
 
 def test_create_row_compares_with_the_first_row_besides_the_baseline(small_artifacts: dict[str, Artifact]) -> None:
     scores = {"teacher": GOOD, "student": WORSE, "ptq": WORSE}
-    row = create_row("ptq", "ptq", small_artifacts["ptq"], Gate(), measurement(WORSE), "student", [], scores)
-    assert (row.top1_drop_pp, row.source_drop_pp) == (0.0, 25.0)
+    row = create_row(Role("ptq", "ptq", "student"), small_artifacts["ptq"], measurement(WORSE), scores)
+    assert row.accuracy is not None
+    assert (drop_of(row).top1_drop_pp, row.accuracy.source_drop_pp) == (0.0, 25.0)
 
 
 def test_create_row_says_why_an_artifact_was_not_run(small_artifacts: dict[str, Artifact]) -> None:
     gate = Gate(max_top1_drop_pp=0.0)
-    row = create_row("e", "tensorrt", small_artifacts["engine"], gate, measurement(None), "a", [], {"a": GOOD})
-    assert (row.not_run, row.top1, row.passed, row.runner) == ("not run: no GPU", None, None, None)
-    assert row.baseline == "a"
+    row = create_row(Role("e", "tensorrt", "a", gate), small_artifacts["engine"], measurement(None), {"a": GOOD})
+    assert (row.not_run, row.accuracy, row.verdict.passed) == ("not run: no GPU", None, None)
+    assert row.provenance.baseline == "a"
 
 
 def test_create_row_notes_that_int8_is_simulated_in_pytorch(small_artifacts: dict[str, Artifact]) -> None:
-    (note,) = create_row(
-        "ptq", "ptq", small_artifacts["ptq"], Gate(), measurement(GOOD), "ptq", [], {"ptq": GOOD}
-    ).notes
+    (note,) = create_row(Role("ptq", "ptq", "ptq"), small_artifacts["ptq"], measurement(GOOD), {"ptq": GOOD}).notes
     assert "INT8 is simulated in FP32 here" in note
 
 
 def onnx_row(artifacts: dict[str, Artifact], name: str, p50_ms: float, earlier: list[StageRow]) -> StageRow:
     measured = measurement(GOOD, p50_ms, "onnxruntime")
-    return create_row(
-        name, "onnx", artifacts[name], Gate(), measured, "student", earlier, {"student": GOOD, name: GOOD}
-    )
+    scores = {"student": GOOD, name: GOOD}
+    return create_row(Role(name, "onnx", "student"), artifacts[name], measured, scores, earlier)
 
 
 @pytest.mark.parametrize(("p50_ms", "noted"), [(2.2, True), (1.95, True), (1.0, False)])
@@ -116,13 +117,13 @@ def test_create_row_notes_an_int8_graph_that_is_not_faster_than_its_fp32_twin(
 
 def test_create_row_notes_nothing_when_there_is_no_twin_to_compare_with(small_artifacts: dict[str, Artifact]) -> None:
     twin = onnx_row(small_artifacts, "onnx-fp32", 2.0, [])
-    other = dataclasses.replace(twin, variant="convnext_tiny")
+    other = change(twin, variant="convnext_tiny")
     assert onnx_row(small_artifacts, "onnx-int8", 9.0, [other]).notes == ()
 
 
 def test_create_row_names_the_folder_of_its_artifact(small_artifacts: dict[str, Artifact]) -> None:
     row = onnx_row(small_artifacts, "onnx-int8", 1.0, [])
-    assert Path(row.artifact) == small_artifacts["onnx-int8"].path
+    assert Path(row.identity.artifact) == small_artifacts["onnx-int8"].path
 
 
 def compare(
@@ -138,7 +139,8 @@ def compare(
         for name, guesses in (("a", before), ("ptq", after))
     }
     measured = measurement(scores["ptq"])
-    return create_row("ptq", "ptq", artifacts["ptq"], gate or Gate(), measured, "a", [], scores, data), scores
+    role = Role("ptq", "ptq", "a", gate or Gate())
+    return create_row(role, artifacts["ptq"], measured, scores, data=data), scores
 
 
 def of_class(label: int, total: int, lost: int, gained: int) -> list[tuple[int, int, int]]:
@@ -150,13 +152,15 @@ def of_class(label: int, total: int, lost: int, gained: int) -> list[tuple[int, 
 def test_create_row_lists_changes_by_class_and_image(small_artifacts: dict[str, Artifact], small_data: Data) -> None:
     pairs = of_class(0, 6, 1, 0) + of_class(1, 6, 0, 0) + of_class(2, 6, 0, 2)
     row, _ = compare(small_artifacts, pairs, small_data)
-    assert [(change.name, change.total, change.baseline_correct, change.correct) for change in row.classes] == [
+    assert [
+        (change.name, change.total, change.baseline_correct, change.correct) for change in accuracy_of(row).classes
+    ] == [
         ("cat", 6, 6, 5),
         ("dog", 6, 6, 6),
         ("owl", 6, 4, 6),
     ]
-    assert [change.top1_drop_pp for change in row.classes] == pytest.approx([100 / 6, 0.0, -200 / 6])
-    assert [(flip.image, flip.change) for flip in row.flips] == [
+    assert [change.top1_drop_pp for change in accuracy_of(row).classes] == pytest.approx([100 / 6, 0.0, -200 / 6])
+    assert [(flip.image, flip.change) for flip in accuracy_of(row).flips] == [
         ("val/cat/0.png", "lost"),
         ("val/owl/0.png", "gained"),
         ("val/owl/1.png", "gained"),
@@ -166,9 +170,10 @@ def test_create_row_lists_changes_by_class_and_image(small_artifacts: dict[str, 
 
 def test_create_row_keeps_the_first_images_and_counts_all(small_artifacts: dict[str, Artifact]) -> None:
     row, _ = compare(small_artifacts, of_class(0, 50, 10, 30))
-    assert (row.flipped, row.lost, row.gained, len(row.flips)) == (40, 10, 30, 20)
-    assert [flip.change for flip in row.flips] == ["lost"] * 10 + ["gained"] * 10
-    assert [flip.image for flip in row.flips] == [None] * 20
+    found, drop = accuracy_of(row), drop_of(row)
+    assert (found.flipped, drop.lost, drop.gained, len(found.flips)) == (40, 10, 30, 20)
+    assert [flip.change for flip in found.flips] == ["lost"] * 10 + ["gained"] * 10
+    assert [flip.image for flip in found.flips] == [None] * 20
 
 
 @pytest.mark.parametrize(("lost", "gained", "noted"), [(6, 0, True), (0, 6, True), (5, 0, False), (10, 4, False)])
@@ -187,7 +192,7 @@ def test_create_row_names_the_classes_that_lose_beyond_chance(
     pairs = of_class(0, 50, 12, 0) + of_class(1, 50, 0, 12) + of_class(2, 50, 3, 3)
     unnamed: Any = object()  # images without files
     row, _ = compare(small_artifacts, pairs, dataclasses.replace(small_data, validation=unnamed))
-    assert row.top1_drop_pp == 0.0
+    assert drop_of(row).top1_drop_pp == 0.0
     # 2 / 2^12 by three tests
     assert row.notes[0] == (
         "classes that lose beyond chance, after Holm's correction: cat +24.0 pp (12 lost, 0 gained of 50, p = 0.0015)"
@@ -205,12 +210,14 @@ def test_create_row_names_the_three_classes_that_lose_most(small_artifacts: dict
 
 def test_create_row_gives_the_verdict_of_too_few_images(small_artifacts: dict[str, Artifact]) -> None:
     row, _ = compare(small_artifacts, of_class(0, 540, 0, 0), gate=Gate(max_top1_drop_pp=0.5))
-    assert (row.passed, row.proven, row.images_needed) == (True, False, 1568)
-    assert row.notes[0].startswith("540 images cannot tell whether top-1 drops by more than 0.50 pp")
-    assert row.notes[0].endswith("about 1,600 would do if nothing was lost")
+    assert row.verdict.images_needed == 1568
+    assert (row.verdict.passed, row.verdict.proven) == (True, False)
+    assert row.verdict.notes[0].startswith("540 images cannot tell whether top-1 drops by more than 0.50 pp")
+    assert row.verdict.notes[0].endswith("about 1,600 would do if nothing was lost")
     upper, _ = compare(small_artifacts, of_class(0, 540, 0, 0), gate=Gate(max_top1_drop_pp=0.5, on="upper"))
-    assert (upper.passed, upper.proven, upper.images_needed) == (False, False, 1568)
-    assert upper.gate["on"] == "upper"
+    assert upper.verdict.images_needed == 1568
+    assert (upper.verdict.passed, upper.verdict.proven) == (False, False)
+    assert upper.provenance.gate.on == "upper"
 
 
 def test_keep_flips_writes_all_images_and_removes_those_of_another_comparison(
@@ -222,8 +229,8 @@ def test_keep_flips_writes_all_images_and_removes_those_of_another_comparison(
     content = json.loads(path.read_text())
     assert (content["artifact"], content["baseline"], content["total"]) == ("ptq", "a", 50)
     assert len(content["images"]) == content["flipped"] == 40
-    assert content["images"][:20] == [dataclasses.asdict(flip) for flip in row.flips]
-    alone = create_row("ptq", "ptq", small_artifacts["ptq"], Gate(), measurement(GOOD), "ptq", [], {"ptq": GOOD})
+    assert content["images"][:20] == [dataclasses.asdict(flip) for flip in accuracy_of(row).flips]
+    alone = create_row(Role("ptq", "ptq", "ptq"), small_artifacts["ptq"], measurement(GOOD), {"ptq": GOOD})
     keep_flips(tmp_path, alone, {"ptq": GOOD}, None)
     assert not path.exists()
     keep_flips(tmp_path / "new", alone, {"ptq": GOOD}, None)
@@ -246,17 +253,18 @@ def test_add_speed_fails_what_is_too_slow_and_saves_nothing_else(
     factor: float | None,
     expected: tuple[bool, bool],
 ) -> None:
-    row = dataclasses.replace(INT8_ROW, passed=passed, proven=proven, reasons=("first",), notes=("note",))
-    found = add_speed(row, SPEED, Gate(min_speedup=factor))
-    assert (found.passed, found.proven) == expected
-    assert (found.speed, found.reasons[0], found.notes[0]) == (SPEED, "first", "note")
+    verdict = Verdict(passed, ("first",), proven, notes=("note",))
+    found = add_speed(change(INT8_ROW, verdict=verdict, gate=Gate(min_speedup=factor)), SPEED)
+    judged = found.verdict
+    assert (judged.passed, judged.proven) == expected
+    assert (found.speed.against_float, judged.reasons[0], judged.notes[0]) == (SPEED, "first", "note")
     too_slow = factor is None
-    assert found.ship == (SPEED.path if too_slow else None)
-    assert any("ship student-float-onnxruntime instead" in reason for reason in found.reasons) is too_slow
+    assert found.speed.ship == (SPEED.path if too_slow else None)
+    assert any("ship student-float-onnxruntime instead" in reason for reason in judged.reasons) is too_slow
 
 
 def test_add_speed_says_why_nothing_was_measured_and_leaves_the_verdict() -> None:
-    found = add_speed(INT8_ROW, "no GPU", Gate(min_speedup=2))
-    assert found == dataclasses.replace(
-        INT8_ROW, speed_not_measured="no GPU", notes=(*INT8_ROW.notes, "speed not measured: no GPU")
+    row = change(INT8_ROW, gate=Gate(min_speedup=2))
+    assert add_speed(row, "no GPU") == change(
+        row, not_measured="no GPU", notes=(*row.notes, "speed not measured: no GPU")
     )

@@ -15,7 +15,7 @@ from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.comparison import Comparison, distinct_names
 from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
 from convnext_deploy.reports.record import Report
-from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, ENVIRONMENT, INT8_ROW, PASSED_ROW, create_report
+from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, ENVIRONMENT, INT8_ROW, PASSED_ROW, change, create_report
 from tests.reports.test_html import Page
 
 CONFIG = {"fit": {"epochs": 3, "batch_size": 64}, "temperature": 1.0}
@@ -51,7 +51,7 @@ def test_table_has_all_artifacts_of_all_runs_in_order(tmp_path: Path) -> None:
 
 
 def test_runs_that_differ_in_nothing_have_no_differences(tmp_path: Path) -> None:
-    row = dataclasses.replace(BASELINE_ROW, config=CONFIG, inputs={"source": "source"})
+    row = change(BASELINE_ROW, config=CONFIG, inputs={"source": "source"})
     found = compare_reports(tmp_path, create_report(row), create_report(row))
     assert (found.differences, found.warnings, found.notes) == ((), (), ())
 
@@ -73,8 +73,8 @@ def test_circumstances_that_differ_are_named(
 
 def test_settings_that_differ_are_named_stage_by_stage(tmp_path: Path) -> None:
     other = {"fit": {"epochs": 5, "batch_size": 64}, "temperature": 2.0}
-    rows = [dataclasses.replace(BASELINE_ROW, config=config) for config in (CONFIG, other)]
-    alone = dataclasses.replace(PASSED_ROW, config=CONFIG)
+    rows = [change(BASELINE_ROW, config=config) for config in (CONFIG, other)]
+    alone = change(PASSED_ROW, config=CONFIG)
     found = compare_reports(tmp_path, create_report(rows[0]), create_report(rows[1], alone))
     assert [(d.what, d.values) for d in found.differences] == [
         ("stages", ("student", "student, ptq")),
@@ -108,7 +108,7 @@ def test_figures_that_cannot_be_compared_are_warned_of(
 
 
 def test_unfinished_runs_and_old_ones_are_noted(tmp_path: Path) -> None:
-    row = dataclasses.replace(BASELINE_ROW, config=CONFIG)
+    row = change(BASELINE_ROW, config=CONFIG)
     reports = (create_report(row), create_report(row, complete=False), create_report(complete=False))
     found = compare_reports(tmp_path, *reports)
     assert found.notes == ("second is not complete: 1 artifact so far", "third is not complete: 0 artifacts so far")
@@ -127,9 +127,9 @@ def test_reports_of_before_the_settings_are_noted(tmp_path: Path) -> None:
         (("first",), "1 run was given"),
         (("first", "first"), "are the same run; give each run once"),
         (("first", "first/report.json"), "are the same run; give each run once"),
-        (("first", "."), "is no finished run"),
-        (("first", "none"), "is no finished run"),
-        (("first", "text"), "is no report of this tool"),
+        (("first", "."), "is not a finished run"),
+        (("first", "none"), "is not a finished run"),
+        (("first", "text"), "is not a report of this tool"),
     ],
 )
 def test_what_is_no_run_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:

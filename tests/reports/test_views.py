@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from convnext_deploy.config.recipe import Gate
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.markdown import render_markdown
@@ -15,7 +13,16 @@ from convnext_deploy.reports.model_card import render_model_card
 from convnext_deploy.reports.record import Report, StageRow, read_report
 from convnext_deploy.reports.rows import add_speed
 from convnext_deploy.reports.stage_table import COLUMNS, cells, remarks, summary, verdict
-from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, PASSED_ROW, SPEED, UNPROVEN_ROW, create_report
+from tests.reports.conftest import (
+    BASELINE_ROW,
+    ENGINE_ROW,
+    INT8_ROW,
+    PASSED_ROW,
+    SPEED,
+    UNPROVEN_ROW,
+    change,
+    create_report,
+)
 
 
 def table_of(markdown: str) -> list[list[str]]:
@@ -67,10 +74,10 @@ def test_cells_of_an_artifact_that_was_not_run() -> None:
         (PASSED_ROW, "passed"),
         (INT8_ROW, "FAILED"),
         (UNPROVEN_ROW, "passed, unproven"),
-        (dataclasses.replace(PASSED_ROW, proven=None), "passed"),
+        (change(PASSED_ROW, proven=None), "passed"),
         (BASELINE_ROW, "no gate"),
         (ENGINE_ROW, "built for SM86; not run: no GPU"),
-        (dataclasses.replace(BASELINE_ROW, not_run="not validated: no --data"), "not validated: no --data"),
+        (change(BASELINE_ROW, not_run="not validated: no --data"), "not validated: no --data"),
     ],
 )
 def test_verdict_says(row: StageRow, expected: str) -> None:
@@ -82,7 +89,7 @@ def test_verdict_says(row: StageRow, expected: str) -> None:
     [
         ((BASELINE_ROW, ENGINE_ROW), "no gates were set"),
         ((BASELINE_ROW, PASSED_ROW, ENGINE_ROW), "1 of 1 gates passed"),
-        ((PASSED_ROW, INT8_ROW, dataclasses.replace(INT8_ROW, name="qat")), "2 of 3 gates failed: onnx-INT8, qat"),
+        ((PASSED_ROW, INT8_ROW, change(INT8_ROW, name="qat")), "2 of 3 gates failed: onnx-INT8, qat"),
     ],
 )
 def test_summary_says(rows: tuple[StageRow, ...], expected: str) -> None:
@@ -90,7 +97,7 @@ def test_summary_says(rows: tuple[StageRow, ...], expected: str) -> None:
 
 
 def test_remarks_name_the_stage_of_each_reason_and_note() -> None:
-    silent = dataclasses.replace(INT8_ROW, flipped=None)
+    silent = change(INT8_ROW, drop=None)
     assert remarks(create_report(BASELINE_ROW, silent, ENGINE_ROW)) == [
         "onnx-INT8: top-1 drops by 0.37 pp, more than the 0.10 pp allowed",
         "onnx-INT8: not faster | than student",
@@ -99,15 +106,15 @@ def test_remarks_name_the_stage_of_each_reason_and_note() -> None:
 
 def test_remarks_say_once_what_holds_for_several_stages() -> None:
     rows = [
-        dataclasses.replace(BASELINE_ROW, name=name, notes=notes)
+        change(BASELINE_ROW, name=name, notes=notes)
         for name, notes in (("a", ("x", "y")), ("b", ("z",)), ("c", ("y", "x")))
     ]
     assert remarks(create_report(*rows)) == ["a, c: x", "a, c: y", "b: z"]
 
 
 def test_remarks_end_with_the_images_that_changed() -> None:
-    same = dataclasses.replace(PASSED_ROW, lost=0, gained=0, flipped=0)
-    many = dataclasses.replace(UNPROVEN_ROW, lost=1200, gained=34, flipped=5678)
+    same = change(PASSED_ROW, lost=0, gained=0, flipped=0)
+    many = change(UNPROVEN_ROW, lost=1200, gained=34, flipped=5678)
     assert remarks(create_report(BASELINE_ROW, same, many, ENGINE_ROW, validation_images=10_000)) == [
         "images whose first guess changed, of 10,000: ptq none; qat 5,678 (1,200 lost, 34 gained)"
     ]
@@ -121,10 +128,10 @@ def test_render_markdown_has_one_row_per_stage_with_the_cells_of_the_table() -> 
 
 def test_render_markdown_of_a_run_shows_every_stage(small_run: RunResult) -> None:
     table = table_of(render_markdown(small_run.report))
-    ladder = next(row for row in small_run.report.rows if row.rungs)
-    rungs = [rung["name"] for rung in ladder.rungs]
-    assert [line[0] for line in table[1:]] == [*(row.name for row in small_run.report.rows), "rung", "---", *rungs]
-    out = Path(small_run.report.rows[0].artifact).parents[1]
+    tried = next(row.history.steps for row in small_run.report.rows if row.history.steps)
+    steps = [step.name for step in tried]
+    assert [line[0] for line in table[1:]] == [*(row.name for row in small_run.report.rows), "step", "---", *steps]
+    out = Path(small_run.report.rows[0].identity.artifact).parents[1]
     assert (out / "report.md").read_text(encoding="utf-8") == render_markdown(small_run.report)
 
 
@@ -138,7 +145,7 @@ def test_render_markdown_explains_what_it_shows(row: StageRow, unproven: int, fl
 
 
 def test_render_markdown_keeps_a_bar_inside_its_cell() -> None:
-    row = dataclasses.replace(ENGINE_ROW, not_run="a | b")
+    row = change(ENGINE_ROW, not_run="a | b")
     assert table_of(render_markdown(create_report(row)))[1][-1] == "a | b"
 
 
@@ -164,13 +171,13 @@ def test_render_markdown_opens_with_the_outcome(report: Report, line: str) -> No
 
 
 def test_views_have_the_speedup_where_one_was_measured_and_not_elsewhere() -> None:
-    slow = add_speed(dataclasses.replace(INT8_ROW, top1=None, not_run="not validated: no --data"), SPEED, Gate())
+    slow = add_speed(change(INT8_ROW, accuracy=None, not_run="not validated: no --data"), SPEED)
     assert verdict(slow) == "FAILED"
     report = create_report(BASELINE_ROW, slow)
     table = table_of(render_markdown(report))
     place = table[0].index("speedup [95 %]")
     assert (table[1][place], table[2][place]) == ("–", "0.50× [0.40, 0.60]")
-    assert "in turn in fresh" in render_markdown(report)
+    assert "interleaved" in render_markdown(report)
     assert "speedup" not in render_markdown(create_report(BASELINE_ROW, INT8_ROW))
     html = render_html(report)
     for text in (
@@ -188,6 +195,6 @@ def test_views_have_the_speedup_where_one_was_measured_and_not_elsewhere() -> No
 
 
 def test_speed_is_read_as_it_was_written(tmp_path: Path) -> None:
-    report = create_report(BASELINE_ROW, add_speed(INT8_ROW, SPEED, Gate()), add_speed(ENGINE_ROW, "no GPU", Gate()))
+    report = create_report(BASELINE_ROW, add_speed(INT8_ROW, SPEED), add_speed(ENGINE_ROW, "no GPU"))
     (tmp_path / "report.json").write_text(report.to_json())
     assert read_report(tmp_path) == report

@@ -66,7 +66,7 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
         context = StageContext(
             "student",
             output,
-            lambda: data,
+            data,
             Execution(seed=seed, progress=progress or SilentProgress()),
             tmp_path / cache,
             teachers=tuple(weights[name] for name in teachers),

@@ -35,7 +35,7 @@ from convnext_deploy.stages import distill, ptq, qat
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.losses import average_teachers, distillation_loss
+from convnext_deploy.training.losses import Distillation, average_teachers, distillation_loss
 from tests.weights import PREPROCESS, noise_images, random_network, write_weights
 
 CLASSES = ("cat", "dog", "owl")
@@ -55,7 +55,7 @@ def create_context(small_data: Data, tmp_path: Path) -> Callable[..., StageConte
     def create(name: str, **inputs: Any) -> StageContext:
         output = tmp_path / f"stage-{name}"
         output.mkdir()
-        return StageContext(name, output, lambda: small_data, Execution(), tmp_path / "cache", **inputs)
+        return StageContext(name, output, small_data, Execution(), tmp_path / "cache", **inputs)
 
     return create
 
@@ -87,7 +87,7 @@ def test_distill_trains_with_the_loss_of_its_settings(
     with torch.no_grad():
         logits = random_network(STUDENT)(IMAGES), random_network(TEACHER, 1)(IMAGES)
     options: dict[str, Any] = {"method": method, "temperature": 3.0, "distill_loss_weight": 0.4, "label_smoothing": 0.1}
-    expected = distillation_loss(*logits, LABELS, dkd_alpha=0.5, dkd_beta=4.0, **options)
+    expected = distillation_loss(*logits, LABELS, Distillation(dkd_alpha=0.5, dkd_beta=4.0, **options))
     assert seen["loss"] == pytest.approx(expected.item(), rel=1e-4)
     assert not any(name.startswith("feature") for name in seen["names"])
 
@@ -129,9 +129,7 @@ def test_distillation_objective_follows_the_mean_prediction_of_several_teachers(
     student, teachers = random_network(STUDENT), [random_network(TEACHER, seed) for seed in (1, 2)]
     objective = distillation_objective(
         lambda batch: average_teachers([teacher(batch.images) for teacher in teachers], 2.0),
-        temperature=2.0,
-        distill_loss_weight=1.0,
-        label_smoothing=0.0,
+        Distillation(temperature=2.0, distill_loss_weight=1.0, label_smoothing=0.0),
     )
     found = objective(student, Batch(IMAGES, LABELS))
     found.backward()

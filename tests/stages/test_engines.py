@@ -43,12 +43,8 @@ def as_artifact(path: Path, io: GraphIO | None = None) -> Artifact:
 def run(config: TensorRTConfig, source: Artifact, folder: Path, progress: RecordingProgress | None = None) -> Artifact:
     """Run the stage into a folder, and return what its manifest tells."""
     folder.mkdir()
-
-    def no_data() -> Any:
-        raise AssertionError("building an engine needs no data")
-
     stage = context.StageContext(
-        "engine", folder, no_data, Execution(progress=progress or RecordingProgress()), folder / "cache"
+        "engine", folder, None, Execution(progress=progress or RecordingProgress()), folder / "cache"
     )
     write_manifest(tensorrt.run(config, source, stage))
     return read_artifact(folder)

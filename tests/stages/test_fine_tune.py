@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 from tests.details import torch_details
+from tests.rows import rows_in
 from tests.weights import PREPROCESS, random_network, write_weights
 
 CLASSES = ("cat", "dog", "owl")
@@ -85,7 +85,7 @@ def run_tuned(recipe: Recipe, out: Path, data: Data) -> RunResult:
 
 def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:
     assert outcome.code == 0, outcome.err
-    return {row["name"]: row for row in json.loads(outcome.out)["rows"]}
+    return rows_in(outcome.out)
 
 
 def body_difference(artifact: Artifact, variant: str = "test_convnext") -> float:
@@ -161,10 +161,11 @@ def test_train_reports_weights_for_other_classes_as_not_validated(
     outcome = call("train", "--weights", weights, *flags, *QUICK)
     rows = rows_of(outcome)
     assert list(rows) == ["source", "model"]
-    assert rows["source"]["top1"] is None
+    assert rows["source"]["accuracy"] is None
     assert rows["source"]["not_run"].startswith("not validated: source ")
     assert reason in rows["source"]["not_run"]
-    assert (rows["model"]["total"], rows["model"]["variant"], rows["model"]["baseline"]) == (18, "test_convnext", None)
+    assert (rows["model"]["accuracy"]["total"], rows["model"]["provenance"]["baseline"]) == (18, None)
+    assert rows["model"]["identity"]["variant"] == "test_convnext"
     assert "model: head.weight, head.bias start fresh" in outcome.err
     model = read_artifact(tmp_path / "out" / "stages" / "model")
     assert (model.class_names, model.model, model.preprocess) == (CLASSES, ModelSpec("test_convnext", 3), PREPROCESS)
@@ -184,7 +185,7 @@ def test_train_takes_the_network_from_the_weights_of_another_library(image_folde
     folder = convert(source, "timm", tmp_path / "timm").path
     flags = ("--data", image_folder, "--out", tmp_path / "out", "--json")
     rows = rows_of(call("train", "--weights", folder, *flags, *QUICK))
-    assert rows["source"]["correct"] == rows["model"]["correct"]
+    assert rows["source"]["accuracy"]["correct"] == rows["model"]["accuracy"]["correct"]
     model = read_artifact(tmp_path / "out" / "stages" / "model")
     assert (model.model.variant, model.preprocess, model.class_names) == ("test_convnext", PREPROCESS, CLASSES)
 
@@ -226,7 +227,7 @@ def test_distill_takes_both_networks_from_their_weights(image_folder: Path, tmp_
     names = ("--teacher-weights", teacher, "--student-weights", student)
     outcome = call("distill", *names, "--data", image_folder, "--out", tmp_path / "out", "--json", *QUICK)
     rows = rows_of(outcome)
-    assert [(name, row["variant"]) for name, row in rows.items()] == [
+    assert [(name, row["identity"]["variant"]) for name, row in rows.items()] == [
         ("source", "test_convnext"),
         ("student", "test_convnext2"),
     ]

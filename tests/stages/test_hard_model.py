@@ -46,7 +46,7 @@ def digits() -> Data:
 
 def context_in(folder: Path, data: Data) -> StageContext:
     folder.mkdir(exist_ok=True)
-    return StageContext(folder.name, folder, lambda: data, Execution(), folder.parent / "cache")
+    return StageContext(folder.name, folder, data, Execution(), folder.parent / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.errors import RecipeError
 from convnext_deploy.exporters.onnx.fp16 import LARGEST
 from convnext_deploy.graphs.onnx_io import read_metadata, tensor_shape
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -41,15 +41,8 @@ def export(
 ) -> Artifact:
     folder.mkdir(parents=True)
 
-    def open_data() -> Data:
-        if data is None:
-            raise DataError("no images")
-        return data
-
-    cache = folder.parent / "cache"
-    context = StageContext(
-        "onnx", folder, open_data, Execution(progress=lines or RecordingProgress()), cache, has_data=data is not None
-    )
+    execution = Execution(progress=lines or RecordingProgress())
+    context = StageContext("onnx", folder, data, execution, folder.parent / "cache")
     return stage.run(ONNXConfig(**settings), source, context)
 
 
@@ -123,9 +116,7 @@ def test_quantized_artifact_has_the_form_of_its_own_target(
 ) -> None:
     folder = tmp_path / "ptq"
     folder.mkdir()
-    context = StageContext(
-        "ptq", folder, lambda: small_data, Execution(progress=RecordingProgress()), tmp_path / "cache"
-    )
+    context = StageContext("ptq", folder, small_data, Execution(progress=RecordingProgress()), tmp_path / "cache")
     config = PTQConfig(target=target, calibration_method="minmax", calibration_images=12, bias_correction=False)
     source = ptq.run(config, small_artifacts["student"], context)
     artifact = export(source, tmp_path / "onnx", None, runtime="tensorrt")

@@ -47,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         settings = StageContext(
             "student",
             tmp_path / "stage",
-            lambda: data,
+            data,
             Execution(cache_dir=tmp_path / "cache" if keep_pixels else None),
             tmp_path / "cache",
         )

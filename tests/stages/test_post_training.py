@@ -87,9 +87,7 @@ def place(tmp_path: Path, lines: RecordingProgress) -> Place:
     def create(data: Data | None = None, seed: int = 0) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext(
-            "ptq", folder, lambda: data or data_of(), Execution(seed=seed, progress=lines), tmp_path / "cache"
-        )
+        return StageContext("ptq", folder, data or data_of(), Execution(seed=seed, progress=lines), tmp_path / "cache")
 
     return create
 

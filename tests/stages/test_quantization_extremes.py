@@ -51,7 +51,7 @@ def place(tmp_path: Path, small_data: Data) -> Place:
     def create(data: Data = small_data) -> StageContext:
         folder = tmp_path / f"stage-{len(list(tmp_path.glob('stage-*')))}"
         folder.mkdir()
-        return StageContext("stage", folder, lambda: data, Execution(), tmp_path / "cache")
+        return StageContext("stage", folder, data, Execution(), tmp_path / "cache")
 
     return create
 
@@ -63,7 +63,7 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 
 def learn(data: Data, folder: Path, channels: int = 3) -> Artifact:
-    context = StageContext("float", folder, lambda: data, Execution(), folder / "cache")
+    context = StageContext("float", folder, data, Execution(), folder / "cache")
     config = TrainConfig(ModelConfig("test_convnext2", 32, in_channels=channels), FIT)
     artifact = train.run(config, None, context)
     write_manifest(artifact)

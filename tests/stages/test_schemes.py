@@ -40,12 +40,7 @@ EVERY_SCHEME = pytest.mark.parametrize(
 
 def context(folder: Path, data: Data | None = None) -> StageContext:
     folder.mkdir()
-
-    def open_data() -> Data:
-        assert data is not None
-        return data
-
-    return StageContext("stage", folder, open_data, Execution(), folder.parent / "cache")
+    return StageContext("stage", folder, data, Execution(), folder.parent / "cache")
 
 
 def quantize(source: Artifact, scheme: QuantizationScheme, folder: Path) -> tuple[ConvNeXt, Artifact]:

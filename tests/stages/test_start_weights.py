@@ -85,7 +85,7 @@ def begin(tmp_path: Path, small_data: Data, monkeypatch: pytest.MonkeyPatch) -> 
         context = StageContext(
             "stage",
             output,
-            lambda: small_data,
+            small_data,
             Execution(seed=SEED, progress=progress),
             tmp_path / "cache",
             teachers=() if teacher is None else (teacher,),

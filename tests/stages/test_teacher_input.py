@@ -25,7 +25,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.losses import distillation_loss
+from convnext_deploy.training.losses import Distillation, distillation_loss
 from tests.weights import PREPROCESS, write_weights
 
 SPEC = ModelSpec("test_convnext", 3)
@@ -67,7 +67,7 @@ def seen(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         context = StageContext(
             "student",
             output,
-            lambda: small_data,
+            small_data,
             Execution(),
             tmp_path,
             teachers=(teacher,),
@@ -100,8 +100,10 @@ def test_distill_shows_the_teacher_images_as_the_teacher_is_evaluated(
             load_network(student)(normalized(pixels, PREPROCESS)),
             load_network(open_input(weights))(normalized(resized(pixels, side), own)),
             LABELS,
-            temperature=config.temperature,
-            distill_loss_weight=config.distill_loss_weight,
-            label_smoothing=config.fit.label_smoothing,
+            Distillation(
+                temperature=config.temperature,
+                distill_loss_weight=config.distill_loss_weight,
+                label_smoothing=config.fit.label_smoothing,
+            ),
         )
     assert found == pytest.approx(expected.item(), rel=1e-3)

@@ -28,6 +28,7 @@ from convnext_deploy.system.progress import SilentProgress
 from tests.conftest import CLASSES
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.torch_tensorrt_stand_in import API, GPU, Script, install_stand_in
+from tests.rows import accuracy_of, drop_of
 from tests.weights import write_weights
 
 SIDE = 32
@@ -120,8 +121,8 @@ def test_pipeline_validates_the_program(
 ) -> None:
     result = run(TorchTensorRTConfig("fp32"), source, tmp_path, small_data)
     row = {row.name: row for row in result.report.rows}["program"]
-    assert (row.top1_drop_pp, row.agreement) == (0.0, 1.0)
-    assert (row.runner, row.device) == ("torch-tensorrt", "cuda")
+    assert (drop_of(row).top1_drop_pp, drop_of(row).agreement) == (0.0, 1.0)
+    assert (accuracy_of(row).runner, accuracy_of(row).device) == ("torch-tensorrt", "cuda")
 
 
 def test_pipeline_says_why_a_program_was_not_run(
@@ -137,7 +138,7 @@ def test_pipeline_says_why_a_program_was_not_run(
     result = run(TorchTensorRTConfig("fp32"), source, tmp_path, small_data)
     assert result.executed == ()
     row = {row.name: row for row in result.report.rows}["program"]
-    assert (row.top1, row.not_run) == (None, "built for SM86; not run: no GPU")
+    assert (row.accuracy, row.not_run) == (None, "built for SM86; not run: no GPU")
 
 
 def test_stage_reports_progress_to_the_end(script: Script, source: Artifact, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.system.progress import SilentProgress
-from convnext_deploy.training.fit import fit
+from convnext_deploy.system.execution import Execution
+from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.schedule import Schedule
 
 CLASSES = 3
 
@@ -48,17 +50,27 @@ def run_fit(model: nn.Module, batches: FakeBatches | None = None, **changes: Any
     """Train for three epochs with cross-entropy unless `changes` say otherwise."""
     options: dict[str, Any] = {
         "objective": lambda network, batch: nn.functional.cross_entropy(network(batch.images), batch.labels),
-        "description": "student",
-        "epochs": 3,
-        "base_learning_rate": 2.0,
         "warmup_epochs": 0.5,
-        "final_learning_rate_ratio": 0.1,
-        "weight_decay": 0.05,
-        "autocast": None,
-        "seed": 5,
-        "progress": SilentProgress(),
     }
-    return fit(model, cast(TrainingBatches, batches or FakeBatches()), **{**options, **changes})
+    return fit_with(model, cast(TrainingBatches, batches or FakeBatches()), **{**options, **changes})
+
+
+def fit_with(
+    model: nn.Module, batches: TrainingBatches, objective: Objective, **changes: Any
+) -> list[dict[str, float]]:
+    """Call `fit` with three quick epochs; `changes` may be fields of its records as well as its own arguments."""
+    schedule = Schedule(3, 2.0, final_learning_rate_ratio=0.1, weight_decay=0.05)
+    execution = Execution(seed=5)
+    own = {name: changes.pop(name) for name in list(changes) if hasattr(schedule, name)}
+    how = {name: changes.pop(name) for name in list(changes) if hasattr(execution, name)}
+    return fit(
+        model,
+        batches,
+        objective,
+        dataclasses.replace(schedule, **own),
+        dataclasses.replace(execution, **how),
+        **{"description": "student", **changes},
+    )
 
 
 def flat_weights(model: nn.Module) -> Tensor:

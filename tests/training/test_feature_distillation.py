@@ -14,9 +14,8 @@ from torch import Tensor
 
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.training.ema import ExponentialMovingAverage
 from convnext_deploy.training.feature_distillation import PROJECTIONS, feature_distillation, feature_loss
-from convnext_deploy.training.optimizer import create_optimizer
+from convnext_deploy.training.optimizer import create_optimizer, moving_average
 from tests.weights import fill, noise_images
 
 STUDENT, TEACHER, WIDE = (6, 8, 10, 12), (8, 8, 16, 16), (10, 12, 14, 16)
@@ -172,14 +171,14 @@ def test_feature_distillation_keeps_no_features_of_an_evaluation() -> None:
     student, teacher = network(STUDENT), network(TEACHER, 1).eval()
     images = noise_images(3, 32)
     with feature_distillation(student, [teacher], seed=3) as loss:
-        average = ExponentialMovingAverage(student, 0.9)
+        average = moving_average(student, 0.9)
         teacher(images)
         student(images)
         expected = loss()
         teacher(images)
         student(images)
         # a copy of the student has copies of its hooks
-        for other in (average.network, student.eval()):
+        for other in (average.module, student.eval()):
             other(2 * images + 1)
         torch.testing.assert_close(loss(), expected)
         # and none after their use, so that they do not stay in memory beside those of the next batch

@@ -21,9 +21,10 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.system.progress import SilentProgress
-from convnext_deploy.training.fit import Objective, autocast_dtype, fit
+from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.optimizer import learning_rate_at
+from convnext_deploy.training.schedule import autocast_dtype
+from tests.training.fake_batches import fit_with
 
 
 def network() -> ConvNeXt:
@@ -39,18 +40,8 @@ def cross_entropy(model: nn.Module) -> Objective:
 
 def train(model: nn.Module, data: Data, objective: Objective | None = None, **changes: Any) -> list[dict[str, float]]:
     batches = TrainingBatches(data.train, default_preprocess(32), BatchPlan(12, 3, Augmentation(0.5), seed=1))
-    options: dict[str, Any] = {
-        "description": "student",
-        "epochs": 3,
-        "base_learning_rate": 3.0,
-        "warmup_epochs": 1.0,
-        "final_learning_rate_ratio": 0.1,
-        "weight_decay": 0.05,
-        "autocast": None,
-        "seed": 5,
-        "progress": SilentProgress(),
-    }
-    return fit(model, batches, objective or cross_entropy(model), **{**options, **changes})
+    options: dict[str, Any] = {"base_learning_rate": 3.0, "warmup_epochs": 1.0, **changes}
+    return fit_with(model, batches, objective or cross_entropy(model), **options)
 
 
 def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -8,39 +8,39 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.training.ema import ExponentialMovingAverage
-from convnext_deploy.training.fit import autocast_dtype
-from convnext_deploy.training.optimizer import create_optimizer, layer_scales
+from convnext_deploy.training.optimizer import create_optimizer, layer_scales, moving_average
+from convnext_deploy.training.schedule import autocast_dtype
 from tests.training.fake_batches import FakeBatches, flat_weights, run_fit, small_network
 
 
 def test_average_equals_its_formula() -> None:
     network = nn.Linear(2, 1, bias=False)
-    average = ExponentialMovingAverage(network, 0.5)
+    average = moving_average(network, 0.5)
     expected = network.weight.detach().double().clone()
     for step in range(12):
         with torch.no_grad():
             network.weight.add_(1.0 + step)
-        average.update(step)
+        average.update_parameters(network)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * network.weight.detach().double()
-        torch.testing.assert_close(average.network.weight.double(), expected)
+        torch.testing.assert_close(average.module.weight.double(), expected)
 
 
 def test_fit_ends_with_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    update = ExponentialMovingAverage.update
+    update = AveragedModel.update_parameters
 
-    def record(self: ExponentialMovingAverage, step: int) -> None:
-        update(self, step)
-        seen.append(flat_weights(self.network))
+    def record(self: AveragedModel, model: nn.Module) -> None:
+        update(self, model)
+        seen.append(flat_weights(self.module))
 
-    monkeypatch.setattr(ExponentialMovingAverage, "update", record)
+    monkeypatch.setattr(AveragedModel, "update_parameters", record)
     averaged, plain = small_network(), small_network()
     run_fit(averaged, ema_decay=0.8)
     run_fit(plain)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.config.choices import LogitMethod
-from convnext_deploy.training.losses import average_teachers, distillation_loss, dkd_loss, kd_loss
+from convnext_deploy.training.losses import Distillation, average_teachers, distillation_loss, dkd_loss, kd_loss
 
 Array = NDArray[np.float64]
 METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)
@@ -78,12 +78,14 @@ def test_distillation_loss_equals_numpy(
         student,
         teacher,
         mixed(labels) if soft_labels else labels,
-        method=method,
-        temperature=temperature,
-        distill_loss_weight=weight,
-        label_smoothing=smoothing,
-        dkd_alpha=1.5,
-        dkd_beta=0.5,
+        Distillation(
+            method=method,
+            temperature=temperature,
+            distill_loss_weight=weight,
+            label_smoothing=smoothing,
+            dkd_alpha=1.5,
+            dkd_beta=0.5,
+        ),
     )
     assert found.shape == ()
     assert found.item() == pytest.approx((1 - share) * hard + share * soft, rel=1e-5)
@@ -91,20 +93,24 @@ def test_distillation_loss_equals_numpy(
 
 def test_distillation_loss_follows_the_probabilities_unless_told_otherwise() -> None:
     student, teacher, labels = example()
-    found = distillation_loss(student, teacher, labels, temperature=2.0, distill_loss_weight=1.0)
+    found = distillation_loss(student, teacher, labels, Distillation(temperature=2.0, distill_loss_weight=1.0))
     assert torch.equal(found, kd_loss(student, teacher, 2.0))
 
 
 @pytest.mark.parametrize("method", ["kd", "hard-label", "dkd"])
 def test_distillation_loss_is_cross_entropy_when_weight_is_zero(method: LogitMethod) -> None:
     student, teacher, labels = example()
-    found = distillation_loss(student, teacher, labels, method=method, temperature=2.0, distill_loss_weight=0.0)
+    found = distillation_loss(
+        student, teacher, labels, Distillation(method=method, temperature=2.0, distill_loss_weight=0.0)
+    )
     torch.testing.assert_close(found, F.cross_entropy(student, labels))
 
 
 def test_distillation_loss_equals_equation_3_of_deit_when_weight_is_a_half() -> None:
     student, teacher, labels = example()
-    found = distillation_loss(student, teacher, labels, method="hard-label", temperature=9.0, distill_loss_weight=0.5)
+    found = distillation_loss(
+        student, teacher, labels, Distillation(method="hard-label", temperature=9.0, distill_loss_weight=0.5)
+    )
     log_p = np.log(softmax(student.double().numpy()))
     rows = np.arange(6)
     both = log_p[rows, labels.numpy()] + log_p[rows, teacher.numpy().argmax(axis=1)]
@@ -114,8 +120,10 @@ def test_distillation_loss_equals_equation_3_of_deit_when_weight_is_a_half() -> 
 def test_teacher_only_does_not_look_at_the_labels() -> None:
     student, teacher, labels = example()
     options: dict[str, Any] = {"method": "teacher-only", "temperature": 2.0, "distill_loss_weight": 0.3}
-    first = distillation_loss(student, teacher, labels, **options)
-    assert torch.equal(first, distillation_loss(student, teacher, (labels + 1) % 5, label_smoothing=0.1, **options))
+    first = distillation_loss(student, teacher, labels, Distillation(**options))
+    assert torch.equal(
+        first, distillation_loss(student, teacher, (labels + 1) % 5, Distillation(label_smoothing=0.1, **options))
+    )
 
 
 @pytest.mark.parametrize("method", ["kd", "dkd"])
@@ -123,9 +131,11 @@ def test_teacher_only_does_not_look_at_the_labels() -> None:
 def test_divergences_are_zero_only_when_logits_agree(method: LogitMethod, temperature: float) -> None:
     student, teacher, labels = example()
     options: dict[str, Any] = {"method": method, "temperature": temperature, "distill_loss_weight": 1.0}
-    assert distillation_loss(teacher, teacher, labels, **options).item() == pytest.approx(0, abs=1e-6)
-    assert distillation_loss(teacher + 7.0, teacher, labels, **options).item() == pytest.approx(0, abs=1e-5)
-    assert distillation_loss(student, teacher, labels, **options).item() > 0.1
+    assert distillation_loss(teacher, teacher, labels, Distillation(**options)).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(teacher + 7.0, teacher, labels, Distillation(**options)).item() == pytest.approx(
+        0, abs=1e-5
+    )
+    assert distillation_loss(student, teacher, labels, Distillation(**options)).item() > 0.1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 50.0])
@@ -168,7 +178,10 @@ def test_distillation_loss_gradient_equals_differences(method: LogitMethod, soft
 
     def loss(logits: Tensor) -> Tensor:
         return distillation_loss(
-            logits, teacher.double(), targets, method=method, temperature=2.0, distill_loss_weight=0.4, dkd_alpha=0.7
+            logits,
+            teacher.double(),
+            targets,
+            Distillation(method=method, temperature=2.0, distill_loss_weight=0.4, dkd_alpha=0.7),
         )
 
     assert torch.autograd.gradcheck(loss, student.double().requires_grad_())
@@ -188,9 +201,7 @@ def test_distillation_loss_and_its_gradient_are_finite_for_all_logits(
         logits,
         torch.tensor([teacher]),
         torch.tensor([label]),
-        method=method,
-        temperature=temperature,
-        distill_loss_weight=1.0,
+        Distillation(method=method, temperature=temperature, distill_loss_weight=1.0),
     )
     loss.backward()
     # rounding of probabilities times T² is all that may be below zero
@@ -208,9 +219,11 @@ def test_distillation_loss_does_not_change_with_a_constant_or_the_order_of_class
 ) -> None:
     student, teacher, labels = (x.double() if x.is_floating_point() else x for x in example(seed))
     options: dict[str, Any] = {"method": method, "temperature": temperature, "distill_loss_weight": 0.5}
-    first = distillation_loss(student, teacher, labels, **options)
+    first = distillation_loss(student, teacher, labels, Distillation(**options))
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    second = distillation_loss(student[:, order] + shift, teacher[:, order] - shift, order.argsort()[labels], **options)
+    second = distillation_loss(
+        student[:, order] + shift, teacher[:, order] - shift, order.argsort()[labels], Distillation(**options)
+    )
     torch.testing.assert_close(first, second)
 
 
@@ -222,9 +235,9 @@ def test_distillation_loss_is_computed_in_float32_when_logits_are_bfloat16(
     student, teacher, labels = (x.bfloat16() if x.is_floating_point() else x for x in example())
     targets = mixed(labels) if soft_labels else labels
     options: dict[str, Any] = {"method": method, "temperature": 2.0, "distill_loss_weight": 0.5}
-    found = distillation_loss(student, teacher, targets, **options)
+    found = distillation_loss(student, teacher, targets, Distillation(**options))
     assert found.dtype == torch.float32
-    assert torch.equal(found, distillation_loss(student.float(), teacher.float(), targets, **options))
+    assert torch.equal(found, distillation_loss(student.float(), teacher.float(), targets, Distillation(**options)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

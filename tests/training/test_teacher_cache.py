@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.training.losses import distillation_loss
+from convnext_deploy.training.losses import Distillation, distillation_loss
 from convnext_deploy.training.teacher_cache import TeacherCache
 
 ROUNDING = 2.0**-11  # of half precision, relative
@@ -91,7 +91,7 @@ def test_loss_with_the_cache_is_that_of_the_kept_probabilities(
     def losses(teacher: Tensor) -> tuple[Tensor, Tensor]:
         own = student.double().requires_grad_()
         options: dict[str, Any] = {"method": method, "temperature": temperature, "distill_loss_weight": 1.0}
-        loss = distillation_loss(own, teacher.double(), labels, **options)
+        loss = distillation_loss(own, teacher.double(), labels, Distillation(**options))
         return loss.detach(), torch.autograd.grad(loss, own)[0]
 
     (value, gradient), (expected, expected_gradient) = losses(found), losses(reference)
@@ -130,7 +130,7 @@ def test_cache_stays_finite_when_a_teacher_excludes_classes(top_k: int, temperat
     assert found.isfinite().all()
     options: dict[str, Any] = {"temperature": temperature, "distill_loss_weight": 1.0}
     for method in ("kd", "dkd"):
-        loss = distillation_loss(draw_logits(), found, logits.argmax(1), method=method, **options)
+        loss = distillation_loss(draw_logits(), found, logits.argmax(1), Distillation(method=method, **options))
         assert loss.isfinite()
 
 

@@ -1,4 +1,4 @@
-"""Which of several artifacts is faster, on a machine that drifts: each in fresh processes of its own, in turn.
+"""Time artifacts against each other on a machine that drifts: in interleaved, isolated processes.
 
 A process can be slower than the next one for its whole life, by half, whatever it runs, and a machine gets slower and faster over
 minutes. So no figure here is from one process, and ratios compare processes that ran one after the other.
@@ -22,7 +22,10 @@ SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is timed: calls of `Runner.logits` with `batch_size` images. For the others see `open_runner`."""
+    """What is timed: calls of `Runner.logits` with `batch_size` images.
+
+    `runner` None: the usual one of the format; `threads` None: as many as the runner likes.
+    """
 
     name: str
     artifact: Artifact
@@ -56,7 +59,7 @@ class ProcessTimes:
 class Ratio:
     """The time of a call, as a multiple of that of another candidate: median over rounds, and its 95 % interval.
 
-    Below 1 it is faster, and clearly so if `high` is below 1. For the interval see `ratios.median_ratio`.
+    Below 1 it is faster, and clearly so if `high` is below 1. The interval is that of the sign test (`ratios.median_ratio`).
     """
 
     to: str
@@ -103,7 +106,7 @@ class _Turn:
     failed: bool = False
 
     def run(self, seconds: float) -> str:
-        """Time it once more in a fresh process; return what came out in a few words."""
+        """Time it once more in a process of its own; return what came out in a few words."""
         c = self.candidate
         try:
             found = run_job(Job(c.artifact, c.runner, c.device, c.batch_size, c.threads, seconds))
@@ -116,14 +119,14 @@ class _Turn:
         return f"{c.name} {self.runner} {self.processes[-1].p50_ms:.2f} ms"
 
 
-def time_in_turns(
+def time_interleaved(
     candidates: Sequence[Candidate],
     *,
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
     progress: Progress | None = None,
 ) -> tuple[Timing, ...]:
-    """Time candidates in rounds, each of which gives every candidate one fresh process, one after the other.
+    """Time candidates in rounds, each of which gives every candidate a process of its own, one after the other.
 
     A candidate that cannot be run is left out from then on, and says why.
 

@@ -17,7 +17,7 @@ BETWEEN = "between layers"
 """What no layer could be found for."""
 
 _NODE = re.compile(r"(?:[\w-]+\.)*[\w-]+/[A-Za-z]\w*")
-_PRODUCT = re.compile(r"/(?:Conv|MatMul|Gemm|MatMulIntegerToFloat)(?:_\d+)?$")
+_MATMUL_OR_CONV = re.compile(r"/(?:Conv|MatMul|Gemm|MatMulIntegerToFloat)(?:_\d+)?$")
 _CONVERSION = re.compile(r"Quantize|Reorder|Cast|Convert|Transpose", re.IGNORECASE)
 _BEFORE = re.compile(r"Quantize|ReorderInput", re.IGNORECASE)  # conversions that are for what comes after them
 
@@ -78,9 +78,10 @@ def _built_from(artifact: Artifact) -> Path | None:
 def group_by_layer(kernels: Sequence[Kernel], nodes: Nodes) -> tuple[LayerTime, ...]:
     """Return the time of each layer, in the order in which they run.
 
-    A kernel counts for the layer that its name tells: of its product, where it is made from several layers. What a block computes
-    itself, GELU and the residual sum, counts for the layer before it, with which some runtimes fuse it. A kernel without a name
-    counts for the layer that the graph has at its place, and else for that before it, or after it if it prepares its input.
+    A kernel counts for the layer that its name tells: of its MatMul or Conv node, where it is made from several layers. What a
+    block computes itself, GELU and the residual sum, counts for the layer before it, with which some runtimes fuse it. A kernel
+    without a name counts for the layer that the graph has at its place, and else for that before it, or after it if it prepares
+    its input.
 
     Args:
         kernels: in the order in which they run.
@@ -112,9 +113,9 @@ def _named_layer(kernel: Kernel, nodes: Nodes) -> str | None:
     made_from = [name for text in kernel.nodes for name in _node_names(text, nodes)]
     if made_from:
         layers = list(dict.fromkeys(layer for name in made_from if (layer := layer_of_node(name))))
-        products = list(dict.fromkeys(layer_of_node(name) for name in made_from if _PRODUCT.search(name)))
-        if len(products) == 1:
-            return products[0]
+        computing = list(dict.fromkeys(layer_of_node(name) for name in made_from if _MATMUL_OR_CONV.search(name)))
+        if len(computing) == 1:
+            return computing[0]
         return layers[0] if len(layers) == 1 else None
     found = _node_names(kernel.name, nodes)
     if found:

@@ -1,6 +1,6 @@
-"""Whether an INT8 artifact is faster than the float form of the same network, and which layers make it slow.
+"""Compare the speed of an INT8 artifact with that of its float baseline, and find the layers that make it slow.
 
-Both are measured in turn in fresh processes on the runtime that they are for; both are profiled there once.
+Both are timed in interleaved, isolated processes on the runtime that they are for; both are profiled there once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
-from convnext_deploy.evaluation.timing.interleaved import Candidate, relate, time_in_turns
+from convnext_deploy.evaluation.gate import Verdict
+from convnext_deploy.evaluation.timing.interleaved import Candidate, relate, time_interleaved
 from convnext_deploy.evaluation.timing.layer_times import (
     LayerExcess,
     LayerTime,
@@ -42,7 +44,7 @@ _MOST_LAYERS = 5
 
 @dataclass(frozen=True)
 class Contender:
-    """An artifact under its name, and the runner that computes it; see `open_runner`."""
+    """An artifact under its name, and the runner that computes it."""
 
     name: str
     artifact: Artifact
@@ -66,7 +68,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of an INT8 artifact and the float form of its network.
+    """What was measured of an INT8 artifact and its float baseline.
 
     `compared_with` names the float artifact, `path` is where it lies, and the runners are those that both were measured with, on
     `device`. `layers`: those that are slower than in float, the worst first; where there is none, those that take longest.
@@ -86,24 +88,10 @@ class Speed:
         return min(self.speedups, key=lambda speedup: speedup.median)
 
 
-@dataclass(frozen=True)
-class SpeedVerdict:
-    """What a factor that was asked for says of a measurement: the median decides, the interval tells whether that is `proven`.
-
-    `ship`: the path of the artifact to use instead; None if it passed.
-    """
-
-    passed: bool
-    proven: bool
-    reasons: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    ship: str | None = None
-
-
 def measure_speed(
     ours: Contender, reference: Contender, batch_sizes: Sequence[int], progress: Progress, *, device: str = "cpu"
 ) -> Speed:
-    """Time an INT8 artifact and the float form of its network in turn, and profile both.
+    """Time an INT8 artifact against its float baseline, and profile both.
 
     Args:
         ours: the INT8 artifact.
@@ -117,7 +105,7 @@ def measure_speed(
     speedups = []
     for size in batch_sizes:
         candidates = [Candidate(c.name, c.artifact, c.runner, device, size, _threads()) for c in (ours, reference)]
-        int8, in_float = time_in_turns(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
+        int8, in_float = time_interleaved(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
         for timing in (int8, in_float):
             if timing.not_run is not None:
                 error = ProcessFailedError if timing.failed else BackendUnavailableError
@@ -163,8 +151,11 @@ def _responsible(layers: Sequence[LayerExcess]) -> tuple[LayerExcess, ...]:
     return tuple((slower or sorted(layers, key=lambda layer: -layer.ms))[:_MOST_LAYERS])
 
 
-def judge_speed(speed: Speed, min_speedup: float | None) -> SpeedVerdict:
-    """Say whether an INT8 artifact is fast enough at every batch size; `min_speedup` None: not slower than float."""
+def judge_speed(speed: Speed, min_speedup: float | None) -> Verdict:
+    """Say whether an INT8 artifact is fast enough at every batch size; `min_speedup` None: not slower than float.
+
+    The median decides, and the interval tells whether that is `proven`.
+    """
     wanted = NOT_SLOWER if min_speedup is None else min_speedup
     failed = [speedup for speedup in speed.speedups if speedup.median < wanted]
     if failed:
@@ -172,17 +163,13 @@ def judge_speed(speed: Speed, min_speedup: float | None) -> SpeedVerdict:
         proven = any(speedup.high < wanted for speedup in failed)
         if not proven:
             reasons[-1] += " (not proven: the interval reaches further)"
-        return SpeedVerdict(
-            False,
-            proven,
-            (*reasons, describe_layers(speed), f"ship {speed.compared_with} instead: {speed.path}"),
-            ship=speed.path,
-        )
+        ship = f"ship {speed.compared_with} instead: {speed.path}"
+        return Verdict(False, (*reasons, describe_layers(speed), ship), proven)
     proven = all(speedup.low >= wanted for speedup in speed.speedups)
     notes = describe_speed(speed)
     if not proven:
         notes[-1] += f"; passed by the median, and the interval begins below the {wanted:g}× asked for"
-    return SpeedVerdict(True, proven, notes=tuple(notes))
+    return Verdict(True, proven=proven, notes=tuple(notes))
 
 
 def _wanted(factor: float) -> str:
@@ -234,18 +221,6 @@ def read_speed(path: Path, key: str) -> Speed | None:
     """Return the measurement kept in `path`, or None if there is none with this key."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return load_speed(content) if content.pop("key") == key else None
+        return read_record(Speed, content, "speed") if content.pop("key") == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def load_speed(content: dict[str, object]) -> Speed:
-    """Return a measurement from its JSON form. Raises: KeyError, TypeError, ValueError: if it is none."""
-    given: dict[str, object] = dict(content)
-    speedups: list[dict[str, object]] = given.pop("speedups")  # type: ignore[assignment]  # what else it is raises below
-    layers: list[dict[str, object]] = given.pop("layers")  # type: ignore[assignment]  # likewise
-    return Speed(
-        **given,  # type: ignore[arg-type]  # likewise
-        speedups=tuple(Speedup(**entry) for entry in speedups),  # type: ignore[arg-type]
-        layers=tuple(LayerExcess(**entry) for entry in layers),  # type: ignore[arg-type]
-    )

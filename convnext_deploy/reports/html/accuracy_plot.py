@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
+from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
-from convnext_deploy.reports.record import StageRow
+from convnext_deploy.reports.record import Accuracy, StageRow
 
 _LOG_FROM = 4.0  # times the fastest: from here on a linear axis would crowd the fast ones
 _SYMBOLS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "INT8, simulated": "square-open"}
 _COLORS = {"FP32": "var(--fp32)", "FP16": "var(--fp16)", "INT8": "var(--int8)", "INT8, simulated": "var(--int8)"}
 _OTHER = ("triangle-up", "var(--muted)")
 _RUN_COLORS = 6  # var(--run0) to var(--run5)
-# Widths and heights in pixels of the plotting area for which labels are set apart; the page picks them by these names.
-_SIZES = {"wide": (860, 330), "narrow": (250, 220)}
-_LETTER, _LINE, _MOST_LINES = 6.8, 15, 4
-_NEAR = 22  # so close, in both directions, points count as one place
-_Box = tuple[float, float, float, float]  # left, right, bottom, top
+_CLOSE = (0.2, 0.06)  # so near, as fractions of both axes of a wide plot, names would cover each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,37 +26,36 @@ class Point:
     """An artifact with a score and a latency. `run` is empty where there is only one."""
 
     row: StageRow
-    run: str = ""
-
-    @property
-    def latency_ms(self) -> float:
-        """Median of single images."""
-        assert self.row.latency_p50_ms is not None
-        return self.row.latency_p50_ms
+    accuracy: Accuracy
+    latency: Latency
+    run: str
 
     @property
     def top1_percent(self) -> float:
         """Top-1."""
-        assert self.row.top1 is not None
-        return 100 * self.row.top1
+        return 100 * self.accuracy.top1
 
 
 def find_points(rows: Sequence[StageRow], run: str = "") -> list[Point]:
     """Return the artifacts that were scored and timed."""
-    return [Point(row, run) for row in rows if row.top1 is not None and row.latency_p50_ms]
+    return [
+        Point(row, row.accuracy, row.speed.latency, run)
+        for row in rows
+        if row.accuracy is not None and row.speed.latency is not None
+    ]
 
 
 def family(row: StageRow) -> str:
     """Return what a precision is called in the legend. INT8 in PyTorch is computed in FP32."""
-    if row.precision.startswith("int8"):
-        return "INT8, simulated" if row.format == "torch" else "INT8"
-    return row.precision.upper()
+    if row.identity.is_int8:
+        return "INT8, simulated" if row.identity.format == "torch" else "INT8"
+    return row.identity.precision.upper()
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
     """Return the points that no other beats: none is at least as fast and as accurate, and better in one of both."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.latency_ms, -p.top1_percent)):
+    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.top1_percent)):
         if not front or point.top1_percent > front[-1].top1_percent:
             front.append(point)
     return front
@@ -73,7 +69,7 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[s
     x_range, y_range, is_log = _ranges(points)
     if len(front) > 1:
         figure.add_scatter(
-            x=[p.latency_ms for p in front],
+            x=[p.latency.p50_ms for p in front],
             y=[p.top1_percent for p in front],
             mode="lines",
             line={"shape": "hv", "dash": "dot", "width": 1.5, "color": "var(--muted)"},
@@ -85,9 +81,8 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[s
             chosen = [point for point in points if point.run == run and family(point.row) == kind]
             if chosen:
                 figure.add_scatter(**_markers(chosen, kind, runs.index(run) if len(runs) > 1 else None, set(front)))
-    for name, size in _SIZES.items():
-        for labels in _labels(points, x_range, y_range, size, is_log):
-            figure.add_scatter(**labels, meta={"when": name})
+    if front:
+        figure.add_scatter(**_labels(front, x_range, y_range, is_log))
     ticks = (
         {"type": "log", "tickvals": _ticks(x_range), "ticktext": [f"{tick:g}" for tick in _ticks(x_range)]}
         if is_log
@@ -103,17 +98,16 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[s
 
 def describe_point(point: Point) -> list[str]:
     """Return the lines that hovering shows."""
-    row = point.row
+    own, accuracy, latency = point.row.identity, point.accuracy, point.latency
     drop = "its own baseline"
-    if row.top1_drop_pp is not None and row.top1_drop_interval_pp is not None:
-        low, high = row.top1_drop_interval_pp
-        drop = f"drop {row.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {row.baseline}"
-    p90 = "" if row.latency_p90_ms is None else f", p90 {row.latency_p90_ms:.2f} ms"
+    if accuracy.drop is not None:
+        low, high = accuracy.drop.interval_pp
+        drop = f"drop {accuracy.drop.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
     return [
-        f"{point.run}: {row.name}" if point.run else row.name,
-        f"{row.variant} {row.format} {row.precision}, run by {row.runner or 'an unknown runner'}",
+        f"{point.run}: {own.name}" if point.run else own.name,
+        f"{own.variant} {own.format} {own.precision}, run by {accuracy.runner}",
         f"top-1 {point.top1_percent:.2f} %, {drop}",
-        f"p50 {point.latency_ms:.2f} ms{p90}, {row.size_bytes / 1e6:.1f} MB",
+        f"p50 {latency.p50_ms:.2f} ms, p90 {latency.p90_ms:.2f} ms, {own.size_bytes / 1e6:.1f} MB",
     ]
 
 
@@ -124,7 +118,7 @@ def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Poi
         first, *rest = (literal(line) for line in describe_point(point))
         texts.append("<br>".join([f"<b>{first}</b>", *rest, *(["on the Pareto front"] if point in front else [])]))
     return {
-        "x": [point.latency_ms for point in points],
+        "x": [point.latency.p50_ms for point in points],
         "y": [point.top1_percent for point in points],
         "mode": "markers",
         "name": literal(f"{points[0].run}, {kind}" if run is not None else kind),
@@ -132,9 +126,7 @@ def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Poi
             "symbol": symbol,
             "size": 12,
             "color": color if run is None else f"var(--run{run % _RUN_COLORS})",
-            "line": {"width": 2 if symbol.endswith("open") else 1.5, "color": "var(--surface)"}
-            if not symbol.endswith("open")
-            else {"width": 2},
+            "line": {"width": 2} if symbol.endswith("open") else {"width": 1.5, "color": "var(--surface)"},
         },
         "hovertext": texts,
         "hoverinfo": "text",
@@ -144,7 +136,7 @@ def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Poi
 
 def _ranges(points: Sequence[Point]) -> tuple[list[float], list[float], bool]:
     """Return the ranges of both axes, with room for labels, and whether that of latency is logarithmic (as Plotly wants it)."""
-    xs, ys = [p.latency_ms for p in points], [p.top1_percent for p in points]
+    xs, ys = [p.latency.p50_ms for p in points], [p.top1_percent for p in points]
     is_log = max(xs) / min(xs) >= _LOG_FROM
     low, high = (math.log10(min(xs)), math.log10(max(xs))) if is_log else (min(xs), max(xs))
     room = 0.14 * (high - low) if is_log else 0.15 * high  # so that noise is not drawn as wide as a difference
@@ -163,68 +155,35 @@ def _ticks(x_range: Sequence[float]) -> list[float]:
     return [tick for tick in found if low <= math.log10(tick) <= high]
 
 
-def _labels(
-    points: Sequence[Point], x_range: Sequence[float], y_range: Sequence[float], size: tuple[int, int], is_log: bool
-) -> Iterator[dict[str, Any]]:
-    """Yield the names beside the points: those of points that lie close to each other stand in one pile of lines."""
-    width, height = size
+def _labels(front: Sequence[Point], x_range: Sequence[float], y_range: Sequence[float], is_log: bool) -> dict[str, Any]:
+    """Return the names of the front's points, above and left of them, where by its definition no other point lies.
+
+    Names of close points stand in one pile above the most accurate of them. Narrow pages have no room for names.
+    """
 
     def place(point: Point) -> tuple[float, float]:
-        x = math.log10(point.latency_ms) if is_log else point.latency_ms
-        across = (x - x_range[0]) / (x_range[1] - x_range[0])
-        return width * across, height * (point.top1_percent - y_range[0]) / (y_range[1] - y_range[0])
+        x = math.log10(point.latency.p50_ms) if is_log else point.latency.p50_ms
+        return (x - x_range[0]) / (x_range[1] - x_range[0]), (point.top1_percent - y_range[0]) / (
+            y_range[1] - y_range[0]
+        )
 
     piles: list[list[Point]] = []
-    for point in sorted(points, key=lambda p: -p.top1_percent):
-        for pile in piles:
-            if all(abs(a - b) < _NEAR for a, b in zip(place(pile[0]), place(point), strict=True)):
-                pile.append(point)
-                break
+    for point in reversed(front):
+        x, y = place(point)
+        if piles and (above := place(piles[-1][-1]))[0] - x < _CLOSE[0] and above[1] - y < _CLOSE[1]:
+            piles[-1].append(point)
         else:
             piles.append([point])
-    taken: list[_Box] = []
-    for pile in piles:
-        places = [place(point) for point in pile]
-        names = [point.row.name for point in sorted(pile, key=lambda point: point.latency_ms)]
-        if len(names) > _MOST_LINES:
-            names[_MOST_LINES - 1 :] = [f"and {len(names) - _MOST_LINES + 1} more"]
-        half = _LETTER * max(map(len, names)) / 2
-        across = sum(x for x, _ in places) / len(places)
-        side, left = "center", across - half
-        if across < half:
-            side, left = "right", across
-        elif across > width - half:
-            side, left = "left", across - 2 * half
-        # the text stands above the highest of its points, below the lowest where there is no room
-        top, low = max(y for _, y in places) + 8, min(y for _, y in places) - 8
-        boxes = {
-            is_above: (left, left + 2 * half, bottom, bottom + _LINE * len(names))
-            for is_above, bottom in ((True, top), (False, low - _LINE * len(names)))
-        }
-        marks = [(x - 7, x + 7, y - 7, y + 7) for x, y in (place(other) for other in points if other not in pile)]
-        free = [
-            is_above
-            for is_above, box in boxes.items()
-            if box[2] >= 0 and box[3] <= height and not _hits(box, taken + marks)
-        ]
-        if not free:
-            continue  # better none than two on top of each other: hovering and the table name the point as well
-        is_above = free[0]
-        taken.append(boxes[is_above])
-        x = x_range[0] + across / width * (x_range[1] - x_range[0])
-        yield {
-            "x": [10**x if is_log else x],
-            "y": [(max if is_above else min)(point.top1_percent for point in pile)],
-            "mode": "markers+text",
-            "marker": {"size": 15, "opacity": 0},  # keeps the text off the mark below it
-            "text": ["<br>".join(map(literal, names))],
-            "textposition": f"{'top' if is_above else 'bottom'} {side}",
-            "textfont": {"size": 12, "color": "var(--text)"},
-            "hoverinfo": "skip",
-            "showlegend": False,
-            "cliponaxis": False,
-        }
-
-
-def _hits(box: _Box, others: Sequence[_Box]) -> bool:
-    return any(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in others)
+    return {
+        "x": [pile[0].latency.p50_ms for pile in piles],
+        "y": [pile[0].top1_percent for pile in piles],
+        "mode": "markers+text",
+        "marker": {"size": 15, "opacity": 0},  # keeps the text off the mark below it
+        "text": ["<br>".join(literal(point.row.name) for point in pile) for pile in piles],
+        "textposition": ["top left" if place(pile[0])[0] > _CLOSE[0] else "top center" for pile in piles],
+        "textfont": {"size": 12, "color": "var(--text)"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "cliponaxis": False,
+        "meta": {"when": "wide"},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from convnext_deploy.reports.comparison import Comparison
-from convnext_deploy.reports.html.accuracy_plot import Point, accuracy_plot, find_points
+from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, find_points
 from convnext_deploy.reports.html.page import render_page
 from convnext_deploy.reports.html.tables import Cell, Table, create_table, point_table, verdict_cell
 from convnext_deploy.reports.stage_table import cells, summary
@@ -22,7 +22,7 @@ def comparison_cells(comparison: Comparison) -> list[tuple[str, ...]]:
 def render_comparison(comparison: Comparison) -> str:
     """Return the text of the page."""
     figures: dict[str, Any] = {}
-    points: list[Point] = [point for run in comparison.runs for point in find_points(run.report.rows, run.name)]
+    points = [point for run in comparison.runs for point in find_points(run.report.rows, run.name)]
     if points:
         figures["plot-accuracy"] = accuracy_plot(points, comparable=not comparison.warnings)
     names = [run.name for run in comparison.runs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,13 +18,13 @@ from convnext_deploy.reports.html.tables import (
     epoch_table,
     layer_table,
     point_table,
-    rung_table,
     speed_table,
     stage_table,
+    step_table,
 )
 from convnext_deploy.reports.html.tiles import create_tiles
 from convnext_deploy.reports.recipe_toml import write_recipe
-from convnext_deploy.reports.record import Layer, Report, StageRow
+from convnext_deploy.reports.record import Accuracy, Layer, Report
 from convnext_deploy.reports.stage_table import remarks, summary
 
 _CONTENTS = {
@@ -33,12 +32,12 @@ _CONTENTS = {
     "accuracy": "Accuracy and latency",
     "speeds": "INT8 against float",
     "layers": "Layers",
-    "ladders": "Ladder",
+    "steps": "Fallback sequence",
     "training": "Training",
     "classes": "Classes",
     "flips": "Flips",
 }
-_ANCHORS = {"accuracy": "latency", "speeds": "speed", "ladders": "ladder"}
+_ANCHORS = {"accuracy": "latency", "speeds": "speed"}
 
 
 def render_html(report: Report) -> str:
@@ -50,18 +49,18 @@ def render_html(report: Report) -> str:
         "speeds": [
             {
                 "title": row.name,
-                "lines": describe_speed(row.speed),
-                "ship": None if row.ship is None else f"Ship {row.speed.compared_with} instead: {row.ship}",
-                "table": speed_table(row.speed),
+                "lines": describe_speed(speed),
+                "ship": row.speed.ship and f"Ship {speed.compared_with} instead: {row.speed.ship}",
+                "table": speed_table(speed),
             }
             for row in report.rows
-            if row.speed is not None
+            if (speed := row.speed.against_float) is not None
         ],
         "layers": list(_layers(report, figures)),
-        "ladders": [
-            {"title": row.name, "table": rung_table(row), "text": f"Taken: {row.chosen}; {row.reason}."}
+        "steps": [
+            {"title": row.name, "table": step_table(tried), "text": f"Selected {tried.chosen}: {tried.reason}."}
             for row in report.rows
-            if row.rungs
+            if (tried := row.history).steps
         ],
         "training": list(_training(report, figures)),
         "classes": list(_classes(report, figures)),
@@ -77,8 +76,12 @@ def render_html(report: Report) -> str:
         verdict=verdict_of(report),
         tiles=create_tiles(report),
         contents=[*contents, ("environment", "Environment and commands")],
-        unchanged=[row.name for row in report.rows if row.classes and not _count_changed(row)],
-        any_unproven=any(row.passed and row.proven is False for row in report.rows),
+        unchanged=[
+            row.name
+            for row in report.rows
+            if row.accuracy and row.accuracy.classes and not _count_changed(row.accuracy)
+        ],
+        any_unproven=any(row.verdict.passed and row.verdict.proven is False for row in report.rows),
         remarks=remarks(report),
         environment=describe_environment_of(report),
         commands=list(_commands(report)),
@@ -95,14 +98,14 @@ def verdict_of(report: Report) -> Cell:
         return Cell(f"The run is not complete. So far: {summary(report)}.", "failed" if not report.passed else "warned")
     if not report.passed:
         return Cell(text, "failed")
-    return Cell(text, "passed" if any(row.passed for row in report.rows) else "plain")
+    return Cell(text, "passed" if any(row.verdict.passed for row in report.rows) else "plain")
 
 
 def describe_environment_of(report: Report) -> list[tuple[str, str]]:
     """Return the machine and versions, with names."""
     known = dict(report.environment)
     versions = known.pop("versions", {})
-    runners = sorted({f"{row.runner} on {row.device}" for row in report.rows if row.runner})
+    runners = sorted({f"{row.accuracy.runner} on {row.accuracy.device}" for row in report.rows if row.accuracy})
     names = {"cpu": "processor", "cores": "cores used"}
     found = [(names.get(key, key), str(value)) for key, value in known.items()]
     if runners:
@@ -129,28 +132,20 @@ def _accuracy(report: Report, figures: dict[str, Any]) -> dict[str, Any] | None:
     return {"caption": caption, "table": point_table(points)}
 
 
-@dataclass
-class _SameLayers:
-    """Stages whose layers compute in the same way; they are shown once."""
-
-    layers: tuple[Layer, ...]
-    names: list[str] = field(default_factory=list)
-
-
 def _layers(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    groups: dict[tuple[Layer, ...], _SameLayers] = {}
+    groups: dict[tuple[Layer, ...], list[str]] = {}  # stages whose layers compute in the same way are shown once
     for row in report.rows:
-        if row.layers:
-            groups.setdefault(row.layers, _SameLayers(row.layers)).names.append(row.name)
-    for place, group in enumerate(groups.values()):
-        plot = sensitivity_plot(group.layers)
+        if layers := row.history.layers:
+            groups.setdefault(layers, []).append(row.name)
+    for place, (layers, names) in enumerate(groups.items()):
+        plot = sensitivity_plot(layers)
         if plot is not None:
             figures[f"plot-layers-{place}"] = plot
         yield {
-            "title": ", ".join(group.names),
-            "text": _describe_layers(group.layers),
+            "title": ", ".join(names),
+            "text": _describe_layers(layers),
             "plot": None if plot is None else f"plot-layers-{place}",
-            "table": layer_table(group.layers),
+            "table": layer_table(layers),
         }
 
 
@@ -163,65 +158,65 @@ def _describe_layers(layers: tuple[Layer, ...]) -> str:
         more = f" and {len(in_float) - 6} more" if len(in_float) > 6 else ""
         text += f" In float: {', '.join(in_float[:6])}{more}."
     if not any(layer.kl is not None for layer in layers):
-        text += " What each one costs was not measured: no ladder had to look for layers to keep in float."
+        text += " What each one costs was not measured: no stage had to look for layers to keep in float."
     return text
 
 
 def _training(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for place, row in enumerate(report.rows):
-        if not row.history:
+        own, epochs = row.identity, row.history.epochs
+        if not epochs:
             continue
         plots = []
-        for title, figure in curves(row.history).items():
+        for title, figure in curves(epochs).items():
             name = f"plot-training-{place}-{title.replace(' ', '-')}"
             figures[name] = figure
             plots.append((name, title.capitalize()))
         scored = [
             (top1, -number)
-            for number, epoch in enumerate(row.history, 1)
+            for number, epoch in enumerate(epochs, 1)
             if (top1 := epoch.get("validation_top1")) is not None
         ]
-        what = (
-            f"{row.kind} of {row.variant}" if row.kind in STAGE_KINDS else f"the training that {row.variant} came from"
-        )
-        text = f"{what}, {len(row.history)} epochs"
+        known = own.kind in STAGE_KINDS
+        what = f"{own.kind} of {own.variant}" if known else f"the training that {own.variant} came from"
+        text = f"{what}, {len(epochs)} epochs"
         if scored:
             best, epoch = max(scored)  # of equal ones the first
             text += f", best top-1 {100 * best:.2f} % after epoch {-epoch}"
-        text += f", {row.wall_s:,.0f} s." if row.wall_s else "."
-        yield {"title": row.name, "text": text, "plots": plots, "table": epoch_table(row)}
+        text += f", {row.history.wall_s:,.0f} s." if row.history.wall_s else "."
+        yield {"title": row.name, "text": text, "plots": plots, "table": epoch_table(epochs)}
 
 
 def _classes(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for place, row in enumerate(report.rows):
-        if not row.classes:
+        changed = 0 if row.accuracy is None else _count_changed(row.accuracy)
+        if row.accuracy is None or not changed:
             continue
-        changed = _count_changed(row)
-        text = f"{changed:,} of {len(row.classes):,} classes changed against {row.baseline}."
-        if not changed:
-            continue
-        shown = shown_classes(row.classes)
-        if len(shown) < len(row.classes):
+        classes = row.accuracy.classes
+        text = f"{changed:,} of {len(classes):,} classes changed against {row.provenance.baseline}."
+        shown = shown_classes(classes)
+        if len(shown) < len(classes):
             text += " Shown: the largest drops and gains; report.json has all."
         figures[f"plot-classes-{place}"] = class_plot(shown)
         yield {"title": row.name, "text": text, "plot": f"plot-classes-{place}", "table": class_table(shown)}
 
 
-def _count_changed(row: StageRow) -> int:
-    return sum(change.lost + change.gained > 0 for change in row.classes)
+def _count_changed(accuracy: Accuracy) -> int:
+    return sum(change.lost + change.gained > 0 for change in accuracy.classes)
 
 
 def _flips(report: Report) -> Iterator[dict[str, Any]]:
     for row in report.rows:
-        if not row.flips:
+        accuracy = row.accuracy
+        if accuracy is None or not accuracy.flips:
             continue
-        names = report.class_names or _names_by_label(row)
+        names = report.class_names or _names_by_label(accuracy)
 
         def name(label: int, names: tuple[str, ...] = names) -> str:
             return names[label] if 0 <= label < len(names) and names[label] else f"class {label}"
 
         images = []
-        for flip in row.flips:
+        for flip in accuracy.flips:
             picture = report.thumbnails.get(str(flip.index), "")
             if not picture.startswith("data:image/"):
                 picture = ""
@@ -237,22 +232,22 @@ def _flips(report: Report) -> Iterator[dict[str, Any]]:
                     "change": flip.change,
                 }
             )
-        count = row.flipped if row.flipped is not None else len(images)
-        text = f"{count:,} of {row.total or report.validation_images:,} images flipped"
-        if row.lost is not None and row.gained is not None:
-            text += f": {row.lost:,} lost, {row.gained:,} gained, the others wrong before and after"
+        count = accuracy.flipped if accuracy.flipped is not None else len(images)
+        text = f"{count:,} of {accuracy.total:,} images flipped"
+        if (drop := accuracy.drop) is not None:
+            text += f": {drop.lost:,} lost, {drop.gained:,} gained, the others wrong before and after"
         if count > len(images):
             text += f". The first {len(images)}, lost ones before others; flips/{row.name}.json lists all"
         yield {
             "title": row.name,
-            "text": f"{text}. In bold the label, below it the guess of {row.baseline} → that of {row.name}.",
+            "text": f"{text}. In bold the label, below it the guess of {row.provenance.baseline} → that of {row.name}.",
             "images": images,
         }
 
 
-def _names_by_label(row: StageRow) -> tuple[str, ...]:
-    """Return the class names as far as the row's classes know them, for reports that have no list of them."""
-    names = {change.label: change.name for change in row.classes}
+def _names_by_label(accuracy: Accuracy) -> tuple[str, ...]:
+    """Return the class names as far as the classes that were compared know them, for reports that have no list of them."""
+    names = {change.label: change.name for change in accuracy.classes}
     return tuple(names.get(label, "") for label in range(max(names, default=-1) + 1))
 
 
@@ -260,12 +255,12 @@ def _commands(report: Report) -> Iterator[str]:
     """Yield the commands that score each artifact again."""
     if report.data == "none":
         return
-    places = {row.name: row.artifact for row in report.rows}
+    places = {row.name: row.identity.artifact for row in report.rows}
     data = shlex.quote(report.data)
     for row in report.rows:
-        if row.top1 is None:
+        if row.accuracy is None:
             continue
-        baseline = f" --baseline {shlex.quote(places[row.baseline])}" if row.baseline in places else ""
-        allowed = row.gate.get("max_top1_drop_pp")
-        gate = f" --max-drop {allowed:g}" if baseline and isinstance(allowed, int | float) else ""
-        yield f"convnext-deploy validate {shlex.quote(row.artifact)}{baseline} --data {data}{gate}"
+        compared, allowed = row.provenance.baseline, row.provenance.gate.max_top1_drop_pp
+        baseline = f" --baseline {shlex.quote(places[compared])}" if compared in places else ""
+        gate = f" --max-drop {allowed:g}" if baseline and allowed is not None else ""
+        yield f"convnext-deploy validate {shlex.quote(row.identity.artifact)}{baseline} --data {data}{gate}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
-from convnext_deploy.reports.record import Layer, StageRow
+from convnext_deploy.reports.record import History, Layer, StageRow
 from convnext_deploy.reports.stage_table import cells, columns, drop_text, verdict
 
 NONE = "–"
@@ -57,11 +57,11 @@ def small_number(value: float | None) -> str:
 
 def badge_of(row: StageRow) -> str:
     """Return the badge of a row's verdict."""
-    if row.passed is False:
+    if row.verdict.passed is False:
         return "failed"
-    if row.not_run is not None or row.passed is None:
+    if row.not_run is not None or row.verdict.passed is None:
         return "plain"
-    return "warned" if row.proven is False else "passed"
+    return "warned" if row.verdict.proven is False else "passed"
 
 
 def verdict_cell(row: StageRow) -> Cell:
@@ -78,7 +78,7 @@ def stage_table(rows: Sequence[StageRow]) -> Table:
 
 
 def speed_table(speed: Speed) -> Table:
-    """Return the layers that are to be named of an INT8 artifact, beside those of its float form."""
+    """Return the layers that are to be named of an INT8 artifact, beside those of its float baseline."""
     titles = ("layer", "ms", "float ms", "conversions ms", "of a call more, %")
     rows = [
         (
@@ -113,17 +113,17 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
         [
             *([point.run] if several else []),
             point.row.name,
-            f"{point.row.format} {point.row.precision}",
-            f"{point.row.runner or NONE} ({point.row.device})" if point.row.device else point.row.runner or NONE,
+            f"{point.row.identity.format} {point.row.identity.precision}",
+            f"{point.accuracy.runner} ({point.accuracy.device})",
             number(point.top1_percent),
-            number(point.row.top5, scale=100),
+            number(point.accuracy.top5, scale=100),
             drop_text(point.row),
-            number(point.row.latency_p50_ms),
-            number(point.row.latency_p90_ms),
-            number(point.row.size_bytes / 1e6, 1),
+            number(point.latency.p50_ms),
+            number(point.latency.p90_ms),
+            number(point.row.identity.size_bytes / 1e6, 1),
             "yes" if point in front else "",
         ]
-        for point in sorted(points, key=lambda point: point.latency_ms)
+        for point in sorted(points, key=lambda point: point.latency.p50_ms)
     ]
     if not comparable:
         titles, rows = titles[:-1], [row[:-1] for row in rows]
@@ -145,33 +145,33 @@ def layer_table(layers: Sequence[Layer]) -> Table:
     return create_table(titles, ("layer", "precision"), rows)
 
 
-def rung_table(row: StageRow) -> Table:
-    """Return what a ladder tried."""
-    titles = ("rung", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
+def step_table(history: History) -> Table:
+    """Return what `quantize` tried."""
+    titles = ("step", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
     rows = []
-    for rung in row.rungs:
-        low, high = rung["interval_pp"]
-        mark = Cell("passed", "passed") if rung["passed"] else Cell("")
-        if rung["name"] == row.chosen and not rung["passed"]:
-            mark = Cell("taken", "warned")
+    for step in history.steps:
+        low, high = step.interval_pp
+        mark = Cell("passed", "passed") if step.passed else Cell("")
+        if step.name == history.chosen and not step.passed:
+            mark = Cell("selected", "warned")
         rows.append(
             (
-                str(rung["name"]),
-                number(rung["top1"], scale=100),
-                f"{rung['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]",
-                number(rung["agreement"], scale=100),
-                small_number(rung["kl"]),
-                number(rung["sqnr_db"], 1),
-                number(rung["risk_pp"]),
-                number(rung["seconds"], 1),
+                step.name,
+                number(step.top1, scale=100),
+                f"{step.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]",
+                number(step.agreement, scale=100),
+                small_number(step.kl),
+                number(step.sqnr_db, 1),
+                number(step.risk_pp),
+                number(step.seconds, 1),
                 mark,
             )
         )
-    return create_table(titles, ("rung", ""), rows)
+    return create_table(titles, ("step", ""), rows)
 
 
-def epoch_table(row: StageRow) -> Table:
-    """Return the history of a training."""
+def epoch_table(epochs: Sequence[Mapping[str, float | None]]) -> Table:
+    """Return what a training measured after each epoch."""
     titles = ("epoch", "training loss", "validation loss", "top-1 %", "learning rate", "images/s")
     rows = [
         (
@@ -182,7 +182,7 @@ def epoch_table(row: StageRow) -> Table:
             small_number(epoch.get("learning_rate")),
             number(epoch.get("images_per_s"), 0),
         )
-        for place, epoch in enumerate(row.history, 1)
+        for place, epoch in enumerate(epochs, 1)
     ]
     kept = [i for i in range(len(titles)) if i == 0 or any(line[i] != NONE for line in rows)]
     return create_table([titles[i] for i in kept], (), [[line[i] for i in kept] for line in rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convnext_deploy.reports.record import Report, StageRow
+from convnext_deploy.reports.record import Report, StageRow, find_twin
 
 
 @dataclass(frozen=True)
@@ -19,65 +19,64 @@ class Tile:
 
 def create_tiles(report: Report) -> list[Tile]:
     """Return the fastest artifact that failed no gate, the smallest of those, and the most accurate one."""
-    scored = [row for row in report.rows if row.top1 is not None and row.passed is not False]
-    timed = [row for row in scored if row.latency_p50_ms]
+    fine = [row for row in report.rows if row.verdict.passed is not False]
+    scored = [(row, row.accuracy) for row in fine if row.accuracy is not None]
+    timed = [(row, row.speed.latency.p50_ms) for row in fine if row.speed.latency is not None]
     tiles = []
     if timed:
-        fastest = min(timed, key=lambda row: row.latency_p50_ms or 0.0)
+        fastest, ms = min(timed, key=lambda pair: pair[1])
         tiles.append(
             Tile(
                 "Fastest that failed no gate",
-                f"{fastest.latency_p50_ms:.2f} ms",
-                f"{fastest.name}{_speedup(fastest, timed)}",
+                f"{ms:.2f} ms",
+                f"{fastest.name}{_speedup(fastest, fine)}",
             )
         )
     if scored:
         # INT8 in PyTorch lies on disk in float
-        smallest = min(scored, key=lambda row: row.size_bytes)
+        smallest = min((row for row, _ in scored), key=lambda row: row.identity.size_bytes)
         tiles.append(
             Tile(
                 "Smallest that failed no gate",
-                f"{smallest.size_bytes / 1e6:.1f} MB",
-                f"{smallest.name}{_ratio(smallest, scored)}",
+                f"{smallest.identity.size_bytes / 1e6:.1f} MB",
+                f"{smallest.name}{_ratio(smallest, fine)}",
             )
         )
-        best = max(scored, key=lambda row: row.top1 or 0.0)
+        best, accuracy = max(scored, key=lambda pair: pair[1].top1)
         tiles.append(
             Tile(
                 "Best top-1",
-                f"{100 * (best.top1 or 0.0):.2f} %",
-                f"{best.name}, {best.correct or 0:,} of {best.total or 0:,}",
+                f"{100 * accuracy.top1:.2f} %",
+                f"{best.name}, {accuracy.correct:,} of {accuracy.total:,}",
             )
         )
-    drops = [row for row in report.rows if row.top1_drop_pp is not None and row.precision.startswith("int8")]
+    drops = [
+        (row, row.accuracy.drop) for row in report.rows if row.accuracy and row.accuracy.drop and row.identity.is_int8
+    ]
     if drops:
-        worst = max(drops, key=lambda row: row.top1_drop_pp or 0.0)
-        low, high = worst.top1_drop_interval_pp or (0.0, 0.0)
+        worst, drop = max(drops, key=lambda pair: pair[1].top1_drop_pp)
+        low, high = drop.interval_pp
         tiles.append(
             Tile(
                 "Largest drop of INT8",
-                f"{worst.top1_drop_pp:+.2f} pp",
+                f"{drop.top1_drop_pp:+.2f} pp",
                 f"{worst.name}, 95 % interval {low:+.2f} to {high:+.2f}",
             )
         )
     return tiles
 
 
-def _twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
-    """Return the FP32 form of the same network in the same format."""
-    same = [o for o in others if (o.format, o.variant, o.runner) == (row.format, row.variant, row.runner)]
-    return next((o for o in same if o.precision == "fp32" and o is not row), None)
-
-
 def _speedup(row: StageRow, others: Sequence[StageRow]) -> str:
-    if row.speed is not None:
-        return f", {row.speed.worst.median:.2f}× as fast as {row.speed.compared_with}"
-    twin = _twin(row, others)
-    if twin is None or not twin.latency_p50_ms or not row.latency_p50_ms:
+    if (speed := row.speed.against_float) is not None:
+        return f", {speed.worst.median:.2f}× as fast as {speed.compared_with}"
+    twin = find_twin(row, others)
+    if twin is None or twin.speed.latency is None or row.speed.latency is None:
         return ""
-    return f", {twin.latency_p50_ms / row.latency_p50_ms:.2f}× as fast as {twin.name}"
+    return f", {twin.speed.latency.p50_ms / row.speed.latency.p50_ms:.2f}× as fast as {twin.name}"
 
 
 def _ratio(row: StageRow, others: Sequence[StageRow]) -> str:
-    twin = _twin(row, others)
-    return f", {row.size_bytes / twin.size_bytes:.2f}× the size of {twin.name}" if twin and twin.size_bytes else ""
+    twin = find_twin(row, others)
+    return (
+        "" if twin is None else f", {row.identity.size_bytes / twin.identity.size_bytes:.2f}× the size of {twin.name}"
+    )

@@ -25,8 +25,7 @@
     const columns = element.closest(".thirds") ? 3 : 1;
     const width = printing ? PAPER_WIDTH / columns - (columns > 1 ? 22 : 0) : available;
     const { data, layout } = paint(figures[id], getComputedStyle(root));
-    const size = width >= WIDE ? "wide" : "narrow";
-    const traces = data.filter((trace) => !(trace.meta && trace.meta.when) || trace.meta.when === size);
+    const traces = data.filter((trace) => width >= WIDE || trace.meta?.when !== "wide");
     Plotly.react(element, traces, { ...layout, width }, { displayModeBar: false, responsive: false });
   };
   const drawAll = () => Object.keys(figures).forEach(draw);

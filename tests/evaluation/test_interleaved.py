@@ -1,4 +1,4 @@
-"""Timing in fresh processes: which is faster, how sure that is, and what becomes of processes that cannot or must not go on."""
+"""Interleaved, isolated processes: which is faster, how sure that is, and what becomes of those that cannot or must not go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.evaluation.timing.interleaved import Candidate, ProcessTimes, Timing, relate, time_in_turns
+from convnext_deploy.evaluation.timing.interleaved import Candidate, ProcessTimes, Timing, relate, time_interleaved
 from tests.evaluation.graphs import write_classifier
 from tests.exporters.recorded_progress import RecordingProgress
 
@@ -30,7 +30,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def quick(*candidates: Candidate, rounds: int = 2) -> tuple[Timing, ...]:
-    return time_in_turns(candidates, rounds=rounds, seconds=0.05)
+    return time_interleaved(candidates, rounds=rounds, seconds=0.05)
 
 
 def test_slower_artifact_is_found_slower_whoever_comes_first(small: Artifact, large: Artifact) -> None:
@@ -86,7 +86,7 @@ def test_backend_that_is_not_here_is_no_error_for_the_others(
     plant(tmp_path, monkeypatch, "openvino", "raise ImportError('planted')")
     progress = RecordingProgress()
     candidates = [Candidate("no", small, "openvino"), Candidate("yes", small)]
-    no, yes = time_in_turns(candidates, rounds=2, seconds=0.05, progress=progress)
+    no, yes = time_interleaved(candidates, rounds=2, seconds=0.05, progress=progress)
     assert (no.processes, no.ratio, no.failed) == ((), None, False)
     assert no.not_run is not None
     assert "pip install 'convnext_deploy[openvino]'" in no.not_run
@@ -149,8 +149,8 @@ _PARENT = """
 import sys
 from pathlib import Path
 from convnext_deploy.inputs import open_input
-from convnext_deploy.validation.turns import Candidate, time_in_turns
-time_in_turns([Candidate("c", open_input(Path(sys.argv[1])))], rounds=1, seconds=300.0)
+from convnext_deploy.evaluation.timing.interleaved import Candidate, time_interleaved
+time_interleaved([Candidate("c", open_input(Path(sys.argv[1])))], rounds=1, seconds=300.0)
 """
 
 
