@@ -183,12 +183,11 @@ MUTANTS = (
         ("passed=verdict.passed and row.passed is not False", "passed=verdict.passed or row.passed is not False"),
     ),
     Mutant(
-        "speedup-tile",
-        "the first screen of a report shows the speedup upside down",
-        "{twin.speed.latency.p50_ms / row.speed.latency.p50_ms:.2f}",
-        "{row.speed.latency.p50_ms / twin.speed.latency.p50_ms:.2f}",
-        ("test_html.py",),
-        ("{twin.latency_p50_ms / row.latency_p50_ms:.2f}", "{row.latency_p50_ms / twin.latency_p50_ms:.2f}"),
+        "pareto-front",
+        "a report draws slower artifacts of less accuracy as the ones that no other beats",
+        "if not front or point.top1_percent > front[-1].top1_percent:",
+        "if not front or point.top1_percent < front[-1].top1_percent:",
+        ("test_accuracy_plot.py",),
     ),
     Mutant(
         "bundle-tolerance",
