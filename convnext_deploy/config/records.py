@@ -138,7 +138,8 @@ def _read_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[
     hints = (arguments[0],) * len(value) if arguments[1:] == (...,) else arguments
     if len(value) != len(hints):
         raise ValueError(f"{where} = {_shown(value)} has {len(value)} entries; expected {len(hints)}.")
-    return tuple(read_value(hint, item, where) for hint, item in zip(hints, value, strict=True))
+    pairs = enumerate(zip(hints, value, strict=True))
+    return tuple(read_value(hint, item, f"{where}[{place}]") for place, (hint, item) in pairs)
 
 
 def _finite(value: float, where: str) -> float:
