@@ -54,9 +54,10 @@ MUTANTS = (
     Mutant(
         "average-without-warm-up",
         "the average of a short training is still that of its first weights",
-        "min(self.decay, (1 + step) / (10 + step))",
-        "max(self.decay, (1 + step) / (10 + step))",
-        ("test_fit.py", "test_fit_options.py"),
+        "1.0 - min(decay, least)",
+        "1.0 - max(decay, least)",
+        ("test_fit_options.py",),
+        ("min(self.decay, (1 + step) / (10 + step))", "max(self.decay, (1 + step) / (10 + step))"),
     ),
     Mutant(
         "scale-gradient",

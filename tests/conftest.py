@@ -27,8 +27,10 @@ from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
 from convnext_deploy.system.execution import Execution
+from tests.shared import make_once, shared_traces
 
 CLASSES = ("cat", "dog", "owl")
+EXPORT = torch.onnx.export
 
 SMALL_RECIPE = """
 name = "small"
@@ -37,7 +39,7 @@ seed = 3
 kind = "train"
 name = "teacher"
 [stages.model]
-name = "femto"
+name = "test_convnext3"
 image_size = 32
 [stages.fit]
 epochs = 2
@@ -50,7 +52,7 @@ kind = "distill"
 name = "student"
 teacher = "teacher"
 [stages.model]
-name = "atto"
+name = "test_convnext2"
 image_size = 32
 [stages.fit]
 epochs = 2
@@ -110,7 +112,7 @@ def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: in
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder of three classes; do not change it."""
-    return write_image_folder(tmp_path_factory.mktemp("images"))
+    return make_once(tmp_path_factory, "images", write_image_folder)
 
 
 @pytest.fixture(scope="session")
@@ -130,8 +132,11 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, small_data: Data) -> RunResult:
     """The result of the small recipe; its folder is the parent of `stages` in any row's artifact path. Do not change it."""
-    out = tmp_path_factory.mktemp("small-run")
-    return run_recipe(small_recipe, Settings(out, Execution()), data=small_data)
+
+    def make(folder: Path) -> RunResult:
+        return run_recipe(small_recipe, Settings(folder, Execution()), data=small_data)
+
+    return make_once(tmp_path_factory, "small-run", make)
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +158,18 @@ def _interruptible() -> None:
     """Let tests press Ctrl-C: a shell that starts a command in the background makes it ignore that, and what it starts as well."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with shared_traces(tmp_path_factory):
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have networks traced that another test had traced before."""
+    monkeypatch.setattr(torch.onnx, "export", EXPORT)
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,7 @@ def test_every_mutant_changes_one_place_and_names_tests_that_are_there() -> None
     assert rooms - {path.parent for path, _ in places} == set(), "a room without a mutant"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("after", "test", "status"),
     [("a - b", TEST, "killed"), ("b + a", TEST, "survived"), ("a - b", TEST.replace("3", "4"), "unclear")],
@@ -69,6 +70,7 @@ def test_mutant_without_its_place_or_tests_is_an_error(tmp_path: Path) -> None:
         find_tests(tree, Mutant("x", "", "a + b", "", ("test_products.py",)))
 
 
+@pytest.mark.heavy
 def test_results_are_kept_and_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

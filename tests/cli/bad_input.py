@@ -35,7 +35,7 @@ class Place:
         return Path(shutil.copytree(self.images, self.path / "images"))
 
     def train(self, data: Path | str) -> Arguments:
-        return ["train", "--model", "atto", "--data", data, "--out", self.out, *QUICK]
+        return ["train", "--model", "test_convnext2", "--data", data, "--out", self.out, *QUICK]
 
     def write_recipe(self, text: str) -> Path:
         path = self.path / "recipe.toml"
@@ -101,12 +101,12 @@ def fewer_classes(place: Place) -> Arguments:
 def teacher_of_other_classes(place: Place) -> Arguments:
     data = write_image_folder(place.path / "images", ("cat", "dog"), train=2, validation=1)
     teacher = place.artifacts["teacher"].path
-    names: Arguments = ["--teacher", "femto", "--student", "atto", "--teacher-checkpoint", teacher]
+    names: Arguments = ["--teacher", "test_convnext3", "--student", "test_convnext2", "--teacher-checkpoint", teacher]
     return ["distill", *names, "--data", data, "--out", place.out, *QUICK]
 
 
 def recipe_with(text: str) -> Callable[[Place], Arguments]:
-    stage = '[[stages]]\nkind = "train"\nmodel = { name = "atto", image_size = 32 }\n'
+    stage = '[[stages]]\nkind = "train"\nmodel = { name = "test_convnext2", image_size = 32 }\n'
 
     def build(place: Place) -> Arguments:
         recipe = place.write_recipe('name = "r"\n' + stage + text)

@@ -12,6 +12,7 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.cli import main
+from tests.shared import make_once
 
 FAILING_RECIPE = """
 name = "failing"
@@ -20,7 +21,7 @@ kind = "train"
 name = "guess"
 gate = { min_top1 = 1.0 }
 [stages.model]
-name = "atto"
+name = "test_convnext2"
 image_size = 32
 [stages.fit]
 epochs = 1
@@ -70,9 +71,13 @@ def _short_timing(short_timing: None) -> None:
 @pytest.fixture(scope="session")
 def failing_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose gate cannot be passed: two steps of nothing, and no image may be wrong."""
-    path = tmp_path_factory.mktemp("recipe") / "failing.toml"
-    path.write_text(FAILING_RECIPE)
-    return path
+
+    def make(folder: Path) -> Path:
+        path = folder / "failing.toml"
+        path.write_text(FAILING_RECIPE)
+        return path
+
+    return make_once(tmp_path_factory, "failing-recipe", make)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class FailedRun:
 
 @pytest.fixture(scope="session")
 def failed_run(tmp_path_factory: pytest.TempPathFactory, failing_recipe: Path, image_folder: Path) -> FailedRun:
-    out = tmp_path_factory.mktemp("failed-run")
-    command = ("run", failing_recipe, "--data", image_folder, "--out", out, "--workers", "0", "--device", "cpu")
-    return FailedRun(out, command, call(*command))
+
+    def make(out: Path) -> FailedRun:
+        command = ("run", failing_recipe, "--data", image_folder, "--out", out, "--workers", "0", "--device", "cpu")
+        return FailedRun(out, command, call(*command))
+
+    return make_once(tmp_path_factory, "failed-run", make)

@@ -83,7 +83,18 @@ NAME_CASES: list[Case] = [
     ),
     (
         "unknown student",
-        lambda p: ["distill", "--teacher", "femto", "--student", "nosuch", "--data", p.images, "--out", p.out, *QUICK],
+        lambda p: [
+            "distill",
+            "--teacher",
+            "test_convnext3",
+            "--student",
+            "nosuch",
+            "--data",
+            p.images,
+            "--out",
+            p.out,
+            *QUICK,
+        ],
         "unknown model 'nosuch'.",
     ),
     ("unknown model in a recipe", recipe_of_unknown_model, "unknown model 'convnext-tinny'. Did you mean"),
@@ -93,7 +104,7 @@ NAME_CASES: list[Case] = [
     ("recipe is a folder", lambda p: ["run", p.images, "--out", p.out], "cannot be read"),
     (
         "image too small for the network",
-        lambda p: ["train", "--model", "atto", "--data", p.images, "--out", p.out, "--image-size", "16"],
+        lambda p: ["train", "--model", "test_convnext2", "--data", p.images, "--out", p.out, "--image-size", "16"],
         "image_size = 16 is out of range; expected >= 32",
     ),
     (
@@ -131,9 +142,9 @@ ARTIFACT_CASES: list[Case] = [
         lambda p: [
             "distill",
             "--teacher",
-            "femto",
+            "test_convnext3",
             "--student",
-            "atto",
+            "test_convnext2",
             "--teacher-checkpoint",
             p.path / "none",
             "--data",
@@ -157,11 +168,15 @@ ARTIFACT_CASES: list[Case] = [
         artifact("export", name="student", after=("--model", "v2-atto")),
         "not the convnextv2_atto",
     ),
-    ("another model to validate", artifact("validate", name="qat", after=("--model", "tiny")), "holds a convnext_atto"),
+    (
+        "another model to validate",
+        artifact("validate", name="qat", after=("--model", "tiny")),
+        "holds a test_convnext2",
+    ),
     (
         "another model to fine-tune",
         lambda p: [*p.train(p.images), "--model", "femto", "--checkpoint", p.artifacts["student"].main_file],
-        "holds a convnext_atto, not the convnext_femto asked for with --model",
+        "holds a test_convnext2, not the convnext_femto asked for with --model",
     ),
     ("INT8 to quantize", artifact("quantize", name="ptq"), "is already int8; quantize its FP32 ancestor"),
     ("INT8 to quantize with training", artifact("quantize", name="qat", after=("--method", "qat")), "is already int8"),
@@ -202,8 +217,18 @@ ARTIFACT_CASES: list[Case] = [
 OUT_CASES: list[Case] = [
     (f"{arguments[0]} into a file", out_is_a_file(*arguments), "out cannot be written (")
     for arguments in (
-        ("train", "--model", "atto", "--image-size", "32", "--epochs", "1"),
-        ("distill", "--teacher", "femto", "--student", "atto", "--image-size", "32", "--epochs", "1"),
+        ("train", "--model", "test_convnext2", "--image-size", "32", "--epochs", "1"),
+        (
+            "distill",
+            "--teacher",
+            "test_convnext3",
+            "--student",
+            "test_convnext2",
+            "--image-size",
+            "32",
+            "--epochs",
+            "1",
+        ),
         ("quantize", "STUDENT"),
         ("export", "STUDENT"),
         ("validate", "STUDENT"),

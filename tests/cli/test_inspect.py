@@ -47,7 +47,7 @@ def test_inspect_prints_at_most_twenty_layers_and_says_how_many_there_are(small_
     assert f"Largest layers: 20 of {total}" in outcome.out
     table = outcome.out.split("Largest layers")[1].split("Rules")[0]
     assert record["layers"][19]["layer"] in table
-    assert "model          convnext_atto with 3 classes" in outcome.out
+    assert "model          test_convnext2 with 3 classes" in outcome.out
     assert "cat, dog, owl" in outcome.out
 
 

@@ -299,7 +299,9 @@ def test_train_starts_from_a_bare_checkpoint(
 ) -> None:
     source = small_artifacts["student"].main_file
     flags = ("--epochs", "1", "--batch-size", "16", "--base-learning-rate", "1e-9", "--data", image_folder, "--json")
-    rows = rows_of(call("train", "--model", "atto", "--checkpoint", source, "--out", tmp_path / "out", *flags, *HERE))
+    rows = rows_of(
+        call("train", "--model", "test_convnext2", "--checkpoint", source, "--out", tmp_path / "out", *flags, *HERE)
+    )
     assert list(rows) == ["source", "model"]
     assert rows["model"]["accuracy"]["correct"] == rows["source"]["accuracy"]["correct"]
 
@@ -308,7 +310,7 @@ def test_distill_from_a_brought_teacher_trains_the_student_only(
     small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path
 ) -> None:
     teacher = small_artifacts["teacher"].main_file
-    names = ("--teacher", "femto", "--student", "atto", "--teacher-checkpoint", teacher)
+    names = ("--teacher", "test_convnext3", "--student", "test_convnext2", "--teacher-checkpoint", teacher)
     flags = ("--image-size", "32", "--epochs", "1", "--batch-size", "16", "--data", image_folder, "--json", *HERE)
     outcome = call("distill", *names, "--out", tmp_path / "out", *flags)
     assert list(rows_of(outcome)) == ["source", "student"]
@@ -318,16 +320,25 @@ def test_distill_from_a_brought_teacher_trains_the_student_only(
 def test_distill_without_teacher_checkpoint_says_that_it_trains_the_teacher_first(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    names = ("--teacher", "femto", "--student", "atto", "--data", image_folder, "--out", tmp_path / "out")
+    names = (
+        "--teacher",
+        "test_convnext3",
+        "--student",
+        "test_convnext2",
+        "--data",
+        image_folder,
+        "--out",
+        tmp_path / "out",
+    )
     outcome = call("distill", *names, "--image-size", "32", "--epochs", "1", "--batch-size", "16", *HERE)
     assert outcome.code == 0
-    assert outcome.err.startswith("no teacher checkpoint was given: training the teacher 'femto' first\n")
+    assert outcome.err.startswith("no teacher checkpoint was given: training the teacher 'test_convnext3' first\n")
     assert {path.name for path in (tmp_path / "out" / "stages").iterdir()} == {"teacher", "student"}
 
 
 def test_train_without_data_says_that_it_uses_the_digits(tmp_path: Path) -> None:
     flags = ("--epochs", "1", "--batch-size", "1024", "--out", tmp_path / "out")
-    outcome = call("train", "--model", "atto", *flags, *HERE, "--json")
+    outcome = call("train", "--model", "test_convnext2", *flags, *HERE, "--json")
     assert outcome.err.startswith("no --data was given: using the built-in handwritten digits\n")
     row = rows_of(outcome)["model"]["accuracy"]
     assert row["total"] == 540

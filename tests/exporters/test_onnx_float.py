@@ -92,7 +92,9 @@ def test_export_float_leaves_nothing_of_this_machine_in_the_file(network: Networ
     assert not any(node.doc_string or node.metadata_props for node in onnx.load(network.path).graph.node)
 
 
-def test_export_float_gives_the_same_bytes_again(networks: dict[str, Network], tmp_path: Path) -> None:
+def test_export_float_gives_the_same_bytes_again(
+    networks: dict[str, Network], traced_anew: None, tmp_path: Path
+) -> None:
     network = networks["v2"]
     save_onnx(
         export_float(network.model, network.in_channels, network.image_size),

@@ -95,7 +95,7 @@ def test_inspect_says_in_one_line_what_is_wrong(damage: Callable[[Path], object]
 def test_inspect_takes_artifact_folders(small_artifacts: dict[str, Artifact]) -> None:
     found = inspect(small_artifacts["onnx-int8"].path)
     assert isinstance(found, ONNXRecord)
-    assert found.metadata["model"]["variant"] == "convnext_atto"
+    assert found.metadata["model"]["variant"] == "test_convnext2"
     assert found.metadata["class_names"] == ["cat", "dog", "owl"]
     with pytest.raises(ArtifactError, match="PyTorch model"):
         inspect(small_artifacts["student"].path)

@@ -90,7 +90,7 @@ def bomb(record: str) -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         records = archive(pickled({"w": claiming_tensor(150 * MEGABYTE, (150 * MEGABYTE,), (1,))}))
-        with zipfile.ZipFile(folder / "bad.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        with zipfile.ZipFile(folder / "bad.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
             for name, content in records.items():
                 with file.open(name, "w") as stream:
                     if name == f"archive/{record}":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, get_args
 
 import pytest
@@ -99,12 +100,16 @@ def test_table_has_every_variant_and_dialect() -> None:
 
 @pytest.fixture(scope="module")
 def numbers() -> Tensor:
-    """Random numbers, enough for the largest layer of all variants; each layer takes its own stretch of them."""
-    return torch.rand(45_000_000, generator=torch.Generator().manual_seed(0))
+    """Random numbers, enough for every layer; each takes its own stretch of them."""
+    return torch.rand(10_000_000, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("variant", "dialect"), PAIRS)
-def test_round_trip_is_bit_exact(numbers: Tensor, variant: str, dialect: Dialect) -> None:
+def test_round_trip_is_bit_exact(
+    numbers: Tensor, variant: str, dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = VARIANTS[variant]  # the depth is its own; a matrix of any width is turned like a narrow one
+    monkeypatch.setitem(VARIANTS, variant, dataclasses.replace(row, dims=(8, 12, 16, 20), stem_dim=row.stem_dim and 6))
     spec = ModelSpec(variant, 7)
     state = {
         key: numbers[9973 * index :][: empty.numel()].view(empty.shape)

@@ -16,6 +16,7 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.system.execution import Execution
+from tests.shared import make_once
 
 # Two branches from one network: ptq -> qat, and minmax -> onnx.
 LIGHT_RECIPE = """
@@ -25,7 +26,7 @@ seed = 3
 kind = "train"
 name = "model"
 [stages.model]
-name = "atto"
+name = "test_convnext2"
 image_size = 32
 [stages.fit]
 epochs = 1
@@ -95,8 +96,11 @@ def light_recipe(light_file: Path) -> Recipe:
 @pytest.fixture(scope="session")
 def light_run(tmp_path_factory: pytest.TempPathFactory, light_recipe: Recipe, small_data: Data) -> RunResult:
     """The light recipe's result; do not change its folder, take `copy_run`."""
-    out = tmp_path_factory.mktemp("light-run")
-    return run_recipe(light_recipe, settings_for(out), data=small_data)
+
+    def make(folder: Path) -> RunResult:
+        return run_recipe(light_recipe, settings_for(folder), data=small_data)
+
+    return make_once(tmp_path_factory, "light-run", make)
 
 
 @pytest.fixture

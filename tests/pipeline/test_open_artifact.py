@@ -88,7 +88,7 @@ def test_open_input_reads_the_header_of_a_file_moved_elsewhere(
     copied = Path(shutil.copy(source.main_file, tmp_path / "best.safetensors"))
     opened = open_input(copied)
     assert opened.class_names == ("cat", "dog", "owl")
-    assert (opened.preprocess.image_size, opened.model.variant) == (32, "convnext_atto")
+    assert (opened.preprocess.image_size, opened.model.variant) == (32, "test_convnext2")
     assert opened.main_file == copied
 
 
@@ -133,14 +133,14 @@ def test_open_input_raises_when_the_suffix_is_unknown(tmp_path: Path, name: str)
 
 def test_open_input_accepts_the_asked_model_by_any_of_its_names(small_artifacts: dict[str, Artifact]) -> None:
     artifact = small_artifacts["student"]
-    for name in ("atto", "convnext_atto", "ATTO"):
+    for name in ("test_convnext2", "test-convnext2", "TEST_CONVNEXT2"):
         assert open_input(artifact.path, model=name) == artifact
 
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_open_input_raises_when_the_file_holds_another_model(small_artifacts: dict[str, Artifact], bare: bool) -> None:
     artifact = small_artifacts["student"]
-    with pytest.raises(CheckpointError, match="holds a convnext_atto, not the convnextv2_atto asked for with --model"):
+    with pytest.raises(CheckpointError, match="holds a test_convnext2, not the convnextv2_atto asked for with --model"):
         open_input(artifact.main_file if bare else artifact.path, model="v2-atto")
 
 
@@ -230,7 +230,7 @@ def test_open_input_changes_nothing_on_disk(small_artifacts: dict[str, Artifact]
     copied = tmp_path / "student"
     shutil.copytree(small_artifacts["student"].path, copied)
     before = {path.name: describe_file(path) for path in tmp_path.rglob("*") if path.is_file()}
-    open_input(copied, model="atto", image_size=64)
+    open_input(copied, model="test-convnext2", image_size=64)
     open_input(copied / "model.safetensors")
     assert {path.name: describe_file(path) for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -44,7 +44,7 @@ def test_create_row_of_a_baseline_has_no_drop(student: Artifact) -> None:
     assert (row.provenance.baseline, row.verdict) == (None, Verdict())
     assert row.speed == MeasuredSpeed(Latency(1, 2.0, 4.0))
     own = row.identity
-    assert (own.artifact, own.variant, own.size_bytes) == (str(student.path), "convnext_atto", student.size_bytes)
+    assert (own.artifact, own.variant, own.size_bytes) == (str(student.path), "test_convnext2", student.size_bytes)
     assert row.history.wall_s == student.lineage[-1].wall_s > 0
 
 

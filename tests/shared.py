@@ -1,0 +1,72 @@
+"""What all workers of a session share: the first one that needs a thing makes it, the others wait and read it.
+
+Tracing a network for ONNX takes seconds, so that what `torch.onnx.export` made of a network is shared as well: within a session
+no network is traced twice, in whatever test that is, unless it asks for the fixture `traced_anew`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import onnx
+import pytest
+import torch
+from _pytest.mark import ParameterSet
+from filelock import FileLock
+
+T = TypeVar("T")
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
+    """Return what `make(folder)` returned in the worker that came first; nobody may change the folder afterwards.
+
+    Args:
+        factory: its base folder is a worker's own, below that of the session.
+        name: of the folder, different for everything that is shared.
+        make: what it returns is pickled, for the other workers.
+    """
+    base = factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = root / f"shared-{name}", root / f"shared-{name}.pickle"
+    with FileLock(root / f"shared-{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            folder.mkdir()
+            made.write_bytes(pickle.dumps(make(folder)))
+    result: T = pickle.loads(made.read_bytes())
+    return result
+
+
+@contextmanager
+def shared_traces(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Within the block, `torch.onnx.export` to memory traces the same module with the same arguments once for all workers."""
+    export: Callable[..., Any] = torch.onnx.export
+
+    def trace(model: Any, args: Any = (), f: Any = None, **options: Any) -> Any:
+        try:
+            # Whatever could make a difference: classes, attributes, weights and hooks of the module, and the options.
+            content = pickle.dumps((model, args, options))
+        except (pickle.PicklingError, AttributeError, TypeError):  # such as a class that is local to a test
+            return export(model, args, f, **options)
+        if f is not None:
+            return export(model, args, f, **options)
+        name = f"trace-{hashlib.sha256(content).hexdigest()}"
+        graph = make_once(factory, name, lambda _: export(model, args, **options).model_proto.SerializeToString())
+        return SimpleNamespace(model_proto=onnx.ModelProto.FromString(graph))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", trace)
+        yield
+
+
+def heavy_except(quick: Collection[Any], values: Iterable[Any]) -> list[ParameterSet]:
+    """Return values to parametrize with; those that are not quick are heavy."""
+    return [pytest.param(value, marks=[] if value in quick else [pytest.mark.heavy]) for value in values]
