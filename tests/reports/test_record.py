@@ -190,7 +190,7 @@ def test_read_report_raises_when_the_changes_are_damaged(tmp_path: Path, key: st
         ("accuracy", "top1", "0.5", "rows[0]: accuracy: top1 = '0.5' has the wrong type; expected float"),
         ("accuracy", "total", True, "rows[0]: accuracy: total = True has the wrong type; expected int"),
         ("accuracy", "Top1", 0.5, "rows[0]: accuracy: unknown key 'Top1'. Did you mean 'top1'?"),
-        ("accuracy", "drop", {"lost": 1}, "drop: 'agreement' is missing"),
+        ("accuracy", "drop", {"lost": 1}, "drop: 'both' is missing"),
         ("provenance", "gate", {"max_top1_drop_pp": -1}, "max_top1_drop_pp = -1.0 is out of range"),
         ("provenance", "gate", {"on": "middle"}, "on = 'middle' is unknown; expected one of 'point', 'upper'"),
         ("provenance", "inputs", {"source": 5}, "inputs: source = 5 has the wrong type; expected str"),
