@@ -97,6 +97,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.open_inputs", "open_data", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
+        ("api.validate", "Gate", keep),
         ("evaluation.measure", "measure_artifact", stop),
         ("api.predict", "open_runner", keep),
         ("api.predict", "_classify", stop),
