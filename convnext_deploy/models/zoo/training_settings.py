@@ -56,7 +56,7 @@ class SettingRanges:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What changes when a training starts from published weights, with the meanings of `FitConfig`. `source` and `note` tell where it is from."""
+    """What changes when a training starts from published weights. `source` and `note` tell where it is from."""
 
     layer_decay: float
     ema_decay: float
