@@ -42,6 +42,7 @@ def test_every_mutant_changes_one_place_and_names_tests_that_are_there() -> None
     assert rooms - {path.parent for path, _ in places} == set(), "a room without a mutant"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("after", "test", "status"),
     [("a - b", TEST, "killed"), ("b + a", TEST, "survived"), ("a - b", TEST.replace("3", "4"), "unclear")],

@@ -180,6 +180,7 @@ def test_options_annotations_resolve() -> None:
     assert get_type_hints(Options)["epochs"] == int | None
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arguments", [("--help",), ("distill", "--help"), ("convert", "--help"), ("--version",)])
 def test_help_of_the_installed_command_is_fast(arguments: tuple[str, ...]) -> None:
     times = []

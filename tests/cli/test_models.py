@@ -124,6 +124,7 @@ def test_models_refuses_an_unknown_name_with_the_nearest() -> None:
     assert outcome.err.startswith("error: unknown model 'tinny'. Did you mean 'tiny'?")
 
 
+@pytest.mark.heavy
 def test_models_imports_nothing_heavy_for_json() -> None:
     code = """
 import sys
