@@ -25,7 +25,7 @@ import torch
 
 import convnext_deploy as api
 from convnext_deploy.api.export import export
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -37,6 +37,7 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.files import write_text
 
 CLASSES, IMAGES = 10, 8
+HERE = ExecutionOptions(device="cpu", workers=0)
 GPUS = {
     "fp32": ("sm86", "sm89", "sm120"),
     "fp16": ("sm75", "sm86", "sm89", "sm120"),
@@ -134,8 +135,14 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
         start = time.perf_counter()
         single = exported(weights, place / "fp32", "fp32", None)
         onnx_s, export_mb = time.perf_counter() - start, peak_mb() - before
-        options = Options(out=place / "int8", data=str(data), device="cpu", workers=0, calibration_images=IMAGES)
-        api.quantize(weights, calibration_method="minmax", options=options)
+        api.quantize(
+            weights,
+            calibration_method="minmax",
+            calibration_images=IMAGES,
+            out=place / "int8",
+            data=DataOptions(data),
+            execution=HERE,
+        )
         int8 = place / "int8" / "stages" / "ptq"
         files = {"fp32": single, "fp16": exported(weights, place / "fp16", "fp16", data)}
         files["int8-fp16"] = exported(int8, place / "int8-fp16", "fp16", data)
@@ -154,8 +161,7 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
             for gpu in GPUS[kind]:
                 start = time.perf_counter()
                 out = place / f"{kind}-{gpu}"
-                options = Options(out=out, device="cpu", workers=0)
-                export(artifact.path, format="tensorrt-rtx", gpus=(gpu,), options=options)
+                export(artifact.path, format="tensorrt-rtx", gpus=(gpu,), out=out, execution=HERE)
                 figures[kind]["engines"][gpu] = time.perf_counter() - start
                 engine = read_artifact(out / "stages" / "engine")
                 census += [found for found in engine.details["census"].values() if kind == "int8-fp16"]
@@ -172,8 +178,16 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
 
 def exported(source: Path, out: Path, precision: Any, data: Path | None) -> Artifact:
     """Export to ONNX and return the artifact."""
-    options = Options(out=out, data=None if data is None else str(data), device="cpu", workers=0)
-    export(source, precision=precision, runtime="tensorrt-rtx", range_images=IMAGES, options=options)
+    images = IMAGES if precision == "fp16" else None
+    export(
+        source,
+        precision=precision,
+        runtime="tensorrt-rtx",
+        range_images=images,
+        out=out,
+        data=DataOptions(data),
+        execution=HERE,
+    )
     return read_artifact(out / "stages" / "onnx")
 
 

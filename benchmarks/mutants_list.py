@@ -54,9 +54,10 @@ MUTANTS = (
     Mutant(
         "average-without-warm-up",
         "the average of a short training is still that of its first weights",
-        "min(self.decay, (1 + step) / (10 + step))",
-        "max(self.decay, (1 + step) / (10 + step))",
-        ("test_fit.py", "test_fit_options.py"),
+        "1.0 - min(decay, least)",
+        "1.0 - max(decay, least)",
+        ("test_fit_options.py",),
+        ("min(self.decay, (1 + step) / (10 + step))", "max(self.decay, (1 + step) / (10 + step))"),
     ),
     Mutant(
         "scale-gradient",
@@ -154,7 +155,7 @@ MUTANTS = (
         "graphs that take pixels get them with mean and standard deviation swapped",
         "np.rint((images * std + mean) * 255.0)",
         "np.rint((images * mean + std) * 255.0)",
-        ("test_graph_ends.py", "test_pixel_files.py"),
+        ("test_graph_ends.py", "test_pre_post_processing.py", "test_pixel_files.py"),
     ),
     Mutant(
         "risk-sign",

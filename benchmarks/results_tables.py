@@ -1,4 +1,4 @@
-"""The tables of Markdown files that come from `results/`: each stands between `<!-- results: NAME -->` and `<!-- end -->`.
+"""Fill the tables of Markdown files from `results/`: each stands between `<!-- results: NAME -->` and `<!-- end -->`.
 
 `run_all.py` writes them anew; `NAME` is one of `TABLES`. A file may have some of them, each as often as it likes.
 """

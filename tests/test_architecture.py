@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import convnext_deploy
 from convnext_deploy.cli import COMMANDS
 
@@ -87,6 +89,7 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.heavy
 def test_import_and_every_help_import_nothing_heavy() -> None:
     code = f"""
 import contextlib, io, sys
@@ -111,6 +114,7 @@ for verb in ((), *((verb,) for verb in convnext_deploy.cli.COMMANDS)):
     assert [line for line in lines if not line.endswith(" []")] == []
 
 
+@pytest.mark.heavy
 def test_every_module_imports_without_the_packages_it_can_do_without() -> None:
     code = f"""
 import importlib, sys

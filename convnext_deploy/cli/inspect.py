@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convnext_deploy.graphs.engine_plan import EngineRecord
     from convnext_deploy.graphs.lint.onnx_summary import GridRecord, ONNXRecord
 
-_FILE_WIDTH = 160  # where the output is no terminal
+_FILE_WIDTH = 160  # where the output is not a terminal
 _LARGEST_LAYERS = 20
 _NAMES = 4  # of a finding's places
 _NONE = "–"
@@ -26,7 +26,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
-@common_options()
+@common_options("inspect")
 def command(file: Path, as_json: bool) -> None:
     """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
     from convnext_deploy.api.inspect import inspect

@@ -1,4 +1,4 @@
-"""What a person sees of a run: its table, or its JSON, on standard output."""
+"""Print a report on standard output: its table with remarks, or its JSON."""
 
 from __future__ import annotations
 

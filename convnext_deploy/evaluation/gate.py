@@ -1,4 +1,4 @@
-"""From scores to a verdict."""
+"""Judge a score by a gate: passed, failed, or passed without proof."""
 
 from __future__ import annotations
 

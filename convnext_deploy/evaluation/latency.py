@@ -1,4 +1,4 @@
-"""How long a call of a runner takes."""
+"""Time calls of a runner in this process."""
 
 from __future__ import annotations
 

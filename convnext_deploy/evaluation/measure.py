@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import Data
@@ -14,7 +11,6 @@ from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.system.files import write_text
 
 BATCH_SIZE = 64
 RESULT_VERSION = 1
@@ -61,22 +57,3 @@ def measure_artifact(
         return Measurement(score, latency, runner.name, runner.device)
     finally:
         runner.close()
-
-
-def write_measurement(path: Path, key: str, measurement: Measurement) -> None:
-    """Keep a measurement under the hash of what was measured."""
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"key": key, **dataclasses.asdict(measurement)}))
-
-
-def read_measurement(path: Path, key: str) -> Measurement | None:
-    """Return the measurement kept in `path`, or None if there is none with this key."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("key") != key:
-            return None
-        score = content.pop("score")
-        score |= {"predictions": tuple(score["predictions"]), "labels": tuple(score["labels"])}
-        return Measurement(Score(**score), Latency(**content.pop("latency")), **content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

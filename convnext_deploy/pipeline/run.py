@@ -211,13 +211,8 @@ def _only_starts(recipe: Recipe) -> bool:
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
-    from convnext_deploy.evaluation.measure import (
-        RESULT_VERSION,
-        Measurement,
-        measure_artifact,
-        read_measurement,
-        write_measurement,
-    )
+    from convnext_deploy.evaluation.kept import read_kept, write_kept
+    from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact
 
     data, execution = run.data, run.settings.execution
     if data is None:
@@ -232,11 +227,11 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
     content = [artifact.sha256, images, execution.device, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
-    measured = read_measurement(path, key)
+    measured = read_kept(Measurement, path, key)
     if measured is None:
         measured = measure_artifact(artifact, data, execution, name)
         if measured.score is not None:
-            write_measurement(path, key, measured)
+            write_kept(path, key, measured)
     return measured
 
 

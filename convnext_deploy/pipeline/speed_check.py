@@ -79,19 +79,20 @@ def measure_comparison(
 
     Returns: the measurement, kept or new; or in words why there is none.
     """
-    from convnext_deploy.evaluation.timing.speedup import Contender, measure_speed, read_speed, write_speed
+    from convnext_deploy.evaluation.kept import read_kept, write_kept
+    from convnext_deploy.evaluation.timing.speedup import Contender, Speed, measure_speed
 
     rival = plan.rival
     ours = Contender(plan.name, artifacts[plan.name], rival.runner)
     reference = Contender(plan.float_name, artifacts[plan.float_name], rival.float_runner)
     key = _key(ours, reference, rival, environment)
-    speed = read_speed(kept, key)
+    speed = read_kept(Speed, kept, key)
     if speed is None:
         try:
             speed = measure_speed(ours, reference, rival.batch_sizes, progress, device=rival.device)
         except (BackendUnavailableError, ProcessFailedError) as error:
             return first_line(error)
-        write_speed(kept, key, speed)
+        write_kept(kept, key, speed)
     return speed
 
 

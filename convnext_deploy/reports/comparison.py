@@ -1,4 +1,4 @@
-"""`compare`: what several runs made, side by side, what differs between them, and what of it can be compared at all."""
+"""Compare runs: their artifacts side by side, what differs between them, and which figures cannot be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of users inside the formats of the views."""
+"""Escape users' texts for TOML, YAML, JSON and UTF-8."""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
-"""The report as Markdown."""
+"""Render the report as Markdown."""
 
 from __future__ import annotations
 
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
-
-SPEED_METHOD = (
-    "Speedup: how many times as fast as its float baseline INT8 is on the runtime that it is for, in interleaved, isolated "
-    "processes, with the 95 % interval."
-)
+from convnext_deploy.reports.words import explain
 
 
 def render_markdown(report: Report) -> str:
@@ -27,14 +23,8 @@ def render_markdown(report: Report) -> str:
         "|" + "---|" * len(titles),
         *("| " + " | ".join(text.replace("|", "\\|") for text in cells(row, titles)) + " |" for row in report.rows),
         "",
-        "Top-1 is measured on each artifact by its own runner. Drops are against the nearest FP32 PyTorch ancestor, with the "
-        "95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. "
-        "Latency is the median of single images in one process.",
+        f"What the words mean: {explain(report)}",
     ]
-    if any(row.verdict.passed and row.verdict.proven is False for row in report.rows):
-        lines[-1] += " Passed, unproven: what was measured is within the gate, its whole 95 % interval is not."
-    if any(row.speed.against_float is not None for row in report.rows):
-        lines[-1] += " " + SPEED_METHOD
     for row in report.rows:
         if row.history.steps:
             lines += ["", *_steps(row)]
@@ -51,7 +41,7 @@ def render_markdown(report: Report) -> str:
 
 def _steps(row: StageRow) -> list[str]:
     lines = [
-        f"What {row.name} tried, on training images set aside (risk: the drop to be feared at 95 %, luck included):",
+        f"What {row.name} tried, on training images set aside:",
         "",
         "| step | top-1 % | drop pp [95 %] | agree % | KL | SQNR dB | risk pp | s | |",
         "|" + "---|" * 9,

@@ -1,4 +1,4 @@
-"""What an artifact's manifest tells the report beyond its measurement: how it was made, and how it is used."""
+"""Read from an artifact's manifest how it was made and how it is used, for the report."""
 
 from __future__ import annotations
 

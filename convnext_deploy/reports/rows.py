@@ -1,4 +1,4 @@
-"""From an artifact and its measurement to a row of the report."""
+"""Create the row of the report for an artifact, from what its manifest tells and what was measured on it."""
 
 from __future__ import annotations
 

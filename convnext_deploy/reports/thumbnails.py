@@ -1,4 +1,4 @@
-"""Small pictures of images, as text that a page can hold."""
+"""Thumbnails of images, as data URIs that a page can hold."""
 
 from __future__ import annotations
 

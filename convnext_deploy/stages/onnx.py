@@ -18,7 +18,7 @@ from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.fp16 import Islands, find_islands, measure_ranges, to_half
-from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -56,12 +56,12 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
             precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
             ranges, images = _measure(config, found.float_graph, source.preprocess, context)
             islands = find_islands(
-                proto, layers_that_sum(found.network), ranges, int8_products=config.runtime == "tensorrt-rtx"
+                proto, layers_that_sum(found.network), ranges, int8_matmuls=config.runtime == "tensorrt-rtx"
             )
             proto = to_half(proto, islands)
             details["fp16"] = _describe(config, islands, ranges, images)
         elif runtime == "onnxruntime":
-            proto = fuse_products(proto)
+            proto = fuse_int8_matmuls(proto)
         path = context.output / "model.onnx"
         license_ = config.license or source.license
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)

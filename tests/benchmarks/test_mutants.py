@@ -70,6 +70,7 @@ def test_mutant_without_its_place_or_tests_is_an_error(tmp_path: Path) -> None:
         find_tests(tree, Mutant("x", "", "a + b", "", ("test_products.py",)))
 
 
+@pytest.mark.heavy
 def test_results_are_kept_and_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,17 +11,18 @@ import pytest
 from onnx import TensorProto, helper
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import write_manifest
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.system.progress import SilentProgress
 from tests.bundles.graphs import row_sum_graph, stage_record, write_engine_artifact, write_onnx_artifact
 from tests.weights import write_weights
 
 
 def collected(*folders: Path) -> Contents:
-    return collect([(folder, open_artifact(folder, None, DEFAULTS)) for folder in folders])
+    return collect([(folder, open_artifact(folder, None, DataOptions(), SilentProgress())) for folder in folders])
 
 
 def test_collect_lists_the_smallest_model_first(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.recipe import StageEntry
+from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
@@ -29,7 +29,8 @@ from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
 
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
-HERE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12", "--selection-images", "18")
+ONCE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12")
+HERE = (*ONCE, "--selection-images", "18")
 RUNGS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
 # top-1, drop and its interval, agreement, KL, noise, risk, seconds
 FIGURES = (
@@ -194,7 +195,7 @@ def test_json_has_the_ladder(bad: Quantized) -> None:
 
 def test_calibration_method_quantizes_once(source: Path, image_folder: Path, tmp_path: Path) -> None:
     outcome = call(
-        "quantize", source, "--data", image_folder, "--out", tmp_path, "--calibration-method", "percentile", *HERE
+        "quantize", source, "--data", image_folder, "--out", tmp_path, "--calibration-method", "percentile", *ONCE
     )
     assert outcome.code == 0
     assert " it is: " not in outcome.err
@@ -237,8 +238,8 @@ def test_options_reach_the_stage(
 ) -> None:
     found: list[StageEntry] = []
 
-    def take(_: str, stages: tuple[StageEntry, ...], *rest: Any) -> None:
-        found.extend(stages)
+    def take(recipe: Recipe, *rest: Any) -> None:
+        found.extend(recipe.stages)
         raise DeployError("enough")
 
     monkeypatch.setattr("convnext_deploy.api.quantize.run_stages", take)
@@ -275,7 +276,7 @@ def test_bad_value_gives_2_and_one_line(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("options", [("--method", "qat"), ("--time-budget", "5m")])
+@pytest.mark.parametrize("options", [("--method", "qat"), ("--time-budget", "5m"), ("--selection-images", "9")])
 def test_options_that_ask_for_a_climb_do_not_go_with_a_fixed_method(
     options: tuple[str, ...], source: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -283,7 +284,10 @@ def test_options_that_ask_for_a_climb_do_not_go_with_a_fixed_method(
     command = ("quantize", source, "--data", image_folder, "--out", out, "--calibration-method", "minmax")
     outcome = call(*command, *options)
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "error: --calibration-method quantizes once, without --method qat and --time-budget.\n"
+    assert (
+        outcome.err
+        == "error: --calibration-method quantizes once, without --method qat, --selection-images and --time-budget.\n"
+    )
     assert not out.exists()
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.kept import read_kept, write_kept
 from convnext_deploy.evaluation.latency import Latency, measure_latency
-from convnext_deploy.evaluation.measure import Measurement, measure_artifact, read_measurement, write_measurement
+from convnext_deploy.evaluation.measure import Measurement, measure_artifact
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.runners.torch import TorchRunner
@@ -67,27 +68,27 @@ def test_measure_artifact_does_not_depend_on_batch_size(
 
 def test_read_measurement_gives_back_what_was_written(measured: Measurement, tmp_path: Path) -> None:
     path = tmp_path / "measurements" / "student.json"
-    write_measurement(path, "key", measured)
-    assert read_measurement(path, "key") == measured
-    assert read_measurement(path, "another key") is None
+    write_kept(path, "key", measured)
+    assert read_kept(Measurement, path, "key") == measured
+    assert read_kept(Measurement, path, "another key") is None
 
 
 def test_write_measurement_replaces_an_older_one(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     first = Measurement(Score(1, 2, (0, 1), (0, 0)), Latency(1, 2.5, 3.25), "torch", "cpu")
-    write_measurement(path, "a", first)
+    write_kept(path, "a", first)
     second = dataclasses.replace(first, device="cuda")
-    write_measurement(path, "b", second)
-    assert read_measurement(path, "a") is None
-    assert read_measurement(path, "b") == second
+    write_kept(path, "b", second)
+    assert read_kept(Measurement, path, "a") is None
+    assert read_kept(Measurement, path, "b") == second
     assert [file.name for file in tmp_path.iterdir()] == ["m.json"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '{"key": "key"}', '{"key": "key", "score": 3}'])
 def test_read_measurement_is_none_when_the_file_is_damaged(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.json").write_text(content)
-    assert read_measurement(tmp_path / "m.json", "key") is None
+    assert read_kept(Measurement, tmp_path / "m.json", "key") is None
 
 
 def test_read_measurement_is_none_when_there_is_no_file(tmp_path: Path) -> None:
-    assert read_measurement(tmp_path / "none.json", "key") is None
+    assert read_kept(Measurement, tmp_path / "none.json", "key") is None

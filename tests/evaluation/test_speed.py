@@ -11,6 +11,7 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
+from convnext_deploy.evaluation.kept import read_kept, write_kept
 from convnext_deploy.evaluation.timing import speedup as module
 from convnext_deploy.evaluation.timing.interleaved import Candidate, ProcessTimes, Timing
 from convnext_deploy.evaluation.timing.layer_times import LayerExcess
@@ -20,8 +21,6 @@ from convnext_deploy.evaluation.timing.speedup import (
     Speedup,
     judge_speed,
     measure_speed,
-    read_speed,
-    write_speed,
 )
 from convnext_deploy.system.progress import SilentProgress
 from tests.evaluation.graphs import write_classifier
@@ -145,13 +144,13 @@ def test_measure_speed_raises_when_one_of_both_cannot_be_run(
 
 def test_measurement_is_read_as_it_was_kept_and_under_its_own_key_alone(tmp_path: Path) -> None:
     path, kept = tmp_path / "scores" / "int8.speed.json", speed_of(1.5, 1.4, 1.6)
-    assert read_speed(path, "key") is None
-    write_speed(path, "key", kept)
-    assert read_speed(path, "key") == kept
-    assert read_speed(path, "other") is None
+    assert read_kept(Speed, path, "key") is None
+    write_kept(path, "key", kept)
+    assert read_kept(Speed, path, "key") == kept
+    assert read_kept(Speed, path, "other") is None
     for damaged in ("", "{", "[]", '{"key": "key"}', '{"key": "key", "speedups": 3, "layers": []}'):
         path.write_text(damaged)
-        assert read_speed(path, "key") is None
+        assert read_kept(Speed, path, "key") is None
 
 
 def test_layers_are_unknown_where_the_runtime_has_no_profile(

@@ -84,7 +84,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     found = Exported(request.param, tmp_path_factory.mktemp(request.param), model, quantized)
     for precision, graph in (("fp32", single), ("int8", integer)):
         save_onnx(graph, found.path(precision), {"precision": precision})
-        islands = find_islands(graph, sums, ranges, int8_products=True)
+        islands = find_islands(graph, sums, ranges, int8_matmuls=True)
         half = {"fp32": "fp16", "int8": "int8-fp16"}[precision]
         save_onnx(to_half(graph, islands), found.path(half), {"precision": half})
     return found

@@ -97,8 +97,8 @@ def test_our_int8_export_of_any_variant_breaks_only_the_rule_for_its_fp32_rest(n
 def test_our_half_export_for_tensorrt_rtx_breaks_no_rule(network: Network, quantized: bool) -> None:
     sums = [name for name, module in network.model.named_modules() if isinstance(module, nn.LayerNorm | GRN)]
     graph = network.quantized.graph if quantized else network.graph
-    assert serious(to_half(graph, find_islands(graph, sums, {}, int8_products=True))) == set()
-    for_others = to_half(graph, find_islands(graph, sums, {}, int8_products=False))
+    assert serious(to_half(graph, find_islands(graph, sums, {}, int8_matmuls=True))) == set()
+    for_others = to_half(graph, find_islands(graph, sums, {}, int8_matmuls=False))
     assert serious(for_others) == ({"fp16-result-of-int8"} if quantized else set())
 
 

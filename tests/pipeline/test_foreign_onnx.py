@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import convnext_deploy as api
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.spec import GraphIO, read_graph_io
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -74,7 +74,7 @@ def test_frozen_batch_of_timm_runs_any_number_of_images(timm_network: torch.nn.M
 
 
 def test_timm_file_is_validated(timm_file: Path, image_folder: Path) -> None:
-    report = api.validate(timm_file, options=Options(data=str(image_folder)))
+    report = api.validate(timm_file, data=DataOptions(image_folder))
     found, own = accuracy_of(report.rows[0]), report.rows[0].identity
     assert found.total
     assert found.runner == "onnxruntime"
@@ -97,7 +97,7 @@ def test_file_of_quantize_static_is_validated_against_what_it_was_made_from(
     path = tmp_path / "static.onnx"
     quantize_static(str(timm_file), str(path), reader, quant_format=QuantFormat.QDQ, per_channel=True)
     assert open_input(path).precision == "int8"
-    report = api.validate(path, baseline=timm_file, options=Options(data=str(image_folder)))
+    report = api.validate(path, baseline=timm_file, data=DataOptions(image_folder))
     assert drop_of(report.rows[1]).agreement > 0.5
 
 
@@ -185,6 +185,6 @@ def test_file_of_model_optimizer_is_validated(tmp_path: Path) -> None:
             Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(
                 tmp_path / part / name / "0.png"
             )
-    report = api.validate(path, options=Options(data=str(tmp_path)))
+    report = api.validate(path, data=DataOptions(tmp_path))
     found = accuracy_of(report.rows[0])
     assert (report.rows[0].identity.precision, found.total, found.top5) == ("int8-fp16", 5, 1.0)

@@ -105,7 +105,10 @@ def test_names_stand_at_the_front_and_close_ones_share_a_pile() -> None:
     labels = labels_of(rows)
     assert labels["text"] == ["teacher", "source", "float-onnxruntime<br>onnx-int8"]
     assert (labels["x"], labels["y"]) == ([9.0, 3.28, 1.52], pytest.approx([75.0, 71.681, 71.68]))
-    assert labels["textposition"] == ["top left", "top left", "top center"]
+    assert labels["textposition"] == ["top left"] * 3
+    assert labels_of(rows[:1] + rows[-1:])["textposition"] == ["top left", "top center"], (
+        "room for the name of the fastest"
+    )
     assert labels["meta"] == {"when": "wide"}
 
 

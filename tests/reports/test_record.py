@@ -17,8 +17,8 @@ from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.metrics.paired import Drop
+from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.pipeline.run import RunResult
-from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.markdown import render_markdown
 from convnext_deploy.reports.record import (
     Accuracy,

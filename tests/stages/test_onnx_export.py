@@ -152,9 +152,7 @@ def test_fp32_export_opens_no_data(small_artifacts: dict[str, Artifact], tmp_pat
     assert export(small_artifacts["student"], tmp_path / "a", None).precision == "fp32"
 
 
-def test_rtx_keeps_int8_products_in_fp32(
-    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
-) -> None:
+def test_rtx_keeps_int8_matmuls_in_fp32(small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path) -> None:
     nodes = []
     for runtime in ("tensorrt", "tensorrt-rtx"):
         artifact = export(small_artifacts["qat"], tmp_path / runtime, small_data, precision="fp16", runtime=runtime)

@@ -1,4 +1,4 @@
-"""The inside of a process that times one candidate: `fresh_process` starts it, gives it a job, and reads one line of JSON."""
+"""The program of an isolated process: `worker_process` starts it, gives it one job, and reads one line of JSON."""
 
 from __future__ import annotations
 

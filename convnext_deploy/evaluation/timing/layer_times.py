@@ -1,4 +1,4 @@
-"""Which layers of a network take how long, from the kernels of a runtime, and which take longer than in another form of it."""
+"""Sum the times of a runtime's kernels by layers of the network, and find those that take longer than in another file of it."""
 
 from __future__ import annotations
 

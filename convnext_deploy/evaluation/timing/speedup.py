@@ -5,13 +5,10 @@ Both are timed in interleaved, isolated processes on the runtime that they are f
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
@@ -27,8 +24,6 @@ from convnext_deploy.evaluation.timing.layer_times import (
 from convnext_deploy.evaluation.timing.worker_process import Job, run_job
 from convnext_deploy.runners.profiling import Kernel
 from convnext_deploy.system.distributed import usable_cores
-from convnext_deploy.system.files import write_text
-from convnext_deploy.system.json_records import read_record
 from convnext_deploy.system.progress import Progress
 
 ROUNDS = 6  # the fewest whose interval reaches 95 %
@@ -209,18 +204,3 @@ def describe_layers(speed: Speed) -> str:
             text += f", {layer.conversions_ms:.3f} ms of it conversions"
         named.append(f"{text})")
     return f"layers responsible: {'; '.join(named)}"
-
-
-def write_speed(path: Path, key: str, speed: Speed) -> None:
-    """Keep a measurement under the hash of what was measured."""
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"key": key, **dataclasses.asdict(speed)}))
-
-
-def read_speed(path: Path, key: str) -> Speed | None:
-    """Return the measurement kept in `path`, or None if there is none with this key."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return read_record(Speed, content) if content.pop("key") == key else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

@@ -1,4 +1,4 @@
-"""How long a network takes for one image, before anybody has trained it."""
+"""Measure the latency of a network that is not trained yet."""
 
 from __future__ import annotations
 

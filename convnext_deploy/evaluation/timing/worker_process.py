@@ -1,4 +1,4 @@
-"""One measurement in a process of its own, which ends with this one and whose crash is one line."""
+"""Run one timing or profile in an isolated process, which ends with this one; its crash becomes an error of one line."""
 
 from __future__ import annotations
 

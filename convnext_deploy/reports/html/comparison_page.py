@@ -1,4 +1,4 @@
-"""Several runs as one HTML page: the same table and the same plot as for one."""
+"""Render the comparison of several runs as one HTML page, with the table and the plot of a single run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all plots share: Plotly figures whose colours are names, which the page looks up for light, dark and paper."""
+"""Axes and layout of all plots; colours are names, which the page looks up for light, dark and paper."""
 
 from __future__ import annotations
 

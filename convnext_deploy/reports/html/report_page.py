@@ -1,4 +1,4 @@
-"""The report as one HTML page."""
+"""Render the report as one HTML page."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from convnext_deploy.reports.html.tiles import create_tiles
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Accuracy, Layer, Report
 from convnext_deploy.reports.stage_table import remarks, summary
+from convnext_deploy.reports.words import explain
 
 _CONTENTS = {
     "stages": "Stages",
@@ -81,7 +82,7 @@ def render_html(report: Report) -> str:
             for row in report.rows
             if row.accuracy and row.accuracy.classes and not _count_changed(row.accuracy)
         ],
-        any_unproven=any(row.verdict.passed and row.verdict.proven is False for row in report.rows),
+        words=explain(report),
         remarks=remarks(report),
         environment=describe_environment_of(report),
         commands=list(_commands(report)),
@@ -126,7 +127,8 @@ def _accuracy(report: Report, figures: dict[str, Any]) -> dict[str, Any] | None:
     )
     front = pareto_front(points)
     if len(front) > 1:
-        caption += " On the dotted front no artifact is both faster and more accurate."
+        names = ", ".join(point.row.name for point in front)
+        caption += f" No artifact is both faster and more accurate than one on the dotted front: {names}."
     if any(family(point.row) == "INT8, simulated" for point in points):
         caption += " Open squares: INT8 simulated in FP32 by PyTorch, whose latency is not that of INT8."
     return {"caption": caption, "table": point_table(points)}

@@ -1,4 +1,4 @@
-"""What a reader wants to know first of a run: what is fastest, what it costs, and what is most accurate."""
+"""The tiles at the top of the page: the fastest, the smallest and the most accurate artifact, and the largest drop of INT8."""
 
 from __future__ import annotations
 

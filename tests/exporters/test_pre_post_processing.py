@@ -89,7 +89,7 @@ def test_outputs_are_the_softmax_and_its_largest_classes(network: Network, half:
     for output in OUTPUTS[1:]:
         graph = add_ends(network.graph, GraphIO(output=output, top_k=3), preprocess)  # type: ignore[arg-type]
         if half:
-            graph = to_half(graph, find_islands(graph, [], {}, int8_products=False))
+            graph = to_half(graph, find_islands(graph, [], {}, int8_matmuls=False))
         found = run(graph, images)
         assert tuple(found) == OUTPUT_NAMES[output]
         if output == "probabilities":
