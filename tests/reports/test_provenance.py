@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.details import LayerEffect
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import ArrayImages, Data, open_data
@@ -22,6 +23,7 @@ from convnext_deploy.reports.provenance import _place, read_history, read_proven
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Layer
 from convnext_deploy.reports.thumbnails import SIDE, make_thumbnails
+from tests.details import selection_of, torch_details
 from tests.reports.conftest import INT8_ROW, change
 
 
@@ -82,9 +84,11 @@ def test_layers_of_blocks_and_stages_come_in_their_order() -> None:
 
 
 def test_layers_have_what_quantize_measured(small_artifacts: dict[str, Artifact]) -> None:
-    effect = {"layer": "stages.0.0.pwconv1", "kl": 0.5, "changed": 0.25, "macs": 123}
     artifact = small_artifacts["quantize"]
-    artifact = dataclasses.replace(artifact, details={**artifact.details, "sensitivity": [effect]})
+    selection = dataclasses.replace(
+        selection_of(artifact), effects=(LayerEffect("stages.0.0.pwconv1", 0.5, 0.25, 123),)
+    )
+    artifact = dataclasses.replace(artifact, details=dataclasses.replace(torch_details(artifact), selection=selection))
     measured = [layer for layer in read_history(artifact, "quantize").layers if layer.kl is not None]
     assert [(layer.name, layer.kl, layer.changed, layer.macs) for layer in measured] == [
         ("stages.0.0.pwconv1", 0.5, 0.25, 123)
@@ -98,11 +102,9 @@ def test_artifacts_without_quantizers_of_pytorch_have_no_layers(
     assert read_history(small_artifacts[name], "x").layers == ()
 
 
-def test_losses_that_are_not_finite_become_none(small_artifacts: dict[str, Artifact]) -> None:
-    history = [{"epoch": 1, "train_loss": float("nan")}, {"epoch": 2, "train_loss": float("inf")}]
-    artifact = dataclasses.replace(small_artifacts["student"], details={"history": history})
-    found = read_history(artifact, "train").epochs
-    assert [epoch["train_loss"] for epoch in found] == [None, None]
+def test_history_of_a_training_is_in_the_report(small_artifacts: dict[str, Artifact]) -> None:
+    found = read_history(small_artifacts["student"], "train").epochs
+    assert found == torch_details(small_artifacts["student"]).history
     json.dumps(found, allow_nan=False)
 
 

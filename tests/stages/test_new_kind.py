@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import HeadActivation
@@ -74,7 +75,7 @@ def run(config: PruneConfig, source: Artifact | None, context: StageContext) -> 
         preprocess=source.preprocess,
         class_names=source.class_names,
         precision="fp32",
-        details={},
+        details=TorchDetails(),
         source=source,
     )
 
