@@ -27,6 +27,7 @@ import convnext_deploy as api
 from convnext_deploy.api.export import export
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.checkpoints.safe_reader import save_state
@@ -150,7 +151,7 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
         expected = {kind: logits(open_input(weights), images) for kind in ("fp32", "fp16")}
         expected["int8-fp16"] = logits(read_artifact(int8), images)
         figures: dict[str, Any] = {}
-        census: list[dict[str, Any]] = []
+        reports: list[PrecisionReport] = []
         for kind, artifact in files.items():
             difference = np.abs(logits(artifact, images) - expected[kind])
             # a value at a rounding boundary goes to either side, and a few INT8 logits differ by some steps
@@ -164,13 +165,14 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
                 export(artifact.path, format="tensorrt-rtx", gpus=(gpu,), out=out, execution=HERE)
                 figures[kind]["engines"][gpu] = time.perf_counter() - start
                 engine = read_artifact(out / "stages" / "engine")
-                census += [found for found in engine.details["census"].values() if kind == "int8-fp16"]
+                found = engine.details_as(EngineDetails).precisions.values()
+                reports += [report for report in found if report is not None and kind == "int8-fp16"]
     return {
         "variant": variant,
         "parameters": parameters,
         "full_depth": full_depth,
         "files": figures,
-        "int8_products": (min(c["products"].get("INT8", 0) for c in census), max(c["requested_int8"] for c in census)),
+        "int8_products": (min(r.nodes.get("INT8", 0) for r in reports), max(r.requested_int8 for r in reports)),
         "onnx_s": onnx_s,
         "export_mb": export_mb,
     }

@@ -134,7 +134,7 @@ MUTANTS = (
         "a layer of an engine that runs partly in float counts as INT8",
         'next((k for k in sorted(seen) if k != "INT8"), "INT8")',
         'next((k for k in sorted(seen) if k == "INT8"), "INT8")',
-        ("test_engine_census.py", "test_engine_precisions.py"),
+        ("test_engine_precisions.py",),
     ),
     Mutant(
         "scale-of-zero",

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quantization_measures import compare_logits, onnx_logits
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
@@ -114,7 +115,8 @@ def measure(path: Path, data: Data, arguments: argparse.Namespace) -> dict[str, 
             artifacts[name], seconds = execute(stage, artifacts, data, work)
             onnx, _ = execute(StageEntry(f"{stage.name}-onnx", ONNXConfig(), name), artifacts, data, work)
             found = compare_logits(logits_of(onnx, data, work), reference, labels)
-            label = f"{name} ({artifacts[name].details['chosen']})" if name == SEQUENCE else name
+            selection = artifacts[name].details_as(TorchDetails).selection
+            label = name if selection is None else f"{name} ({selection.chosen})"
             rows.append({"target": target, "method": label, "seconds": seconds, **found})
             print(f"{target}: {label}: {json.dumps(found)}", file=sys.stderr)
     return {

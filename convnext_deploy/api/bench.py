@@ -17,7 +17,6 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_interleaved
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
-from convnext_deploy.runners.graph_io import graph_io
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
 
@@ -165,11 +164,7 @@ def _check_any_ran(timings: Sequence[Timing]) -> None:
 def _notes_on_batches(timings: Sequence[Timing]) -> Iterator[str]:
     for timing in timings:
         artifact, asked = timing.candidate.artifact, timing.candidate.batch_size
-        if (
-            timing.processes
-            and artifact.format != "torch"
-            and (frozen := graph_io(artifact).batch_size) not in (None, asked)
-        ):
+        if timing.processes and artifact.format != "torch" and (frozen := artifact.io.batch_size) not in (None, asked):
             parts = "is filled up" if frozen is not None and frozen > asked else "is run in parts"
             yield f"{timing.label} has a frozen batch of {frozen}, so that a batch of {asked} {parts}"
 

@@ -16,7 +16,6 @@ from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
-from convnext_deploy.quantization.scheme import read_scheme
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
 _RTX, _ENGINES = ("tensorrt-rtx",), ("tensorrt-rtx", "tensorrt")
@@ -145,7 +144,7 @@ def _check_settings(to: ExportFormat, settings: dict[str, Any]) -> None:
 
 def _check_source(path: Path | str, source: Artifact, to: ExportFormat, settings: dict[str, Any]) -> None:
     """Check that the format can be made of the artifact. Raises: RecipeError: if not."""
-    scheme = read_scheme(source.details)
+    scheme = source.scheme
     if source.format == "torch":
         if scheme is not None and "runtime" in settings and _precision(to, settings) == "fp32":
             raise RecipeError(f"--runtime does not count for {path}, which was quantized for {scheme.target}.")

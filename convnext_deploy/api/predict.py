@@ -21,7 +21,6 @@ from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.measure import BATCH_SIZE
 from convnext_deploy.runners import Runner, open_runner
-from convnext_deploy.runners.graph_io import graph_io
 from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress
 
@@ -91,7 +90,7 @@ def predict(
     paths = find_images(images)
     opened = open_artifact(artifact, None, data, execution.reporter)
     check_takes_images(str(artifact), opened)
-    io = graph_io(opened)
+    io = opened.io
     if io.output == "top-k" and top_k > io.top_k:
         execution.reporter.say(f"{artifact} gives its {io.top_k} most probable classes only")
     backend = open_runner(opened, resolve_device(execution.device or "auto"), runner=runner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convnext_deploy.api.options import verb
-from convnext_deploy.pipeline.write_report import write_report
+from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.reports.record import Report, read_report
 
 

@@ -11,6 +11,7 @@ from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import check_classes
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.ledger import open_ledger
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.files import create_output_folder
 
@@ -41,7 +42,7 @@ def validate(
 
     Raises: DeployError: if there are no images, an artifact cannot be run, or a gate is given for a drop that is not measured.
     """
-    from convnext_deploy.pipeline.validate import compare_artifacts
+    from convnext_deploy.evaluation.measure import BATCH_SIZE, measure_artifact
 
     if baseline is None and evaluation.max_top1_drop_pp is not None:
         raise RecipeError("--max-drop is about a drop, and there is nothing to compare with; give --baseline ARTIFACT.")
@@ -59,6 +60,10 @@ def validate(
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
     gate = Gate(max_top1_drop_pp=evaluation.max_top1_drop_pp, on=gate_on)
-    return compare_artifacts(
-        opened, gate, images, how, batch_size=evaluation.batch_size, out=folder, command=execution.command
-    )
+    command = execution.command or "convnext_deploy.validate(…)  # called from Python"
+    ledger = open_ledger("validate", images, folder, seed=how.seed, command=command)
+    for name, entry in opened.items():
+        measured = measure_artifact(entry, images, how, name, evaluation.batch_size or BATCH_SIZE)
+        ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
+    ledger.change(complete=True)
+    return ledger.report

@@ -117,8 +117,8 @@ def _write_triton(
     write_entry(root / "onnxruntime" / model.name, onnx, labels, folder / model.file)
     if model.obstacle is not None:
         return
-    built = [e for e in contents.engines if e.model is model and e.kind == "tensorrt"]
-    largest = int(built[0].artifact.details["max_batch_size"]) if built else batch.maximum
+    built = [e for e in contents.engines if e.model is model and e.details.flavor == "tensorrt"]
+    largest = built[0].details.batch.maximum if built else batch.maximum
     plan = folder / built[0].file if built else None
     write_entry(root / "tensorrt" / model.name, config("tensorrt", largest), labels, plan)
 
@@ -138,12 +138,12 @@ def _describe(contents: Contents, golden: GoldenImages, models: list[dict[str, A
         "engines": [
             {
                 "file": engine.file,
-                "kind": engine.kind,
+                "kind": engine.details.flavor,
                 "precision": engine.artifact.precision,
                 "gpus": list(engine.gpus),
-                "version": engine.artifact.details["tensorrt"],
+                "version": engine.details.tensorrt,
                 "model": engine.model.name,
-                "host_code": bool(engine.artifact.details.get("version_compatible")),
+                "host_code": engine.details.version_compatible,
                 "built_from_it": engine.is_exact,
             }
             for engine in contents.engines

@@ -97,19 +97,19 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
     from convnext_deploy.cli.tables import print_facts
 
     written = f"{found.flavor or 'of unknown origin'} {found.version or ''}".strip()
-    counts = ", ".join(f"{count} {kind}" for kind, count in found.products.items())
+    nodes = ", ".join(f"{count} {kind}" for kind, count in found.nodes.items())
     facts = {
         "file": found.file,
         "format": f"TensorRT plan, {written}",
         "size": _size(found.size_bytes),
-        "MatMul/Conv nodes": counts or "not readable",
+        "MatMul/Conv nodes": nodes or "not readable",
         **{key.replace("_", " "): _plain(value) for key, value in found.manifest.items()},
     }
     print_facts(console, facts)
     console.print()
-    if found.products.get("INT8") and found.float_products:
-        console.print(f"\nMatMul/Conv nodes in float: {len(found.float_products)}")
-        for name in found.float_products:
+    if found.nodes.get("INT8") and found.float_nodes:
+        console.print(f"\nMatMul/Conv nodes in float: {len(found.float_nodes)}")
+        for name in found.float_nodes:
             console.print(f"  {name}")
     for note in found.notes:
         console.print(f"- {note}")

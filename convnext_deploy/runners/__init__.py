@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifacts.artifact import Artifact, Format
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import Format
 from convnext_deploy.errors import RunnerError, suggest
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, PROVIDERS
 
@@ -43,7 +44,7 @@ def runners_of(artifact: Artifact) -> tuple[str, ...]:
 
 def default_runner(artifact: Artifact) -> str:
     """Return the runner that opens an artifact when none is named: the runtime it was made for, where that is here."""
-    if artifact.format == "onnx" and artifact.details.get("target") == "openvino":
+    if artifact.format == "onnx" and artifact.target == "openvino":
         from convnext_deploy.runners.openvino import is_installed
 
         if is_installed():

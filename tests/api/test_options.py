@@ -16,6 +16,7 @@ import convnext_deploy as api
 from convnext_deploy.api.options import RECORDS, DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.api.uses import USES
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
@@ -75,7 +76,9 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         spec, preprocess = ModelSpec("convnext_atto", 3), default_preprocess(32)
         precision = "int8" if path.name == "int8" else "fp32"
         files = (ArtifactFile("model.safetensors", "0" * 64, 1),)
-        return Artifact(path, "torch", precision, spec, small_data.class_names, preprocess, files, notes=("a note",))
+        return Artifact(
+            path, TorchDetails(), precision, spec, small_data.class_names, preprocess, files, notes=("a note",)
+        )
 
     def keep(*args: Any, **named: Any) -> Data:
         found.append([args, named])
@@ -94,7 +97,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.open_inputs", "open_data", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
-        ("pipeline.validate", "compare_artifacts", stop),
+        ("api.validate", "Gate", keep),
+        ("evaluation.measure", "measure_artifact", stop),
         ("api.predict", "open_runner", keep),
         ("api.predict", "_classify", stop),
         ("api.bench", "time_interleaved", stop),

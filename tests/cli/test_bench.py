@@ -110,7 +110,7 @@ def test_wrong_usage_is_one_line_before_anything_is_timed(
 def test_empty_folder_is_one_line(tmp_path: Path) -> None:
     outcome = call("bench", tmp_path)
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err.startswith(f"error: {tmp_path} is no artifact folder: ")
+    assert outcome.err.startswith(f"error: {tmp_path} is not an artifact folder: ")
 
 
 def test_runners_may_be_repeated_or_separated_by_commas(models: tuple[Path, Path]) -> None:

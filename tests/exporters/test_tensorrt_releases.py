@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import BackendUnavailableError, ExportError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt.bindings import check_version, release_of
-from convnext_deploy.exporters.tensorrt.build import Engine, Profile
+from convnext_deploy.exporters.tensorrt.build import Engine
 from tests.exporters.tensorrt_build import ALL_RELEASES, STANDARD, Build, flavor_of
 from tests.exporters.tensorrt_stand_in import GOLDEN, RTX_RELEASE, Script, create_stand_in, read_api
 from tests.golden.dump_tensorrt_api import as_json, dump

@@ -16,7 +16,7 @@ from PIL import Image
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions
-from convnext_deploy.artifacts.spec import GraphIO, read_graph_io
+from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
@@ -65,7 +65,7 @@ def logits_of(path: Path, taken: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_frozen_batch_of_timm_runs_any_number_of_images(timm_network: torch.nn.Module, timm_file: Path) -> None:
-    assert read_graph_io(open_input(timm_file).details).batch_size == 2
+    assert open_input(timm_file).io.batch_size == 2
     with torch.inference_mode():
         expected = timm_network(torch.from_numpy(images(5))).numpy()
     found = logits_of(timm_file, images(5))
@@ -146,7 +146,7 @@ def test_files_of_any_type_and_layout_run(tmp_path: Path, kind: int, last: bool)
     shape: list[int | str] = ["n", SIDE, SIDE, 3] if last else ["n", 3, SIDE, SIDE]
     path = write(tmp_path / "a.onnx", kind, shape, last=last)
     artifact = open_input(path)
-    assert read_graph_io(artifact.details) == GraphIO(input_layout="nhwc" if last else "nchw")
+    assert artifact.io == GraphIO(input_layout="nhwc" if last else "nchw")
     assert (artifact.model.in_channels, artifact.preprocess.image_size) == (3, SIDE)
     assert artifact.precision == ("fp16" if kind == TensorProto.FLOAT16 else "fp32")
     found = logits_of(path, images(3))
@@ -157,7 +157,7 @@ def test_files_of_any_type_and_layout_run(tmp_path: Path, kind: int, last: bool)
 def test_file_that_takes_pixels_gets_pixels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.onnx", TensorProto.UINT8, ["n", SIDE, SIDE, 3], last=True)
     artifact = open_input(path)
-    assert read_graph_io(artifact.details).input_type == "uint8"
+    assert artifact.io.input_type == "uint8"
     raw = np.random.default_rng(0).integers(0, 256, (2, 3, SIDE, SIDE))
     mean, std = (np.array(v)[:, None, None] for v in (artifact.preprocess.mean, artifact.preprocess.std))
     found = logits_of(path, ((raw / 255 - mean) / std).astype(np.float32))

@@ -181,7 +181,7 @@ def test_float_graph_of_the_recipe_is_taken_though_it_comes_later_and_nothing_is
 def test_check_can_be_left_out_and_the_report_says_so(
     quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(speed_check, "find_rival", must_not_run)
+    monkeypatch.setattr(speed_check, "find_float_baseline", must_not_run)
     settings = dataclasses.replace(settings_for(tmp_path), speed_check=where != "settings")
     result = run_recipe(recipe_of(speed_check=where != "recipe"), settings, source=quantized)
     row = rows_of(result)["int8"]

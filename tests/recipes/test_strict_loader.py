@@ -94,7 +94,7 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
         ),
         (PTQ + 'calibration_method = ["minmax"]\n', "calibration_method = ['minmax'] is unknown"),
         (ENGINE + 'gpus = "sm86"\n', "stage 'engine': gpus = 'sm86' has the wrong type; expected a list"),
-        (ENGINE + "gpus = [86]\n", "stage 'engine': gpus = 86 has the wrong type; expected str"),
+        (ENGINE + "gpus = [86]\n", "stage 'engine': gpus[0] = 86 has the wrong type; expected str"),
         (DISTILL + "teacher = 5\n", "stage 'student': teacher = 5 has the wrong type; expected str"),
         (
             START + MODEL + "weights = 5\n",

@@ -22,6 +22,7 @@ from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
+from tests.details import torch_details
 from tests.rows import rows_in
 from tests.weights import PREPROCESS, random_network, write_weights
 
@@ -271,4 +272,4 @@ def test_api_train_learns_from_weights_and_leaves_their_file_alone(
     assert body_difference(model) > 1e-4
     config = model.lineage[-1].config
     assert (config["fit"]["head_dropout"], config["fit"]["gradient_checkpointing"]) == (0.1, True)
-    assert torch.isfinite(torch.tensor([epoch["train_loss"] for epoch in model.details["history"]])).all()
+    assert torch.isfinite(torch.tensor([epoch["train_loss"] for epoch in torch_details(model).history])).all()

@@ -37,7 +37,7 @@ def load_engine(trt: ModuleType, flavor: Flavor, plan: bytes, file: Path, *, hos
         host_code: allow the code for the CPU that a version-compatible plan carries.
 
     Raises:
-        ArtifactError: if it is no plan, a damaged one, or one of another release.
+        ArtifactError: if it is not a plan, a damaged one, or one of another release.
         BackendUnavailableError: if it is a plan for another GPU, driver or release.
     """
     logger = create_logger(trt)
@@ -63,6 +63,6 @@ def _check_header(trt: ModuleType, runtime: Any, plan: bytes, file: Path) -> Non
         name for name, member in trt.EngineInvalidityDiagnostics.__members__.items() if int(diagnostics) & int(member)
     ]
     if "MALFORMED_ENGINE" in found:
-        raise ArtifactError(f"{file} is no engine of TensorRT-RTX or is damaged; build it again.")
+        raise ArtifactError(f"{file} is not an engine of TensorRT-RTX or is damaged; build it again.")
     words = ", ".join(name.lower().replace("_", " ") for name in found) or "no reason given"
     raise BackendUnavailableError(f"TensorRT-RTX {trt.__version__} cannot run {file} here: {words}")

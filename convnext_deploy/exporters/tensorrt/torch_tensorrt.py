@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Precision
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_program import dynamic_shapes, example_images, export_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.cuda_driver import cuda_driver_error
@@ -118,10 +118,10 @@ def load_program(path: Path) -> nn.Module:
             found = torch_tensorrt.load(str(path))
     except Exception as error:
         raise ArtifactError(
-            f"{path} is no program that Torch-TensorRT {torch_tensorrt.__version__} can load: {_reason(error, problems)}"
+            f"{path} is not a program that Torch-TensorRT {torch_tensorrt.__version__} can load: {_reason(error, problems)}"
         ) from None
     if not isinstance(found, ExportedProgram):
-        raise ArtifactError(f"{path} is no exported program but a {type(found).__name__}; export it again.")
+        raise ArtifactError(f"{path} is not an exported program but a {type(found).__name__}; export it again.")
     return found.module()
 
 
