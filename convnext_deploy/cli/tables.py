@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-NONE = "–"
 FILE_WIDTH = 160
 
 
