@@ -10,10 +10,9 @@ from convnext_deploy.api.options import DataOptions, EvaluationOptions, Executio
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
+from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
-from convnext_deploy.config.tensorrt import TensorRTConfig
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
 

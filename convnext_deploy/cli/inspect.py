@@ -118,7 +118,9 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
 def _describe_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
     if not metadata:
         return {}
-    model, names, details = (metadata.get(key) or {} for key in ("model", "class_names", "details"))
+    # what stands in a file may be anything
+    model, details = (found if isinstance(found := metadata.get(key), dict) else {} for key in ("model", "details"))
+    names = found if isinstance(found := metadata.get("class_names"), list) else []
     facts = {
         "model": f"{model.get('variant', '?')} with {model.get('num_classes', '?')} classes",
         "precision": str(metadata.get("precision", "?")),
