@@ -17,9 +17,8 @@ from convnext_deploy.artifacts.artifact import Artifact, write_manifest
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
