@@ -111,6 +111,7 @@ def test_command_exits_with(arguments: tuple[str, ...], code: int) -> None:
     assert call(*arguments).code == code
 
 
+@pytest.mark.heavy
 def test_process_exits_with_3_when_a_gate_failed(failed_run: FailedRun) -> None:
     command = [sys.executable, "-m", "convnext_deploy", "report", str(failed_run.out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
