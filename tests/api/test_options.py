@@ -98,6 +98,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
         ("api.validate", "Gate", keep),
+        ("api.validate", "open_ledger", keep),
         ("evaluation.measure", "measure_artifact", stop),
         ("api.predict", "open_runner", keep),
         ("api.predict", "_classify", stop),

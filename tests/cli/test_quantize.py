@@ -15,12 +15,11 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
 from convnext_deploy.stages import quantize, train

@@ -52,7 +52,7 @@ CLASSES = st.builds(
 FLIPS = st.builds(
     Flip,
     index=COUNTS,
-    image=st.none() | st.text(max_size=20),  # half of a surrogate pair as well, as in names that are no text
+    image=st.none() | st.text(max_size=20),  # half of a surrogate pair as well, as in names that are not text
     label=COUNTS,
     baseline_prediction=COUNTS,
     prediction=COUNTS,
