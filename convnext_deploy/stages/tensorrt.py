@@ -9,7 +9,7 @@ from types import ModuleType
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
-from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.tensorrt.bindings import RELEASES, import_tensorrt, require_gpu
 from convnext_deploy.exporters.tensorrt.build import (

@@ -169,7 +169,7 @@ def test_load_program_raises_when_the_file_holds_something_else(
 ) -> None:
     # The real one falls back to TorchScript.
     monkeypatch.setattr(sys.modules["torch_tensorrt"], "load", lambda path: nn.Linear(1, 1))
-    with pytest.raises(ArtifactError, match=r"^[^\n]*no exported program but a Linear; export it again\.$"):
+    with pytest.raises(ArtifactError, match=r"^[^\n]*not an exported program but a Linear; export it again\.$"):
         load_program(tmp_path / "model.ep")
 
 
