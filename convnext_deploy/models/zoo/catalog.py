@@ -9,11 +9,7 @@ from convnext_deploy.models.variants import VARIANTS, Variant, short_name
 from convnext_deploy.models.zoo.cost import count_macs, count_parameters
 from convnext_deploy.models.zoo.published import PUBLISHED, Published
 from convnext_deploy.models.zoo.ranking import tier_of
-from convnext_deploy.models.zoo.training_settings import (
-    SettingRanges,
-    settings_for_size,
-    settings_note,
-)
+from convnext_deploy.models.zoo.training_settings import SettingRanges, settings_for_size, settings_note
 
 _CLASSES = 1000  # of ImageNet-1k, for which parameters are published
 
