@@ -11,16 +11,9 @@ from typing import Any
 from convnext_deploy.api.options import verb
 from convnext_deploy.diagnosis.features import Feature, list_features
 from convnext_deploy.diagnosis.machine import Machine, examine_machine
-from convnext_deploy.diagnosis.packages import (
-    DRIVER,
-    OWN,
-    Package,
-    chains,
-    find_problems,
-    installed_version,
-    judge_packages,
-)
+from convnext_deploy.diagnosis.packages import DRIVER, OWN, Package, chains, find_problems, judge_packages
 from convnext_deploy.diagnosis.probing import probe
+from convnext_deploy.system.environment import installed_version
 
 
 @dataclass(frozen=True)

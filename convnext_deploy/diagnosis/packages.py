@@ -14,6 +14,7 @@ from convnext_deploy.diagnosis.machine import Machine, is_jetson
 from convnext_deploy.diagnosis.probing import Probe
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.exporters.tensorrt.bindings import INSTALL, check_version
+from convnext_deploy.system.environment import installed_version
 
 OWN = "convnext_deploy"
 DRIVER, COMPILER = "convnext_deploy.system.cuda_driver", "convnext_deploy.training.torch_compile"
@@ -101,15 +102,6 @@ def chains() -> tuple[tuple[str, ...], ...]:
     return ((*first[:2], COMPILER, *first[2:]), (DRIVER, *modules.values()))
 
 
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None; also where its metadata is damaged."""
-    try:
-        version: str | None = importlib.metadata.version(distribution)
-    except Exception:  # metadata that others left behind is damaged in many ways
-        return None
-    return version
-
-
 def requirements_of(distribution: str, *, extras: bool = False) -> list[Requirement]:
     """Return what a distribution needs on this machine, with `extras` also what any of its extras needs.
 
@@ -119,7 +111,7 @@ def requirements_of(distribution: str, *, extras: bool = False) -> list[Requirem
         metadata = importlib.metadata.metadata(distribution)
         asked = ["", *(metadata.get_all("Provides-Extra", []) if extras else [])]
         lines = metadata.get_all("Requires-Dist", [])
-    except Exception:  # damaged, as above
+    except Exception:  # damaged
         return []
     found = []
     for line in lines:
