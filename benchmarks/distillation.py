@@ -25,9 +25,8 @@ from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 
 
 def main() -> None:

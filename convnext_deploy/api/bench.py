@@ -21,16 +21,7 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
 
 SCHEMA = 1
-_FIGURES = (
-    "p50_ms",
-    "p90_ms",
-    "p99_ms",
-    "images_per_s",
-    "load_s",
-    "peak_memory_bytes",
-    "power_w",
-    "temperature_c",
-)
+_FIGURES = ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "load_s", "peak_memory_bytes", "power_w", "temperature_c")
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import (
-    DataOptions,
-    EvaluationOptions,
-    ExecutionOptions,
-    create_execution,
-    create_settings,
-    refuse,
-    verb,
-)
-from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
+from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
+from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
-from convnext_deploy.config.tensorrt import TensorRTConfig
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import (
-    DataOptions,
-    EvaluationOptions,
-    ExecutionOptions,
-    TrainingOptions,
-    create_execution,
-    create_settings,
-    refuse,
-    verb,
-)
-from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
+from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig

@@ -14,10 +14,7 @@ from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.ranking import Candidate, Exclusion, rank
 from convnext_deploy.models.zoo.starter_recipe import create_start_recipe, write_recipe_text
-from convnext_deploy.models.zoo.training_settings import (
-    data_size,
-    size_recipe,
-)
+from convnext_deploy.models.zoo.training_settings import data_size, size_recipe
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.files import write_text
 from convnext_deploy.system.progress import Progress

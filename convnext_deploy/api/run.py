@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_named_data
-from convnext_deploy.api.options import (
-    DataOptions,
-    EvaluationOptions,
-    ExecutionOptions,
-    create_execution,
-    create_settings,
-    verb,
-)
-from convnext_deploy.api.run_stages import check_names
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
+from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe

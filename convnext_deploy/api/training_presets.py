@@ -8,7 +8,7 @@ from pathlib import Path
 from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.models.variants import resolve_variant
 

@@ -1,4 +1,4 @@
-"""What flows from stage to stage: a folder with its files and a `manifest.json` that tells all about them."""
+"""Write, read and check artifacts: folders with the files of a model and a `manifest.json` that describes them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Artifact:
 
     path: Path
     details: Details
-    precision: str
+    precision: Annotated[str, Matching("fp32|fp16|int8|int8-fp16", "fp32, fp16, int8 or int8-fp16")]
     model: ModelSpec
     class_names: tuple[str, ...] | None
     preprocess: Preprocess

@@ -1,4 +1,4 @@
-"""A bundle as a `.zip`: the same contents give the same bytes, and nothing is unpacked outside the folder meant for it."""
+"""Write a bundle as a reproducible `.zip`, and unpack one without writing outside the folder meant for it."""
 
 from __future__ import annotations
 

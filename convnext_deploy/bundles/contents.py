@@ -1,4 +1,4 @@
-"""Which artifacts go into a bundle, under which names, and what each of their graphs takes and gives."""
+"""Choose and name the artifacts of a bundle, and describe what their graphs take and give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of bundles and of the models in them: what a user types on a device, and file names on any system."""
+"""Name bundles and the models in them, so that any shell, server and file system takes the names."""
 
 from __future__ import annotations
 

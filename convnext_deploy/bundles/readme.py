@@ -1,4 +1,4 @@
-"""The README of a bundle: what the model is, how good it was found to be, how to build, verify, serve and feed it."""
+"""Render the README of a bundle: contents, accuracy, how to build, verify, feed and serve it, history, limits."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from convnext_deploy.api.bench import Benchmark
     from convnext_deploy.evaluation.timing.interleaved import Timing
 
-_FILE_WIDTH = 160  # where the output is not a terminal
 _NONE = "–"
 
 
@@ -86,13 +84,14 @@ def command(as_json: bool, **values: Any) -> None:
 
 
 def _print(found: Benchmark) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False, markup=False)
+    from convnext_deploy.cli.tables import FILE_WIDTH, create_console
+
+    console = create_console()
     title = f"{found.environment['cpu']}, {found.environment['cores']} cores"
-    table = Table(title=Text(title), padding=(0, 1) if console.width >= _FILE_WIDTH else (0, 0))
+    table = Table(title=Text(title), padding=(0, 1) if console.width >= FILE_WIDTH else (0, 0))
     columns = _columns(found)
     for name in columns:
         table.add_column(

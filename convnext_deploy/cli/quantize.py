@@ -59,17 +59,13 @@ class Duration(click.ParamType[float]):
     help="Begin nothing that would not end within it, such as 90s, 20m or 1h.  [default: no limit]",
 )
 @click.option(
-    "--model",
-    shell_complete=variants,
-    help="Model that CHECKPOINT must hold; found from its shapes if not given.",
+    "--model", shell_complete=variants, help="Model that CHECKPOINT must hold; found from its shapes if not given."
 )
 @click.option(
     "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
 )
 @click.option(
-    "--selection-images",
-    type=POSITIVE,
-    help="Other training images, by which the method is chosen.  [default: 1024]",
+    "--selection-images", type=POSITIVE, help="Other training images, by which the method is chosen.  [default: 1024]"
 )
 @common_options("quantize", "out")
 def command(as_json: bool, **values: Any) -> None:

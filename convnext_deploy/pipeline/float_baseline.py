@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import EngineDetails
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, StageEntry
 from convnext_deploy.config.records import read_record
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")

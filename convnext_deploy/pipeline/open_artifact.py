@@ -1,4 +1,4 @@
-"""What the user points at, an artifact folder, a bare checkpoint or an ONNX file, as an artifact."""
+"""Open what a user points at as an artifact: a folder, a checkpoint, an ONNX file or published weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between what all runners share, normalized float images and logits, and what an exported graph takes and gives."""
+"""Convert normalized images and logits, which all runners share, to and from what an exported graph takes and gives."""
 
 from __future__ import annotations
 

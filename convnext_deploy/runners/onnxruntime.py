@@ -1,4 +1,4 @@
-"""ONNX artifacts on ONNX Runtime, by any of its execution providers."""
+"""Run ONNX artifacts on ONNX Runtime, by any of its execution providers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX artifacts on OpenVINO's CPU plugin, read as they are."""
+"""Run ONNX artifacts on OpenVINO's CPU plugin."""
 
 from __future__ import annotations
 

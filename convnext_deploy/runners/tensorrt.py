@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines, with the GPU buffers held by PyTorch."""
+"""Run TensorRT and TensorRT-RTX engines, with the GPU buffers held by PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch networks, float and fake-quantized, in float32; eager, or compiled by `torch.compile`."""
+"""Run PyTorch networks, float and fake-quantized, in float32; eager, or compiled by `torch.compile`."""
 
 from __future__ import annotations
 

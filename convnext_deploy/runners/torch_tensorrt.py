@@ -1,4 +1,4 @@
-"""Torch-TensorRT programs, on the GPU that they were compiled for."""
+"""Run Torch-TensorRT programs on the GPU that they were compiled for."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from types import ModuleType
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
-from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
-from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt, release_of, require_gpu
+from convnext_deploy.exporters.tensorrt.bindings import RELEASES, import_tensorrt, require_gpu
 from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
@@ -90,7 +90,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
 
 
 def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[str | None, ...]:
-    if not release_of(config.flavor).builds_for_gpus:
+    if not RELEASES[config.flavor].builds_for_gpus:
         return (None,)
     gpus = resolve_gpus(config.gpus)
     check_gpus(trt, gpus)
@@ -102,7 +102,7 @@ def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[
 def _report(
     trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path, view: GraphView
 ) -> PrecisionReport | None:
-    if release_of(config.flavor).builds_for_gpus:
+    if RELEASES[config.flavor].builds_for_gpus:
         return report_precisions(read_plan_nodes(engine.plan), view)
     if config.stripped:
         return None  # without its weights it cannot be loaded

@@ -6,7 +6,7 @@ import dataclasses
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import Profile, TorchTensorRTDetails
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
+from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, import_torch_tensorrt, save_program
 from convnext_deploy.models.checkpoints.load_network import load_network

@@ -15,7 +15,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, RESULT_VERSION, PixelCache, decode_small

@@ -16,10 +16,10 @@ import pytest
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import Details, TorchDetails
 from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError

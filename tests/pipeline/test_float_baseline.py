@@ -9,10 +9,10 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import EngineDetails, ONNXDetails, Profile
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.config.stage import StageConfig
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.pipeline import float_baseline
 from convnext_deploy.pipeline.float_baseline import FloatBaseline, find_float_baseline, is_judged
 

@@ -66,6 +66,7 @@ def slow_form(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+@pytest.mark.heavy
 def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_ship(
     quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_
     assert f"ship {FLOAT} instead" in " ".join(again.out.split())
 
 
+@pytest.mark.heavy
 def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_was_kept(
     quantized: Artifact, small_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

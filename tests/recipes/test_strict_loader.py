@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
 

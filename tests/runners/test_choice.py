@@ -172,6 +172,7 @@ import openvino_telemetry
 """
 
 
+@pytest.mark.heavy
 def test_openvino_tells_nobody_and_prints_nothing(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     if importlib.util.find_spec("openvino_telemetry") is None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.details import TorchDetails
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError

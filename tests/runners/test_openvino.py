@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from convnext_deploy.artifacts.artifact import Artifact
 
 _TWO_RUNNERS = """
@@ -25,6 +27,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
+@pytest.mark.heavy
 def test_signals_are_handled_after_runners_were_closed_in_the_order_of_opening(
     small_artifacts: dict[str, Artifact], core: Any
 ) -> None:

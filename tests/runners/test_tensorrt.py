@@ -12,8 +12,7 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
-from convnext_deploy.runners import open_runner, tensorrt
-from convnext_deploy.runners.open_profiled import open_profiled
+from convnext_deploy.runners import open_profiled, open_runner, tensorrt
 from convnext_deploy.runners.profiling import Kernel
 from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE, create_stand_in
 from tests.runners.conftest import SIDE, Machine, Opened, details_for

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import Profile, TorchTensorRTDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, save_program

@@ -15,7 +15,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.stages import distill

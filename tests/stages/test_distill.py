@@ -18,10 +18,10 @@ from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_ma
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError

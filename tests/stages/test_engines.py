@@ -14,7 +14,7 @@ import pytest
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact, write_manifest
 from convnext_deploy.artifacts.details import ONNXDetails, PrecisionReport, Profile
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
-from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine

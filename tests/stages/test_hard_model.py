@@ -17,9 +17,8 @@ from convnext_deploy.artifacts.artifact import Artifact, write_manifest
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
@@ -34,6 +33,8 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
 from tests.details import selection_of
+
+pytestmark = pytest.mark.heavy  # a network is trained until it knows the digits
 
 FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
 OUTLIER = 2000.0  # times the others

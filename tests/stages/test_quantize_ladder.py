@@ -16,9 +16,8 @@ from torch import Tensor
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.details import Step
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt

@@ -12,9 +12,9 @@ import torch
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import ONNXDetails, TorchDetails, TorchTensorRTDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
@@ -39,7 +39,7 @@ PREPROCESS = Preprocess(SIDE, 1.0, "bilinear", (0.41, 0.46, 0.5), (0.21, 0.25, 0
 def source(tmp_path: Path) -> Artifact:
     """A float network that no training has seen."""
     return open_input(
-        write_weights(tmp_path / "weights.safetensors", ModelSpec("test_convnext", 3), CLASSES, PREPROCESS)
+        write_weights(tmp_path / "weights.safetensors", ModelSpec("test_convnext2", 3), CLASSES, PREPROCESS)
     )
 
 

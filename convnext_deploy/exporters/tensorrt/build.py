@@ -1,4 +1,4 @@
-"""TensorRT engines from ONNX: one path for TensorRT 10 and 11 and for TensorRT-RTX.
+"""Build TensorRT engines from ONNX, on one path for TensorRT 10 and 11 and for TensorRT-RTX.
 
 Networks are strongly typed everywhere: what the ONNX file says is what runs. None of the bindings raises on a wrong setting; it
 logs an error and goes on. So settings and shapes are checked here, and everything logged as an error fails the build.
@@ -18,10 +18,10 @@ from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import (
+    RELEASES,
     create_logger,
     import_tensorrt,
     logged_reason,
-    release_of,
     require_gpu,
 )
 from convnext_deploy.exporters.tensorrt.progress_monitor import STEPS, build_serialized, create_monitor
@@ -110,7 +110,7 @@ def check_options(flavor: Flavor, options: BuildOptions) -> None:
 
     Raises: ExportError: naming the option, and what to do.
     """
-    release = release_of(flavor)
+    release = RELEASES[flavor]
     if options.timing_cache is not None:
         if not release.timing_cache:
             raise ExportError(

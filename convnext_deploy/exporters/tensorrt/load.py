@@ -1,4 +1,4 @@
-"""Loading a serialized engine on the GPU that runs it, with TensorRT's own words where it refuses."""
+"""Load a serialized engine on the GPU that runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
-from convnext_deploy.exporters.tensorrt.bindings import create_logger, logged_reason, release_of
+from convnext_deploy.exporters.tensorrt.bindings import RELEASES, create_logger, logged_reason
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_engine(trt: ModuleType, flavor: Flavor, plan: bytes, file: Path, *, hos
     """
     logger = create_logger(trt)
     runtime = trt.Runtime(logger)
-    if release_of(flavor).header_check:
+    if RELEASES[flavor].header_check:
         _check_header(trt, runtime, plan, file)
     if host_code:
         runtime.engine_host_code_allowed = True

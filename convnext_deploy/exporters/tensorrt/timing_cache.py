@@ -1,4 +1,4 @@
-"""The timing cache of standard TensorRT: what its kernels took on this GPU, kept in a file so that the next build is faster."""
+"""Read and write the timing cache of standard TensorRT, which makes the next build on the same GPU faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A float network as an exported PyTorch program whose types say everything: FP32, or FP16 with FP32 where FP16 would overflow."""
+"""Export a float network as a PyTorch program with explicit types: FP32, or FP16 with FP32 where that overflows."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[Place]:
     "calibrate again on images that reach every channel, and hold scales above 1e-6 before they become FP16",
 )
 def scale_not_positive(graph: AnalyzedGraph) -> Iterator[Place]:
-    """Scales of zero, below it, or that are no number."""
+    """Scales of zero, below it, or that are not a number."""
     for node, scale in _arrays(graph, 1):
         values = scale.astype(np.float64)
         if not (np.isfinite(values) & (values > 0)).all():

@@ -1,4 +1,4 @@
-"""A recipe to start from: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
+"""Write a starter recipe: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import Augmentation, FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
-from convnext_deploy.config.tensorrt import TensorRTConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.models.variants import short_name
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import Candidate
@@ -32,7 +31,7 @@ from convnext_deploy.models.zoo.training_settings import (
     settings_for_size,
 )
 
-_BASE_BATCH_SIZE = 4096  # at which recipes give learning rates; see `FitConfig`
+_BASE_BATCH_SIZE = 4096  # at which recipes give learning rates
 _TOOL = "this tool's default"
 _COMMENT_COLUMN = 36
 
@@ -163,7 +162,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
     of_data = f"ours for {data.name} data"
     mixup = of_data if size.mixup else "ours for this size"
     start = fine_tuning(candidate.variant)
-    assert start is not None  # likewise
+    assert start is not None  # nor are they here
     from_scratch = "arXiv 2201.03545, table 5, from scratch"
     memory = f"an estimated {candidate.memory_gib:.1f} GB on a GPU with bfloat16"
     rate = f"{format_setting(candidate.settings.learning_rate)} at batch {RATE_BATCH_SIZE} x {_BASE_BATCH_SIZE // RATE_BATCH_SIZE}"
