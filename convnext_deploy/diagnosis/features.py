@@ -1,4 +1,4 @@
-"""Which features of this package work on this machine, and what to do for the others."""
+"""List which features of this package work on this machine, and what to do for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import modules one after the other, and tell of each what became of it: the program of `probing`'s child processes.
+"""Import modules one after the other and report on each: the program of the child processes of `probing.py`.
 
 It is run as a file, with the parent's `sys.path` as JSON and the names of the modules. A line of JSON is written when a module is
 done; the first one without a line is the one that crashed.
@@ -18,7 +18,7 @@ def main() -> None:
     """Import what the arguments name."""
     path, *modules = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what packages print is no answer
+    os.dup2(2, 1)  # what packages print is not an answer
     sys.path[:] = json.loads(path)
     for module in modules:
         print(json.dumps({"module": module, **_import(module)}), file=answers, flush=True)

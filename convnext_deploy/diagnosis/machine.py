@@ -1,4 +1,4 @@
-"""The processor, memory, disk and GPUs of this machine, and what they mean for a small network."""
+"""Examine the processor, memory, disk and GPUs of this machine."""
 
 from __future__ import annotations
 

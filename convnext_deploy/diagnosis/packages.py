@@ -1,4 +1,4 @@
-"""The packages that count here: which are installed, which of them can be used, and which do not fit together."""
+"""Judge the packages that this one uses: which are installed, which can be used, and which do not fit together."""
 
 from __future__ import annotations
 

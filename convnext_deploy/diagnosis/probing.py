@@ -1,4 +1,4 @@
-"""Whether packages can be imported, found out in child processes: one that crashes or hangs does so there."""
+"""Find out whether packages can be imported, in child processes: one that crashes or hangs does so there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What packages say of the versions that they need, and whether the installed ones fit."""
+"""Check that installed packages have the versions that other packages ask for."""
 
 from __future__ import annotations
 

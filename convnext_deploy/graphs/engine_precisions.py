@@ -81,7 +81,7 @@ def plan_name(node: onnx.NodeProto) -> str:
 
 
 def read_plan_nodes(plan: bytes) -> list[PlanNode]:
-    """Return the MatMul/Conv nodes of a TensorRT-RTX plan; none where it is no such plan or is written differently."""
+    """Return the MatMul/Conv nodes of a TensorRT-RTX plan; none where it is not such a plan or is written differently."""
     types = dict(_TENSOR.findall(plan))
     return [
         PlanNode(

@@ -1,4 +1,4 @@
-"""ONNX files: reading and writing, the metadata inside, and the names of nodes."""
+"""Read and write ONNX files, with the metadata inside, and name their nodes."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -
 def load_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
-    Raises: ArtifactError: if it is missing or no ONNX file.
+    Raises: ArtifactError: if it is missing or not an ONNX file.
     """
     try:
         proto = onnx.load(path)
     except FileNotFoundError:
-        raise ArtifactError(f"there is no ONNX file {path}.") from None
+        raise ArtifactError(f"there is not an ONNX file {path}.") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
-        raise ArtifactError(f"{path} is no readable ONNX file ({first_line(error)}).") from None
+        raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}).") from None
     if not proto.graph.node:
-        raise ArtifactError(f"{path} is no readable ONNX file: it has no graph.")
+        raise ArtifactError(f"{path} is not a readable ONNX file: it has no graph.")
     return proto
 
 
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     """Return what `save_onnx` put inside; empty for a file of another origin.
 
-    Raises: ArtifactError: if it is no JSON.
+    Raises: ArtifactError: if it is not JSON.
     """
     text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), "{}")
     try:

@@ -1,4 +1,4 @@
-"""The tensors of an ONNX file, which may lie in a file beside it: types by name, values and sizes without reading all."""
+"""Read tensors of an ONNX file, which may lie in a file beside it: types by name, values, sizes."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def scale_inputs(network: ConvNeXt, scales: Mapping[str, Tensor]) -> None:
 
     Args:
         network: in float.
-        scales: name of a layer, see `smoothable` → `(C_in,)`, > 0 and finite.
+        scales: name of a layer that `smoothable` lists → `(C_in,)`, > 0 and finite.
 
     Raises: CheckpointError: if the input of a layer cannot be scaled, or scales are not as many as channels, positive and
         finite; the network is unchanged then.

@@ -1,4 +1,4 @@
-"""Put quantizers into a model, take them out again, and read them out for export."""
+"""Put quantizers into a model, take them out again, and read their integers and scales for export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer with quantizers at its input, its weight and, where there is one, its output. For its bias, see `_bias`."""
+    """A linear layer with quantizers at its input, its weight and, where there is one, its output."""
 
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
@@ -37,7 +37,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class QuantizedConv2d(nn.Conv2d):
-    """A convolution with quantizers at its input, its weight and, where there is one, its output. For its bias, see `_bias`."""
+    """A convolution with quantizers at its input, its weight and, where there is one, its output."""
 
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize

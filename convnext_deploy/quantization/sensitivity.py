@@ -1,4 +1,4 @@
-"""What each quantized layer costs, alone, and the fewest layers to keep in float that a budget asks for."""
+"""Measure what quantizing each layer alone does to the logits, and choose the layers to keep in float."""
 
 from __future__ import annotations
 

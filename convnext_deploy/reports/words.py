@@ -30,6 +30,6 @@ def explain(report: Report) -> str:
         texts.append(_UNPROVEN)
     if any(row.speed.against_float is not None for row in rows):
         texts.append(_SPEEDUP)
-    if any(row.history.steps for row in rows):
+    if any(row.history.selection is not None for row in rows):
         texts.append(_STEPS)
     return " ".join([*texts, _MORE])

@@ -1,4 +1,4 @@
-"""Is there an NVIDIA driver, without touching TensorRT, which crashes the process where there is none; and which GPUs it drives."""
+"""Ask the NVIDIA driver for its GPUs, without touching TensorRT, which crashes the process where there is no driver."""
 
 from __future__ import annotations
 

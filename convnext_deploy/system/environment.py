@@ -1,4 +1,4 @@
-"""The machine and the versions of packages, as reports record them."""
+"""Describe the machine and the versions of packages, as reports record them."""
 
 from __future__ import annotations
 

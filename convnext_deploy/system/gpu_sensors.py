@@ -1,4 +1,4 @@
-"""Power and temperature of the GPU, while it works."""
+"""Sample power and temperature of the GPU while it works."""
 
 from __future__ import annotations
 

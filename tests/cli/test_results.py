@@ -357,4 +357,4 @@ def test_files_that_are_no_images_are_counted(
     (data / "val" / "dog" / "notes.txt").write_text("x")
     outcome = call("validate", small_artifacts["student"].path, "--data", data, *HERE)
     assert outcome.code == 0
-    assert f"1 files in {data} are no images and were left out" in outcome.err
+    assert f"1 files in {data} are not images and were left out" in outcome.err

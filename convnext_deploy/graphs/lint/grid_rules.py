@@ -79,7 +79,7 @@ def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[str]:
 
 
 def scales_not_positive(graph: AnalyzedGraph) -> Iterator[str]:
-    """Scales of zero, below it, or that are no number."""
+    """Scales of zero, below it, or that are not a number."""
     for node, scale in _arrays(graph, 1):
         values = scale.astype(np.float64)
         if not (np.isfinite(values) & (values > 0)).all():

@@ -1,4 +1,4 @@
-"""The config files that timm and transformers keep beside weights: how to evaluate them, and what their classes are called.
+"""Read and write the config files that timm and transformers keep beside weights: preprocessing and class names.
 
 timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.json` and `preprocessor_config.json`.
 """

@@ -1,4 +1,4 @@
-"""The names that other libraries give to the same weights, and the shapes in which they keep them.
+"""Map the names and shapes of weights to those of timm, torchvision and transformers, and back.
 
 The network's own keys are those of the official repositories (`facebook`). A dialect is one column of a table of names;
 reading and writing use the same table, so a round trip cannot lose a weight.
@@ -64,7 +64,7 @@ _BASE_MODELS = ("convnext.", "convnextv2.")
 
 
 def recognize(state: Mapping[str, Tensor]) -> Dialect | None:
-    """Return the dialect of a state dict, or None if it is no ConvNeXt in any of them."""
+    """Return the dialect of a state dict, or None if it is not a ConvNeXt in any of them."""
     names = {_without_base(key) for key in state}
     return next((dialect for dialect, key in _SIGNATURES.items() if key in names), None)
 

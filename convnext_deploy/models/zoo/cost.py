@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and training memory of a network, computed from its row of the table without building it.
+"""Count parameters, multiply-accumulates and training memory of a network from its row of the table, without building it.
 
 The formulas follow `convnext.py` layer by layer; the tests compare them with the networks built from the same rows.
 """

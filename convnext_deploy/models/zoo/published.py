@@ -1,8 +1,8 @@
 """Published ImageNet-1k weights of each variant: their name, their top-1 and the evaluation transform it was measured with.
 
 One set of weights per variant, trained on ImageNet-1k alone where such a set exists; others are fetched by their names, see
-`pretrained.py`. Accuracies are those of the official repositories and of timm; evaluation settings are timm's configuration
-of the weights.
+`checkpoints/hub.py`. Accuracies are those of the official repositories and of timm; evaluation settings are timm's configuration of
+the weights.
 """
 
 from __future__ import annotations

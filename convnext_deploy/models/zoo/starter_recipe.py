@@ -1,4 +1,4 @@
-"""A recipe to start from: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
+"""Write a starter recipe: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from convnext_deploy.models.zoo.training_settings import (
     settings_for_size,
 )
 
-_BASE_BATCH_SIZE = 4096  # at which recipes give learning rates; see `FitConfig`
+_BASE_BATCH_SIZE = 4096  # at which recipes give learning rates
 _TOOL = "this tool's default"
 _COMMENT_COLUMN = 36
 
@@ -165,7 +165,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
     of_data = f"ours for {data.name} data"
     mixup = of_data if size.mixup else "ours for this size"
     start = fine_tuning(candidate.variant)
-    assert start is not None  # likewise
+    assert start is not None  # nor are they here
     from_scratch = "arXiv 2201.03545, table 5, from scratch"
     memory = f"an estimated {candidate.memory_gib:.1f} GB on a GPU with bfloat16"
     rate = f"{format_setting(candidate.settings.learning_rate)} at batch {RATE_BATCH_SIZE} x {_BASE_BATCH_SIZE // RATE_BATCH_SIZE}"

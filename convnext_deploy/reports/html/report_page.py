@@ -61,7 +61,7 @@ def render_html(report: Report) -> str:
         "steps": [
             {"title": row.name, "table": step_table(tried), "text": f"Selected {tried.chosen}: {tried.reason}."}
             for row in report.rows
-            if (tried := row.history).steps
+            if (tried := row.history.selection) is not None
         ],
         "training": list(_training(report, figures)),
         "classes": list(_classes(report, figures)),
