@@ -79,6 +79,11 @@ class Comparison:
         return json.dumps(content, indent=1)
 
 
+def compare_runs(runs: tuple[Run, ...]) -> Comparison:
+    """Put the artifacts of at least two runs side by side."""
+    return Comparison(runs, tuple(_differences(runs)), tuple(_warnings(runs)), tuple(_notes(runs)))
+
+
 def distinct_names(folders: Sequence[Path]) -> list[str]:
     """Return the last parts of different paths, as many as it takes to tell them apart."""
     for count in range(1, max(len(folder.parts) for folder in folders) + 1):
