@@ -223,5 +223,5 @@ def parse_artifact(record: Mapping[str, Any], format: object, where: str) -> Art
     try:
         _ = artifact.scheme
     except DeployError as error:
-        raise ValueError(f"{where}: details: {error}") from None
+        raise ValueError(f"{where}: details: {' '.join(str(error).split())}") from None
     return artifact

@@ -72,7 +72,7 @@ def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), "{}")
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
     return found if isinstance(found, dict) else {}
 
