@@ -21,13 +21,12 @@ import numpy as np
 from scipy import stats
 
 from convnext_deploy import run
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 
 
 def main() -> None:
@@ -64,9 +63,8 @@ def main() -> None:
         )
 
     def execute(name: str, recipe: Recipe) -> Any:
-        options = Options(data=arguments.data, out=arguments.work / name, progress=create_progress())
-        result = run(recipe, options=options)
-        assert result is not None
+        how = ExecutionOptions(progress=create_progress())
+        result = run(recipe, out=arguments.work / name, data=DataOptions(arguments.data), execution=how)
         return {row.name: row for row in result.report.rows}, result.report
 
     model = ModelConfig(arguments.teacher, arguments.image_size, arguments.teacher_patch_size)

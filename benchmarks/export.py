@@ -25,8 +25,9 @@ import torch
 
 import convnext_deploy as api
 from convnext_deploy.api.export import export
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.checkpoints.safe_reader import save_state
@@ -37,6 +38,7 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.files import write_text
 
 CLASSES, IMAGES = 10, 8
+HERE = ExecutionOptions(device="cpu", workers=0)
 GPUS = {
     "fp32": ("sm86", "sm89", "sm120"),
     "fp16": ("sm75", "sm86", "sm89", "sm120"),
@@ -134,8 +136,14 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
         start = time.perf_counter()
         single = exported(weights, place / "fp32", "fp32", None)
         onnx_s, export_mb = time.perf_counter() - start, peak_mb() - before
-        options = Options(out=place / "int8", data=str(data), device="cpu", workers=0, calibration_images=IMAGES)
-        api.quantize(weights, calibration_method="minmax", options=options)
+        api.quantize(
+            weights,
+            calibration_method="minmax",
+            calibration_images=IMAGES,
+            out=place / "int8",
+            data=DataOptions(data),
+            execution=HERE,
+        )
         int8 = place / "int8" / "stages" / "ptq"
         files = {"fp32": single, "fp16": exported(weights, place / "fp16", "fp16", data)}
         files["int8-fp16"] = exported(int8, place / "int8-fp16", "fp16", data)
@@ -143,7 +151,7 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
         expected = {kind: logits(open_input(weights), images) for kind in ("fp32", "fp16")}
         expected["int8-fp16"] = logits(read_artifact(int8), images)
         figures: dict[str, Any] = {}
-        census: list[dict[str, Any]] = []
+        reports: list[PrecisionReport] = []
         for kind, artifact in files.items():
             difference = np.abs(logits(artifact, images) - expected[kind])
             # a value at a rounding boundary goes to either side, and a few INT8 logits differ by some steps
@@ -154,17 +162,17 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
             for gpu in GPUS[kind]:
                 start = time.perf_counter()
                 out = place / f"{kind}-{gpu}"
-                options = Options(out=out, device="cpu", workers=0)
-                export(artifact.path, format="tensorrt-rtx", gpus=(gpu,), options=options)
+                export(artifact.path, format="tensorrt-rtx", gpus=(gpu,), out=out, execution=HERE)
                 figures[kind]["engines"][gpu] = time.perf_counter() - start
                 engine = read_artifact(out / "stages" / "engine")
-                census += [found for found in engine.details["census"].values() if kind == "int8-fp16"]
+                found = engine.details_as(EngineDetails).precisions.values()
+                reports += [report for report in found if report is not None and kind == "int8-fp16"]
     return {
         "variant": variant,
         "parameters": parameters,
         "full_depth": full_depth,
         "files": figures,
-        "int8_products": (min(c["products"].get("INT8", 0) for c in census), max(c["requested_int8"] for c in census)),
+        "int8_products": (min(r.nodes.get("INT8", 0) for r in reports), max(r.requested_int8 for r in reports)),
         "onnx_s": onnx_s,
         "export_mb": export_mb,
     }
@@ -172,8 +180,16 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
 
 def exported(source: Path, out: Path, precision: Any, data: Path | None) -> Artifact:
     """Export to ONNX and return the artifact."""
-    options = Options(out=out, data=None if data is None else str(data), device="cpu", workers=0)
-    export(source, precision=precision, runtime="tensorrt-rtx", range_images=IMAGES, options=options)
+    images = IMAGES if precision == "fp16" else None
+    export(
+        source,
+        precision=precision,
+        runtime="tensorrt-rtx",
+        range_images=images,
+        out=out,
+        data=DataOptions(data),
+        execution=HERE,
+    )
     return read_artifact(out / "stages" / "onnx")
 
 

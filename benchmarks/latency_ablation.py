@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from latency_timing import Timer, run_artifact, run_child, time_in_turns
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import GraphIO, file_header
+from convnext_deploy.artifacts.spec import file_header
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
-from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.metrics.ratios import median_ratio
@@ -123,11 +122,10 @@ def build(files: Files, variation: Variation, path: Path) -> Artifact:
     calibrate(network, [torch.from_numpy(files.calibration())], "minmax")
     proto = export_network(network, 3, files.image_size, runtime=variation.target, form=variation.form).graph
     if variation.target == "onnxruntime" and variation.fused:
-        proto = fuse_products(proto)
+        proto = fuse_int8_matmuls(proto)
     header = file_header(source.model, source.preprocess, None, "int8", None)
-    details = {**scheme.details(), "io": dataclasses.asdict(GraphIO())}
     partial = path.with_suffix(".partial")
-    save_onnx(proto, partial, {**header, "details": details})
+    save_onnx(proto, partial, {**header, "details": scheme.details()})
     partial.replace(path)
     return open_input(path)
 

@@ -21,6 +21,7 @@ from quantization_peers import cpu_instructions, run_method
 from safetensors.torch import save_file
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.details import ONNXDetails
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
@@ -141,7 +142,9 @@ class Files:
             return open_input(onnx, image_size=self.image_size)
         # our runner gives any file to OpenVINO, which reads its own format as well
         file = describe_file(folder / "model.xml")
-        return dataclasses.replace(self._timm_onnx(), path=folder, precision="int8", files=(file,), details={})
+        return dataclasses.replace(
+            self._timm_onnx(), path=folder, precision="int8", files=(file,), details=ONNXDetails()
+        )
 
     def _timm_onnx(self) -> Artifact:
         path = self.work / "timm.onnx"

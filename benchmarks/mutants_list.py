@@ -134,7 +134,7 @@ MUTANTS = (
         "a layer of an engine that runs partly in float counts as INT8",
         'next((k for k in sorted(seen) if k != "INT8"), "INT8")',
         'next((k for k in sorted(seen) if k == "INT8"), "INT8")',
-        ("test_engine_census.py", "test_engine_precisions.py"),
+        ("test_engine_precisions.py",),
     ),
     Mutant(
         "scale-of-zero",
@@ -155,7 +155,7 @@ MUTANTS = (
         "graphs that take pixels get them with mean and standard deviation swapped",
         "np.rint((images * std + mean) * 255.0)",
         "np.rint((images * mean + std) * 255.0)",
-        ("test_graph_ends.py", "test_pixel_files.py"),
+        ("test_graph_ends.py", "test_pre_post_processing.py", "test_pixel_files.py"),
     ),
     Mutant(
         "risk-sign",

@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.api.open_inputs import open_named_data
-from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
-from convnext_deploy.data.datasets import Data, ImageSet, check_classes
+from convnext_deploy.data.datasets import Data, ImageSet, check_classes, open_data
 from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.graphs.onnx_io import save_onnx
@@ -54,7 +52,7 @@ def write_inputs(
     Returns: the artifact, and the labels of the validation images.
     """
     artifact = open_input(checkpoint)
-    data = open_named_data(folder, Options())
+    data = open_data(folder)
     check_classes(str(checkpoint), artifact, data)
     save_onnx(
         export_float(load_network(artifact), artifact.model.in_channels, artifact.preprocess.image_size),

@@ -14,16 +14,14 @@ from peers_meter import Meter
 
 import convnext_deploy as api
 from convnext_deploy.api.export import export
-from convnext_deploy.api.open_inputs import open_named_data
-from convnext_deploy.api.options import Options
-from convnext_deploy.api.run_stages import run_stages
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
+from convnext_deploy.api.run import run
 from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.config.ptq import PTQConfig, PTQSteps
-from convnext_deploy.config.recipe import SOURCE, StageEntry
+from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.pipeline.open_artifact import open_input
-from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
@@ -43,21 +41,25 @@ def quantize_ours(checkpoint: Path, data: str, name: str, calibration_images: in
     """Quantize as the method's name says and export to `folder/model.onnx`; return what a peer writes into its `result.json`."""
     suffix = next((suffix for suffix in _ONCE if name.endswith(suffix)), "")
     target = name.removeprefix(OURS).removesuffix(suffix)
-    options = Options(data=data, out=folder / "quantize", calibration_images=calibration_images, seed=SEED)
+    out = folder / "quantize"
     meter = Meter()
     with meter:
         if suffix:
             steps = {**dataclasses.asdict(_ONCE[suffix]), "target": target}
             config = PTQConfig(**steps, calibration_images=calibration_images)
-            result = run_once(config, checkpoint, data, options)
+            stage = StageEntry("ptq", config, SOURCE)
+            result = run(Recipe("ptq", (stage,), data, str(checkpoint), SEED), out=out)
         else:
             result = api.quantize(
                 checkpoint,
                 target=target,  # type: ignore[arg-type]  # one of its names
-                options=options,
+                calibration_images=calibration_images,
+                out=out,
+                data=DataOptions(data),
+                execution=ExecutionOptions(seed=SEED),
             )
     row = result.report.rows[-1]
-    export(Path(row.identity.artifact), options=Options(out=folder / "export"))
+    export(Path(row.identity.artifact), out=folder / "export")
     exported = read_artifact(folder / "export" / "stages" / "onnx")
     (folder / "model.onnx").write_bytes(exported.main_file.read_bytes())
     # The stage without the scores and latencies that the verb measures around it; the memory is that of the whole verb.
@@ -80,9 +82,3 @@ def time_calibration(checkpoint: Path, target: str, method: str, images: Path) -
     started = perf_counter()
     calibrate(network, batches, method)
     return perf_counter() - started
-
-
-def run_once(config: PTQConfig, checkpoint: Path, data: str, options: Options) -> RunResult:
-    """Run one stage on a checkpoint as the verbs do."""
-    stages = (StageEntry("ptq", config, SOURCE),)
-    return run_stages("ptq", stages, options, open_input(checkpoint), open_named_data(data, options), checkpoint)

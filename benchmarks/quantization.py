@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from quantization_measures import compare_logits, onnx_logits
 
-from convnext_deploy.api.open_inputs import open_named_data
-from convnext_deploy.api.options import Options
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
@@ -35,7 +34,7 @@ from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
-from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/quantization"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    data = open_named_data(arguments.data, Options())
+    data = open_data(arguments.data)
     tables = [measure(path, data, arguments) for path in arguments.checkpoint]
     for table in tables:
         print(f"\n{table['variant']}, FP32 top-1 {100 * table['top1']:.2f} %\n")
@@ -116,7 +115,8 @@ def measure(path: Path, data: Data, arguments: argparse.Namespace) -> dict[str, 
             artifacts[name], seconds = execute(stage, artifacts, data, work)
             onnx, _ = execute(StageEntry(f"{stage.name}-onnx", ONNXConfig(), name), artifacts, data, work)
             found = compare_logits(logits_of(onnx, data, work), reference, labels)
-            label = f"{name} ({artifacts[name].details['chosen']})" if name == SEQUENCE else name
+            selection = artifacts[name].details_as(TorchDetails).selection
+            label = name if selection is None else f"{name} ({selection.chosen})"
             rows.append({"target": target, "method": label, "seconds": seconds, **found})
             print(f"{target}: {label}: {json.dumps(found)}", file=sys.stderr)
     return {

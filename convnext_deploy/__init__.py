@@ -1,6 +1,7 @@
 """Take a trained ConvNeXt, make it small and fast, prove that it still works, and put it on an edge GPU.
 
-Every verb of the command line is a function of the same name here; importing the package imports nothing heavy.
+Every verb of the command line is a function of the same name here, but for `models`, which is a folder of the package: its
+function is `list_models`. Importing the package imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from convnext_deploy.api.doctor import doctor
     from convnext_deploy.api.export import export
     from convnext_deploy.api.inspect import inspect
+    from convnext_deploy.api.list_models import list_models
+    from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions
     from convnext_deploy.api.predict import predict
     from convnext_deploy.api.quantize import quantize
     from convnext_deploy.api.recommend import recommend
@@ -26,12 +29,15 @@ if TYPE_CHECKING:
     from convnext_deploy.api.validate import validate
     from convnext_deploy.api.verify_bundle import verify_bundle
     from convnext_deploy.errors import DeployError
-    from convnext_deploy.models.zoo.catalog import list_models
 
-# `models` is a folder of the package; the verb of that name is `list_models`.
-_HOMES = {"DeployError": "errors", "list_models": "models.zoo.catalog"}  # every other one: `api.NAME`
+_OPTIONS = ("DataOptions", "EvaluationOptions", "ExecutionOptions", "TrainingOptions")
+_HOMES = {"DeployError": "errors", **dict.fromkeys(_OPTIONS, "api.options")}  # every other one: `api.NAME`
 __all__ = [
+    "DataOptions",
     "DeployError",
+    "EvaluationOptions",
+    "ExecutionOptions",
+    "TrainingOptions",
     "bench",
     "bundle",
     "compare",

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import onnx
+import onnx_ir
 import pytest
 import torch
 from _pytest.mark import ParameterSet
@@ -60,7 +61,7 @@ def shared_traces(factory: pytest.TempPathFactory) -> Iterator[None]:
             return export(model, args, f, **options)
         name = f"trace-{hashlib.sha256(content).hexdigest()}"
         graph = make_once(factory, name, lambda _: export(model, args, **options).model_proto.SerializeToString())
-        return SimpleNamespace(model_proto=onnx.ModelProto.FromString(graph))
+        return SimpleNamespace(model=onnx_ir.from_proto(onnx.ModelProto.FromString(graph)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", trace)

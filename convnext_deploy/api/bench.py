@@ -1,4 +1,4 @@
-"""Which artifact is the fastest here: each with its runners and batch sizes, in fresh processes, in turn."""
+"""`bench`: which artifact is the fastest here, each with its runners and batch sizes, in interleaved, isolated processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS, Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_interleaved
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
-from convnext_deploy.runners.graph_io import graph_io
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
 
@@ -62,6 +61,7 @@ class Benchmark:
         return json.dumps(record, indent=1)
 
 
+@verb
 def bench(
     artifacts: Sequence[Path | str],
     *,
@@ -70,18 +70,20 @@ def bench(
     threads: int | None = None,
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
-    options: Options = DEFAULTS,
+    data: DataOptions = DataOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> Benchmark:
-    """Time artifacts against each other; see `interleaved.time_interleaved`.
+    """Time artifacts against each other, in interleaved, isolated processes.
 
     Args:
         artifacts: folders, files or names of published weights. Ratios are to the first one of the same batch size.
-        runners: names of `runners.RUNNERS`; each artifact is timed with all that open its format. None: with its default.
+        runners: names of `runners.RUNNERS`; each artifact is timed with all that open its format. Empty: with its default.
         batch_sizes: images per call, each >= 1.
         threads: threads of one call on the CPU; None: as each backend does.
         rounds: processes for each artifact, runner and batch size; six are needed for an interval of 95 %.
         seconds: about how long each process times calls.
-        options: `device`, `image_size`, `crop_pct` and `progress` count.
+        data: `image_size` counts.
+        execution: `device` and `progress` count.
 
     Raises:
         RecipeError: if a number is out of range, or nothing is given.
@@ -94,8 +96,8 @@ def bench(
     for name in runners:
         check_runner(name)
     start = time.perf_counter()
-    device = resolve_device(options.device)
-    opened = [open_artifact(path, None, options) for path in artifacts]
+    device = resolve_device(execution.device or "auto")
+    opened = [open_artifact(path, None, data, execution.reporter) for path in artifacts]
     if not opened:
         raise RecipeError("no artifact was given; expected at least one folder or file.")
     chosen = _choose_runners(opened, runners)
@@ -106,7 +108,7 @@ def bench(
         for name, artifact, its_runners in zip(names, opened, chosen, strict=True)
         for runner in its_runners
     ]
-    timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=options.progress)
+    timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=execution.reporter)
     _check_any_ran(timings)
     notes = (*_notes_on_batches(timings), *_notes_on_int8(timings))
     return Benchmark(timings, rounds, seconds, time.perf_counter() - start, describe_environment(), notes)
@@ -171,11 +173,7 @@ def _check_any_ran(timings: Sequence[Timing]) -> None:
 def _notes_on_batches(timings: Sequence[Timing]) -> Iterator[str]:
     for timing in timings:
         artifact, asked = timing.candidate.artifact, timing.candidate.batch_size
-        if (
-            timing.processes
-            and artifact.format != "torch"
-            and (frozen := graph_io(artifact).batch_size) not in (None, asked)
-        ):
+        if timing.processes and artifact.format != "torch" and (frozen := artifact.io.batch_size) not in (None, asked):
             parts = "is filled up" if frozen is not None and frozen > asked else "is run in parts"
             yield f"{timing.label} has a frozen batch of {frozen}, so that a batch of {asked} {parts}"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from convnext_deploy.api.open_inputs import open_artifact, open_data_for, say_notes
-from convnext_deploy.api.options import DEFAULTS, Options
+from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, create_execution, verb
 from convnext_deploy.bundles.archive import is_archived_bundle, write_archive
 from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.bundles.device import verify
@@ -37,15 +37,17 @@ class Bundle:
         return json.dumps({**dataclasses.asdict(self), "path": str(self.path)}, indent=1)
 
 
+@verb
 def bundle(
-    artifacts: Sequence[Path],
-    out: Path,
+    artifacts: Sequence[Path | str],
+    out: Path | str,
     *,
     as_zip: bool = False,
     golden_images: int = 16,
     optimal_batch_size: int = 1,
     max_batch_size: int = 8,
-    options: Options = DEFAULTS,
+    data: DataOptions = DataOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> Bundle:
     """Put everything that a device needs to run a model, and to prove that it runs right, into one folder.
 
@@ -56,7 +58,8 @@ def bundle(
         golden_images: of how many images the answers are kept.
         optimal_batch_size: what engines built on the device are tuned for, unless asked otherwise there.
         max_batch_size: the largest batch that these and Triton take.
-        options: `data`, how it is split, and `progress`.
+        data: whose validation images are the golden ones; none named: the digits, for what was trained on them, or noise.
+        execution: `cache_dir` and `progress` count.
 
     Raises: DeployError: if the artifacts do not belong together, one of them was altered, or `out` holds something else.
     """
@@ -68,26 +71,25 @@ def bundle(
         )
     if golden_images < 1:
         raise RecipeError(f"{golden_images} golden images prove nothing; keep at least one.")
+    out = Path(out)
     if as_zip and out.suffix != ".zip":
         out = out.with_name(f"{out.name}.zip")
     _check_output(out)
-    contents = collect([(path, open_artifact(path, None, options)) for path in artifacts])
-    data = open_data_for(contents.first, options)
-    if data is not None:
-        say_notes(data, options.progress)
-    golden = choose_images(contents.first, golden_images, data)
+    how = create_execution(execution, data.data)
+    contents = collect([(Path(path), open_artifact(path, None, data, how.progress)) for path in artifacts])
+    golden = choose_images(contents.first, golden_images, open_data_for(contents.first, data, how))
     batch = BatchSizes(optimal_batch_size, max_batch_size)
     parent = out.resolve().parent
     create_output_folder(parent)
     if out.suffix != ".zip":
         with replace_folder(out.resolve()) as folder:
-            digest = assemble(folder, contents, golden, batch, options.progress)
+            digest = assemble(folder, contents, golden, batch, how.progress)
             size = _size(folder)
     else:
         with TemporaryDirectory(prefix=f".{out.stem}.", dir=parent) as temporary:
             folder = Path(temporary) / out.stem
             folder.mkdir()
-            digest = assemble(folder, contents, golden, batch, options.progress)
+            digest = assemble(folder, contents, golden, batch, how.progress)
             write_archive(folder, Path(temporary) / "archive.zip")
             (Path(temporary) / "archive.zip").replace(out)
         size = out.stat().st_size
@@ -106,14 +108,14 @@ def _check_output(out: Path) -> None:
     """Refuse to replace anything but a bundle from which no engine was built."""
     if out.suffix == ".zip":
         if out.exists() and not is_archived_bundle(out):
-            raise OutputError(f"{out} is there already and is no bundle; choose another place with --out.")
+            raise OutputError(f"{out} is there already and is not a bundle; choose another place with --out.")
         return
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; give a new folder, or a name ending in .zip, with --out.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / verify.RECORD).is_file() or not (out / verify.SUMS).is_file():
-        raise OutputError(f"{out} holds something that is no bundle; choose an empty folder with --out.")
+        raise OutputError(f"{out} holds something that is not a bundle; choose an empty folder with --out.")
     if (out / verify.BUILT).exists():
         raise OutputError(
             f"{out} holds engines that were built from it ({verify.BUILT}/); choose another folder with --out."

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from convnext_deploy.api.options import verb
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.comparison import Comparison, Run, _differences, _notes, _warnings, distinct_names
 from convnext_deploy.reports.record import REPORT_JSON, read_report
 from convnext_deploy.system.files import create_output_folder, write_text
 
 
-def compare(runs: Sequence[Path], *, out: Path | None = None) -> Comparison:
+@verb
+def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Comparison:
     """Put the artifacts of several runs side by side.
 
     Args:
@@ -39,6 +41,7 @@ def compare(runs: Sequence[Path], *, out: Path | None = None) -> Comparison:
     if out is not None:
         from convnext_deploy.reports.html.comparison_page import render_comparison
 
+        out = Path(out)
         if out.is_dir():
             raise OutputError(f"{out} is a folder; give the name of a file, such as {out / 'comparison.html'}.")
         create_output_folder(out.resolve().parent)

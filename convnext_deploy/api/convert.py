@@ -1,4 +1,4 @@
-"""Weights for other libraries: the files that timm, torchvision, the official code or transformers load as their own."""
+"""`convert`: weights for other libraries, the files that timm, torchvision, the official code or transformers load as their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS, Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import ArtifactError, OutputError
@@ -50,8 +50,15 @@ class Conversion:
         return json.dumps({**dataclasses.asdict(self), "path": str(self.path)}, indent=1)
 
 
+@verb
 def convert(
-    checkpoint: Path, dialect: Dialect, out: Path, *, model: str | None = None, options: Options = DEFAULTS
+    checkpoint: Path | str,
+    dialect: Dialect,
+    out: Path | str,
+    *,
+    model: str | None = None,
+    data: DataOptions = DataOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> Conversion:
     """Write an FP32 artifact or checkpoint in the form of another library, bit for bit the same weights.
 
@@ -60,11 +67,12 @@ def convert(
         dialect: the library.
         out: folder for the weights, their config files, the class names and a README with the lines that load them.
         model: variant that the checkpoint must hold.
-        options: only `image_size`, `crop_pct` and `progress` count.
+        data: `image_size` and `crop_pct` count, for the config files.
+        execution: `progress` counts.
 
     Raises: DeployError: if the checkpoint cannot be read, is quantized, or the library has no such network.
     """
-    artifact = open_artifact(checkpoint, model, options)
+    out, artifact = Path(out), open_artifact(checkpoint, model, data, execution.reporter)
     if artifact.format != "torch" or artifact.precision != "fp32":
         raise ArtifactError(
             f"{checkpoint} is {artifact.precision} in the format {artifact.format}; other libraries take FP32 weights: "

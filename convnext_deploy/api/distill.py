@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from convnext_deploy.api.open_inputs import (
-    name_variant,
-    one_start,
-    open_optional,
-    open_training_data,
+from convnext_deploy.api.open_inputs import name_variant, one_start, open_optional, open_training_data
+from convnext_deploy.api.options import (
+    DataOptions,
+    ExecutionOptions,
+    TrainingOptions,
+    create_execution,
+    create_settings,
+    verb,
 )
-from convnext_deploy.api.options import DEFAULTS, Options
-from convnext_deploy.api.run_stages import run_stages
+from convnext_deploy.api.run_stages import create_recipe, run_stages
 from convnext_deploy.api.training_presets import (
     DIGITS_FIT,
     DIGITS_TEACHER_FIT,
@@ -20,25 +21,31 @@ from convnext_deploy.api.training_presets import (
     model_config,
     override_fit,
 )
+from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run import RunResult
 
 
+@verb
 def distill(
     teacher: str | None = None,
     student: str | None = None,
     *,
-    teacher_checkpoint: Path | None = None,
+    teacher_checkpoint: Path | str | None = None,
     teacher_weights: str | None = None,
-    student_weights: str | None = None,
-    distill_method: Literal["kd", "teacher-only", "hard-label", "dkd", "feature"] = "kd",
-    temperature: float = DistillConfig.temperature,
-    distill_loss_weight: float = DistillConfig.distill_loss_weight,
+    student_weights: Path | str | None = None,
+    distill_method: DistillMethod = "kd",
+    temperature: float | None = None,
+    distill_loss_weight: float | None = None,
     teacher_cache: bool = False,
-    teacher_cache_top_k: int = 0,
-    options: Options = DEFAULTS,
+    teacher_cache_top_k: int | None = None,
+    out: Path | str | None = None,
+    data: DataOptions = DataOptions(),
+    training: TrainingOptions = TrainingOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> RunResult:
     """Train a student with a teacher, which is trained first when no checkpoint of it is given.
 
@@ -46,36 +53,58 @@ def distill(
         teacher: variant; None: that of its checkpoint.
         student: variant; None: that of its weights.
         teacher_checkpoint: artifact or weights file, for the classes of the data.
-        teacher_weights: likewise, the name of published weights.
+        teacher_weights: name of published weights of the teacher, for the classes of the data.
         student_weights: artifact, weights file or name that the student starts from; its head may be for other classes.
-        distill_method: what is learned from the teacher; see `DistillConfig`.
-        temperature: softens both logits, 0.01 to 100.
-        distill_loss_weight: weight of the teacher's loss; the labels get the rest.
-        teacher_cache: keep the teacher's predictions on disk, see `DistillConfig`.
-        teacher_cache_top_k: of so many classes; 0: of all.
-        options: see `Options`.
+        distill_method: what is learned from the teacher: its probabilities (`kd`; without the labels: `teacher-only`; target and
+            other classes apart: `dkd`), its most probable class (`hard-label`), or probabilities and features (`feature`).
+        temperature: softens both logits, 0.01 to 100, but for `hard-label`; None: 1.
+        distill_loss_weight: weight of the teacher's loss, 0 to 1; the labels, which `teacher-only` does without, get the rest.
+            None: 0.5.
+        teacher_cache: keep the teacher's predictions on disk; what is there, for the same crops, is not computed again.
+        teacher_cache_top_k: of so many classes; 0 and None: of all.
+        out: folder of the run; None: `runs/distill-TEACHER-STUDENT`.
+        data: images; none named: the built-in digits.
+        training: what replaces the preset for the data, for the student and for a teacher that is trained first.
+        execution: how work is done.
+
+    Raises: DeployError: if the data or the weights cannot be used, or an option is not for `distill`.
     """
-    data = open_training_data(options)
-    teacher_checkpoint = one_start(teacher_checkpoint, teacher_weights)
-    source = open_optional(teacher_checkpoint, teacher, options)
-    start = open_optional(None if student_weights is None else Path(student_weights), student, options)
+    loss = _loss(distill_method, temperature, distill_loss_weight)
+    if teacher_cache_top_k and not teacher_cache:
+        raise RecipeError(
+            "teacher_cache_top_k is about the cache of the teacher's predictions; ask for teacher_cache too."
+        )
+    how = create_execution(execution, data.data)
+    images = open_training_data(data, how)
+    taught_by = one_start(teacher_checkpoint, teacher_weights)
+    source = open_optional(taught_by, teacher, data, how.progress)
+    start = open_optional(student_weights, student, data, how.progress)
     teacher, student = name_variant(teacher, source), name_variant(student, start)
     stages: list[StageEntry] = []
     if source is None:
-        options.progress.say(f"no teacher checkpoint was given: training the teacher '{teacher}' first")
-        fit = override_fit(fit_preset(data, DIGITS_TEACHER_FIT, None), options)
-        stages.append(StageEntry("teacher", TrainConfig(model_config(teacher, options, data, None), fit), None))
-    fit = override_fit(fit_preset(data, DIGITS_FIT, start), options)
+        how.progress.say(f"no teacher checkpoint was given: training the teacher '{teacher}' first")
+        fit = override_fit(fit_preset(images, DIGITS_TEACHER_FIT, None), training)
+        model = model_config(teacher, data, training, images, None)
+        stages.append(StageEntry("teacher", TrainConfig(model, fit), None))
     config = DistillConfig(
-        model=model_config(student, options, data, start, student_weights),
-        teacher=SOURCE if source is not None else "teacher",
-        fit=fit,
+        model=model_config(student, data, training, images, start, student_weights),
+        teacher="teacher" if source is None else SOURCE,
+        fit=override_fit(fit_preset(images, DIGITS_FIT, start), training),
         method=distill_method,
-        temperature=temperature,
-        distill_loss_weight=distill_loss_weight,
+        **loss,
         teacher_cache=teacher_cache,
-        teacher_cache_top_k=teacher_cache_top_k,
+        teacher_cache_top_k=teacher_cache_top_k or 0,
     )
     stages.append(StageEntry("student", config, None))
-    name = f"distill-{teacher}-{student}"
-    return run_stages(name, tuple(stages), options, source, data, teacher_checkpoint, "distill")
+    recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed)
+    return run_stages(recipe, create_settings("distill", recipe.name, out, how, execution), source, images)
+
+
+def _loss(method: DistillMethod, temperature: float | None, weight: float | None) -> dict[str, float]:
+    """Return the settings of the loss that were given. Raises: RecipeError: if the method does not use one of them."""
+    if method == "hard-label" and temperature is not None:
+        raise RecipeError("distill_method 'hard-label' does not use temperature; leave it out.")
+    if method == "teacher-only" and weight is not None:
+        raise RecipeError("distill_method 'teacher-only' does not use distill_loss_weight; leave it out.")
+    settings = {"temperature": temperature, "distill_loss_weight": weight}
+    return {name: value for name, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The whole examination: `doctor`."""
+"""`doctor`: what this machine has, what is installed on it, and which features work here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
+from convnext_deploy.api.options import verb
 from convnext_deploy.diagnosis.features import Feature, list_features
 from convnext_deploy.diagnosis.machine import Machine, examine_machine
 from convnext_deploy.diagnosis.packages import DRIVER, OWN, Package, chains, find_problems, judge_packages
@@ -42,6 +43,7 @@ class Diagnosis:
         return json.dumps(record, indent=1)
 
 
+@verb
 def doctor(*, timeout_s: float = 60.0) -> Diagnosis:
     """Examine this machine and what is installed on it. Packages are imported in processes of their own, for a few seconds.
 

@@ -1,16 +1,18 @@
-"""Inspect whatever a user points at: an ONNX file or engine plan of any origin, or an artifact folder."""
+"""`inspect`: what is in a file that the user points at, an ONNX file or engine plan of any origin, or an artifact folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from convnext_deploy.api.options import verb
 from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_plan import PLAN_SUFFIXES, EngineRecord, inspect_plan
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, inspect_onnx
 
 
-def inspect(file: Path) -> ONNXRecord | EngineRecord:
+@verb
+def inspect(file: Path | str) -> ONNXRecord | EngineRecord:
     """Say what is in a file, or in the main file of an artifact folder.
 
     Raises: ArtifactError: if there is nothing there, it is neither ONNX nor a plan, or it cannot be read.

@@ -4,51 +4,86 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.data.datasets import BUILT_IN, Data, open_data
+from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.system.distributed import from_first
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
 
 
-def open_training_data(options: Options) -> Data:
+def open_training_data(options: DataOptions, execution: Execution) -> Data:
     """Return the user's data, or the built-in digits."""
     if options.data is None:
-        options.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
-    return open_named_data(options.data or BUILT_IN, options)
+        execution.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
+    return open_named_data(options.data or BUILT_IN, options, execution)
 
 
-def open_named_data(name: str, options: Options) -> Data:
-    """Open an image folder or the digits as the options say. The split is the same for every verb, whatever its seed."""
-    return from_first(
-        lambda: open_data(
-            name,
-            validation_fraction=options.validation_fraction,
-            skip_unreadable=options.skip_unreadable,
-            cache_dir=options.cache_dir,
-        )
-    )
+def open_data_for(source: Artifact, options: DataOptions, execution: Execution) -> Data | None:
+    """Return the user's data, or the built-in digits for what was trained on them.
 
-
-def open_data_for(source: Artifact, options: Options) -> Data | None:
-    """Return the user's data, or the built-in digits for what was trained on them."""
+    Raises: RecipeError: if there is none, and something was said of how to read it.
+    """
     if options.data is not None:
-        return open_named_data(options.data, options)
+        return open_named_data(options.data, options, execution)
     if any(record.data == BUILT_IN for record in source.lineage):
-        options.progress.say(f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained")
-        return open_named_data(BUILT_IN, options)
+        execution.progress.say(
+            f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
+        )
+        return open_named_data(BUILT_IN, options, execution)
+    refuse(_reading(options), "a verb without data", "there are no images")
     return None
 
 
-def open_optional(checkpoint: Path | None, model: str | None, options: Options) -> Artifact | None:
-    """Open a checkpoint if there is one; see `open_artifact`."""
-    return None if checkpoint is None else open_artifact(checkpoint, model, options)
+def open_named_data(name: Path | str, options: DataOptions, execution: Execution) -> Data:
+    """Open an image folder or the digits, and say what was split off, left out and ignored.
+
+    The split is the same for every verb, whatever its seed.
+    """
+    if str(name) == BUILT_IN and not Path(name).is_dir():
+        refuse(_reading(options), f"the built-in data '{BUILT_IN}'", "its images and their split are fixed")
+    fraction = options.validation_fraction
+    found = from_first(
+        lambda: open_data(
+            str(name),
+            validation_fraction=VALIDATION_FRACTION if fraction is None else fraction,
+            skip_unreadable=options.skip_unreadable or False,
+            cache_dir=execution.cache_dir,
+        )
+    )
+    for note in found.notes:
+        execution.progress.say(note)
+    return found
 
 
-def one_start(checkpoint: Path | None, weights: str | None) -> Path | None:
+def open_artifact(path: Path | str, model: str | None, options: DataOptions, progress: Progress) -> Artifact:
+    """Open what the user brought and say what was found out about it.
+
+    Args:
+        path: artifact folder or file, or the name of published weights.
+        model: variant that it must hold; None: any.
+        options: `image_size` and `crop_pct` count.
+        progress: where to say it.
+
+    Raises: DeployError: if it cannot be opened, or does not hold the model named.
+    """
+    found = open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+    for note in found.notes:
+        progress.say(note)
+    return found
+
+
+def open_optional(
+    checkpoint: Path | str | None, model: str | None, options: DataOptions, progress: Progress
+) -> Artifact | None:
+    """Open a checkpoint if there is one, as `open_artifact` does."""
+    return None if checkpoint is None else open_artifact(checkpoint, model, options, progress)
+
+
+def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:
     """Return the file or the published weights to start from.
 
     Raises: RecipeError: if both are given.
@@ -57,18 +92,7 @@ def one_start(checkpoint: Path | None, weights: str | None) -> Path | None:
         raise RecipeError(
             f"both the checkpoint {checkpoint} and the weights {weights} were given; start from one of them."
         )
-    return checkpoint if weights is None else Path(weights)
-
-
-def open_artifact(path: Path | str, model: str | None, options: Options) -> Artifact:
-    """Open what the user brought and say what was found out about it.
-
-    Raises: DeployError: if it cannot be opened, or does not hold the model named.
-    """
-    found = open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-    for note in found.notes:
-        options.progress.say(note)
-    return found
+    return weights if checkpoint is None else checkpoint
 
 
 def name_variant(model: str | None, start: Artifact | None) -> str:
@@ -86,7 +110,6 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
     return short_name(start.model.variant)
 
 
-def say_notes(data: Data, progress: Progress) -> None:
-    """Tell what was split off, left out and ignored."""
-    for note in data.notes:
-        progress.say(note)
+def _reading(options: DataOptions) -> DataOptions:
+    """Return what was said of how a folder is read."""
+    return DataOptions(validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable)

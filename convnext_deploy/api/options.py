@@ -1,94 +1,247 @@
-"""What every verb takes, and what is decided for the user who leaves it out."""
+"""The options that several verbs take, as four records; one that a verb does not use is refused by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
-from convnext_deploy.data.datasets import BUILT_IN, Data
-from convnext_deploy.pipeline.stage import Settings
+from convnext_deploy.api.uses import USES
+from convnext_deploy.config.checks import require, require_choice
+from convnext_deploy.config.choices import Device
+from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress, SilentProgress
 
-DEFAULT_MAX_TOP1_DROP_PP = 0.5
+if TYPE_CHECKING:
+    from convnext_deploy.pipeline.stage import Settings
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What every verb takes. None: decided from the data and the machine.
+class DataOptions:
+    """Which images there are, and how a network gets them. None: not given.
 
-    `epochs`, `batch_size` and `base_learning_rate` override the training settings of all stages of the verb; `image_size`,
-    `crop_pct` and `patch_size` those of the network or of the evaluation transform. `command` is what the report says was typed;
-    None: the name of the function that was called. `speed_check` and `min_speedup`: see `Recipe` and `Gate`.
+    Attributes:
+        data: image folder, folder of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from them.
+        validation_fraction: share of each class that is held out where the folder has no validation images, between 0 and 1;
+            None: 0.1. One for all verbs, otherwise validation images leak into training.
+        skip_unreadable: leave out images that cannot be opened. None: they are an error.
+        image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
+        crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
+            from 128 pixels on and 1 below.
     """
 
-    data: str | None = None
-    out: Path | None = None
-    validation_fraction: float = 0.1
-    skip_unreadable: bool = False
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int | None = None
+    data: Path | str | None = None
+    validation_fraction: float | None = None
+    skip_unreadable: bool | None = None
     image_size: int | None = None
     crop_pct: float | None = None
-    patch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "image_size")
+        if self.crop_pct is not None:
+            require(0.1 <= self.crop_pct <= 1, "crop_pct", self.crop_pct, "0.1 to 1.0")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a result is measured and judged. None: not given.
+
+    Attributes:
+        batch_size: images per step; None: 64.
+        max_top1_drop_pp: largest drop of top-1 in percentage points. None: 0.5, of `quantize` 0.2, and `validate` does not judge.
+        min_speedup: how many times as fast as its float baseline INT8 must be, 0.1 to 100; None: not slower.
+        speed_check: whether INT8 is timed against its float baseline; None: it is.
+    """
+
     batch_size: int | None = None
+    max_top1_drop_pp: float | None = None
+    min_speedup: float | None = None
+    speed_check: bool | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What replaces the preset in the trainings of a verb: see `FitConfig` and `ModelConfig`. None: not given, the preset stays.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        base_learning_rate: peak at batch 4096, scaled linearly to the batch.
+        flip_probability: share of training images that are mirrored, 0 to 1.
+        drop_path_rate: stochastic depth of the last block, 0 to below 1.
+        head_dropout: before the logits, 0 to below 1.
+        gradient_checkpointing: save memory by computing each block twice.
+        compile: let `torch.compile` make the kernels.
+        augmentation_epochs: so many epochs have crops of their own, later ones repeat them in another order; 0: all.
+        augmentation_seed: of order and augmentation alone, >= 0; None: the seed.
+        patch_size: kernel and stride of the stem, 2, 4 or 8.
+        head_hidden_size: width of a hidden layer between pooling and logits; 0: none.
+    """
+
     epochs: int | None = None
+    batch_size: int | None = None
     base_learning_rate: float | None = None
     flip_probability: float | None = None
     drop_path_rate: float | None = None
-    head_hidden_size: int | None = None
     head_dropout: float | None = None
     gradient_checkpointing: bool | None = None
-    calibration_images: int | None = None
-    selection_images: int | None = None
-    max_top1_drop_pp: float | None = None
-    min_speedup: float | None = None
-    speed_check: bool = True
     compile: bool | None = None
     augmentation_epochs: int | None = None
     augmentation_seed: int | None = None
-    cache_dir: Path | None = None
-    tensorboard: bool = False
+    patch_size: int | None = None
+    head_hidden_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How work is done and reported, never what is done. None: not given.
+
+    Attributes:
+        device: where PyTorch runs; None: `auto`, a GPU where there is one.
+        workers: processes that decode images; 0: this one does. None: one per core, at most 8.
+        seed: of weights, crops and the choice of calibration images, >= 0; None: 0.
+        cache_dir: folder for what can be computed again (decoded small images, indices of shards, teachers' predictions), for
+            other runs too. None: memory and the run's own folder.
+        tensorboard: write TensorBoard events to `out/tensorboard` as well.
+        progress: where to report; None: nowhere.
+        command: what the report says was typed; None: that the function was called.
+    """
+
+    device: Device | None = None
+    workers: int | None = None
+    seed: int | None = None
+    cache_dir: Path | str | None = None
+    tensorboard: bool | None = None
+    progress: Progress | None = None
     command: str | None = None
-    progress: Progress = field(default_factory=SilentProgress)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "workers")
+        if self.device is not None:
+            require_choice("device", self.device, get_args(Device))
+
+    @property
+    def reporter(self) -> Progress:
+        """`progress`, or what reports nowhere."""
+        return self.progress or SilentProgress()
 
 
-DEFAULTS = Options()
+Options = DataOptions | EvaluationOptions | TrainingOptions | ExecutionOptions
+RECORDS: dict[str, type[Options]] = {
+    "data": DataOptions,
+    "evaluation": EvaluationOptions,
+    "training": TrainingOptions,
+    "execution": ExecutionOptions,
+}
+"""Parameter of a verb → its record."""
+
+_INSTEAD = {"run": "set it in the recipe"}  # others: leave it out
 
 
-def allowed_drop(options: Options) -> float:
-    """Return the gate in percentage points."""
-    return DEFAULT_MAX_TOP1_DROP_PP if options.max_top1_drop_pp is None else options.max_top1_drop_pp
+def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let a verb, which is named as its file, refuse what it does not use before it opens anything.
+
+    Raises: RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
+    """
+    name = function.__module__.rpartition(".")[2]
+
+    @functools.wraps(function)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        for record in RECORDS.keys() & kwargs.keys():
+            _check(name, record, kwargs[record])
+        return function(*args, **kwargs)
+
+    return checked
 
 
-def create_settings(options: Options, name: str, data: Data | None, function: str | None = None) -> Settings:
-    """Decide where and how to run; `function` is the verb that was called, for the report."""
-    out = options.out if options.out is not None else Path("runs") / name
+def given(options: Options) -> list[str]:
+    """Return the names of the fields that were given."""
+    return [field.name for field in dataclasses.fields(options) if getattr(options, field.name) is not None]
+
+
+def refuse(options: Options, what: str, why: str) -> None:
+    """Refuse all fields of a record that were given. Raises: RecipeError: if there is one, naming it, `what` and `why`."""
+    for name in given(options):
+        raise RecipeError(f"{what} does not use {name}: {why}. Leave it out.")
+
+
+def _check(name: str, record: str, options: Any) -> None:
+    expected = RECORDS[record].__name__
+    if not isinstance(options, RECORDS[record]):
+        raise RecipeError(f"{name}: {record} = {options!r} is not a record of options; give {expected}(…).")
+    used = USES.get(name, {})
+    for unused in [field for field in given(options) if field not in used.get(record, ())]:
+        users = [other for other, uses in USES.items() if unused in uses.get(record, ())]
+        raise RecipeError(
+            f"{name} does not use {unused}, which is for {', '.join(users)}; {_INSTEAD.get(name, 'leave it out')}."
+        )
+    if record not in used:
+        raise RecipeError(f"{name} uses nothing of {expected}; leave {record} out.")
+
+
+def _at_least(options: Options, least: int, name: str) -> None:
+    value = getattr(options, name)
+    require(value is None or value >= least, name, value, f">= {least}")
+
+
+def create_execution(options: ExecutionOptions, data: Path | str | None = None) -> Execution:
+    """Decide how work is done where the user left it open.
+
+    Args:
+        options: what was given.
+        data: which images there are; None: none but the built-in ones.
+    """
+    from convnext_deploy.data.datasets import BUILT_IN
+
+    workers = options.workers
+    if workers is None:
+        # processes that decode images pay off for files, not for arrays in memory
+        workers = 0 if data in (None, BUILT_IN) else decoding_processes()
+    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+    return Execution(resolve_device(options.device or "auto"), workers, options.seed or 0, options.reporter, cache_dir)
+
+
+def create_settings(
+    verb: str,
+    name: str,
+    out: Path | str | None,
+    execution: Execution,
+    options: ExecutionOptions,
+    *,
+    speed_check: bool | None = None,
+) -> Settings:
+    """Decide where a recipe runs, and how.
+
+    Args:
+        verb: that was called, for the report.
+        name: of the recipe.
+        out: folder of the run; None: `runs/NAME`.
+        execution: how work is done.
+        options: `tensorboard` and `command` count.
+        speed_check: whether INT8 is timed against its float baseline; None: it is.
+
+    Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
+    """
+    from convnext_deploy.pipeline.stage import Settings
+
     if options.tensorboard:
         from convnext_deploy.training.tensorboard import check_tensorboard
 
         check_tensorboard()
     return Settings(
-        Path(out),
-        create_execution(options, data),
-        options.tensorboard,
-        options.command or (None if function is None else f"convnext_deploy.{function}(…)  # called from Python"),
-        options.speed_check,
+        Path("runs") / name if out is None else Path(out),
+        execution,
+        options.tensorboard or False,
+        options.command or f"convnext_deploy.{verb}(…)  # called from Python",
+        speed_check is not False,
     )
-
-
-def create_execution(options: Options, data: Data | None) -> Execution:
-    """Decide how work is done where the user left it open."""
-    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
-    workers = resolve_workers(options, data)
-    return Execution(resolve_device(options.device), workers, options.seed, options.progress, cache_dir)
-
-
-def resolve_workers(options: Options, data: Data | None) -> int:
-    """Return the number of processes that decode images."""
-    if options.workers is not None:
-        return options.workers
-    # Processes that decode images pay off for files, not for arrays in memory.
-    return 0 if data is None or data.name == BUILT_IN else decoding_processes()

@@ -1,4 +1,4 @@
-"""What an artifact takes images to be, with the name and the probability of each class."""
+"""`predict`: what an artifact takes images to be, with the name and the probability of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS, Options
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.data.datasets import check_takes_images
@@ -21,7 +21,6 @@ from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.measure import BATCH_SIZE
 from convnext_deploy.runners import Runner, open_runner
-from convnext_deploy.runners.graph_io import graph_io
 from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress
 
@@ -53,13 +52,16 @@ class Prediction:
         return record if self.error is None else {**record, "error": self.error}
 
 
+@verb
 def predict(
     artifact: Path | str,
     images: Iterable[Path | str],
     *,
     top_k: int = 5,
     runner: str | None = None,
-    options: Options = DEFAULTS,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> Iterator[Prediction]:
     """Classify images with an artifact's own runner and preprocessing.
 
@@ -72,7 +74,9 @@ def predict(
         images: image files, of any name; and folders, of which all files below are taken that are images by their names.
         top_k: classes per image, at least 1; fewer come where there are not so many.
         runner: one of `runners.RUNNERS`; None: that of the artifact's format.
-        options: `device`, `workers`, `batch_size`, `image_size`, `crop_pct` and `progress` count.
+        data: `image_size` and `crop_pct` count.
+        evaluation: `batch_size` counts.
+        execution: `device`, `workers` and `progress` count.
 
     Returns: an iterator; a file that cannot be read is told by `Prediction.error` and ends nothing.
 
@@ -84,17 +88,17 @@ def predict(
     if top_k < 1:
         raise RecipeError(f"top_k = {top_k} is out of range; expected >= 1.")
     paths = find_images(images)
-    opened = open_artifact(artifact, None, options)
+    opened = open_artifact(artifact, None, data, execution.reporter)
     check_takes_images(str(artifact), opened)
-    io = graph_io(opened)
+    io = opened.io
     if io.output == "top-k" and top_k > io.top_k:
-        options.progress.say(f"{artifact} gives its {io.top_k} most probable classes only")
-    backend = open_runner(opened, resolve_device(options.device), runner=runner)
-    workers = options.workers
+        execution.reporter.say(f"{artifact} gives its {io.top_k} most probable classes only")
+    backend = open_runner(opened, resolve_device(execution.device or "auto"), runner=runner)
+    workers = execution.workers
     if workers is None:
         workers = decoding_processes() if len(paths) >= _WORTH_PROCESSES else 0
-    size = options.batch_size or BATCH_SIZE
-    return _classify(opened, backend, paths, io, top_k, size, workers, options.progress)
+    size = evaluation.batch_size or BATCH_SIZE
+    return _classify(opened, backend, paths, io, top_k, size, workers, execution.reporter)
 
 
 def find_images(images: Iterable[Path | str]) -> list[Path]:

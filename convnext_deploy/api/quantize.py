@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import (
-    open_artifact,
-    open_data_for,
+from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.options import (
+    DataOptions,
+    EvaluationOptions,
+    ExecutionOptions,
+    TrainingOptions,
+    create_execution,
+    create_settings,
+    refuse,
+    verb,
 )
-from convnext_deploy.api.options import DEFAULTS, Options
-from convnext_deploy.api.run_stages import run_stages
-from convnext_deploy.api.training_presets import (
-    DIGITS_QAT_FIT,
-    override_fit,
-)
+from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
@@ -24,48 +27,72 @@ from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.run import RunResult
 
 
+@verb
 def quantize(
-    checkpoint: Path,
+    checkpoint: Path | str,
     *,
-    target: Target = QuantizeConfig.target,
+    target: Target = "tensorrt",
     method: QuantizeMethod = "auto",
     calibration_method: CalibrationMethod | None = None,
+    calibration_images: int | None = None,
+    selection_images: int | None = None,
     time_budget_s: float | None = None,
     model: str | None = None,
-    options: Options = DEFAULTS,
+    out: Path | str | None = None,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    training: TrainingOptions = TrainingOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> RunResult:
     """Quantize an FP32 artifact or checkpoint to INT8 by the cheapest method that loses too little to matter.
 
     Args:
         checkpoint: artifact folder or file, or the name of published weights.
-        target: name in `quantization.scheme.SCHEMES`.
-        method: see `QuantizeConfig`.
-        calibration_method: quantize once, with this choice of ranges, and do not climb; see `PTQSteps`.
-        time_budget_s: seconds, see `QuantizeConfig`.
+        target: the runtime it is for, which decides what is quantized and how.
+        method: `ptq` does not train, `qat` does at once, `auto` if nothing else is good enough.
+        calibration_method: quantize once, with ranges chosen so, instead of looking for the cheapest method.
+        calibration_images: training images that fix the ranges, >= 1; None: 512.
+        selection_images: other training images, by which the method is chosen, >= 1; None: 1024.
+        time_budget_s: begin nothing that would not end within so many seconds; None: no limit.
         model: variant that the checkpoint must hold.
-        options: see `Options`; a drop of `max_top1_drop_pp` is allowed.
+        out: folder of the run; None: `runs/quantize-VARIANT`, or `runs/ptq-VARIANT` with a calibration method.
+        data: images; none named: the digits, for what was trained on them.
+        evaluation: how much may be lost, on the images of selection and in the end.
+        training: what replaces the preset of quantization-aware training.
+        execution: how work is done.
+
+    Raises: DeployError: if there are no images, the checkpoint cannot be used, or an option is not for the method asked for.
     """
-    source = open_artifact(checkpoint, model, options)
-    data = open_data_for(source, options)
-    if data is None:
+    once = calibration_method is not None
+    if once and (method == "qat" or time_budget_s is not None or selection_images is not None):
+        raise RecipeError(
+            "--calibration-method quantizes once, without --method qat, --selection-images and --time-budget."
+        )
+    if once or method == "ptq":
+        what = "quantize with calibration_method" if once else "quantize with method 'ptq'"
+        refuse(training, what, "it does not train")
+        refuse(ExecutionOptions(tensorboard=execution.tensorboard), what, "it does not train")
+    how = create_execution(execution, data.data)
+    source = open_artifact(checkpoint, model, data, how.progress)
+    images = open_data_for(source, data, how)
+    if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
-    drop = QuantizeConfig.max_drop_pp if options.max_top1_drop_pp is None else options.max_top1_drop_pp
-    images = options.calibration_images or QuantizeConfig.calibration_images
+    drop = evaluation.max_top1_drop_pp
+    drop = QuantizeConfig.max_drop_pp if drop is None else drop
+    counted = QuantizeConfig.calibration_images if calibration_images is None else calibration_images
     config: PTQConfig | QuantizeConfig
     if calibration_method is not None:
-        if method == "qat" or time_budget_s is not None:
-            raise RecipeError("--calibration-method quantizes once, without --method qat and --time-budget.")
-        config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=images)
+        config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=counted)
     else:
-        fit = override_fit(DIGITS_QAT_FIT if data.name == BUILT_IN else QATConfig().fit, options)
         config = QuantizeConfig(
             target=target,
             method=method,
             max_drop_pp=drop,
-            calibration_images=images,
-            selection_images=options.selection_images or QuantizeConfig.selection_images,
+            calibration_images=counted,
+            selection_images=QuantizeConfig.selection_images if selection_images is None else selection_images,
             time_budget_s=time_budget_s,
-            fit=fit,
+            fit=override_fit(DIGITS_QAT_FIT if images.name == BUILT_IN else QATConfig().fit, training),
         )
     stage = StageEntry(config.kind, config, SOURCE, Gate(max_top1_drop_pp=drop))
-    return run_stages(f"{config.kind}-{source.model.variant}", (stage,), options, source, data, checkpoint, "quantize")
+    recipe = create_recipe(f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed)
+    return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)

@@ -1,4 +1,4 @@
-"""All variants with their figures and settings, and which of them to take for a data set."""
+"""`recommend`: which variants to take for a data set, with reasons and a recipe to start from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.api.options import ExecutionOptions, verb
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.errors import OutputError, RecipeError
@@ -19,7 +20,7 @@ from convnext_deploy.models.zoo.training_settings import (
 )
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.files import write_text
-from convnext_deploy.system.progress import Progress, SilentProgress
+from convnext_deploy.system.progress import Progress
 
 SHORT_LIST = 5
 
@@ -53,15 +54,16 @@ class Recommendation:
         return record
 
 
+@verb
 def recommend(
     images: int,
     classes: int,
     *,
     gpu_memory_gb: float | None = None,
     latency_budget_ms: float | None = None,
-    image_size: int = 224,
-    out: Path | None = None,
-    progress: Progress | None = None,
+    image_size: int | None = None,
+    out: Path | str | None = None,
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> Recommendation:
     """Recommend at most five variants for a classification data set, and a recipe to start from.
 
@@ -71,16 +73,18 @@ def recommend(
         gpu_memory_gb: memory of the GPU to train on, as it is sold; None: no limit.
         latency_budget_ms: longest time for one image in FP32 PyTorch on this machine, on its GPU if it has one. Candidates are
             timed with fresh weights, which do not change the time.
-        image_size: side of the network's input in pixels.
+        image_size: side of the network's input in pixels; None: 224.
         out: new file for the recipe; None: none is written.
-        progress: where to report the timing; None: nowhere.
+        execution: `progress` counts.
 
     Raises:
         RecipeError: if a number is out of range, or no variant fits the memory or the latency.
         OutputError: if `out` exists or has no folder.
     """
+    image_size = image_size or 224
     if latency_budget_ms is not None and latency_budget_ms <= 0:
         raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
+    out = None if out is None else Path(out)
     if out is not None:
         _check_new_file(out)
     candidates, exclusions = rank(images, classes, gpu_memory_gb=gpu_memory_gb, image_size=image_size)
@@ -92,7 +96,7 @@ def recommend(
     if latency_budget_ms is not None:
         device = "cpu" if cuda_driver_error() else "cuda"
         candidates, slow = _within_budget(
-            candidates, classes, image_size, latency_budget_ms, device, progress or SilentProgress()
+            candidates, classes, image_size, latency_budget_ms, device, execution.reporter
         )
         exclusions = slow + exclusions
     recipe = create_start_recipe(candidates[0], image_size, images)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext_deploy.pipeline.write_report import write_report
+from convnext_deploy.api.options import verb
+from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.reports.record import Report, read_report
 
 
-def report(run: Path) -> Report:
-    """Read the report of a run and write its views again."""
+@verb
+def report(run: Path | str) -> Report:
+    """Read the report of a run and write its views again.
+
+    Args:
+        run: its folder, or its `report.json`, of which no views are written.
+
+    Raises: ArtifactError: if there is no report, or it cannot be read.
+    """
     found = read_report(Path(run))
     if Path(run).is_dir():
         write_report(found, Path(run))

@@ -1,53 +1,85 @@
-"""The verbs as functions. Each builds a recipe, unless it is given one, and hands it to the pipeline."""
+"""`run`: every stage of a recipe, or which of them would run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import (
-    open_artifact,
-    open_named_data,
-    say_notes,
+from convnext_deploy.api.open_inputs import open_artifact, open_named_data
+from convnext_deploy.api.options import (
+    DataOptions,
+    EvaluationOptions,
+    ExecutionOptions,
+    create_execution,
+    create_settings,
+    verb,
 )
-from convnext_deploy.api.options import DEFAULTS, Options, create_settings
 from convnext_deploy.api.run_stages import check_names
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
+from convnext_deploy.pipeline.stage import Settings
 
 
+@verb
 def run(
     recipe: Recipe | Path | str,
     *,
-    options: Options = DEFAULTS,
-    on_plan: Callable[[list[tuple[StageEntry, bool]]], None] | None = None,
-) -> RunResult | None:
-    """Run a recipe.
+    out: Path | str | None = None,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
+) -> RunResult:
+    """Run a recipe: every stage in order, each artifact validated, what is up to date not repeated.
 
     Args:
         recipe: a recipe or the path of one.
-        options: only those of the data, `out`, `device`, `workers` and `progress` count; the rest is the recipe's.
-        on_plan: given the stages and whether each would run; then nothing is executed and None is returned.
+        out: folder of the run; None: `runs/NAME`.
+        data: images, in the place of the recipe's.
+        evaluation: whether INT8 is timed; everything else is the recipe's.
+        execution: how work is done; the seed is the recipe's.
 
-    Raises: DeployError: if the recipe, its data or a stage fails. A failed gate is no error: see `RunResult.report.passed`.
+    Raises: DeployError: if the recipe, its data or a stage fails. For a failed gate `RunResult.report.passed` is false.
     """
+    return run_recipe(*_open(recipe, out, data, evaluation, execution))
+
+
+@verb
+def plan_run(
+    recipe: Recipe | Path | str,
+    *,
+    out: Path | str | None = None,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
+) -> list[tuple[StageEntry, bool]]:
+    """Return the stages of a recipe with whether `run`, given the same, would execute each; nothing is executed or written."""
+    loaded, settings, source, images, weights = _open(recipe, out, data, evaluation, execution)
+    return plan_recipe(loaded, settings.out, source, images, weights)
+
+
+def _open(
+    recipe: Recipe | Path | str,
+    out: Path | str | None,
+    data: DataOptions,
+    evaluation: EvaluationOptions,
+    execution: ExecutionOptions,
+) -> tuple[Recipe, Settings, Artifact | None, Data, Mapping[str, Artifact]]:
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    name = options.data or loaded.data
+    name = data.data or loaded.data
     if name is None:
         raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
     check_names(loaded)
-    source = open_artifact(Path(loaded.source), None, Options(progress=options.progress)) if loaded.source else None
+    how = create_execution(execution, name)
+    source = open_artifact(loaded.source, None, DataOptions(), how.progress) if loaded.source else None
     weights = open_weights(loaded)
     for artifact in weights.values():
         for note in artifact.notes:
-            options.progress.say(note)
-    data = open_named_data(name, options)
-    settings = create_settings(options, loaded.name, data, "run")
-    if on_plan is not None:
-        on_plan(plan_recipe(loaded, settings.out, source, data, weights))
-        return None
-    say_notes(data, options.progress)
-    return run_recipe(loaded, settings, source, data, weights)
+            how.progress.say(note)
+    images = open_named_data(name, data, how)
+    settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
+    return loaded, settings, source, images, weights

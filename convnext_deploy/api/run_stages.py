@@ -4,37 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import say_notes
-from convnext_deploy.api.options import Options, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
 
 
-def run_stages(
-    name: str,
-    stages: tuple[StageEntry, ...],
-    options: Options,
-    source: Artifact | None,
-    data: Data | None,
-    source_path: Path | None,
-    function: str | None = None,
-) -> RunResult:
-    """Run stages in order; `source_path` is where `source` was opened from, `function` the verb that was called."""
-    recipe = Recipe(
+def create_recipe(
+    name: str, stages: list[StageEntry], data: Data | None, source: Path | str | None, seed: int
+) -> Recipe:
+    """Return the recipe of a verb; `source` is what the user named, if the stages start from something."""
+    return Recipe(
         name=name,
-        stages=stages,
+        stages=tuple(stages),
         data=None if data is None else data.name,
-        source=None if source_path is None else str(source_path),
-        seed=options.seed,
+        source=None if source is None else str(source),
+        seed=seed,
     )
+
+
+def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
+    """Run a recipe whose source and data are open."""
     check_names(recipe)
-    if data is not None:
-        say_notes(data, options.progress)
-    return run_recipe(recipe, create_settings(options, name, data, function), source, data, open_weights(recipe))
+    return run_recipe(recipe, settings, source, data, open_weights(recipe))
 
 
 def check_names(recipe: Recipe) -> None:

@@ -4,46 +4,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import (
-    name_variant,
-    one_start,
-    open_optional,
-    open_training_data,
+from convnext_deploy.api.open_inputs import name_variant, one_start, open_optional, open_training_data
+from convnext_deploy.api.options import (
+    DataOptions,
+    ExecutionOptions,
+    TrainingOptions,
+    create_execution,
+    create_settings,
+    verb,
 )
-from convnext_deploy.api.options import DEFAULTS, Options
-from convnext_deploy.api.run_stages import run_stages
-from convnext_deploy.api.training_presets import (
-    DIGITS_FIT,
-    fit_preset,
-    model_config,
-    override_fit,
-)
+from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.training_presets import DIGITS_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.pipeline.run import RunResult
 
 
+@verb
 def train(
     model: str | None = None,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     weights: str | None = None,
-    options: Options = DEFAULTS,
+    out: Path | str | None = None,
+    data: DataOptions = DataOptions(),
+    training: TrainingOptions = TrainingOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> RunResult:
     """Train a model from scratch, or fine-tune a checkpoint or published weights.
 
     Args:
         model: variant; None: that of the checkpoint or weights.
         checkpoint: artifact or weights file to start from; a head for other classes than the data's starts fresh.
-        weights: likewise, the name of published weights.
-        options: see `Options`.
+        weights: name of published weights to start from.
+        out: folder of the run; None: `runs/train-MODEL`.
+        data: images; none named: the built-in digits.
+        training: what replaces the preset for the data.
+        execution: how work is done.
+
+    Raises: DeployError: if the data or the weights cannot be used, or an option is not for `train`.
     """
-    data = open_training_data(options)
-    checkpoint = one_start(checkpoint, weights)
-    source = open_optional(checkpoint, model, options)
+    how = create_execution(execution, data.data)
+    images = open_training_data(data, how)
+    start = one_start(checkpoint, weights)
+    source = open_optional(start, model, data, how.progress)
     model = name_variant(model, source)
-    fit = override_fit(fit_preset(data, DIGITS_FIT, source), options)
-    stage = StageEntry(
-        "model", TrainConfig(model_config(model, options, data, source), fit), SOURCE if source else None
+    config = TrainConfig(
+        model_config(model, data, training, images, source),
+        override_fit(fit_preset(images, DIGITS_FIT, source), training),
     )
-    return run_stages(f"train-{model}", (stage,), options, source, data, checkpoint, "train")
+    stage = StageEntry("model", config, None if source is None else SOURCE)
+    recipe = create_recipe(f"train-{model}", [stage], images, start, how.seed)
+    return run_stages(recipe, create_settings("train", recipe.name, out, how, execution), source, images)

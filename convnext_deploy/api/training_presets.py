@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.models.variants import resolve_variant
 
@@ -43,52 +44,45 @@ def fit_preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitCon
     return FitConfig() if source is None else FINE_TUNE_FIT
 
 
-def override_fit(fit: FitConfig, options: Options) -> FitConfig:
+def override_fit(fit: FitConfig, options: TrainingOptions) -> FitConfig:
     """Put what the user asked for in the place of the preset."""
-    names = (
-        "epochs",
-        "batch_size",
-        "base_learning_rate",
-        "flip_probability",
-        "drop_path_rate",
-        "head_dropout",
-        "gradient_checkpointing",
-        "compile",
-        "augmentation_epochs",
-        "augmentation_seed",
-    )
-    return dataclasses.replace(fit, **{name: value for name in names if (value := getattr(options, name)) is not None})
+    known = {field.name for field in dataclasses.fields(fit)}
+    return dataclasses.replace(fit, **{name: getattr(options, name) for name in given(options) if name in known})
 
 
 def model_config(
-    name: str, options: Options, data: Data, start: Artifact | None, weights: str | None = None
+    name: str,
+    data: DataOptions,
+    training: TrainingOptions,
+    images: Data,
+    start: Artifact | None,
+    weights: Path | str | None = None,
 ) -> ModelConfig:
     """Return the network to train: that of the weights to start from when there are any, otherwise as asked for.
 
     Args:
         name: variant.
-        options: what the user asked for.
-        data: decides the image size when nobody else does.
-        start: the opened weights.
+        data: `image_size` and `crop_pct` count, for a network from fresh weights.
+        training: `patch_size` and `head_hidden_size` count.
+        images: they decide the image size when nobody else does.
+        start: the opened weights, at the image size asked for.
         weights: where they lie, if the stage itself is to load them.
     """
     resolve_variant(name)
     if start is not None:
-        preprocess, spec = start.preprocess, start.model
         return ModelConfig(
             name,
-            preprocess.image_size,
-            options.patch_size or spec.patch_size,
-            spec.in_channels,
-            preprocess.crop_pct,
-            options.head_hidden_size,
-            weights=weights,
+            start.preprocess.image_size,
+            training.patch_size or start.model.patch_size,
+            start.model.in_channels,
+            start.preprocess.crop_pct,
+            training.head_hidden_size,
+            weights=None if weights is None else str(weights),
         )
-    image_size = options.image_size or (32 if data.name == BUILT_IN else ModelConfig.image_size)
     return ModelConfig(
         name,
-        image_size,
-        options.patch_size or ModelConfig.patch_size,
-        crop_pct=options.crop_pct,
-        head_hidden_size=options.head_hidden_size,
+        data.image_size or (32 if images.name == BUILT_IN else ModelConfig.image_size),
+        training.patch_size or ModelConfig.patch_size,
+        crop_pct=data.crop_pct,
+        head_hidden_size=training.head_hidden_size,
     )

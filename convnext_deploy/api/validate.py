@@ -3,63 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from convnext_deploy.api.open_inputs import (
-    open_artifact,
-    open_data_for,
-    say_notes,
-)
-from convnext_deploy.api.options import DEFAULTS, Options, create_execution
+from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, create_execution, verb
+from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import check_classes
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.ledger import open_ledger
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.files import create_output_folder
 
 
+@verb
 def validate(
-    artifact: Path,
+    artifact: Path | str,
     *,
-    baseline: Path | None = None,
+    baseline: Path | str | None = None,
     model: str | None = None,
-    gate_on: Literal["point", "upper"] = "point",
-    options: Options = DEFAULTS,
+    gate_on: GateOn = "point",
+    out: Path | str | None = None,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
 ) -> Report:
     """Score an artifact on the validation images, and compare it with a baseline image by image.
 
     Args:
         artifact: folder or file, or the name of published weights.
-        baseline: likewise; None: nothing is compared.
+        baseline: artifact to compare with, of any kind; None: nothing is compared.
         model: variant that both must hold.
-        gate_on: what must be within `options.max_top1_drop_pp`, see `Gate`.
-        options: see `Options`.
+        gate_on: what must be within `evaluation.max_top1_drop_pp`: the drop measured, or the upper end of its 95 % interval.
+        out: folder for the report; None: none is written.
+        data: images; none named: the digits, for what was trained on them.
+        evaluation: images per step, and how much may be lost.
+        execution: how work is done.
 
-    Raises: RecipeError: if a gate is given for a drop that is not measured.
+    Raises: DeployError: if there are no images, an artifact cannot be run, or a gate is given for a drop that is not measured.
     """
-    from convnext_deploy.pipeline.validate import compare_artifacts
+    from convnext_deploy.evaluation.measure import BATCH_SIZE, measure_artifact
 
-    if baseline is None and options.max_top1_drop_pp is not None:
+    if baseline is None and evaluation.max_top1_drop_pp is not None:
         raise RecipeError("--max-drop is about a drop, and there is nothing to compare with; give --baseline ARTIFACT.")
-    if gate_on == "upper" and options.max_top1_drop_pp is None:
+    if gate_on == "upper" and evaluation.max_top1_drop_pp is None:
         raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
-    paths = {"baseline": baseline, "artifact": Path(artifact)}
-    opened = {name: open_artifact(path, model, options) for name, path in paths.items() if path is not None}
-    data = open_data_for(opened["artifact"], options)
-    if data is None:
+    how = create_execution(execution, data.data)
+    paths = {"baseline": baseline, "artifact": artifact}
+    opened = {name: open_artifact(path, model, data, how.progress) for name, path in paths.items() if path is not None}
+    images = open_data_for(opened["artifact"], data, how)
+    if images is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
-    say_notes(data, options.progress)
-    if options.out is not None:
-        create_output_folder(options.out)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        create_output_folder(folder)
     for name, entry in opened.items():
-        check_classes(str(paths[name]), entry, data)
-    gate = Gate(max_top1_drop_pp=options.max_top1_drop_pp, on=gate_on)
-    return compare_artifacts(
-        opened,
-        gate,
-        data,
-        create_execution(options, data),
-        batch_size=options.batch_size,
-        out=options.out,
-        command=options.command,
-    )
+        check_classes(str(paths[name]), entry, images)
+    gate = Gate(max_top1_drop_pp=evaluation.max_top1_drop_pp, on=gate_on)
+    command = execution.command or "convnext_deploy.validate(…)  # called from Python"
+    ledger = open_ledger("validate", images, folder, seed=how.seed, command=command)
+    for name, entry in opened.items():
+        measured = measure_artifact(entry, images, how, name, evaluation.batch_size or BATCH_SIZE)
+        ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
+    ledger.change(complete=True)
+    return ledger.report

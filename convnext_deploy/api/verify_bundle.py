@@ -1,4 +1,4 @@
-"""`verify-bundle`: what `verify.py` of a bundle does, by this package's own copy; nothing that lies in a bundle is executed."""
+"""`verify-bundle`: what `verify.py` of a bundle does, by this package's own copy; no program in a bundle is executed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convnext_deploy.api.options import verb
 from convnext_deploy.bundles.archive import unpacked
 from convnext_deploy.bundles.device import verify
+from convnext_deploy.config.choices import BundledKind
 from convnext_deploy.errors import ArtifactError
 
 
@@ -30,7 +32,10 @@ class Verification:
         return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
 
 
-def verify_bundle(bundle: Path, *, require: Sequence[str] = (), built: Path | None = None) -> Verification:
+@verb
+def verify_bundle(
+    bundle: Path | str, *, require: Sequence[BundledKind] = (), built: Path | str | None = None
+) -> Verification:
     """Check the files of a bundle, run every model and engine that this machine can run, and compare with the golden answers.
 
     Args:
@@ -38,8 +43,9 @@ def verify_bundle(bundle: Path, *, require: Sequence[str] = (), built: Path | No
         require: `onnx`, `engine`: kinds of which at least one must be run.
         built: folder with the engines that were built from it; None: `built/` in the bundle.
 
-    Raises: ArtifactError: if it is no bundle. One that is damaged or disagrees is no error: see `Verification.passed`.
+    Raises: ArtifactError: if it is not a bundle. For a damaged bundle, or other answers, `Verification.passed` is false.
     """
+    bundle, built = Path(bundle), None if built is None else Path(built)
     try:
         if bundle.is_dir():
             checks = verify.verify(bundle, built)

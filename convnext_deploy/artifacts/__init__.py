@@ -1,1 +1,1 @@
-"""What flows from stage to stage: a folder with its manifest, its history, its network and its images."""
+"""Artifacts, which flow from stage to stage: folder, manifest, lineage, typed details, network and preprocessing."""

@@ -1,22 +1,35 @@
-"""What flows from stage to stage: a folder with its files and a `manifest.json` that tells all about them."""
+"""Write, read and check artifacts: folders with the files of a model and a `manifest.json` that describes them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, read_model, read_preprocess
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.artifacts.details import (
+    DETAILS,
+    Count,
+    Details,
+    EngineDetails,
+    Format,
+    Fraction,
+    ONNXDetails,
+    SchemeDetails,
+    TorchDetails,
+    TorchTensorRTDetails,
+)
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess
+from convnext_deploy.config.records import Between, Matching, read_record
+from convnext_deploy.errors import ArtifactError, DeployError
+from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.system.files import write_text
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
-
-Format = Literal["torch", "onnx", "tensorrt", "torch-tensorrt"]
+SCHEMA = 2
+Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensorRTDetails)
 
 
 @dataclass(frozen=True)
@@ -35,40 +48,66 @@ class StageRecord:
     data_fingerprint: str
     seed: int
     versions: Mapping[str, str]
-    wall_s: float
+    wall_s: Annotated[float, Between(0.0, 1e12)]
     cache_key: str
-    validation_fraction: float | None = None
+    validation_fraction: Fraction | None = None
 
 
 @dataclass(frozen=True)
 class ArtifactFile:
     """A file of an artifact, relative to its folder."""
 
-    name: str
-    sha256: str
-    size_bytes: int
+    name: Annotated[str, Matching(r"(?!\.\.?$)[^/\\\0]+", "the name of a file in the folder")]
+    sha256: Annotated[str, Matching("[0-9a-f]{64}", "64 hexadecimal digits")]
+    size_bytes: Count
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A model on disk that a runner can open.
 
-    `details` holds what only the runner of this format needs: the quantization scheme, the GPUs an engine was built for.
+    `details` holds what is recorded of this format alone: the quantization scheme, the GPUs an engine was built for.
     `license` is that of the weights it comes from, where that is known.
     `notes` say in words what was found out about a file of another origin; they are shown and not stored.
     """
 
     path: Path
-    format: Format
-    precision: str
+    details: Details
+    precision: Annotated[str, Matching("fp32|fp16|int8|int8-fp16", "fp32, fp16, int8 or int8-fp16")]
     model: ModelSpec
     class_names: tuple[str, ...] | None
     preprocess: Preprocess
     files: tuple[ArtifactFile, ...]
-    details: Mapping[str, Any] = field(default_factory=dict)
     lineage: tuple[StageRecord, ...] = ()
     license: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> Format:
+        """The format of the files, which is that of the details."""
+        return next(name for name, record in DETAILS.items() if isinstance(self.details, record))
+
+    @property
+    def scheme(self) -> QuantizationScheme | None:
+        """How a network or graph is quantized; None for one in float, and for engines."""
+        return self.details.scheme if isinstance(self.details, SchemeDetails) else None
+
+    @property
+    def target(self) -> str | None:
+        """The target that a network or graph was quantized for; None as `scheme`."""
+        return self.details.target if isinstance(self.details, SchemeDetails) else None
+
+    @property
+    def io(self) -> GraphIO:
+        """What it takes and gives: for PyTorch normalized images and logits."""
+        return self.details.io if isinstance(self.details, ONNXDetails | EngineDetails) else GraphIO()
+
+    def details_as(self, record: type[Record]) -> Record:
+        """Return the details of an artifact that is in their format. Raises: ArtifactError: if it is in another."""
+        if not isinstance(self.details, record):
+            expected = next(name for name, known in DETAILS.items() if known is record)
+            raise ArtifactError(f"{self.path} is in the format {self.format}; expected {expected}.")
+        return self.details
 
     @property
     def main_file(self) -> Path:
@@ -123,34 +162,30 @@ def write_manifest(artifact: Artifact) -> None:
     """Write `manifest.json` beside the files."""
     record = asdict(artifact)
     del record["path"], record["notes"]
-    write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, **record}, indent=1))
+    write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, "format": artifact.format, **record}, indent=1))
 
 
 def read_artifact(folder: Path) -> Artifact:
     """Read an artifact folder, checking that its files are there with the recorded sizes.
 
-    Raises: ArtifactError: if the manifest is missing or unreadable, or a file is missing or has another size.
+    Raises: ArtifactError: if the manifest is missing, unreadable, or wrong in any field, or a file is missing or has another size.
     """
+    path = folder / MANIFEST
     try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder} is no artifact folder: it has no {MANIFEST}.") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} cannot be read: {error}. Make the artifact again.") from None
+        raise ArtifactError(f"{folder} is not an artifact folder: it has no {MANIFEST}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}. Make the artifact again.") from None
+    if not isinstance(record, dict) or "schema" not in record:
+        raise ArtifactError(f"{path} is not a manifest of this tool.")
+    if record.pop("schema") != SCHEMA:
+        raise ArtifactError(f"{path} was written by another version; make the artifact again.")
     try:
-        if record.pop("schema") != SCHEMA:
-            raise ArtifactError(f"{folder / MANIFEST} was written by another version; make the artifact again.")
-        artifact = Artifact(
-            path=folder,
-            model=read_model(record.pop("model")),
-            preprocess=read_preprocess(record.pop("preprocess")),
-            class_names=None if (names := record.pop("class_names")) is None else tuple(names),
-            files=tuple(ArtifactFile(**entry) for entry in record.pop("files")),
-            lineage=tuple(StageRecord(**entry) for entry in record.pop("lineage")),
-            **record,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} is not a manifest of this tool ({error}).") from None
+        format_ = record.pop("format", None)
+        artifact = parse_artifact({"path": folder, **record}, format_, str(path))
+    except ValueError as error:
+        raise ArtifactError(f"{error} Make the artifact again.") from None
     for file in artifact.files:
         target = folder / file.name
         found = target.stat().st_size if target.is_file() else None
@@ -159,4 +194,34 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(
                 f"{target} {state}; its manifest says {file.size_bytes} bytes. Make the artifact again."
             )
+    return artifact
+
+
+def parse_artifact(record: Mapping[str, Any], format: object, where: str) -> Artifact:  # noqa: A002  (the manifest's key)
+    """Return an artifact from the entries of a manifest or a file's header, every field checked.
+
+    Args:
+        record: field of `Artifact` → JSON, or what is known already.
+        format: one of `Format`.
+        where: the file that it was read from, for messages.
+
+    Raises: ValueError: naming file and field, what was found and what was expected.
+    """
+    kind = next((kind for name, kind in DETAILS.items() if name == format), None)
+    if kind is None:
+        raise ValueError(f"{where}: format = {str(format)[:80]!r} is unknown; expected one of {', '.join(DETAILS)}.")
+    details = {"details": read_record(kind, record["details"], f"{where}: details")} if "details" in record else {}
+    artifact = read_record(Artifact, {**record, **details}, where)
+    channels, classes = artifact.model.in_channels, artifact.model.num_classes
+    for name in ("mean", "std"):
+        if (found := len(getattr(artifact.preprocess, name))) != channels:
+            raise ValueError(f"{where}: preprocess: {name} has {found} values; the network has {channels} channels.")
+    if artifact.class_names is not None and len(artifact.class_names) != classes:
+        raise ValueError(f"{where}: class_names has {len(artifact.class_names)} entries; expected {classes}.")
+    if not artifact.files:
+        raise ValueError(f"{where}: files is empty; expected at least one.")
+    try:
+        _ = artifact.scheme
+    except DeployError as error:
+        raise ValueError(f"{where}: details: {error}") from None
     return artifact

@@ -1,4 +1,4 @@
-"""A bundle as a `.zip`: the same contents give the same bytes, and nothing is unpacked outside the folder meant for it."""
+"""Write a bundle as a reproducible `.zip`, and unpack one without writing outside the folder meant for it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_archived_bundle(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield the folder of an archived bundle, unpacked for as long as the block runs.
 
-    Raises: ArtifactError: if the file is no archive, is damaged, has no bundle in it, or would be unpacked elsewhere.
+    Raises: ArtifactError: if the file is not an archive, is damaged, has no bundle in it, or would be unpacked elsewhere.
     """
     with TemporaryDirectory(prefix="convnext-deploy-bundle-") as temporary:
         try:

@@ -1,4 +1,4 @@
-"""Which artifacts go into a bundle, under which names, and what each of their graphs takes and gives."""
+"""Choose and name the artifacts of a bundle, and describe what their graphs take and give."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.bundles.device.tensorrt_device import BINDINGS
 from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
@@ -68,15 +68,11 @@ class Engine:
 
     file: str
     artifact: Artifact
+    details: EngineDetails
     path: Path
     gpus: tuple[str, ...]
     model: Model
     is_exact: bool
-
-    @property
-    def kind(self) -> str:
-        """`tensorrt` or `tensorrt-rtx`."""
-        return str(self.artifact.details["flavor"])
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def collect(given: Sequence[tuple[Path, Artifact]]) -> Contents:
     graphs = sorted((entry for entry in artifacts if entry[1].format == "onnx"), key=lambda entry: entry[1].size_bytes)
     if not graphs:
         raise ArtifactError(
-            f"{artifacts[0][0]} alone is no bundle: its golden outputs come from the ONNX artifact that it was built from; "
+            f"{artifacts[0][0]} alone is not a bundle: its golden outputs come from the ONNX artifact that it was built from; "
             "name that one too."
         )
     name = bundle_name(graphs[0][1])
@@ -191,9 +187,8 @@ def _tensor(path: Path, value: onnx.ValueInfoProto, types: Sequence[str]) -> Ten
 
 
 def _describe_engines(path: Path, artifact: Artifact, models: Sequence[Model], taken: Sequence[str]) -> list[Engine]:
-    if artifact.details.get("flavor") not in BINDINGS or "tensorrt" not in artifact.details:
-        raise ArtifactError(f"{path} does not say which TensorRT its engines are for; build them again.")
-    if artifact.details.get("stripped"):
+    details = artifact.details_as(EngineDetails)
+    if details.stripped:
         raise ArtifactError(f"{path} was stripped of its weights and cannot run as it is; build it with them.")
     source = artifact.lineage[-1].inputs.get("source") if artifact.lineage else None
     exact = next((model for model in models if model.artifact.sha256 == source), None)
@@ -208,9 +203,9 @@ def _describe_engines(path: Path, artifact: Artifact, models: Sequence[Model], t
         if not file.name.endswith(".plan"):
             continue
         gpu = re.search(r"\.(sm\d+)\.plan$", file.name)
-        gpus = (gpu[1].upper(),) if gpu else tuple(artifact.details.get("gpus", ()))
+        gpus = (gpu[1].upper(),) if gpu else details.gpus
         place = f"engines/{model.name}" + (f".{gpu[1]}" if gpu else "")
         used = [name.removesuffix(".plan") for name in (*taken, *(engine.file for engine in engines))]
         name = f"{distinct(place, used)}.plan"
-        engines.append(Engine(name, artifact, artifact.path / file.name, gpus, model, exact is not None))
+        engines.append(Engine(name, artifact, details, artifact.path / file.name, gpus, model, exact is not None))
     return engines

@@ -1,4 +1,4 @@
-"""The files of a bundle, from its artifacts and golden images."""
+"""Write the files of a bundle: models, engines, golden answers, programs, Triton entries, checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convnext_deploy.bundles.contents import Contents, Model, Tensor
 from convnext_deploy.bundles.device import answers, verify
 from convnext_deploy.bundles.golden import GoldenImages, allowed_errors, compute_outputs
 from convnext_deploy.bundles.readme import render_card
-from convnext_deploy.bundles.reported_accuracy import as_record, find_measurement, history
+from convnext_deploy.bundles.reported_accuracy import find_measurement, history
 from convnext_deploy.bundles.triton import model_config, write_entry
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.reports.phrases import one_line
@@ -83,7 +83,6 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
     outputs = compute_outputs(model, folder / model.file, images)
     for tensor in model.outputs:
         np.save(folder / _golden_file(model, tensor), outputs[tensor.name])
-    measured = find_measurement(model.artifact)
     return {
         "name": model.name,
         "file": model.file,
@@ -94,7 +93,7 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
         "batch": {"frozen": model.frozen_batch, "optimal": batch.optimal, "maximum": batch.maximum},
         "buildable": model.obstacle is None,
         "triton": model.name,
-        "measured": as_record(measured),
+        "measured": find_measurement(model.artifact),
         "history": history(model.artifact),
     }
 
@@ -117,8 +116,8 @@ def _write_triton(
     write_entry(root / "onnxruntime" / model.name, onnx, labels, folder / model.file)
     if model.obstacle is not None:
         return
-    built = [e for e in contents.engines if e.model is model and e.kind == "tensorrt"]
-    largest = int(built[0].artifact.details["max_batch_size"]) if built else batch.maximum
+    built = [e for e in contents.engines if e.model is model and e.details.flavor == "tensorrt"]
+    largest = built[0].details.batch.maximum if built else batch.maximum
     plan = folder / built[0].file if built else None
     write_entry(root / "tensorrt" / model.name, config("tensorrt", largest), labels, plan)
 
@@ -138,12 +137,12 @@ def _describe(contents: Contents, golden: GoldenImages, models: list[dict[str, A
         "engines": [
             {
                 "file": engine.file,
-                "kind": engine.kind,
+                "kind": engine.details.flavor,
                 "precision": engine.artifact.precision,
                 "gpus": list(engine.gpus),
-                "version": engine.artifact.details["tensorrt"],
+                "version": engine.details.tensorrt,
                 "model": engine.model.name,
-                "host_code": bool(engine.artifact.details.get("version_compatible")),
+                "host_code": engine.details.version_compatible,
                 "built_from_it": engine.is_exact,
             }
             for engine in contents.engines

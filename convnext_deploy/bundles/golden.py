@@ -1,4 +1,4 @@
-"""Golden images, what the models answer to them here, and how far another machine may answer otherwise."""
+"""Choose golden images, answer them here, and decide how far another machine's answers may differ."""
 
 from __future__ import annotations
 

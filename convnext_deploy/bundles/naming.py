@@ -1,4 +1,4 @@
-"""Names of bundles and of the models in them: what a user types on a device, and file names on any system."""
+"""Name bundles and the models in them, so that any shell, server and file system takes the names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import ONNXDetails
 
 
 def bundle_name(artifact: Artifact) -> str:
@@ -34,15 +35,15 @@ def model_names(bundle: str, artifacts: Sequence[Artifact]) -> list[str]:
 
 
 def _features(artifact: Artifact) -> list[str | None]:
-    io, half = artifact.details.get("io") or {}, artifact.details.get("fp16") or {}
-    batch = io.get("batch_size")
+    details = artifact.details_as(ONNXDetails)
+    io = details.io
     return [
-        artifact.details.get("target"),
-        half.get("runtime"),
-        "pixels" if io.get("input_type") == "uint8" else None,
-        "nhwc" if io.get("input_layout") == "nhwc" else None,
-        None if io.get("output", "logits") == "logits" else io["output"],
-        None if batch is None else f"batch{batch}",
+        details.target,
+        None if details.fp16 is None else details.fp16.runtime,
+        "pixels" if io.input_type == "uint8" else None,
+        "nhwc" if io.input_layout == "nhwc" else None,
+        None if io.output == "logits" else io.output,
+        None if io.batch_size is None else f"batch{io.batch_size}",
     ]
 
 

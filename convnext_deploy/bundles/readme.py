@@ -1,4 +1,4 @@
-"""The README of a bundle: what the model is, how good it was found to be, how to build, verify, serve and feed it."""
+"""Render the README of a bundle: contents, accuracy, how to build, verify, feed and serve it, history, limits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _files(contents: Contents, models: Mapping[str, Any]) -> str:
         size = model.artifact.main_file.stat().st_size
         lines.append(_row(model.file, model.artifact.precision, where, size, models[model.name]["measured"]))
     for engine in contents.engines:
-        where = f"{engine.kind} {engine.artifact.details.get('tensorrt', '')}, {', '.join(engine.gpus) or 'the GPU that built it'}"
+        where = (
+            f"{engine.details.flavor} {engine.details.tensorrt}, {', '.join(engine.gpus) or 'the GPU that built it'}"
+        )
         lines.append(_row(engine.file, engine.artifact.precision, where, engine.path.stat().st_size, None))
     return "\n".join(lines)
 
@@ -84,7 +86,7 @@ def _building(contents: Contents) -> str:
             "Networks are strongly typed: what the ONNX file says is what runs, and TensorRT 10 and 11 get no precision flags. If "
             "TensorRT 10 cannot build one of INT8, `bash build_on_device.sh --weakly-typed` lets it choose the types.",
         ]
-    if any(engine.kind == "tensorrt-rtx" for engine in contents.engines):
+    if any(engine.details.flavor == "tensorrt-rtx" for engine in contents.engines):
         lines.append(
             "The engines in `engines/` are for TensorRT-RTX and run on the GPUs in their names; no Jetson is among them."
         )
@@ -159,5 +161,5 @@ def _limits(contents: Contents, golden: GoldenImages, models: Mapping[str, Any])
             texts.append(f"`{model.name}` takes batches of {model.frozen_batch} and no others.")
     if any(one_line(name) != name for name in contents.first.class_names or ()):
         texts.append("Class names that are not printable are written with escapes; `bundle.json` has them as they are.")
-    texts.append("Checksums show damage. They are no signature: who can change a file can change its checksum.")
+    texts.append("Checksums show damage. They are not a signature: who can change a file can change its checksum.")
     return texts

@@ -1,4 +1,4 @@
-"""Model configurations for the Triton inference server: one repository of ONNX files and one for engines built on the device."""
+"""Write model repositories for the Triton inference server: of ONNX files, and of engines built on the device."""
 
 from __future__ import annotations
 

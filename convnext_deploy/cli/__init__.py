@@ -43,6 +43,8 @@ def group(context: click.Context) -> None:
     """Make a trained ConvNeXt small and fast, and prove on every step's own artifact that it still works.
 
     Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written).
+
+    Words: recipes/how-to/glossary.md explains those of the output.
     """
     if context.invoked_subcommand not in _JOINT and not launched().is_first:
         context.exit()

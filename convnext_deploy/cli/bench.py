@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.cli.options import POSITIVE, artifacts_argument, collect_options, common_options
+from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
 
 if TYPE_CHECKING:
     from convnext_deploy.api.bench import Benchmark
     from convnext_deploy.evaluation.timing.interleaved import Timing
 
-_FILE_WIDTH = 160  # where the output is no terminal
+_FILE_WIDTH = 160  # where the output is not a terminal
 _NONE = "–"
 
 
@@ -28,12 +27,18 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     return tuple(int(part) for part in parts)
 
 
+def _names(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Read names, each value of which may be several with commas between them."""
+    return tuple(name.strip() for listed in value for name in listed.split(","))
+
+
 @click.command("bench")
 @artifacts_argument
 @click.option(
     "--runner",
     "runners",
     multiple=True,
+    callback=_names,
     metavar="NAME",
     shell_complete=candidates.runners,
     help="What runs the artifacts whose format it opens; repeatable, or separated by commas.  [default: that of each format]",
@@ -53,7 +58,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     type=POSITIVE,
     default=7,
     show_default=True,
-    help="Fresh processes for each artifact, runner and batch size; six are needed for intervals of 95 %.",
+    help="Processes for each artifact, runner and batch size; six are needed for intervals of 95 %.",
 )
 @click.option(
     "--seconds",
@@ -62,33 +67,16 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     show_default=True,
     help="How long each process times calls, after warming up.",
 )
-@common_options("image_size", "device")
-def command(
-    artifacts: tuple[Path, ...],
-    runners: tuple[str, ...],
-    batch_sizes: tuple[int, ...],
-    threads: int | None,
-    rounds: int,
-    seconds: float,
-    as_json: bool,
-    **values: Any,
-) -> None:
-    """Time each ARTIFACT in fresh processes of its own, in turn, and compare it with the first one.
+@common_options("bench")
+def command(as_json: bool, **values: Any) -> None:
+    """Time ARTIFACTs in interleaved, isolated processes, and compare each with the first one.
 
-    The machine should have nothing else to do. Ends with 1 if one of them fails; one whose runner is not here is no error.
+    The machine should have nothing else to do. Ends with 1 if one of them fails; not if a runner is not installed.
     """
     from convnext_deploy.api.bench import bench
     from convnext_deploy.cli import EXIT_ERROR
 
-    found = bench(
-        artifacts,
-        runners=[name.strip() for listed in runners for name in listed.split(",")],
-        batch_sizes=batch_sizes,
-        threads=threads,
-        rounds=rounds,
-        seconds=seconds,
-        options=collect_options(values),
-    )
+    found = bench(**arguments_of("bench", values))
     if as_json:
         click.echo(found.to_json())
     else:
@@ -122,7 +110,7 @@ def _print(found: Benchmark) -> None:
         console.print(f"- {word}: {', '.join(dict.fromkeys(labels))}: {reason}", soft_wrap=True)
     for note in found.notes:
         console.print(f"- {note}", soft_wrap=True)
-    processes = f"{found.rounds} fresh process{'es' if found.rounds > 1 else ''} each, in turn"
+    processes = f"{found.rounds} isolated process{'es' if found.rounds > 1 else ''} each, interleaved"
     sure = "" if found.rounds >= 6 else "; six rounds or more would give intervals of 95 %"
     console.print(f"medians of {processes}; {found.wall_s:.0f} s in all{sure}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.options import POSITIVE, artifacts_argument, collect_options, common_options
+from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
 
 
 @click.command("bundle")
@@ -37,17 +37,16 @@ from convnext_deploy.cli.options import POSITIVE, artifacts_argument, collect_op
     show_default=True,
     help="Largest batch that these engines and Triton accept.",
 )
-@common_options("data")
-def command(artifacts: tuple[Path, ...], out: Path, as_zip: bool, as_json: bool, **values: Any) -> None:
+@common_options("bundle")
+def command(as_json: bool, **values: Any) -> None:
     """Put ARTIFACTs (ONNX and engines of one model) into one folder with all that a device needs to run and to prove them.
 
     Build scripts for TensorRT 10 and 11, a Triton repository, golden images with their answers, checksums, a model card. The
     programs in it need nothing of this package.
     """
-    from convnext_deploy.api import bundle as writing
+    from convnext_deploy.api.bundle import bundle
 
-    settings = {name: values.pop(name) for name in ("golden_images", "optimal_batch_size", "max_batch_size")}
-    result = writing.bundle(artifacts, out, as_zip=as_zip, **settings, options=collect_options(values))
+    result = bundle(**arguments_of("bundle", values))
     if as_json:
         click.echo(result.to_json())
         return

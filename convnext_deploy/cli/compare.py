@@ -27,7 +27,7 @@ from convnext_deploy.cli.quiet import is_quiet
     metavar="FILE.html",
     help="Write a page with the table, the plot and the differences.",
 )
-@common_options()
+@common_options("compare")
 def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Compare the artifacts of several RUNs (folders of runs, or their report.json), and show what differs between them."""
     if len(runs) < 2:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from convnext_deploy.cli.completions import artifacts, variants
-from convnext_deploy.cli.options import collect_options, common_options
+from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.config.choices import Dialect
 
 
 @click.command("convert")
@@ -16,7 +17,7 @@ from convnext_deploy.cli.options import collect_options, common_options
 @click.option(
     "--to",
     "dialect",
-    type=click.Choice(["timm", "torchvision", "facebook", "huggingface"]),
+    type=click.Choice(get_args(Dialect)),
     required=True,
     help="Library that is to load the weights.",
 )
@@ -28,12 +29,12 @@ from convnext_deploy.cli.options import collect_options, common_options
     shell_complete=variants,
     help="Model that CHECKPOINT must hold; found from its names and shapes if not given.",
 )
-@common_options("image_size", "crop_pct")
-def command(checkpoint: Path, dialect: Any, out: Path, model: str | None, as_json: bool, **values: Any) -> None:
+@common_options("convert")
+def command(as_json: bool, **values: Any) -> None:
     """Write the FP32 weights of CHECKPOINT (an artifact, a file or a published name) as another library keeps them."""
-    from convnext_deploy.api import convert as conversion
+    from convnext_deploy.api.convert import convert
 
-    result = conversion.convert(checkpoint, dialect, out, model=model, options=collect_options(values))
+    result = convert(**arguments_of("convert", values))
     if as_json:
         click.echo(result.to_json())
         return

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from convnext_deploy.cli.completions import artifacts, variants, weights, weights_or_artifacts
-from convnext_deploy.cli.options import TRAINING, collect_options, common_options
+from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.config.choices import DistillMethod
 
 
 @click.command("distill")
 @click.option("--teacher", shell_complete=variants, help="Teacher model; found from its weights if they are given.")
-@click.option("--student", shell_complete=variants, help="Student model, likewise.")
+@click.option("--student", shell_complete=variants, help="Student model; found from its weights if they are given.")
 @click.option(
     "--teacher-checkpoint",
     type=click.Path(path_type=Path),
@@ -30,11 +31,11 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
     "--student-weights",
     metavar="NAME|PATH",
     shell_complete=weights_or_artifacts,
-    help="What the student starts from, such as timm/convnext_tiny.fb_in1k; its head may be another.",
+    help="What the student starts from, such as timm/convnext_tiny.fb_in1k; its head may be for other classes.",
 )
 @click.option(
     "--distill-method",
-    type=click.Choice(["kd", "teacher-only", "hard-label", "dkd", "feature"]),
+    type=click.Choice(get_args(DistillMethod)),
     default="kd",
     show_default=True,
     help="What is learned from the teacher: its probabilities (kd; without the labels: teacher-only; decoupled: dkd), its best "
@@ -43,16 +44,12 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
 @click.option(
     "--temperature",
     type=click.FloatRange(0.01, 100),
-    default=1.0,
-    show_default=True,
-    help="Softening of both logits.",
+    help="Softening of both logits, but for hard-label.  [default: 1]",
 )
 @click.option(
     "--distill-loss-weight",
     type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Weight of the teacher; labels get the rest.",
+    help="Weight of the teacher, but for teacher-only; labels get the rest.  [default: 0.5]",
 )
 @click.option(
     "--teacher-cache",
@@ -62,11 +59,9 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
 @click.option(
     "--teacher-cache-top-k",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Keep the most probable classes only; 0: all. For hundreds of classes.",
+    help="Keep the most probable classes only, with --teacher-cache; for hundreds of classes.  [default: 0, all]",
 )
-@common_options(*TRAINING)
+@common_options("distill", "out")
 def command(as_json: bool, **values: Any) -> None:
     """Train a student on the labels and on a larger teacher's logits, and validate both.
 
@@ -76,20 +71,14 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy.api.distill import distill
     from convnext_deploy.cli.report_table import show_report
 
-    own = (
-        "teacher", "student", "teacher_checkpoint", "teacher_weights", "student_weights", "distill_method", "temperature",
-        "distill_loss_weight", "teacher_cache", "teacher_cache_top_k",
-    )  # fmt: skip
-    arguments = {name: values.pop(name) for name in own}
-    if arguments["teacher_cache"] and arguments["distill_method"] == "feature":
+    if values["teacher_cache"] and values["distill_method"] == "feature":
         raise click.UsageError("--teacher-cache keeps predictions, and --distill-method feature needs features.")
-    if arguments["teacher_checkpoint"] is not None and arguments["teacher_weights"] is not None:
+    if values["teacher_checkpoint"] is not None and values["teacher_weights"] is not None:
         raise click.UsageError("--teacher-checkpoint and --teacher-weights were both given; use one teacher.")
     for who, given in (
         ("teacher", ("teacher", "teacher_checkpoint", "teacher_weights")),
         ("student", ("student", "student_weights")),
     ):
-        if not any(arguments[name] for name in given):
+        if not any(values[name] for name in given):
             raise click.UsageError(f"give --{who}, or its weights.")
-    result = distill(**arguments, options=collect_options(values))
-    show_report(result.report, as_json)
+    show_report(distill(**arguments_of("distill", values)).report, as_json)

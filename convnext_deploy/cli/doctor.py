@@ -31,7 +31,7 @@ _TIE = "\N{NO-BREAK SPACE}"  # keeps a version with its name until lines are bro
     show_default=True,
     help="Longest time for packages to be imported, in which those of a slow disk must be done.",
 )
-@common_options()
+@common_options("doctor")
 def command(timeout_s: float, as_json: bool) -> None:
     """Say what this machine has, what is installed, which features work here, and what to do for the others.
 

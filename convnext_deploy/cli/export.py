@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
 
 from convnext_deploy.cli.completions import artifacts, gpus, variants
-from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
-
-if TYPE_CHECKING:
-    from convnext_deploy.api.export import Format
-
-_SETTINGS = (
-    "precision", "runtime", "fixed_batch_size", "input_type", "input_layout", "output", "top_k", "range_images", "license", "gpus",
-    "optimal_batch_size", "max_batch_size", "workspace_mib", "optimization_level", "timing_cache", "version_compatible", "stripped",
-    "strict", "model",
-)  # fmt: skip
+from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
 
 
 @click.command("export")
 @click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt"]),
+    type=click.Choice(get_args(ExportFormat)),
     default="onnx",
     show_default=True,
     help="tensorrt-rtx builds engines without a GPU; tensorrt and torch-tensorrt build on the device that runs them.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
-    help="Of all that is not INT8. fp16 leaves in FP32 what would overflow.  [default: fp32 for onnx, fp16 for engines]",
+    type=click.Choice(get_args(Precision)),
+    help="Precision of all that is not INT8. fp16 leaves in FP32 what would overflow.  [default: fp32 for onnx, fp16 for engines]",
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]),
+    type=click.Choice(get_args(Runtime)),
     help="What a float or FP16 graph is for; INT8 is for its own target.  [default: that of the engines, tensorrt for onnx]",
 )
-@click.option("--fixed-batch-size", type=POSITIVE, help="The only one that is taken.  [default: any]")
+@click.option("--fixed-batch-size", type=POSITIVE, help="Batch size that the graph is fixed to.  [default: any]")
 @click.option(
     "--input-type",
-    type=click.Choice(["float32", "uint8"]),
+    type=click.Choice(get_args(InputType)),
     help="uint8: pixels 0 to 255, which the graph normalizes itself.  [default: float32, normalized images]",
 )
-@click.option("--input-layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the dimensions.  [default: nchw]")
 @click.option(
-    "--output", type=click.Choice(["logits", "probabilities", "top-k"]), help="What is given.  [default: logits]"
+    "--input-layout", type=click.Choice(get_args(InputLayout)), help="Order of the dimensions.  [default: nchw]"
 )
+@click.option("--output", type=click.Choice(get_args(GraphOutput)), help="What the graph returns.  [default: logits]")
 @click.option("--top-k", type=POSITIVE, help="How many classes --output top-k gives.  [default: 5]")
 @click.option("--range-images", type=POSITIVE, help="Training images that tell what overflows in FP16.  [default: 64]")
-@click.option("--license", help="Of the weights, written into the file.  [default: what is known of it]")
+@click.option("--license", help="License of the weights, written into the file.  [default: what is known of it]")
 @click.option(
     "--gpu",
     "gpus",
@@ -65,26 +57,22 @@ _SETTINGS = (
 @click.option("--workspace-mib", type=POSITIVE, help="Limit of an engine's scratch memory.  [default: 1024]")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0: built fast, 5: runs fast.  [default: 3]")
 @click.option(
-    "--timing-cache", type=click.Path(), metavar="FILE", help="Keep what was timed for the next build, with tensorrt."
+    "--timing-cache", type=click.Path(), metavar="FILE", help="Keep the timings for the next build, with tensorrt."
 )
 @click.option("--version-compatible", is_flag=True, default=None, help="Later TensorRT releases run it, with tensorrt.")
-@click.option("--stripped", is_flag=True, default=None, help="A plan without weights, to be refitted, with tensorrt.")
+@click.option("--stripped", is_flag=True, default=None, help="A plan without weights, to be refitted.")
 @click.option("--strict", is_flag=True, default=None, help="INT8 layers that an engine runs in float are an error.")
 @click.option(
     "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
 )
-@common_options(
-    "data", "out", "max_drop", "min_speedup", "speed_check", "image_size", "crop_pct", "seed", "device", "workers"
-)
-def command(artifact: Path, format: Format, as_json: bool, **values: Any) -> None:  # noqa: A002
+@common_options("export", "out")
+def command(as_json: bool, **values: Any) -> None:
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.
 
     FP32 artifacts give float graphs, quantized ones explicit Q/DQ. With --data each result is validated.
-    INT8 is timed against the float form of its network where its runtime is here.
+    INT8 is timed against the float baseline of its network where its runtime is installed.
     """
     from convnext_deploy.api.export import export
     from convnext_deploy.cli.report_table import show_report
 
-    settings = {name: values.pop(name) for name in _SETTINGS}
-    result = export(artifact, format=format, **settings, options=collect_options(values))
-    show_report(result.report, as_json)
+    show_report(export(**arguments_of("export", values)).report, as_json)

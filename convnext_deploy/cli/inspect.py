@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convnext_deploy.graphs.engine_plan import EngineRecord
     from convnext_deploy.graphs.lint.onnx_summary import GridRecord, ONNXRecord
 
-_FILE_WIDTH = 160  # where the output is no terminal
+_FILE_WIDTH = 160  # where the output is not a terminal
 _LARGEST_LAYERS = 20
 _NAMES = 4  # of a finding's places
 _NONE = "–"
@@ -26,7 +26,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
-@common_options()
+@common_options("inspect")
 def command(file: Path, as_json: bool) -> None:
     """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
     from convnext_deploy.api.inspect import inspect
@@ -109,18 +109,18 @@ def _print_findings(found: ONNXRecord, console: Console) -> None:
 
 def _print_engine(found: EngineRecord, console: Console) -> None:
     written = f"{found.flavor or 'of unknown origin'} {found.version or ''}".strip()
-    products = ", ".join(f"{count} {kind}" for kind, count in found.products.items())
+    nodes = ", ".join(f"{count} {kind}" for kind, count in found.nodes.items())
     facts = {
         "file": found.file,
         "format": f"TensorRT plan, {written}",
         "size": _size(found.size_bytes),
-        "products": products or "not readable",
+        "MatMul/Conv nodes": nodes or "not readable",
         **{key.replace("_", " "): _plain(value) for key, value in found.manifest.items()},
     }
     _print_facts(facts, console)
-    if found.products.get("INT8") and found.float_products:
-        console.print(f"\nProducts in float: {len(found.float_products)}")
-        for name in found.float_products:
+    if found.nodes.get("INT8") and found.float_nodes:
+        console.print(f"\nMatMul/Conv nodes in float: {len(found.float_nodes)}")
+        for name in found.float_nodes:
             console.print(f"  {name}")
     for note in found.notes:
         console.print(f"- {note}")
@@ -129,7 +129,9 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
 def _describe_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
     if not metadata:
         return {}
-    model, names, details = (metadata.get(key) or {} for key in ("model", "class_names", "details"))
+    # what stands in a file may be anything
+    model, details = (found if isinstance(found := metadata.get(key), dict) else {} for key in ("model", "details"))
+    names = found if isinstance(found := metadata.get("class_names"), list) else []
     facts = {
         "model": f"{model.get('variant', '?')} with {model.get('num_classes', '?')} classes",
         "precision": str(metadata.get("precision", "?")),

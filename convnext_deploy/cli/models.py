@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # widths of the terminal from which the training settings, and the names of the weights, fit into the table as well
 _WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
-_FILE_WIDTH = 160  # where the output is no terminal
+_FILE_WIDTH = 160  # where the output is not a terminal
 _NONE = "–"
 
 Record = TypeVar("Record")
@@ -28,14 +28,14 @@ Record = TypeVar("Record")
 
 @click.command("models")
 @click.argument("name", required=False, shell_complete=variants)
-@common_options()
+@common_options("models")
 def command(name: str | None, as_json: bool) -> None:
     """List all models: parameters, work, published top-1, how to train them. With NAME: everything about that one."""
-    from convnext_deploy.models.zoo.catalog import list_models
+    from convnext_deploy.api.list_models import list_models, to_json
 
     rows = list_models(name)
     if as_json:
-        _print_json(rows)
+        click.echo(to_json(rows))
         return
     from rich.console import Console
 
@@ -44,23 +44,6 @@ def command(name: str | None, as_json: bool) -> None:
         _print_table(rows, console)
     else:
         _print_one(rows[0], console)
-
-
-def _print_json(rows: tuple[ModelRow, ...]) -> None:
-    import dataclasses
-    import json
-
-    from convnext_deploy.models.zoo import training_settings as advice
-
-    shared = {
-        "optimizer": "AdamW",
-        "weight_decay": advice.WEIGHT_DECAY,
-        "betas": advice.BETAS,
-        "learning_rate_batch_size": advice.RATE_BATCH_SIZE,
-        "mixup_alpha": advice.MIXUP_ALPHA,
-        "cutmix_alpha": advice.CUTMIX_ALPHA,
-    }
-    click.echo(json.dumps({"training": shared, "models": [dataclasses.asdict(row) for row in rows]}, indent=1))
 
 
 def _print_table(rows: tuple[ModelRow, ...], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command."""
+"""Options that mean the same in every command, from the table of what each verb uses."""
 
 from __future__ import annotations
 
@@ -7,25 +7,19 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
 
+from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
+from convnext_deploy.cli.quiet import Function, quiet_option
+from convnext_deploy.config.choices import Device
 from convnext_deploy.system.distributed import launched
 
-if TYPE_CHECKING:
-    from convnext_deploy.api.options import Options
-from convnext_deploy.cli.quiet import Function, quiet_option
-
 POSITIVE = click.IntRange(min=1)
-# the options of the training verbs, in the order in which --help shows them
-TRAINING = (
-    "data", "out", "image_size", "crop_pct", "patch_size", "batch_size", "epochs", "base_learning_rate", "flip_probability",
-    "drop_path_rate", "head_hidden_size", "head_dropout", "gradient_checkpointing", "compile", "augmentation_epochs",
-    "augmentation_seed", "seed", "device", "workers", "cache_dir", "tensorboard",
-)  # fmt: skip
 
+# By field of the records, but for `out`; in the order in which --help shows them.
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
         "--data",
@@ -37,12 +31,11 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "validation_fraction": click.option(
         "--validation-fraction",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        default=0.1,
-        show_default=True,
-        help="Share of each class held out where the folder has no validation images. The same for every verb, or top-1 lies.",
+        help="Share of each class held out where the folder has no validation images. Give the same to every verb, otherwise "
+        "validation images leak into training.  [default: 0.1]",
     ),
     "skip_unreadable": click.option(
-        "--skip-unreadable", is_flag=True, help="Leave out images that cannot be opened, and list them."
+        "--skip-unreadable", is_flag=True, default=None, help="Leave out images that cannot be opened, and list them."
     ),
     "out": click.option(
         "--out",
@@ -51,36 +44,40 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         shell_complete=candidates.folders,
         help="Folder for the results.  [default: runs/NAME]",
     ),
-    "seed": click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Seed of weights, crops and calibration.",
+    "max_top1_drop_pp": click.option(
+        "--max-drop",
+        "max_top1_drop_pp",
+        type=click.FloatRange(0, 100),
+        help="Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
     ),
-    "device": click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where PyTorch runs.",
+    "min_speedup": click.option(
+        "--min-speedup",
+        type=click.FloatRange(0.1, 100),
+        help="How many times as fast as its float baseline INT8 must be; less ends with exit code 3.  [default: 1, not slower]",
     ),
-    "workers": click.option(
-        "--workers",
-        type=click.IntRange(min=0),
-        help="Processes that decode images.  [default: one per core, at most 8]",
+    "speed_check": click.option(
+        "--no-speed-check",
+        "speed_check",
+        is_flag=True,
+        flag_value=False,
+        default=None,
+        help="Do not time INT8 against its float baseline.",
     ),
     "image_size": click.option(
-        "--image-size", type=POSITIVE, help="Side of the network's input in pixels.  [default: 224, digits 32]"
+        "--image-size",
+        type=POSITIVE,
+        help="Side of the network's input in pixels.  [default: the artifact's; fresh weights: 224, digits 32]",
     ),
     "crop_pct": click.option(
         "--crop-pct",
         type=click.FloatRange(0.1, 1.0),
-        help="Centre crop of the evaluation transform.  [default: 0.875 from 128 pixels on, 1.0 below]",
+        help="Share of the resized image that the evaluation's centre crop keeps.  [default: the artifact's; fresh weights: 0.875 "
+        "from 128 pixels on, 1.0 below]",
     ),
     "patch_size": click.option(
         "--patch-size",
         type=click.Choice(["2", "4", "8"]),
+        callback=lambda _context, _parameter, value: None if value is None else int(value),
         help="Kernel and stride of the stem; 2 suits small images.  [default: 4]",
     ),
     "batch_size": click.option(
@@ -132,42 +129,29 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=click.IntRange(min=0),
         help="Seed of order and crops alone; students with the same one see the same crops.  [default: --seed]",
     ),
+    "seed": click.option(
+        "--seed", type=click.IntRange(min=0), help="Seed of weights, crops and calibration.  [default: 0]"
+    ),
+    "device": click.option(
+        "--device",
+        type=click.Choice(get_args(Device)),
+        help="Where PyTorch runs.  [default: auto, a GPU if there is one]",
+    ),
+    "workers": click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        help="Processes that decode images.  [default: one per core, at most 8]",
+    ),
     "cache_dir": click.option(
         "--cache-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",
         shell_complete=candidates.folders,
-        help="Keep decoded small images and teachers' predictions here, for other runs too.  [default: memory and OUT/cache]",
+        help="Keep what can be computed again (decoded small images, indices of shards, teachers' predictions) here, for other "
+        "runs too.  [default: memory and OUT/cache]",
     ),
     "tensorboard": click.option(
-        "--tensorboard", is_flag=True, help="Write TensorBoard events to OUT/tensorboard as well."
-    ),
-    "calibration_images": click.option(
-        "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
-    ),
-    "selection_images": click.option(
-        "--selection-images",
-        type=POSITIVE,
-        help="Other training images, by which the method is chosen.  [default: 1024]",
-    ),
-    "max_drop": click.option(
-        "--max-drop",
-        "max_top1_drop_pp",
-        type=click.FloatRange(0, 100),
-        help="Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
-    ),
-    "min_speedup": click.option(
-        "--min-speedup",
-        type=click.FloatRange(0.1, 100),
-        help="How many times as fast as its float form INT8 must be; less ends with exit code 3.  [default: 1, not slower]",
-    ),
-    "speed_check": click.option(
-        "--no-speed-check",
-        "speed_check",
-        is_flag=True,
-        flag_value=False,
-        default=True,
-        help="Do not measure INT8 against its float form.",
+        "--tensorboard", is_flag=True, default=None, help="Write TensorBoard events to OUT/tensorboard as well."
     ),
 }
 
@@ -181,33 +165,34 @@ artifacts_argument = click.argument(
     shell_complete=candidates.artifacts,
 )
 
-_TOGETHER = {"data": ("validation_fraction", "skip_unreadable")}
 
-
-def common_options(*names: str) -> Callable[[Function], Function]:
-    """Add the named options, then `--json` and `--quiet`, which all commands share."""
+def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
+    """Add the options that a verb uses of the records, those named besides, and `--json` and `--quiet`, which all share."""
+    used = {*others}.union(*USES.get(verb, {}).values())
 
     def decorate(function: Function) -> Function:
         function = quiet_option(function)
         function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(
             function
         )
-        for name in reversed(names):
-            for option in reversed((name, *_TOGETHER.get(name, ()))):
-                function = _OPTIONS[option](function)
+        for name in reversed(_OPTIONS):
+            if name in used:
+                function = _OPTIONS[name](function)
         return function
 
     return decorate
 
 
-def collect_options(values: dict[str, Any]) -> Options:
-    """Turn the values of the common options into `Options`, with the progress display for this terminal."""
-    from convnext_deploy.api.options import Options
+def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a verb's function from the values of its command: its own as they are, the others in records."""
+    from convnext_deploy.api.options import RECORDS
     from convnext_deploy.cli.progress_bars import create_progress
 
-    if values.get("patch_size") is not None:
-        values["patch_size"] = int(values["patch_size"])
-    return Options(progress=create_progress(), command=_typed(), **values)
+    found = {**values, "progress": create_progress(), "command": _typed()}
+    uses = USES.get(verb, {})
+    records = {record: RECORDS[record](**{name: found[name] for name in names}) for record, names in uses.items()}
+    shared = {"progress", "command"}.union(*uses.values())
+    return {name: value for name, value in found.items() if name not in shared} | records
 
 
 def _typed() -> str:

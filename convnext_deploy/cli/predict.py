@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.completions import artifacts, runners
-from convnext_deploy.cli.options import POSITIVE, collect_options, common_options
+from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 
 if TYPE_CHECKING:
     from convnext_deploy.api.predict import Prediction
@@ -25,10 +25,8 @@ _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 @click.option(
     "--runner", metavar="NAME", shell_complete=runners, help="What runs ARTIFACT.  [default: that of its format]"
 )
-@common_options("skip_unreadable", "image_size", "crop_pct", "batch_size", "device", "workers")
-def command(
-    artifact: Path, images: tuple[Path, ...], top_k: int, runner: str | None, as_json: bool, **values: Any
-) -> None:
+@common_options("predict", "skip_unreadable")
+def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     """Print the most probable classes of images: of files, and of all images below folders.
 
     Images are resized and normalized as ARTIFACT says. A file that cannot be read is named and the others are done all the same;
@@ -38,9 +36,9 @@ def command(
     from convnext_deploy.data.decoding import printable
     from convnext_deploy.errors import DataError
 
-    skips = values["skip_unreadable"]
-    options = collect_options(values)
-    tell = options.progress.say if skips else functools.partial(click.echo, err=True)
+    arguments = arguments_of("predict", values)
+    say = arguments["execution"].reporter.say
+    tell = say if skip_unreadable else functools.partial(click.echo, err=True)
     unreadable = total = 0
 
     def watched(found: Iterable[Prediction]) -> Iterator[Prediction]:
@@ -52,18 +50,18 @@ def command(
                 tell(prediction.error)
             yield prediction
 
-    found = watched(predict(artifact, images, top_k=top_k, runner=runner, options=options))
+    found = watched(predict(**arguments))
     if as_json:
         _print_json(found)
     else:
         for prediction in found:
             if prediction.error is None:
                 click.echo(f"{printable(prediction.path)}: {_describe(prediction)}")
-    if unreadable and (unreadable == total or not skips):
+    if unreadable and (unreadable == total or not skip_unreadable):
         hint = "repair or remove them" if unreadable == total else "repair or remove them, or give --skip-unreadable"
         raise DataError(f"{unreadable} of {total} files cannot be read as images; {hint}.")
     if unreadable:
-        options.progress.say(f"{unreadable} of {total} files cannot be read as images and were left out")
+        say(f"{unreadable} of {total} files cannot be read as images and were left out")
 
 
 def _describe(prediction: Prediction) -> str:

@@ -59,13 +59,13 @@ class PlainProgress:
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
-        """See `Progress.task`."""
+        """Open a task, which is closed when the context ends."""
         task = _PlainTask(description, total, unit, done)
         yield task
         task.finish()
 
     def say(self, message: str) -> None:
-        """See `Progress.say`."""
+        """Print one line that stays."""
         click.echo(message, err=True)
 
 
@@ -81,7 +81,7 @@ class _RateColumn(ProgressColumn):
     """Units per second of late, once that is known."""
 
     def render(self, task: RichTask) -> Text:
-        """See `ProgressColumn.render`."""
+        """Return the rate of a task as text."""
         speed = task.finished_speed or task.speed
         if speed is None and task.finished and task.elapsed:  # all of it was one step
             speed = (task.completed - task.fields["before"]) / task.elapsed
@@ -96,7 +96,7 @@ class BarProgress:
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
-        """See `Progress.task`."""
+        """Open a task, which is closed when the context ends."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=_BAR_WIDTH),
@@ -113,7 +113,7 @@ class BarProgress:
             )
 
     def say(self, message: str) -> None:
-        """See `Progress.say`."""
+        """Print one line that stays."""
         self.console.print(message, highlight=False, markup=False)
 
 

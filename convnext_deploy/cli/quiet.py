@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    pass
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
 _QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 
 
 def quiet_option(function: Function) -> Function:
-    """Add `--quiet`, which the group and every verb take; see `is_quiet`."""
+    """Add `--quiet`, which `is_quiet` tells of."""
 
     def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
         context.meta[_QUIET] = value or context.meta.get(_QUIET, False)

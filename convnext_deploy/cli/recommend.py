@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from convnext_deploy.cli.options import POSITIVE, common_options
+from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,29 +41,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="New file for the recipe.  [default: print it after the list]",
 )
-@common_options("image_size")
-def command(
-    images: int,
-    classes: int,
-    gpu_memory_gb: float | None,
-    latency_budget_ms: float | None,
-    out: Path | None,
-    image_size: int | None,
-    as_json: bool,
-) -> None:
+@common_options("recommend", "image_size")
+def command(as_json: bool, out: Path | None, **values: Any) -> None:
     """Recommend models for a data set, with reasons and a recipe to start from."""
     from convnext_deploy.api.recommend import recommend
-    from convnext_deploy.cli.progress_bars import create_progress
 
-    found = recommend(
-        images,
-        classes,
-        gpu_memory_gb=gpu_memory_gb,
-        latency_budget_ms=latency_budget_ms,
-        image_size=image_size or 224,
-        out=out,
-        progress=create_progress(),
-    )
+    found = recommend(**arguments_of("recommend", {**values, "out": out}))
     if as_json:
         import json
 
@@ -110,10 +93,10 @@ def _print_list(found: Recommendation, console: Console) -> None:
 
 def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
     """Titles and contents of the columns."""
-    from convnext_deploy.models.zoo.catalog import list_models
+    from convnext_deploy.models.zoo.catalog import describe_variant
     from convnext_deploy.models.zoo.training_settings import format_setting
 
-    rows = {candidate.variant: list_models(candidate.variant)[0] for candidate in found.candidates}
+    rows = {candidate.variant: describe_variant(candidate.variant) for candidate in found.candidates}
 
     def top1(candidate: Candidate) -> str:
         published = rows[candidate.variant].published

@@ -12,7 +12,7 @@ from convnext_deploy.cli.options import common_options
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=candidates.runs)
-@common_options()
+@common_options("report")
 def command(run: Path, as_json: bool) -> None:
     """Show the report of RUN (a run's folder or its report.json) again, and write its Markdown, HTML and model card anew."""
     from convnext_deploy.api.report import report

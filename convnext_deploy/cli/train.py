@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from convnext_deploy.cli.completions import artifacts, variants, weights
-from convnext_deploy.cli.options import TRAINING, collect_options, common_options
+from convnext_deploy.cli.options import arguments_of, common_options
 
 
 @click.command("train")
@@ -29,7 +29,7 @@ from convnext_deploy.cli.options import TRAINING, collect_options, common_option
     shell_complete=weights,
     help="Fine-tune published weights, such as timm/convnext_tiny.fb_in1k.",
 )
-@common_options(*TRAINING)
+@common_options("train", "out")
 def command(as_json: bool, **values: Any) -> None:
     """Train a ConvNeXt from scratch, or fine-tune one, and validate it. Without --data: on the built-in digits.
 
@@ -38,10 +38,8 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy.api.train import train
     from convnext_deploy.cli.report_table import show_report
 
-    arguments = {name: values.pop(name) for name in ("model", "checkpoint", "weights")}
-    if arguments["checkpoint"] is not None and arguments["weights"] is not None:
+    if values["checkpoint"] is not None and values["weights"] is not None:
         raise click.UsageError("--checkpoint and --weights were both given; start from one of them.")
-    if not any(arguments.values()):
+    if not any(values[name] for name in ("model", "checkpoint", "weights")):
         raise click.UsageError("give --model, or what to start from with --checkpoint or --weights.")
-    result = train(**arguments, options=collect_options(values))
-    show_report(result.report, as_json)
+    show_report(train(**arguments_of("train", values)).report, as_json)

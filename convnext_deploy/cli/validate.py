@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import click
 
 from convnext_deploy.cli.completions import artifacts, variants
-from convnext_deploy.cli.options import collect_options, common_options
+from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.config.choices import GateOn
 
 
 @click.command("validate")
@@ -24,23 +25,15 @@ from convnext_deploy.cli.options import collect_options, common_options
 )
 @click.option(
     "--gate-on",
-    type=click.Choice(["point", "upper"]),
+    type=click.Choice(get_args(GateOn)),
     default="point",
     show_default=True,
     help="What must be within --max-drop: the drop measured, or the upper end of its 95 % interval.",
 )
-@common_options("data", "out", "max_drop", "image_size", "crop_pct", "batch_size", "device", "workers")
-def command(
-    artifact: Path,
-    baseline: Path | None,
-    model: str | None,
-    gate_on: Literal["point", "upper"],
-    as_json: bool,
-    **values: Any,
-) -> None:
+@common_options("validate", "out")
+def command(as_json: bool, **values: Any) -> None:
     """Measure top-1 and top-5 of ARTIFACT (a folder, a weights file or an ONNX file) with its own runner."""
     from convnext_deploy.api.validate import validate
     from convnext_deploy.cli.report_table import show_report
 
-    report = validate(artifact, baseline=baseline, model=model, gate_on=gate_on, options=collect_options(values))
-    show_report(report, as_json)
+    show_report(validate(**arguments_of("validate", values)), as_json)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.config.choices import BundledKind
 
 
 @click.command("verify-bundle")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--require",
-    type=click.Choice(["onnx", "engine"]),
+    type=click.Choice(get_args(BundledKind)),
     multiple=True,
     help="Fail unless at least one of these could be run here; repeatable.",
 )
@@ -23,8 +25,8 @@ from convnext_deploy.cli.options import common_options
     metavar="DIR",
     help="Folder of the engines that were built from it.  [default: built/ in BUNDLE]",
 )
-@common_options()
-def command(bundle: Path, require: tuple[str, ...], built: Path | None, as_json: bool) -> None:
+@common_options("verify-bundle")
+def command(bundle: Path, require: tuple[BundledKind, ...], built: Path | None, as_json: bool) -> None:
     """Check the files of BUNDLE (a folder or a .zip), run what this machine can run, compare with the golden answers.
 
     Its own verify.py does the same where this package is not installed. Ends with 1 if anything disagrees.

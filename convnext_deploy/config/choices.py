@@ -32,5 +32,8 @@ GateOn = Literal["point", "upper"]
 Autocast = Literal["auto", "off", "bf16", "fp16"]
 AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
 HeadActivation = Literal["gelu", "relu"]
+Device = Literal["auto", "cpu", "cuda"]
+BundledKind = Literal["onnx", "engine"]
+"""Of the models in a bundle, those that can be run."""
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 """Whose names of weights a checkpoint has."""

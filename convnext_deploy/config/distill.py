@@ -8,8 +8,8 @@ from typing import ClassVar
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.errors import RecipeError
 
 

@@ -13,8 +13,8 @@ STAGE_KINDS: dict[str, str] = {
     "qat": "convnext_deploy.config.qat:QATConfig",
     "quantize": "convnext_deploy.config.quantize:QuantizeConfig",
     "onnx": "convnext_deploy.config.onnx:ONNXConfig",
-    "tensorrt": "convnext_deploy.config.tensorrt:TensorRTConfig",
-    "torch-tensorrt": "convnext_deploy.config.torch_tensorrt:TorchTensorRTConfig",
+    "tensorrt": "convnext_deploy.config.engine:TensorRTConfig",
+    "torch-tensorrt": "convnext_deploy.config.engine:TorchTensorRTConfig",
 }
 """Kind → where its settings are, which is imported when a recipe asks for it: a file in `stages/` may hold settings and `run`.
 

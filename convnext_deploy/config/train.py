@@ -1,13 +1,47 @@
-"""The settings of a stage that trains."""
+"""The settings of a stage that trains, and those of the network of every stage that does."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.choices import HeadActivation
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.stage import StageConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network of a training stage.
+
+    `crop_pct` None: that of the initial weights, without any 0.875 from 128 pixels on and 1.0 below. `head_hidden_size`: width
+    of a hidden layer before the logits; None: as in the variant, 0: none. `weights`: initial weights, a file, an artifact or a
+    name such as `timm/convnext_tiny.fb_in1k`; a head of another size is left out.
+    """
+
+    name: str
+    image_size: int = 224
+    patch_size: int = 4
+    in_channels: int = 3
+    crop_pct: float | None = None
+    head_hidden_size: int | None = None
+    head_activation: HeadActivation = "gelu"
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        require(self.patch_size in (2, 4, 8), "patch_size", self.patch_size, "2 (small images), 4 (usual) or 8")
+        require(self.in_channels in (1, 3), "in_channels", self.in_channels, "1 (grey) or 3 (RGB)")
+        least = 8 * self.patch_size
+        require(
+            self.image_size >= least, "image_size", self.image_size, f">= {least} with patch_size {self.patch_size}"
+        )
+        if self.crop_pct is not None:
+            require(0.1 <= self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0.1 to 1.0")
+        require(self.weights != "", "weights", self.weights, "a file, a folder or a name")
+        if self.head_hidden_size is not None:
+            require(self.head_hidden_size >= 0, "head_hidden_size", self.head_hidden_size, ">= 1, or 0 for none")
 
 
 @dataclass(frozen=True)

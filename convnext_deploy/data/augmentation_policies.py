@@ -1,14 +1,13 @@
 """Augmentation policies: every image gets operations and magnitudes of its own, drawn from a NumPy generator.
 
-Operations, magnitudes and learned policies are torchvision's own tables, and an operation computes for each image what torchvision
-computes for it alone. Its transforms themselves make one draw for a whole batch, so that they would have to run image by image,
-with dozens of kernel launches for each on a GPU; here images are grouped by operation. They also draw from torch's global
-generator, which belongs to the training.
+An operation computes for each image what torchvision's computes for it alone. Torchvision's policies make one draw for a whole
+batch, so that they would have to run image by image, with dozens of kernel launches for each on a GPU; here images are grouped by
+operation. They also draw from torch's global generator, which belongs to the training.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,44 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 LEVELS = 31  # magnitudes of RandAugment and TrivialAugmentWide: 0 to 30
 
-_AUTOAUGMENT_LEVELS = 10
-_CIFAR_SIDE = (
-    96  # pixels; up to here AutoAugment's CIFAR-10 policies, which were learned on 32, above its ImageNet policies
-)
 _GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_SIGNED = (*_GEOMETRIC, "Brightness", "Color", "Contrast", "Sharpness")
+# of RandAugment and TrivialAugmentWide
+_OPERATIONS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
+_PLAIN = {"AutoContrast": TF.autocontrast, "Equalize": TF.equalize, "Invert": TF.invert}
+_ADJUST = {
+    "Brightness": TF.adjust_brightness,
+    "Color": TF.adjust_saturation,
+    "Contrast": TF.adjust_contrast,
+    "Sharpness": TF.adjust_sharpness,
+}
+_BILINEAR = InterpolationMode.BILINEAR
+# pixels; up to here AutoAugment's policies for CIFAR-10, which were learned on 32 pixels, above those for ImageNet
+_CIFAR_SIDE = 96
+_CIFAR_10 = (
+    "Invert 1 0 Contrast 2 6, Rotate 7 2 TranslateX 3 9, Sharpness 8 1 Sharpness 9 3, ShearY 5 8 TranslateY 7 9, "
+    "AutoContrast 5 0 Equalize 9 0, ShearY 2 7 Posterize 3 7, Color 4 3 Brightness 6 7, Sharpness 3 9 Brightness 7 9, "
+    "Equalize 6 0 Equalize 5 0, Contrast 6 7 Sharpness 6 5, Color 7 7 TranslateX 5 8, Equalize 3 0 AutoContrast 4 0, "
+    "TranslateY 4 3 Sharpness 2 6, Brightness 9 6 Color 2 8, Solarize 5 2 Invert 0 0, Equalize 2 0 AutoContrast 6 0, "
+    "Equalize 2 0 Equalize 6 0, Color 9 9 Equalize 6 0, AutoContrast 8 0 Solarize 2 8, Brightness 1 3 Color 7 0, "
+    "Solarize 4 5 AutoContrast 9 0, TranslateY 9 9 TranslateY 7 9, AutoContrast 9 0 Solarize 8 3, Equalize 8 0 Invert 1 0, "
+    "TranslateY 7 9 AutoContrast 9 0"
+)
+_IMAGENET = (
+    "Posterize 4 8 Rotate 6 9, Solarize 6 5 AutoContrast 6 0, Equalize 8 0 Equalize 6 0, Posterize 6 7 Posterize 6 6, "
+    "Equalize 4 0 Solarize 2 4, Equalize 4 0 Rotate 8 8, Solarize 6 3 Equalize 6 0, Posterize 8 5 Equalize 10 0, "
+    "Rotate 2 3 Solarize 6 8, Equalize 6 0 Posterize 4 6, Rotate 8 8 Color 4 0, Rotate 4 9 Equalize 6 0, "
+    "Equalize 0 0 Equalize 8 0, Invert 6 0 Equalize 10 0, Color 6 4 Contrast 10 8, Rotate 8 8 Color 10 2, "
+    "Color 8 8 Solarize 8 7, Sharpness 4 7 Invert 6 0, ShearX 6 5 Equalize 10 0, Color 4 0 Equalize 6 0, "
+    "Equalize 4 0 Solarize 2 4, Solarize 6 5 AutoContrast 6 0, Invert 6 0 Equalize 10 0, Color 6 4 Contrast 10 8, "
+    "Equalize 8 0 Equalize 6 0"
+)
+"""Pairs of operations, each with its probability in tenths and its magnitude, 0 to 9: arXiv 1805.09501, tables 7 and 9."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +77,8 @@ def draw_randaugment(
 
     Source: Cubuk et al. 2019, arXiv 1909.13719.
     """
-    table = _table("RandAugment", LEVELS, size)
-    chosen = rng.integers(len(table.names), size=(count, operations))
-    return table.operations(rng, chosen, np.full(chosen.shape, magnitude))
+    chosen = rng.integers(len(_OPERATIONS), size=(count, operations))
+    return _draw_signs(rng, np.array(_OPERATIONS)[chosen], np.full(chosen.shape, magnitude), _magnitudes(LEVELS, size))
 
 
 def draw_trivialaugment(rng: np.random.Generator, count: int, size: int) -> Operations:
@@ -60,9 +86,9 @@ def draw_trivialaugment(rng: np.random.Generator, count: int, size: int) -> Oper
 
     Source: Müller and Hutter 2021, arXiv 2103.10158.
     """
-    table = _table("TrivialAugmentWide", LEVELS, size)
-    chosen = rng.integers(len(table.names), size=(count, 1))
-    return table.operations(rng, chosen, rng.integers(LEVELS, size=chosen.shape))
+    chosen = rng.integers(len(_OPERATIONS), size=(count, 1))
+    levels = rng.integers(LEVELS, size=chosen.shape)
+    return _draw_signs(rng, np.array(_OPERATIONS)[chosen], levels, _magnitudes(LEVELS, size, wide=True))
 
 
 def draw_autoaugment(rng: np.random.Generator, count: int, size: int) -> Operations:
@@ -70,15 +96,11 @@ def draw_autoaugment(rng: np.random.Generator, count: int, size: int) -> Operati
 
     Source: Cubuk et al. 2018, arXiv 1805.09501, tables 7 and 9.
     """
-    table = _table("AutoAugment", _AUTOAUGMENT_LEVELS, size)
-    learned = v2.AutoAugmentPolicy.CIFAR10 if size <= _CIFAR_SIDE else v2.AutoAugmentPolicy.IMAGENET
-    pairs = v2.AutoAugment(learned)._policies
-    codes = np.array([[table.names.index(name) for name, _, _ in pair] for pair in pairs])
-    probabilities = np.array([[probability for _, probability, _ in pair] for pair in pairs])
-    levels = np.array([[level or 0 for _, _, level in pair] for pair in pairs])
-    chosen = rng.integers(len(pairs), size=count)
-    drawn = table.operations(rng, codes[chosen], levels[chosen])
-    applied = rng.uniform(size=drawn.names.shape) < probabilities[chosen]
+    pairs = np.array([pair.split() for pair in (_CIFAR_10 if size <= _CIFAR_SIDE else _IMAGENET).split(", ")])
+    chosen = pairs[rng.integers(len(pairs), size=count)]
+    names, probabilities, levels = chosen[:, 0::3], chosen[:, 1::3].astype(float) / 10, chosen[:, 2::3].astype(int)
+    drawn = _draw_signs(rng, names, levels, _magnitudes(10, size))
+    applied = rng.uniform(size=drawn.names.shape) < probabilities
     return Operations(np.where(applied, drawn.names, "Identity"), np.where(applied, drawn.magnitudes, 0.0))
 
 
@@ -114,66 +136,72 @@ def apply_to_image(image: Image.Image, operations: Operations) -> Image.Image:
 
     For one large image this is several times faster than tensors are.
     """
-    transform = v2.AutoAugment(interpolation=v2.InterpolationMode.BILINEAR)
-    for name, magnitude in zip(operations.names[0], operations.magnitudes[0], strict=True):
-        image = transform._apply_image_or_video_transform(
-            image, name, float(magnitude), transform.interpolation, transform._fill
-        )
+    for name, magnitude in zip(operations.names[0], operations.magnitudes[0].tolist(), strict=True):
+        if name in _PLAIN:
+            image = _PLAIN[name](image)
+        elif name in _ADJUST:
+            image = _ADJUST[name](image, 1.0 + magnitude)
+        elif name == "Posterize":
+            image = TF.posterize(image, int(magnitude))
+        elif name == "Solarize":
+            image = TF.solarize(image, 255.0 * magnitude)
+        elif name == "Rotate":
+            image = TF.rotate(image, magnitude, _BILINEAR)
+        elif name.startswith("Shear"):
+            degrees = math.degrees(math.atan(magnitude))
+            shear = [degrees, 0.0] if name == "ShearX" else [0.0, degrees]
+            image = TF.affine(image, 0.0, [0, 0], 1.0, shear, _BILINEAR, center=[0, 0])
+        elif name != "Identity":
+            translate = [int(magnitude), 0] if name == "TranslateX" else [0, int(magnitude)]
+            image = TF.affine(image, 0.0, translate, 1.0, [0.0, 0.0], _BILINEAR)
     return image
 
 
-@dataclass(frozen=True)
-class _Table:
-    """`magnitudes` `(operations, levels)` and which of them are positive or negative with equal chance."""
-
-    names: tuple[str, ...]
-    magnitudes: NDArray[np.float64]
-    signed: NDArray[np.bool_]
-
-    def operations(self, rng: np.random.Generator, chosen: NDArray[Any], levels: NDArray[Any]) -> Operations:
-        negative = (rng.uniform(size=chosen.shape) < 0.5) & self.signed[chosen]
-        magnitudes = self.magnitudes[chosen, levels]
-        return Operations(np.array(self.names)[chosen], np.where(negative, -magnitudes, magnitudes))
+def _draw_signs(
+    rng: np.random.Generator, names: NDArray[np.str_], levels: NDArray[Any], magnitudes: dict[str, NDArray[np.float64]]
+) -> Operations:
+    """Return operations of these names and levels, `(N, K)`; magnitudes with a sign are negative with equal chance."""
+    negative = (rng.uniform(size=names.shape) < 0.5) & np.isin(names, _SIGNED)
+    found = np.zeros(names.shape)
+    for name, values in magnitudes.items():
+        found = np.where(names == name, values[levels], found)
+    return Operations(names, np.where(negative, -found, found))
 
 
-@functools.cache
-def _table(transform: str, levels: int, size: int) -> _Table:
-    space: dict[str, Any] = getattr(v2, transform)._AUGMENTATION_SPACE
-    found = [magnitudes(levels, size, size) for magnitudes, _ in space.values()]
-    values = np.stack([np.zeros(levels) if row is None else row.double().numpy() for row in found])
-    return _Table(tuple(space), values, np.array([signed for _, signed in space.values()]))
+def _magnitudes(levels: int, size: int, *, wide: bool = False) -> dict[str, NDArray[np.float64]]:
+    """Return the magnitudes of each operation that has some, `(levels,)`: of TrivialAugmentWide, or of the other two.
+
+    Numbers are torchvision's, which has them from the papers' code: shears as tangents, translations in pixels, rotations in
+    degrees, changes of factors, bits, and thresholds in [0, 1].
+    """
+    largest = {
+        **dict.fromkeys(("ShearX", "ShearY"), 0.99 if wide else 0.3),
+        **dict.fromkeys(("TranslateX", "TranslateY"), 32.0 if wide else 150.0 / 331.0 * size),
+        "Rotate": 135.0 if wide else 30.0,
+        **dict.fromkeys(_ADJUST, 0.99 if wide else 0.9),
+    }
+    bits = (8 - torch.arange(levels) / ((levels - 1) / (6 if wide else 4))).round()
+    tables = {name: torch.linspace(0.0, end, levels) for name, end in largest.items()}
+    tables |= {"Posterize": bits, "Solarize": torch.linspace(1.0, 0.0, levels)}
+    return {name: values.double().numpy() for name, values in tables.items()}
 
 
 def _apply(group: str, images: Tensor, names: NDArray[np.str_], magnitudes: NDArray[np.float64]) -> Tensor:
     """Apply one operation, or several geometric ones: `(N, C, H, W)` uint8 with `(N,)` magnitudes."""
     if group == "Geometric":
         return _resample(images, names, magnitudes)
-    if group == "AutoContrast":
-        stretched: Tensor = TF.autocontrast(images)
-        return stretched
-    if group == "Equalize":
-        equalized: Tensor = TF.equalize(images)
-        return equalized
-    if group == "Invert":
-        return 255 - images
+    if group in _PLAIN:
+        return _PLAIN[group](images)  # type: ignore[no-any-return]  # torchvision is untyped
     if group == "Solarize":
         return torch.where(images >= _per_image(255 * magnitudes, images), 255 - images, images)
     if group == "Posterize":
         masks = 0xFF << (8 - magnitudes.astype(np.int64)) & 0xFF
         return images & _per_image(masks, images).to(torch.uint8)
     # An image far from or near to its degenerate one; the latter is torchvision's, because at factor 0 nothing else is left.
-    if group == "Brightness":
-        degenerate = torch.zeros_like(images)
-    elif group == "Contrast":
+    if group == "Contrast":  # not rounded
         degenerate = TF.rgb_to_grayscale(images).float().mean((1, 2, 3), keepdim=True)
-    elif group == "Color":
-        if images.shape[1] == 1:
-            return images  # grey has no saturation
-        degenerate = TF.adjust_saturation(images, 0.0)
-    elif group == "Sharpness":
-        degenerate = TF.adjust_sharpness(images, 0.0)
     else:
-        raise AssertionError(f"no such operation: {group}")
+        degenerate = _ADJUST[group](images, 0.0)
     # exact where both are equal, unlike a sum of two products
     blended = torch.lerp(degenerate.float().expand(images.shape), images.float(), _per_image(1.0 + magnitudes, images))
     return blended.clamp_(0, 255).to(torch.uint8)

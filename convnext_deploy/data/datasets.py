@@ -21,6 +21,7 @@ from convnext_deploy.data.splits import ClassFiles
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
+VALIDATION_FRACTION = 0.1  # of each class, where nobody says it
 _DIGITS_VALIDATION = 540
 _DIGITS_SPLIT_SEED = 20220110
 _DIGITS_SIZE = 32
@@ -158,7 +159,7 @@ class Data:
 def open_data(
     name: str,
     *,
-    validation_fraction: float = 0.1,
+    validation_fraction: float = VALIDATION_FRACTION,
     split_seed: int = 0,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from convnext_deploy.config.records import read_record
 from convnext_deploy.system.files import write_text
-from convnext_deploy.system.json_records import read_record
 
 Record = TypeVar("Record")
 
@@ -25,6 +25,6 @@ def read_kept(kind: type[Record], path: Path, key: str) -> Record | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         # what was written has every field, also one that may be left out
         whole = content.keys() == {"key", *(field.name for field in dataclasses.fields(cast(Any, kind)))}
-        return read_record(kind, content) if content.pop("key") == key and whole else None
+        return read_record(kind, content, "record") if content.pop("key") == key and whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

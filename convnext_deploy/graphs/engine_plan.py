@@ -1,4 +1,4 @@
-"""What is in a TensorRT engine plan: which TensorRT wrote it, and which of its products run in which type."""
+"""Read a TensorRT engine plan: which TensorRT wrote it, and in which type each of its MatMul/Conv nodes runs."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, read_artifact
+from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.engine_precisions import PlanProduct, read_products
+from convnext_deploy.graphs.engine_precisions import read_plan_nodes
 
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 _HEADERS = {b"vtrt": "tensorrt-rtx", b"ftrt": "tensorrt"}
 """First bytes of a plan → which TensorRT wrote it."""
 _VERSION = slice(24, 28)  # major, minor, patch and build, a byte each, in both
-_KEPT_DETAILS = ("gpus", "batch", "max_batch_size", "version_compatible", "stripped", "quantized_layers")
 
 
 @dataclass(frozen=True)
 class EngineRecord:
     """All that is in an engine plan.
 
-    `flavor` and `version` are None where the header does not tell. `products`: precision → count, empty where the plan does not
-    keep them readable; `float_products` are the names of those not in INT8. `manifest` is what the manifest beside it adds.
+    `flavor` and `version` are None where the header does not tell. `nodes`: precision → count of MatMul/Conv nodes, empty where the
+    plan does not keep them readable; `float_nodes` are the names of those not in INT8. `manifest`: from the manifest beside it.
     """
 
     file: str
     size_bytes: int
     flavor: str | None
     version: str | None
-    products: Mapping[str, int]
-    float_products: tuple[str, ...]
+    nodes: Mapping[str, int]
+    float_nodes: tuple[str, ...]
     manifest: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -53,17 +53,17 @@ def inspect_plan(path: Path) -> EngineRecord:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
     flavor, version = read_header(plan)
-    products = read_products(plan)
-    if flavor is None and not products:
+    nodes = read_plan_nodes(plan)
+    if flavor is None and not nodes:
         raise ArtifactError(
-            f"{path} is no TensorRT plan: it begins with {plan[:4]!r}, expected "
+            f"{path} is not a TensorRT plan: it begins with {plan[:4]!r}, expected "
             f"{' or '.join(repr(header) for header in _HEADERS)}."
         )
     manifest, notes = _read_manifest(path)
-    if not products:
+    if not nodes:
         notes = (
             *notes,
-            "the plan does not tell in which types its products run"
+            "the plan does not tell in which types its MatMul/Conv nodes run"
             + ("; a plan of standard TensorRT tells it on its GPU alone" if flavor == "tensorrt" else ""),
         )
     return EngineRecord(
@@ -71,8 +71,8 @@ def inspect_plan(path: Path) -> EngineRecord:
         len(plan),
         flavor,
         version,
-        dict(Counter(product.precision for product in products).most_common()),
-        tuple(_describe(product) for product in products if product.precision != "INT8"),
+        dict(Counter(node.precision for node in nodes).most_common()),
+        tuple(f"{node.name} ({node.precision})" for node in nodes if node.precision != "INT8"),
         manifest,
         notes,
     )
@@ -85,10 +85,6 @@ def read_header(plan: bytes) -> tuple[str | None, str | None]:
     return flavor, version if flavor is not None and len(plan) >= _VERSION.stop else None
 
 
-def _describe(product: PlanProduct) -> str:
-    return f"{product.name} ({product.precision})"
-
-
 def _read_manifest(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     if not (path.parent / MANIFEST).is_file():
         return {}, ()
@@ -96,19 +92,22 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         artifact = read_artifact(path.parent)
     except ArtifactError as error:
         return {}, (str(error),)
-    if path.name not in {file.name for file in artifact.files}:
+    details = artifact.details
+    if not isinstance(details, EngineDetails) or path.name not in {file.name for file in artifact.files}:
         return {}, ()
-    kept = {key: artifact.details[key] for key in _KEPT_DETAILS if key in artifact.details}
+    # a file for one GPU is called model.GPU.plan
+    reports = (
+        report
+        for gpu, report in details.precisions.items()
+        if f".{gpu.lower()}." in path.name or len(details.precisions) == 1
+    )
+    report = next(reports, None)
     return {
         "variant": artifact.model.variant,
         "precision": artifact.precision,
-        **kept,
-        **_census(artifact, path.name),
-    }, tuple(artifact.details.get("warnings", ()))
-
-
-def _census(artifact: Artifact, name: str) -> dict[str, Any]:
-    # a file for one GPU is called model.GPU.plan
-    census = artifact.details.get("census") or {}
-    found = next((entry for gpu, entry in census.items() if f".{gpu.lower()}." in name or len(census) == 1), None)
-    return {"census": found} if found else {}
+        "gpus": details.gpus,
+        "batch": dataclasses.asdict(details.batch),
+        "version_compatible": details.version_compatible,
+        "stripped": details.stripped,
+        **({} if report is None else {"precision_report": dataclasses.asdict(report)}),
+    }, details.warnings

@@ -1,8 +1,8 @@
-"""Which products an engine computes in INT8, FP16 and FP32, against what its ONNX file asks for.
+"""Compare the types in which an engine computes its MatMul/Conv nodes with those that its ONNX file asks for.
 
-TensorRT says nothing when it computes a quantized product in float. A plan of TensorRT-RTX holds its intermediate code as text,
+TensorRT says nothing when it computes a quantized node in float. A plan of TensorRT-RTX holds its intermediate code as text,
 which tells without a GPU; of standard TensorRT the engine inspector tells, on the GPU. The text is documented nowhere, so whoever
-cannot read it any more gets no census, and that is all.
+cannot read it any more gets no precision report, and that is all.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import onnx
 
+from convnext_deploy.artifacts.details import PrecisionReport
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.onnx_view import GraphView
 
 _TENSOR = re.compile(rb'=\{ [^\n]*?name="([^"\n]+)"[^\n]* type=(\w+) \}')
-_PRODUCT = re.compile(rb'(?:corrltn|fully_connected)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
+_NODE = re.compile(rb'(?:corrltn|fully_connected)=\{ name="([^"\n]+)" output=\{[^}\n]*\} input=\{([^}\n]*)\}')
 _OPERAND = re.compile(rb'"([^"]+)"')
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
-_PRODUCT_LAYER = re.compile(r"conv|gemm|matmul|matrix|fully|fusion", re.IGNORECASE)
+_NODE_LAYER = re.compile(r"conv|gemm|matmul|matrix|fully|fusion", re.IGNORECASE)
 _TYPES = {
     "INT8": ("int8",),
     "FP8": ("fp8", "float8", "fp8_e4m3"),
@@ -41,8 +42,8 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class PlanProduct:
-    """A convolution or matrix product of an engine: the ONNX node it came from, and the types of its activation and weight."""
+class PlanNode:
+    """A MatMul or Conv node of an engine: the ONNX node it came from, and the types of its activation and weight."""
 
     name: str
     types: tuple[str, ...]
@@ -53,35 +54,11 @@ class PlanProduct:
         return next((kind for kind in self.types if kind != "INT8"), "INT8" if self.types else UNKNOWN)
 
 
-@dataclass(frozen=True)
-class Census:
-    """How many products of the ONNX file the engine computes in which type.
-
-    `requested_int8` is how many the file asks for in INT8, `fallbacks` are those of them that run in another type, as
-    `layer: type`, and `unseen` those that the engine does not list under their names.
-    """
-
-    products: Mapping[str, int]
-    requested_int8: int
-    fallbacks: tuple[str, ...]
-    unseen: tuple[str, ...]
-
-    def details(self) -> dict[str, Any]:
-        """Return what the manifest keeps."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    def summary(self) -> str:
-        """Return one line, such as `39 of 39 INT8 products run in INT8 (all products: 39 INT8, 20 FP32)`."""
-        listed = ", ".join(f"{count} {kind}" for kind, count in self.products.items())
-        kept = self.requested_int8 - len(self.fallbacks) - len(self.unseen)
-        return f"{kept} of {self.requested_int8} INT8 products run in INT8 (all products: {listed or 'none'})"
-
-
-def take_census(found: Iterable[PlanProduct], view: GraphView) -> Census | None:
-    """Compare the products of an engine with those of its ONNX graph; None where none of them can be told apart."""
+def report_precisions(found: Iterable[PlanNode], view: GraphView) -> PrecisionReport | None:
+    """Compare the MatMul/Conv nodes of an engine with those of its ONNX graph; None where none of them can be told apart."""
     kinds: dict[str, set[str]] = defaultdict(set)
-    for product in found:
-        kinds[product.name].add(product.precision)
+    for node in found:
+        kinds[node.name].add(node.precision)
     counts: Counter[str] = Counter()
     fallbacks, unseen, requested = [], [], 0
     for asked in find_compute_nodes(view).compute_nodes:
@@ -95,7 +72,7 @@ def take_census(found: Iterable[PlanProduct], view: GraphView) -> Census | None:
             fallbacks.append(f"{asked.layer}: {kind}")
     if not set(counts) - {UNKNOWN}:
         return None
-    return Census(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
+    return PrecisionReport(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
 
 
 def plan_name(node: onnx.NodeProto) -> str:
@@ -103,31 +80,31 @@ def plan_name(node: onnx.NodeProto) -> str:
     return node.name or f"node_of_{node.output[0]}"
 
 
-def read_products(plan: bytes) -> list[PlanProduct]:
-    """Return the products of a TensorRT-RTX plan; none where it is no such plan or is written differently."""
+def read_plan_nodes(plan: bytes) -> list[PlanNode]:
+    """Return the MatMul/Conv nodes of a TensorRT-RTX plan; none where it is no such plan or is written differently."""
     types = dict(_TENSOR.findall(plan))
     return [
-        PlanProduct(
+        PlanNode(
             name.decode(errors="replace"),
             tuple(
                 _type_name(types.get(operand, b"").decode(errors="replace"))
                 for operand in _OPERAND.findall(operands)[:2]
             ),
         )
-        for name, operands in _PRODUCT.findall(plan)
+        for name, operands in _NODE.findall(plan)
     ]
 
 
-def read_layers(text: str) -> list[PlanProduct]:
-    """Return the products in the engine inspector's JSON, of TensorRT 10 (`Bindings`) or 11 (`I/O Tensors`); none where unreadable.
+def read_layers(text: str) -> list[PlanNode]:
+    """Return the MatMul/Conv nodes in the engine inspector's JSON of TensorRT 10 or 11 (`Bindings`, `I/O Tensors`), if readable.
 
     A layer stands for every ONNX node that it was made from. Its types are those of its first input and of its weights; where
     one of them is not given, because the batch is open or the weights lie elsewhere, the kernel's name tells as well.
     """
     return [
-        PlanProduct(name, types)
+        PlanNode(name, types)
         for layer in _read_entries(text)
-        if _PRODUCT_LAYER.search(f"{layer.get('LayerType')} {layer.get('ParameterType')}")
+        if _NODE_LAYER.search(f"{layer.get('LayerType')} {layer.get('ParameterType')}")
         for types in [_layer_types(layer)]
         for name in _layer_nodes(layer)
     ]
@@ -168,7 +145,7 @@ def _layer_types(layer: Mapping[str, Any]) -> tuple[str, ...]:
     ]
     tactic = str(layer.get("TacticName", ""))
     kernel = next((kind for kind, pattern in _TACTICS if re.search(pattern, tactic)), UNKNOWN)
-    # weights alone may be INT8 where the product is float
+    # weights alone may be INT8 where the node is float
     return tuple(given) if UNKNOWN not in given else tuple(k for k in (*given, kernel) if k != UNKNOWN)
 
 

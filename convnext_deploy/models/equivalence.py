@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from convnext_deploy.artifacts.details import Difference
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.convnext import ConvNeXt
 
-TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
-"""What a rewrite may move a logit by, relative to the largest one. Float64 shows that the algebra is right, float32 only that
-nothing was lost between there and the network that is returned: it may not be smaller than what rounding does to hard weights."""
 _IMAGES_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Fold:
-    """The constants of one module that went into a layer; `source` and `target` are names of modules, or `mean and std`."""
-
-    rewrite: str
-    source: str
-    target: str
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Constants that stayed where they were, and why."""
-
-    rewrite: str
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest difference of any logit before and after, over `num_images` `random` or `given` images.
-
-    `precision` is `float64` or `float32`; `relative` is relative to the largest logit before.
-    """
-
-    images: str
-    num_images: int
-    precision: str
-    absolute: float
-    relative: float
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What was folded, what was not, and how far the logits moved, computed on the CPU.
-
-    In float64 the rewritten network is compared before its weights are rounded: that is the algebra and nothing else. In float32
-    it is the network that `fold` returns.
-    """
-
-    folded: tuple[Fold, ...]
-    kept: tuple[Kept, ...]
-    differences: tuple[Difference, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether all differences are within `TOLERANCES`."""
-        return all(difference.relative <= TOLERANCES[difference.precision] for difference in self.differences)
-
-    def record(self) -> dict[str, Any]:
-        """Return what goes into a JSON file."""
-        return {"holds": self.holds, **dataclasses.asdict(self)}
 
 
 @torch.no_grad()
@@ -95,7 +37,8 @@ def compare(images: str, dtype: torch.dtype, before: Tensor, after: Tensor) -> D
     absolute, largest = (after - before).abs().max().item(), before.abs().max().item()
     # all logits 0 before and not after: as far away as a number can say
     relative = absolute / max(largest, torch.finfo(torch.float64).tiny) if absolute else 0.0
-    return Difference(images, len(before), dtype_name(dtype), absolute, min(relative, torch.finfo(torch.float64).max))
+    precision: Literal["float64", "float32"] = "float64" if dtype == torch.float64 else "float32"
+    return Difference(images, len(before), precision, absolute, min(relative, torch.finfo(torch.float64).max))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -33,10 +33,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifacts.spec import Preprocess, check_preprocess
+from convnext_deploy.artifacts.details import Certificate, Fold, Kept
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import CheckpointError, DataError, RecipeError, suggest
 from convnext_deploy.models.convnext import Block, ConvNeXt
-from convnext_deploy.models.equivalence import Certificate, Fold, Kept, compare, compute_logits, dtype_name
+from convnext_deploy.models.equivalence import compare, compute_logits, dtype_name
 from convnext_deploy.models.layers import GRN, ScaleNorm
 
 Rewrite = Literal["layer_scale", "norm_affine", "grn_bias"]
@@ -275,9 +277,9 @@ def _check_finite(network: ConvNeXt, reason: str) -> None:
 
 def _check_images(network: ConvNeXt, preprocess: Preprocess, images: Tensor | None) -> None:
     try:
-        check_preprocess(preprocess)
+        read_record(Preprocess, vars(preprocess), "the images of this network cannot be normalized")
     except ValueError as error:
-        raise DataError(f"the images of this network cannot be normalized: {error}.") from None
+        raise DataError(str(error)) from None
     channels = network.get_submodule(STEM).in_channels
     if len(preprocess.mean) != channels:
         raise DataError(f"the transform is for {len(preprocess.mean)} channels, the network takes {channels}.")

@@ -13,11 +13,11 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed
-from convnext_deploy.pipeline.write_report import write_report
-from convnext_deploy.reports.record import Report
+from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
 from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.files import write_text
 
 
 @dataclass
@@ -124,3 +124,15 @@ def open_ledger(
         class_names=() if data is None else data.class_names,
     )
     return Ledger(report, out, data, dict(artifacts or {}))
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write `report.json` and its views: `report.md`, `report.html` and `model_card.md`."""
+    from convnext_deploy.reports.html.report_page import render_html
+    from convnext_deploy.reports.markdown import render_markdown
+    from convnext_deploy.reports.model_card import render_model_card
+
+    write_text(out / REPORT_JSON, report.to_json())
+    write_text(out / "report.md", render_markdown(report))
+    write_text(out / "report.html", render_html(report))
+    write_text(out / "model_card.md", render_model_card(report))

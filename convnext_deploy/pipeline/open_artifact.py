@@ -1,4 +1,4 @@
-"""What the user points at, an artifact folder, a bare checkpoint or an ONNX file, as an artifact."""
+"""Open what a user points at as an artifact: a folder, a checkpoint, an ONNX file or published weights."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
-from convnext_deploy.artifacts.spec import (
-    GraphIO,
-    ModelSpec,
-    Preprocess,
-    check_header,
-    default_preprocess,
-    read_model,
-    read_preprocess,
-)
+from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, parse_artifact, read_artifact
+from convnext_deploy.artifacts.details import Format, ONNXDetails, TorchDetails
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
 
@@ -56,7 +49,7 @@ def open_input(
         artifact = _open_onnx(path, image_size)
     else:
         raise ArtifactError(
-            f"{path} is no artifact: expected a folder with {MANIFEST}, or a file ending in "
+            f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
             f"{', '.join(CHECKPOINT_SUFFIXES)} or .onnx."
         )
     if model is not None:
@@ -112,7 +105,7 @@ def _open_folder(path: Path) -> Artifact:
         return _open_checkpoint(weights)
     inside = sorted(p.parent for p in path.glob(f"stages/*/{MANIFEST}"))
     hint = f" It is a run; point at one of its artifacts, such as {inside[-1]}." if inside else ""
-    raise ArtifactError(f"{path} is no artifact folder: it has no {MANIFEST} and no {_WEIGHT_FILES[0]}.{hint}")
+    raise ArtifactError(f"{path} is not an artifact folder: it has no {MANIFEST} and no {_WEIGHT_FILES[0]}.{hint}")
 
 
 def _open_published(name: str) -> Artifact:
@@ -166,8 +159,10 @@ def _open_checkpoint(path: Path) -> Artifact:
     )
     class_names = config.class_names if config is not None else None
     license_ = config.license if config is not None else None
-    artifact = _describe(path, "torch", "fp32", spec, preprocess, class_names, {}, license_)
-    return dataclasses.replace(artifact, notes=notes)
+    files = (describe_file(path),)
+    return Artifact(
+        path.parent, TorchDetails(), "fp32", spec, class_names, preprocess, files, license=license_, notes=notes
+    )
 
 
 def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str:
@@ -197,14 +192,15 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
     channels, side = (shape[3], shape[1]) if last else (*shape[1:3], None, None)[:2]
     if len(inputs) != 1 or len(shape) != 4 or not logits or not channels or not logits[1]:
         raise ArtifactError(
-            f"{path} is no image classifier: expected one input (batch, channels, height, width) and an output "
+            f"{path} is not an image classifier: expected one input (batch, channels, height, width) and an output "
             f"(batch, classes), found {len(inputs)} input(s), {shape} and {', '.join(map(str, outputs)) or 'nothing'}."
         )
     spec = ModelSpec("unknown", logits[1], channels)
     pixels = inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
     io = GraphIO("uint8" if pixels else "float32", "nhwc" if last else "nchw", batch_size=shape[0])
     preprocess = default_preprocess(image_size or side or 224, None, spec.in_channels)
-    return _describe(path, "onnx", _precision(proto), spec, preprocess, None, {"io": dataclasses.asdict(io)})
+    files = (describe_file(path),)
+    return Artifact(path.parent, ONNXDetails(io=io), _precision(proto), spec, None, preprocess, files)
 
 
 def _precision(proto: ModelProto) -> str:
@@ -216,33 +212,9 @@ def _precision(proto: ModelProto) -> str:
     return "fp16" if half else "fp32"
 
 
-def _from_header(path: Path, format: Any, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the field's name)
+def _from_header(path: Path, format: Format, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)
+    own = {"path": path.parent, "files": (describe_file(path),), "lineage": ()}  # the lineage is for people to read
     try:
-        names = header["class_names"]
-        check_header(header)
-        return _describe(
-            path,
-            format,
-            header["precision"],
-            read_model(header["model"]),
-            read_preprocess(header["preprocess"]),
-            None if names is None else tuple(names),
-            header.get("details", {}),
-            header.get("license"),
-        )
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ArtifactError(f"{path} has a damaged header ({error!r}); make it again.") from None
-
-
-def _describe(
-    path: Path,
-    format: Any,  # noqa: A002  (the field's name)
-    precision: str,
-    model: ModelSpec,
-    preprocess: Preprocess,
-    class_names: tuple[str, ...] | None,
-    details: dict[str, Any],
-    license_: str | None = None,
-) -> Artifact:
-    files = (describe_file(path),)
-    return Artifact(path.parent, format, precision, model, class_names, preprocess, files, details, license=license_)
+        return parse_artifact({"details": {}, **header, **own}, format, f"{path} has a damaged header")
+    except ValueError as error:
+        raise ArtifactError(f"{error} Make it again.") from None

@@ -15,7 +15,7 @@ from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
-from convnext_deploy.pipeline.float_reference import is_judged
+from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison

@@ -14,7 +14,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, first_line
-from convnext_deploy.pipeline.float_reference import Rival, find_rival
+from convnext_deploy.pipeline.float_baseline import FloatBaseline, find_float_baseline
 from convnext_deploy.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Comparison:
 
     name: str
     float_name: str
-    rival: Rival
+    against: FloatBaseline
     missing: tuple[StageEntry, ...]
     inputs: Mapping[str, Artifact]
 
@@ -53,12 +53,12 @@ def plan_comparison(
         for stage in made.values()
         if _as_large(artifacts[stage.name], artifact.preprocess) == artifacts[stage.name]
     ]
-    rival = find_rival(artifact, baseline if ancestor.is_baseline else None, known, made)
-    if isinstance(rival, str):
-        return rival
+    against = find_float_baseline(artifact, baseline if ancestor.is_baseline else None, known, made)
+    if isinstance(against, str):
+        return against
     inputs = {**artifacts, baseline: _as_large(ancestor, artifact.preprocess)}
-    missing = tuple(stage for stage in rival.stages if stage.name not in made)
-    return Comparison(name, rival.stages[-1].name, rival, missing, inputs)
+    missing = tuple(stage for stage in against.stages if stage.name not in made)
+    return Comparison(name, against.stages[-1].name, against, missing, inputs)
 
 
 def measure_comparison(
@@ -82,14 +82,14 @@ def measure_comparison(
     from convnext_deploy.evaluation.kept import read_kept, write_kept
     from convnext_deploy.evaluation.timing.speedup import Contender, Speed, measure_speed
 
-    rival = plan.rival
-    ours = Contender(plan.name, artifacts[plan.name], rival.runner)
-    reference = Contender(plan.float_name, artifacts[plan.float_name], rival.float_runner)
-    key = _key(ours, reference, rival, environment)
+    against = plan.against
+    ours = Contender(plan.name, artifacts[plan.name], against.runner)
+    reference = Contender(plan.float_name, artifacts[plan.float_name], against.float_runner)
+    key = _key(ours, reference, against, environment)
     speed = read_kept(Speed, kept, key)
     if speed is None:
         try:
-            speed = measure_speed(ours, reference, rival.batch_sizes, progress, device=rival.device)
+            speed = measure_speed(ours, reference, against.batch_sizes, progress, device=against.device)
         except (BackendUnavailableError, ProcessFailedError) as error:
             return first_line(error)
         write_kept(kept, key, speed)
@@ -105,12 +105,12 @@ def _as_large(artifact: Artifact, preprocess: Preprocess) -> Artifact:
     return dataclasses.replace(artifact, preprocess=own)
 
 
-def _key(ours: Contender, reference: Contender, rival: Rival, environment: Mapping[str, Any]) -> str:
+def _key(ours: Contender, reference: Contender, against: FloatBaseline, environment: Mapping[str, Any]) -> str:
     from convnext_deploy.evaluation.timing.speedup import RESULT_VERSION
 
     content = [
         [(each.name, each.artifact.sha256, str(each.artifact.location), each.runner) for each in (ours, reference)],
-        [rival.device, rival.batch_sizes],
+        [against.device, against.batch_sizes],
         environment,
         RESULT_VERSION,
     ]

@@ -167,7 +167,7 @@ class QuantizationScheme:
         return found
 
     def details(self) -> dict[str, Any]:
-        """Return what an artifact's details say about the scheme; `read_scheme` makes the same scheme of it."""
+        """Return what an artifact records of the scheme; `resolve_scheme` makes the same scheme of it."""
         return {"target": self.target, **({"sites": dict(self.overrides)} if self.overrides else {})}
 
 
@@ -238,11 +238,3 @@ def resolve_scheme(target: str, overrides: Mapping[str, str] | None = None) -> Q
             f"unknown quantization target '{target}'.{suggest(target, SCHEMES)} Known: {', '.join(SCHEMES)}."
         )
     return SCHEMES[target].with_overrides(overrides or {})
-
-
-def read_scheme(details: Mapping[str, Any]) -> QuantizationScheme | None:
-    """Return the scheme that an artifact's details name (see `QuantizationScheme.details`); None for a float artifact.
-
-    Raises: RecipeError: if there is no target or choice of that name.
-    """
-    return resolve_scheme(details["target"], details.get("sites")) if "target" in details else None

@@ -47,13 +47,13 @@ def _steps(row: StageRow) -> list[str]:
         "|" + "---|" * 9,
     ]
     for step in row.history.steps:
-        low, high = step["interval_pp"]
-        kl, sqnr_db = step["kl"], step["sqnr_db"]
+        low, high = step.interval_pp
+        kl, sqnr_db = step.kl, step.sqnr_db
         distance = f"{'–' if kl is None else f'{kl:.2g}'} | {'–' if sqnr_db is None else f'{sqnr_db:.1f}'}"
-        mark = "passed" if step["passed"] else ""
+        mark = "passed" if step.passed else ""
         lines.append(
-            f"| {step['name']} | {100 * step['top1']:.2f} | {step['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}] | "
-            f"{100 * step['agreement']:.2f} | {distance} | {step['risk_pp']:.2f} | "
-            f"{step['seconds']:.1f} | {mark} |"
+            f"| {step.name} | {100 * step.top1:.2f} | {step.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}] | "
+            f"{100 * step.agreement:.2f} | {distance} | {step.risk_pp:.2f} | "
+            f"{step.seconds:.1f} | {mark} |"
         )
     return [*lines, "", f"Selected {row.history.chosen}: {row.history.reason}."]

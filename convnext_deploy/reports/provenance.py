@@ -10,10 +10,10 @@ from pathlib import PurePath
 from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
-from convnext_deploy.artifacts.spec import read_graph_io
+from convnext_deploy.artifacts.details import LayerEffect, TorchDetails
 from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.models.checkpoints.hub import is_weights_name
-from convnext_deploy.quantization.scheme import QuantizationScheme, read_scheme
+from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.reports.record import History, Layer, Provenance
 
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # where the hub's client keeps a repository
@@ -24,13 +24,14 @@ _BROUGHT = (SOURCE, BASELINE)
 
 def read_history(artifact: Artifact, kind: str) -> History:
     """Return what happened while an artifact was made; `kind`: of the stage, `source` or `baseline`, which took no time here."""
-    tried = {} if kind in _BROUGHT else artifact.details
+    details = artifact.details if isinstance(artifact.details, TorchDetails) else TorchDetails()
+    tried = None if kind in _BROUGHT else details.selection
     return History(
         wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind not in _BROUGHT else 0.0,
-        epochs=tuple(_finite(epoch) for epoch in artifact.details.get("history", ())),
-        steps=tuple(tried.get("rungs", ())),
-        chosen=tried.get("chosen"),
-        reason=tried.get("reason"),
+        epochs=details.history,
+        steps=() if tried is None else tried.steps,
+        chosen=None if tried is None else tried.chosen,
+        reason=None if tried is None else tried.reason,
         layers=_layers(artifact),
     )
 
@@ -42,7 +43,7 @@ def read_provenance(artifact: Artifact, kind: str) -> Provenance:
         lineage=tuple(_step(record) for record in artifact.lineage),
         base_model=_base_model(artifact),
         license=artifact.license,
-        graph=read_graph_io(artifact.details) if "io" in artifact.details else None,
+        graph=artifact.io if artifact.format in ("onnx", "tensorrt") else None,
         preprocess=artifact.preprocess,
     )
 
@@ -50,11 +51,6 @@ def read_provenance(artifact: Artifact, kind: str) -> Provenance:
 def _plain(value: Any) -> Any:
     """Return a value as it is when it comes back from JSON."""
     return json.loads(json.dumps(value if not isinstance(value, Mapping) else dict(value)))
-
-
-def _finite(epoch: Mapping[str, float]) -> dict[str, float | None]:
-    """Return a row of the history; a loss that was not finite, which JSON cannot hold, is None."""
-    return {name: value if math.isfinite(value) else None for name, value in epoch.items()}
 
 
 def _step(record: StageRecord) -> dict[str, Any]:
@@ -84,14 +80,14 @@ def _base_model(artifact: Artifact) -> str | None:
 
 def _layers(artifact: Artifact) -> tuple[Layer, ...]:
     """Return the layers of a quantized PyTorch network in its own order."""
-    scheme = read_scheme(artifact.details)
-    if scheme is None or artifact.format != "torch" or artifact.main_file.suffix != ".safetensors":
+    scheme, details = artifact.scheme, artifact.details
+    if scheme is None or not isinstance(details, TorchDetails) or artifact.main_file.suffix != ".safetensors":
         return ()
-    effects = {entry["layer"]: entry for entry in artifact.details.get("sensitivity", ())}
+    effects = {effect.layer: effect for effect in details.selection.effects} if details.selection else {}
     return tuple(sorted(_found(artifact, scheme, effects), key=_place))
 
 
-def _found(artifact: Artifact, scheme: QuantizationScheme, effects: Mapping[str, Any]) -> Iterator[Layer]:
+def _found(artifact: Artifact, scheme: QuantizationScheme, effects: Mapping[str, LayerEffect]) -> Iterator[Layer]:
     from safetensors import safe_open
 
     with safe_open(artifact.main_file, framework="numpy") as file:
@@ -99,9 +95,9 @@ def _found(artifact: Artifact, scheme: QuantizationScheme, effects: Mapping[str,
             name, _, what = key.rpartition(".")
             shape = file.get_slice(key).get_shape() if what == "weight" else ()
             if len(shape) >= 2:  # norms have vectors
-                effect = effects.get(name, {})
-                measured = {field: effect.get(field) for field in ("kl", "changed", "macs")}
-                yield Layer(name, scheme.choice(name), math.prod(shape), **measured)
+                effect = effects.get(name)
+                measured = (effect.kl, effect.changed, effect.macs) if effect else ()
+                yield Layer(name, scheme.choice(name), math.prod(shape), *measured)
 
 
 def _place(layer: Layer) -> tuple[int, ...]:

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess, check_preprocess
+from convnext_deploy.artifacts.details import History as Epochs
+from convnext_deploy.artifacts.details import Step
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.recipe import Gate
-from convnext_deploy.errors import ArtifactError, DeployError
+from convnext_deploy.config.records import read_record
+from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.paired import Drop
-from convnext_deploy.system.json_records import read_record
 
 REPORT_JSON = "report.json"
 SCHEMA = 2
@@ -105,8 +107,8 @@ class History:
     """
 
     wall_s: float = 0.0
-    epochs: tuple[Mapping[str, float | None], ...] = ()
-    steps: tuple[Mapping[str, Any], ...] = ()
+    epochs: Epochs = ()
+    steps: tuple[Step, ...] = ()
     chosen: str | None = None
     reason: str | None = None
     layers: tuple[Layer, ...] = ()
@@ -206,13 +208,9 @@ def read_report(run: Path) -> Report:
         content.pop("passed")
         schema = content.pop("schema")
         if schema == SCHEMA:
-            report = read_record(Report, content)
-            for row in report.rows:
-                if row.provenance.preprocess is not None:
-                    check_preprocess(row.provenance.preprocess)
-            return report
+            return read_record(Report, content, "report")
     except FileNotFoundError:
         raise ArtifactError(f"{run} is not a finished run: it has no {REPORT_JSON}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DeployError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a report of this tool ({error}).") from None
     raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
@@ -79,7 +80,7 @@ def create_row(
             inputs=role.inputs,
             for_comparison=role.for_comparison,
         ),
-        notes=tuple(artifact.details.get("warnings", ())),
+        notes=artifact.details.warnings if isinstance(artifact.details, EngineDetails) else (),
     )
     if measured.score is None or measured.latency is None:
         return row
@@ -176,7 +177,7 @@ def _precision(row: StageRow, artifact: Artifact, earlier: Sequence[StageRow]) -
         return (
             "INT8 is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of INT8",
         )
-    if not str(artifact.details.get("target", "")).startswith("tensorrt"):
+    if not (artifact.target or "").startswith("tensorrt"):
         return ()  # it is measured on the runtime that it is for
     twin = find_twin(row, earlier)
     ratio = latency.p50_ms / twin.speed.latency.p50_ms if twin is not None and twin.speed.latency is not None else 0.0

@@ -1,4 +1,4 @@
-"""Runners open an artifact and compute logits. They know its manifest, not how it was made."""
+"""Open artifacts with runners, which compute logits. They know the manifest, not how the artifact was made."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifacts.artifact import Artifact, Format
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import Format
 from convnext_deploy.errors import RunnerError, suggest
+from convnext_deploy.runners.profiling import Kernel
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, PROVIDERS
 
 RUNNERS: dict[str, Format] = {
@@ -35,6 +37,13 @@ class Runner(Protocol):
         """Give back threads and memory; the runner cannot be used afterwards."""
 
 
+class ProfiledRunner(Runner, Protocol):
+    """A runner that was opened to be profiled, and is slower for it."""
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Return the kernels in the order in which they run. Call it once, after the calls, of one batch size."""
+
+
 def runners_of(artifact: Artifact) -> tuple[str, ...]:
     """Return the names of the runners that open the artifact's format, its default first."""
     names = [name for name, opened in RUNNERS.items() if opened == artifact.format]
@@ -43,7 +52,7 @@ def runners_of(artifact: Artifact) -> tuple[str, ...]:
 
 def default_runner(artifact: Artifact) -> str:
     """Return the runner that opens an artifact when none is named: the runtime it was made for, where that is here."""
-    if artifact.format == "onnx" and artifact.details.get("target") == "openvino":
+    if artifact.format == "onnx" and artifact.target == "openvino":
         from convnext_deploy.runners.openvino import is_installed
 
         if is_installed():
@@ -92,18 +101,33 @@ def open_runner(
 
         kind = CompiledTorchRunner if name == "torch-compile" else TorchRunner
         return kind(load_network(artifact), device, threads)
-    if name in OPENVINO_PRECISIONS:
-        from convnext_deploy.runners.openvino import OpenVINORunner
-
-        return OpenVINORunner(artifact, name, threads)
-    if artifact.format == "onnx":
-        from convnext_deploy.runners.onnxruntime import ONNXRuntimeRunner
-
-        return ONNXRuntimeRunner(artifact, name, threads, alone=alone)
     if artifact.format == "torch-tensorrt":
         from convnext_deploy.runners.torch_tensorrt import TorchTensorRTRunner
 
         return TorchTensorRTRunner(artifact)
+    return _open_graph(artifact, name, threads, alone=alone, profiled=False)
+
+
+def open_profiled(artifact: Artifact, runner: str | None = None, threads: int | None = None) -> ProfiledRunner:
+    """Open an ONNX artifact or an engine to be profiled; see `open_runner`.
+
+    Raises: RunnerError: for a runner without a profile. Otherwise as `open_runner`.
+    """
+    name = default_runner(artifact) if runner is None else runner
+    if RUNNERS.get(name) not in ("onnx", "tensorrt"):
+        raise RunnerError(f"the runner {name} has no profile; expected one for ONNX or engines.")
+    return _open_graph(artifact, name, threads, alone=True, profiled=True)
+
+
+def _open_graph(artifact: Artifact, name: str, threads: int | None, *, alone: bool, profiled: bool) -> ProfiledRunner:
+    if name in OPENVINO_PRECISIONS:
+        from convnext_deploy.runners.openvino import OpenVINORunner
+
+        return OpenVINORunner(artifact, name, threads, profiled=profiled)
+    if name in PROVIDERS:
+        from convnext_deploy.runners.onnxruntime import ONNXRuntimeRunner
+
+        return ONNXRuntimeRunner(artifact, name, threads, alone=alone, profiled=profiled)
     from convnext_deploy.runners.tensorrt import TensorRTRunner
 
-    return TensorRTRunner(artifact)
+    return TensorRTRunner(artifact, profiled=profiled)

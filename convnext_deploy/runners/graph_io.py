@@ -1,4 +1,4 @@
-"""Between what all runners share, normalized float images and logits, and what an exported graph takes and gives."""
+"""Convert normalized images and logits, which all runners share, to and from what an exported graph takes and gives."""
 
 from __future__ import annotations
 
@@ -7,23 +7,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess, read_graph_io
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.errors import ArtifactError
 
 Outputs = Mapping[str, NDArray[np.generic]]
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no finite logarithm
-
-
-def graph_io(artifact: Artifact) -> GraphIO:
-    """Return what the artifact's graph takes and gives.
-
-    Raises: ArtifactError: if its manifest says something that no graph does.
-    """
-    try:
-        return read_graph_io(artifact.details)
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{artifact.path} says of its graph {error}, which cannot be; export it again.") from None
 
 
 def prepare_images(images: NDArray[np.float32], io: GraphIO, preprocess: Preprocess) -> NDArray[np.generic]:

@@ -1,4 +1,4 @@
-"""ONNX artifacts on ONNX Runtime, by any of its execution providers."""
+"""Run ONNX artifacts on ONNX Runtime, by any of its execution providers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, read_onnxruntime_profile
 from convnext_deploy.runners.session_options import PROVIDERS, onnxruntime_entries, provider_options
 from convnext_deploy.system.cuda_driver import cuda_driver_error
@@ -26,7 +26,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(ui
 
 
 class ONNXRuntimeRunner:
-    """See `Runner`. Types and a frozen batch are those of the file itself; the layout is that of the artifact's details."""
+    """A session of ONNX Runtime. Types and a frozen batch are those of the file, the layout that of the artifact's details."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ONNXRuntimeRunner:
             raise BackendUnavailableError(
                 f"{provider} does not start here; install what the documentation of {_PACKAGES[name]} asks for."
             )
-        self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
+        self._file, self._io, self._preprocess = artifact.main_file, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
         taken = self._session.get_inputs()[0]
         if taken.type not in _TYPES:
@@ -84,7 +84,7 @@ class ONNXRuntimeRunner:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
         taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
         frozen = self._batch_size
         outputs = run_in_parts(taken, self._run, frozen or max(1, len(taken)), frozen=frozen is not None)
@@ -99,11 +99,11 @@ class ONNXRuntimeRunner:
             ) from None
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """See `ProfiledRunner.kernels`."""
+        """Return the kernels in the order in which they run."""
         return read_onnxruntime_profile(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """End the session and remove its profile."""
         del self._session
         if self._profile is not None:
             self._profile.cleanup()

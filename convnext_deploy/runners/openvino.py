@@ -1,4 +1,4 @@
-"""ONNX artifacts on OpenVINO's CPU plugin, read as they are."""
+"""Run ONNX artifacts on OpenVINO's CPU plugin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_two_sizes, to_logits
+from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_two_sizes, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels, single_times
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, openvino_properties
 
@@ -62,7 +62,7 @@ def _import() -> Any:
 
 
 class OpenVINORunner:
-    """See `Runner`. In which type it computes is told by `openvino_properties`.
+    """A graph on OpenVINO's CPU plugin, in the types that `openvino_properties` chooses.
 
     Graphs with a fixed batch are 1.3 to 1.5 times as fast, so one is compiled for single images and one for the first larger batch;
     other batches are run in parts of that size.
@@ -82,7 +82,7 @@ class OpenVINORunner:
         if profiled:
             self._properties["PERF_COUNT"] = "YES"
         self._profiled, self._means = profiled, list[dict[tuple[str, str], float]]()
-        self._file, self._io, self._preprocess = artifact.main_file, graph_io(artifact), artifact.preprocess
+        self._file, self._io, self._preprocess = artifact.main_file, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
         try:
             self._model = core.read_model(str(self._file))
@@ -98,7 +98,7 @@ class OpenVINORunner:
         self._many = self._batch_size or 1
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
         taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
         if self._many == 1 and self._batch_size is None:
             self._many = len(taken)
@@ -137,11 +137,11 @@ class OpenVINORunner:
         return {port.get_any_name(): values for port, values in results.items()}
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """See `ProfiledRunner.kernels`."""
+        """Return the kernels in the order in which they run."""
         return median_kernels(single_times(self._means))
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the compiled graphs."""
         del self._requests, self._model
 
 

@@ -1,4 +1,4 @@
-"""What a runtime spends its time on, kernel by kernel, as its own profiler tells."""
+"""Read the time of each kernel from the profiler of a runtime."""
 
 from __future__ import annotations
 

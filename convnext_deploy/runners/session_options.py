@@ -1,4 +1,4 @@
-"""How inference sessions on a CPU are set up: every option that decides speed or precision, in one place."""
+"""Set up inference sessions on a CPU: every option that decides speed or precision."""
 
 from __future__ import annotations
 

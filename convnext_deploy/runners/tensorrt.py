@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines, with the GPU buffers held by PyTorch."""
+"""Run TensorRT and TensorRT-RTX engines, with the GPU buffers held by PyTorch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.exporters.tensorrt.bindings import INSTALL, import_tensorrt
+from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt
 from convnext_deploy.exporters.tensorrt.load import load_engine
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_sources
-from convnext_deploy.runners.graph_io import Outputs, graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
@@ -29,15 +30,14 @@ _DTYPES = {
 
 
 class TensorRTRunner:
-    """See `Runner`. One way for both flavors; types, batch sizes and outputs are those of the engine itself."""
+    """An engine of either flavor; types, batch sizes and outputs are those of the engine itself."""
 
     name = "tensorrt"
     device = "cuda"
 
     def __init__(self, artifact: Artifact, *, profiled: bool = False) -> None:
-        flavor, gpus = artifact.details.get("flavor"), list(artifact.details.get("gpus", ()))
-        if flavor not in INSTALL:
-            raise ArtifactError(f"{artifact.path} does not say which TensorRT its engine is for; build it again.")
+        details = artifact.details_as(EngineDetails)
+        flavor, gpus = details.flavor, details.gpus
         built = f"built for {', '.join(gpus)}" if gpus else "built"
         if missing := cuda_driver_error():
             # Without a driver trt.Runtime ends the process with a segmentation fault.
@@ -46,7 +46,7 @@ class TensorRTRunner:
 
         if not torch.cuda.is_available():
             raise BackendUnavailableError(f"{built}; not run: this PyTorch has no CUDA support")
-        if artifact.details.get("stripped"):
+        if details.stripped:
             raise BackendUnavailableError(
                 f"{built}; not run: it has no weights until they are put back from the ONNX file"
             )
@@ -61,12 +61,11 @@ class TensorRTRunner:
             plan = self._file.read_bytes()
         except OSError as error:
             raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
-        host_code = bool(artifact.details.get("version_compatible"))
-        self._loaded = load_engine(trt, flavor, plan, self._file, host_code=host_code)
+        self._loaded = load_engine(trt, flavor, plan, self._file, host_code=details.version_compatible)
         self._trt, self._profiler = trt, create_profiler(trt) if profiled else None
         if self._profiler is not None:
             self._loaded.context.profiler = self._profiler
-        self._torch, self._io, self._preprocess = torch, graph_io(artifact), artifact.preprocess
+        self._torch, self._io, self._preprocess = torch, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
         engine = self._loaded.engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -90,7 +89,10 @@ class TensorRTRunner:
         raise ArtifactError(f"'{name}' of {self._file} is {found}; expected one of {', '.join(_DTYPES)}.")
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`. Batches larger than the engine's profile are run in parts."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`.
+
+        Larger batches than the engine takes are run in parts.
+        """
         taken = prepare_images(images, self._io, self._preprocess)
         whole = self._dtypes[self._input] == self._torch.uint8
         if list(taken.shape[1:]) != self._item or whole != (taken.dtype == np.uint8):
@@ -136,13 +138,13 @@ class TensorRTRunner:
         return array
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """See `ProfiledRunner.kernels`. What a kernel was made from is what the engine inspector tells of it."""
+        """Return the kernels in the order in which they run, with the nodes that the engine inspector names for each."""
         assert self._profiler is not None  # whoever asks has opened the engine for it
         nodes = read_sources(inspect_engine(self._trt, self._loaded.engine, self._loaded.context))
         return median_kernels(((name, "", ms) for name, ms in self._profiler.times), nodes)
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the engine and its memory."""
         del self._loaded
 
 

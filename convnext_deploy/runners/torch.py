@@ -1,4 +1,4 @@
-"""PyTorch networks, float and fake-quantized, in float32; eager, or compiled by `torch.compile`."""
+"""Run PyTorch networks, float and fake-quantized, in float32; eager, or compiled by `torch.compile`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convnext_deploy.training.torch_compile import check_compiler
 
 
 class TorchRunner:
-    """See `Runner`; `network` is in evaluation mode."""
+    """A PyTorch network in evaluation mode."""
 
     name = "torch"
 
@@ -27,7 +27,7 @@ class TorchRunner:
         self._network, self._threads = network.to(device), threads
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
         with torch.inference_mode(), _threads(self._threads):
             result: NDArray[np.float32] = (
                 self._network(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)).cpu().numpy()
@@ -35,12 +35,12 @@ class TorchRunner:
         return result
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the network."""
         del self._network
 
 
 class CompiledTorchRunner(TorchRunner):
-    """See `Runner`. Its first calls compile, which takes from seconds to minutes.
+    """A PyTorch network by `torch.compile`. Its first calls compile, which takes from seconds to minutes.
 
     Kernels for one batch size are the fastest, and each size has to be compiled: they are made for single images and for the first
     larger batch; other batches are run in parts of that size.
@@ -57,7 +57,7 @@ class CompiledTorchRunner(TorchRunner):
         self._many = 1
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
         if self._many == 1:
             self._many = len(images)
         return run_in_two_sizes(images, self._run, self._many)["logits"].astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""Torch-TensorRT programs, on the GPU that they were compiled for."""
+"""Run Torch-TensorRT programs on the GPU that they were compiled for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchTensorRTDetails
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import DEVICE, gpu_error, load_program
 from convnext_deploy.runners.graph_io import Outputs, run_in_parts, to_logits
@@ -14,18 +15,14 @@ from convnext_deploy.system.cuda_driver import gpu_name
 
 
 class TorchTensorRTRunner:
-    """See `Runner`."""
+    """A Torch-TensorRT program on the GPU that it was compiled for."""
 
     name = "torch-tensorrt"
     device = "cuda"
 
     def __init__(self, artifact: Artifact) -> None:
-        try:
-            built_for, self._most = str(artifact.details["gpu"]), int(artifact.details["max_batch_size"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"the manifest of {artifact.path} tells no GPU or no largest batch ({error}); export it again."
-            ) from None
+        details = artifact.details_as(TorchTensorRTDetails)
+        built_for, self._most = details.gpu, details.max_batch_size
         missing = gpu_error()
         if missing is None and (here := gpu_name()) != built_for:
             missing = f"this GPU is {here}"
@@ -35,7 +32,10 @@ class TorchTensorRTRunner:
         self._num_classes = artifact.model.num_classes
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Runner.logits`. Batches larger than those it was compiled for are run in parts."""
+        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`.
+
+        Larger batches than it is for are run in parts.
+        """
         return to_logits(run_in_parts(images, self._run, self._most, frozen=False), self._num_classes)
 
     def _run(self, images: NDArray[np.generic]) -> Outputs:
@@ -51,5 +51,5 @@ class TorchTensorRTRunner:
         return {"logits": logits.cpu().numpy()}
 
     def close(self) -> None:
-        """See `Runner.close`."""
+        """Let go of the program."""
         del self._program

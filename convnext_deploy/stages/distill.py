@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import Augmentation
@@ -74,7 +75,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         preprocess=preprocess,
         class_names=data.class_names,
         precision="fp32",
-        details={"history": history},
+        details=TorchDetails(history=history),
         source=start,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,17 +13,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.details import FP16Record, ONNXDetails
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
-from convnext_deploy.exporters.onnx.fp16 import Islands, find_islands, measure_ranges, to_half
-from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
-from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.ptq_steps import choose_images
 
@@ -35,9 +34,9 @@ _BATCH_SIZE = 8
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write `model.onnx`, with input `images` and output `logits` unless asked otherwise."""
     source = require_source(source, "onnx")
-    network, scheme = load_network(source), read_scheme(source.details)
+    network, scheme = load_network(source), source.scheme
     io = GraphIO(config.input_type, config.input_layout, config.output, config.top_k, config.batch_size)
-    details: dict[str, Any] = {**(scheme.details() if scheme else {}), "io": dataclasses.asdict(io)}
+    fp16: FP16Record | None = None
     precision = source.precision
     # FP16 is for TensorRT alone, whatever the network was quantized for
     runtime = scheme.target if scheme is not None and config.precision == "fp32" else config.runtime
@@ -56,24 +55,27 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
             precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
             ranges, images = _measure(config, found.float_graph, source.preprocess, context)
             islands = find_islands(
-                proto, layers_that_sum(found.network), ranges, int8_products=config.runtime == "tensorrt-rtx"
+                proto, layers_that_sum(found.network), ranges, int8_matmuls=config.runtime == "tensorrt-rtx"
             )
             proto = to_half(proto, islands)
-            details["fp16"] = _describe(config, islands, ranges, images)
+            reasons = dict(sorted(Counter(islands.values()).items()))
+            fp16 = FP16Record(config.runtime, reasons, max(ranges.values(), default=0.0), images)
         elif runtime == "onnxruntime":
-            proto = fuse_products(proto)
+            proto = fuse_int8_matmuls(proto)
+        details = ONNXDetails(
+            **(scheme.details() if scheme else {}), io=io, fp16=fp16, quantized_layers=len(found.sites)
+        )
         path = context.output / "model.onnx"
         license_ = config.license or source.license
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)
-        save_onnx(proto, path, {**header, "details": details, "lineage": source.history()})
+        save_onnx(proto, path, {**header, "details": dataclasses.asdict(details), "lineage": source.history()})
         task.advance()
     return dataclasses.replace(
         source,
         path=context.output,
-        format="onnx",
         precision=precision,
         files=(describe_file(path),),
-        details={**details, "quantized_layers": len(found.sites)},
+        details=details,
         license=license_,
     )
 
@@ -103,13 +105,3 @@ def _full(batches: Iterator[NDArray[np.float32]], size: int | None) -> Iterator[
     """Fill up a last batch that a graph with a frozen batch would not take."""
     for batch in batches:
         yield np.resize(batch, (size or len(batch), *batch.shape[1:]))
-
-
-def _describe(config: ONNXConfig, islands: Islands, ranges: dict[str, float], images: str) -> dict[str, Any]:
-    """Return what is in FP32 and why, for the manifest and the file."""
-    return {
-        "runtime": config.runtime,
-        "fp32_nodes": dict(sorted(Counter(islands.values()).items())),
-        "largest_activation": max(ranges.values(), default=0.0),
-        "ranges_from": images,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages.context import StageContext, require_source
@@ -21,7 +22,7 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
     scheme = resolve_scheme(config.target, config.sites)
     folding = open_folded(source, scheme, context)
     (images,) = choose_images([config.calibration_images], folding.preprocess, context, config.batch_size)
-    network, details = quantize_network(folding.network, scheme, config, images, context, seed=context.execution.seed)
+    network, record = quantize_network(folding.network, scheme, config, images, context, seed=context.execution.seed)
     return write_torch_artifact(
         network,
         context,
@@ -29,11 +30,6 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
         preprocess=folding.preprocess,
         class_names=source.class_names,
         precision="int8",
-        details={
-            **scheme.details(),
-            "calibration_images": len(images),
-            **details,
-            "folding": folding.certificate.record(),
-        },
+        details=TorchDetails(**scheme.details(), folding=folding.certificate, ptq=record),
         source=source,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import PTQRecord
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import Data
@@ -147,7 +148,7 @@ def quantize_network(
     *,
     seed: int = 0,
     deadline: float = math.inf,
-) -> tuple[ConvNeXt, dict[str, Any]]:
+) -> tuple[ConvNeXt, PTQRecord]:
     """Return a quantized copy of a folded network, and what was decided on the way.
 
     Args:
@@ -160,9 +161,10 @@ def quantize_network(
         deadline: of `time.monotonic`, after which no block is reconstructed any more.
     """
     network = without_quantizers(folded)
-    details: dict[str, Any] = {}
+    record = PTQRecord(len(images))
     if steps.smoothing:
-        details["smoothing"] = _smooth(network, scheme, steps.smoothing_alpha, images)
+        smoothing = _smooth(network, scheme, steps.smoothing_alpha, images)
+        record = dataclasses.replace(record, smoothing=smoothing)
     network = prepare(network, scheme)
     with context.execution.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
@@ -175,7 +177,7 @@ def quantize_network(
         some = images.first(max(correction_images, len(images) if steps.reconstruction else 0))
         if steps.reconstruction:
             with context.execution.progress.task(f"{context.name}: learn rounding", len(blocks), "blocks") as task:
-                details["blocks_reconstructed"] = reconstruct(
+                count = reconstruct(
                     blocks,
                     some,
                     RoundingSettings(steps.reconstruction_steps),
@@ -183,10 +185,11 @@ def quantize_network(
                     deadline=deadline,
                     advance=task.advance,
                 )
+            record = dataclasses.replace(record, blocks_reconstructed=count)
         if steps.bias_correction:  # last, because learned rounding moves means again
             with context.execution.progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
                 correct_biases(blocks, some[:correction_images], task.advance, plain)
-    return network, details
+    return network, record
 
 
 def _smooth(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
-from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.quantized_training import check_teachers, train_quantized
 from convnext_deploy.stages.training_setup import training_options
@@ -23,7 +23,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     Where that is gone, the artifact's own float weights teach, which bias correction and learned rounding have moved a little.
     """
     source = require_source(source, "qat")
-    scheme = read_scheme(source.details)
+    scheme = source.scheme
     if scheme is None:
         raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
     check_teachers(source, config.teacher, context)
@@ -39,6 +39,6 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
         preprocess=source.preprocess,
         class_names=source.class_names,
         precision="int8",
-        details={**scheme.details(), "history": history},
+        details=TorchDetails(**scheme.details(), history=history),
         source=source,
     )

@@ -8,11 +8,11 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step, TorchDetails
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.quantize import QuantizeConfig
@@ -24,7 +24,7 @@ from convnext_deploy.quantization.sensitivity import Effect, choose_float_layers
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.ptq_steps import Images, choose_images, open_folded, quantize_network
 from convnext_deploy.stages.quantized_training import check_teachers, train_quantized, training_seconds
-from convnext_deploy.stages.selection import Judge, Rung, finite_or_none
+from convnext_deploy.stages.selection import Judge, finite_or_none
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 
@@ -47,20 +47,23 @@ STRONGEST_OF_ONE_PASS = "bias correction"
 class _Climb:
     """Where the ladder stands: what was tried, the best of it, and why it ended."""
 
-    rungs: list[Rung]
+    rungs: list[Step]
     best: int = -1
     network: ConvNeXt | None = None
     scheme: QuantizationScheme | None = None
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    record: PTQRecord = dataclasses.field(default_factory=lambda: PTQRecord(0))
+    history: History = ()
     reason: str = ""
     effects: tuple[Effect, ...] = ()
 
-    def take(self, rung: Rung, network: ConvNeXt, scheme: QuantizationScheme, details: dict[str, Any]) -> bool:
+    def take(
+        self, rung: Step, network: ConvNeXt, scheme: QuantizationScheme, record: PTQRecord, history: History = ()
+    ) -> bool:
         """Take in a rung; the best is the first that passed, otherwise the one with the least risk."""
         self.rungs.append(rung)
         if self.best < 0 or rung.passed or rung.risk_pp < self.rungs[self.best].risk_pp:
             self.best = len(self.rungs) - 1
-            self.network, self.scheme, self.details = network, scheme, details
+            self.network, self.scheme, self.record, self.history = network, scheme, record, history
         return rung.passed
 
 
@@ -86,6 +89,7 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
         _train(config, source, folding, climb, context)
     best = climb.rungs[climb.best]
     context.execution.progress.say(f"{context.name}: {best.name} it is: {climb.reason}")
+    effects = tuple(LayerEffect(e.layer, finite_or_none(e.kl), e.changed, e.macs) for e in climb.effects)
     return write_torch_artifact(
         climb.network,
         context,
@@ -93,18 +97,13 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
         preprocess=folding.preprocess,
         class_names=source.class_names,
         precision="int8",
-        details={
+        details=TorchDetails(
             **climb.scheme.details(),
-            **climb.details,
-            "rungs": [dataclasses.asdict(rung) for rung in climb.rungs],
-            "chosen": best.name,
-            "reason": climb.reason,
-            "max_drop_pp": config.max_drop_pp,
-            "sensitivity": [
-                {**dataclasses.asdict(effect), "kl": finite_or_none(effect.kl)} for effect in climb.effects
-            ],
-            "folding": folding.certificate.record(),
-        },
+            history=climb.history,
+            folding=folding.certificate,
+            ptq=climb.record,
+            selection=Selection(tuple(climb.rungs), best.name, climb.reason, config.max_drop_pp, effects),
+        ),
         source=source,
     )
 
@@ -129,7 +128,7 @@ def _climb(
         if climb.rungs and begun + longest > deadline:
             climb.reason = f"the time budget of {config.time_budget_s:.0f} s leaves none for '{name}'"
             break
-        network, details = quantize_network(
+        network, record = quantize_network(
             folding.network,
             scheme,
             RUNGS[name],
@@ -139,9 +138,8 @@ def _climb(
             deadline=deadline - longest,
         )
         rung = _timed(judge.judge(name, network), begun)
-        details["calibration_images"] = len(images)
         _say(rung, context)
-        if climb.take(rung, network, scheme, details) and config.method != "qat":
+        if climb.take(rung, network, scheme, record) and config.method != "qat":
             climb.reason = _why(rung, config.max_drop_pp)
             return climb
     if config.method != "qat":
@@ -172,7 +170,7 @@ def _keep_some_in_float(
         climb.effects = measure_sensitivity(network, some, reference, task.advance)
     if climb.reason:
         return
-    found: list[Rung] = []
+    found: list[Step] = []
 
     def passes() -> bool:
         if time.monotonic() > deadline:
@@ -191,7 +189,7 @@ def _keep_some_in_float(
     result.load_state_dict({key: value for key, value in network.state_dict().items() if key in kept})
     rung = _timed(judge.judge("layers in float", result), begun)
     _say(rung, context)
-    if climb.take(rung, result, narrower, {**climb.details, "float_layers": list(chosen)}):
+    if climb.take(rung, result, narrower, dataclasses.replace(climb.record, float_layers=chosen)):
         climb.reason = f"{_why(rung, config.max_drop_pp)}, with {', '.join(chosen)} in float"
 
 
@@ -211,30 +209,29 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, climb: _C
     history = train_quantized(network, folding.network, source, folding.preprocess, settings, context)
     counts = [config.calibration_images, config.selection_images]
 
-    def judged() -> Rung:
+    def judged() -> Step:
         images, selection = choose_images(counts, folding.preprocess, context, config.batch_size)
         judge = Judge(folding.network, selection if len(selection) else images, config.max_drop_pp)
         return _timed(judge.judge("training", network), begun)
 
     rung = from_first(judged)
     _say(rung, context)
-    passed = climb.take(rung, network, scheme, {**climb.details, "history": history})
+    passed = climb.take(rung, network, scheme, climb.record, history)
     if passed:
         climb.reason = _why(rung, config.max_drop_pp)
     elif config.method == "qat" and rung.risk_pp < 100 and rung.top1_drop_pp <= config.max_drop_pp:
         # asked for, it may give other answers than the float network, as long as no fewer are right
-        climb.best, climb.network = len(climb.rungs) - 1, network
-        climb.details = {**climb.details, "history": history}
+        climb.best, climb.network, climb.history = len(climb.rungs) - 1, network, history
         climb.reason = f"its drop of {rung.top1_drop_pp:+.2f} pp is within the {config.max_drop_pp:.2f} pp allowed"
     else:
         climb.reason = _nothing(climb, config.max_drop_pp)
 
 
-def _timed(rung: Rung, begun: float) -> Rung:
+def _timed(rung: Step, begun: float) -> Step:
     return dataclasses.replace(rung, seconds=time.monotonic() - begun)
 
 
-def _say(rung: Rung, context: StageContext) -> None:
+def _say(rung: Step, context: StageContext) -> None:
     low, high = rung.interval_pp
     distance = "" if rung.kl is None else f"KL {rung.kl:.2g}, "
     distance += "" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB, "
@@ -244,7 +241,7 @@ def _say(rung: Rung, context: StageContext) -> None:
     )
 
 
-def _why(rung: Rung, max_drop_pp: float) -> str:
+def _why(rung: Step, max_drop_pp: float) -> str:
     return f"its risk of {rung.risk_pp:.2f} pp is within the {max_drop_pp:.2f} pp allowed"
 
 

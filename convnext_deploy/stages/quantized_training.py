@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.qat import QATConfig
@@ -43,7 +44,7 @@ def train_quantized(
     preprocess: Preprocess,
     config: QATConfig,
     context: StageContext,
-) -> list[dict[str, float]]:
+) -> History:
     """Train weights, biases, scales and zero points in place, and return the history. What folding made neutral stays so.
 
     Args:

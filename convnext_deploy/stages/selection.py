@@ -9,11 +9,11 @@ probabilities expect of the answers that changed, plus what chance may add to it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.artifacts.details import Step
 from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
@@ -21,26 +21,6 @@ from convnext_deploy.stages.ptq_steps import Images
 
 JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to climb
 _Z95_ONE_SIDED = 1.6448536269514722
-
-
-@dataclass(frozen=True)
-class Rung:
-    """What one rung gave on the selection images. Fractions, percentage points, nats, decibels, seconds.
-
-    `risk_pp`: see the module; 100 where a logit is not finite. `kl` and `sqnr_db` are of the logits against the float network's,
-    None where they are infinite.
-    """
-
-    name: str
-    top1: float
-    top1_drop_pp: float
-    interval_pp: tuple[float, float]
-    agreement: float
-    kl: float | None
-    sqnr_db: float | None
-    risk_pp: float
-    seconds: float
-    passed: bool
 
 
 class Judge:
@@ -56,17 +36,17 @@ class Judge:
         """Return the logits `(N, classes)` of the selection images, on the CPU."""
         return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
 
-    def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Rung:
+    def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Step:
         """Measure a rung. `seconds`: what making it took."""
         return self.compare(name, self.logits(network), seconds)
 
-    def compare(self, name: str, logits: Tensor, seconds: float) -> Rung:
+    def compare(self, name: str, logits: Tensor, seconds: float) -> Step:
         """Judge logits `(N, classes)`."""
         before, now = self.reference.argmax(1), logits.argmax(1)
         drop = compare_predictions(self.labels.numpy(), before.numpy(), now.numpy())
         finite = bool(logits.isfinite().all())
         risk = expected_drop_pp(self.reference, logits) if finite else 100.0
-        return Rung(
+        return Step(
             name=name,
             top1=(drop.both + drop.gained) / len(now),
             top1_drop_pp=drop.top1_drop_pp,

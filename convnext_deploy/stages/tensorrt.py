@@ -1,4 +1,4 @@
-"""Build TensorRT engines from an ONNX artifact, and take down which of their products run in INT8."""
+"""Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
-from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
-from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt, release_of, require_gpu
+from convnext_deploy.exporters.tensorrt.bindings import RELEASES, import_tensorrt, require_gpu
 from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
-    Profile,
     build_engine,
     check_gpus,
     check_options,
@@ -24,7 +23,7 @@ from convnext_deploy.exporters.tensorrt.build import (
 )
 from convnext_deploy.exporters.tensorrt.load import load_engine
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
-from convnext_deploy.graphs.engine_precisions import Census, inspect_engine, read_layers, read_products, take_census
+from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.system.gpu_models import resolve_gpus
@@ -61,7 +60,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     view = open_view(source.main_file)
     check_scales(view)
     gpus = _targets(trt, config, view)
-    files, census, warnings = [], {}, list[str]()
+    files, reports, warnings = [], dict[str, PrecisionReport | None](), list[str]()
     for gpu in gpus:
         engine = build_engine(
             source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.execution.progress
@@ -70,29 +69,28 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         path.write_bytes(engine.plan)
         files.append(describe_file(path))
         place = gpu or THIS_GPU
-        found = _census(trt, config, engine, path, view)
+        found = _report(trt, config, engine, path, view)
         warnings += _judge(found, place, view, config.strict)
         warnings += [f"TensorRT: {line}" for line in engine.warnings if not line.endswith(_EXPECTED)]
-        census[place] = found.details() if found else None
+        reports[place] = found
         if found is not None and found.requested_int8:
             context.execution.progress.say(f"{context.name}: {place}: {found.summary()}")
-    details: dict[str, Any] = {
-        "flavor": config.flavor,
-        "tensorrt": trt.__version__,
-        "gpus": [gpu for gpu in gpus if gpu],
-        "batch": dataclasses.asdict(engine.batch),
-        "max_batch_size": engine.batch.maximum,
-        "version_compatible": config.version_compatible,
-        "stripped": config.stripped,
-        "census": census,
-        "warnings": list(dict.fromkeys(warnings)),
-    }
-    details |= {key: source.details[key] for key in ("io",) if key in source.details}
-    return dataclasses.replace(source, path=context.output, format="tensorrt", files=tuple(files), details=details)
+    details = EngineDetails(
+        config.flavor,
+        trt.__version__,
+        tuple(gpu for gpu in gpus if gpu),
+        engine.batch,
+        source.io,
+        config.version_compatible,
+        config.stripped,
+        reports,
+        tuple(dict.fromkeys(warnings)),
+    )
+    return dataclasses.replace(source, path=context.output, files=tuple(files), details=details)
 
 
 def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[str | None, ...]:
-    if not release_of(config.flavor).builds_for_gpus:
+    if not RELEASES[config.flavor].builds_for_gpus:
         return (None,)
     gpus = resolve_gpus(config.gpus)
     check_gpus(trt, gpus)
@@ -101,35 +99,37 @@ def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[
     return gpus
 
 
-def _census(trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path, view: GraphView) -> Census | None:
-    if release_of(config.flavor).builds_for_gpus:
-        return take_census(read_products(engine.plan), view)
+def _report(
+    trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path, view: GraphView
+) -> PrecisionReport | None:
+    if RELEASES[config.flavor].builds_for_gpus:
+        return report_precisions(read_plan_nodes(engine.plan), view)
     if config.stripped:
         return None  # without its weights it cannot be loaded
     loaded = load_engine(trt, config.flavor, engine.plan, path, host_code=config.version_compatible)
     name = view.inputs[0].name
     # types of an engine with an open batch are known for a shape only
     loaded.context.set_input_shape(name, (engine.batch.optimal, *tuple(loaded.engine.get_tensor_shape(name))[1:]))
-    return take_census(read_layers(inspect_engine(trt, loaded.engine, loaded.context)), view)
+    return report_precisions(read_layers(inspect_engine(trt, loaded.engine, loaded.context)), view)
 
 
-def _judge(census: Census | None, place: str, view: GraphView, strict: bool) -> list[str]:
-    """Return the warnings of a census. Raises: ExportError: if one is an error, because `strict` was asked for."""
+def _judge(report: PrecisionReport | None, place: str, view: GraphView, strict: bool) -> list[str]:
+    """Return the warnings of a precision report. Raises: ExportError: if one is an error, because `strict` was asked for."""
     asked = len(find_compute_nodes(view).int8_nodes)
     if not asked:
         return []
-    if census is None:
-        return [f"{place}: the engine does not tell which of the {asked} INT8 products run in INT8"]
+    if report is None:
+        return [f"{place}: the engine does not tell which of the {asked} INT8 MatMul/Conv nodes run in INT8"]
     warnings = []
-    if census.fallbacks:
-        text = f"{place}: {len(census.fallbacks)} of {asked} INT8 products run in float: "
+    if report.fallbacks:
+        text = f"{place}: {len(report.fallbacks)} of {asked} INT8 MatMul/Conv nodes run in float: "
         if strict:
             raise ExportError(
-                f"{text}{', '.join(census.fallbacks)}. Leave strict out to accept it, or keep these layers in float."
+                f"{text}{', '.join(report.fallbacks)}. Leave strict out to accept it, or keep these layers in float."
             )
-        warnings.append(text + _list(census.fallbacks))
-    if census.unseen:
-        warnings.append(f"{place}: the engine does not tell how it computes {_list(census.unseen)}")
+        warnings.append(text + _list(report.fallbacks))
+    if report.unseen:
+        warnings.append(f"{place}: the engine does not tell how it computes {_list(report.unseen)}")
     return warnings
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
+from convnext_deploy.artifacts.details import Profile, TorchTensorRTDetails
+from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, import_torch_tensorrt, save_program
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import drop_identities, fold
-from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.system.cuda_driver import gpu_name
 
@@ -26,7 +25,7 @@ def run(config: TorchTensorRTConfig, source: Artifact | None, context: StageCont
             f"{source.path} is in the format {source.format}; Torch-TensorRT compiles a PyTorch artifact. "
             "Engines from ONNX are built by --format tensorrt or tensorrt-rtx."
         )
-    if read_scheme(source.details) is not None:
+    if source.scheme is not None:
         raise ArtifactError(
             f"{source.path} is quantized, and Torch-TensorRT would run its quantizers in PyTorch; take its float source, "
             "or go through ONNX for INT8: --format tensorrt or tensorrt-rtx."
@@ -53,8 +52,7 @@ def run(config: TorchTensorRTConfig, source: Artifact | None, context: StageCont
     return dataclasses.replace(
         source,
         path=context.output,
-        format="torch-tensorrt",
         precision=config.precision,
         files=(describe_file(path),),
-        details={"torch_tensorrt": release, "gpu": gpu_name(), "max_batch_size": config.max_batch_size},
+        details=TorchTensorRTDetails(release, gpu_name(), config.max_batch_size),
     )

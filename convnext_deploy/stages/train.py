@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.models.variants import resolve_variant
@@ -37,6 +38,6 @@ def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> 
         preprocess=preprocess,
         class_names=data.class_names,
         precision="fp32",
-        details={"history": history},
+        details=TorchDetails(history=history),
         source=start,
     )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, RESULT_VERSION, PixelCache, decode_small
@@ -110,7 +112,7 @@ def start_network(
 
 def fit_network(
     network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
-) -> list[dict[str, float]]:
+) -> History:
     """Run the training loop on the training images with a stage's settings, and return its history without times."""
     data, own, execution = context.need_data(), world(), context.execution
     freeze(network, config.frozen_stages)
@@ -145,7 +147,10 @@ def fit_network(
         store=context.store,
     )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run
-    return [{name: figure for name, figure in row.items() if name != "images_per_s"} for row in history]
+    return tuple(
+        {name: figure if math.isfinite(figure) else None for name, figure in row.items() if name != "images_per_s"}
+        for row in history
+    )
 
 
 def _schedule(config: FitConfig, device: str) -> Schedule:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, file_header
 from convnext_deploy.models.checkpoints.load_network import WEIGHTS
 from convnext_deploy.models.checkpoints.safe_reader import save_state
-from convnext_deploy.quantization.scheme import read_scheme
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.distributed import world
 
@@ -24,7 +21,7 @@ def write_torch_artifact(
     preprocess: Preprocess,
     class_names: tuple[str, ...] | None,
     precision: str,
-    details: Mapping[str, Any],
+    details: TorchDetails,
     source: Artifact | None,
 ) -> Artifact:
     """Write the weights, with a header that makes the file readable on its own, and describe them.
@@ -35,7 +32,7 @@ def write_torch_artifact(
     license_ = None if start is None else start.license
     header = {
         **file_header(model, preprocess, class_names, precision, license_),
-        "details": scheme.details() if (scheme := read_scheme(details)) is not None else {},
+        "details": {} if details.scheme is None else details.scheme.details(),
     }
     path = context.output / WEIGHTS
     is_writer = world().is_first
@@ -43,7 +40,6 @@ def write_torch_artifact(
         save_state(path, network.state_dict(), header)
     return Artifact(
         path=context.output,
-        format="torch",
         precision=precision,
         model=model,
         class_names=class_names,

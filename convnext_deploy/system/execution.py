@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.distributed import launched, usable_cores
 from convnext_deploy.system.progress import Progress, SilentProgress
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,8 @@ class Execution:
     cache_dir: Path | None = None
 
 
-def resolve_device(device: Device) -> str:
-    """Return `cpu` or `cuda`, which is then this process's own GPU.
+def resolve_device(device: str) -> str:
+    """Return `cpu` or `cuda`, which is then this process's own GPU, for one of those or `auto`.
 
     Raises: BackendUnavailableError: if a GPU was asked for and there is none, or more processes than GPUs.
     """

@@ -12,13 +12,13 @@ import pytest
 
 from convnext_deploy import bench
 from convnext_deploy.api.bench import Benchmark
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from tests.evaluation.graphs import write_classifier
 from tests.exporters.recorded_progress import RecordingProgress
 
-CPU = Options(device="cpu")
+CPU = ExecutionOptions(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ def large_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quick(artifacts: Sequence[Path | str], **settings: Any) -> Benchmark:
-    return bench(artifacts, **{"rounds": 1, "seconds": 0.02, "threads": 1, "options": CPU, **settings})
+    return bench(artifacts, **{"rounds": 1, "seconds": 0.02, "threads": 1, "execution": CPU, **settings})
 
 
 def test_every_artifact_is_timed_with_each_runner_and_batch_size(small: Path, large: Path) -> None:
     pytest.importorskip("openvino")
     progress = RecordingProgress()
-    options = Options(device="cpu", progress=progress)
-    found = quick([small, large], runners=["onnxruntime", "openvino"], batch_sizes=[1, 8, 1], options=options)
+    execution = ExecutionOptions(device="cpu", progress=progress)
+    found = quick([small, large], runners=["onnxruntime", "openvino"], batch_sizes=[1, 8, 1], execution=execution)
     assert [(t.candidate.name, t.runner, t.candidate.batch_size, len(t.processes)) for t in found.timings] == [
         (name, runner, size, 1)
         for size in (1, 8)

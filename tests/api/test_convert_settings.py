@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from convnext_deploy.api.convert import convert
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from convnext_deploy.config.choices import Dialect
@@ -103,9 +103,9 @@ def test_convert_writes_no_class_names_when_there_are_none(tmp_path: Path) -> No
 
 
 def test_convert_writes_the_image_size_and_crop_that_were_asked_for(tmp_path: Path) -> None:
-    source, options = write_atto(tmp_path), Options(image_size=96, crop_pct=0.75)
+    source, data = write_atto(tmp_path), DataOptions(image_size=96, crop_pct=0.75)
     for dialect in ("timm", "huggingface"):
-        convert(source, dialect, tmp_path / dialect, options=options)
+        convert(source, dialect, tmp_path / dialect, data=data)
         expected = dataclasses.replace(PREPROCESS, image_size=96, crop_pct=0.75)
         assert open_input(tmp_path / dialect).preprocess == expected
 

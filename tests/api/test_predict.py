@@ -13,7 +13,7 @@ from PIL import Image
 
 from convnext_deploy import predict
 from convnext_deploy.api.export import export
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.api.predict import Prediction, find_images, to_probabilities
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
@@ -23,7 +23,7 @@ from convnext_deploy.errors import ArtifactError, BackendUnavailableError, DataE
 from convnext_deploy.runners import open_runner
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 
-HERE = Options(workers=0, device="cpu")
+HERE = ExecutionOptions(device="cpu", workers=0)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def shares(prediction: Prediction) -> dict[str, float]:
 
 def test_predict_gives_the_softmax_of_the_logits(small_artifacts: dict[str, Artifact], files: list[Path]) -> None:
     artifact = small_artifacts["student"]
-    found = list(predict(artifact.path, files, options=HERE))
+    found = list(predict(artifact.path, files, execution=HERE))
     images = loaders.EvaluationBatches(FolderImages(tuple(files), np.zeros(18, np.int64)), artifact.preprocess, 18)
     runner = open_runner(artifact)
     logits = runner.logits(next(iter(images))[0].numpy()).astype(np.float64)
@@ -55,8 +55,11 @@ def test_predict_gives_the_softmax_of_the_logits(small_artifacts: dict[str, Arti
 
 def test_batch_size_and_workers_change_nothing(small_artifacts: dict[str, Artifact], files: list[Path]) -> None:
     path = small_artifacts["onnx-fp32"].path
-    one = [shares(found) for found in predict(path, files, options=HERE)]
-    other = [shares(found) for found in predict(path, files, options=Options(workers=1, device="cpu", batch_size=5))]
+    one = [shares(found) for found in predict(path, files, execution=HERE)]
+    other = [
+        shares(found)
+        for found in predict(path, files, evaluation=EvaluationOptions(5), execution=ExecutionOptions("cpu", 1))
+    ]
     for a, b in zip(one, other, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
@@ -65,9 +68,9 @@ def test_graph_that_gives_the_best_classes_tells_their_probabilities_among_all(
     small_artifacts: dict[str, Artifact], files: list[Path], tmp_path: Path
 ) -> None:
     source = small_artifacts["student"].path
-    export(source, output="top-k", top_k=2, options=Options(out=tmp_path, workers=0, device="cpu"))
-    expected = list(predict(source, files, top_k=2, options=HERE))
-    found = list(predict(tmp_path / "stages" / "onnx", files, options=HERE))
+    export(source, output="top-k", top_k=2, out=tmp_path, execution=HERE)
+    expected = list(predict(source, files, top_k=2, execution=HERE))
+    found = list(predict(tmp_path / "stages" / "onnx", files, execution=HERE))
     for a, b in zip(expected, found, strict=True):
         assert shares(b) == pytest.approx(shares(a), abs=1e-4)
 
@@ -79,7 +82,7 @@ def test_logarithms_of_probabilities_are_not_scaled_to_a_sum_of_one(output: Lite
 
 
 def test_classes_without_names_go_by_their_index(files: list[Path], tmp_path: Path) -> None:
-    (found,) = predict(write_foreign_onnx(tmp_path / "foreign.onnx"), files[:1], options=HERE)
+    (found,) = predict(write_foreign_onnx(tmp_path / "foreign.onnx"), files[:1], execution=HERE)
     assert {guess.class_name for guess in found.guesses} == {"0", "1", "2"}
     assert all(guess.class_name == str(guess.index) for guess in found.guesses)
 
@@ -118,7 +121,7 @@ def test_predict_reads_every_kind_of_image_as_validation_does(
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     turned.save(tmp_path / "exif.png", exif=exif)
     artifact = small_artifacts["student"].path
-    found = {prediction.path.stem: shares(prediction) for prediction in predict(artifact, [tmp_path], options=HERE)}
+    found = {prediction.path.stem: shares(prediction) for prediction in predict(artifact, [tmp_path], execution=HERE)}
     assert set(found) == {*kinds, "cmyk", "exif"}
     for name, same in (("alpha", "rgb"), ("exif", "rgb"), ("grey8", "grey16"), ("cmyk", "rgb")):
         assert found[name] == pytest.approx(found[same], abs=1e-6), name
@@ -133,7 +136,7 @@ def test_images_are_read_as_predictions_are_taken(small_artifacts: dict[str, Art
         return load(images, index)
 
     with patch.object(FolderImages, "load", watched):
-        found = predict(small_artifacts["student"].path, files, options=Options(workers=0, device="cpu", batch_size=4))
+        found = predict(small_artifacts["student"].path, files, evaluation=EvaluationOptions(4), execution=HERE)
         assert isinstance(found, Iterator)
         assert read == []
         next(found)
@@ -145,18 +148,18 @@ def test_predict_checks_everything_before_it_returns(
 ) -> None:
     student = small_artifacts["student"].path
     with pytest.raises(RecipeError, match="top_k = 0 is out of range"):
-        predict(student, files, top_k=0, options=HERE)
+        predict(student, files, top_k=0, execution=HERE)
     with pytest.raises(DataError, match="no images were given"):
-        predict(student, [], options=HERE)
+        predict(student, [], execution=HERE)
     with pytest.raises(DataError, match=r"gone\.png does not exist"):
-        predict(student, [*files, tmp_path / "gone.png"], options=HERE)
+        predict(student, [*files, tmp_path / "gone.png"], execution=HERE)
     with pytest.raises(ArtifactError, match="does not exist"):
-        predict(tmp_path / "none", files, options=HERE)
+        predict(tmp_path / "none", files, execution=HERE)
     with (
         patch("convnext_deploy.system.execution.cuda_driver_error", lambda: "no GPU"),
         pytest.raises(BackendUnavailableError, match="--device cuda was asked for"),
     ):
-        predict(student, files, options=Options(device="cuda"))
+        predict(student, files, execution=ExecutionOptions(device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "a/b/\udcff"])

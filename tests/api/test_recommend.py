@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.api import recommend as catalog
+from convnext_deploy.api.list_models import list_models
+from convnext_deploy.api.options import ExecutionOptions
 from convnext_deploy.api.recommend import SHORT_LIST, Recommendation, recommend
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe_toml import load_recipe
@@ -18,7 +20,6 @@ from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.evaluation.timing import untrained_latency as fresh_latency
 from convnext_deploy.evaluation.timing.untrained_latency import measure_fresh_latency
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.models.zoo.catalog import list_models
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import rank
 from convnext_deploy.models.zoo.training_settings import settings_for_size
@@ -242,7 +243,7 @@ class Notes:
 
 def test_recommend_reports_what_it_measures(timed: list[str]) -> None:
     progress = Notes()
-    recommend(6000, 4, latency_budget_ms=16, progress=progress)
+    recommend(6000, 4, latency_budget_ms=16, execution=ExecutionOptions(progress=progress))
     assert progress.notes[:2] == [f"latency on cpu {len(rank(6000, 4)[0])}", "convnextv2_tiny 28.6 ms"]
     assert len(progress.notes) == 1 + len(timed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,74 @@ from convnext_deploy.artifacts.artifact import (
     read_artifact,
     write_manifest,
 )
-from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.artifacts.details import (
+    Certificate,
+    Details,
+    Difference,
+    EngineDetails,
+    Fold,
+    FP16Record,
+    Kept,
+    LayerEffect,
+    ONNXDetails,
+    PrecisionReport,
+    Profile,
+    PTQRecord,
+    Selection,
+    Step,
+    TorchDetails,
+    TorchTensorRTDetails,
+)
+from convnext_deploy.artifacts.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    GraphIO,
+    ModelSpec,
+    Preprocess,
+    default_preprocess,
+)
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.system.files import create_output_folder, replace_folder, write_text
 
+EVERY: tuple[Details, ...] = (
+    TorchDetails(
+        "onnxruntime",
+        {"stages.3.*": "float", "head": "int8"},
+        ({"epoch": 1, "train_loss": 1e-17}, {"epoch": 2, "train_loss": None}),
+        Certificate(
+            (Fold("norm_affine", "norm", "head"),),
+            (Kept("grn_bias", "grn", "it is needed"),),
+            (Difference("random", 2, "float64", 1e-12, 1e-13),),
+        ),
+        PTQRecord(12, {"stages.0.0.pwconv1": 0.5, "head": None}, 3, ("head",)),
+        Selection(
+            (Step("min-max", 0.9, 0.1, (-0.5, 0.7), 0.99, None, 31.5, 0.15, 2.0, passed=True),),
+            "min-max",
+            "its risk is small",
+            0.2,
+            (LayerEffect("head", None, 0.5, 10**9), LayerEffect("stages.0.0.pwconv1", 1e-3, 0.0, 123)),
+        ),
+    ),
+    ONNXDetails(
+        "tensorrt",
+        io=GraphIO("uint8", "nhwc", "top-k", 2, 4),
+        fp16=FP16Record("tensorrt-rtx", {"sums": 12}, 77.5, "5 training images"),
+        quantized_layers=7,
+    ),
+    EngineDetails(
+        "tensorrt-rtx",
+        "1.7.1",
+        ("SM86", "SM120"),
+        Profile(1, 2, 8),
+        version_compatible=True,
+        precisions={"SM86": PrecisionReport({"INT8": 3}, 4, ("a: FP16",), ("b",)), "SM120": None},
+        warnings=("slow",),
+    ),
+    TorchTensorRTDetails("2.14.0", "SM90", 8),
+)
 
-def create_artifact(folder: Path) -> Artifact:
+
+def create_artifact(folder: Path, details: Details = EVERY[0]) -> Artifact:
     """Write two small files and describe them with every field set."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.bin").write_bytes(b"weights")
@@ -45,19 +108,19 @@ def create_artifact(folder: Path) -> Artifact:
     )
     return Artifact(
         path=folder,
-        format="torch",
+        details=details,
         precision="int8",
         model=ModelSpec("convnextv2_atto", 3, 1, 2),
         class_names=("café", 'quo"te', "日本"),
         preprocess=Preprocess(32, 0.1 + 0.2, "bilinear", (0.5,), (1 / 3,)),
         files=(describe_file(folder / "weights.bin"), describe_file(folder / "extra.bin")),
-        details={"target": "tensorrt", "history": [{"epoch": 1, "train_loss": 1e-17}]},
         lineage=(record, dataclasses.replace(record, name="again")),
     )
 
 
-def test_read_artifact_returns_exactly_what_write_manifest_wrote(tmp_path: Path) -> None:
-    artifact = create_artifact(tmp_path / "a")
+@pytest.mark.parametrize("details", EVERY, ids=lambda details: type(details).__name__)
+def test_read_artifact_returns_exactly_what_write_manifest_wrote(tmp_path: Path, details: Details) -> None:
+    artifact = create_artifact(tmp_path / "a", details)
     write_manifest(artifact)
     assert read_artifact(tmp_path / "a") == artifact
 
@@ -83,7 +146,7 @@ def test_read_artifact_works_after_the_folder_was_moved(tmp_path: Path) -> None:
 
 
 def test_read_artifact_raises_when_there_is_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=rf"{tmp_path} is no artifact folder: it has no manifest\.json"):
+    with pytest.raises(ArtifactError, match=rf"{tmp_path} is not an artifact folder: it has no manifest\.json"):
         read_artifact(tmp_path)
 
 
@@ -100,8 +163,8 @@ def test_read_artifact_raises_when_the_manifest_is_not_text(tmp_path: Path) -> N
         read_artifact(tmp_path)
 
 
-def change(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    def edit(manifest: dict[str, Any]) -> None:
+def change(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(manifest: Any) -> None:
         for key in keys[:-1]:
             manifest = manifest[key]
         manifest[keys[-1]] = value
@@ -123,14 +186,20 @@ def remove(*keys: str) -> Callable[[dict[str, Any]], None]:
     [
         *(
             remove(key)
-            for key in ("schema", "format", "precision", "model", "class_names", "preprocess", "files", "lineage")
+            for key in ("schema", "format", "precision", "model", "class_names", "preprocess", "files", "details")
         ),
         remove("preprocess", "mean"),
         remove("preprocess", "crop_pct"),
         remove("model", "variant"),
         change("unknown", value=1),
         change("model", "unknown", value=1),
-        change("schema", value=2),
+        change("schema", value=1),
+        change("details", "unknown", value=1),
+        change("details", "target", value="nonsense"),
+        change("format", value="onnx"),
+        change("files", value=[]),
+        change("class_names", value=["a"]),
+        change("path", value="/elsewhere"),
         change("files", value=5),
         change("files", value=[{"name": "weights.bin"}]),
         change("lineage", value=[{"name": "qat"}]),
@@ -145,6 +214,45 @@ def test_read_artifact_raises_when_a_key_is_missing_unknown_or_of_another_kind(
     edit(manifest)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        read_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("precision",), 7, "precision = 7 has the wrong type; expected str"),
+        (("model", "patch_size"), 0, "model: patch_size = 0 is out of range; expected 1 to 1024"),
+        (("preprocess", "std"), [0.5, 0.5], "preprocess: std has 2 values; the network has 1 channels"),
+        (
+            ("preprocess", "crop_mode"),
+            "nonsense",
+            "preprocess: crop_mode = 'nonsense' is unknown; expected one of 'center'",
+        ),
+        (("files", 0, "name"), "../a.bin", "files[0]: name = '../a.bin' is out of range; expected the name of a file"),
+        (("lineage", 1, "wall_s"), float("nan"), "lineage[1]: wall_s = nan is out of range; expected a finite number"),
+        (("details", "target"), "nonsense", "details: target = 'nonsense' is unknown; expected one of 'tensorrt'"),
+        (("details", "sites"), {"head": "int4"}, "details: sites: 'head' = 'int4' is unknown"),
+        (
+            ("details", "selection", "steps", 0, "passed"),
+            1,
+            "details: selection: steps[0]: passed = 1 has the wrong type",
+        ),
+        (("details", "selection", "steps", 0, "interval_pp"), [0.5], "has 1 entries; expected 2"),
+        (
+            ("details", "history"),
+            [{"epoch": "one"}],
+            "details: history[0]: epoch = 'one' has the wrong type; expected int",
+        ),
+    ],
+)
+def test_read_artifact_names_the_field_what_was_found_and_what_was_expected(
+    tmp_path: Path, keys: tuple[Any, ...], value: object, words: str
+) -> None:
+    write_manifest(create_artifact(tmp_path))
+    manifest = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    change(*keys, value=value)(manifest)
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=re.escape(words)):
         read_artifact(tmp_path)
 
 
@@ -202,10 +310,10 @@ def test_location_opens_the_artifact_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("form", "precision", "expected"),
-    [("torch", "fp32", True), ("torch", "int8", False), ("onnx", "fp32", False), ("tensorrt", "fp32", False)],
+    [(EVERY[0], "fp32", True), (EVERY[0], "int8", False), (EVERY[1], "fp32", False), (EVERY[2], "fp32", False)],
 )
-def test_is_baseline_for_fp32_pytorch_only(tmp_path: Path, form: Any, precision: str, expected: bool) -> None:
-    artifact = dataclasses.replace(create_artifact(tmp_path), format=form, precision=precision)
+def test_is_baseline_for_fp32_pytorch_only(tmp_path: Path, form: Details, precision: str, expected: bool) -> None:
+    artifact = dataclasses.replace(create_artifact(tmp_path, form), precision=precision)
     assert artifact.is_baseline is expected
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, write_manifest
+from convnext_deploy.artifacts.details import EngineDetails, ONNXDetails, Profile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.choices import Flavor
 
 SIDE, CHANNELS, CLASSES = 32, 3, ("cat", "dog", "owl")
 PREPROCESS = default_preprocess(SIDE)
@@ -93,7 +94,8 @@ def write_onnx_artifact(folder: Path, proto: onnx.ModelProto, precision: str = "
         "preprocess": PREPROCESS,
         "lineage": (stage_record(folder.name, "onnx", "0" * 64, folder.parent),),
     }
-    artifact = Artifact(folder, "onnx", precision, files=(describe_file(folder / "model.onnx"),), **(fields | changes))
+    fields |= {"details": ONNXDetails(), "files": (describe_file(folder / "model.onnx"),), **changes}
+    artifact = Artifact(folder, precision=precision, **fields)
     write_manifest(artifact)
     return artifact
 
@@ -102,12 +104,12 @@ def write_engine_artifact(
     folder: Path,
     source: Artifact,
     *,
-    flavor: str = "tensorrt-rtx",
+    flavor: Flavor = "tensorrt-rtx",
     gpus: tuple[str, ...] = ("SM86",),
     plan: bytes = b"a plan",
-    details: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Artifact:
-    """Write an artifact of engines, one file per GPU, all with the same content, built from an ONNX artifact."""
+    """Write an artifact of engines, one file per GPU, all with the same content, from an ONNX artifact; `changes`: its details."""
     folder.mkdir(parents=True)
     files = [folder / f"model.{gpu.lower()}.plan" for gpu in gpus] or [folder / "model.plan"]
     for file in files:
@@ -115,13 +117,12 @@ def write_engine_artifact(
     version = "1.7.1.116" if flavor == "tensorrt-rtx" else "10.3.0"
     artifact = Artifact(
         folder,
-        "tensorrt",
+        EngineDetails(flavor, version, gpus, Profile(1, 1, 4), **changes),
         source.precision,
         source.model,
         source.class_names,
         source.preprocess,
         tuple(describe_file(file) for file in files),
-        {"flavor": flavor, "tensorrt": version, "gpus": list(gpus), "max_batch_size": 4, **(details or {})},
         (*source.lineage, stage_record(folder.name, "tensorrt", source.sha256, folder.parent)),
     )
     write_manifest(artifact)

@@ -65,7 +65,10 @@ def test_trtexec_is_taken_from_the_environment_first(place: Callable[..., Device
     assert "with TensorRT 10.3;" in done.stdout
     assert "--stronglyTyped" in done.stdout
     missing = machine.run(TRTEXEC="/nowhere/trtexec")
-    assert (missing.returncode, missing.stderr) == (1, "error: TRTEXEC is '/nowhere/trtexec', which is no program.\n")
+    assert (missing.returncode, missing.stderr) == (
+        1,
+        "error: TRTEXEC is '/nowhere/trtexec', which is not a program.\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,19 @@ import pytest
 from onnx import TensorProto, helper
 
 from convnext_deploy.api.open_inputs import open_artifact
-from convnext_deploy.api.options import DEFAULTS
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import write_manifest
-from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.artifacts.details import FP16Record, ONNXDetails
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
 from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.system.progress import SilentProgress
 from tests.bundles.graphs import row_sum_graph, stage_record, write_engine_artifact, write_onnx_artifact
 from tests.weights import write_weights
 
 
 def collected(*folders: Path) -> Contents:
-    return collect([(folder, open_artifact(folder, None, DEFAULTS)) for folder in folders])
+    return collect([(folder, open_artifact(folder, None, DataOptions(), SilentProgress())) for folder in folders])
 
 
 def test_collect_lists_the_smallest_model_first(tmp_path: Path) -> None:
@@ -42,11 +44,11 @@ def test_collect_names_models_of_one_precision_by_their_stages(tmp_path: Path) -
 
 
 def test_collect_names_models_of_one_precision_by_what_tells_them_apart(tmp_path: Path) -> None:
-    details: list[dict[str, Any]] = [
-        {"target": "tensorrt", "io": {"input_type": "uint8", "input_layout": "nhwc", "batch_size": 4}},
-        {"target": "tensorrt", "io": {"output": "top-k"}, "fp16": {"runtime": "tensorrt-rtx"}},
-        {"target": "tensorrt", "io": {"output": "logits"}},
-        {"target": "tensorrt"},
+    details = [
+        ONNXDetails("tensorrt", io=GraphIO("uint8", "nhwc", batch_size=4)),
+        ONNXDetails("tensorrt", io=GraphIO(output="top-k"), fp16=FP16Record("tensorrt-rtx", {}, 1.0, "noise")),
+        ONNXDetails("tensorrt", io=GraphIO(output="logits")),
+        ONNXDetails("tensorrt"),
     ]
     for n, entry in enumerate(details):
         write_onnx_artifact(tmp_path / str(n) / "onnx", row_sum_graph(offset=n), "int8", details=entry)
@@ -161,14 +163,10 @@ def test_collect_refuses_an_engine_of_a_precision_that_no_onnx_has(tmp_path: Pat
         collected(fp32.path, engine.path)
 
 
-@pytest.mark.parametrize(
-    ("details", "text"), [({"stripped": True}, "stripped of its weights"), ({"flavor": "other"}, "which TensorRT")]
-)
-def test_collect_refuses_engines_that_cannot_be_run(tmp_path: Path, details: dict[str, Any], text: str) -> None:
+def test_collect_refuses_engines_without_weights(tmp_path: Path) -> None:
     source = write_onnx_artifact(tmp_path / "a", row_sum_graph())
-    engine = write_engine_artifact(tmp_path / "engine", source)
-    write_manifest(dataclasses.replace(engine, details={**engine.details, **details}))
-    with pytest.raises(ArtifactError, match=text):
+    engine = write_engine_artifact(tmp_path / "engine", source, stripped=True)
+    with pytest.raises(ArtifactError, match="stripped of its weights"):
         collected(source.path, engine.path)
 
 

@@ -135,8 +135,9 @@ def test_code_for_the_cpu_in_a_plan_is_allowed_only_where_it_was_asked_for(
     version_compatible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_onnx_artifact(tmp_path / "a", row_sum_graph())
-    details = {"version_compatible": version_compatible}
-    engine = write_engine_artifact(tmp_path / "engine", source, flavor="tensorrt", gpus=(), details=details)
+    engine = write_engine_artifact(
+        tmp_path / "engine", source, flavor="tensorrt", gpus=(), version_compatible=version_compatible
+    )
     bundle([source.path, engine.path], tmp_path / "out", golden_images=2)
     script = Script()
     plug_in(monkeypatch, RELEASES[0], script, Driver())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from convnext_deploy.api.open_inputs import open_data_for
-from convnext_deploy.api.options import DEFAULTS
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.bundles.contents import Model, collect
 from convnext_deploy.bundles.device import answers
@@ -21,6 +21,7 @@ from convnext_deploy.bundles.golden import allowed_errors, choose_images, comput
 from convnext_deploy.data.datasets import open_data
 from convnext_deploy.data.transforms import normalize
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.system.execution import Execution
 from tests.bundles.graphs import PREPROCESS, row_sum_graph, stage_record, write_onnx_artifact
 
 
@@ -55,7 +56,7 @@ def test_images_are_digits_for_what_was_trained_on_them(tmp_path: Path) -> None:
     names = tuple(str(digit) for digit in range(10))
     artifact = write_onnx_artifact(tmp_path / "a", row_sum_graph(), lineage=(record,), class_names=names)
     artifact = dataclasses.replace(artifact, model=dataclasses.replace(artifact.model, num_classes=10))
-    golden = choose_images(artifact, 4, open_data_for(artifact, DEFAULTS))
+    golden = choose_images(artifact, 4, open_data_for(artifact, DataOptions(), Execution()))
     assert (golden.kind, golden.origin) == ("built-in", "4 validation images of the built-in digits")
 
 

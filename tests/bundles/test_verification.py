@@ -121,5 +121,5 @@ def test_an_archive_that_was_cut_or_changed_is_one_line(made: Path, tmp_path: Pa
 def test_what_does_not_exist_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"does not exist; expected the folder of a bundle, or a \.zip of it"):
         verify_bundle(tmp_path / "nothing")
-    with pytest.raises(ArtifactError, match=r"is no bundle: it has no bundle\.json"):
+    with pytest.raises(ArtifactError, match=r"is not a bundle: it has no bundle\.json"):
         verify_bundle(tmp_path)

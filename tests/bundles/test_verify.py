@@ -142,7 +142,7 @@ def test_damage_is_found_and_nothing_of_it_is_run(copied: Path, spoil: Callable[
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "is no bundle: it has no bundle.json"),
+        (None, "is not a bundle: it has no bundle.json"),
         ("", "cannot be read"),
         ("[]", "cannot be read"),
         ("{}", "cannot be read"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convnext_deploy.api.bundle import bundle
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, RecipeError
 from tests.bundles.conftest import read_record
@@ -131,8 +131,7 @@ def test_bundle_as_an_archive_is_the_folder_and_the_same_again(
 def test_golden_images_come_from_the_data_of_the_user_one_of_each_class_first(
     graphs: dict[str, Artifact], image_folder: Path, tmp_path: Path
 ) -> None:
-    options = Options(data=str(image_folder))
-    result = bundle([graphs["int8"].path], tmp_path / "out", golden_images=4, options=options)
+    result = bundle([graphs["int8"].path], tmp_path / "out", golden_images=4, data=DataOptions(image_folder))
     assert result.golden == f"4 validation images of '{image_folder.name}'"
     assert any("leave --data out" in note for note in result.notes)
     pixels = np.load(tmp_path / "out" / "golden" / "pixels.npy").astype(float)
@@ -175,8 +174,8 @@ def test_an_old_bundle_is_replaced(graphs: dict[str, Artifact], copied: Path) ->
     ("spoil", "text"),
     [
         (lambda out: out.write_text("x"), "is a file"),
-        (lambda out: (out.mkdir(), (out / "photo.png").write_text("x")), "no bundle"),
-        (lambda out: (out.mkdir(), (out / "bundle.json").write_text("{}")), "no bundle"),
+        (lambda out: (out.mkdir(), (out / "photo.png").write_text("x")), "not a bundle"),
+        (lambda out: (out.mkdir(), (out / "bundle.json").write_text("{}")), "not a bundle"),
     ],
 )
 def test_bundle_replaces_nothing_else(
@@ -246,7 +245,7 @@ def test_bundle_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_bundle_refuses_data_of_other_classes(graphs: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="has 3 classes, digits has 10"):
-        bundle([graphs["fp32"].path], tmp_path / "out", options=Options(data="digits"))
+        bundle([graphs["fp32"].path], tmp_path / "out", data=DataOptions("digits"))
     assert not (tmp_path / "out").exists()
 
 

@@ -200,7 +200,21 @@ ARTIFACT_CASES: list[Case] = [
         artifact("export", name="student", after=("--output", "top-k", "--top-k", "9")),
         "the 9 largest of 3 classes were asked for; choose --top-k 1 to 3",
     ),
-    ("GPU for ONNX", artifact("export", name="student", after=("--gpu", "sm86")), "--gpu is about engines"),
+    (
+        "GPU for ONNX",
+        artifact("export", name="student", after=("--gpu", "sm86")),
+        "--gpu does not count for onnx; it is for",
+    ),
+    (
+        "speedup of a float graph",
+        artifact("export", name="student", after=("--min-speedup", "2")),
+        "is about INT8 against",
+    ),
+    (
+        "epochs without training",
+        artifact("quantize", name="student", after=("--calibration-method", "mse", "--epochs", "5")),
+        "quantize with calibration_method does not use epochs: it does not train",
+    ),
     (
         "types of a graph that is there already",
         artifact("export", name="onnx-fp32", after=("--format", "tensorrt-rtx", "--precision", "fp16")),

@@ -34,7 +34,7 @@ def test_table_has_a_row_for_each_with_its_ratio_and_says_what_is_not_faster(mod
     assert all(row.rstrip(" │").endswith(" 1") for row in rows[::2])
     assert "- grün int8.onnx on onnxruntime is INT8 and not faster than [red]small.onnx on onnxruntime" in outcome.out
     assert re.search(
-        r"^medians of 1 fresh process each, in turn; \d+ s in all; six rounds or more", outcome.out, re.MULTILINE
+        r"^medians of 1 isolated process each, interleaved; \d+ s in all; six rounds or more", outcome.out, re.MULTILINE
     )
     assert "4/4" in outcome.err or "timing: done in" in outcome.err
     assert "W" not in rows[0]
@@ -110,7 +110,7 @@ def test_wrong_usage_is_one_line_before_anything_is_timed(
 def test_empty_folder_is_one_line(tmp_path: Path) -> None:
     outcome = call("bench", tmp_path)
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err.startswith(f"error: {tmp_path} is no artifact folder: ")
+    assert outcome.err.startswith(f"error: {tmp_path} is not an artifact folder: ")
 
 
 def test_runners_may_be_repeated_or_separated_by_commas(models: tuple[Path, Path]) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_type_hints
 
 import click
 import pytest
 from click.testing import CliRunner
 
 import convnext_deploy
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import COMMANDS, group
 
 SHARED = {"--data", "--out", "--device", "--workers", "--json", "--quiet"}
@@ -76,11 +74,11 @@ ARGUMENTS = {
     "completion": "{bash|zsh|fish}",
 }
 # `convnext_deploy.models` is where the networks are; what `completion` prints is of use to a shell alone
-FUNCTIONS = [verb.replace("-", "_") for verb in COMMANDS if verb not in ("models", "completion")]
+FUNCTIONS = {
+    "list_models" if verb == "models" else verb.replace("-", "_"): verb for verb in COMMANDS if verb != "completion"
+}
 # they write one folder of weights or one file, not the results of a run
 OWN_OUTPUT = {"convert", "recommend", "bundle", "compare"}
-# a name of published weights is given to the functions in the place of a path
-SAME = {"weights": "checkpoint", "teacher_weights": "teacher_checkpoint"}
 
 
 def command_of(verb: str) -> click.Command:
@@ -156,28 +154,27 @@ def test_verb_has_no_module_of_its_name_that_would_hide_the_function(verb: str) 
     assert not (root / f"{verb}.py").exists()
 
 
-@pytest.mark.parametrize("verb", FUNCTIONS)
-def test_every_flag_and_argument_is_a_parameter_of_the_function(verb: str) -> None:
-    known = set(inspect.signature(getattr(convnext_deploy, verb)).parameters)
-    if "options" in known:
-        known |= {field.name for field in dataclasses.fields(Options)}
-    names = {parameter.name for parameter in command_of(verb.replace("_", "-")).params} - {
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_flags_and_arguments_are_the_parameters_of_the_function_and_the_options_that_it_uses(function: str) -> None:
+    parameters = set(inspect.signature(getattr(convnext_deploy, function)).parameters)
+    uses = USES.get(function, {})
+    options = set().union(*uses.values()) - {"progress", "command"}  # which the command line decides
+    of_the_command_alone = {
         "as_json",
         "dry_run",
         "quiet",
         "help",
+        *({"skip_unreadable"} if function == "predict" else ()),
     }
-    assert {SAME.get(str(name), name) for name in names} <= known
+    names = {parameter.name for parameter in command_of(FUNCTIONS[function]).params}
+    assert uses.keys() <= parameters
+    assert names - of_the_command_alone == (parameters - uses.keys()) | options
 
 
 def test_package_has_no_other_attributes() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'destill'"):
         convnext_deploy.destill  # noqa: B018
     assert issubclass(convnext_deploy.DeployError, Exception)
-
-
-def test_options_annotations_resolve() -> None:
-    assert get_type_hints(Options)["epochs"] == int | None
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("distill", "--help"), ("convert", "--help"), ("--version",)])

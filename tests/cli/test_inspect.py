@@ -81,9 +81,9 @@ def test_inspect_tells_of_an_engine_what_runs_in_int8(small_artifacts: dict[str,
     outcome = call("inspect", engine.path)
     record = json.loads(call("inspect", engine.main_file, "--json").out)
     assert (outcome.code, outcome.err, record["format"]) == (0, "", "tensorrt")
-    assert f"{record['products']['INT8']} INT8" in outcome.out
+    assert f"{record['nodes']['INT8']} INT8" in outcome.out
     assert "tensorrt-rtx" in outcome.out
-    for product in record["float_products"]:
+    for product in record["float_nodes"]:
         assert product in outcome.out
 
 

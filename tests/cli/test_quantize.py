@@ -15,21 +15,22 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
+from tests.details import ptq_of, selection_of, torch_details
 
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
-HERE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12", "--selection-images", "18")
+ONCE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12")
+HERE = (*ONCE, "--selection-images", "18")
 RUNGS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
 # top-1, drop and its interval, agreement, KL, noise, risk, seconds
 FIGURES = (
@@ -109,7 +110,7 @@ def test_it_says_a_line_for_the_rung_and_one_for_the_choice(good: Quantized) -> 
 
 def test_artifact_was_made_with_the_options_given(good: Quantized) -> None:
     artifact = good.artifact
-    assert (artifact.precision, artifact.details["target"], artifact.details["chosen"]) == (
+    assert (artifact.precision, artifact.target, selection_of(artifact).chosen) == (
         "int8",
         "openvino",
         "min-max",
@@ -117,7 +118,7 @@ def test_artifact_was_made_with_the_options_given(good: Quantized) -> None:
     record = artifact.lineage[-1]
     given = ("method", "target", "time_budget_s", "calibration_images", "selection_images", "max_drop_pp")
     assert [record.config[name] for name in given] == ["ptq", "openvino", 5400.0, 12, 18, 0.2]
-    assert artifact.details["calibration_images"] == 12
+    assert ptq_of(artifact).calibration_images == 12
 
 
 def test_same_command_again_executes_nothing(good: Quantized) -> None:
@@ -153,12 +154,12 @@ def ladder_rows(run: Quantized) -> list[list[str]]:
 
 def test_gate_that_fails_gives_3_and_names_the_layers_that_hurt(bad: Quantized) -> None:
     assert bad.outcome.code == 3
-    details = bad.artifact.details
-    worst = ", ".join(effect["layer"] for effect in details["sensitivity"][:5])
+    selection = selection_of(bad.artifact)
+    worst = ", ".join(effect.layer for effect in selection.effects[:5])
     assert worst.count("stages.") + worst.count("downsample_layers.") == 5
     text = (bad.out / "report.md").read_text()
     assert f"; the layers that hurt most are {worst}." in text
-    assert f"Selected {details['chosen']}: no rung's risk is within 0.20 pp, and its " in text
+    assert f"Selected {selection.chosen}: no rung's risk is within 0.20 pp, and its " in text
     assert "1 of 1 gates failed: quantize" in bad.outcome.out
     assert "100.00 pp" in bad.outcome.out
     assert_nothing_half_written(bad.out)
@@ -169,38 +170,38 @@ def test_it_says_a_line_for_every_rung(bad: Quantized) -> None:
     assert [line.split(":")[0] for line in rungs] == RUNGS
     # the float network is right about every image, and this one about none
     assert all(": top-1 0.00 %, drop +100.00 pp [" in line and "agreement 0.00 %" in line for line in rungs)
-    details = bad.artifact.details
-    assert choice == f"{details['chosen']} it is: {details['reason']}"
+    selection = selection_of(bad.artifact)
+    assert choice == f"{selection.chosen} it is: {selection.reason}"
 
 
 def test_every_rung_stands_in_the_report_as_in_the_artifact(bad: Quantized) -> None:
     rows = ladder_rows(bad)
     assert [row[0] for row in rows] == RUNGS
-    for row, rung in zip(rows, bad.artifact.details["rungs"], strict=True):
-        assert row[1:4] == ["0.00", f"+100.00 [{rung['interval_pp'][0]:+.2f}, {rung['interval_pp'][1]:+.2f}]", "0.00"]
-        assert row[6] == f"{rung['risk_pp']:.2f}"
-        assert (row[-1], rung["passed"]) == ("", False)
+    for row, rung in zip(rows, selection_of(bad.artifact).steps, strict=True):
+        assert row[1:4] == ["0.00", f"+100.00 [{rung.interval_pp[0]:+.2f}, {rung.interval_pp[1]:+.2f}]", "0.00"]
+        assert row[6] == f"{rung.risk_pp:.2f}"
+        assert (row[-1], rung.passed) == ("", False)
 
 
 def test_json_has_the_ladder(bad: Quantized) -> None:
     outcome = call("report", bad.out, "--json")
     assert outcome.code == 3
     row = json.loads(outcome.out)["rows"][-1]
-    details = json.loads(json.dumps(dict(bad.artifact.details)))
+    selection = json.loads(json.dumps(dataclasses.asdict(selection_of(bad.artifact))))
     assert tuple(row["history"][key] for key in ("steps", "chosen", "reason")) == tuple(
-        details[key] for key in ("rungs", "chosen", "reason")
+        selection[key] for key in ("steps", "chosen", "reason")
     )
 
 
 def test_calibration_method_quantizes_once(source: Path, image_folder: Path, tmp_path: Path) -> None:
     outcome = call(
-        "quantize", source, "--data", image_folder, "--out", tmp_path, "--calibration-method", "percentile", *HERE
+        "quantize", source, "--data", image_folder, "--out", tmp_path, "--calibration-method", "percentile", *ONCE
     )
     assert outcome.code == 0
     assert " it is: " not in outcome.err
     artifact = read_artifact(tmp_path / "stages" / "ptq")
     assert artifact.lineage[-1].config["calibration_method"] == "percentile"
-    assert "rungs" not in artifact.details
+    assert torch_details(artifact).selection is None
     assert "Selected " not in (tmp_path / "report.md").read_text()
 
 
@@ -237,8 +238,8 @@ def test_options_reach_the_stage(
 ) -> None:
     found: list[StageEntry] = []
 
-    def take(_: str, stages: tuple[StageEntry, ...], *rest: Any) -> None:
-        found.extend(stages)
+    def take(recipe: Recipe, *rest: Any) -> None:
+        found.extend(recipe.stages)
         raise DeployError("enough")
 
     monkeypatch.setattr("convnext_deploy.api.quantize.run_stages", take)
@@ -275,7 +276,7 @@ def test_bad_value_gives_2_and_one_line(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("options", [("--method", "qat"), ("--time-budget", "5m")])
+@pytest.mark.parametrize("options", [("--method", "qat"), ("--time-budget", "5m"), ("--selection-images", "9")])
 def test_options_that_ask_for_a_climb_do_not_go_with_a_fixed_method(
     options: tuple[str, ...], source: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -283,7 +284,10 @@ def test_options_that_ask_for_a_climb_do_not_go_with_a_fixed_method(
     command = ("quantize", source, "--data", image_folder, "--out", out, "--calibration-method", "minmax")
     outcome = call(*command, *options)
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "error: --calibration-method quantizes once, without --method qat and --time-budget.\n"
+    assert (
+        outcome.err
+        == "error: --calibration-method quantizes once, without --method qat, --selection-images and --time-budget.\n"
+    )
     assert not out.exists()
 
 

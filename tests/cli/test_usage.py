@@ -64,6 +64,8 @@ USAGE_CASES = [
     (("distill", "--student", "base"), "give --teacher, or its weights"),
     (("quantize",), "Missing argument 'CHECKPOINT'"),
     (("train", "--model", "atto", "--nosuch"), "No such option '--nosuch'"),
+    (("distill", "--teacher", "base", "--student", "tiny", "--max-drop", "0.2"), "No such option '--max-drop'"),
+    (("run", "x.toml", "--seed", "1"), "No such option '--seed'"),
     (("export", "x", "--format", "tflite"), "Invalid value for '--format'"),
     (("quantize", "x", "--method", "awq"), "Invalid value for '--method'"),
     (("train", "--model", "atto", "--device", "tpu"), "Invalid value for '--device'"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convnext_deploy.artifacts.artifact import Artifact, Format
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import Format
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches

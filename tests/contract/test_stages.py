@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.details import Details, TorchDetails
 from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError
@@ -197,9 +198,7 @@ def test_stage_keeps_classes_and_preprocessing(outcome: Outcome, small_data: Dat
     assert outcome.artifact.model.num_classes == len(small_data.class_names)
     if "source" in outcome.inputs:
         before = outcome.inputs["source"].preprocess
-        if (
-            outcome.artifact.details.get("target") == "onnxruntime"
-        ):  # its stem takes pixels / 255: mean and std are in it
+        if outcome.artifact.target == "onnxruntime":  # its stem takes pixels / 255: mean and std are in it
             before = dataclasses.replace(before, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         assert outcome.artifact.preprocess == before
         assert outcome.artifact.model == outcome.inputs["source"].model
@@ -213,10 +212,12 @@ def test_stage_reports_progress_to_the_end(outcome: Outcome) -> None:
         assert task.closed
 
 
-def without_times(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest tells of a stage, without the seconds that the rungs of a ladder took."""
-    rungs = [{**rung, "seconds": 0.0} for rung in details.get("rungs", [])]
-    return {**details, "rungs": rungs}
+def without_times(details: Details) -> Details:
+    """Return what a manifest tells of a stage, without the seconds that the steps of `quantize` took."""
+    if not isinstance(details, TorchDetails) or details.selection is None:
+        return details
+    steps = tuple(dataclasses.replace(step, seconds=0.0) for step in details.selection.steps)
+    return dataclasses.replace(details, selection=dataclasses.replace(details.selection, steps=steps))
 
 
 def test_stage_repeats_its_description_of_the_artifact(outcome: Outcome, small_artifacts: dict[str, Artifact]) -> None:

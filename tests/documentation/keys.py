@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext_deploy.config.fit import Augmentation, FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.recipe import Gate, Recipe
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.system.files import write_text
 
 DOCUMENT = Path(__file__).parents[2] / "recipes" / "README.md"

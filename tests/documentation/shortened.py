@@ -26,10 +26,17 @@ ADDED = {  # option → its value here, for every verb that has the option
     "--selection-images": "12",
     "--range-images": "4",
 }
+WITHOUT = {  # option → beside which words a verb refuses it
+    "--epochs": ("--calibration-method", "ptq"),
+    "--selection-images": ("--calibration-method",),
+}
 WORDS = {("convert", "best.pth"): "atto.pth"}  # verb and argument → argument; no other library knows the small network
 TEXTS = (  # in Python, files and scripts: pattern, what stands for it
     (r'"base", "tiny"', f'"{NETWORK}", "{NETWORK}"'),
-    (r'Options\(data="photos"', 'Options(data="photos", epochs=1, workers=0, device="cpu"'),
+    (
+        r'DataOptions\("photos"\)',
+        'DataOptions("photos"), training=cd.TrainingOptions(epochs=1), execution=cd.ExecutionOptions("cpu", 0)',
+    ),
     (r'^name = "(nano|atto)"$', f'name = "{NETWORK}"'),
     (r"^image_size = \d+$", "image_size = 32"),
     (r"^epochs = \d+$", "epochs = 1"),
@@ -45,8 +52,10 @@ def shorten(words: list[str]) -> list[str]:
     result = [verb]
     for word in arguments:
         result.append(VALUES.get(result[-1], WORDS.get((verb, word), word)))
+    halves = re.search(r"--precision fp16|--format tensorrt", " ".join(result))
     for option, value in ADDED.items():
-        if option in options and option not in result:
+        refused = any(word in result for word in WITHOUT.get(option, ())) or (option == "--range-images" and not halves)
+        if option in options and option not in result and not refused:
             result += [option, value]
     return result
 

@@ -71,8 +71,17 @@ def test_comments_above_a_block_are_its_marks(tmp_path: Path, monkeypatch: pytes
 
 def test_only_what_the_tables_name_is_written_otherwise() -> None:
     words = ["export", "runs/x", "--format", "onnx", "--output", "top-k", "--out", "runs/y"]
-    added = ["--workers", "0", "--device", "cpu", "--range-images", "4"]
+    added = ["--workers", "0", "--device", "cpu"]
     assert shorten(words) == [*words, *added]
+    halves = [*words, "--precision", "fp16"]
+    assert shorten(halves) == [*halves, *added, "--range-images", "4"]
+    assert shorten(["quantize", "x", "--method", "ptq"])[4:] == [
+        *added,
+        "--calibration-images",
+        "12",
+        "--selection-images",
+        "12",
+    ]
     assert shorten(["models", "--json"]) == ["models", "--json"]
     assert shorten(["train", "--model", "nano", "--epochs", "300"])[:5] == [
         "train",

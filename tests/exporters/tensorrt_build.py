@@ -8,10 +8,11 @@ from typing import Protocol
 
 import pytest
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, Profile, build_engine
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, build_engine
 from convnext_deploy.system.progress import Progress, SilentProgress
 from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE, Script, create_stand_in
 

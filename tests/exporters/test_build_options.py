@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile
+from convnext_deploy.exporters.tensorrt.build import BuildOptions
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.tensorrt_build import OPTIONS, STANDARD, Build
 from tests.exporters.tensorrt_stand_in import RTX_RELEASE, Script, read_api
@@ -145,7 +146,7 @@ def test_build_engine_leaves_a_file_alone_that_is_no_timing_cache_for_it(
 ) -> None:
     path, script.cache_of_others = tmp_path / "timing.cache", b"of another GPU"
     path.write_bytes(content)
-    with pytest.raises(ExportError, match=r"^[^\n]*timing\.cache is no timing cache, or one of another[^\n]*$"):
+    with pytest.raises(ExportError, match=r"^[^\n]*timing\.cache is not a timing cache, or one of another[^\n]*$"):
         build(dataclasses.replace(OPTIONS, timing_cache=path))
     assert path.read_bytes() == content
 

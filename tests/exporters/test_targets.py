@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.exporters.onnx.export import export_network
-from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -132,7 +132,7 @@ def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizatio
     quantized, graph = export_trained(version, target)
     images = wave_images(400, seed=4)[0]
     expected, floats = logits_of(quantized, images), logits_of(trained_network(version), images)
-    fused = fuse_products(graph) if target == "onnxruntime" else graph
+    fused = fuse_int8_matmuls(graph) if target == "onnxruntime" else graph
     for form, optimize in ((graph, True), (graph, False), (fused, True)):
         found = run(form, images, optimize=optimize)
         assert np.abs(found - expected).mean() <= 0.1 * np.abs(floats - expected).mean()
@@ -233,7 +233,7 @@ def test_graph_for_tensorrt_has_no_unsigned_type_and_no_zero_point(target: str) 
 @pytest.mark.parametrize("name", ["convnext_atto_rms", "v2-patch-2"])
 def test_onnxruntime_runs_every_product_of_its_scheme_in_int8(name: str, tmp_path: Path) -> None:
     exported = export(name, "onnxruntime")
-    graph = fuse_products(exported.graph)
+    graph = fuse_int8_matmuls(exported.graph)
     run(graph, structured_images(1, exported.channels, SIDE), dump=tmp_path / "optimized.onnx")
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert all(site.output is None for site in exported.sites.values())

@@ -15,12 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import create_logger
 from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
-    Profile,
     build_engine,
     check_gpus,
     check_turing,

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import BackendUnavailableError, ExportError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
-from convnext_deploy.exporters.tensorrt.bindings import check_version, release_of
-from convnext_deploy.exporters.tensorrt.build import Engine, Profile
+from convnext_deploy.exporters.tensorrt.bindings import RELEASES, check_version
+from convnext_deploy.exporters.tensorrt.build import Engine
 from tests.exporters.tensorrt_build import ALL_RELEASES, STANDARD, Build, flavor_of
 from tests.exporters.tensorrt_stand_in import GOLDEN, RTX_RELEASE, Script, create_stand_in, read_api
 from tests.golden.dump_tensorrt_api import as_json, dump
@@ -27,8 +28,8 @@ def test_build_engine_returns_the_plan_of_every_release(build: Build, script: Sc
 
 
 @pytest.mark.parametrize("release", ALL_RELEASES)
-def test_release_of_says_what_the_release_has(release: str) -> None:
-    api, row = read_api(release), release_of(flavor_of(release))
+def test_table_says_what_the_release_has(release: str) -> None:
+    api, row = read_api(release), RELEASES[flavor_of(release)]
     assert row.builds_for_gpus == ("ComputeCapability" in api["names"])
     assert row.header_check == ("get_engine_validity" in api["classes"]["Runtime"])
     assert {"VERSION_COMPATIBLE", "STRIP_PLAN"} <= set(api["classes"]["BuilderFlag"])

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_program import as_half, export_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import drop_identities, fold

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import (
     compile_program,
     import_torch_tensorrt,
@@ -159,7 +159,7 @@ def test_load_program_raises_one_line_when_the_file_is_no_program(
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     for found in (*(tmp_path / name for name in contents), folder, tmp_path / "missing"):
-        with pytest.raises(ArtifactError, match=rf"^{re.escape(str(found))} is no program[^\n]+$"):
+        with pytest.raises(ArtifactError, match=rf"^{re.escape(str(found))} is not a program[^\n]+$"):
             load_program(found)
     assert capfd.readouterr() == ("", "")
 

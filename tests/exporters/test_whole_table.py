@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile, build_engine
-from convnext_deploy.graphs.engine_precisions import read_products, take_census
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
+from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.models.convnext import ConvNeXt
@@ -83,7 +84,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     found = Exported(request.param, tmp_path_factory.mktemp(request.param), model, quantized)
     for precision, graph in (("fp32", single), ("int8", integer)):
         save_onnx(graph, found.path(precision), {"precision": precision})
-        islands = find_islands(graph, sums, ranges, int8_products=True)
+        islands = find_islands(graph, sums, ranges, int8_matmuls=True)
         half = {"fp32": "fp16", "int8": "int8-fp16"}[precision]
         save_onnx(to_half(graph, islands), found.path(half), {"precision": half})
     return found
@@ -159,10 +160,10 @@ def test_engines_build_and_run_in_int8_what_they_should(exported: Exported, prec
         options=BuildOptions(Profile(1, 1, 8)),
         progress=SilentProgress(),
     )
-    census = take_census(read_products(engine.plan), open_view(exported.path(precision)))
-    assert census is not None
+    report = report_precisions(read_plan_nodes(engine.plan), open_view(exported.path(precision)))
+    assert report is not None
     # two linear layers in each of four blocks, and three downsampling convolutions
-    assert census.requested_int8 == (2 * 4 + 3 if precision.startswith("int8") else 0)
-    assert (census.fallbacks, census.unseen) == ((), ())
-    assert census.products.get("INT8", 0) == census.requested_int8
-    assert set(census.products) <= {"INT8", "FP32" if precision in ("fp32", "int8") else "FP16"}
+    assert report.requested_int8 == (2 * 4 + 3 if precision.startswith("int8") else 0)
+    assert (report.fallbacks, report.unseen) == ((), ())
+    assert report.nodes.get("INT8", 0) == report.requested_int8
+    assert set(report.nodes) <= {"INT8", "FP32" if precision in ("fp32", "int8") else "FP16"}

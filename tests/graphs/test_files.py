@@ -15,6 +15,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_plan import EngineRecord, inspect_plan, read_header
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord
+from tests.details import engine_details
 from tests.graphs.others_graphs import conv
 
 
@@ -107,13 +108,13 @@ def test_engine_of_tensorrt_rtx_is_told_from_its_plan_and_manifest(small_artifac
     assert found == inspect(artifact.main_file)
     assert (found.flavor, found.size_bytes) == ("tensorrt-rtx", artifact.files[0].size_bytes)
     assert found.version is not None
-    assert artifact.details["tensorrt"].startswith(found.version)
+    assert engine_details(artifact).tensorrt.startswith(found.version)
     graph = inspect(small_artifacts["onnx-int8"].path)
     assert isinstance(graph, ONNXRecord)
     products = sum(sum(graph.operators.get(name, {}).values()) for name in ("Conv", "MatMul", "Gemm"))
-    assert found.products["INT8"] == len(graph.quantized)
-    assert len(found.float_products) == products - len(graph.quantized)
-    assert found.manifest["gpus"] == artifact.details["gpus"]
+    assert found.nodes["INT8"] == len(graph.quantized)
+    assert len(found.float_nodes) == products - len(graph.quantized)
+    assert found.manifest["gpus"] == engine_details(artifact).gpus
     assert json.loads(found.to_json())["format"] == "tensorrt"
 
 
@@ -123,7 +124,7 @@ def test_engine_without_its_manifest_is_told_from_its_plan(
     path = Path(shutil.copy(small_artifacts["engine"].main_file, tmp_path / "other.engine"))
     found = inspect_plan(path)
     assert (found.manifest, found.notes) == ({}, ())
-    assert found.products == inspect_plan(small_artifacts["engine"].main_file).products
+    assert found.nodes == inspect_plan(small_artifacts["engine"].main_file).nodes
 
 
 def test_plan_of_standard_tensorrt_is_told_by_its_header(tmp_path: Path) -> None:
@@ -131,12 +132,12 @@ def test_plan_of_standard_tensorrt_is_told_by_its_header(tmp_path: Path) -> None
     assert read_header(header) == ("tensorrt", "10.3.0.30")
     (tmp_path / "model.plan").write_bytes(header + bytes(1000))
     found = inspect_plan(tmp_path / "model.plan")
-    assert (found.flavor, found.version, found.products) == ("tensorrt", "10.3.0.30", {})
+    assert (found.flavor, found.version, found.nodes) == ("tensorrt", "10.3.0.30", {})
     assert "on its GPU alone" in found.notes[0]
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"words", bytes(64)], ids=["png", "text", "zeros"])
 def test_file_that_is_no_plan_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.plan").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"^[^\n]*model\.plan is no TensorRT plan[^\n]*$"):
+    with pytest.raises(ArtifactError, match=r"^[^\n]*model\.plan is not a TensorRT plan[^\n]*$"):
         inspect(tmp_path / "model.plan")

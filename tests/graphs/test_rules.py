@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
-from convnext_deploy.graphs.engine_precisions import read_products
+from convnext_deploy.graphs.engine_precisions import read_plan_nodes
 from convnext_deploy.graphs.lint.rule import Finding
 from convnext_deploy.graphs.lint.rules import RULES, apply_rules
 from convnext_deploy.models.layers import GRN
@@ -74,10 +74,10 @@ def test_tensorrt_rtx_computes_in_float_without_a_word_what_is_said_to_do_so(cas
     broken, fixed = build(case.broken), build(case.fixed)
     assert broken is not None
     assert fixed is not None
-    if not read_products(fixed):
+    if not read_plan_nodes(fixed):
         pytest.skip("this TensorRT-RTX does not keep readable code in its plans")
-    assert [product.precision for product in read_products(broken)] == ["FP32"]
-    assert [product.precision for product in read_products(fixed)] == ["INT8"]
+    assert [product.precision for product in read_plan_nodes(broken)] == ["FP32"]
+    assert [product.precision for product in read_plan_nodes(fixed)] == ["INT8"]
 
 
 def test_our_float_export_breaks_no_rule(network: Network) -> None:
@@ -97,8 +97,8 @@ def test_our_int8_export_of_any_variant_breaks_only_the_rule_for_its_fp32_rest(n
 def test_our_half_export_for_tensorrt_rtx_breaks_no_rule(network: Network, quantized: bool) -> None:
     sums = [name for name, module in network.model.named_modules() if isinstance(module, nn.LayerNorm | GRN)]
     graph = network.quantized.graph if quantized else network.graph
-    assert serious(to_half(graph, find_islands(graph, sums, {}, int8_products=True))) == set()
-    for_others = to_half(graph, find_islands(graph, sums, {}, int8_products=False))
+    assert serious(to_half(graph, find_islands(graph, sums, {}, int8_matmuls=True))) == set()
+    for_others = to_half(graph, find_islands(graph, sums, {}, int8_matmuls=False))
     assert serious(for_others) == ({"fp16-result-of-int8"} if quantized else set())
 
 

@@ -170,12 +170,12 @@ OTHER_FORMATS = [
     Bad("tar", tar_file, "no readable checkpoint"),
     Bad("zeros", raw(bytes(4096)), "no readable checkpoint"),
     Bad("plain pickle", plain_pickle, "bad.pth"),
-    Bad("folder", folder_called_pth, "is no artifact folder"),
+    Bad("folder", folder_called_pth, "is not an artifact folder"),
     Bad("dangling link", link("nowhere.pth"), "symbolic link that leads nowhere"),
     Bad("looping link", link("bad.pth"), "symbolic link that leads nowhere"),
     Bad("endless device", link("/dev/zero"), "bad.pth"),
     Bad("pipe", fifo, "bad.pth"),
-    Bad("unknown suffix", raw(b"x", "bad.h5"), "is no artifact"),
+    Bad("unknown suffix", raw(b"x", "bad.h5"), "is not an artifact"),
 ]  # fmt: skip
 
 

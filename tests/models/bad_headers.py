@@ -147,7 +147,7 @@ HEADERS = [
         for field, values in HEADER_VALUES.items()
         for value in values
     ),
-    Bad("unknown target", header({**HEADER, "details": {"target": "nonsense"}}), "unknown quantization target"),
+    Bad("unknown target", header({**HEADER, "details": {"target": "nonsense"}}), "target = 'nonsense' is unknown"),
 ]
 
 

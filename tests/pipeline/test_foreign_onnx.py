@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import convnext_deploy as api
-from convnext_deploy.api.options import Options
-from convnext_deploy.artifacts.spec import GraphIO, read_graph_io
+from convnext_deploy.api.options import DataOptions
+from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
@@ -65,7 +65,7 @@ def logits_of(path: Path, taken: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_frozen_batch_of_timm_runs_any_number_of_images(timm_network: torch.nn.Module, timm_file: Path) -> None:
-    assert read_graph_io(open_input(timm_file).details).batch_size == 2
+    assert open_input(timm_file).io.batch_size == 2
     with torch.inference_mode():
         expected = timm_network(torch.from_numpy(images(5))).numpy()
     found = logits_of(timm_file, images(5))
@@ -74,7 +74,7 @@ def test_frozen_batch_of_timm_runs_any_number_of_images(timm_network: torch.nn.M
 
 
 def test_timm_file_is_validated(timm_file: Path, image_folder: Path) -> None:
-    report = api.validate(timm_file, options=Options(data=str(image_folder)))
+    report = api.validate(timm_file, data=DataOptions(image_folder))
     found, own = accuracy_of(report.rows[0]), report.rows[0].identity
     assert found.total
     assert found.runner == "onnxruntime"
@@ -97,7 +97,7 @@ def test_file_of_quantize_static_is_validated_against_what_it_was_made_from(
     path = tmp_path / "static.onnx"
     quantize_static(str(timm_file), str(path), reader, quant_format=QuantFormat.QDQ, per_channel=True)
     assert open_input(path).precision == "int8"
-    report = api.validate(path, baseline=timm_file, options=Options(data=str(image_folder)))
+    report = api.validate(path, baseline=timm_file, data=DataOptions(image_folder))
     assert drop_of(report.rows[1]).agreement > 0.5
 
 
@@ -146,7 +146,7 @@ def test_files_of_any_type_and_layout_run(tmp_path: Path, kind: int, last: bool)
     shape: list[int | str] = ["n", SIDE, SIDE, 3] if last else ["n", 3, SIDE, SIDE]
     path = write(tmp_path / "a.onnx", kind, shape, last=last)
     artifact = open_input(path)
-    assert read_graph_io(artifact.details) == GraphIO(input_layout="nhwc" if last else "nchw")
+    assert artifact.io == GraphIO(input_layout="nhwc" if last else "nchw")
     assert (artifact.model.in_channels, artifact.preprocess.image_size) == (3, SIDE)
     assert artifact.precision == ("fp16" if kind == TensorProto.FLOAT16 else "fp32")
     found = logits_of(path, images(3))
@@ -157,7 +157,7 @@ def test_files_of_any_type_and_layout_run(tmp_path: Path, kind: int, last: bool)
 def test_file_that_takes_pixels_gets_pixels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.onnx", TensorProto.UINT8, ["n", SIDE, SIDE, 3], last=True)
     artifact = open_input(path)
-    assert read_graph_io(artifact.details).input_type == "uint8"
+    assert artifact.io.input_type == "uint8"
     raw = np.random.default_rng(0).integers(0, 256, (2, 3, SIDE, SIDE))
     mean, std = (np.array(v)[:, None, None] for v in (artifact.preprocess.mean, artifact.preprocess.std))
     found = logits_of(path, ((raw / 255 - mean) / std).astype(np.float32))
@@ -185,6 +185,6 @@ def test_file_of_model_optimizer_is_validated(tmp_path: Path) -> None:
             Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(
                 tmp_path / part / name / "0.png"
             )
-    report = api.validate(path, options=Options(data=str(tmp_path)))
+    report = api.validate(path, data=DataOptions(tmp_path))
     found = accuracy_of(report.rows[0])
     assert (report.rows[0].identity.precision, found.total, found.top5) == ("int8-fp16", 5, 1.0)

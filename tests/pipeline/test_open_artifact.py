@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
-from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
+from convnext_deploy.artifacts.details import ONNXDetails
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
 from convnext_deploy.models.checkpoints.safe_reader import METADATA_KEY
 from convnext_deploy.pipeline.open_artifact import find_baseline, open_input
@@ -77,7 +78,7 @@ def test_open_input_knows_as_much_of_the_bare_file_as_of_the_folder(
     folder = small_artifacts[name]
     bare = open_input(folder.main_file)
     assert described(bare) == described(folder)
-    assert bare.details.get("target") == folder.details.get("target")
+    assert bare.scheme == folder.scheme
 
 
 def test_open_input_reads_the_header_of_a_file_moved_elsewhere(
@@ -94,7 +95,7 @@ def test_open_input_reads_the_header_of_a_file_moved_elsewhere(
 def test_open_input_names_an_artifact_when_given_the_run_folder(small_run: RunResult) -> None:
     out = Path(small_run.report.rows[0].identity.artifact).parent.parent
     with pytest.raises(
-        ArtifactError, match=r"is no artifact folder.*It is a run; point at one of its artifacts"
+        ArtifactError, match=r"is not an artifact folder.*It is a run; point at one of its artifacts"
     ) as error:
         open_input(out)
     hint = Path(str(error.value).rpartition("such as ")[2].removesuffix("."))
@@ -103,7 +104,7 @@ def test_open_input_names_an_artifact_when_given_the_run_folder(small_run: RunRe
 
 def test_open_input_raises_when_a_folder_is_neither_artifact_nor_run(tmp_path: Path) -> None:
     with pytest.raises(
-        ArtifactError, match=r"is no artifact folder: it has no manifest\.json and no model\.safetensors\.$"
+        ArtifactError, match=r"is not an artifact folder: it has no manifest\.json and no model\.safetensors\.$"
     ):
         open_input(tmp_path)
 
@@ -162,10 +163,8 @@ def test_open_input_overrides_image_size_and_crop_only(small_artifacts: dict[str
 def test_open_input_opens_a_foreign_onnx_file(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx", ("batch", 3, 48, 48), classes=5)
     spec = ModelSpec("unknown", 5, 3)
-    details = {"io": dataclasses.asdict(GraphIO())}
-    assert open_input(path) == Artifact(
-        tmp_path, "onnx", "fp32", spec, None, default_preprocess(48), (describe_file(path),), details
-    )
+    files = (describe_file(path),)
+    assert open_input(path) == Artifact(tmp_path, ONNXDetails(), "fp32", spec, None, default_preprocess(48), files)
 
 
 def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
@@ -194,7 +193,7 @@ def test_open_input_raises_when_an_onnx_file_has_no_image_input(tmp_path: Path) 
     tokens = helper.make_tensor_value_info("tokens", TensorProto.FLOAT, [1, 7])
     path = write_graph(tmp_path / "a.onnx", [tokens], [helper.make_node("Identity", ["tokens"], ["out"])], [1, 7])
     with pytest.raises(
-        ArtifactError, match=r"is no image classifier: expected one input .*found 1 input\(s\), \(1, 7\)"
+        ArtifactError, match=r"is not an image classifier: expected one input .*found 1 input\(s\), \(1, 7\)"
     ):
         open_input(path)
 
@@ -202,14 +201,14 @@ def test_open_input_raises_when_an_onnx_file_has_no_image_input(tmp_path: Path) 
 def test_open_input_raises_when_an_onnx_file_has_two_inputs(tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in ("a", "b")]
     path = write_graph(tmp_path / "a.onnx", inputs, [helper.make_node("Add", ["a", "b"], ["out"])], [1, 3])
-    with pytest.raises(ArtifactError, match=r"is no image classifier.*found 2 input\(s\)"):
+    with pytest.raises(ArtifactError, match=r"is not an image classifier.*found 2 input\(s\)"):
         open_input(path)
 
 
 def test_open_input_raises_when_an_onnx_file_has_no_input(tmp_path: Path) -> None:
     constant = helper.make_node("Constant", [], ["out"], value=numpy_helper.from_array(np.zeros((1, 3), np.float32)))
     path = write_graph(tmp_path / "a.onnx", [], [constant], [1, 3])
-    with pytest.raises(ArtifactError, match=r"is no image classifier.*found 0 input\(s\)"):
+    with pytest.raises(ArtifactError, match=r"is not an image classifier.*found 0 input\(s\)"):
         open_input(path)
 
 

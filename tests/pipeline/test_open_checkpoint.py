@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -48,7 +49,7 @@ def test_open_input_infers_the_network_of_a_file_without_header(tmp_path: Path, 
         "does not tell",
     )
     files = (describe_file(path),)
-    assert artifact == Artifact(tmp_path, "torch", "fp32", spec, None, preprocess, files, notes=notes)
+    assert artifact == Artifact(tmp_path, TorchDetails(), "fp32", spec, None, preprocess, files, notes=notes)
 
 
 def test_open_input_tells_of_half_precision_and_of_a_missing_head(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_open_input_raises_when_a_pth_file_holds_no_weights(tmp_path: Path, cont
 )
 def test_open_input_raises_when_the_header_is_damaged(tmp_path: Path, header: dict[str, Any]) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={METADATA_KEY: json.dumps(header)})
-    with pytest.raises(ArtifactError, match=r"a\.safetensors has a damaged header .*; make it again"):
+    with pytest.raises(ArtifactError, match=r"a\.safetensors has a damaged header.*Make it again"):
         open_input(tmp_path / "a.safetensors")
 
 

@@ -20,7 +20,7 @@ from convnext_deploy.errors import ExportError
 from convnext_deploy.evaluation.timing import speedup as speed
 from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
 from convnext_deploy.exporters.onnx import export as network_graph
-from convnext_deploy.exporters.onnx.ort_fusion import fuse_products
+from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.pipeline import speed_check
 from convnext_deploy.pipeline.run import RunResult, run_recipe
@@ -58,7 +58,7 @@ def rows_of(result: RunResult) -> dict[str, StageRow]:
 
 def slow_form(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Give the linear layers of all model stages but the last signed inputs, for which ONNX Runtime has slow kernels only."""
-    result = fuse_products(proto)
+    result = fuse_int8_matmuls(proto)
     for constant in result.graph.initializer:
         if constant.name.startswith(PLANTED) and constant.name.endswith(".input_zero_point"):
             shifted = (numpy_helper.to_array(constant).astype(np.int16) - 128).astype(np.int8)
@@ -69,7 +69,7 @@ def slow_form(proto: onnx.ModelProto) -> onnx.ModelProto:
 def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_ship(
     quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_stage, "fuse_products", slow_form)
+    monkeypatch.setattr(onnx_stage, "fuse_int8_matmuls", slow_form)
     out = tmp_path / "out"
     outcome = call("export", quantized.path, "--image-size", str(SIDE), "--out", out)
     assert outcome.code == 3
@@ -181,7 +181,7 @@ def test_float_graph_of_the_recipe_is_taken_though_it_comes_later_and_nothing_is
 def test_check_can_be_left_out_and_the_report_says_so(
     quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(speed_check, "find_rival", must_not_run)
+    monkeypatch.setattr(speed_check, "find_float_baseline", must_not_run)
     settings = dataclasses.replace(settings_for(tmp_path), speed_check=where != "settings")
     result = run_recipe(recipe_of(speed_check=where != "recipe"), settings, source=quantized)
     row = rows_of(result)["int8"]

@@ -11,10 +11,9 @@ import pytest
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, check_classes
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.pipeline.open_artifact import open_input

@@ -21,7 +21,6 @@ from convnext_deploy.quantization.scheme import (
     LayerScheme,
     QuantizationScheme,
     TensorScheme,
-    read_scheme,
     resolve_scheme,
 )
 
@@ -239,18 +238,16 @@ def test_layer_scheme_refuses_grids_that_no_target_multiplies() -> None:
 
 @pytest.mark.parametrize("target", SCHEMES)
 @pytest.mark.parametrize("overrides", [{}, {"stages.3.*": "float", "head": "int8-output"}], ids=["plain", "overrides"])
-def test_read_scheme_makes_the_same_scheme_of_details(target: str, overrides: dict[str, str]) -> None:
+def test_resolve_scheme_makes_the_same_scheme_of_what_is_stored(target: str, overrides: dict[str, str]) -> None:
     scheme = resolve_scheme(target, overrides)
-    stored = json.dumps({**scheme.details(), "history": []}, sort_keys=True)
-    assert read_scheme(json.loads(stored)) == scheme
+    stored = json.loads(json.dumps(scheme.details()))
+    assert resolve_scheme(stored["target"], stored.get("sites")) == scheme
     assert ("sites" in stored) == bool(overrides)
 
 
-def test_read_scheme_knows_artifacts_from_before_there_were_overrides() -> None:
-    assert read_scheme({"target": "tensorrt", "calibration_images": 12}) == SCHEMES["tensorrt"]
-    assert read_scheme({"history": []}) is None
+def test_resolve_scheme_refuses_an_unknown_target() -> None:
     with pytest.raises(RecipeError, match="unknown quantization target 'nonsense'"):
-        read_scheme({"target": "nonsense"})
+        resolve_scheme("nonsense")
 
 
 def test_scheme_is_a_value() -> None:

@@ -10,16 +10,15 @@ import pytest
 
 from convnext_deploy.config import choices
 from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
-from convnext_deploy.config.tensorrt import TensorRTConfig
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.exporters.tensorrt.bindings import INSTALL
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
 
@@ -94,7 +94,7 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
         ),
         (PTQ + 'calibration_method = ["minmax"]\n', "calibration_method = ['minmax'] is unknown"),
         (ENGINE + 'gpus = "sm86"\n', "stage 'engine': gpus = 'sm86' has the wrong type; expected a list"),
-        (ENGINE + "gpus = [86]\n", "stage 'engine': gpus = 86 has the wrong type; expected str"),
+        (ENGINE + "gpus = [86]\n", "stage 'engine': gpus[0] = 86 has the wrong type; expected str"),
         (DISTILL + "teacher = 5\n", "stage 'student': teacher = 5 has the wrong type; expected str"),
         (
             START + MODEL + "weights = 5\n",

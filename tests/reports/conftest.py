@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from convnext_deploy.artifacts.details import Step
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
@@ -173,10 +174,7 @@ def create_large_report(classes: int = 1000) -> Report:
         }
         for epoch in range(1, 61)
     )
-    step = {
-        "name": "min-max", "top1": 0.8, "top1_drop_pp": 0.1, "interval_pp": [-0.5, 0.6], "agreement": 0.99, "kl": None,
-        "sqnr_db": None, "risk_pp": 0.3, "seconds": 1.5, "passed": False,
-    }  # fmt: skip
+    step = Step("min-max", 0.8, 0.1, (-0.5, 0.6), 0.99, None, None, 0.3, 1.5, passed=False)
     student = change(BASELINE_ROW, epochs=epochs, num_classes=classes)
     quantized = change(
         UNPROVEN_ROW,
@@ -185,7 +183,7 @@ def create_large_report(classes: int = 1000) -> Report:
         format="torch",
         runner="torch",
         layers=layers,
-        steps=(step, {**step, "name": "smoothing", "kl": 1e-4, "sqnr_db": 33.0, "passed": True}),
+        steps=(step, dataclasses.replace(step, name="smoothing", kl=1e-4, sqnr_db=33.0, passed=True)),
         chosen="smoothing",
         reason="its risk is small",
         classes=changes,

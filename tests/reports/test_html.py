@@ -13,8 +13,8 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.pipeline.run import RunResult
-from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.record import Report, read_report
 from tests.reports.conftest import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.metrics.paired import Drop
+from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.pipeline.run import RunResult
-from convnext_deploy.pipeline.write_report import write_report
 from convnext_deploy.reports.markdown import render_markdown
 from convnext_deploy.reports.record import (
     Accuracy,
@@ -186,21 +185,21 @@ def test_read_report_raises_when_the_changes_are_damaged(tmp_path: Path, key: st
 @pytest.mark.parametrize(
     ("group", "key", "value", "words"),
     [
-        ("identity", "size_bytes", 1.5, r"rows\[0\]\.identity\.size_bytes is '1.5', and int was expected"),
-        ("identity", "name", None, r"rows\[0\]\.identity\.name is 'None', and str was expected"),
-        ("accuracy", "top1", "0.5", r"rows\[0\]\.accuracy\.top1 is '0.5', and "),
-        ("accuracy", "total", True, r"rows\[0\]\.accuracy\.total is 'True', and int was expected"),
-        ("accuracy", "Top1", 0.5, r"rows\[0\]\.accuracy has an unknown field 'Top1'"),
-        ("accuracy", "drop", {"lost": 1}, "missing 7 required"),
-        ("provenance", "gate", {"max_top1_drop_pp": -1}, "max_top1_drop_pp = -1 is out of range"),
-        ("provenance", "gate", {"on": "middle"}, "on is 'middle', and one of 'point', 'upper' was expected"),
-        ("provenance", "inputs", {"source": 5}, r"inputs\.source is '5', and str was expected"),
-        ("provenance", "preprocess", {"image_size": -1}, "missing 4 required"),
+        ("identity", "size_bytes", 1.5, "rows[0]: identity: size_bytes = 1.5 has the wrong type; expected int"),
+        ("identity", "name", None, "rows[0]: identity: name = None has the wrong type; expected str"),
+        ("accuracy", "top1", "0.5", "rows[0]: accuracy: top1 = '0.5' has the wrong type; expected float"),
+        ("accuracy", "total", True, "rows[0]: accuracy: total = True has the wrong type; expected int"),
+        ("accuracy", "Top1", 0.5, "rows[0]: accuracy: unknown key 'Top1'. Did you mean 'top1'?"),
+        ("accuracy", "drop", {"lost": 1}, "drop: 'both' is missing"),
+        ("provenance", "gate", {"max_top1_drop_pp": -1}, "max_top1_drop_pp = -1.0 is out of range"),
+        ("provenance", "gate", {"on": "middle"}, "on = 'middle' is unknown; expected one of 'point', 'upper'"),
+        ("provenance", "inputs", {"source": 5}, "inputs: source = 5 has the wrong type; expected str"),
+        ("provenance", "preprocess", {"image_size": -1}, "preprocess: 'crop_pct' is missing"),
         (
             "provenance",
             "preprocess",
             {"image_size": -1, "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5], "std": [0.5]},
-            "image_size '-1'",
+            "image_size = -1 is out of range; expected 1 to 16384",
         ),
     ],
 )
@@ -210,7 +209,7 @@ def test_read_report_says_which_field_is_damaged(
     (tmp_path / "report.json").write_text(damaged(group, key, value))
     with pytest.raises(ArtifactError, match=r"report\.json is not a report of this tool") as raised:
         read_report(tmp_path)
-    assert re.search(words, str(raised.value))
+    assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

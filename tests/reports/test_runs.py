@@ -11,7 +11,7 @@ import pytest
 
 import convnext_deploy
 from convnext_deploy.errors import ArtifactError, OutputError
-from convnext_deploy.pipeline.write_report import write_report
+from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.reports.comparison import Comparison, distinct_names
 from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
 from convnext_deploy.reports.record import Report

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.details import EngineDetails, Profile
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.runners import open_runner, tensorrt
 from tests.exporters.tensorrt_stand_in import RTX_RELEASE, Script, create_stand_in
@@ -73,9 +74,15 @@ def plan_artifact(tmp_path: Path, machine: Machine) -> Artifact:
     for name in ("model.sm86.plan", "model.sm89.plan"):
         (tmp_path / name).write_bytes(machine.script.plan or b"")
         files.append(describe_file(tmp_path / name))
-    details = {"flavor": "tensorrt-rtx", "gpus": ["SM86", "SM89"]}
+    details = EngineDetails("tensorrt-rtx", "1.7.1", ("SM86", "SM89"), Profile(1, 1, 8))
     spec = ModelSpec("convnext_atto", CLASSES)
-    return Artifact(tmp_path, "tensorrt", "int8", spec, None, default_preprocess(SIDE), tuple(files), details)
+    return Artifact(tmp_path, details, "int8", spec, None, default_preprocess(SIDE), tuple(files))
+
+
+def details_for(release: str, artifact: Artifact) -> EngineDetails:
+    """Return the details of the engine, or of one for the GPU present if the release builds no others."""
+    details = artifact.details_as(EngineDetails)
+    return details if release == RTX_RELEASE else dataclasses.replace(details, flavor="tensorrt", gpus=())
 
 
 Opened = Callable[..., Any]
@@ -85,10 +92,10 @@ Opened = Callable[..., Any]
 def open_release(plan_artifact: Artifact, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Opened:
     """Open the engine as if it were of the given release."""
 
-    def open_it(release: str, **details: Any) -> Any:
+    def open_it(release: str, **changes: Any) -> Any:
         stand_in = create_stand_in(release, machine.script)
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-        given = plan_artifact.details if release == RTX_RELEASE else {"flavor": "tensorrt", "gpus": []}
-        return open_runner(dataclasses.replace(plan_artifact, details={**given, **details}))
+        details = dataclasses.replace(details_for(release, plan_artifact), **changes)
+        return open_runner(dataclasses.replace(plan_artifact, details=details))
 
     return open_it

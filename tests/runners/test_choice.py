@@ -19,10 +19,11 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, RunnerError
 from convnext_deploy.runners import default_runner, open_runner, openvino, runners_of
 from convnext_deploy.runners.session_options import onnxruntime_entries, openvino_properties, provider_options
+from tests.details import onnx_details
 
 
 def for_openvino(artifact: Artifact) -> Artifact:
-    return dataclasses.replace(artifact, details={**artifact.details, "target": "openvino"})
+    return dataclasses.replace(artifact, details=dataclasses.replace(onnx_details(artifact), target="openvino"))
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.details import TorchDetails
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.tensorrt import TensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError
@@ -93,7 +94,7 @@ def test_open_runner_raises_when_the_weights_are_those_of_another_network(small_
 def test_open_runner_raises_when_a_float_checkpoint_is_said_to_be_quantized(
     small_artifacts: dict[str, Artifact],
 ) -> None:
-    wrong = dataclasses.replace(small_artifacts["student"], details={"target": "tensorrt"})
+    wrong = dataclasses.replace(small_artifacts["student"], details=TorchDetails("tensorrt"))
     with pytest.raises(CheckpointError, match=r"^[^\n]*lacks[^\n]*quantizer[^\n]*$"):
         open_runner(wrong)
 

@@ -9,7 +9,7 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, RunnerError
-from convnext_deploy.runners.open_profiled import open_profiled
+from convnext_deploy.runners import open_profiled
 from convnext_deploy.runners.profiling import Kernel, median_kernels, read_onnxruntime_profile, single_times
 
 

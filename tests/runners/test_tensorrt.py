@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
-from convnext_deploy.runners import open_runner, tensorrt
-from convnext_deploy.runners.open_profiled import open_profiled
+from convnext_deploy.runners import open_profiled, open_runner, tensorrt
 from convnext_deploy.runners.profiling import Kernel
 from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE, create_stand_in
-from tests.runners.conftest import SIDE, Machine, Opened
+from tests.runners.conftest import SIDE, Machine, Opened, details_for
 
 
 def test_open_runner_takes_the_plan_of_the_gpu_present(
@@ -33,14 +31,6 @@ def test_open_runner_raises_when_the_plan_of_this_gpu_is_missing(open_release: O
     (plan_artifact.path / "model.sm86.plan").unlink()
     with pytest.raises(ArtifactError, match=r"^[^\n]*model\.sm86\.plan cannot be read[^\n]*$"):
         open_release(RTX_RELEASE)
-
-
-@pytest.mark.parametrize("details", [{"flavor": None}, {"flavor": "trt"}])
-def test_open_runner_raises_when_the_manifest_does_not_say_which_tensorrt(
-    open_release: Opened, details: dict[str, Any]
-) -> None:
-    with pytest.raises(ArtifactError, match=r"^[^\n]*which TensorRT[^\n]*build it again\.$"):
-        open_release(RTX_RELEASE, **details)
 
 
 def test_open_runner_says_that_a_stripped_plan_has_no_weights(open_release: Opened, machine: Machine) -> None:
@@ -62,7 +52,7 @@ def test_open_runner_allows_host_code_for_version_compatible_plans_only(
 @pytest.mark.parametrize(
     ("diagnostics", "error", "said"),
     [
-        (32, ArtifactError, r"sm86\.plan is no engine of TensorRT-RTX or is damaged"),
+        (32, ArtifactError, r"sm86\.plan is not an engine of TensorRT-RTX or is damaged"),
         (2 | 4, BackendUnavailableError, r"cannot run [^\n]* here: unsupported cc, old cuda driver"),
     ],
 )
@@ -145,7 +135,7 @@ def test_profile_has_the_median_of_each_kernel_and_the_nodes_that_it_was_made_fr
 ) -> None:
     stand_in = create_stand_in(release, machine.script)
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    details = plan_artifact.details if release == RTX_RELEASE else {"flavor": "tensorrt", "gpus": []}
+    details = details_for(release, plan_artifact)
     if release != RTX_RELEASE:
         (plan_artifact.path / "model.sm86.plan").rename(plan_artifact.path / "model.plan")
         files = (describe_file(plan_artifact.path / "model.plan"),)

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.details import Profile, TorchTensorRTDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, save_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -57,13 +57,12 @@ def artifact(program: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     install_stand_in(monkeypatch, Script())
     return Artifact(
         program.parent,
-        "torch-tensorrt",
+        TorchTensorRTDetails("2.14.0", "SM86", MAX_BATCH),
         "fp32",
         ModelSpec("convnext_atto", CLASSES),
         None,
         default_preprocess(SIDE),
         (describe_file(program),),
-        {"torch_tensorrt": "2.14.0", "gpu": "SM86", "max_batch_size": MAX_BATCH},
     )
 
 
@@ -92,7 +91,7 @@ def test_program_of_the_real_package_computes_the_network(tmp_path: Path, precis
     recipe = Recipe("gpu", (StageEntry("program", config, "source"),), source="given")
     run_recipe(recipe, Settings(tmp_path, Execution()), source=source)
     program = read_artifact(tmp_path / "stages" / "program")
-    assert program.details["torch_tensorrt"] == release
+    assert program.details_as(TorchTensorRTDetails).torch_tensorrt == release
     images = some_images(9)
     expected, found = (open_runner(artifact).logits(images) for artifact in (source, program))
     # The GPU computes float32 products in TF32, which has as many bits as float16.
@@ -151,19 +150,11 @@ def test_open_runner_says_which_gpu_is_here_when_the_program_is_for_another(
         open_runner(artifact)
 
 
-@pytest.mark.parametrize("details", [{}, {"gpu": "SM86"}, {"gpu": "SM86", "max_batch_size": "many"}])
-def test_open_runner_raises_one_line_when_the_manifest_lacks_what_it_needs(
-    artifact: Artifact, details: dict[str, str]
-) -> None:
-    with pytest.raises(ArtifactError, match=r"^[^\n]*export it again\.$"):
-        open_runner(dataclasses.replace(artifact, details=details))
-
-
 @pytest.mark.parametrize("content", [b"", b"no program, just words\n", None])
 def test_open_runner_raises_one_line_when_the_file_is_damaged(
     artifact: Artifact, program: Path, tmp_path: Path, content: bytes | None
 ) -> None:
     whole = program.read_bytes()
     (tmp_path / "model.ep").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ArtifactError, match=r"^[^\n]*model\.ep is no program[^\n]+$"):
+    with pytest.raises(ArtifactError, match=r"^[^\n]*model\.ep is not a program[^\n]+$"):
         open_runner(dataclasses.replace(artifact, path=tmp_path))

@@ -12,9 +12,10 @@ import pytest
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import History
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.stages import distill
@@ -23,11 +24,12 @@ from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress, SilentProgress
 from convnext_deploy.training import teacher
 from convnext_deploy.training.checkpoint_store import TrainingStore
+from tests.details import torch_details
 from tests.stages.test_distill import MODEL, QUICK, STUDENT, TEACHER, write
 
 FIT = dataclasses.replace(QUICK, epochs=3, batch_size=12, drop_path_rate=0.3, augmentation_seed=5)
 ROWS = 36  # images of an epoch
-Train = Callable[..., tuple[dict[str, Tensor], list[dict[str, float]]]]
+Train = Callable[..., tuple[dict[str, Tensor], History]]
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
         store: TrainingStore | None = None,
         progress: Progress | None = None,
         **changes: Any,
-    ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    ) -> tuple[dict[str, Tensor], History]:
         output = tmp_path / "stage"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
@@ -73,7 +75,7 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
         )
         config = DistillConfig(model, "teacher", fit, **{"teacher_cache": True, **changes})
         artifact = distill.run(config, None, context)
-        return load_checkpoint(artifact.main_file).state, list(artifact.details["history"])
+        return load_checkpoint(artifact.main_file).state, torch_details(artifact).history
 
     return run
 

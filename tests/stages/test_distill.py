@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import convnext_deploy as api
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
@@ -31,7 +31,7 @@ from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings
-from convnext_deploy.stages import distill, ptq, qat
+from convnext_deploy.stages import distill, ptq, qat, quantized_training
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.system.execution import Execution
@@ -72,7 +72,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             found["loss"] = objective(network, Batch(IMAGES, LABELS)).item()
         return []
 
-    for stage in (distill, qat):
+    for stage in (distill, quantized_training):
         monkeypatch.setattr(stage, "fit_network", compute)
     return found
 
@@ -216,11 +216,16 @@ def test_recipe_keeps_the_teacher_from_distillation_to_qat(
 
 def test_api_distill_takes_the_method(image_folder: Path, short_timing: None, tmp_path: Path) -> None:
     write(tmp_path, "teacher", TEACHER, 1)
-    options = Options(
-        str(image_folder), tmp_path / "out", workers=0, device="cpu", epochs=1, batch_size=18, image_size=64
+    api.distill(
+        None,
+        "test_convnext2",
+        teacher_checkpoint=tmp_path / "teacher.safetensors",
+        distill_method="dkd",
+        out=tmp_path / "out",
+        data=DataOptions(image_folder, image_size=64),
+        training=TrainingOptions(epochs=1, batch_size=18),
+        execution=ExecutionOptions(device="cpu", workers=0),
     )
-    path = tmp_path / "teacher.safetensors"
-    api.distill(None, "test_convnext2", teacher_checkpoint=path, distill_method="dkd", options=options)
     config = read_artifact(tmp_path / "out" / "stages" / "student").lineage[-1].config
     assert (config["method"], config["temperature"], config["distill_loss_weight"]) == ("dkd", 1.0, 0.5)
 

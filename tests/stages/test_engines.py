@@ -12,30 +12,31 @@ import onnx
 import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact, write_manifest
-from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
-from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.artifacts.details import ONNXDetails, PrecisionReport, Profile
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
 from convnext_deploy.stages import context, tensorrt
 from convnext_deploy.system.execution import Execution
+from tests.details import engine_details
 from tests.exporters.quantized_product import write_product
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.tensorrt_stand_in import RELEASES, Script, create_stand_in
 
 
-def as_artifact(path: Path, **details: Any) -> Artifact:
+def as_artifact(path: Path, io: GraphIO | None = None) -> Artifact:
     """Return an ONNX file as an artifact."""
     spec = ModelSpec("convnext_atto", 3)
     return Artifact(
         path.parent,
-        "onnx",
+        ONNXDetails("tensorrt", io=io or GraphIO()),
         "int8",
         spec,
         None,
         default_preprocess(32),
         (describe_file(path),),
-        {"target": "tensorrt", **details},
     )
 
 
@@ -62,34 +63,34 @@ def test_run_builds_one_plan_for_each_compute_capability(convolution: Artifact, 
     engine = run(config, convolution, tmp_path / "engine", progress)
     assert [file.name for file in engine.files] == ["model.sm89.plan", "model.sm86.plan"]
     assert [task.description for task in progress.tasks] == ["engine tensorrt-rtx SM89", "engine tensorrt-rtx SM86"]
-    assert progress.said[0] == "engine: SM89: 1 of 1 INT8 products run in INT8 (all products: 1 INT8)"
-    details = engine.details
-    assert (details["flavor"], details["gpus"]) == ("tensorrt-rtx", ["SM89", "SM86"])
-    assert details["batch"] == {"minimum": 1, "optimal": 2, "maximum": 4}
-    assert details["census"]["SM86"] == {"products": {"INT8": 1}, "requested_int8": 1, "fallbacks": [], "unseen": []}
-    assert not [line for line in details["warnings"] if line.startswith("SM")]
+    assert progress.said[0] == "engine: SM89: 1 of 1 INT8 MatMul/Conv nodes run in INT8 (all: 1 INT8)"
+    details = engine_details(engine)
+    assert (details.flavor, details.gpus) == ("tensorrt-rtx", ("SM89", "SM86"))
+    assert details.batch == Profile(1, 2, 4)
+    assert details.precisions["SM86"] == PrecisionReport({"INT8": 1}, 1, (), ())
+    assert not [line for line in details.warnings if line.startswith("SM")]
 
 
 def test_run_keeps_what_the_graph_takes_and_gives(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    source = as_artifact(write_product(tmp_path, "MatMul"), io={"input_layout": "nhwc"})
-    assert run(TensorRTConfig(gpus=("sm86",)), source, tmp_path / "engine").details["io"] == {"input_layout": "nhwc"}
+    source = as_artifact(write_product(tmp_path, "MatMul"), io=GraphIO(input_layout="nhwc"))
+    assert run(TensorRTConfig(gpus=("sm86",)), source, tmp_path / "engine").io == GraphIO(input_layout="nhwc")
 
 
 def test_run_warns_of_a_product_that_falls_back(convolution: Artifact, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     progress = RecordingProgress()
     engine = run(TensorRTConfig(gpus=("rtx-2060",)), convolution, tmp_path / "engine", progress)
-    assert "SM75: 1 of 1 INT8 products run in float: layer: FP16" in engine.details["warnings"]
-    assert engine.details["census"]["SM75"]["fallbacks"] == ["layer: FP16"]
-    assert progress.said == ["engine: SM75: 0 of 1 INT8 products run in INT8 (all products: 1 FP16)"]
+    assert "SM75: 1 of 1 INT8 MatMul/Conv nodes run in float: layer: FP16" in engine_details(engine).warnings
+    assert engine_details(engine).precisions == {"SM75": PrecisionReport({"FP16": 1}, 1, ("layer: FP16",), ())}
+    assert progress.said == ["engine: SM75: 0 of 1 INT8 MatMul/Conv nodes run in INT8 (all: 1 FP16)"]
 
 
 def test_run_raises_when_a_product_falls_back_under_strict(convolution: Artifact, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     config = TensorRTConfig(gpus=("sm75",), strict=True)
     with pytest.raises(
-        ExportError, match=r"^SM75: 1 of 1 INT8 products run in float: layer: FP16\. Leave strict out[^\n]*$"
+        ExportError, match=r"^SM75: 1 of 1 INT8 MatMul/Conv nodes run in float: layer: FP16\. Leave strict out[^\n]*$"
     ):
         run(config, convolution, tmp_path / "engine")
 
@@ -98,10 +99,13 @@ def test_run_warns_when_the_plan_cannot_be_read(
     convolution: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(tensorrt, "read_products", lambda plan: [])
+    monkeypatch.setattr(tensorrt, "read_plan_nodes", lambda plan: [])
     engine = run(TensorRTConfig(gpus=("sm86",), strict=True), convolution, tmp_path / "engine")
-    assert engine.details["census"] == {"SM86": None}
-    assert "SM86: the engine does not tell which of the 1 INT8 products run in INT8" in engine.details["warnings"]
+    assert engine_details(engine).precisions == {"SM86": None}
+    assert (
+        "SM86: the engine does not tell which of the 1 INT8 MatMul/Conv nodes run in INT8"
+        in engine_details(engine).warnings
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_run_refuses_a_gpu_before_the_first_build(
 def test_run_names_the_cure_when_the_gpu_is_turing_and_the_graph_fp32(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     source, progress = as_artifact(write_product(tmp_path, "MatMul")), RecordingProgress()
-    with pytest.raises(ExportError, match=r"^'layer' is a matrix product in FP32\.[^\n]*--precision fp16\.$"):
+    with pytest.raises(ExportError, match=r"^'layer' is a MatMul in FP32\.[^\n]*--precision fp16\.$"):
         run(TensorRTConfig(gpus=("sm86", "t4")), source, tmp_path / "engine", progress)
     assert progress.tasks == []
 
@@ -179,8 +183,8 @@ def test_run_asks_the_engine_inspector_of_standard_tensorrt(
     config = TensorRTConfig("tensorrt", optimal_batch_size=2, max_batch_size=4, strict=True)
     engine = run(config, convolution, tmp_path / "engine")
     assert [file.name for file in engine.files] == ["model.plan"]
-    assert engine.details["gpus"] == []
-    assert engine.details["census"]["this GPU"]["products"] == {"INT8": 1}
+    assert engine_details(engine).gpus == ()
+    assert engine_details(engine).precisions == {"this GPU": PrecisionReport({"INT8": 1}, 1, (), ())}
     assert script.batches == [(2, 16, 8, 8)]
 
 
@@ -188,23 +192,27 @@ def test_run_asks_the_engine_inspector_of_standard_tensorrt(
 def test_run_judges_what_the_engine_inspector_says(convolution: Artifact, script: Script, tmp_path: Path) -> None:
     script.layers = script.layers.replace("Int8", "Half")
     engine = run(TensorRTConfig("tensorrt"), convolution, tmp_path / "engine")
-    assert engine.details["warnings"] == ["this GPU: 1 of 1 INT8 products run in float: layer: FP16"]
+    assert engine_details(engine).warnings == ("this GPU: 1 of 1 INT8 MatMul/Conv nodes run in float: layer: FP16",)
     with pytest.raises(ExportError, match="this GPU: 1 of 1"):
         run(TensorRTConfig("tensorrt", strict=True), convolution, tmp_path / "strict")
 
 
 @pytest.mark.usefixtures("standard")
-def test_run_takes_no_census_of_a_plan_without_weights(convolution: Artifact, script: Script, tmp_path: Path) -> None:
+def test_run_reports_no_precisions_of_a_plan_without_weights(
+    convolution: Artifact, script: Script, tmp_path: Path
+) -> None:
     engine = run(TensorRTConfig("tensorrt", stripped=True), convolution, tmp_path / "engine")
-    assert engine.details["stripped"]
+    assert engine_details(engine).stripped
     assert "Runtime" not in script.built
-    assert engine.details["census"] == {"this GPU": None}
+    assert engine_details(engine).precisions == {"this GPU": None}
 
 
 @pytest.mark.usefixtures("standard")
 def test_run_keeps_the_warnings_of_tensorrt(convolution: Artifact, script: Script, tmp_path: Path) -> None:
     script.warnings = ("slow", "slow")
-    assert run(TensorRTConfig("tensorrt"), convolution, tmp_path / "engine").details["warnings"] == ["TensorRT: slow"]
+    assert engine_details(run(TensorRTConfig("tensorrt"), convolution, tmp_path / "engine")).warnings == (
+        "TensorRT: slow",
+    )
 
 
 def test_run_says_that_standard_tensorrt_needs_a_gpu(

@@ -10,7 +10,7 @@ import torch
 
 import convnext_deploy as api
 from convnext_deploy.api.convert import convert
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe import Recipe
@@ -22,6 +22,7 @@ from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import Outcome, assert_nothing_half_written, call
+from tests.details import torch_details
 from tests.rows import rows_in
 from tests.weights import PREPROCESS, random_network, write_weights
 
@@ -254,11 +255,16 @@ def test_api_train_learns_from_weights_and_leaves_their_file_alone(
         weights = tmp_path / "own.pth"
         torch.save(random_network(ModelSpec("test_convnext", 5)).state_dict(), weights)
     before = weights.read_bytes()
-    options = Options(
-        str(image_folder), tmp_path / "out", workers=0, device="cpu", epochs=2, batch_size=12, head_hidden_size=8,
-        base_learning_rate=0.1, head_dropout=0.1, gradient_checkpointing=True, image_size=64,
-    )  # fmt: skip
-    result = api.train(None, checkpoint=weights, options=options)
+    training = TrainingOptions(
+        2, 12, base_learning_rate=0.1, head_hidden_size=8, head_dropout=0.1, gradient_checkpointing=True
+    )
+    result = api.train(
+        checkpoint=weights,
+        out=tmp_path / "out",
+        data=DataOptions(image_folder, image_size=64),
+        training=training,
+        execution=ExecutionOptions(device="cpu", workers=0),
+    )
     assert weights.read_bytes() == before
     model = read_artifact(tmp_path / "out" / "stages" / "model")
     assert result.report.passed
@@ -266,4 +272,4 @@ def test_api_train_learns_from_weights_and_leaves_their_file_alone(
     assert body_difference(model) > 1e-4
     config = model.lineage[-1].config
     assert (config["fit"]["head_dropout"], config["fit"]["gradient_checkpointing"]) == (0.1, True)
-    assert torch.isfinite(torch.tensor([epoch["train_loss"] for epoch in model.details["history"]])).all()
+    assert torch.isfinite(torch.tensor([epoch["train_loss"] for epoch in torch_details(model).history])).all()

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
@@ -32,6 +32,7 @@ from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
+from tests.details import selection_of
 
 FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
 OUTLIER = 2000.0  # times the others
@@ -83,12 +84,12 @@ def make_hard(before: str, trained: Artifact, digits: Data, folder: Path) -> Art
         preprocess=trained.preprocess,
         class_names=trained.class_names,
         precision="fp32",
-        details={"outliers_before": before},
+        details=TorchDetails(),
         source=trained,
     )
     write_manifest(hard)
     assert top1(hard, digits) == top1(trained, digits) >= 0.85
-    return hard
+    return dataclasses.replace(hard, notes=(before,))
 
 
 def top1(artifact: Artifact, data: Data) -> float:
@@ -117,7 +118,8 @@ def test_min_max_loses_what_the_ladder_keeps(target: Target, source: Artifact, d
     config = QuantizeConfig(target=target, method="ptq", calibration_images=128, selection_images=512, max_drop_pp=0.5)
     ladder = quantize.run(config, source, context_in(tmp_path / "ladder", digits))
     assert 100 * (before - top1(ladder, digits)) < 0.2
-    if source.details["outliers_before"] == "pwconv2":
-        assert not ladder.details["rungs"][0]["passed"], "folding does not reach into GRN"
-        assert 100 * ladder.details["rungs"][0]["top1"] < 100 * before - 5.0
-        assert ladder.details["chosen"] in ("smoothing", "bias correction", "learned rounding")
+    selection = selection_of(ladder)
+    if source.notes == ("pwconv2",):
+        assert not selection.steps[0].passed, "folding does not reach into GRN"
+        assert 100 * selection.steps[0].top1 < 100 * before - 5.0
+        assert selection.chosen in ("smoothing", "bias correction", "learned rounding")

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnext_deploy.stages.selection import Judge, Rung, expected_drop_pp
+from convnext_deploy.artifacts.details import Step
+from convnext_deploy.stages.selection import Judge, expected_drop_pp
 
 Z95 = 1.6448536  # 95 % quantile of the normal distribution
 ON = 10_000  # images that a risk speaks of
@@ -151,7 +152,7 @@ def test_interval_is_that_of_newcombes_tables() -> None:
     assert rung.interval_pp == pytest.approx((5.69, 34.04), abs=0.01)
 
 
-def verdict(reference: Tensor, logits: Tensor, labels: list[int], budget: float) -> Rung:
+def verdict(reference: Tensor, logits: Tensor, labels: list[int], budget: float) -> Step:
     return judge_of(reference, labels, budget).compare("some", logits, 0.0)
 
 

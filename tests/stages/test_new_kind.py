@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import HeadActivation
@@ -74,7 +75,7 @@ def run(config: PruneConfig, source: Artifact | None, context: StageContext) -> 
         preprocess=source.preprocess,
         class_names=source.class_names,
         precision="fp32",
-        details={},
+        details=TorchDetails(),
         source=source,
     )
 
@@ -132,6 +133,7 @@ def test_command_line_runs_validates_and_reports_a_new_kind(
     report = read_report(tmp_path / "out")
     assert [row.name for row in report.rows] == ROWS
     row = report.rows[1]
+    assert row.accuracy is not None
     assert (row.identity.kind, row.accuracy.total) == ("prune", len(small_data.validation))
     assert "- `prune`: pruned by magnitude (stage prune, seed 3)" in (tmp_path / "out" / "model_card.md").read_text()
     for view in ("report.md", "report.html"):

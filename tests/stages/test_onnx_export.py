@@ -27,6 +27,7 @@ from convnext_deploy.stages import onnx as stage
 from convnext_deploy.stages import ptq
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
+from tests.details import fp16_of, onnx_details
 from tests.exporters.recorded_progress import RecordingProgress
 
 
@@ -87,7 +88,7 @@ def test_every_setting_gives_a_file_that_answers_as_the_network_does(
         found = logits_of(opened, images)
         assert found.shape == expected.shape
         assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
-    assert (bare.precision, bare.details["io"]) == (artifact.precision, artifact.details["io"])
+    assert (bare.precision, bare.details) == (artifact.precision, artifact.details)
     if settings.get("output") != "top-k":
         difference = found - expected
         # probabilities tell logits up to one number per image
@@ -121,7 +122,8 @@ def test_quantized_artifact_has_the_form_of_its_own_target(
     artifact = export(source, tmp_path / "onnx", None, runtime="tensorrt")
     kinds = Counter(node.op_type for node in onnx.load(artifact.main_file).graph.node)
     products = kinds["MatMulIntegerToFloat"] if target == "onnxruntime" else kinds["QuantizeLinear"]
-    assert products == artifact.details["quantized_layers"] > 0
+    assert products == onnx_details(artifact).quantized_layers
+    assert products > 0
     images = images_of(source, small_data)
     expected = logits_of(source, images)
     found = logits_of(open_input(artifact.main_file), images)
@@ -139,12 +141,13 @@ def test_ranges_come_from_training_images_or_else_from_noise(
 ) -> None:
     source = small_artifacts["student"]
     measured = export(source, tmp_path / "a", small_data, lines, precision="fp16", range_images=5)
-    assert measured.details["fp16"]["ranges_from"] == "5 training images"
-    assert 0 < measured.details["fp16"]["largest_activation"] < LARGEST
-    assert measured.details["fp16"]["fp32_nodes"]["sums"] >= 10
+    record = fp16_of(measured)
+    assert record.ranges_from == "5 training images"
+    assert 0 < record.largest_activation < LARGEST
+    assert record.fp32_nodes["sums"] >= 10
     assert not any("noise" in line for line in lines.said)
     blind = export(source, tmp_path / "b", None, lines, precision="fp16")
-    assert blind.details["fp16"]["ranges_from"] == "8 images of noise"
+    assert fp16_of(blind).ranges_from == "8 images of noise"
     assert any("what may overflow in FP16 is judged by noise" in line for line in lines.said)
 
 
@@ -152,13 +155,11 @@ def test_fp32_export_opens_no_data(small_artifacts: dict[str, Artifact], tmp_pat
     assert export(small_artifacts["student"], tmp_path / "a", None).precision == "fp32"
 
 
-def test_rtx_keeps_int8_products_in_fp32(
-    small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
-) -> None:
+def test_rtx_keeps_int8_matmuls_in_fp32(small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path) -> None:
     nodes = []
     for runtime in ("tensorrt", "tensorrt-rtx"):
         artifact = export(small_artifacts["qat"], tmp_path / runtime, small_data, precision="fp16", runtime=runtime)
-        nodes.append(artifact.details["fp16"]["fp32_nodes"])
+        nodes.append(fp16_of(artifact).fp32_nodes)
     assert "int8" not in nodes[0]
     assert nodes[1]["int8"] >= 12
     assert nodes[0]["sums"] == nodes[1]["sums"]
@@ -183,7 +184,7 @@ def test_frozen_batch_is_in_the_file(small_artifacts: dict[str, Artifact], small
     artifact = export(small_artifacts["student"], tmp_path / "a", small_data, batch_size=3)
     graph = onnx.load(artifact.main_file).graph
     assert tensor_shape(graph.input[0])[0] == tensor_shape(graph.output[0])[0] == 3
-    assert artifact.details["io"]["batch_size"] == 3
+    assert artifact.io.batch_size == 3
 
 
 @pytest.mark.parametrize("name", ["student", "qat"])

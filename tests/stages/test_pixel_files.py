@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.stages import train, training_setup

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, DeployError
@@ -30,6 +30,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import call
+from tests.details import ptq_of, selection_of
 from tests.weights import random_network
 
 # with the usual LayerScale of 1e-6 a block says nothing after so few steps, be it broken or not
@@ -77,7 +78,7 @@ def rewrite(source: Artifact, network: ConvNeXt, context: StageContext) -> Artif
         preprocess=source.preprocess,
         class_names=source.class_names,
         precision="fp32",
-        details={},
+        details=TorchDetails(),
         source=None,
     )
     write_manifest(artifact)
@@ -126,7 +127,7 @@ def test_three_images_calibrate_three_colours(target: str, source: Artifact, sma
 def test_one_image_does_for_all(target: str, source: Artifact, small_data: Data, place: Place) -> None:
     data = dataclasses.replace(small_data, train=only(small_data.train, [0]))
     artifact = climb(source, place(data), target=target)
-    assert artifact.details["calibration_images"] == 1
+    assert ptq_of(artifact).calibration_images == 1
     assert logits(artifact, small_data.validation).isfinite().all()
 
 
@@ -146,7 +147,7 @@ def test_network_of_one_class_gives_finite_logits(
     single = rewrite(source, random_network(dataclasses.replace(source.model, num_classes=1)), place())
     artifact = climb(single, place(), target=target)
     # there is but one answer, so none can change
-    assert [(rung["agreement"], rung["risk_pp"]) for rung in artifact.details["rungs"]] == [(1.0, 0.0)]
+    assert [(step.agreement, step.risk_pp) for step in selection_of(artifact).steps] == [(1.0, 0.0)]
     before, now = (logits(each, small_data.validation) for each in (single, artifact))
     assert (now - before).abs().max() <= 0.1 * before.abs().max()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +14,19 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
+from convnext_deploy.artifacts.details import Step
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.selection import Judge, Rung
+from convnext_deploy.stages.selection import Judge
 from convnext_deploy.system.execution import Execution
+from tests.details import ptq_of, selection_of, torch_details
 from tests.exporters.recorded_progress import RecordingProgress
 
 NAMES = ("min-max", "ranges by error", "smoothing", "bias correction", "learned rounding")
@@ -53,7 +53,7 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Artifa
     folder = tmp_path_factory.mktemp("source")
     context = StageContext("float", folder, small_data, Execution(), folder / "cache")
     found = train.run(TrainConfig(ModelConfig("test_convnext2", 32), FIT), None, context)
-    assert found.details["history"][-1]["validation_top1"] == 1.0
+    assert torch_details(found).history[-1]["validation_top1"] == 1.0
     return found
 
 
@@ -99,7 +99,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         begin(self, folded, images, budget)
         found.batches = list(images.batches())
 
-    def watched_judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Rung:
+    def watched_judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
         found.logits[name] = self.logits(network)
         return judge(self, name, network, seconds)
 
@@ -116,7 +116,7 @@ def plant(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     watched = Judge.judge
 
     def put(passing: Passing, risks: dict[str, float] | None = None) -> None:
-        def judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Rung:
+        def judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
             rung = watched(self, name, network, seconds)
             return dataclasses.replace(rung, passed=passing(name, network), risk_pp=(risks or {}).get(name, 1.0))
 
@@ -137,7 +137,7 @@ def never(name: str, network: ConvNeXt) -> bool:
 
 
 def names(artifact: Artifact) -> list[str]:
-    return [rung["name"] for rung in artifact.details["rungs"]]
+    return [step.name for step in selection_of(artifact).steps]
 
 
 @torch.no_grad()
@@ -162,10 +162,10 @@ def test_first_rung_that_passes_wins_and_no_later_one_is_tried(
     tried = list(NAMES[: NAMES.index(winner) + 1])
     assert names(artifact := climb()) == tried
     assert seen.steps == [quantize.RUNGS[name] for name in tried]
-    assert artifact.details["chosen"] == winner
-    assert artifact.details["reason"] == "its risk of 9.00 pp is within the 0.20 pp allowed"
+    assert selection_of(artifact).chosen == winner
+    assert selection_of(artifact).reason == "its risk of 9.00 pp is within the 0.20 pp allowed"
     assert torch.equal(logits_of(artifact, seen), seen.logits[winner])
-    assert artifact.details["sensitivity"] == []
+    assert selection_of(artifact).effects == ()
 
 
 def test_rungs_do_what_their_names_say() -> None:
@@ -179,23 +179,24 @@ def test_rung_with_least_risk_is_kept_when_none_passes(
     climb: Climb, plant: Callable[..., None], seen: Seen, lines: RecordingProgress
 ) -> None:
     plant(never, dict(zip(NAMES, (5.0, 3.0, 1.0, 4.0, 2.0), strict=True)))
-    details = (artifact := climb(method="ptq")).details
+    artifact = climb(method="ptq")
+    selection, ptq = selection_of(artifact), ptq_of(artifact)
     assert names(artifact) == list(NAMES)
-    assert details["chosen"] == "smoothing"
-    assert "smoothing" in details
-    assert "blocks_reconstructed" not in details
+    assert selection.chosen == "smoothing"
+    assert ptq.smoothing
+    assert ptq.blocks_reconstructed is None
     assert torch.equal(logits_of(artifact, seen), seen.logits["smoothing"])
     assert not torch.equal(seen.logits["smoothing"], seen.logits["learned rounding"])
-    worst = ", ".join(effect["layer"] for effect in details["sensitivity"][:5])
+    worst = ", ".join(effect.layer for effect in selection.effects[:5])
     least = "no rung's risk is within 0.20 pp, and its 1.00 pp is the least"
-    assert details["reason"] == f"{least}; the layers that hurt most are {worst}"
+    assert selection.reason == f"{least}; the layers that hurt most are {worst}"
     # every layer was tried alone, and the worst comes first
     layers = dict(quantized_layers(load_network(artifact)))
-    assert {effect["layer"] for effect in details["sensitivity"]} == layers.keys()
-    harm = [effect["kl"] for effect in details["sensitivity"]]
+    assert {effect.layer for effect in selection.effects} == layers.keys()
+    harm = [effect.kl for effect in selection.effects if effect.kl is not None]
     assert harm == sorted(harm, reverse=True)
     assert any(line.startswith("ladder: a few layers in float do not do; what hurts most: ") for line in lines.said)
-    assert lines.said[-1] == f"ladder: smoothing it is: {details['reason']}"
+    assert lines.said[-1] == f"ladder: smoothing it is: {selection.reason}"
 
 
 @pytest.mark.usefixtures("cheap")
@@ -204,13 +205,13 @@ def test_manifest_holds_what_was_tried_and_opens_again(climb: Climb, plant: Call
     sites = {"stages.3.*": "float", "head": "int8"}
     artifact = climb(sites=sites, method="ptq", target="onnxruntime", max_drop_pp=0.5)
     found = read_artifact(artifact.path)
-    assert found.details == json.loads(json.dumps(artifact.details))
-    assert (found.precision, found.details["target"], found.details["sites"]) == ("int8", "onnxruntime", sites)
-    assert (found.details["max_drop_pp"], found.details["calibration_images"]) == (0.5, 12)
-    assert [set(rung) for rung in found.details["rungs"]] == [{each.name for each in dataclasses.fields(Rung)}] * 5
-    assert [rung["seconds"] for rung in found.details["rungs"]] == [10.0] * 5
-    assert "head" in {effect["layer"] for effect in found.details["sensitivity"]}
-    assert not any(effect["layer"].startswith("stages.3.") for effect in found.details["sensitivity"])
+    assert found.details == artifact.details
+    selection, ptq = selection_of(found), ptq_of(found)
+    assert (found.precision, found.target, torch_details(found).sites) == ("int8", "onnxruntime", sites)
+    assert (selection.max_drop_pp, ptq.calibration_images) == (0.5, 12)
+    assert [step.seconds for step in selection.steps] == [10.0] * 5
+    assert "head" in {effect.layer for effect in selection.effects}
+    assert not any(effect.layer.startswith("stages.3.") for effect in selection.effects)
     assert torch.equal(logits_of(artifact, seen), seen.logits["min-max"])
 
 
@@ -221,10 +222,10 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     plant(lambda name, network: in_float(network, layer), {"bias correction": 0.5})
     artifact = climb(sites={"stages.0.0.pwconv1": "float"})
     assert names(artifact) == [*NAMES, "layers in float"]
-    details = read_artifact(artifact.path).details
-    assert (details["chosen"], details["float_layers"]) == ("layers in float", [layer])
-    assert details["sites"] == {"stages.0.0.pwconv1": "float", layer: "float"}
-    assert details["reason"].endswith(f", with {layer} in float")
+    found = read_artifact(artifact.path)
+    assert (selection_of(found).chosen, ptq_of(found).float_layers) == ("layers in float", (layer,))
+    assert torch_details(found).sites == {"stages.0.0.pwconv1": "float", layer: "float"}
+    assert selection_of(found).reason.endswith(f", with {layer} in float")
     network = load_network(read_artifact(artifact.path))
     assert len(dict(quantized_layers(network))) == 9  # of 8 in blocks and 3 between them, all but two
     assert type(network.get_submodule(layer)) in (torch.nn.Linear, torch.nn.Conv2d)
@@ -234,8 +235,8 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
 def test_qat_goes_to_training_from_one_rung(climb: Climb, seen: Seen) -> None:
     artifact = climb(method="qat", max_drop_pp=100.0)
     assert names(artifact) == ["bias correction", "training"]
-    assert artifact.details["chosen"] == "training"
-    assert [row["epoch"] for row in artifact.details["history"]] == [1]
+    assert selection_of(artifact).chosen == "training"
+    assert [row["epoch"] for row in torch_details(artifact).history] == [1]
     assert torch.equal(logits_of(artifact, seen), seen.logits["training"])
     assert not torch.equal(seen.logits["training"], seen.logits["bias correction"])
     # training is judged by the images that judged the rung before it
@@ -251,7 +252,7 @@ def test_training_that_makes_it_worse_is_not_kept(
     # a rate at which training breaks the network
     artifact = climb(method=method, fit=dataclasses.replace(SHORT, base_learning_rate=4.0), max_drop_pp=0.0)
     assert names(artifact)[-1] == "training"
-    chosen = artifact.details["chosen"]
+    chosen = selection_of(artifact).chosen
     assert torch.equal(logits_of(artifact, seen), seen.logits[chosen])
 
 
@@ -266,7 +267,7 @@ def test_time_budget_begins_no_rung_that_would_not_end_within_it(
     said = (
         f"the time budget of {budget} s leaves none for '{NAMES[tried]}'" if tried < 5 else "no rung's risk is within"
     )
-    assert artifact.details["reason"].startswith(said)
+    assert selection_of(artifact).reason.startswith(said)
     assert f"min-max it is: {said}" in lines.said[-1]
 
 
@@ -277,8 +278,8 @@ def test_training_that_would_not_end_within_the_budget_is_not_begun(
     plant(never)
     monkeypatch.setattr(quantize, "training_seconds", lambda *_: 44.0)
     artifact = climb(time_budget_s=100)
-    assert (names(artifact), artifact.details["chosen"]) == (list(NAMES), "min-max")
-    assert artifact.details["reason"] == "training would take 44 s, more than the time budget leaves"
+    assert (names(artifact), selection_of(artifact).chosen) == (list(NAMES), "min-max")
+    assert selection_of(artifact).reason == "training would take 44 s, more than the time budget leaves"
     monkeypatch.setattr(quantize, "training_seconds", lambda *_: 43.0)
     assert names(climb(time_budget_s=100)) == [*NAMES, "training"]
 
@@ -287,6 +288,6 @@ def test_training_that_would_not_end_within_the_budget_is_not_begun(
 def test_seed_decides_every_bit_of_the_weights(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "RUNGS", {"learned rounding": quantize.RUNGS["learned rounding"]})
     first, again, other = (climb(seed) for seed in (7, 7, 8))
-    assert first.details["blocks_reconstructed"] > 0
+    assert (ptq_of(first).blocks_reconstructed or 0) > 0
     assert first.sha256 == again.sha256 != other.sha256
     assert first.details == again.details

@@ -6,29 +6,28 @@ import dataclasses
 import json
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
-from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.artifacts.details import ONNXDetails, PTQRecord, TorchDetails
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import CheckpointError, RecipeError
-from convnext_deploy.graphs.onnx_io import read_metadata
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, quantized_layers
-from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, read_scheme, resolve_scheme
+from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, resolve_scheme
 from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.stages import qat as qat_stage
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
+from tests.details import onnx_details
 
 OVERRIDES = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -55,7 +54,7 @@ def quantize(source: Artifact, scheme: QuantizationScheme, folder: Path) -> tupl
         preprocess=source.preprocess,
         class_names=source.class_names,
         precision="int8",
-        details={**scheme.details(), "calibration_images": len(IMAGES)},
+        details=TorchDetails(**scheme.details(), ptq=PTQRecord(len(IMAGES))),
         source=source,
     )
     return network, artifact
@@ -72,7 +71,7 @@ def test_artifact_opens_with_the_quantizers_that_it_was_written_with(
     layers = {name: layer.output_quantizer is None for name, layer in quantized_layers(network)}
     # from the folder, whose manifest was written and read, and from the bare file, which tells by its header
     for found in (read_artifact(artifact.path), open_input(artifact.main_file)):
-        assert read_scheme(found.details) == scheme
+        assert found.scheme == scheme
         opened = load_network(found)
         assert {name: layer.output_quantizer is None for name, layer in quantized_layers(opened)} == layers
         assert torch.equal(opened(IMAGES), expected)
@@ -82,13 +81,12 @@ def test_onnx_file_tells_target_and_overrides(small_artifacts: dict[str, Artifac
     scheme = resolve_scheme("onnxruntime", OVERRIDES)
     network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
     exported = onnx_stage.run(ONNXConfig(), artifact, context(tmp_path / "onnx"))
-    assert read_scheme(exported.details) == scheme
-    assert exported.details["quantized_layers"] == len(dict(quantized_layers(network)))
-    assert read_scheme(open_input(exported.main_file).details) == scheme
-    io = dataclasses.asdict(GraphIO())
-    assert read_metadata(onnx.load(exported.main_file))["details"] == {**scheme.details(), "io": io}
+    assert exported.scheme == scheme
+    assert onnx_details(exported).quantized_layers == len(dict(quantized_layers(network)))
+    assert open_input(exported.main_file).scheme == scheme
+    assert open_input(exported.main_file).details == exported.details
     plain = onnx_stage.run(ONNXConfig(), small_artifacts["student"], context(tmp_path / "float"))
-    assert plain.details == {"io": io, "quantized_layers": 0}
+    assert plain.details == ONNXDetails(quantized_layers=0)
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -99,7 +97,7 @@ def test_qat_trains_asymmetric_grids_and_keeps_the_scheme(
     network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
     config = QATConfig(fit=FitConfig(epochs=1, batch_size=16, base_learning_rate=0.0256, warmup_epochs=0))
     trained = qat_stage.run(config, artifact, context(tmp_path / "qat", small_data))
-    assert read_scheme(trained.details) == scheme
+    assert trained.scheme == scheme
     before, after = network.state_dict(), load_network(trained).state_dict()
     assert before.keys() == after.keys()
     moved = {key.rpartition(".")[2] for key in before if not torch.equal(before[key], after[key])}
@@ -110,10 +108,10 @@ def test_qat_trains_asymmetric_grids_and_keeps_the_scheme(
 def test_artifact_of_another_scheme_does_not_open(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     _, artifact = quantize(small_artifacts["student"], resolve_scheme("tensorrt"), tmp_path / "ptq")
     for details, error, words in (
-        ({"target": "onnxruntime"}, CheckpointError, "quantizer"),
-        ({"target": "tensorrt", "sites": {"head": "int8"}}, CheckpointError, "head"),
-        ({"target": "tensorrt", "sites": {"haed": "int8"}}, RecipeError, "Did you mean 'head'"),
-        ({"target": "tensorrt", "sites": {"head": "int4"}}, RecipeError, "'head' = 'int4' is unknown"),
+        (TorchDetails("onnxruntime"), CheckpointError, "quantizer"),
+        (TorchDetails("tensorrt", {"head": "int8"}), CheckpointError, "head"),
+        (TorchDetails("tensorrt", {"haed": "int8"}), RecipeError, "Did you mean 'head'"),
+        (TorchDetails("tensorrt", {"head": "int4"}), RecipeError, "'head' = 'int4' is unknown"),
     ):
         with pytest.raises(error, match=words):
             load_network(dataclasses.replace(artifact, details=details))
@@ -124,5 +122,5 @@ def test_weights_header_holds_the_scheme_and_nothing_else_of_the_details(
 ) -> None:
     scheme = resolve_scheme("openvino", OVERRIDES)
     _, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
-    assert dict(open_input(artifact.main_file).details) == scheme.details()
+    assert open_input(artifact.main_file).details == TorchDetails(**scheme.details())
     assert json.loads(json.dumps(scheme.details())) == scheme.details()

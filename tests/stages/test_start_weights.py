@@ -17,8 +17,7 @@ from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_ma
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.model import ModelConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, read_artifact
+from convnext_deploy.artifacts.details import ONNXDetails, TorchDetails, TorchTensorRTDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.config.torch_tensorrt import TorchTensorRTConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
@@ -90,7 +91,7 @@ def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path:
     config = TorchTensorRTConfig("fp16", optimal_batch_size=2, max_batch_size=4)
     artifact = compiled(config, source, tmp_path / "out")
     assert (artifact.format, artifact.precision) == ("torch-tensorrt", "fp16")
-    assert artifact.details == {"torch_tensorrt": API["release"], "gpu": f"SM{GPU[0]}{GPU[1]}", "max_batch_size": 4}
+    assert artifact.details == TorchTensorRTDetails(API["release"], f"SM{GPU[0]}{GPU[1]}", 4)
     assert (artifact.model, artifact.preprocess, artifact.class_names) == (source.model, PREPROCESS, CLASSES)
     assert [file.name for file in artifact.files] == ["model.ep"]
     assert describe_file(artifact.main_file) == artifact.files[0]
@@ -167,7 +168,7 @@ def test_stage_leaves_no_folder_when_the_build_fails(script: Script, source: Art
 def test_stage_refuses_a_quantized_artifact_and_says_where_int8_goes(
     script: Script, source: Artifact, tmp_path: Path
 ) -> None:
-    quantized = dataclasses.replace(source, precision="int8", details={"target": "tensorrt"})
+    quantized = dataclasses.replace(source, precision="int8", details=TorchDetails("tensorrt"))
     with pytest.raises(
         ArtifactError, match=r"^[^\n]*is quantized[^\n]*through ONNX for INT8: --format tensorrt[^\n]*$"
     ):
@@ -176,7 +177,7 @@ def test_stage_refuses_a_quantized_artifact_and_says_where_int8_goes(
 
 
 def test_stage_refuses_an_artifact_that_is_no_pytorch_model(script: Script, source: Artifact, tmp_path: Path) -> None:
-    wrong = dataclasses.replace(source, format="onnx")
+    wrong = dataclasses.replace(source, details=ONNXDetails())
     with pytest.raises(ArtifactError, match=r"^[^\n]*format onnx[^\n]*compiles a PyTorch artifact[^\n]*$"):
         run(TorchTensorRTConfig(), wrong, tmp_path)
     assert folders(tmp_path) == []

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import convnext_deploy as api
-from convnext_deploy.api.options import Options
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.stages import training_setup
@@ -188,10 +188,13 @@ def test_train_compiles_only_when_asked_and_refuses_before_it_trains(
 
     def run(**options: Any) -> None:
         path = tmp_path / str(len(given))
-        wanted = Options(
-            str(image_folder), path, image_size=64, workers=0, epochs=1, batch_size=36, device="cpu", **options
+        api.train(
+            "test_convnext",
+            out=path,
+            data=DataOptions(image_folder, image_size=64),
+            training=TrainingOptions(epochs=1, batch_size=36, **options),
+            execution=ExecutionOptions(device="cpu", workers=0),
         )
-        api.train("test_convnext", options=wanted)
 
     run()
     assert given == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from torch import Tensor, nn
 
 import convnext_deploy as api
-from convnext_deploy.api.options import Options, create_settings
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, create_settings
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.stages import distill, train
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.checkpoint_store import HISTORY, TrainingStore
 from convnext_deploy.training.tensorboard import TensorBoardEvents, check_tensorboard
 from tests.training.fake_batches import run_fit, small_network
@@ -149,9 +151,9 @@ def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WITHOUT = r"^TensorBoard events need the package tensorboard: pip install \"convnext_deploy\[tensorboard\]\"\.$"
-VERBS: dict[str, Callable[[Options], Any]] = {
-    "train": lambda options: api.train("test_convnext", options=options),
-    "distill": lambda options: api.distill("test_convnext", "test_convnext2", options=options),
+VERBS: dict[str, Callable[..., Any]] = {
+    "train": functools.partial(api.train, "test_convnext"),
+    "distill": functools.partial(api.distill, "test_convnext", "test_convnext2"),
 }
 
 
@@ -160,16 +162,16 @@ def test_create_settings_refuses_events_without_the_package(tmp_path: Path) -> N
     with pytest.raises(BackendUnavailableError, match=WITHOUT):
         check_tensorboard()
     with pytest.raises(BackendUnavailableError, match=WITHOUT):
-        create_settings(Options(out=tmp_path / "out", device="cpu", tensorboard=True), "x", None)
-    assert not create_settings(Options(out=tmp_path / "out", device="cpu"), "x", None).tensorboard
+        create_settings("run", "x", tmp_path, Execution(), ExecutionOptions(tensorboard=True))
+    assert not create_settings("run", "x", tmp_path, Execution(), ExecutionOptions()).tensorboard
 
 
 @pytest.mark.usefixtures("_no_tensorboard")
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 def test_verbs_refuse_events_without_the_package_before_they_train(
-    verb: Callable[[Options], Any], image_folder: Path, tmp_path: Path
+    verb: Callable[..., Any], image_folder: Path, tmp_path: Path
 ) -> None:
-    options = Options(str(image_folder), tmp_path / "out", image_size=64, workers=0, device="cpu", tensorboard=True)
+    data, execution = DataOptions(image_folder, image_size=64), ExecutionOptions("cpu", 0, tensorboard=True)
     with pytest.raises(BackendUnavailableError, match=WITHOUT):
-        verb(options)
+        verb(out=tmp_path / "out", data=data, execution=execution)
     assert not (tmp_path / "out").exists()

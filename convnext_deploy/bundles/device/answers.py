@@ -1,4 +1,4 @@
-"""What a model of a bundle is given, what it answers, and whether these are the golden answers."""
+"""Feed the models of a bundle, and compare their answers with the golden ones."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
         record = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
         chosen = choose_models(record, arguments.model, arguments.precision, arguments.all)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{bundle} is no bundle ({error}).") from None
+        raise BuildError(f"{bundle} is not a bundle ({error}).") from None
     work = [(model, batch_sizes(model, arguments.batch, arguments.max_batch)) for model in chosen]
     trt = import_tensorrt()
     out = bundle / "built" if arguments.out is None else arguments.out

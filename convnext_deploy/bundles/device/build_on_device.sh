@@ -75,7 +75,7 @@ out=${out:-$bundle/built}
 find_trtexec() {
     local candidate
     if [[ -n ${TRTEXEC:-} ]]; then
-        command -v -- "$TRTEXEC" || fail "TRTEXEC is '$TRTEXEC', which is no program."
+        command -v -- "$TRTEXEC" || fail "TRTEXEC is '$TRTEXEC', which is not a program."
         return
     fi
     # where JetPack and NVIDIA's packages and containers put it

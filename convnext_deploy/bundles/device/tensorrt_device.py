@@ -1,4 +1,4 @@
-"""TensorRT and the CUDA driver for the programs of a bundle, which find neither PyTorch nor this package on a device."""
+"""Run engines with TensorRT and the CUDA driver alone: a device has neither PyTorch nor this package."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 
 class BundleError(Exception):
-    """The folder is no bundle, or one that this program cannot read."""
+    """The folder is not a bundle, or one that this program cannot read."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         if record["schema"] != SCHEMA:
             raise BundleError(f"{folder / RECORD} has the schema {record['schema']}; this program reads {SCHEMA}.")
     except FileNotFoundError:
-        raise BundleError(f"{folder} is no bundle: it has no {RECORD}.") from None
+        raise BundleError(f"{folder} is not a bundle: it has no {RECORD}.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / RECORD} cannot be read ({error!r}); copy the bundle again.") from None
     return dict(record)

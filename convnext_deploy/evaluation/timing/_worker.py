@@ -77,7 +77,7 @@ def _profile(job: Any, images: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     from convnext_deploy.evaluation.latency import time_calls
-    from convnext_deploy.runners.open_profiled import open_profiled
+    from convnext_deploy.runners import open_profiled
 
     runner = open_profiled(job.artifact, job.runner, job.threads)
     time_calls(runner, images, job.least, job.most, job.seconds)

@@ -1,4 +1,4 @@
-"""FP16 written into a float32 graph, with FP32 islands where FP16 would overflow: what strongly typed TensorRT runs as it stands.
+"""Convert a float32 graph to FP16, with FP32 islands where FP16 would overflow, as strongly typed TensorRT runs it.
 
 In FP32 stay: the norms, GRN and the pooling, which sum squares or many values; softmax and the normalization of pixels; what is
 too large or too small for FP16, by measured ranges and by the weights themselves; and for TensorRT-RTX the INT8 matrix products
@@ -12,10 +12,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from convnext_deploy.errors import ExportError, first_line
+from convnext_deploy.exporters.onnx.graph_edits import add_constant, finish, infer_types, put_in_place_of
 from convnext_deploy.exporters.onnx.pre_post_processing import ENDS
 
 LARGEST = float(np.finfo(np.float16).max) / 4
@@ -24,14 +26,14 @@ SMALLEST = float(np.finfo(np.float16).tiny)
 """Smaller numbers lose digits in FP16 (2⁻¹⁴); below 2⁻²⁴ they are 0."""
 
 _WIDE_OPERATORS = frozenset({"LayerNormalization", "ReduceMean", "ReduceL2", "ReduceSum", "Softmax", "TopK"})
-_PRODUCTS = ("MatMul", "Gemm")
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 Islands = dict[str, str]
 """First output of a node that stays in FP32 → why."""
 
 
 def find_islands(
-    proto: onnx.ModelProto, wide_layers: Collection[str], ranges: Mapping[str, float], *, int8_products: bool
+    proto: onnx.ModelProto, wide_layers: Collection[str], ranges: Mapping[str, float], *, int8_matmuls: bool
 ) -> Islands:
     """Return which nodes of a float32 graph stay in FP32.
 
@@ -39,7 +41,7 @@ def find_islands(
         proto: its nodes carry the names of their layers in `doc_string`.
         wide_layers: names of the layers that sum squares.
         ranges: tensor → largest absolute value seen; see `measure_ranges`.
-        int8_products: keep INT8 matrix products with weight scales by channel in FP32 as well, for TensorRT-RTX.
+        int8_matmuls: keep INT8 matrix products with weight scales by channel in FP32 as well, for TensorRT-RTX.
     """
     constants = {initializer.name: initializer for initializer in proto.graph.initializer}
     quantized = {node.doc_string for node in proto.graph.node if node.op_type == "DequantizeLinear"}
@@ -58,10 +60,10 @@ def find_islands(
             islands[node.output[0]] = reason
             if node.doc_string in quantized:
                 whole_layers[node.doc_string] = reason
-    if int8_products:
-        whole_layers |= dict.fromkeys(_products_by_channel(proto, constants), "int8")
+    if int8_matmuls:
+        whole_layers |= dict.fromkeys(_matmuls_by_channel(proto, constants), "int8")
     for node in proto.graph.node:
-        # a product, its bias and its Q/DQ pairs compute in one type
+        # a layer with its bias and its Q/DQ pairs computes in one type
         if node.doc_string in whole_layers:
             islands.setdefault(node.output[0], whole_layers[node.doc_string])
     return islands
@@ -80,13 +82,15 @@ def _fits(constant: onnx.TensorProto) -> bool:
     return _in_range(largest)
 
 
-def _products_by_channel(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> set[str]:
+def _matmuls_by_channel(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> set[str]:
     by_channel = {
         node.output[0]
         for node in proto.graph.node
         if node.op_type == "DequantizeLinear" and node.input[1] in constants and constants[node.input[1]].dims
     }
-    return {n.doc_string for n in proto.graph.node if n.op_type in _PRODUCTS and by_channel.intersection(n.input)}
+    return {
+        n.doc_string for n in proto.graph.node if n.op_type in ("MatMul", "Gemm") and by_channel.intersection(n.input)
+    }
 
 
 def to_half(proto: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelProto:
@@ -96,66 +100,38 @@ def to_half(proto: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelProto
 
     Raises: ExportError: if the types of the graph cannot be inferred.
     """
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise ExportError(f"the types of the graph cannot be inferred: {first_line(error)}") from error
-    values = [*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info]
-    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    constants = {i.name: i for i in result.graph.initializer if i.data_type == TensorProto.FLOAT}
-    types = {value.name: TensorProto.FLOAT for value in result.graph.input}
-    nodes: list[onnx.NodeProto] = []
-    made: dict[tuple[str, int], str] = {}
-    narrowed: dict[str, onnx.TensorProto] = {}
-    for node in result.graph.node:
-        wanted = TensorProto.FLOAT if node.output[0] in islands else TensorProto.FLOAT16
-        for place, name in enumerate(node.input):
-            if name in constants and wanted == TensorProto.FLOAT16:
-                narrowed.setdefault(name, _narrow(constants[name]))
-                node.input[place] = narrowed[name].name
-            elif name in floats and name not in constants and types[name] != wanted:
-                if (name, wanted) not in made:
-                    made[name, wanted] = f"{name}_{'fp32' if wanted == TensorProto.FLOAT else 'fp16'}"
-                    nodes.append(_cast(name, made[name, wanted], wanted, node.doc_string))
-                node.input[place] = made[name, wanted]
-        nodes.append(node)
-        types |= {name: wanted for name in node.output if name in floats}
-    nodes += _give_float32(result.graph, nodes, types)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(narrowed.values())
-    read = {name for node in nodes for name in node.input}
-    kept = [initializer for initializer in result.graph.initializer if initializer.name in read]
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(kept)
+    model = infer_types(proto)
+    graph = model.graph
+    made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in graph:
+        wanted = ir.DataType.FLOAT if node.outputs[0].name in islands else ir.DataType.FLOAT16
+        for place, value in enumerate(node.inputs):
+            if value is None or value.dtype not in _FLOATS or value.dtype == wanted:
+                continue
+            if (value, wanted) not in made:
+                made[value, wanted] = _convert(graph, value, wanted, node)
+            node.replace_input_with(place, made[value, wanted])
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT:
+                value.dtype = wanted
+    for value in graph.outputs:
+        if value.dtype == ir.DataType.FLOAT16:
+            result = put_in_place_of(value, f"{value.name}_fp16")
+            result.dtype = ir.DataType.FLOAT
+            graph.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, outputs=[result], doc_string=ENDS))
+    return finish(model)
+
+
+def _convert(graph: ir.Graph, value: ir.Value, wanted: ir.DataType, reader: ir.Node) -> ir.Value:
+    """Return a value in another type: a constant as a new one, what is computed by a cast before its first reader."""
+    name = f"{value.name}_{'fp32' if wanted == ir.DataType.FLOAT else 'fp16'}"
+    if value.const_value is not None:
+        return add_constant(graph, name, value.const_value.numpy().astype(np.float16))
+    result = ir.val(name, wanted)
+    graph.insert_before(
+        reader, ir.node("Cast", [value], {"to": wanted}, outputs=[result], doc_string=reader.doc_string)
+    )
     return result
-
-
-def _narrow(constant: onnx.TensorProto) -> onnx.TensorProto:
-    return numpy_helper.from_array(numpy_helper.to_array(constant).astype(np.float16), f"{constant.name}_fp16")
-
-
-def _cast(source: str, result: str, kind: int, layer: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [result], f"{result}_cast", layer, to=kind)
-
-
-def _give_float32(
-    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], types: Mapping[str, int]
-) -> list[onnx.NodeProto]:
-    """Return the casts that make the graph's outputs float32, under the names that they had."""
-    casts = []
-    for output in graph.output:
-        if types.get(output.name) == TensorProto.FLOAT16:
-            inside = f"{output.name}_fp16"
-            for node in nodes:
-                for names in (node.input, node.output):
-                    for place, name in enumerate(names):
-                        if name == output.name:
-                            names[place] = inside
-            casts.append(_cast(inside, output.name, TensorProto.FLOAT, ENDS))
-    return casts
 
 
 def measure_ranges(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> dict[str, float]:

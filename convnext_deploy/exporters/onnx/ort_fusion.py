@@ -7,70 +7,46 @@ over its result.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import onnx
-from onnx import helper
+import onnx_ir as ir
+
+from convnext_deploy.exporters.onnx.graph_edits import finish
 
 DOMAIN, VERSION = "com.microsoft", 1
 OPERATOR = "MatMulIntegerToFloat"
 
 
-def fuse_products(proto: onnx.ModelProto) -> onnx.ModelProto:
+def fuse_int8_matmuls(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with each MatMul of two dequantized inputs, and the bias after it, as one `MatMulIntegerToFloat`.
 
     The file is then for ONNX Runtime alone: the operator is one of its own, `com.microsoft` version 1, for 8-bit integers with a
     scale per tensor and, for the weight `(K, N)`, one for each of the N output channels.
 
     Args:
-        proto: from `insert_qdq`. Products whose inputs are not both dequantized stay as they are, as convolutions do.
+        proto: from `insert_qdq`. A MatMul whose inputs are not both dequantized stays as it is, and so does every convolution.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    graph = result.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    constants = {initializer.name for initializer in graph.initializer}
-    readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(value.name for value in graph.output)
-    following = {name: node for node in graph.node for name in node.input}
-    nodes: list[onnx.NodeProto] = []
-    absorbed: set[str] = set()  # outputs of sums that a product has taken in
-    for node in graph.node:
-        inputs = [p for name in node.input if (p := producers.get(name)) and p.op_type == "DequantizeLinear"]
-        if node.op_type == "MatMul" and len(inputs) == 2:
-            product = node.output[0]
-            after = following.get(product) if readers[product] == 1 else None
-            bias = _bias(after, product, constants)
-            if bias and after is not None:
-                product = after.output[0]
-                absorbed.add(product)
-            nodes.append(_integer_product(node, inputs[0], inputs[1], bias, product))
-        elif not absorbed.intersection(node.output):
-            nodes.append(node)
-    if not any(node.domain == DOMAIN for node in nodes):
-        return result
-    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    kept = [node for node in nodes if node.op_type != "DequantizeLinear" or used.intersection(node.output)]
-    used = {name for node in kept for name in node.input}
-    initializers = [initializer for initializer in graph.initializer if initializer.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(initializers)
-    result.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    return result
+    model = ir.from_proto(proto)
+    graph = model.graph
+    for node in graph:
+        inputs = [value.producer() for value in node.inputs if value is not None]
+        pairs = [pair.inputs for pair in inputs if pair is not None and pair.op_type == "DequantizeLinear"]
+        if node.op_type != "MatMul" or len(pairs) != 2:
+            continue
+        (a, a_scale, a_zero_point), (b, b_scale, b_zero_point) = pairs
+        bias = _find_bias(node)
+        operands = [a, b, a_scale, b_scale, a_zero_point, b_zero_point, *([] if bias is None else [bias[1]])]
+        fused = ir.node(OPERATOR, operands, domain=DOMAIN, name=node.name, doc_string=node.doc_string)
+        replaced = [node] if bias is None else [node, bias[0]]
+        ir.convenience.replace_nodes_and_values(graph, node, replaced, [fused], replaced[-1].outputs, fused.outputs)
+        graph.opset_imports[DOMAIN] = VERSION
+    return finish(model) if DOMAIN in graph.opset_imports else proto
 
 
-def _bias(node: onnx.NodeProto | None, product: str, constants: set[str]) -> str:
-    """Return the constant that a node adds to a product; empty if it does something else."""
-    if node is None or node.op_type != "Add":
-        return ""
-    other = node.input[1] if node.input[0] == product else node.input[0]
-    return other if other in constants else ""
-
-
-def _integer_product(
-    node: onnx.NodeProto, activation: onnx.NodeProto, weight: onnx.NodeProto, bias: str, output: str
-) -> onnx.NodeProto:
-    (a, a_scale, a_zero_point), (b, b_scale, b_zero_point) = activation.input, weight.input
-    inputs = [a, b, a_scale, b_scale, a_zero_point, b_zero_point, *([bias] if bias else [])]
-    return helper.make_node(OPERATOR, inputs, [output], node.name, node.doc_string, domain=DOMAIN)
+def _find_bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """Return the node that alone reads the result of a MatMul, and the constant that it adds; None if it does something else."""
+    result = node.outputs[0]
+    if result.is_graph_output() or len(result.uses()) != 1:
+        return None
+    (add,) = result.consumers()
+    constants = [value for value in add.inputs if value is not None and value.is_initializer()]
+    return (add, constants[0]) if add.op_type == "Add" and constants else None

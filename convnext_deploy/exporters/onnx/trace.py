@@ -1,7 +1,8 @@
-"""A float PyTorch model as an ONNX file that a deployment engineer would sign: known names, dynamic batch, no leftovers."""
+"""Trace a float PyTorch model into an ONNX graph: nodes and weights named after their layers, dynamic batch, no dead nodes."""
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from convnext_deploy.errors import ExportError, first_line
 from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
+from convnext_deploy.exporters.onnx.graph_edits import finish
 from convnext_deploy.graphs.onnx_io import INPUT_NAME, OPSET, OUTPUT_NAME
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -54,22 +56,17 @@ def export_float(model: nn.Module, in_channels: int, image_size: int, batch_size
     finally:
         exporter_logger.setLevel(level)
     assert program is not None  # dynamo=True without a file name returns the program
-    proto: onnx.ModelProto = program.model_proto
-    for node in proto.graph.node:
-        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "[]")
-        names = [name for name in _parse_scopes(scopes) if name]
+    exported = program.model
+    for node in exported.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))  # outermost first, the node's own name last
+        names = [name for name in scopes if name]
         node.doc_string = names[-2] if len(names) > 1 else ""
-        del node.metadata_props[:]  # they hold stack traces with the paths of this machine
-    for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
-        del value.metadata_props[:]
-    del proto.graph.metadata_props[:], proto.metadata_props[:]
-    proto.graph.name = "convnext"
-    cancel_transposes(proto.graph)
-    name_weights(proto.graph)
-    del proto.graph.value_info[:]  # of names that are gone; whoever needs types infers them
-    return proto
-
-
-def _parse_scopes(text: str) -> list[str]:
-    # A Python list literal of module names, outermost first, with the node's own name last: ['', 'stages.0', …, 'linear'].
-    return [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
+        node.metadata_props.clear()  # they hold stack traces with the paths of this machine
+    for value in (*exported.graph.inputs, *exported.graph.outputs):
+        value.metadata_props.clear()
+    exported.graph.metadata_props.clear()
+    exported.metadata_props.clear()
+    exported.graph.name = "convnext"
+    cancel_transposes(exported.graph)
+    name_weights(exported.graph)
+    return finish(exported)

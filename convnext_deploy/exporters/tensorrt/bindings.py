@@ -1,4 +1,4 @@
-"""The releases of TensorRT and TensorRT-RTX: their bindings, and in one table what differs between them for this package.
+"""Import the bindings of TensorRT and TensorRT-RTX; one table has what differs between them for this package.
 
 Everything else that the package calls exists in all of them; `tests/exporters/test_tensorrt_releases.py` checks both against the
 names of five releases. Numbers of flags differ as well, so flags are always read from the release's own enumerations.
@@ -7,10 +7,11 @@ names of five releases. Numbers of flags differ as well, so flags are always rea
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from packaging.version import InvalidVersion, Version
 
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import BackendUnavailableError
@@ -24,7 +25,7 @@ INSTALL: dict[Flavor, str] = {
 
 @dataclass(frozen=True)
 class Release:
-    """What the releases of a flavor can do, from the version `first` to the last one of the major version `last_major`.
+    """What the releases of a flavor can do, from `first` to the last one of the major version `last_major`.
 
     `builds_for_gpus`: engines are built for named compute capabilities and need no GPU for it; otherwise for the GPU present.
     `timing_cache`: builds are faster with one (TensorRT-RTX has the calls, and they do nothing). `version_compatible`: plans that
@@ -32,8 +33,7 @@ class Release:
     its header, with reasons.
     """
 
-    flavor: Flavor
-    first: tuple[int, int]
+    first: str
     last_major: int
     builds_for_gpus: bool
     timing_cache: bool
@@ -41,26 +41,24 @@ class Release:
     header_check: bool
 
 
-RELEASES = (
-    Release(
-        "tensorrt",
-        first=(10, 3),  # JetPack 6
+RELEASES: dict[Flavor, Release] = {
+    "tensorrt": Release(
+        first="10.3",  # JetPack 6
         last_major=11,
         builds_for_gpus=False,
         timing_cache=True,
         version_compatible=True,
         header_check=False,
     ),
-    Release(
-        "tensorrt-rtx",
-        first=(1, 7),
+    "tensorrt-rtx": Release(
+        first="1.7",
         last_major=1,
         builds_for_gpus=True,
         timing_cache=False,
         version_compatible=False,
         header_check=True,
     ),
-)
+}
 
 
 def import_tensorrt(flavor: Flavor) -> ModuleType:
@@ -83,17 +81,14 @@ def check_version(flavor: Flavor, version: str) -> None:
 
     Raises: BackendUnavailableError: if it is older or newer than what the table knows.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    found = (int(numbers.group(1)), int(numbers.group(2))) if numbers else (0, 0)
-    row = release_of(flavor)
-    if not row.first <= found < (row.last_major + 1, 0):
-        known = ".".join(map(str, row.first)) + f" to {row.last_major}.x"
-        raise BackendUnavailableError(f"{flavor} {version} is installed; expected {known}: {INSTALL[flavor]}.")
-
-
-def release_of(flavor: Flavor) -> Release:
-    """Return the row of a flavor."""
-    return next(row for row in RELEASES if row.flavor == flavor)
+    row = RELEASES[flavor]
+    try:
+        known = Version(row.first) <= (found := Version(version)) and found.major <= row.last_major
+    except InvalidVersion:
+        known = False
+    if not known:
+        expected = f"{row.first} to {row.last_major}.x"
+        raise BackendUnavailableError(f"{flavor} {version} is installed; expected {expected}: {INSTALL[flavor]}.")
 
 
 def require_gpu(flavor: Flavor) -> None:
@@ -101,7 +96,7 @@ def require_gpu(flavor: Flavor) -> None:
 
     Raises: BackendUnavailableError: if there is none. TensorRT itself would end the process with a segmentation fault.
     """
-    if not release_of(flavor).builds_for_gpus and (missing := cuda_driver_error()):
+    if not RELEASES[flavor].builds_for_gpus and (missing := cuda_driver_error()):
         raise BackendUnavailableError(
             f"standard TensorRT builds engines on the GPU that runs them, and here is {missing}; "
             "run this command on the device, or use the format tensorrt-rtx."

@@ -1,4 +1,4 @@
-"""TensorRT engines from ONNX: one path for TensorRT 10 and 11 and for TensorRT-RTX.
+"""Build TensorRT engines from ONNX, on one path for TensorRT 10 and 11 and for TensorRT-RTX.
 
 Networks are strongly typed everywhere: what the ONNX file says is what runs. None of the bindings raises on a wrong setting; it
 logs an error and goes on. So settings and shapes are checked here, and everything logged as an error fails the build.
@@ -14,13 +14,14 @@ from typing import Any
 
 from onnx import TensorProto
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import (
+    RELEASES,
     create_logger,
     import_tensorrt,
     logged_reason,
-    release_of,
     require_gpu,
 )
 from convnext_deploy.exporters.tensorrt.progress_monitor import STEPS, build_serialized, create_monitor
@@ -32,22 +33,10 @@ from convnext_deploy.system.progress import Progress
 
 INPUT_TYPES = ("FLOAT", "HALF", "UINT8")
 _FP32_ON_TURING = "FP32 GEMM is not supported"
-TURING_CURE = (
-    "TensorRT-RTX has no FP32 matrix products for Turing (SM75), nor INT8 ones with FP32 scales: export the float artifact with "
+TURING_FIX = (
+    "TensorRT-RTX has no FP32 MatMul for Turing (SM75), nor INT8 ones with FP32 scales: export the float artifact with "
     "--precision fp16."
 )
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Batch sizes of the optimization profile: from `minimum` to `maximum`, tuned for `optimal`."""
-
-    minimum: int
-    optimal: int
-    maximum: int
-
-    def __str__(self) -> str:
-        return f"{self.minimum} to {self.maximum}, tuned for {self.optimal}"
 
 
 @dataclass(frozen=True)
@@ -95,11 +84,11 @@ def check_gpus(trt: ModuleType, gpus: Sequence[str]) -> None:
 def check_turing(view: GraphView) -> None:
     """Check that TensorRT-RTX can build a graph for Turing (SM75).
 
-    Raises: ExportError: if it has FP32 matrix products, naming the first, with the cure.
+    Raises: ExportError: if it has MatMul nodes in FP32, naming the first, with the fix.
     """
     for node in find_compute_nodes(view).compute_nodes:
         if node.proto.op_type != "Conv" and view.type_of(node.proto.input[0]) == TensorProto.FLOAT:
-            raise ExportError(f"'{node.layer}' is a matrix product in FP32. {TURING_CURE}")
+            raise ExportError(f"'{node.layer}' is a MatMul in FP32. {TURING_FIX}")
 
 
 def check_scales(view: GraphView) -> None:
@@ -121,7 +110,7 @@ def check_options(flavor: Flavor, options: BuildOptions) -> None:
 
     Raises: ExportError: naming the option, and what to do.
     """
-    release = release_of(flavor)
+    release = RELEASES[flavor]
     if options.timing_cache is not None:
         if not release.timing_cache:
             raise ExportError(
@@ -242,9 +231,9 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 def _failure(flavor: Flavor, onnx_path: Path, logger: Any, *problems: str) -> ExportError:
     reason = logged_reason(logger, *problems)
-    cure = ""
+    fix = ""
     if _FP32_ON_TURING in reason:
-        cure = f" {TURING_CURE}"
+        fix = f" {TURING_FIX}"
     elif "out of memory" in reason.lower():
-        cure = " Lower workspace_mib, or free memory of the GPU."
-    return ExportError(f"{flavor} could not build an engine from {onnx_path.name}: {reason}{cure}")
+        fix = " Lower workspace_mib, or free memory of the GPU."
+    return ExportError(f"{flavor} could not build an engine from {onnx_path.name}: {reason}{fix}")

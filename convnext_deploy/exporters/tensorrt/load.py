@@ -1,4 +1,4 @@
-"""Loading a serialized engine on the GPU that runs it, with TensorRT's own words where it refuses."""
+"""Load a serialized engine on the GPU that runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
-from convnext_deploy.exporters.tensorrt.bindings import create_logger, logged_reason, release_of
+from convnext_deploy.exporters.tensorrt.bindings import RELEASES, create_logger, logged_reason
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ def load_engine(trt: ModuleType, flavor: Flavor, plan: bytes, file: Path, *, hos
         host_code: allow the code for the CPU that a version-compatible plan carries.
 
     Raises:
-        ArtifactError: if it is no plan, a damaged one, or one of another release.
+        ArtifactError: if it is not a plan, a damaged one, or one of another release.
         BackendUnavailableError: if it is a plan for another GPU, driver or release.
     """
     logger = create_logger(trt)
     runtime = trt.Runtime(logger)
-    if release_of(flavor).header_check:
+    if RELEASES[flavor].header_check:
         _check_header(trt, runtime, plan, file)
     if host_code:
         runtime.engine_host_code_allowed = True
@@ -63,6 +63,6 @@ def _check_header(trt: ModuleType, runtime: Any, plan: bytes, file: Path) -> Non
         name for name, member in trt.EngineInvalidityDiagnostics.__members__.items() if int(diagnostics) & int(member)
     ]
     if "MALFORMED_ENGINE" in found:
-        raise ArtifactError(f"{file} is no engine of TensorRT-RTX or is damaged; build it again.")
+        raise ArtifactError(f"{file} is not an engine of TensorRT-RTX or is damaged; build it again.")
     words = ", ".join(name.lower().replace("_", " ") for name in found) or "no reason given"
     raise BackendUnavailableError(f"TensorRT-RTX {trt.__version__} cannot run {file} here: {words}")

@@ -1,4 +1,4 @@
-"""TensorRT's progress monitor on our progress bar, and builds that end when someone presses Ctrl-C."""
+"""Show the progress of a TensorRT build, and end the build when someone presses Ctrl-C."""
 
 from __future__ import annotations
 

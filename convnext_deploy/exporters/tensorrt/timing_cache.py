@@ -1,4 +1,4 @@
-"""The timing cache of standard TensorRT: what its kernels took on this GPU, kept in a file so that the next build is faster."""
+"""Read and write the timing cache of standard TensorRT, which makes the next build on the same GPU faster."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_cache_file(path: Path) -> None:
 def use_timing_cache(config: Any, path: Path, logger: Any) -> None:
     """Give a build the cache of a file, or an empty one where there is none yet.
 
-    Raises: ExportError: if the file is no timing cache of this release and GPU.
+    Raises: ExportError: if the file is not a timing cache of this release and GPU.
     """
     content = path.read_bytes() if path.exists() else b""
     cache = _read(config, content, path, logger)
@@ -56,7 +56,7 @@ def save_timing_cache(config: Any, path: Path, logger: Any) -> None:
         raise ExportError(f"the timing cache {path} cannot be written ({error.strerror}).") from None
 
 
-_OTHER = "no timing cache, or one of another TensorRT release or GPU; give another file, or delete it to begin anew."
+_OTHER = "not a timing cache, or one of another TensorRT release or GPU; give another file, or delete it to begin anew."
 
 
 def _read(config: Any, content: bytes, path: Path, logger: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A float network as an exported PyTorch program whose types say everything: FP32, or FP16 with FP32 where FP16 would overflow."""
+"""Export a float network as a PyTorch program with explicit types: FP32, or FP16 with FP32 where that overflows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Precision
 from convnext_deploy.errors import ExportError, first_line
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.models.convnext import ConvNeXt
 
 
@@ -79,7 +79,7 @@ def export_program(
 
     Args:
         network: float32; it is left alone.
-        precision: of the products, of what is added to the residual stream, and of the stream.
+        precision: of MatMul and Conv, of what is added to the residual stream, and of the stream.
         profile: the batch sizes that the program accepts; where there is only one, the batch is fixed.
         image: `(C, S, S)`.
         device: where its weights are to be.

@@ -1,4 +1,4 @@
-"""Torch-TensorRT programs: a float network as one TensorRT engine inside a PyTorch program, in FP32 or FP16.
+"""Compile a float network to a Torch-TensorRT program: one engine inside a PyTorch program, in FP32 or FP16.
 
 The dynamo path of Torch-TensorRT is strongly typed: the types of the exported program are those of the engine. INT8 has no way
 through here, because Torch-TensorRT converts the quantizers of NVIDIA's Model Optimizer and no others.
@@ -19,12 +19,13 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from packaging.version import Version
 from torch import nn
 from torch.export import ExportedProgram
 
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Precision
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError
-from convnext_deploy.exporters.tensorrt.build import Profile
 from convnext_deploy.exporters.tensorrt.torch_program import dynamic_shapes, example_images, export_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.cuda_driver import cuda_driver_error
@@ -118,10 +119,10 @@ def load_program(path: Path) -> nn.Module:
             found = torch_tensorrt.load(str(path))
     except Exception as error:
         raise ArtifactError(
-            f"{path} is no program that Torch-TensorRT {torch_tensorrt.__version__} can load: {_reason(error, problems)}"
+            f"{path} is not a program that Torch-TensorRT {torch_tensorrt.__version__} can load: {_reason(error, problems)}"
         ) from None
     if not isinstance(found, ExportedProgram):
-        raise ArtifactError(f"{path} is no exported program but a {type(found).__name__}; export it again.")
+        raise ArtifactError(f"{path} is not an exported program but a {type(found).__name__}; export it again.")
     return found.module()
 
 
@@ -156,10 +157,11 @@ def import_torch_tensorrt() -> ModuleType:
 
 def _check_release(package: str, release: str) -> None:
     # Each release is compiled for one minor release of PyTorch, and with another one it fails with an undefined symbol at best.
-    wanted, found = (version.split(".")[:2] for version in (torch.__version__, release))
-    if wanted != found:
+    wanted, found = Version(torch.__version__), Version(release)
+    if wanted.release[:2] != found.release[:2]:
+        made_for = f"PyTorch {found.major}.{found.minor}"
         raise BackendUnavailableError(
-            f"{package} {release} is for PyTorch {'.'.join(found)} and here is PyTorch {torch.__version__}; {INSTALL}."
+            f"{package} {release} is for {made_for} and here is PyTorch {torch.__version__}; {INSTALL}."
         )
 
 

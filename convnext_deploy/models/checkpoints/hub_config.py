@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.spec import Interpolation, ModelSpec, Preprocess, check_preprocess
+from convnext_deploy.artifacts.spec import Interpolation, ModelSpec, Preprocess
+from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.variants import VARIANTS, complete_spec
 
@@ -177,11 +178,9 @@ def _preprocess(
     """Return the transform, or None where mean and std do not belong to the network's input."""
     if not mean or not std or not len(mean) == len(std) == spec.in_channels:
         return None
-    if not 0 < crop_pct <= 1 or side < 1 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise ValueError(f"crop_pct {crop_pct}, size {side}, std {std}")
-    resize: Interpolation = "bilinear" if interpolation == "bilinear" else "bicubic"
-    means, stds = tuple(float(v) for v in mean), tuple(float(v) for v in std)
-    return check_preprocess(Preprocess(int(side), float(crop_pct), resize, means, stds, mode))
+    resize = "bilinear" if interpolation == "bilinear" else "bicubic"
+    found = {"image_size": int(side), "crop_pct": crop_pct, "interpolation": resize, "mean": mean, "std": std}
+    return read_record(Preprocess, {**found, "crop_mode": mode}, "preprocessing")
 
 
 def _class_names(names: Any, spec: ModelSpec) -> tuple[str, ...] | None:

@@ -13,7 +13,6 @@ from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
-from convnext_deploy.quantization.scheme import read_scheme
 
 WEIGHTS = "model.safetensors"
 
@@ -36,7 +35,7 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
             f"{artifact.main_file} has no classification head; give it one with "
             "'convnext-deploy train --weights FILE --data DIR'."
         )
-    scheme = read_scheme(artifact.details)
+    scheme = artifact.scheme
     with torch.device("meta"):
         model = build_model(artifact.model, **training)
         if scheme is not None:

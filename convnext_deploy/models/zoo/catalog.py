@@ -1,11 +1,11 @@
-"""One row for every variant: its architecture, its cost, and what is published about it."""
+"""What is known of a variant: its architecture, its cost, and what is published about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.models.variants import VARIANTS, Variant, resolve_variant, short_name
+from convnext_deploy.models.variants import VARIANTS, Variant, short_name
 from convnext_deploy.models.zoo.cost import count_macs, count_parameters
 from convnext_deploy.models.zoo.published import PUBLISHED, Published
 from convnext_deploy.models.zoo.ranking import tier_of
@@ -40,17 +40,9 @@ class ModelRow:
     settings_note: str | None
 
 
-def list_models(name: str | None = None) -> tuple[ModelRow, ...]:
-    """Return all variants, or the one that a full or short name means.
-
-    Raises: RecipeError: if no variant has that name.
-    """
-    chosen = VARIANTS if name is None else (resolve_variant(name),)
-    return tuple(_row(variant, VARIANTS[variant]) for variant in chosen)
-
-
-def _row(variant: str, row: Variant) -> ModelRow:
-    spec = ModelSpec(variant, _CLASSES)
+def describe_variant(variant: str) -> ModelRow:
+    """Return the row of a variant, by its full name."""
+    row, spec = VARIANTS[variant], ModelSpec(variant, _CLASSES)
     return ModelRow(
         variant=variant,
         short_name=short_name(variant),

@@ -6,15 +6,14 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import Augmentation, FitConfig
-from convnext_deploy.config.model import ModelConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.qat import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
-from convnext_deploy.config.tensorrt import TensorRTConfig
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.models.variants import short_name
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import Candidate

@@ -150,20 +150,20 @@ def step_table(history: History) -> Table:
     titles = ("step", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
     rows = []
     for step in history.steps:
-        low, high = step["interval_pp"]
-        mark = Cell("passed", "passed") if step["passed"] else Cell("")
-        if step["name"] == history.chosen and not step["passed"]:
+        low, high = step.interval_pp
+        mark = Cell("passed", "passed") if step.passed else Cell("")
+        if step.name == history.chosen and not step.passed:
             mark = Cell("selected", "warned")
         rows.append(
             (
-                str(step["name"]),
-                number(step["top1"], scale=100),
-                f"{step['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]",
-                number(step["agreement"], scale=100),
-                small_number(step["kl"]),
-                number(step["sqnr_db"], 1),
-                number(step["risk_pp"]),
-                number(step["seconds"], 1),
+                step.name,
+                number(step.top1, scale=100),
+                f"{step.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]",
+                number(step.agreement, scale=100),
+                small_number(step.kl),
+                number(step.sqnr_db, 1),
+                number(step.risk_pp),
+                number(step.seconds, 1),
                 mark,
             )
         )

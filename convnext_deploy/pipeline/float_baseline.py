@@ -1,4 +1,4 @@
-"""What an INT8 artifact has to beat: the float form of the same network for the same runtime, and the stages that make it."""
+"""Find the float baseline of an INT8 artifact: the same network in float for the same runtime, and the stages that make it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.details import EngineDetails
+from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, StageEntry
-from convnext_deploy.config.tensorrt import TensorRTConfig
+from convnext_deploy.config.records import read_record
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")
@@ -19,7 +21,7 @@ Config = TypeVar("Config", ONNXConfig, TensorRTConfig)
 
 
 @dataclass(frozen=True)
-class Rival:
+class FloatBaseline:
     """How to compare an INT8 artifact: the stages that make the float one, in order, of which the last one makes it itself.
 
     `runner` computes the INT8 artifact, `float_runner` the other one, in calls of each of `batch_sizes` images.
@@ -37,43 +39,43 @@ def is_judged(artifact: Artifact) -> bool:
     return artifact.format in ("onnx", "tensorrt") and artifact.precision.startswith("int8")
 
 
-def find_rival(
+def find_float_baseline(
     artifact: Artifact, baseline: str | None, known: Collection[StageEntry], names: Collection[str]
-) -> Rival | str:
+) -> FloatBaseline | str:
     """Return what an INT8 artifact is to be compared with, or in words why it is not measured.
 
     Args:
         artifact: as `is_judged` says, made by a stage.
         baseline: the name of its nearest FP32 PyTorch ancestor; None if that is not at hand.
-        known: stages of the run with the same evaluation transform; one that makes the float form already is taken.
+        known: stages of the run with the same evaluation transform; one that makes the float baseline already is taken.
         names: those that are taken.
     """
     if reason := _obstacle(artifact):
         return reason
     if baseline is None:
-        return "its FP32 ancestor is not at hand, of which the float form is made"
+        return "its FP32 ancestor is not at hand, of which the float baseline is made"
     prefix = "" if baseline in (BASELINE, SOURCE) else f"{baseline}-"
     graph, engine = _settings(artifact.lineage, ONNXConfig), _settings(artifact.lineage, TensorRTConfig)
     if graph is None or (engine is None and artifact.format == "tensorrt"):
         return "its history does not say how it was exported"
     if engine is None:
-        target: Any = artifact.details["target"]  # one of CPU_RUNTIMES
+        target: Any = artifact.target  # one of CPU_RUNTIMES
         config = dataclasses.replace(graph, precision="fp32", runtime=target)
         stage = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{target}", config, baseline), names)
-        return Rival((stage,), target, _float_runner(target), "cpu", (graph.batch_size or 1,))
+        return FloatBaseline((stage,), target, _float_runner(target), "cpu", (graph.batch_size or 1,))
     flavor = engine.flavor
     config = dataclasses.replace(graph, precision="fp16", runtime=flavor)
     half = _find(config, baseline, known) or _name(StageEntry(f"{prefix}float-{flavor}-onnx", config, baseline), names)
     built = _find(engine, half.name, known)
     built = built or _name(StageEntry(f"{prefix}float-{flavor}", engine, half.name), names)
     sizes = (graph.batch_size,) if graph.batch_size else tuple(sorted({1, engine.optimal_batch_size}))
-    return Rival((half, built), "tensorrt", "tensorrt", "cuda", sizes)
+    return FloatBaseline((half, built), "tensorrt", "tensorrt", "cuda", sizes)
 
 
 def _obstacle(artifact: Artifact) -> str | None:
     """Return why an INT8 artifact cannot be measured on the runtime that it is for, here."""
     if artifact.format == "onnx":
-        target = str(artifact.details.get("target"))
+        target = artifact.target
         if target == "openvino":
             from convnext_deploy.runners.openvino import is_installed
 
@@ -83,10 +85,10 @@ def _obstacle(artifact: Artifact) -> str | None:
         return cuda_driver_error() or "this graph is for engines, and they are measured; build some of it"
     if missing := cuda_driver_error():
         return missing
-    gpus = list(artifact.details.get("gpus", ()))
-    if gpus and (here := gpu_name()) not in gpus:
-        return f"built for {', '.join(gpus)}, and this GPU is {here}"
-    return "it has no weights until they are put back" if artifact.details.get("stripped") else None
+    details = artifact.details_as(EngineDetails)
+    if details.gpus and (here := gpu_name()) not in details.gpus:
+        return f"built for {', '.join(details.gpus)}, and this GPU is {here}"
+    return "it has no weights until they are put back" if details.stripped else None
 
 
 def _float_runner(target: str) -> str:
@@ -103,12 +105,9 @@ def _settings(lineage: tuple[StageRecord, ...], config: type[Config]) -> Config 
     record = next((record for record in reversed(lineage) if record.kind == config.kind), None)
     if record is None:
         return None
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record.config.items()
-    }
     try:
-        return config(**given)
-    except TypeError:
+        return read_record(config, record.config, record.name)
+    except ValueError:
         return None
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from convnext_deploy.exporters.onnx.ort_fusion import OPERATOR, fuse_products
+from convnext_deploy.exporters.onnx.ort_fusion import OPERATOR, fuse_int8_matmuls
 from convnext_deploy.graphs.onnx_io import save_onnx
 
 ROWS, INPUTS, OUTPUTS = 5, 7, 3
@@ -70,7 +70,7 @@ def kinds(proto: onnx.ModelProto) -> Counter[str]:
 @pytest.mark.parametrize("bias", [("product", "bias"), ("bias", "product")])
 def test_product_and_bias_become_one_operator_that_computes_the_same(bias: tuple[str, str], tmp_path: Path) -> None:
     before = graph(*PAIR, PRODUCT, add(*bias))
-    after = fuse_products(before)
+    after = fuse_int8_matmuls(before)
     assert kinds(after) == {"QuantizeLinear": 1, OPERATOR: 1}
     assert (after.graph.node[1].name, after.graph.node[1].doc_string) == ("layer/MatMul", "layer")
     assert {i.name for i in after.graph.initializer} == set(CONSTANTS) - {"float_weight"}
@@ -83,7 +83,7 @@ def test_product_without_bias_and_one_that_others_read_keep_what_follows() -> No
     read_twice = graph(*PAIR, PRODUCT, add("product", "bias"), outputs=("logits", "product"))
     sum_of_values = graph(*PAIR, PRODUCT, add("product", "product"))
     for before, adds in ((alone, 0), (read_twice, 1), (sum_of_values, 1)):
-        after = fuse_products(before)
+        after = fuse_int8_matmuls(before)
         assert (kinds(after)[OPERATOR], kinds(after)["Add"], kinds(after)["MatMul"]) == (1, adds, 0)
         for found, expected in zip(run(after), run(before), strict=True):
             assert np.allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -93,7 +93,7 @@ def test_product_without_bias_and_one_that_others_read_keep_what_follows() -> No
 def test_product_with_one_float_input_stays(inputs: tuple[str, str]) -> None:
     nodes = PAIR[:2] if inputs[0] == "input" else PAIR[2:]
     before = graph(*nodes, helper.make_node("MatMul", inputs, ["product"]), add("product", "bias"))
-    assert fuse_products(before) == before
+    assert fuse_int8_matmuls(before) == before
 
 
 def test_dequantized_input_that_others_read_as_well_stays() -> None:
@@ -104,6 +104,6 @@ def test_dequantized_input_that_others_read_as_well_stays() -> None:
         helper.make_node("Relu", ["input"], ["other"]),
         outputs=("logits", "other"),
     )
-    after = fuse_products(before)
+    after = fuse_int8_matmuls(before)
     assert kinds(after) == {"QuantizeLinear": 1, "DequantizeLinear": 1, OPERATOR: 1, "Relu": 1}
     assert np.array_equal(run(after)[1], run(before)[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -14,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, read_graph_io
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
 from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.graphs.onnx_io import tensor_shape
-from convnext_deploy.runners.graph_io import graph_io, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import prepare_images, run_in_parts, to_logits
 from tests.exporters.conftest import Network
 
 INPUTS = list(itertools.product(("float32", "uint8"), ("nchw", "nhwc")))
@@ -89,7 +88,7 @@ def test_outputs_are_the_softmax_and_its_largest_classes(network: Network, half:
     for output in OUTPUTS[1:]:
         graph = add_ends(network.graph, GraphIO(output=output, top_k=3), preprocess)  # type: ignore[arg-type]
         if half:
-            graph = to_half(graph, find_islands(graph, [], {}, int8_products=False))
+            graph = to_half(graph, find_islands(graph, [], {}, int8_matmuls=False))
         found = run(graph, images)
         assert tuple(found) == OUTPUT_NAMES[output]
         if output == "probabilities":
@@ -169,15 +168,11 @@ def test_run_in_parts_gives_every_image_its_result(count: int, frozen: bool) -> 
 
 
 def test_manifest_may_say_only_what_a_graph_can_do() -> None:
-    assert read_graph_io({}) == GraphIO()
+    assert read_record(GraphIO, {}, "io") == GraphIO()
     for name in get_type_hints(GraphIO):
         wrongs: tuple[Any, ...] = ("other", -1, True, 1.5, [])
         for wrong in wrongs:
-            with pytest.raises((ValueError, TypeError)):
-                read_graph_io({"io": {name: wrong}})
-    with pytest.raises(TypeError):
-        read_graph_io({"io": {"colour": "red"}})
-    spec, preprocess = ModelSpec("unknown", 3), Preprocess(8, 1.0, "bicubic", (0.5,), (0.5,))
-    damaged = Artifact(Path("a"), "onnx", "fp32", spec, None, preprocess, (), {"io": {"output": "other"}})
-    with pytest.raises(ArtifactError, match="says of its graph output 'other', which cannot be"):
-        graph_io(damaged)
+            with pytest.raises(ValueError, match=f"io: {name}"):
+                read_record(GraphIO, {name: wrong}, "io")
+    with pytest.raises(ValueError, match="unknown key 'colour'"):
+        read_record(GraphIO, {"colour": "red"}, "io")

@@ -62,10 +62,10 @@ def types_of(graph: onnx.ModelProto) -> dict[str, int]:
     return known | {initializer.name: initializer.data_type for initializer in graph.graph.initializer}
 
 
-def halve(network: Network, *, int8_products: bool = False, quantized: bool = False) -> onnx.ModelProto:
+def halve(network: Network, *, int8_matmuls: bool = False, quantized: bool = False) -> onnx.ModelProto:
     graph = network.quantized.graph if quantized else network.graph
     ranges = measure_ranges(network.graph, [network.images(8)])
-    islands = find_islands(graph, layers_that_sum(network.model), ranges, int8_products=int8_products)
+    islands = find_islands(graph, layers_that_sum(network.model), ranges, int8_matmuls=int8_matmuls)
     return to_half(graph, islands)
 
 
@@ -107,7 +107,7 @@ def test_hard_networks_come_out_right_where_naive_fp16_fails(network: Network, c
     graph = export_float(model, network.in_channels, network.image_size)
     expected = logits_of(model, images)
     ranges = measure_ranges(graph, [images])
-    right = to_half(graph, find_islands(graph, layers_that_sum(model), ranges, int8_products=False))
+    right = to_half(graph, find_islands(graph, layers_that_sum(model), ranges, int8_matmuls=False))
     assert relative(evaluate(right, images), expected) < 0.02
     with np.errstate(over="ignore"):  # constants that FP16 does not hold
         naive = evaluate(to_half(graph, {}), images)
@@ -118,7 +118,7 @@ def test_stream_beyond_fp16_needs_its_ranges(network: Network) -> None:
     model, images = changed(network, large_stream), network.images(4)
     graph = export_float(model, network.in_channels, network.image_size)
     with np.errstate(over="ignore"):
-        blind = to_half(graph, find_islands(graph, layers_that_sum(model), {}, int8_products=False))
+        blind = to_half(graph, find_islands(graph, layers_that_sum(model), {}, int8_matmuls=False))
     found = evaluate(blind, images)
     assert not np.isfinite(found).all() or relative(found, logits_of(model, images)) > 0.5
 
@@ -160,9 +160,9 @@ def test_no_cast_follows_a_cast_and_none_is_made_twice(network: Network) -> None
     assert len({(node.input[0], node.attribute[0].i) for node in casts}) == len(casts)
 
 
-@pytest.mark.parametrize("int8_products", [False, True], ids=["tensorrt", "tensorrt-rtx"])
-def test_quantized_products_compute_in_one_type(network: Network, int8_products: bool) -> None:
-    graph = halve(network, int8_products=int8_products, quantized=True)
+@pytest.mark.parametrize("int8_matmuls", [False, True], ids=["tensorrt", "tensorrt-rtx"])
+def test_quantized_products_compute_in_one_type(network: Network, int8_matmuls: bool) -> None:
+    graph = halve(network, int8_matmuls=int8_matmuls, quantized=True)
     onnx.checker.check_model(graph, full_check=True)
     types = types_of(graph)
     makers = {name: node for node in graph.graph.node for name in node.output}
@@ -173,20 +173,20 @@ def test_quantized_products_compute_in_one_type(network: Network, int8_products:
         quantized = [makers[name] for name in node.input[:2] if name in makers]
         if [maker.op_type for maker in quantized] != ["DequantizeLinear"] * 2:
             continue
-        wide = int8_products and node.op_type != "Conv"
+        wide = int8_matmuls and node.op_type != "Conv"
         wanted = TensorProto.FLOAT if wide else TensorProto.FLOAT16
         pairs = [*quantized, makers[quantized[0].input[0]]]
         names = [*node.input, *node.output, *(name for pair in pairs for name in (pair.input[1], pair.output[0]))]
         assert {types[name] for name in names} - {TensorProto.INT8} == {wanted}
         seen.append(wide)
-    assert set(seen) == ({True, False} if int8_products else {False})
+    assert set(seen) == ({True, False} if int8_matmuls else {False})
 
 
 def test_quantized_graph_computes_the_same_in_fp16(network: Network) -> None:
     images = network.images(6)
     expected = evaluate(network.quantized.graph, images)
-    for int8_products in (False, True):
-        found = evaluate(halve(network, int8_products=int8_products, quantized=True), images)
+    for int8_matmuls in (False, True):
+        found = evaluate(halve(network, int8_matmuls=int8_matmuls, quantized=True), images)
         assert relative(found, expected) < 0.05  # rounding moves some values to the next integer
 
 
@@ -201,7 +201,7 @@ def test_scales_too_small_for_fp16_keep_their_layer_in_fp32() -> None:
     quantized = prepare(model, resolve_scheme("tensorrt"))
     calibrate(quantized, [images], "minmax")
     graph = insert_qdq(export_float(plain, 3, 32), read_sites(quantized))
-    islands = find_islands(graph, layers_that_sum(plain), {}, int8_products=False)
+    islands = find_islands(graph, layers_that_sum(plain), {}, int8_matmuls=False)
     mine = {node.output[0] for node in graph.graph.node if node.doc_string == "stages.0.0.pwconv2"}
     assert mine <= islands.keys()
     others = {node.output[0] for node in graph.graph.node if node.doc_string == "stages.0.0.pwconv1"}

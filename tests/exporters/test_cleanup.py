@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
+from convnext_deploy.exporters.onnx.graph_edits import finish
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.graphs.onnx_io import layer_of_node, name_nodes
 from convnext_deploy.models.convnext import ConvNeXt
@@ -31,6 +34,12 @@ def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray] | None 
     constants = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
     graph = helper.make_graph(nodes, "graph", [value], [result], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def edited(model: onnx.ModelProto, edit: Callable[[ir.Graph], None]) -> onnx.ModelProto:
+    loaded = ir.from_proto(model)
+    edit(loaded.graph)
+    return finish(loaded)
 
 
 def run(model: onnx.ModelProto) -> np.ndarray:
@@ -55,7 +64,7 @@ def test_transposes_that_undo_each_other_are_gone() -> None:
     ]
     model = graph_of(nodes)
     expected = run(model)
-    cancel_transposes(model.graph)
+    model = edited(model, cancel_transposes)
     assert [node.op_type for node in model.graph.node] == ["Transpose", "Relu", "Relu", "Transpose", "Add"]
     assert model.graph.node[2].input[0] == "images"
     assert np.array_equal(run(model), expected)
@@ -71,7 +80,7 @@ def test_chain_of_transposes_is_gone_and_so_is_what_nobody_reads() -> None:
     ]
     model = graph_of(nodes)
     expected = run(model)
-    cancel_transposes(model.graph)
+    model = edited(model, cancel_transposes)
     assert [node.op_type for node in model.graph.node] == ["Relu"]
     assert np.array_equal(run(model), expected)
 
@@ -79,7 +88,7 @@ def test_chain_of_transposes_is_gone_and_so_is_what_nobody_reads() -> None:
 def test_other_transposes_stay() -> None:
     nodes = [transpose("images", "a", TO_LAST), transpose("a", "b", TO_LAST), helper.make_node("Relu", ["b"], ["c"])]
     model = graph_of(nodes)
-    cancel_transposes(model.graph)
+    model = edited(model, cancel_transposes)
     assert [node.op_type for node in model.graph.node] == ["Transpose", "Transpose", "Relu"]
 
 
@@ -96,7 +105,7 @@ def test_equal_weights_are_shared_no_longer() -> None:
     constants = {"val_1": weight, "bias_of_first": bias, "first.bias": bias, "two": np.array(2.0, np.float32)}
     model = graph_of(nodes, constants)
     expected = run(model)
-    name_weights(model.graph)
+    model = edited(model, name_weights)
     names = [initializer.name for initializer in model.graph.initializer]
     assert names == ["first.weight", "first.bias", "second.weight", "second.bias", "two"]
     assert np.array_equal(run(model), expected)
@@ -110,7 +119,7 @@ def test_one_layer_may_have_several_constants_of_a_kind() -> None:
     one = np.arange(5, dtype=np.float32)
     model = graph_of(nodes, {"val_1": one, "val_2": 2 * one})
     expected = run(model)
-    name_weights(model.graph)
+    model = edited(model, name_weights)
     assert [initializer.name for initializer in model.graph.initializer] == ["layer.bias", "layer.bias_2"]
     assert np.array_equal(run(model), expected)
 

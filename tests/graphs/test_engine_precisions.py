@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from convnext_deploy.artifacts.details import PrecisionReport, Profile
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Profile, build_engine
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import (
-    Census,
-    PlanProduct,
+    PlanNode,
     inspect_engine,
     read_layers,
-    read_products,
-    take_census,
+    read_plan_nodes,
+    report_precisions,
 )
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
@@ -46,25 +46,27 @@ def trt() -> ModuleType:
     return module
 
 
-def census_of(path: Path, gpu: str = "SM86") -> Census:
-    """Build an engine and take its census."""
+def report_of(path: Path, gpu: str = "SM86") -> PrecisionReport:
+    """Build an engine and report its precisions."""
     options = BuildOptions(Profile(1, 1, 8), optimization_level=1)
     engine = build_engine(path, flavor="tensorrt-rtx", gpu=gpu, options=options, progress=SilentProgress())
-    census = take_census(read_products(engine.plan), open_view(path))
-    assert census is not None
-    return census
+    report = report_precisions(read_plan_nodes(engine.plan), open_view(path))
+    assert report is not None
+    return report
 
 
-def test_take_census_finds_exactly_the_quantized_products_in_int8(trt: ModuleType, network: Network) -> None:
+def test_report_precisions_finds_exactly_the_quantized_nodes_in_int8(trt: ModuleType, network: Network) -> None:
     # TensorRT says nothing when it takes a quantized product for a float one, so the plan itself is asked.
     products = find_compute_nodes(open_view(network.quantized_path)).compute_nodes
-    asked = sum(product.is_int8 for product in products)
-    assert census_of(network.quantized_path) == Census({"FP32": len(products) - asked, "INT8": asked}, asked, (), ())
+    asked = sum(node.is_int8 for node in products)
+    assert report_of(network.quantized_path) == PrecisionReport(
+        {"FP32": len(products) - asked, "INT8": asked}, asked, (), ()
+    )
 
 
-def test_take_census_finds_nothing_in_int8_when_the_graph_is_float(trt: ModuleType, network: Network) -> None:
+def test_report_precisions_finds_nothing_in_int8_when_the_graph_is_float(trt: ModuleType, network: Network) -> None:
     products = find_compute_nodes(open_view(network.path)).compute_nodes
-    assert census_of(network.path) == Census({"FP32": len(products)}, 0, (), ())
+    assert report_of(network.path) == PrecisionReport({"FP32": len(products)}, 0, (), ())
 
 
 def write_quantized(variant: str, image_size: int, path: Path) -> Path:
@@ -84,51 +86,53 @@ def write_quantized(variant: str, image_size: int, path: Path) -> Path:
     ("variant", "image_size", "linear"),
     [("convnext_atto", 32, 24), pytest.param("convnext_tiny", 224, 36, marks=pytest.mark.slow)],
 )
-def test_take_census_finds_linear_layers_and_downsampling_in_int8_and_depthwise_not(
+def test_report_precisions_finds_linear_layers_and_downsampling_in_int8_and_depthwise_not(
     trt: ModuleType, tmp_path: Path, variant: str, image_size: int, linear: int
 ) -> None:
     path = write_quantized(variant, image_size, tmp_path / "model.onnx")
     depthwise, stem_and_head = linear // 2, 2
-    assert census_of(path) == Census({"FP32": depthwise + stem_and_head, "INT8": linear + 3}, linear + 3, (), ())
+    assert report_of(path) == PrecisionReport(
+        {"FP32": depthwise + stem_and_head, "INT8": linear + 3}, linear + 3, (), ()
+    )
     float_layers = {p.layer for p in find_compute_nodes(open_view(path)).compute_nodes if not p.is_int8}
     assert {layer.rpartition(".")[2] for layer in float_layers} >= {"dwconv"}
 
 
-def test_take_census_names_the_layer_that_falls_back(trt: ModuleType, tmp_path: Path) -> None:
+def test_report_precisions_names_the_layer_that_falls_back(trt: ModuleType, tmp_path: Path) -> None:
     # a weight with scales along the wrong axis is computed in float, without a word
     path = write_product(tmp_path, "MatMul", axis=0)
-    assert census_of(path) == Census({"FP32": 1}, 1, ("layer: FP32",), ())
+    assert report_of(path) == PrecisionReport({"FP32": 1}, 1, ("layer: FP32",), ())
 
 
-def test_take_census_tells_where_turing_falls_back(trt: ModuleType, tmp_path: Path) -> None:
+def test_report_precisions_tells_where_turing_falls_back(trt: ModuleType, tmp_path: Path) -> None:
     path = write_product(tmp_path, "Conv", dtype=np.float16)
-    assert census_of(path, "SM75") == Census({"FP16": 1}, 1, ("layer: FP16",), ())
-    assert census_of(path, "SM86") == Census({"INT8": 1}, 1, (), ())
+    assert report_of(path, "SM75") == PrecisionReport({"FP16": 1}, 1, ("layer: FP16",), ())
+    assert report_of(path, "SM86") == PrecisionReport({"INT8": 1}, 1, (), ())
 
 
-def test_take_census_finds_products_that_have_no_name(trt: ModuleType, tmp_path: Path) -> None:
-    assert census_of(write_product(tmp_path, "MatMul", name="")) == Census({"INT8": 1}, 1, (), ())
+def test_report_precisions_finds_nodes_that_have_no_name(trt: ModuleType, tmp_path: Path) -> None:
+    assert report_of(write_product(tmp_path, "MatMul", name="")) == PrecisionReport({"INT8": 1}, 1, (), ())
 
 
 @pytest.mark.parametrize(
     "plan", [b"", b"no plan", bytes(range(256)) * 50, b'corrltn={ name="x" output={"', b"\xff" * 9]
 )
-def test_read_products_finds_none_in_what_is_no_plan(plan: bytes, tmp_path: Path) -> None:
-    assert read_products(plan) == []
-    assert take_census(read_products(plan), open_view(write_product(tmp_path, "Conv"))) is None
+def test_read_plan_nodes_finds_none_in_what_is_no_plan(plan: bytes, tmp_path: Path) -> None:
+    assert read_plan_nodes(plan) == []
+    assert report_precisions(read_plan_nodes(plan), open_view(write_product(tmp_path, "Conv"))) is None
 
 
-def test_read_products_says_unknown_of_what_it_cannot_follow() -> None:
-    (product,) = read_products(b'corrltn={ name="x" output={"y" } input={"a" "b" } more')
-    assert (product.name, product.precision) == ("x", "unknown")
+def test_read_plan_nodes_says_unknown_of_what_it_cannot_follow() -> None:
+    (node,) = read_plan_nodes(b'corrltn={ name="x" output={"y" } input={"a" "b" } more')
+    assert (node.name, node.precision) == ("x", "unknown")
 
 
 @pytest.mark.parametrize(
     ("types", "precision"),
     [(("INT8", "INT8"), "INT8"), (("INT8", "FP16"), "FP16"), (("FP32", "INT8"), "FP32"), ((), "unknown")],
 )
-def test_plan_product_is_int8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
-    assert PlanProduct("x", types).precision == precision
+def test_plan_node_is_int8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
+    assert PlanNode("x", types).precision == precision
 
 
 @pytest.fixture
@@ -137,16 +141,15 @@ def view(tmp_path: Path) -> GraphView:
     return open_view(write_product(tmp_path, "MatMul"))
 
 
-def test_take_census_keeps_apart_what_the_engine_does_not_list(view: GraphView) -> None:
-    listed = [PlanProduct("another", ("FP32", "FP32"))]
-    assert take_census(listed, view) is None
-    assert take_census([], view) is None
+def test_report_precisions_keeps_apart_what_the_engine_does_not_list(view: GraphView) -> None:
+    listed = [PlanNode("another", ("FP32", "FP32"))]
+    assert report_precisions(listed, view) is None
+    assert report_precisions([], view) is None
 
 
-def test_census_counts_fallbacks_and_unseen_products_in_its_summary() -> None:
-    census = Census({"FP32": 2, "INT8": 3, "unknown": 1}, 5, ("a: FP32",), ("b",))
-    assert census.summary() == "3 of 5 INT8 products run in INT8 (all products: 2 FP32, 3 INT8, 1 unknown)"
-    assert json.loads(json.dumps(census.details())) == census.details()
+def test_report_counts_fallbacks_and_unseen_nodes_in_its_summary() -> None:
+    report = PrecisionReport({"FP32": 2, "INT8": 3, "unknown": 1}, 5, ("a: FP32",), ("b",))
+    assert report.summary() == "3 of 5 INT8 MatMul/Conv nodes run in INT8 (all: 2 FP32, 3 INT8, 1 unknown)"
 
 
 def layer_json(version: int, kind: str, **more: Any) -> str:
@@ -175,10 +178,10 @@ def layer_json(version: int, kind: str, **more: Any) -> str:
 @pytest.mark.parametrize("kind", ["INT8", "FP16", "FP32"])
 def test_read_layers_reads_the_json_of_both_releases(view: GraphView, version: int, kind: str) -> None:
     found = read_layers(layer_json(version, kind, Weights={"Type": kind.title(), "Count": 1024}))
-    assert {product.name for product in found} == {"node_0", "node_1"}
-    census = take_census(found, view)
-    assert census is not None
-    assert (census.products, census.fallbacks) == ({kind: 1}, () if kind == "INT8" else (f"layer: {kind}",))
+    assert {node.name for node in found} == {"node_0", "node_1"}
+    report = report_precisions(found, view)
+    assert report is not None
+    assert (report.nodes, report.fallbacks) == ({kind: 1}, () if kind == "INT8" else (f"layer: {kind}",))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_read_layers_asks_the_kernel_when_the_type_of_the_input_is_open(tactic: 
         "TacticName": tactic,
     }
     found = read_layers(json.dumps({"Layers": [layer], "Bindings": []}))
-    assert [(product.name, product.precision) for product in found] == [("node_1", kind), ("node_2", kind)]
+    assert [(node.name, node.precision) for node in found] == [("node_1", kind), ("node_2", kind)]
 
 
 @pytest.mark.parametrize(

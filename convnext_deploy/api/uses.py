@@ -1,0 +1,43 @@
+"""Which verb uses which option: the command line offers these, and a verb refuses any other."""
+
+from __future__ import annotations
+
+_IMAGES = ("data", "validation_fraction", "skip_unreadable")
+_INPUT = ("image_size", "crop_pct")
+_REPORTED = ("progress", "command")
+# of quantization-aware training, which keeps the network as it is
+_FIT = (
+    "epochs", "batch_size", "base_learning_rate", "flip_probability", "compile", "augmentation_epochs", "augmentation_seed",
+)  # fmt: skip
+_NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_size", "head_hidden_size")
+_TRAINED = {
+    "data": (*_IMAGES, *_INPUT),
+    "training": (*_FIT, *_NETWORK),
+    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", *_REPORTED),
+}
+USES: dict[str, dict[str, tuple[str, ...]]] = {
+    "run": {
+        "data": _IMAGES,
+        "evaluation": ("speed_check",),
+        "execution": ("device", "workers", "cache_dir", "tensorboard", *_REPORTED),
+    },
+    "train": _TRAINED,
+    "distill": _TRAINED,
+    "quantize": {**_TRAINED, "evaluation": ("max_top1_drop_pp",), "training": _FIT},
+    "export": {
+        "data": (*_IMAGES, *_INPUT),
+        "evaluation": ("max_top1_drop_pp", "min_speedup", "speed_check"),
+        "execution": ("device", "workers", "seed", "cache_dir", *_REPORTED),
+    },
+    "validate": {
+        "data": (*_IMAGES, *_INPUT),
+        "evaluation": ("batch_size", "max_top1_drop_pp"),
+        "execution": ("device", "workers", "cache_dir", *_REPORTED),
+    },
+    "predict": {"data": _INPUT, "evaluation": ("batch_size",), "execution": ("device", "workers", "progress")},
+    "bench": {"data": ("image_size",), "execution": ("device", "progress")},
+    "convert": {"data": _INPUT, "execution": ("progress",)},
+    "bundle": {"data": _IMAGES, "execution": ("cache_dir", "progress")},
+    "recommend": {"execution": ("progress",)},
+}
+"""Verb → parameter → fields of its record, see `api.options`. Verbs that are not here take none."""
