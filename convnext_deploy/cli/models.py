@@ -13,7 +13,7 @@ from convnext_deploy.cli.options import common_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convnext_deploy.models.zoo.catalog import ModelRow
+    from convnext_deploy.api.list_models import ModelRow
     from convnext_deploy.models.zoo.published import Published
     from convnext_deploy.models.zoo.training_settings import Span
 
