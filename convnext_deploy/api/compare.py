@@ -35,8 +35,7 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
             raise ArtifactError(
                 f"{paths[folders.index(folder)]} and {paths[place]} are the same run; give each run once."
             )
-    reports = [read_report(path) for path in paths]
-    comparison = compare_runs(tuple(map(Run, distinct_names(folders), paths, reports)))
+    comparison = compare_runs(tuple(map(Run, distinct_names(folders), paths, map(read_report, paths))))
     if out is not None:
         from convnext_deploy.reports.html.comparison_page import render_comparison
 

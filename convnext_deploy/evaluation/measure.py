@@ -29,11 +29,7 @@ class Measurement:
 
 
 def measure_artifact(
-    artifact: Artifact,
-    data: Data,
-    execution: Execution,
-    name: str,
-    batch_size: int = BATCH_SIZE,
+    artifact: Artifact, data: Data, execution: Execution, name: str, batch_size: int = BATCH_SIZE
 ) -> Measurement:
     """Measure an artifact. An engine that this machine cannot run is no error; its measurement says why.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -132,16 +132,18 @@ def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 @contextmanager
-def quantizers_disabled(model: nn.Module) -> Iterator[None]:
-    """Within the block the model computes in float, exactly as before `prepare`."""
-    quantizers = [m for m in model.modules() if isinstance(m, FakeQuantize)]
-    before = [quantizer.enabled for quantizer in quantizers]
-    for quantizer in quantizers:
-        quantizer.enabled = False
+def quantizers_disabled(model: nn.Module, but: Collection[str] = ()) -> Iterator[None]:
+    """Within the block the model computes in float, exactly as before `prepare`, but for the layers with these names."""
+    before = {}
+    for name, layer in quantized_layers(model):
+        for quantizer in layer.children():
+            if isinstance(quantizer, FakeQuantize):
+                before[quantizer] = quantizer.enabled
+                quantizer.enabled = name in but
     try:
         yield
     finally:
-        for quantizer, enabled in zip(quantizers, before, strict=True):
+        for quantizer, enabled in before.items():
             quantizer.enabled = enabled
 
 

@@ -13,6 +13,7 @@ from convnext_deploy.reports.stage_table import verdict
 
 SCHEMA = 1
 _ABSENT = "–"
+_OF_A_RUN = ("recipe", "data", "validation_images", "seed", "complete", "passed", "command", "environment")
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,13 @@ class Comparison:
         content = {
             "schema": SCHEMA,
             "runs": [
-                {
-                    "run": run.name,
-                    "path": str(run.path),
-                    "recipe": run.report.recipe,
-                    "data": run.report.data,
-                    "validation_images": run.report.validation_images,
-                    "seed": run.report.seed,
-                    "complete": run.report.complete,
-                    "passed": run.report.passed,
-                    "command": run.report.command,
-                    "environment": run.report.environment,
-                }
+                {"run": run.name, "path": str(run.path), **{key: getattr(run.report, key) for key in _OF_A_RUN}}
                 for run in self.runs
             ],
             "artifacts": [{"run": run.name, **_figures(row)} for run, row in self.rows],
             "differences": [
-                {
-                    "what": difference.what,
-                    "values": dict(zip((r.name for r in self.runs), difference.values, strict=True)),
-                }
-                for difference in self.differences
+                {"what": each.what, "values": dict(zip((run.name for run in self.runs), each.values, strict=True))}
+                for each in self.differences
             ],
             "warnings": self.warnings,
             "notes": self.notes,
@@ -80,7 +67,7 @@ class Comparison:
 
 
 def compare_runs(runs: tuple[Run, ...]) -> Comparison:
-    """Put the artifacts of at least two runs side by side."""
+    """Put runs side by side, and find what differs between them."""
     return Comparison(runs, tuple(_differences(runs)), tuple(_warnings(runs)), tuple(_notes(runs)))
 
 
