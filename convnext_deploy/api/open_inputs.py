@@ -76,13 +76,6 @@ def open_artifact(path: Path | str, model: str | None, options: DataOptions, pro
     return found
 
 
-def open_optional(
-    checkpoint: Path | str | None, model: str | None, options: DataOptions, progress: Progress
-) -> Artifact | None:
-    """Open a checkpoint if there is one, as `open_artifact` does."""
-    return None if checkpoint is None else open_artifact(checkpoint, model, options, progress)
-
-
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:
     """Return the file or the published weights to start from.
 

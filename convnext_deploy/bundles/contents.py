@@ -16,7 +16,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
-from convnext_deploy.graphs.lint.rules import apply_rules
+from convnext_deploy.graphs.lint.onnx_summary import apply_rules
 from convnext_deploy.graphs.onnx_io import tensor_shape
 from convnext_deploy.graphs.onnx_view import open_view
 

@@ -92,17 +92,21 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gradient_checkpointing": (
         bool,
         "Save memory by computing each block twice; for the large models.  [default: no]",
-        {"flag": "--gradient-checkpointing/--no-gradient-checkpointing"},
+        {"flag": "--gradient-checkpointing/--no-gradient-checkpointing", "default": None},
     ),
-    "compile": (bool, "Let torch.compile make the kernels.  [default: no]", {"flag": "--compile/--no-compile"}),
+    "compile": (
+        bool,
+        "Let torch.compile make the kernels.  [default: no]",
+        {"flag": "--compile/--no-compile", "default": None},
+    ),
     "augmentation_epochs": (
         _COUNT,
-        "So many epochs have crops of their own, later ones repeat them in another order.  [default: 0, all]",
+        "Epochs with crops of their own; later ones repeat them in another order.  [default: 0, all]",
         {},
     ),
     "augmentation_seed": (
         _COUNT,
-        "Seed of order and crops alone; students with the same one see the same crops.  [default: --seed]",
+        "Seed of order and crops alone; runs with the same one see the same crops.  [default: --seed]",
         {},
     ),
     "seed": (_COUNT, "Seed of weights, crops and calibration.  [default: 0]", {}),

@@ -28,17 +28,9 @@ from convnext_deploy.errors import DataError, first_line
 
 # `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
 # `name`, `name_size`: where the name of the image file lies among all names.
-SAMPLE = np.dtype(
-    [
-        ("shard", "u4"),
-        ("label", "i8"),
-        ("offset", "i8"),
-        ("size", "i8"),
-        ("tail", "u8"),
-        ("name", "i8"),
-        ("name_size", "u4"),
-    ]
-)
+SAMPLE = np.dtype([
+    ("shard", "u4"), ("label", "i8"), ("offset", "i8"), ("size", "i8"), ("tail", "u8"), ("name", "i8"), ("name_size", "u4"),
+])  # fmt: skip
 Defect = tuple[int, str, str]  # the number of the shard, the key of the sample, what is wrong with it
 Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 

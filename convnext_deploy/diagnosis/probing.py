@@ -61,9 +61,8 @@ def probe(chains: Sequence[Sequence[str]], timeout_s: float) -> dict[str, Probe]
 
 
 def _start(chain: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(_PROGRAM), json.dumps(sys.path), *chain]
     return subprocess.Popen(
-        command,
+        [sys.executable, str(_PROGRAM), json.dumps(sys.path), *chain],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

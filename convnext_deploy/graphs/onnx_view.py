@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from convnext_deploy.errors import ArtifactError, first_line
-from convnext_deploy.graphs.tensors import check_external, read_tensor
+from convnext_deploy.graphs.onnx_io import check_external, read_tensor
 
 LAYOUT = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
