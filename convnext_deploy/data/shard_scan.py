@@ -50,7 +50,7 @@ class Shard:
 
 
 def describe_shard(path: Path) -> Shard:
-    """Return the size and the time of a tar file. Raises: DataError: if there is not a regular file."""
+    """Return the size and the time of a tar file. Raises: DataError: if it is not a regular file."""
     try:
         status = path.stat()
     except OSError as error:

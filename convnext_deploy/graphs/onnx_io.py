@@ -55,7 +55,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(path)
     except FileNotFoundError:
-        raise ArtifactError(f"there is not an ONNX file {path}.") from None
+        raise ArtifactError(f"there is no ONNX file {path}.") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}).") from None
