@@ -4,8 +4,6 @@ The grouping of files into samples is webdataset's own; the offsets are found by
 from front to back only (its `wids`, which indexed them, has left the package) and so could not repeat a seeded order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

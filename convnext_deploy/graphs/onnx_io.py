@@ -1,7 +1,5 @@
 """Read and write ONNX files with the metadata inside, name their nodes, and read tensors, which may lie in a file beside."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter, defaultdict
