@@ -62,9 +62,16 @@ def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
 
     Raises: ArtifactError: if it is not JSON.
     """
-    text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), "{}")
+    return parse_metadata({entry.key: entry.value for entry in proto.metadata_props})
+
+
+def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `save_onnx` put among a model's properties; empty for a file of another origin.
+
+    Raises: ArtifactError: if it is not JSON.
+    """
     try:
-        found = json.loads(text)
+        found = json.loads(properties.get(METADATA_KEY, "{}"))
     except ValueError as error:
         raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
     return found if isinstance(found, dict) else {}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx import TensorProto
+import onnx_ir as ir
 
 from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, ComputeNode, Grid
 from convnext_deploy.graphs.lint.rule import QUANTIZE, Rule
-from convnext_deploy.graphs.onnx_view import GraphView, attribute
+from convnext_deploy.graphs.onnx_view import attribute, shape_of
 
 
 def weight_scales_on_another_axis(graph: AnalyzedGraph) -> Iterator[str]:
     """INT8 nodes whose weight has its scales along another axis than that of the output channels, or in blocks."""
     for node, grid in _weights(graph):
-        rank = len(graph.view.shapes.get(node.weight_name or "", ()))
-        wrong = grid.per_channel and grid.axis is not None and rank and grid.axis != node.weight_axis(rank)
+        wrong = grid.per_channel and grid.axis is not None and shape_of(node.weight) and grid.axis != node.channel_axis
         if wrong or attribute(grid.dequantize, "block_size", 0):
             yield node.layer
 
@@ -23,65 +22,59 @@ def weight_scales_on_another_axis(graph: AnalyzedGraph) -> Iterator[str]:
 def weight_scales_per_tensor(graph: AnalyzedGraph) -> Iterator[str]:
     """INT8 nodes with one scale for all output channels."""
     for node, grid in _weights(graph):
-        if grid.scale is not None and not grid.per_channel and _output_channels(graph.view, node) > 1:
+        shape = shape_of(node.weight)
+        channels = shape[node.channel_axis] if shape else None
+        if grid.scale is not None and not grid.per_channel and isinstance(channels, int) and channels > 1:
             yield node.layer
 
 
 def activation_scales_per_channel(graph: AnalyzedGraph) -> Iterator[str]:
     """Nodes whose activation has a list of scales; for a convolution, also a list of one."""
     for node in graph.compute_nodes:
-        scale = node.activation.scale if node.activation is not None else None
-        if scale is not None and (scale.size > 1 or (scale.ndim and node.proto.op_type == "Conv")):
+        scale = node.activation_grid.scale if node.activation_grid is not None else None
+        if scale is not None and (scale.size > 1 or (scale.ndim and node.node.op_type == "Conv")):
             yield node.layer
 
 
 def weight_only_nodes(graph: AnalyzedGraph) -> Iterator[str]:
     """Nodes with an INT8 weight and a float activation."""
     for node in graph.compute_nodes:
-        if node.weight is not None and node.weight_name is not None and node.activation is None:
+        if node.weight_grid is not None and node.weight is not None and node.activation_grid is None:
             yield node.layer
 
 
 def activation_only_nodes(graph: AnalyzedGraph) -> Iterator[str]:
     """Nodes with an INT8 activation and a float weight."""
     for node in graph.compute_nodes:
-        if node.activation is not None and node.weight is None:
+        if node.activation_grid is not None and node.weight_grid is None:
             yield node.layer
 
 
 def int8_depthwise(graph: AnalyzedGraph) -> Iterator[str]:
     """INT8 convolutions with one input channel a group."""
-    for node in graph.int8_nodes:
-        if node.is_depthwise(graph.view):
-            yield node.layer
+    return (node.layer for node in graph.int8_nodes if node.is_depthwise)
 
 
 def fp16_results_of_channel_scales(graph: AnalyzedGraph) -> Iterator[str]:
     """INT8 matrix products with a scale per channel and an FP16 result."""
     for node, grid in _weights(graph):
-        half = graph.view.type_of(node.proto.output[0]) == TensorProto.FLOAT16
-        if node.proto.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
+        half = node.node.outputs[0].dtype == ir.DataType.FLOAT16
+        if node.node.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
             yield node.layer
 
 
 def weights_kept_as_float(graph: AnalyzedGraph) -> Iterator[str]:
     """Nodes that quantize their weight anew from a float one in the file."""
     for node in graph.compute_nodes:
-        if node.weight is not None and node.weight_name is not None and node.weight.quantize is not None:
+        if node.weight_grid is not None and node.weight is not None and node.weight_grid.quantize is not None:
             yield node.layer
 
 
 def _weights(graph: AnalyzedGraph) -> Iterator[tuple[ComputeNode, Grid]]:
     for node in graph.int8_nodes:
         # a weight on the left of a matrix product has its channels elsewhere; no exporter writes one
-        if node.weight is not None and node.weight_name == node.proto.input[1]:
-            yield node, node.weight
-
-
-def _output_channels(view: GraphView, node: ComputeNode) -> int:
-    shape = view.shapes.get(node.weight_name or "", ())
-    size = shape[node.weight_axis(len(shape))] if shape else None
-    return size if isinstance(size, int) else 1
+        if node.weight_grid is not None and node.weight is node.node.inputs[1]:
+            yield node, node.weight_grid
 
 
 LAYER_RULES: tuple[Rule, ...] = (

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import onnx
+import onnx_ir as ir
 
-from convnext_deploy.graphs.compute_nodes import COMPUTE_OPERATORS, AnalyzedGraph, readers_of_result
-from convnext_deploy.graphs.lint.rule import QUANTIZE, Rule, node_label
-from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView
+from convnext_deploy.graphs.compute_nodes import COMPUTE_OPERATORS, AnalyzedGraph, node_label, readers_of_result
+from convnext_deploy.graphs.lint.rule import QUANTIZE, Rule
+from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView, inputs_of, origin, readers
 
 _ACTIVATIONS = ("Gelu", "FastGelu", "BiasGelu", "Erf", "Relu", "Tanh", "Sigmoid")
 
 
 def pairs_before_activations(graph: AnalyzedGraph) -> Iterator[str]:
     """MatMul, Gemm and Conv nodes whose result is quantized before their activation function."""
-    view = graph.view
     for node in graph.compute_nodes:
-        if any(_reaches_activation(view, reader) for reader in _dequantized_results(view, node.proto)):
+        if any(_reaches_activation(graph.view, reader) for reader in _dequantized_results(graph.view, node.node)):
             yield node.layer
 
 
 def pairs_before_float_operators(graph: AnalyzedGraph) -> Iterator[str]:
     """What computes in float and reads dequantized values: norms, GELU, GRN, scaling."""
-    view = graph.view
-    for node in view.nodes:
+    for node in graph.view.nodes:
         float_operator = node.op_type not in (
             *COMPUTE_OPERATORS,
             *PAIR,
@@ -35,39 +33,39 @@ def pairs_before_float_operators(graph: AnalyzedGraph) -> Iterator[str]:
             "Shape",
             "Size",
         )
-        if float_operator and any(_is_dequantized(view, name) for name in node.input):
+        if float_operator and any(map(_is_dequantized, inputs_of(node))):
             yield node_label(node)
 
 
 def quantized_sums(graph: AnalyzedGraph) -> Iterator[str]:
     """Sums of two activations, as at the end of a block, with pairs before both or one of them."""
-    view = graph.view
-    for node in view.of_type("Add"):
-        activations = not any(view.is_constant(name) for name in node.input)
-        if activations and any(_is_dequantized(view, name) for name in node.input):
+    for node in graph.view.of_type("Add"):
+        activations = not any(map(graph.view.is_constant, node.inputs))
+        if activations and any(map(_is_dequantized, inputs_of(node))):
             yield node_label(node)
 
 
-def _dequantized_results(view: GraphView, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+def _dequantized_results(view: GraphView, node: ir.Node) -> Iterator[ir.Node]:
     for quantize in readers_of_result(view, node):
         if quantize.op_type == "QuantizeLinear":
-            for dequantize in view.readers(quantize.output[0], LAYOUT):
+            for dequantize in readers(quantize.outputs[0], LAYOUT):
                 if dequantize.op_type == "DequantizeLinear":
-                    yield from view.readers(dequantize.output[0], LAYOUT)
+                    yield from readers(dequantize.outputs[0], LAYOUT)
 
 
-def _reaches_activation(view: GraphView, node: onnx.NodeProto) -> bool:
+def _reaches_activation(view: GraphView, node: ir.Node) -> bool:
     if node.op_type in _ACTIVATIONS:
         return True
-    if node.op_type == "Add" and any(view.is_constant(name) for name in node.input):
-        return any(_reaches_activation(view, reader) for reader in view.readers(node.output[0], LAYOUT | PAIR))
+    with_constant = any(map(view.is_constant, node.inputs))
+    if node.op_type == "Add" and with_constant:
+        return any(_reaches_activation(view, reader) for reader in readers(node.outputs[0], LAYOUT | PAIR))
     # an error function after division by the square root of two is a GELU in pieces
-    scaled = node.op_type in ("Div", "Mul") and any(view.is_constant(name) for name in node.input)
-    return scaled and any(reader.op_type == "Erf" for reader in view.readers(node.output[0], LAYOUT | PAIR))
+    scaled = node.op_type in ("Div", "Mul") and with_constant
+    return scaled and any(reader.op_type == "Erf" for reader in readers(node.outputs[0], LAYOUT | PAIR))
 
 
-def _is_dequantized(view: GraphView, name: str) -> bool:
-    node = view.producers.get(view.origin(name, LAYOUT))
+def _is_dequantized(value: ir.Value) -> bool:
+    node = origin(value, LAYOUT).producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import onnx
-
 from convnext_deploy.graphs.compute_nodes import AnalyzedGraph
 
 Severity = Literal["error", "warning", "note"]
@@ -41,8 +39,3 @@ class Finding:
     places: tuple[str, ...]
     cost: str
     fix: str
-
-
-def node_label(node: onnx.NodeProto) -> str:
-    """Return what a node is called: its name, or that of its result."""
-    return node.name or next(iter(node.output), node.op_type)
