@@ -30,20 +30,18 @@ from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
-from convnext_deploy.stages.quantize import RUNGS
+from convnext_deploy.stages.quantize import BARE, SEQUENCE
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
 
-BARE = RUNGS["min-max"]
-SEQUENCE = "fallback sequence"
+WHOLE = "fallback sequence"
 
 
 def methods(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str, StageConfig, str]]:
@@ -51,11 +49,11 @@ def methods(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str
     for name in ("minmax", "moving_average", "percentile", "mse", "entropy"):
         steps = dataclasses.replace(BARE, calibration_method=name)
         yield name.replace("_", " "), PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
-    for name, steps in list(RUNGS.items())[1:]:
+    for name, steps in list(SEQUENCE.items())[1:]:
         if name != "learned rounding" or not arguments.fast:
             yield name, PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
     sequence = QuantizeConfig(target=target, method="ptq", max_drop_pp=arguments.max_drop)
-    yield SEQUENCE, dataclasses.replace(sequence, selection_images=arguments.selection_images), SOURCE
+    yield WHOLE, dataclasses.replace(sequence, selection_images=arguments.selection_images), SOURCE
     if arguments.epochs:
         fit = FitConfig(
             epochs=arguments.epochs,

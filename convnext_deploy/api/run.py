@@ -1,7 +1,5 @@
 """`run`: every stage of a recipe, or which of them would run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import DataError
+from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
 from convnext_deploy.pipeline.stage import Settings
@@ -66,6 +64,8 @@ def _open(
     name = data.data or loaded.data
     if name is None:
         raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
+    if evaluation.speed_check and not loaded.speed_check:
+        raise RecipeError(f"recipe '{loaded.name}' says speed_check = false, so none is made; change it there.")
     check_names(loaded)
     how = create_execution(execution, name)
     source = open_artifact(loaded.source, None, DataOptions(), how.progress) if loaded.source else None

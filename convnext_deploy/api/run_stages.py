@@ -1,7 +1,5 @@
 """From the stages that a verb wants to a run of the pipeline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.options import ExecutionOptions
@@ -33,15 +31,7 @@ def create_settings(
     options: ExecutionOptions,
     speed_check: bool | None = None,
 ) -> Settings:
-    """Decide where a recipe runs, and how.
-
-    Args:
-        verb: that was called, for the report.
-        name: of the recipe.
-        out: folder of the run; None: `runs/NAME`.
-        execution: how work is done.
-        options: `tensorboard` and `command` count.
-        speed_check: whether INT8 is timed against its float baseline; None: it is.
+    """Decide where and how the recipe `name` of a verb runs; `execution` was made of `options`.
 
     Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
     """

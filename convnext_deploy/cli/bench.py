@@ -39,7 +39,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
     callback=_names,
     metavar="NAME",
     shell_complete=candidates.runners,
-    help="What runs the artifacts whose format it opens; repeatable, or separated by commas.  [default: that of each format]",
+    help="Runner for the artifacts of its format; repeatable, or separated by commas.  [default: one for each format]",
 )
 @click.option(
     "--batch-size",
@@ -50,20 +50,20 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
     show_default=True,
     help="Images per call; several are separated by commas.",
 )
-@click.option("--threads", type=POSITIVE, help="Threads of one call on the CPU.  [default: as each runner does]")
+@click.option("--threads", type=POSITIVE, help="Threads of one call on the CPU.  [default: the runner's own]")
 @click.option(
     "--rounds",
     type=POSITIVE,
     default=7,
     show_default=True,
-    help="Processes for each artifact, runner and batch size; six are needed for intervals of 95 %.",
+    help="Processes for each artifact, runner and batch size; intervals of 95 % need six.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True, max=3600),
     default=2.0,
     show_default=True,
-    help="How long each process times calls, after warming up.",
+    help="How long each process measures, after warming up.",
 )
 @common_options("bench")
 def command(as_json: bool, **values: Any) -> None:

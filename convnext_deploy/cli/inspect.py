@@ -25,7 +25,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @click.argument("file", type=click.Path(path_type=Path))
 @common_options("inspect")
 def command(file: Path, as_json: bool) -> None:
-    """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
+    """Show what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
     from convnext_deploy.api.inspect import inspect
     from convnext_deploy.cli.tables import create_console
     from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord

@@ -13,7 +13,7 @@ from convnext_deploy.cli.options import common_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convnext_deploy.models.zoo.catalog import ModelRow
+    from convnext_deploy.api.list_models import ModelRow
     from convnext_deploy.models.zoo.published import Published
     from convnext_deploy.models.zoo.training_settings import Span
 
@@ -27,7 +27,7 @@ Record = TypeVar("Record")
 @click.argument("name", required=False, shell_complete=variants)
 @common_options("models")
 def command(name: str | None, as_json: bool) -> None:
-    """List all models: parameters, work, published top-1, how to train them. With NAME: everything about that one."""
+    """List all models: parameters, GMACs, published top-1, how to train them. With NAME: everything about that one."""
     from convnext_deploy.api.list_models import list_models, to_json
 
     rows = list_models(name)

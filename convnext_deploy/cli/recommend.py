@@ -84,7 +84,7 @@ def _print_list(found: Recommendation, console: Console) -> None:
 
 def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
     """Titles and contents of the columns."""
-    from convnext_deploy.models.zoo.catalog import describe_variant
+    from convnext_deploy.api.list_models import describe_variant
     from convnext_deploy.models.zoo.training_settings import format_setting
 
     rows = {candidate.variant: describe_variant(candidate.variant) for candidate in found.candidates}

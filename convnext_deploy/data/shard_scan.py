@@ -4,8 +4,6 @@ The grouping of files into samples is webdataset's own; the offsets are found by
 from front to back only (its `wids`, which indexed them, has left the package) and so could not repeat a seeded order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -28,17 +26,9 @@ from convnext_deploy.errors import DataError, first_line
 
 # `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
 # `name`, `name_size`: where the name of the image file lies among all names.
-SAMPLE = np.dtype(
-    [
-        ("shard", "u4"),
-        ("label", "i8"),
-        ("offset", "i8"),
-        ("size", "i8"),
-        ("tail", "u8"),
-        ("name", "i8"),
-        ("name_size", "u4"),
-    ]
-)
+SAMPLE = np.dtype([
+    ("shard", "u4"), ("label", "i8"), ("offset", "i8"), ("size", "i8"), ("tail", "u8"), ("name", "i8"), ("name_size", "u4"),
+])  # fmt: skip
 Defect = tuple[int, str, str]  # the number of the shard, the key of the sample, what is wrong with it
 Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
@@ -58,7 +48,7 @@ class Shard:
 
 
 def describe_shard(path: Path) -> Shard:
-    """Return the size and the time of a tar file. Raises: DataError: if there is not a regular file."""
+    """Return the size and the time of a tar file. Raises: DataError: if it is not a regular file."""
     try:
         status = path.stat()
     except OSError as error:

@@ -1,7 +1,5 @@
 """Find out whether packages can be imported, in child processes: one that crashes or hangs does so there."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -61,9 +59,8 @@ def probe(chains: Sequence[Sequence[str]], timeout_s: float) -> dict[str, Probe]
 
 
 def _start(chain: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(_PROGRAM), json.dumps(sys.path), *chain]
     return subprocess.Popen(
-        command,
+        [sys.executable, str(_PROGRAM), json.dumps(sys.path), *chain],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

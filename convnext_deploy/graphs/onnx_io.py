@@ -1,7 +1,5 @@
 """Read and write ONNX files, with the metadata inside, and name their nodes."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -13,11 +11,7 @@ import onnx
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
-
-
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
-
-
 METADATA_KEY = "convnext_deploy"
 
 
@@ -48,7 +42,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(path)
     except FileNotFoundError:
-        raise ArtifactError(f"there is not an ONNX file {path}.") from None
+        raise ArtifactError(f"there is no ONNX file {path}.") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}).") from None
@@ -72,7 +66,7 @@ def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
     """
     try:
         found = json.loads(properties.get(METADATA_KEY, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
     return found if isinstance(found, dict) else {}
 

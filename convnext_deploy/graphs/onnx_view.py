@@ -4,8 +4,6 @@ The weights of a large file are never copied for it: types and shapes are inferr
 beside the graph are mapped, not read.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

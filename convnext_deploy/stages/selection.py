@@ -1,12 +1,10 @@
 """Is a quantized network good enough, as far as some training images can tell.
 
-A rung is judged on training images that no other step has seen, never on the validation images, which judge the result. Of a few
-hundred or thousand images, top-1 says little: gains and losses cancel. So a rung must hold two things against the budget. The
+A step is judged on training images that nothing else has seen, never on the validation images, which judge the result. Of a few
+hundred or thousand images, top-1 says little: gains and losses cancel. So a step must hold two things against the budget. The
 drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the drop that the float network's own
 probabilities expect of the answers that changed, plus what chance may add to it on `JUDGED_ON` images, with probability 0.95.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -19,7 +17,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
 from convnext_deploy.stages.ptq_steps import Images
 
-JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to climb
+JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to go on
 _Z95_ONE_SIDED = 1.6448536269514722
 
 
@@ -37,7 +35,7 @@ class Judge:
         return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
 
     def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Step:
-        """Measure a rung. `seconds`: what making it took."""
+        """Measure a step. `seconds`: what making it took."""
         return self.compare(name, self.logits(network), seconds)
 
     def compare(self, name: str, logits: Tensor, seconds: float) -> Step:

@@ -1,4 +1,4 @@
-"""`convnext-deploy quantize`: what it says while it climbs, what its options do, and what is left when nothing is good enough."""
+"""`convnext-deploy quantize`: what it says of its steps, what its options do, and what is left when nothing is good enough."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import torch
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
@@ -31,7 +30,7 @@ from tests.details import ptq_of, selection_of, torch_details
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
 ONCE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12")
 HERE = (*ONCE, "--selection-images", "18")
-RUNGS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
+STEPS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
 # top-1, drop and its interval, agreement, KL, noise, risk, seconds
 FIGURES = (
     r"top-1 \d+\.\d\d %, drop [+-]\d+\.\d\d pp \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\], agreement \d+\.\d\d %, "
@@ -53,11 +52,11 @@ class Quantized:
 
     @property
     def said(self) -> list[str]:
-        """What was said of rungs and of the choice, in order."""
+        """What was said of steps and of the choice, in order."""
         return [
             line.removeprefix("quantize: ")
             for line in self.outcome.err.splitlines()
-            if re.fullmatch(rf"quantize: [a-z -]+: {FIGURES}|quantize: [a-z -]+ it is: .*", line)
+            if re.fullmatch(rf"quantize: [a-z -]+: {FIGURES}|quantize: selected [a-z -]+: .*", line)
         ]
 
 
@@ -72,7 +71,7 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def good(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """A run in which the first rung does."""
+    """A run in which the first step does."""
     out = tmp_path_factory.mktemp("good")
     options = ("--target", "openvino", "--time-budget", "1.5h", "--method", "ptq", *HERE)
     command = ("quantize", source, "--data", image_folder, "--out", out, *options)
@@ -81,7 +80,7 @@ def good(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def bad(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quantized]:
-    """A run in which quantization takes every class for the next one, so that no rung is any good."""
+    """A run in which quantization takes every class for the next one, so that no step is any good."""
     out = tmp_path_factory.mktemp("bad")
     make = vars(quantize)["quantize_network"]
 
@@ -92,29 +91,25 @@ def bad(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFacto
             parameter.copy_(parameter.roll(1, 0))
         return network, details
 
-    short = dataclasses.replace(quantize.RUNGS["learned rounding"], reconstruction_steps=2)
+    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quantize.RUNGS, "learned rounding", short)
+        patch.setitem(quantize.SEQUENCE, "learned rounding", short)
         patch.setattr(quantize, "quantize_network", spoil)
         command = ("quantize", source, "--data", image_folder, "--out", out, "--method", "ptq", *HERE)
         yield Quantized(command, out, call(*command))
 
 
-def test_it_says_a_line_for_the_rung_and_one_for_the_choice(good: Quantized) -> None:
+def test_it_says_a_line_for_the_step_and_one_for_the_choice(good: Quantized) -> None:
     assert good.outcome.code == 0
-    rung, choice = good.said
-    assert rung.startswith("min-max: top-1 100.00 %, drop +0.00 pp")
-    assert choice == "min-max it is: its risk of 0.00 pp is within the 0.20 pp allowed"
+    step, choice = good.said
+    assert step.startswith("min-max: top-1 100.00 %, drop +0.00 pp")
+    assert choice == "selected min-max: its risk of 0.00 pp is within the 0.20 pp allowed"
     assert_nothing_half_written(good.out)
 
 
 def test_artifact_was_made_with_the_options_given(good: Quantized) -> None:
     artifact = good.artifact
-    assert (artifact.precision, artifact.target, selection_of(artifact).chosen) == (
-        "int8",
-        "openvino",
-        "min-max",
-    )
+    assert (artifact.precision, artifact.target, selection_of(artifact).chosen) == ("int8", "openvino", "min-max")
     record = artifact.lineage[-1]
     given = ("method", "target", "time_budget_s", "calibration_images", "selection_images", "max_drop_pp")
     assert [record.config[name] for name in given] == ["ptq", "openvino", 5400.0, 12, 18, 0.2]
@@ -130,16 +125,16 @@ def test_same_command_again_executes_nothing(good: Quantized) -> None:
     assert good.artifact == before
 
 
-def test_ladder_with_one_rung_stands_in_the_report(good: Quantized) -> None:
-    (row,) = ladder_rows(good)
+def test_sequence_with_one_step_stands_in_the_report(good: Quantized) -> None:
+    (row,) = step_rows(good)
     assert row[0] == "min-max"
     assert row[-1] == "passed"
     text = (good.out / "report.md").read_text()
     assert "Selected min-max: its risk of 0.00 pp is within the 0.20 pp allowed." in text
 
 
-def ladder_rows(run: Quantized) -> list[list[str]]:
-    """The cells of the rows of the ladder's table in the report."""
+def step_rows(run: Quantized) -> list[list[str]]:
+    """The cells of the rows of the sequence's table in the report."""
     lines = (run.out / "report.md").read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| step |"))
     assert lines[start - 2].startswith("What quantize tried")
@@ -158,32 +153,32 @@ def test_gate_that_fails_gives_3_and_names_the_layers_that_hurt(bad: Quantized) 
     worst = ", ".join(effect.layer for effect in selection.effects[:5])
     assert worst.count("stages.") + worst.count("downsample_layers.") == 5
     text = (bad.out / "report.md").read_text()
-    assert f"; the layers that hurt most are {worst}." in text
-    assert f"Selected {selection.chosen}: no rung's risk is within 0.20 pp, and its " in text
+    assert f"; the most sensitive layers are {worst}." in text
+    assert f"Selected {selection.chosen}: no step's risk is within 0.20 pp, and its " in text
     assert "1 of 1 gates failed: quantize" in bad.outcome.out
     assert "100.00 pp" in bad.outcome.out
     assert_nothing_half_written(bad.out)
 
 
-def test_it_says_a_line_for_every_rung(bad: Quantized) -> None:
-    *rungs, choice = bad.said
-    assert [line.split(":")[0] for line in rungs] == RUNGS
+def test_it_says_a_line_for_every_step(bad: Quantized) -> None:
+    *steps, choice = bad.said
+    assert [line.split(":")[0] for line in steps] == STEPS
     # the float network is right about every image, and this one about none
-    assert all(": top-1 0.00 %, drop +100.00 pp [" in line and "agreement 0.00 %" in line for line in rungs)
+    assert all(": top-1 0.00 %, drop +100.00 pp [" in line and "agreement 0.00 %" in line for line in steps)
     selection = selection_of(bad.artifact)
-    assert choice == f"{selection.chosen} it is: {selection.reason}"
+    assert choice == f"selected {selection.chosen}: {selection.reason}"
 
 
-def test_every_rung_stands_in_the_report_as_in_the_artifact(bad: Quantized) -> None:
-    rows = ladder_rows(bad)
-    assert [row[0] for row in rows] == RUNGS
-    for row, rung in zip(rows, selection_of(bad.artifact).steps, strict=True):
-        assert row[1:4] == ["0.00", f"+100.00 [{rung.interval_pp[0]:+.2f}, {rung.interval_pp[1]:+.2f}]", "0.00"]
-        assert row[6] == f"{rung.risk_pp:.2f}"
-        assert (row[-1], rung.passed) == ("selected" if rung.name == selection_of(bad.artifact).chosen else "", False)
+def test_every_step_stands_in_the_report_as_in_the_artifact(bad: Quantized) -> None:
+    rows = step_rows(bad)
+    assert [row[0] for row in rows] == STEPS
+    for row, step in zip(rows, selection_of(bad.artifact).steps, strict=True):
+        assert row[1:4] == ["0.00", f"+100.00 [{step.interval_pp[0]:+.2f}, {step.interval_pp[1]:+.2f}]", "0.00"]
+        assert row[6] == f"{step.risk_pp:.2f}"
+        assert (row[-1], step.passed) == ("selected" if step.name == selection_of(bad.artifact).chosen else "", False)
 
 
-def test_json_has_the_ladder(bad: Quantized) -> None:
+def test_json_has_the_sequence(bad: Quantized) -> None:
     outcome = call("report", bad.out, "--json")
     assert outcome.code == 3
     row = json.loads(outcome.out)["rows"][-1]
@@ -196,7 +191,7 @@ def test_calibration_method_quantizes_once(source: Path, image_folder: Path, tmp
         "quantize", source, "--data", image_folder, "--out", tmp_path, "--calibration-method", "percentile", *ONCE
     )
     assert outcome.code == 0
-    assert " it is: " not in outcome.err
+    assert ": selected " not in outcome.err
     artifact = read_artifact(tmp_path / "stages" / "ptq")
     assert artifact.lineage[-1].config["calibration_method"] == "percentile"
     assert torch_details(artifact).selection is None
@@ -275,7 +270,7 @@ def test_bad_value_gives_2_and_one_line(
 
 
 @pytest.mark.parametrize("options", [("--method", "qat"), ("--time-budget", "5m"), ("--selection-images", "9")])
-def test_options_that_ask_for_a_climb_do_not_go_with_a_fixed_method(
+def test_options_of_the_sequence_do_not_go_with_a_fixed_method(
     options: tuple[str, ...], source: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

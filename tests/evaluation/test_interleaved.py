@@ -156,7 +156,7 @@ def test_what_libraries_print_and_what_lies_in_the_folder_disturb_nothing(
 _PARENT = """
 import sys
 from pathlib import Path
-from convnext_deploy.inputs import open_input
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.evaluation.timing.interleaved import Candidate, time_interleaved
 time_interleaved([Candidate("c", open_input(Path(sys.argv[1])))], rounds=1, seconds=300.0)
 """

@@ -163,7 +163,7 @@ _USE = """
 import sys
 from pathlib import Path
 import numpy as np
-from convnext_deploy.inputs import open_input
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
 runner = open_runner(open_input(Path(sys.argv[1])), runner="openvino")
 runner.logits(np.zeros((1, 3, 32, 32), np.float32))

@@ -14,7 +14,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 _TWO_RUNNERS = """
 import os, pathlib, signal, sys
 import numpy as np
-from convnext_deploy.artifact import read_artifact
+from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.runners import open_runner
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 first, second = (open_runner(read_artifact(pathlib.Path(sys.argv[1])), runner="openvino") for _ in range(2))

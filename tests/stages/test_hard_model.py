@@ -109,7 +109,7 @@ def share_right(network: ConvNeXt, artifact: Artifact, data: Data) -> float:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-def test_min_max_loses_what_the_ladder_keeps(target: Target, source: Artifact, digits: Data, tmp_path: Path) -> None:
+def test_min_max_loses_what_the_sequence_keeps(target: Target, source: Artifact, digits: Data, tmp_path: Path) -> None:
     before = top1(source, digits)
     # min-max as others do it: the network as it comes, and a range that covers everything
     naive = prepare(load_network(source), resolve_scheme(target))
@@ -118,9 +118,9 @@ def test_min_max_loses_what_the_ladder_keeps(target: Target, source: Artifact, d
     )
     assert 100 * (before - share_right(naive, source, digits)) > 5.0
     config = QuantizeConfig(target=target, method="ptq", calibration_images=128, selection_images=512, max_drop_pp=0.5)
-    ladder = quantize.run(config, source, context_in(tmp_path / "ladder", digits))
-    assert 100 * (before - top1(ladder, digits)) < 0.2
-    selection = selection_of(ladder)
+    sequence = quantize.run(config, source, context_in(tmp_path / "sequence", digits))
+    assert 100 * (before - top1(sequence, digits)) < 0.2
+    selection = selection_of(sequence)
     if source.notes == ("pwconv2",):
         assert not selection.steps[0].passed, "folding does not reach into GRN"
         assert 100 * selection.steps[0].top1 < 100 * before - 5.0

@@ -127,29 +127,29 @@ def test_risk_of_few_images_covers_the_drop_of_many() -> None:
     assert covered >= 0.95 * 200
 
 
-def test_every_field_of_a_rung() -> None:
+def test_every_field_of_a_step() -> None:
     """Of 10 images of class 0 both have 4 right, the float network alone 3, the other one alone 1, none 2."""
     judge = judge_of(answers([0] * 7 + [1] * 3), [0] * 10, 100.0)
     logits = answers([0] * 4 + [1] * 3 + [0] + [1] * 2)
-    rung = judge.compare("some", logits, 12.5)
-    assert (rung.name, rung.seconds, rung.passed) == ("some", 12.5, True)
-    assert rung.top1 == pytest.approx(0.5)
-    assert rung.top1_drop_pp == pytest.approx(20.0)
-    assert rung.agreement == pytest.approx(0.6)
+    step = judge.compare("some", logits, 12.5)
+    assert (step.name, step.seconds, step.passed) == ("some", 12.5, True)
+    assert step.top1 == pytest.approx(0.5)
+    assert step.top1_drop_pp == pytest.approx(20.0)
+    assert step.agreement == pytest.approx(0.6)
     # four of ten rows are reversed: (p - q) times the two of difference in their logits, each
     p = math.exp(2) / (1 + math.exp(2))
-    assert rung.kl == pytest.approx(0.4 * 2 * (2 * p - 1), rel=1e-5)
+    assert step.kl == pytest.approx(0.4 * 2 * (2 * p - 1), rel=1e-5)
     # signal 10 * 4, noise 4 * 8
-    assert rung.sqnr_db == pytest.approx(10 * math.log10(40 / 32), rel=1e-5)
-    assert rung.risk_pp == pytest.approx(100 * 0.4 * (2 * p - 1) + Z95 * math.sqrt(0.4), rel=1e-5)
+    assert step.sqnr_db == pytest.approx(10 * math.log10(40 / 32), rel=1e-5)
+    assert step.risk_pp == pytest.approx(100 * 0.4 * (2 * p - 1) + Z95 * math.sqrt(0.4), rel=1e-5)
 
 
 def test_interval_is_that_of_newcombes_tables() -> None:
     """Newcombe 1998, table II: of 50 pairs 36 with both, 12 with the first alone, 2 with the second alone, none without."""
     judge = judge_of(answers([0] * 48 + [1] * 2), [0] * 50, 100.0)
-    rung = judge.compare("some", answers([0] * 36 + [1] * 12 + [0] * 2), 0.0)
-    assert rung.top1_drop_pp == pytest.approx(20.0)
-    assert rung.interval_pp == pytest.approx((5.69, 34.04), abs=0.01)
+    step = judge.compare("some", answers([0] * 36 + [1] * 12 + [0] * 2), 0.0)
+    assert step.top1_drop_pp == pytest.approx(20.0)
+    assert step.interval_pp == pytest.approx((5.69, 34.04), abs=0.01)
 
 
 def verdict(reference: Tensor, logits: Tensor, labels: list[int], budget: float) -> Step:
@@ -163,18 +163,18 @@ def test_answers_that_are_not_finite_never_pass(value: float, column: int) -> No
     logits = reference.clone()
     assert verdict(reference, logits, [0, 1, 0, 1], 0.0).passed
     logits[2, column] = value
-    rung = verdict(reference, logits, [0, 1, 0, 1], 100.0)
-    assert (rung.passed, rung.risk_pp, rung.kl, rung.sqnr_db) == (False, 100.0, None, None)
+    step = verdict(reference, logits, [0, 1, 0, 1], 100.0)
+    assert (step.passed, step.risk_pp, step.kl, step.sqnr_db) == (False, 100.0, None, None)
 
 
 def test_drop_that_is_certain_fails_though_the_risk_is_small() -> None:
     """The float network is not sure of any answer, so that its probabilities expect nothing; but 100 of 100 were right."""
     reference, logits, labels = answers([0] * 100, size=1e-6), answers([1] * 100), [0] * 100
-    rung = verdict(reference, logits, labels, 50.0)
-    assert rung.risk_pp == pytest.approx(Z95, abs=1e-3)
-    low = rung.interval_pp[0]
+    step = verdict(reference, logits, labels, 50.0)
+    assert step.risk_pp == pytest.approx(Z95, abs=1e-3)
+    low = step.interval_pp[0]
     assert low > 90
-    assert not rung.passed
+    assert not step.passed
     assert not verdict(reference, logits, labels, low - 0.01).passed
     assert verdict(reference, logits, labels, low + 0.01).passed
 
@@ -185,22 +185,22 @@ def test_drop_that_is_uncertain_passes() -> None:
     reference[0] = torch.tensor([0.01, 0.0])
     logits = reference.clone()
     logits[0] = torch.tensor([0.0, 0.01])
-    rung = verdict(reference, logits, [0] * 10, 1.0)
-    assert rung.top1_drop_pp == pytest.approx(10.0)
-    assert rung.interval_pp[0] < 1.0 < rung.interval_pp[1]
-    assert rung.risk_pp < 1.0
-    assert rung.passed
+    step = verdict(reference, logits, [0] * 10, 1.0)
+    assert step.top1_drop_pp == pytest.approx(10.0)
+    assert step.interval_pp[0] < 1.0 < step.interval_pp[1]
+    assert step.risk_pp < 1.0
+    assert step.passed
 
 
 def test_risk_over_the_budget_fails_though_nothing_was_lost() -> None:
     """Both changed answers were wrong before and are wrong after: top-1 stays, but on other images it would not."""
     reference, logits, labels = answers([0, 1, 1, 1], 3), answers([2, 2, 1, 1], 3), [1, 0, 1, 1]
-    rung = verdict(reference, logits, labels, 10.0)
-    assert rung.top1_drop_pp == 0.0
+    step = verdict(reference, logits, labels, 10.0)
+    assert step.top1_drop_pp == 0.0
     p = softmax(np.array([[2.0, 0.0, 0.0]]))[0]
     risk = 100 * 0.5 * (p[0] - p[1]) + Z95 * math.sqrt(0.5)
-    assert rung.risk_pp == pytest.approx(risk, rel=1e-5)
-    assert not rung.passed
+    assert step.risk_pp == pytest.approx(risk, rel=1e-5)
+    assert not step.passed
     assert not verdict(reference, logits, labels, risk - 0.01).passed
     assert verdict(reference, logits, labels, risk + 0.01).passed
 
@@ -217,5 +217,5 @@ def test_networks_are_run_in_the_order_of_the_labels() -> None:
     logits = judge.logits(shift)
     assert torch.equal(logits, reference.roll(1, 1))
     assert not logits.requires_grad
-    rung = judge.judge("turned", shift, 3.0)
-    assert (rung.name, rung.seconds, rung.agreement) == ("turned", 3.0, 0.0)
+    step = judge.judge("turned", shift, 3.0)
+    assert (step.name, step.seconds, step.agreement) == ("turned", 3.0, 0.0)

@@ -259,10 +259,10 @@ def test_folded_network_is_left_alone(source: Artifact, place: Place) -> None:
     assert record.blocks_reconstructed is not None
 
 
-def test_ladder_calibrates_and_judges_on_other_images_and_sees_no_validation_image(
+def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_image(
     source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every rung is tried, and then layers in float: none may look at what will judge the result."""
+    """Every step is tried, and then layers in float: none may look at what will judge the result."""
     compare, make = Judge.compare, vars(quantize)["quantize_network"]
     judged: list[int] = []
     calibrated: list[list[int]] = []
@@ -275,8 +275,8 @@ def test_ladder_calibrates_and_judges_on_other_images_and_sees_no_validation_ima
         calibrated.append(list(images.indices))
         return make(folded, scheme, steps, images, *rest, **options)
 
-    short = dataclasses.replace(quantize.RUNGS["learned rounding"], reconstruction_steps=2)
-    monkeypatch.setitem(quantize.RUNGS, "learned rounding", short)
+    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=2)
+    monkeypatch.setitem(quantize.SEQUENCE, "learned rounding", short)
     monkeypatch.setattr(Judge, "compare", fail)
     monkeypatch.setattr(quantize, "quantize_network", watch)
     train = Watched(TRAIN)
@@ -289,8 +289,8 @@ def test_ladder_calibrates_and_judges_on_other_images_and_sees_no_validation_ima
     assert sorted(train.loaded) == sorted(calibrated[0] + judged)
 
 
-def test_ladder_says_that_it_judges_by_the_images_of_calibration(
+def test_sequence_says_that_it_judges_by_the_images_of_calibration(
     source: Artifact, place: Place, lines: RecordingProgress
 ) -> None:
     quantize.run(QuantizeConfig(calibration_images=18, max_drop_pp=100.0), source, place())
-    assert "ptq: no training images are left to choose by; it is done by those of calibration" in lines.said
+    assert "ptq: no training images are left to select by; those of calibration are used" in lines.said

@@ -95,7 +95,7 @@ def change(source: Artifact, how: Change, context: StageContext) -> Artifact:
     return rewrite(source, network, context)
 
 
-def climb(source: Artifact, context: StageContext, **settings: Any) -> Artifact:
+def run_quantize(source: Artifact, context: StageContext, **settings: Any) -> Artifact:
     given = {"method": "ptq", "calibration_images": 12, "selection_images": 12, "batch_size": 8, **settings}
     return quantize.run(QuantizeConfig(**given), source, context)
 
@@ -121,14 +121,14 @@ def only(images: ImageSet, indices: list[int]) -> ArrayImages:
 
 @TARGETS
 def test_three_images_calibrate_three_colours(target: str, source: Artifact, small_data: Data, place: Place) -> None:
-    artifact = climb(source, place(), target=target, calibration_images=3, selection_images=3)
+    artifact = run_quantize(source, place(), target=target, calibration_images=3, selection_images=3)
     assert_as_good(artifact, source, small_data.validation)
 
 
 @TARGETS
 def test_one_image_does_for_all(target: str, source: Artifact, small_data: Data, place: Place) -> None:
     data = dataclasses.replace(small_data, train=only(small_data.train, [0]))
-    artifact = climb(source, place(data), target=target)
+    artifact = run_quantize(source, place(data), target=target)
     assert ptq_of(artifact).calibration_images == 1
     assert logits(artifact, small_data.validation).isfinite().all()
 
@@ -139,7 +139,7 @@ def test_calibration_on_one_class_serves_the_others(
 ) -> None:
     indices = [int(index) for index in np.flatnonzero(small_data.train.labels == 1)]
     data = dataclasses.replace(small_data, train=only(small_data.train, indices))
-    assert_as_good(climb(source, place(data), target=target), source, small_data.validation, 0.05)
+    assert_as_good(run_quantize(source, place(data), target=target), source, small_data.validation, 0.05)
 
 
 @TARGETS
@@ -147,7 +147,7 @@ def test_network_of_one_class_gives_finite_logits(
     target: str, source: Artifact, small_data: Data, place: Place
 ) -> None:
     single = rewrite(source, random_network(dataclasses.replace(source.model, num_classes=1)), place())
-    artifact = climb(single, place(), target=target)
+    artifact = run_quantize(single, place(), target=target)
     # there is but one answer, so none can change
     assert [(step.agreement, step.risk_pp) for step in selection_of(artifact).steps] == [(1.0, 0.0)]
     before, now = (logits(each, small_data.validation) for each in (single, artifact))
@@ -171,7 +171,7 @@ def test_grey_images_keep_their_answers(
     data = dataclasses.replace(small_data, train=train_images, validation=validation)
     source = learn(data, tmp_path, channels)
     assert source.model.in_channels == channels
-    assert_as_good(climb(source, place(data), target=target), source, data.validation, 0.012)
+    assert_as_good(run_quantize(source, place(data), target=target), source, data.validation, 0.012)
 
 
 @TARGETS
@@ -180,7 +180,7 @@ def test_colours_of_grey_files_are_finite(target: str, source: Artifact, small_d
     arrays = np.zeros((9, 32, 32), np.uint8)
     arrays[3:6], arrays[6:, ::2] = 255, 255
     data = dataclasses.replace(small_data, train=ArrayImages(arrays, np.repeat(np.arange(3), 3)))
-    artifact = climb(source, place(data), target=target)
+    artifact = run_quantize(source, place(data), target=target)
     assert logits(artifact, data.train).isfinite().all()
     assert logits(artifact, small_data.validation).isfinite().all()
 
@@ -227,15 +227,15 @@ def test_dead_and_huge_channels_keep_the_answers(
 ) -> None:
     changed = change(source, how, place())
     within = 0.03 if how is outlier else 0.005  # one range for all channels costs the others much of their grid
-    assert_as_good(climb(changed, place(), target=target), changed, small_data.validation, within)
+    assert_as_good(run_quantize(changed, place(), target=target), changed, small_data.validation, within)
     steps = PTQConfig(target=target, calibration_images=12, reconstruction=True, reconstruction_steps=3)
     assert_as_good(ptq.run(steps, changed, place()), changed, small_data.validation)
 
 
-def test_better_rungs_take_most_of_what_an_outlier_costs(source: Artifact, small_data: Data, place: Place) -> None:
+def test_better_steps_take_most_of_what_an_outlier_costs(source: Artifact, small_data: Data, place: Place) -> None:
     changed, noise = change(source, outlier, place()), {}
     for name in ("min-max", "ranges by error", "smoothing"):
-        steps = dataclasses.asdict(quantize.RUNGS[name])
+        steps = dataclasses.asdict(quantize.SEQUENCE[name])
         artifact = ptq.run(PTQConfig(**steps, calibration_images=12), changed, place())
         before, now = (logits(each, small_data.validation) for each in (changed, artifact))
         noise[name] = (now - before).square().mean().item()
@@ -259,13 +259,13 @@ def test_weights_that_are_not_finite_or_overflow_are_refused(
 
     changed = change(source, spoil, place())
     with pytest.raises(DeployError, match=message):
-        climb(changed, place())
+        run_quantize(changed, place())
 
 
-@pytest.mark.parametrize("rung", ["min-max", "smoothing"])
+@pytest.mark.parametrize("step", ["min-max", "smoothing"])
 @pytest.mark.parametrize("block", ["stages.3.0", "stages.1.0"])
 def test_activations_that_are_not_finite_name_the_layer_that_gets_them(
-    block: str, rung: str, source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
+    block: str, step: str, source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the calibration images overflow, though those that folding was tried on do not."""
     open_folded = vars(quantize)["open_folded"]
@@ -277,15 +277,15 @@ def test_activations_that_are_not_finite_name_the_layer_that_gets_them(
         return folding
 
     monkeypatch.setattr(quantize, "open_folded", spoil)
-    monkeypatch.setattr(quantize, "RUNGS", {rung: quantize.RUNGS[rung]})
+    monkeypatch.setattr(quantize, "SEQUENCE", {step: quantize.SEQUENCE[step]})
     with pytest.raises(DeployError, match=rf"the input of '{block}.pwconv2' is not finite on the calibration images"):
-        climb(source, place())
+        run_quantize(source, place())
 
 
 def test_network_that_is_int8_already_is_refused(source: Artifact, place: Place) -> None:
-    first = climb(source, place())
+    first = run_quantize(source, place())
     with pytest.raises(ArtifactError, match="is already int8; quantize its FP32 ancestor"):
-        climb(first, place())
+        run_quantize(first, place())
     with pytest.raises(ArtifactError, match="is already int8; quantize its FP32 ancestor"):
         ptq.run(PTQConfig(), first, place())
 

@@ -1,7 +1,5 @@
 """Rules for the file as a whole: versions, batch, order, and how the weights are kept."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph, node_label
-from convnext_deploy.graphs.lint.rule import EXPORT, Rule
+from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, error, note, warning
 from convnext_deploy.graphs.onnx_io import OPSET
 from convnext_deploy.graphs.onnx_view import PAIR, array, external_tensors, inputs_of, origin, shape_of
 
@@ -19,7 +17,11 @@ _SMALL = 2  # elements, below which a tensor is a constant of the formula and no
 _SMALLEST_NORMAL = 2.0**-14  # of FP16
 
 
-def operators_of_others(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "TensorRT does not know operators outside the ONNX standard without a plugin",
+    "take the file from before ONNX Runtime's graph optimizations, or " + EXPORT,
+)
+def operators_of_others(graph: AnalyzedGraph) -> Iterator[Place]:
     """Operators that the ONNX standard does not have; for integer ones there is another rule."""
     for node in graph.view.nodes:
         # TensorRT's parser takes an operator by its name, whatever its domain
@@ -28,17 +30,25 @@ def operators_of_others(graph: AnalyzedGraph) -> Iterator[str]:
             yield f"{node.domain}.{node.op_type} {node_label(node)}"
 
 
-def not_sorted(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "the ONNX checker and several runtimes refuse nodes that read what comes later",
+    "sort the nodes: onnx_ir.passes.common.TopologicalSortPass() on onnx_ir.load(path)",
+)
+def not_sorted(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that read what a later node makes."""
     made: set[ir.Node] = set()
     has_subgraphs = len(graph.view.model.graph) < len(graph.view.nodes)
     for node in () if has_subgraphs else graph.view.nodes:
-        if any(maker is not None and maker not in made for maker in node.predecessors()):
-            yield node_label(node)
+        if not made.issuperset(node.predecessors()):
+            yield node
         made.add(node)
 
 
-def weights_not_finite(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "infinity or NaN in a weight makes every result NaN; FP16 ends at 65504",
+    "convert from the FP32 model again and keep layers with weights beyond 65504 in FP32",
+)
+def weights_not_finite(graph: AnalyzedGraph) -> Iterator[Place]:
     """Tensors that hold infinity or no number."""
     for value in graph.view.tensors:
         if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
@@ -47,7 +57,11 @@ def weights_not_finite(graph: AnalyzedGraph) -> Iterator[str]:
                 yield str(value.name)
 
 
-def weights_flushed_to_zero(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "FP16 made small weights 0 and took digits from their neighbours, often LayerScale before it was folded",
+    "fold LayerScale first, as 'convnext-deploy export' does, then convert to FP16",
+)
+def weights_flushed_to_zero(graph: AnalyzedGraph) -> Iterator[Place]:
     """FP16 tensors with zeros among values so small that FP16 loses digits of them."""
     for value in graph.view.tensors:
         values = array(value) if value.dtype == ir.DataType.FLOAT16 else None
@@ -60,7 +74,11 @@ def weights_flushed_to_zero(graph: AnalyzedGraph) -> Iterator[str]:
             yield str(value.name)
 
 
-def frozen_batch(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "the engine runs this one batch size alone",
+    f"{EXPORT} and dynamic_shapes for the first dimension; 'convnext-deploy export' freezes it with --fixed-batch-size alone",
+)
+def frozen_batch(graph: AnalyzedGraph) -> Iterator[Place]:
     """Inputs with a number as their batch, and reshapes to one in a graph whose batch is dynamic."""
     batches = set()
     for value in graph.view.inputs:
@@ -73,22 +91,31 @@ def frozen_batch(graph: AnalyzedGraph) -> Iterator[str]:
         source, target = inputs_of(node)[:2]
         shape, sizes = shape_of(source), array(target)
         if shape and shape[0] in batches and sizes is not None and sizes.size and int(sizes.flat[0]) > 0:
-            yield node_label(node)
+            yield node
 
 
-def opset_after_jetpack(graph: AnalyzedGraph) -> Iterator[str]:
+@warning("TensorRT 10.3 of JetPack 6 reads up to opset 20", EXPORT)
+def opset_after_20(graph: AnalyzedGraph) -> Iterator[Place]:
     """The standard operators in a version that the TensorRT of JetPack 6 does not read."""
     if (found := graph.view.model.opset_imports.get("", 0)) > OPSET:
         yield f"opset {found}"
 
 
-def ir_after_jetpack(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "older runtimes, among them TensorRT 10.3 of JetPack 6, may refuse the file format",
+    "set model.ir_version = 10 and save again, or use 'convnext-deploy export'",
+)
+def ir_after_10(graph: AnalyzedGraph) -> Iterator[Place]:
     """A file format newer than that of the operators' time."""
     if (found := graph.view.model.ir_version) > _IR_VERSION:
         yield f"IR {found}"
 
 
-def shared_parameters(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "tools that rewrite one layer change the other or skip it, as quantize_static does with shared biases",
+    "give every layer its own copy; 'convnext-deploy export' does",
+)
+def shared_parameters(graph: AnalyzedGraph) -> Iterator[Place]:
     """Float parameters that several nodes read, directly or under a second name."""
     uses = Counter[ir.Value]()
     for node in graph.view.nodes:
@@ -102,73 +129,16 @@ def shared_parameters(graph: AnalyzedGraph) -> Iterator[str]:
             yield str(value.name)
 
 
-def weights_beside_the_file(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "the ONNX file alone is not the model, and parsers that are given its bytes do not find the rest",
+    "copy the files together and give TensorRT the path, or save in one file: onnx.save(model, path) below 2 GB",
+)
+def weights_beside_the_file(graph: AnalyzedGraph) -> Iterator[Place]:
     """Files that hold weights of this one."""
     yield from sorted({str(tensor.location) for tensor in external_tensors(graph.view.model)})
 
 
 FILE_RULES: tuple[Rule, ...] = (
-    Rule(
-        "operators-of-others",
-        "error",
-        operators_of_others,
-        "TensorRT does not know operators outside the ONNX standard without a plugin",
-        "take the file from before ONNX Runtime's graph optimizations, or " + EXPORT,
-    ),
-    Rule(
-        "not-sorted",
-        "error",
-        not_sorted,
-        "the ONNX checker and several runtimes refuse nodes that read what comes later",
-        "sort the nodes: onnx_ir.passes.common.TopologicalSortPass() on onnx_ir.load(path)",
-    ),
-    Rule(
-        "weights-not-finite",
-        "error",
-        weights_not_finite,
-        "infinity or NaN in a weight makes every result NaN; FP16 ends at 65504",
-        "convert from the FP32 model again and keep layers with weights beyond 65504 in FP32",
-    ),
-    Rule(
-        "weights-flushed-to-zero",
-        "warning",
-        weights_flushed_to_zero,
-        "FP16 made small weights 0 and took digits from their neighbours, often LayerScale before it was folded",
-        "fold LayerScale first, as 'convnext-deploy export' does, then convert to FP16",
-    ),
-    Rule(
-        "frozen-batch",
-        "warning",
-        frozen_batch,
-        "the engine runs this one batch size alone",
-        f"{EXPORT} and dynamic_shapes for the first dimension; 'convnext-deploy export' freezes it with --fixed-batch-size alone",
-    ),
-    Rule(
-        "opset-after-20",
-        "warning",
-        opset_after_jetpack,
-        "TensorRT 10.3 of JetPack 6 reads up to opset 20",
-        EXPORT,
-    ),
-    Rule(
-        "ir-after-10",
-        "warning",
-        ir_after_jetpack,
-        "older runtimes, among them TensorRT 10.3 of JetPack 6, may refuse the file format",
-        "set model.ir_version = 10 and save again, or use 'convnext-deploy export'",
-    ),
-    Rule(
-        "shared-parameters",
-        "note",
-        shared_parameters,
-        "tools that rewrite one layer change the other or skip it, as quantize_static does with shared biases",
-        "give every layer its own copy; 'convnext-deploy export' does",
-    ),
-    Rule(
-        "weights-beside-the-file",
-        "note",
-        weights_beside_the_file,
-        "the ONNX file alone is not the model, and parsers that are given its bytes do not find the rest",
-        "copy the files together and give TensorRT the path, or save in one file: onnx.save(model, path) below 2 GB",
-    ),
-)
+    operators_of_others, not_sorted, weights_not_finite, weights_flushed_to_zero, frozen_batch, opset_after_20,
+    ir_after_10, shared_parameters, weights_beside_the_file,
+)  # fmt: skip

@@ -1,15 +1,13 @@
 """Rules for the float part of a graph: norms and activations in pieces, squares that overflow, steps that can be left out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, layer_name, node_label, readers_of_result
-from convnext_deploy.graphs.lint.rule import EXPORT, Rule
-from convnext_deploy.graphs.onnx_view import PAIR, array, attribute, inputs_of, origin, readers, shape_of
+from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, note, warning
+from convnext_deploy.graphs.onnx_view import PAIR, GraphView, array, attribute, inputs_of, origin, readers, shape_of
 
 _PASSING = PAIR | {"Cast", "Identity"}
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -18,7 +16,11 @@ _GELU_CUBIC = 0.044715  # of the approximation with tanh
 _HALF = ir.DataType.FLOAT16
 
 
-def decomposed_layer_norms(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "in pieces it is several kernels where one would do, and its squares overflow in FP16",
+    f"{EXPORT}; it takes opset 17 or later and torch.nn.functional.layer_norm in the model",
+)
+def decomposed_layer_norm(graph: AnalyzedGraph) -> Iterator[Place]:
     """A mean, the difference from it, its square and the mean of that."""
     for mean in graph.view.of_type("ReduceMean", "GlobalAveragePool"):
         source = origin(inputs_of(mean)[0], _PASSING)
@@ -27,36 +29,47 @@ def decomposed_layer_norms(graph: AnalyzedGraph) -> Iterator[str]:
                 continue
             squares = [node for node in readers(difference.outputs[0], _PASSING) if _is_square(node)]
             if any(node.op_type == "ReduceMean" for square in squares for node in readers(square.outputs[0], _PASSING)):
-                yield node_label(difference)
+                yield difference
 
 
-def decomposed_gelus(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "TensorRT has found no INT8 kernel for a linear layer with it and went back to float",
+    f"{EXPORT}; it takes opset 20",
+)
+def decomposed_gelu(graph: AnalyzedGraph) -> Iterator[Place]:
     """The error function, or tanh of the cubic polynomial, as nodes of their own."""
-    for node in graph.view.of_type("Erf", "Tanh"):
-        if node.op_type == "Erf" or _has_gelu_cubic(node, steps=8):
-            yield node_label(node)
+    yield from graph.view.of_type("Erf")
+    yield from (node for node in graph.view.of_type("Tanh") if _has_gelu_cubic(node, steps=8))
 
 
-def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "sums of squares, as in GRN and norms, pass 65504 and become infinite",
+    "put them between casts to FP32 and back, as the FP16 files of 'convnext-deploy export' have them",
+)
+def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """Sums of squares that are accumulated in FP16, as in GRN and in a norm in pieces."""
     for node in graph.view.of_type("ReduceL2", "ReduceSumSquare", "ReduceMean", "ReduceSum"):
         if inputs_of(node)[0].dtype == _HALF:
             source = origin(inputs_of(node)[0], _PASSING).producer()
             if node.op_type in ("ReduceL2", "ReduceSumSquare") or (source is not None and _is_square(source)):
-                yield node_label(node)
-    for node in graph.view.of_type(*_NORMS):
-        if inputs_of(node)[0].dtype == _HALF and attribute(node, "stash_type", ir.DataType.FLOAT) == _HALF:
-            yield node_label(node)
+                yield node
+    yield from (node for node, inside in _fp16_norms(graph.view) if inside == _HALF)
 
 
-def norms_of_fp16(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "TensorRT 10 computes the norm in FP32, TensorRT 11 may do so in the type of its input",
+    "casts to FP32 before and back after the norm cost nothing in the fused kernel; 'convnext-deploy export' writes them",
+)
+def norm_of_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """Norms that read FP16 and ask for FP32 inside."""
-    for node in graph.view.of_type(*_NORMS):
-        if inputs_of(node)[0].dtype == _HALF and attribute(node, "stash_type", ir.DataType.FLOAT) != _HALF:
-            yield node_label(node)
+    return (node for node, inside in _fp16_norms(graph.view) if inside != _HALF)
 
 
-def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "strongly typed engines compute the rest in FP32 as the file says: slower than INT8 with FP16",
+    "write the rest in FP16: 'convnext-deploy export --precision fp16'",
+)
+def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that compute in FP32 in a graph with INT8 nodes and without FP16."""
     integers, halves = [node.node for node in graph.int8_nodes], (_HALF, ir.DataType.BFLOAT16)
     if not integers or any(value.dtype in halves for node in graph.view.nodes for value in node.outputs):
@@ -64,18 +77,23 @@ def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[str]:
     for node in graph.view.of_type(*_COMPUTING):
         result = node.outputs[0]
         if node not in integers and result.dtype == ir.DataType.FLOAT and not graph.view.is_constant(result):
-            yield node_label(node)
+            yield node
 
 
-def double_precision(graph: AnalyzedGraph) -> Iterator[str]:
+@warning("TensorRT has no FP64 and narrows it or refuses the file", f"{EXPORT} from a model in float32")
+def fp64(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes with FP64 results."""
     for node in graph.view.nodes:
         computed = not all(map(graph.view.is_constant, node.outputs))
         if computed and any(value.dtype == ir.DataType.DOUBLE for value in node.outputs):
-            yield node_label(node)
+            yield node
 
 
-def stray_transposes(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "two layout changes that undo each other are copies in runtimes that do not notice",
+    "keep the residual stream in one layout, as 'convnext-deploy export' does",
+)
+def stray_transposes(graph: AnalyzedGraph) -> Iterator[Place]:
     """Two transposes that undo each other, with only elementwise work between."""
     for first in graph.view.of_type("Transpose"):
         node: ir.Node | None = None if graph.view.is_constant(first.outputs[0]) else first
@@ -91,13 +109,24 @@ def stray_transposes(graph: AnalyzedGraph) -> Iterator[str]:
                 break
 
 
-def unfolded_layer_scales(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "one more multiplication over the whole tensor in every block, and in FP16 values near the smallest",
+    "'convnext-deploy export' multiplies LayerScale into the weights before it",
+)
+def layer_scale_not_folded(graph: AnalyzedGraph) -> Iterator[Place]:
     """A multiplication of every channel by a constant right after a linear layer or convolution."""
     for source in graph.compute_nodes:
         for node in readers_of_result(graph.view, source.node) if source.weight is not None else ():
             factors = [shape_of(value) for value in node.inputs if graph.view.is_constant(value)]
             if node.op_type == "Mul" and factors and sum(size != 1 for size in factors[0]) == 1:
                 yield layer_name(graph.view, node)
+
+
+def _fp16_norms(view: GraphView) -> Iterator[tuple[ir.Node, int]]:
+    """Yield the norms that read FP16, each with the type that it asks for inside."""
+    for node in view.of_type(*_NORMS):
+        if inputs_of(node)[0].dtype == _HALF:
+            yield node, attribute(node, "stash_type", ir.DataType.FLOAT)
 
 
 def _is_square(node: ir.Node) -> bool:
@@ -109,14 +138,14 @@ def _is_square(node: ir.Node) -> bool:
     exponent = array(second)
     # behind a pair the exponent is an integer of some scale
     return exponent is not None and (
-        exponent.dtype in (np.int8, np.uint8) or (exponent.size == 1 and float(exponent.reshape(())) == 2.0)
+        exponent.dtype in (np.int8, np.uint8) or (exponent.size == 1 and float(exponent.item()) == 2.0)
     )
 
 
 def _has_gelu_cubic(node: ir.Node, steps: int) -> bool:
     for value in inputs_of(node):
         found, maker = array(value), value.producer()
-        if found is not None and found.size == 1 and abs(float(found.reshape(())) - _GELU_CUBIC) < 1e-4:
+        if found is not None and found.size == 1 and abs(float(found.item()) - _GELU_CUBIC) < 1e-4:
             return True
         if steps and maker is not None and _has_gelu_cubic(maker, steps - 1):
             return True
@@ -135,60 +164,6 @@ def _is_elementwise(node: ir.Node) -> bool:
 
 
 FLOAT_RULES: tuple[Rule, ...] = (
-    Rule(
-        "decomposed-layer-norm",
-        "warning",
-        decomposed_layer_norms,
-        "in pieces it is several kernels where one would do, and its squares overflow in FP16",
-        f"{EXPORT}; it takes opset 17 or later and torch.nn.functional.layer_norm in the model",
-    ),
-    Rule(
-        "decomposed-gelu",
-        "warning",
-        decomposed_gelus,
-        "TensorRT has found no INT8 kernel for a linear layer with it and went back to float",
-        f"{EXPORT}; it takes opset 20",
-    ),
-    Rule(
-        "squares-in-fp16",
-        "warning",
-        squares_in_fp16,
-        "sums of squares, as in GRN and norms, pass 65504 and become infinite",
-        "put them between casts to FP32 and back, as the FP16 files of 'convnext-deploy export' have them",
-    ),
-    Rule(
-        "norm-of-fp16",
-        "note",
-        norms_of_fp16,
-        "TensorRT 10 computes the norm in FP32, TensorRT 11 may do so in the type of its input",
-        "casts to FP32 before and back after the norm cost nothing in the fused kernel; 'convnext-deploy export' writes them",
-    ),
-    Rule(
-        "fp32-beside-int8",
-        "warning",
-        fp32_beside_int8,
-        "strongly typed engines compute the rest in FP32 as the file says: slower than INT8 with FP16",
-        "write the rest in FP16: 'convnext-deploy export --precision fp16'",
-    ),
-    Rule(
-        "fp64",
-        "warning",
-        double_precision,
-        "TensorRT has no FP64 and narrows it or refuses the file",
-        f"{EXPORT} from a model in float32",
-    ),
-    Rule(
-        "stray-transposes",
-        "note",
-        stray_transposes,
-        "two layout changes that undo each other are copies in runtimes that do not notice",
-        "keep the residual stream in one layout, as 'convnext-deploy export' does",
-    ),
-    Rule(
-        "layer-scale-not-folded",
-        "note",
-        unfolded_layer_scales,
-        "one more multiplication over the whole tensor in every block, and in FP16 values near the smallest",
-        "'convnext-deploy export' multiplies LayerScale into the weights before it",
-    ),
-)
+    decomposed_layer_norm, decomposed_gelu, squares_in_fp16, norm_of_fp16, fp32_beside_int8, fp64, stray_transposes,
+    layer_scale_not_folded,
+)  # fmt: skip

@@ -1,7 +1,5 @@
 """Everything in an ONNX file: interface, operators by precision, quantized nodes, size by layer, and broken rules."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -22,11 +20,17 @@ from convnext_deploy.graphs.compute_nodes import (
     find_compute_nodes,
     granularity,
     layer_name,
+    node_label,
 )
-from convnext_deploy.graphs.lint.rule import Finding
-from convnext_deploy.graphs.lint.rules import apply_rules
+from convnext_deploy.graphs.lint.file_rules import FILE_RULES
+from convnext_deploy.graphs.lint.float_rules import FLOAT_RULES
+from convnext_deploy.graphs.lint.grid_rules import GRID_RULES
+from convnext_deploy.graphs.lint.layer_rules import LAYER_RULES
+from convnext_deploy.graphs.lint.rule import SEVERITIES, Finding, Place
 from convnext_deploy.graphs.onnx_io import parse_metadata
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, external_tensors, open_view, shape_of, type_name
+
+RULES = (*GRID_RULES, *LAYER_RULES, *FLOAT_RULES, *FILE_RULES)
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,19 @@ def _inspect(path: Path) -> ONNXRecord:
         dynamic_batch=bool(inputs) and all(v.shape and not isinstance(v.shape[0], int) for v in inputs),
         metadata=metadata,
         operators=count_operators(graph),
-        quantized=tuple(map(_quantized, (n for n in graph.compute_nodes if n.activation_grid or n.weight_grid))),
+        quantized=tuple(_quantized(node) for node in graph.compute_nodes if node.activation_grid or node.weight_grid),
         layers=layer_sizes(view),
         findings=apply_rules(graph),
     )
+
+
+def apply_rules(graph: AnalyzedGraph) -> tuple[Finding, ...]:
+    """Return which rules a graph breaks, errors first, each with its places in the order of the graph."""
+    found = []
+    for rule in RULES:
+        if places := tuple(dict.fromkeys(map(_place, rule.find(graph)))):
+            found.append(Finding(rule.name, rule.severity, places, rule.cost, rule.fix))
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def count_operators(graph: AnalyzedGraph) -> dict[str, dict[str, int]]:
@@ -157,6 +170,12 @@ def layer_sizes(view: GraphView) -> tuple[LayerSize, ...]:
             sizes[layer] += sum(weight.const_value.nbytes for weight in new if weight.const_value is not None)
             seen |= new
     return tuple(LayerSize(layer, operators[layer], size) for layer, size in sizes.most_common())
+
+
+def _place(place: Place) -> str:
+    if isinstance(place, ir.Node):
+        return node_label(place)
+    return place.layer if isinstance(place, ComputeNode) else place
 
 
 def _precision(node: ir.Node) -> str:

@@ -1,7 +1,5 @@
 """Read and write weight files safely: nothing in them is executed, and what they claim is checked before it is believed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import pickle
@@ -52,7 +50,7 @@ def load_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
     return found if isinstance(found, dict) else {}
 

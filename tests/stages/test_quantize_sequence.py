@@ -1,4 +1,4 @@
-"""The ladder: which rung is taken, why, and what the artifact says of it."""
+"""The fallback sequence: which step is taken, why, and what the artifact says of it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ NAMES = ("min-max", "ranges by error", "smoothing", "bias correction", "learned 
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
 SHORT = dataclasses.replace(FIT, epochs=1)
 Passing = Callable[[str, ConvNeXt], bool]
-Climb = Callable[..., Artifact]
+Quantize = Callable[..., Artifact]
 
 
 @dataclass
 class Seen:
-    """The steps of every rung, the images it was judged on, the logits that were judged, and the time."""
+    """The steps of every step, the images it was judged on, the logits that were judged, and the time."""
 
     steps: list[Any] = field(default_factory=list)
     selection: list[list[int]] = field(default_factory=list)
@@ -63,18 +63,18 @@ def lines() -> RecordingProgress:
 
 
 @pytest.fixture
-def climb(
+def run_quantize(
     source: Artifact, small_data: Data, tmp_path: Path, lines: RecordingProgress, monkeypatch: pytest.MonkeyPatch
-) -> Climb:
+) -> Quantize:
     """Run the stage in a new folder, on few images and with few steps of learned rounding, and write its manifest."""
-    short = dataclasses.replace(quantize.RUNGS["learned rounding"], reconstruction_steps=3)
-    monkeypatch.setitem(quantize.RUNGS, "learned rounding", short)
+    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=3)
+    monkeypatch.setitem(quantize.SEQUENCE, "learned rounding", short)
 
     def run(seed: int = 0, data: Data = small_data, **settings: Any) -> Artifact:
         folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
         folder.mkdir()
         settings = {"calibration_images": 12, "selection_images": 18, "batch_size": 8, "fit": SHORT, **settings}
-        context = StageContext("ladder", folder, data, Execution(seed=seed, progress=lines), tmp_path / "cache")
+        context = StageContext("sequence", folder, data, Execution(seed=seed, progress=lines), tmp_path / "cache")
         artifact = quantize.run(QuantizeConfig(**settings), source, context)
         write_manifest(artifact)
         return artifact
@@ -84,7 +84,7 @@ def climb(
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Watch the rungs; every one takes ten seconds of a clock of their own, and what comes before them seven."""
+    """Watch the steps; every one takes ten seconds of a clock of their own, and what comes before them seven."""
     found = Seen()
     make, begin, judge = vars(quantize)["quantize_network"], Judge.__init__, Judge.judge
 
@@ -117,8 +117,8 @@ def plant(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def put(passing: Passing, risks: dict[str, float] | None = None) -> None:
         def judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
-            rung = watched(self, name, network, seconds)
-            return dataclasses.replace(rung, passed=passing(name, network), risk_pp=(risks or {}).get(name, 1.0))
+            step = watched(self, name, network, seconds)
+            return dataclasses.replace(step, passed=passing(name, network), risk_pp=(risks or {}).get(name, 1.0))
 
         monkeypatch.setattr(Judge, "judge", judge)
 
@@ -126,10 +126,10 @@ def plant(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def cheap(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every rung as cheap as the first, where only their order counts."""
+def cheap(run_quantize: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every step as cheap as the first, where only their order counts."""
     for name in NAMES:
-        monkeypatch.setitem(quantize.RUNGS, name, quantize.BARE)
+        monkeypatch.setitem(quantize.SEQUENCE, name, quantize.BARE)
 
 
 def never(name: str, network: ConvNeXt) -> bool:
@@ -154,32 +154,32 @@ def in_float(network: ConvNeXt, layer: str) -> bool:
 
 
 @pytest.mark.parametrize("winner", NAMES)
-def test_first_rung_that_passes_wins_and_no_later_one_is_tried(
-    winner: str, climb: Climb, plant: Callable[..., None], seen: Seen
+def test_first_step_that_passes_wins_and_no_later_one_is_tried(
+    winner: str, run_quantize: Quantize, plant: Callable[..., None], seen: Seen
 ) -> None:
-    # the rungs that fail have less risk, and must lose all the same
+    # the steps that fail have less risk, and must lose all the same
     plant(lambda name, _: name == winner, {winner: 9.0})
     tried = list(NAMES[: NAMES.index(winner) + 1])
-    assert names(artifact := climb()) == tried
-    assert seen.steps == [quantize.RUNGS[name] for name in tried]
+    assert names(artifact := run_quantize()) == tried
+    assert seen.steps == [quantize.SEQUENCE[name] for name in tried]
     assert selection_of(artifact).chosen == winner
     assert selection_of(artifact).reason == "its risk of 9.00 pp is within the 0.20 pp allowed"
     assert torch.equal(logits_of(artifact, seen), seen.logits[winner])
     assert selection_of(artifact).effects == ()
 
 
-def test_rungs_do_what_their_names_say() -> None:
-    assert tuple(quantize.RUNGS) == NAMES
-    done = [(steps.smoothing, steps.bias_correction, steps.reconstruction) for steps in quantize.RUNGS.values()]
+def test_steps_do_what_their_names_say() -> None:
+    assert tuple(quantize.SEQUENCE) == NAMES
+    done = [(steps.smoothing, steps.bias_correction, steps.reconstruction) for steps in quantize.SEQUENCE.values()]
     assert done == [(False,) * 3, (False,) * 3, (True, False, False), (True, True, False), (True, True, True)]
-    assert [steps.calibration_method for steps in quantize.RUNGS.values()] == ["minmax", *["auto"] * 4]
+    assert [steps.calibration_method for steps in quantize.SEQUENCE.values()] == ["minmax", *["auto"] * 4]
 
 
-def test_rung_with_least_risk_is_kept_when_none_passes(
-    climb: Climb, plant: Callable[..., None], seen: Seen, lines: RecordingProgress
+def test_step_with_least_risk_is_kept_when_none_passes(
+    run_quantize: Quantize, plant: Callable[..., None], seen: Seen, lines: RecordingProgress
 ) -> None:
     plant(never, dict(zip(NAMES, (5.0, 3.0, 1.0, 4.0, 2.0), strict=True)))
-    artifact = climb(method="ptq")
+    artifact = run_quantize(method="ptq")
     selection, ptq = selection_of(artifact), ptq_of(artifact)
     assert names(artifact) == list(NAMES)
     assert selection.chosen == "smoothing"
@@ -188,22 +188,26 @@ def test_rung_with_least_risk_is_kept_when_none_passes(
     assert torch.equal(logits_of(artifact, seen), seen.logits["smoothing"])
     assert not torch.equal(seen.logits["smoothing"], seen.logits["learned rounding"])
     worst = ", ".join(effect.layer for effect in selection.effects[:5])
-    least = "no rung's risk is within 0.20 pp, and its 1.00 pp is the least"
-    assert selection.reason == f"{least}; the layers that hurt most are {worst}"
+    least = "no step's risk is within 0.20 pp, and its 1.00 pp is the least"
+    assert selection.reason == f"{least}; the most sensitive layers are {worst}"
     # every layer was tried alone, and the worst comes first
     layers = dict(quantized_layers(load_network(artifact)))
     assert {effect.layer for effect in selection.effects} == layers.keys()
     harm = [effect.kl for effect in selection.effects if effect.kl is not None]
     assert harm == sorted(harm, reverse=True)
-    assert any(line.startswith("ladder: a few layers in float do not do; what hurts most: ") for line in lines.said)
-    assert lines.said[-1] == f"ladder: smoothing it is: {selection.reason}"
+    assert any(
+        line.startswith("sequence: a few layers in float are not enough; the most sensitive: ") for line in lines.said
+    )
+    assert lines.said[-1] == f"sequence: selected smoothing: {selection.reason}"
 
 
 @pytest.mark.usefixtures("cheap")
-def test_manifest_holds_what_was_tried_and_opens_again(climb: Climb, plant: Callable[..., None], seen: Seen) -> None:
+def test_manifest_holds_what_was_tried_and_opens_again(
+    run_quantize: Quantize, plant: Callable[..., None], seen: Seen
+) -> None:
     plant(never)
     sites = {"stages.3.*": "float", "head": "int8"}
-    artifact = climb(sites=sites, method="ptq", target="onnxruntime", max_drop_pp=0.5)
+    artifact = run_quantize(sites=sites, method="ptq", target="onnxruntime", max_drop_pp=0.5)
     found = read_artifact(artifact.path)
     assert found.details == artifact.details
     selection, ptq = selection_of(found), ptq_of(found)
@@ -217,10 +221,10 @@ def test_manifest_holds_what_was_tried_and_opens_again(climb: Climb, plant: Call
 
 @pytest.mark.parametrize("layer", ["stages.2.0.pwconv2", "downsample_layers.1.1"])
 def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
-    layer: str, climb: Climb, plant: Callable[..., None], seen: Seen
+    layer: str, run_quantize: Quantize, plant: Callable[..., None], seen: Seen
 ) -> None:
     plant(lambda name, network: in_float(network, layer), {"bias correction": 0.5})
-    artifact = climb(sites={"stages.0.0.pwconv1": "float"})
+    artifact = run_quantize(sites={"stages.0.0.pwconv1": "float"})
     assert names(artifact) == [*NAMES, "layers in float"]
     found = read_artifact(artifact.path)
     assert (selection_of(found).chosen, ptq_of(found).float_layers) == ("layers in float", (layer,))
@@ -232,25 +236,25 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     assert torch.equal(logits_of(artifact, seen), seen.logits["layers in float"])
 
 
-def test_qat_goes_to_training_from_one_rung(climb: Climb, seen: Seen) -> None:
-    artifact = climb(method="qat", max_drop_pp=100.0)
+def test_qat_goes_to_training_from_one_step(run_quantize: Quantize, seen: Seen) -> None:
+    artifact = run_quantize(method="qat", max_drop_pp=100.0)
     assert names(artifact) == ["bias correction", "training"]
     assert selection_of(artifact).chosen == "training"
     assert [row["epoch"] for row in torch_details(artifact).history] == [1]
     assert torch.equal(logits_of(artifact, seen), seen.logits["training"])
     assert not torch.equal(seen.logits["training"], seen.logits["bias correction"])
-    # training is judged by the images that judged the rung before it
+    # training is judged by the images that judged the step before it
     assert seen.selection[0] == seen.selection[1]
 
 
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("method", ["auto", "qat"])
 def test_training_that_makes_it_worse_is_not_kept(
-    method: str, climb: Climb, plant: Callable[..., None], seen: Seen
+    method: str, run_quantize: Quantize, plant: Callable[..., None], seen: Seen
 ) -> None:
     plant(never, {"training": 5.0})
     # a rate at which training breaks the network
-    artifact = climb(method=method, fit=dataclasses.replace(SHORT, base_learning_rate=4.0), max_drop_pp=0.0)
+    artifact = run_quantize(method=method, fit=dataclasses.replace(SHORT, base_learning_rate=4.0), max_drop_pp=0.0)
     assert names(artifact)[-1] == "training"
     chosen = selection_of(artifact).chosen
     assert torch.equal(logits_of(artifact, seen), seen.logits[chosen])
@@ -258,36 +262,36 @@ def test_training_that_makes_it_worse_is_not_kept(
 
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize(("budget", "tried"), [(5, 1), (26, 1), (27, 2), (57, 5)])
-def test_time_budget_begins_no_rung_that_would_not_end_within_it(
-    budget: float, tried: int, climb: Climb, plant: Callable[..., None], lines: RecordingProgress
+def test_time_budget_begins_no_step_that_would_not_end_within_it(
+    budget: float, tried: int, run_quantize: Quantize, plant: Callable[..., None], lines: RecordingProgress
 ) -> None:
     plant(never)
-    artifact = climb(method="ptq", time_budget_s=budget)
+    artifact = run_quantize(method="ptq", time_budget_s=budget)
     assert names(artifact) == list(NAMES[:tried])
     said = (
-        f"the time budget of {budget} s leaves none for '{NAMES[tried]}'" if tried < 5 else "no rung's risk is within"
+        f"the time budget of {budget} s leaves none for '{NAMES[tried]}'" if tried < 5 else "no step's risk is within"
     )
     assert selection_of(artifact).reason.startswith(said)
-    assert f"min-max it is: {said}" in lines.said[-1]
+    assert f"selected min-max: {said}" in lines.said[-1]
 
 
 @pytest.mark.usefixtures("cheap")
 def test_training_that_would_not_end_within_the_budget_is_not_begun(
-    climb: Climb, plant: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run_quantize: Quantize, plant: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(never)
     monkeypatch.setattr(quantize, "training_seconds", lambda *_: 44.0)
-    artifact = climb(time_budget_s=100)
+    artifact = run_quantize(time_budget_s=100)
     assert (names(artifact), selection_of(artifact).chosen) == (list(NAMES), "min-max")
     assert selection_of(artifact).reason == "training would take 44 s, more than the time budget leaves"
     monkeypatch.setattr(quantize, "training_seconds", lambda *_: 43.0)
-    assert names(climb(time_budget_s=100)) == [*NAMES, "training"]
+    assert names(run_quantize(time_budget_s=100)) == [*NAMES, "training"]
 
 
 @pytest.mark.usefixtures("seen")
-def test_seed_decides_every_bit_of_the_weights(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "RUNGS", {"learned rounding": quantize.RUNGS["learned rounding"]})
-    first, again, other = (climb(seed) for seed in (7, 7, 8))
+def test_seed_decides_every_bit_of_the_weights(run_quantize: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "SEQUENCE", {"learned rounding": quantize.SEQUENCE["learned rounding"]})
+    first, again, other = (run_quantize(seed) for seed in (7, 7, 8))
     assert (ptq_of(first).blocks_reconstructed or 0) > 0
     assert first.sha256 == again.sha256 != other.sha256
     assert first.details == again.details
