@@ -189,7 +189,7 @@ def pairs(graph: onnx.ModelProto) -> dict[str, str]:
         if node.op_type == "QuantizeLinear":
             assert node.input[1:] == dequantize[node.output[0]].input[1:]
             assert values[node.input[1]].shape == values[node.input[2]].shape == ()
-            found[node.name.removesuffix("_q")] = node.input[0]
+            found[node.output[0].removesuffix("_quantized")] = node.input[0]
     return found
 
 
