@@ -1,7 +1,5 @@
 """`bench`: which artifact is the fastest here, each with its runners and batch sizes, in interleaved, isolated processes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

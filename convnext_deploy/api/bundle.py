@@ -1,7 +1,5 @@
 """`bundle`: a folder, or a `.zip` of one, written completely or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

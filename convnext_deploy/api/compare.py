@@ -1,7 +1,5 @@
 """`compare`: what several runs made, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

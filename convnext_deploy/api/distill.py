@@ -1,7 +1,5 @@
 """`distill`: train a student with a teacher."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data

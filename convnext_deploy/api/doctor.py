@@ -1,7 +1,5 @@
 """`doctor`: what this machine has, what is installed on it, and which features work here."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import platform

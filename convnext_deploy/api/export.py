@@ -1,7 +1,5 @@
 """`export`: from an artifact to ONNX, TensorRT engines or a Torch-TensorRT program."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`models`: every variant with its architecture, its cost, what is published about it and how to train it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse

@@ -1,7 +1,5 @@
 """The options that several verbs take, as four records; one that a verb does not use is refused by name."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

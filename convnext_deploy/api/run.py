@@ -1,7 +1,5 @@
 """`run`: every stage of a recipe, or which of them would run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From the stages that a verb wants to a run of the pipeline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.options import ExecutionOptions

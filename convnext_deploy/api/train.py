@@ -1,7 +1,5 @@
 """`train`: from scratch, or from given weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data

@@ -1,7 +1,5 @@
 """`validate`: score an artifact, and compare it with a baseline image by image."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for

@@ -1,7 +1,5 @@
 """Write, read and check artifacts: folders with the files of a model and a `manifest.json` that describes them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Choose and name the artifacts of a bundle, and describe what their graphs take and give."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

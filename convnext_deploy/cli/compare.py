@@ -1,14 +1,11 @@
 """`convnext-deploy compare`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.cli.options import common_options
-from convnext_deploy.cli.quiet import is_quiet
+from convnext_deploy.cli.options import common_options, is_quiet
 
 
 @click.command("compare")

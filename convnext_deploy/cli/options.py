@@ -1,22 +1,21 @@
 """Options that mean the same in every command, from the table of what each verb uses."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.cli.quiet import Function, quiet_option
 from convnext_deploy.config.choices import Device
 from convnext_deploy.system.distributed import launched
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+_QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 POSITIVE = click.IntRange(min=1)
 _COUNT = click.IntRange(min=0)
 _RATE = click.FloatRange(0, 1, max_open=True)
@@ -71,11 +70,7 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         {"callback": lambda _context, _parameter, value: None if value is None else int(value)},
     ),
     "batch_size": (POSITIVE, "Images per step.  [default: 128, digits and validation 64]", {}),
-    "epochs": (
-        POSITIVE,
-        "Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]",
-        {},
-    ),
+    "epochs": (POSITIVE, "Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]", {}),
     "base_learning_rate": (
         click.FloatRange(min=0, min_open=True),
         "Peak learning rate at batch 4096, scaled to the batch.  [default: 4e-3, fine-tuning and QAT 4e-4]",
@@ -120,8 +115,6 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     ),
     "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard as well.", _SWITCH),
 }
-
-
 artifacts_argument = click.argument(
     "artifacts",
     nargs=-1,
@@ -171,3 +164,25 @@ def _typed() -> str:
         here = os.environ.get("LOCAL_WORLD_SIZE", "1")
         return f"torchrun --nproc-per-node {here} -m convnext_deploy {arguments}"
     return f"convnext-deploy {arguments}"
+
+
+def quiet_option(function: Function) -> Function:
+    """Add `--quiet`, which `is_quiet` tells of."""
+
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[_QUIET] = value or context.meta.get(_QUIET, False)
+
+    return click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Print errors and the result only: no progress, no notes.",
+    )(function)
+
+
+def is_quiet() -> bool:
+    """Whether `--quiet` stands anywhere in the command line that is being executed."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))

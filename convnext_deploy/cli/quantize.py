@@ -1,7 +1,5 @@
 """`convnext-deploy quantize`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, get_args

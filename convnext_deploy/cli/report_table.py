@@ -1,7 +1,5 @@
 """Print a report on standard output: its table with remarks, or its JSON."""
 
-from __future__ import annotations
-
 import click
 from rich.table import Table
 from rich.text import Text

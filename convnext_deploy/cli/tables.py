@@ -1,7 +1,5 @@
 """Tables on standard output, which rich draws; where that is not a terminal, for 160 columns."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 

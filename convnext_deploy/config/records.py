@@ -1,7 +1,5 @@
 """Read frozen dataclasses from JSON or TOML, strictly by their type hints and limits: `Annotated[int, Between(1, 8)]`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

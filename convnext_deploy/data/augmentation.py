@@ -4,8 +4,6 @@ In order: random resized crop, horizontal flip, policy, colour jitter (all on ui
 (`mixup.py`). Everything is drawn from NumPy generators that the caller seeds, nothing from torch's global one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

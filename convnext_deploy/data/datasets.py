@@ -1,7 +1,5 @@
 """Open labelled images for training and validation: an image folder, tar shards, or the built-in handwritten digits."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Decode image files to upright 8-bit pixels, and check that a file is a readable image."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -1,7 +1,5 @@
 """Read an image folder: its classes, its splits, and the files that cannot be used."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Decode small images once and keep them as uint8, in memory or in a file that is mapped into it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

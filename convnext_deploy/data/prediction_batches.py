@@ -1,7 +1,5 @@
 """Read image files in batches for a network; some of them may not be images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An index of where each sample of some tar shards lies, and the file in which it is kept."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tempfile

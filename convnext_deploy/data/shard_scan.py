@@ -4,8 +4,6 @@ The grouping of files into samples is webdataset's own; the offsets are found by
 from front to back only (its `wids`, which indexed them, has left the package) and so could not repeat a seeded order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -50,7 +48,7 @@ class Shard:
 
 
 def describe_shard(path: Path) -> Shard:
-    """Return the size and the time of a tar file. Raises: DataError: if there is not a regular file."""
+    """Return the size and the time of a tar file. Raises: DataError: if it is not a regular file."""
     try:
         status = path.stat()
     except OSError as error:

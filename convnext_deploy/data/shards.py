@@ -1,7 +1,5 @@
 """Images in tar shards by the convention of WebDataset: any of them can be read alone, at its offset."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

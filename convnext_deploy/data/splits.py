@@ -1,7 +1,5 @@
 """Hold out validation images where there are none: a seeded, stratified split in which no image is on both sides."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Resize, crop and normalize decoded images, for evaluation and for training."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

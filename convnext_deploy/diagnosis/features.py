@@ -1,7 +1,5 @@
 """List which features of this package work on this machine, and what to do for the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

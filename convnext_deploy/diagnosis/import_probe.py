@@ -4,8 +4,6 @@ It is run as a file, with the parent's `sys.path` as JSON and the names of the m
 done; the first one without a line is the one that crashed.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

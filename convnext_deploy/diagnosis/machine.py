@@ -1,7 +1,5 @@
 """Examine the processor, memory, disk and GPUs of this machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

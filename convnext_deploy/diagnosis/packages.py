@@ -1,7 +1,5 @@
 """Judge the packages that this one uses: which are installed, which can be used, and which do not fit together."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Find out whether packages can be imported, in child processes: one that crashes or hangs does so there."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

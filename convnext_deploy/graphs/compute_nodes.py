@@ -1,7 +1,5 @@
 """The MatMul, Gemm and Conv nodes of an ONNX graph, and how each of them is quantized."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

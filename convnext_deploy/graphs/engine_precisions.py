@@ -5,8 +5,6 @@ which tells without a GPU; of standard TensorRT the engine inspector tells, on t
 cannot read it any more gets no precision report, and that is all.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Read and write ONNX files with the metadata inside, name their nodes, and read tensors, which may lie in a file beside."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter, defaultdict
@@ -55,7 +53,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load(path)
     except FileNotFoundError:
-        raise ArtifactError(f"there is not an ONNX file {path}.") from None
+        raise ArtifactError(f"there is no ONNX file {path}.") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}).") from None

@@ -3,8 +3,6 @@
 The weights of a large file are never copied for it: types and shapes are inferred on a graph without them.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping

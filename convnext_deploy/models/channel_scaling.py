@@ -10,8 +10,6 @@ The activation of a v1 block has no constants, so nothing can be scaled between 
 Sources: Xiao et al. 2023, SmoothQuant, arXiv 2211.10438, section 4; for GRN the algebra above.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -9,8 +9,6 @@ is ever made. State-dict keys are those of the official repositories; what these
 norm before the pooling) and `pre_logits` (the hidden layer of an MLP head), as in timm.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any

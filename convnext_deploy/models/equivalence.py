@@ -1,7 +1,5 @@
 """Certify that a rewritten network computes what it did: its logits before and after, in float64 and in float32."""
 
-from __future__ import annotations
-
 import copy
 from typing import Literal
 

@@ -4,8 +4,6 @@ A block gets its inputs in float and from the quantized blocks before it. So eve
 arrive there, and it can undo a part of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Calibrate a prepared model: choose every scale and zero point from one pass over the images, in constant memory."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
 

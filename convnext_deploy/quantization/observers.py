@@ -1,7 +1,5 @@
 """Observers, which watch a tensor during calibration and choose the range that its grid must cover."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Put quantizers into a model, take them out again, and read their integers and scales for export."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

@@ -199,10 +199,7 @@ SCHEMES: dict[str, QuantizationScheme] = {
         # Standard TensorRT has kernels of depthwise convolutions with INT8 on both sides, and takes slower ones where the norm
         # reads float; so the convolution's output, which is the norm's input, is quantized (Model Optimizer, pull request 1117).
         QuantizationScheme(
-            "tensorrt-depthwise",
-            (*_SHIFTED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
-            _S8,
-            _S8_PER_CHANNEL,
+            "tensorrt-depthwise", (*_SHIFTED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")), _S8, _S8_PER_CHANNEL
         ),
         # ONNX Runtime on x86 multiplies unsigned by signed. Its linear layers give float from INT8 in one kernel, its convolutions
         # round what they give to 8 bits; so patches go through a linear layer. Depthwise convolutions in INT8 cost more for the

@@ -1,7 +1,5 @@
 """Measure what quantizing each layer alone does to the logits, and choose the layers to keep in float."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

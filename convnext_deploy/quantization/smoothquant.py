@@ -1,7 +1,5 @@
 """SmoothQuant: choose, layer by layer, how much of an activation's outlier channels the weight after it takes."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 

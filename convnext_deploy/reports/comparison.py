@@ -1,7 +1,5 @@
 """Compare runs: their artifacts side by side, what differs between them, and which figures cannot be compared."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

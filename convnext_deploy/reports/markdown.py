@@ -1,12 +1,10 @@
 """Render the report as Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
+from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, remarks, step_cells, summary
-from convnext_deploy.reports.words import explain
 
 
 def render_markdown(report: Report) -> str:

@@ -1,7 +1,5 @@
 """Read from an artifact's manifest how it was made and how it is used, for the report."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

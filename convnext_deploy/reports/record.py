@@ -1,7 +1,5 @@
 """The report as records, and its JSON form."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

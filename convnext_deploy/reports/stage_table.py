@@ -1,7 +1,5 @@
 """The columns of the stage table, as text: one place for console and Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from convnext_deploy.artifacts.details import Selection, Step

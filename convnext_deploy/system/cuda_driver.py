@@ -1,7 +1,5 @@
 """Ask the NVIDIA driver for its GPUs, without touching TensorRT, which crashes the process where there is no driver."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from typing import Any

@@ -4,8 +4,6 @@ Every process runs the same program. The first one writes, decides and speaks; t
 which run over gloo, on the CPU, beside the group that averages gradients.
 """
 
-from __future__ import annotations
-
 import atexit
 import datetime as dt
 import functools

@@ -1,7 +1,5 @@
 """Describe the machine and the versions of packages, as reports record them."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from pathlib import Path

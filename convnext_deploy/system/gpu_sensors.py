@@ -1,7 +1,5 @@
 """Sample power and temperature of the GPU while it works."""
 
-from __future__ import annotations
-
 import statistics
 import threading
 from collections.abc import Iterator

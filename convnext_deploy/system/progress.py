@@ -1,7 +1,5 @@
 """Progress of long work, as a protocol: the command line draws it, a library caller may stay silent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol

@@ -16,8 +16,7 @@ import torch
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_manifest
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
@@ -110,11 +109,7 @@ def test_it_says_a_line_for_the_step_and_one_for_the_choice(good: Quantized) -> 
 
 def test_artifact_was_made_with_the_options_given(good: Quantized) -> None:
     artifact = good.artifact
-    assert (artifact.precision, artifact.target, selection_of(artifact).chosen) == (
-        "int8",
-        "openvino",
-        "min-max",
-    )
+    assert (artifact.precision, artifact.target, selection_of(artifact).chosen) == ("int8", "openvino", "min-max")
     record = artifact.lineage[-1]
     given = ("method", "target", "time_budget_s", "calibration_images", "selection_images", "max_drop_pp")
     assert [record.config[name] for name in given] == ["ptq", "openvino", 5400.0, 12, 18, 0.2]

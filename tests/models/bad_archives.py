@@ -53,12 +53,7 @@ def pickled(content: object, *, legacy: bool = False) -> bytes:
 
 def archive(data: bytes, storage: bytes = bytes(16), name: str = "archive/") -> dict[str, bytes]:
     """Return the records of an archive as torch writes them."""
-    return {
-        f"{name}data.pkl": data,
-        f"{name}byteorder": b"little",
-        f"{name}data/0": storage,
-        f"{name}version": b"3\n",
-    }
+    return {f"{name}data.pkl": data, f"{name}byteorder": b"little", f"{name}data/0": storage, f"{name}version": b"3\n"}
 
 
 def zipped(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Callable[[Path], Path]:

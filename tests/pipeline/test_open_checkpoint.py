@@ -26,9 +26,7 @@ from tests.weights import PREPROCESS, write_weights
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors"])
 @pytest.mark.parametrize(
-    "spec",
-    [ModelSpec("convnext_atto", 7, 3, 4), ModelSpec("convnextv2_femto", 2, 1, 2)],
-    ids=lambda spec: spec.variant,
+    "spec", [ModelSpec("convnext_atto", 7, 3, 4), ModelSpec("convnextv2_femto", 2, 1, 2)], ids=lambda spec: spec.variant
 )
 def test_open_input_infers_the_network_of_a_file_without_header(tmp_path: Path, suffix: str, spec: ModelSpec) -> None:
     path = tmp_path / f"weights{suffix}"

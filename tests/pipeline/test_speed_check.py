@@ -192,9 +192,7 @@ def test_check_can_be_left_out_and_the_report_says_so(
     assert "speed not measured: it was left out, as asked for" in row.notes
 
 
-def test_run_without_int8_for_a_runtime_that_is_here_measures_nothing_and_says_why(
-    small_run: RunResult,
-) -> None:
+def test_run_without_int8_for_a_runtime_that_is_here_measures_nothing_and_says_why(small_run: RunResult) -> None:
     rows = rows_of(small_run)
     for name in ("onnx-int8", "engine"):
         assert (rows[name].speed.against_float, rows[name].verdict.passed) == (None, None)

@@ -4,8 +4,6 @@ A process can be slower than the next one for its whole life, by half, whatever 
 minutes. So no figure here is from one process, and ratios compare processes that ran one after the other.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Export a network, float or quantized, to the ONNX graph for a runtime."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ with a scale per channel, whose integer sums it would otherwise write as FP16 be
 more for it: the casts are part of the kernels beside them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np

@@ -5,8 +5,6 @@ its GELU before, into an operator whose kernel is slower than that of GELU alone
 over its result.
 """
 
-from __future__ import annotations
-
 import onnx
 import onnx_ir as ir
 

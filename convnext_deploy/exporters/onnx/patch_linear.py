@@ -4,8 +4,6 @@ Both compute the same sums. A runtime may have a kernel that gives float from in
 linear layers, while its INT8 convolutions round their results to 8 bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import TypeVar
 

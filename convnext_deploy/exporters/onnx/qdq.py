@@ -6,8 +6,6 @@ a pair as well, after a division where its channels have scales of their own. Sy
 quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

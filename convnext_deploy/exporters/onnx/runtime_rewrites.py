@@ -14,8 +14,6 @@ slow |
 What each is worth is measured by `benchmarks/latency.py`. All are exact up to the order of sums.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Rules for the file as a whole: versions, batch, order, and how the weights are kept."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator

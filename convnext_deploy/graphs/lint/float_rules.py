@@ -1,7 +1,5 @@
 """Rules for the float part of a graph: norms and activations in pieces, squares that overflow, steps that can be left out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

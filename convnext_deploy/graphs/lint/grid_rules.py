@@ -1,7 +1,5 @@
 """Rules for the integers of a quantized graph: their types, zero points and scales."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rules for the quantized MatMul, Gemm and Conv nodes, and for where pairs of QuantizeLinear and DequantizeLinear stand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import onnx

@@ -1,7 +1,5 @@
 """Everything in an ONNX file: interface, operators by precision, quantized nodes, size by layer, and broken rules."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter, defaultdict

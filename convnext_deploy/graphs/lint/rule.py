@@ -1,7 +1,5 @@
 """A rule: how what breaks it is found in a graph, what that costs, and how to fix it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

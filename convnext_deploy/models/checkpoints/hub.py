@@ -1,7 +1,5 @@
 """Fetch published weights by name, with the download and the cache of the libraries that publish them."""
 
-from __future__ import annotations
-
 import re
 import sys
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.json` and `preprocessor_config.json`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ The network's own keys are those of the official repositories (`facebook`). A di
 reading and writing use the same table, so a round trip cannot lose a weight.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """Load the network of a PyTorch artifact: float, or with the quantizers that its scheme asks for."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

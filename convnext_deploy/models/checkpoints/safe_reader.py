@@ -1,7 +1,5 @@
 """Read and write weight files safely: nothing in them is executed, and what they claim is checked before it is believed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import pickle

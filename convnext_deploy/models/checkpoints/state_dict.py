@@ -1,7 +1,5 @@
 """Find the network that a state dict belongs to, and load it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 The formulas follow `convnext.py` layer by layer; the tests compare them with the networks built from the same rows.
 """
 
-from __future__ import annotations
-
 import itertools
 import operator
 from collections.abc import Iterator

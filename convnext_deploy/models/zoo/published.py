@@ -5,8 +5,6 @@ One set of weights per variant, trained on ImageNet-1k alone where such a set ex
 the weights.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess, default_preprocess

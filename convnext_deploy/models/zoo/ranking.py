@@ -1,7 +1,5 @@
 """Rank the variants for a data set and a GPU, with the batch size that fits into its memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.spec import ModelSpec

@@ -1,7 +1,5 @@
 """Write a starter recipe: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import Augmentation, FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.train import ModelConfig, TrainConfig

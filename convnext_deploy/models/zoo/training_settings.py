@@ -4,8 +4,6 @@ Ranges by the size of the network and of the data are this project's choice, and
 and how to start from published weights, are those of the papers and their code.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 

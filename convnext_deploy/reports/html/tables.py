@@ -1,7 +1,5 @@
 """Tables of the HTML pages: columns with titles, and cells of text that a badge may colour."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The tiles at the top of the page: the fastest, the smallest and the most accurate artifact, and the largest drop of INT8."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
