@@ -74,11 +74,7 @@ def main() -> None:
     student = ModelConfig(arguments.student, arguments.image_size, arguments.student_patch_size)
     learn = fit(arguments.epochs)
     distill = DistillConfig(
-        student,
-        "source",
-        learn,
-        temperature=arguments.temperature,
-        distill_loss_weight=arguments.distill_loss_weight,
+        student, "source", learn, temperature=arguments.temperature, distill_loss_weight=arguments.distill_loss_weight
     )
     results = []
     for seed in arguments.seeds:

@@ -120,7 +120,7 @@ def build(files: Files, variation: Variation, path: Path) -> Artifact:
     folded = fold(load_network(source), source.preprocess, pixels=pixels)  # type: ignore[arg-type]  # one of its names
     network = prepare(folded.network, scheme)
     calibrate(network, [torch.from_numpy(files.calibration())], "minmax")
-    proto = export_network(network, 3, files.image_size, runtime=variation.target, form=variation.form).graph
+    proto = export_network(network, 3, files.image_size, runtime=variation.target, rewrite=variation.form).graph
     if variation.target == "onnxruntime" and variation.fused:
         proto = fuse_int8_matmuls(proto)
     header = file_header(source.model, source.preprocess, None, "int8", None)

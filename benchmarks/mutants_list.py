@@ -209,10 +209,7 @@ MUTANTS = (
         "`predict` lists the least probable classes first",
         "np.argsort(-probabilities, axis=1",
         "np.argsort(probabilities, axis=1",
-        (
-            "test_predict.py",
-            "test_prediction.py",
-        ),
+        ("test_predict.py", "test_prediction.py"),
     ),
     Mutant(
         "exit-code",

@@ -30,8 +30,7 @@ from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.data.datasets import Data, open_data

@@ -15,17 +15,7 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.evaluation.gate import measure_drop
 from convnext_deploy.evaluation.score import Score
 
-COLUMNS = (
-    "method",
-    "top-1 %",
-    "drop pp [95 %]",
-    "agreement %",
-    "KL",
-    "SQNR dB",
-    "time s",
-    "memory MB",
-    "file MB",
-)
+COLUMNS = ("method", "top-1 %", "drop pp [95 %]", "agreement %", "KL", "SQNR dB", "time s", "memory MB", "file MB")
 
 
 def onnx_logits(

@@ -88,10 +88,7 @@ BENCHMARKS = (
         5,
     ),
     Benchmark(
-        "quantization_peers",
-        "quantization_peers.py",
-        ("--checkpoint", "{teacher}", "--data", "{data}", *_PEERS),
-        30,
+        "quantization_peers", "quantization_peers.py", ("--checkpoint", "{teacher}", "--data", "{data}", *_PEERS), 30
     ),
     Benchmark("quantization", "quantization.py", ("--checkpoint", "{students}", "--data", "{data}"), 60),
     Benchmark("distillation", "distillation.py", ("--data", "{data}"), 120),

@@ -127,12 +127,7 @@ def main() -> None:
         print(f"{name:15} {rows[name]['images_per_s']:8.1f} images/s, {ratio:.2f} times plain [{low:.2f}, {high:.2f}]")
     if arguments.out is not None:
         settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-        record = {
-            "settings": settings,
-            "teacher_cost": cost,
-            "rows": rows,
-            "environment": describe_environment(),
-        }
+        record = {"settings": settings, "teacher_cost": cost, "rows": rows, "environment": describe_environment()}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

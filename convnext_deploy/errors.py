@@ -1,7 +1,5 @@
 """Errors that end in one clear line: what was found, what was expected, what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

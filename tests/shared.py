@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import onnx
@@ -61,7 +60,7 @@ def shared_traces(factory: pytest.TempPathFactory) -> Iterator[None]:
             return export(model, args, f, **options)
         name = f"trace-{hashlib.sha256(content).hexdigest()}"
         graph = make_once(factory, name, lambda _: export(model, args, **options).model_proto.SerializeToString())
-        return SimpleNamespace(model=onnx_ir.from_proto(onnx.ModelProto.FromString(graph)))
+        return torch.onnx.ONNXProgram(onnx_ir.from_proto(onnx.ModelProto.FromString(graph)), None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", trace)

@@ -1,7 +1,5 @@
 """`bench`: which artifact is the fastest here, each with its runners and batch sizes, in interleaved, isolated processes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
@@ -21,16 +19,7 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
 
 SCHEMA = 1
-_FIGURES = (
-    "p50_ms",
-    "p90_ms",
-    "p99_ms",
-    "images_per_s",
-    "load_s",
-    "peak_memory_bytes",
-    "power_w",
-    "temperature_c",
-)
+_FIGURES = ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "load_s", "peak_memory_bytes", "power_w", "temperature_c")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """`bundle`: a folder, or a `.zip` of one, written completely or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -10,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import DataOptions, ExecutionOptions, create_execution, verb
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
+from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.bundles.archive import is_archived_bundle, write_archive
 from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.bundles.device import verify

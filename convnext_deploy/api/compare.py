@@ -1,13 +1,11 @@
 """`compare`: what several runs made, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import verb
 from convnext_deploy.errors import ArtifactError, OutputError
-from convnext_deploy.reports.comparison import Comparison, Run, _differences, _notes, _warnings, distinct_names
+from convnext_deploy.reports.comparison import Comparison, Run, compare_runs, distinct_names
 from convnext_deploy.reports.record import REPORT_JSON, read_report
 from convnext_deploy.system.files import create_output_folder, write_text
 
@@ -35,9 +33,7 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
             raise ArtifactError(
                 f"{paths[folders.index(folder)]} and {paths[place]} are the same run; give each run once."
             )
-    reports = [read_report(path) for path in paths]
-    named = tuple(map(Run, distinct_names(folders), paths, reports))
-    comparison = Comparison(named, tuple(_differences(named)), tuple(_warnings(named)), tuple(_notes(named)))
+    comparison = compare_runs(tuple(map(Run, distinct_names(folders), paths, map(read_report, paths))))
     if out is not None:
         from convnext_deploy.reports.html.comparison_page import render_comparison
 

@@ -1,26 +1,11 @@
 """`distill`: train a student with a teacher."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import name_variant, one_start, open_optional, open_training_data
-from convnext_deploy.api.options import (
-    DataOptions,
-    ExecutionOptions,
-    TrainingOptions,
-    create_execution,
-    create_settings,
-    verb,
-)
-from convnext_deploy.api.run_stages import create_recipe, run_stages
-from convnext_deploy.api.training_presets import (
-    DIGITS_FIT,
-    DIGITS_TEACHER_FIT,
-    fit_preset,
-    model_config,
-    override_fit,
-)
+from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
+from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
+from convnext_deploy.api.training_presets import DIGITS_FIT, DIGITS_TEACHER_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
@@ -77,8 +62,8 @@ def distill(
     how = create_execution(execution, data.data)
     images = open_training_data(data, how)
     taught_by = one_start(teacher_checkpoint, teacher_weights)
-    source = open_optional(taught_by, teacher, data, how.progress)
-    start = open_optional(student_weights, student, data, how.progress)
+    source = None if taught_by is None else open_artifact(taught_by, teacher, data, how.progress)
+    start = None if student_weights is None else open_artifact(student_weights, student, data, how.progress)
     teacher, student = name_variant(teacher, source), name_variant(student, start)
     stages: list[StageEntry] = []
     if source is None:

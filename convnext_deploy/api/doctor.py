@@ -1,7 +1,5 @@
 """`doctor`: what this machine has, what is installed on it, and which features work here."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import platform
@@ -12,8 +10,8 @@ from convnext_deploy.api.options import verb
 from convnext_deploy.diagnosis.features import Feature, list_features
 from convnext_deploy.diagnosis.machine import Machine, examine_machine
 from convnext_deploy.diagnosis.packages import DRIVER, OWN, Package, chains, find_problems, judge_packages
-from convnext_deploy.diagnosis.probing import Probe, probe
-from convnext_deploy.diagnosis.requirements import installed_version
+from convnext_deploy.diagnosis.probing import probe
+from convnext_deploy.system.environment import installed_version
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,7 @@ def doctor(*, timeout_s: float = 60.0) -> Diagnosis:
         system=platform.platform(),
         machine=machine,
         packages=tuple(packages.values()),
-        providers=_providers(probes["onnxruntime"]),
+        providers=tuple(probes["onnxruntime"].facts.get("providers", ())),
         problems=tuple(find_problems(packages, probes, machine)),
         features=list_features(packages, probes, machine),
     )
-
-
-def _providers(onnxruntime: Probe) -> tuple[str, ...]:
-    return tuple(onnxruntime.facts.get("providers", ()))

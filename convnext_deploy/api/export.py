@@ -1,21 +1,11 @@
 """`export`: from an artifact to ONNX, TensorRT engines or a Torch-TensorRT program."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import (
-    DataOptions,
-    EvaluationOptions,
-    ExecutionOptions,
-    create_execution,
-    create_settings,
-    refuse,
-    verb,
-)
-from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
+from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
 from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig

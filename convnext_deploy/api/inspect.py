@@ -1,7 +1,5 @@
 """`inspect`: what is in a file that the user points at, an ONNX file or engine plan of any origin, or an artifact folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.options import verb

@@ -1,7 +1,5 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
@@ -74,13 +72,6 @@ def open_artifact(path: Path | str, model: str | None, options: DataOptions, pro
     for note in found.notes:
         progress.say(note)
     return found
-
-
-def open_optional(
-    checkpoint: Path | str | None, model: str | None, options: DataOptions, progress: Progress
-) -> Artifact | None:
-    """Open a checkpoint if there is one, as `open_artifact` does."""
-    return None if checkpoint is None else open_artifact(checkpoint, model, options, progress)
 
 
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:

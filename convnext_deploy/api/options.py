@@ -1,23 +1,17 @@
 """The options that several verbs take, as four records; one that a verb does not use is refused by name."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import Device
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress, SilentProgress
-
-if TYPE_CHECKING:
-    from convnext_deploy.pipeline.stage import Settings
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -192,56 +186,3 @@ def _check(name: str, record: str, options: Any) -> None:
 def _at_least(options: Options, least: int, name: str) -> None:
     value = getattr(options, name)
     require(value is None or value >= least, name, value, f">= {least}")
-
-
-def create_execution(options: ExecutionOptions, data: Path | str | None = None) -> Execution:
-    """Decide how work is done where the user left it open.
-
-    Args:
-        options: what was given.
-        data: which images there are; None: none but the built-in ones.
-    """
-    from convnext_deploy.data.datasets import BUILT_IN
-
-    workers = options.workers
-    if workers is None:
-        # processes that decode images pay off for files, not for arrays in memory
-        workers = 0 if data in (None, BUILT_IN) else decoding_processes()
-    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
-    return Execution(resolve_device(options.device or "auto"), workers, options.seed or 0, options.reporter, cache_dir)
-
-
-def create_settings(
-    verb: str,
-    name: str,
-    out: Path | str | None,
-    execution: Execution,
-    options: ExecutionOptions,
-    *,
-    speed_check: bool | None = None,
-) -> Settings:
-    """Decide where a recipe runs, and how.
-
-    Args:
-        verb: that was called, for the report.
-        name: of the recipe.
-        out: folder of the run; None: `runs/NAME`.
-        execution: how work is done.
-        options: `tensorboard` and `command` count.
-        speed_check: whether INT8 is timed against its float baseline; None: it is.
-
-    Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
-    """
-    from convnext_deploy.pipeline.stage import Settings
-
-    if options.tensorboard:
-        from convnext_deploy.training.tensorboard import check_tensorboard
-
-        check_tensorboard()
-    return Settings(
-        Path("runs") / name if out is None else Path(out),
-        execution,
-        options.tensorboard or False,
-        options.command or f"convnext_deploy.{verb}(…)  # called from Python",
-        speed_check is not False,
-    )

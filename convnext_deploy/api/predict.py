@@ -1,7 +1,5 @@
 """`predict`: what an artifact takes images to be, with the name and the probability of each class."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,26 +1,14 @@
 """`quantize`: the cheapest INT8 that loses too little to matter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import (
-    DataOptions,
-    EvaluationOptions,
-    ExecutionOptions,
-    TrainingOptions,
-    create_execution,
-    create_settings,
-    refuse,
-    verb,
-)
-from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
+from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import DataError, RecipeError

@@ -1,7 +1,5 @@
 """`recommend`: which variants to take for a data set, with reasons and a recipe to start from."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,7 @@ from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.ranking import Candidate, Exclusion, rank
 from convnext_deploy.models.zoo.starter_recipe import create_start_recipe, write_recipe_text
-from convnext_deploy.models.zoo.training_settings import (
-    data_size,
-    size_recipe,
-)
+from convnext_deploy.models.zoo.training_settings import data_size, size_recipe
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.files import write_text
 from convnext_deploy.system.progress import Progress
@@ -124,7 +119,7 @@ def _within_budget(
     candidates: tuple[Candidate, ...], classes: int, image_size: int, budget_ms: float, device: str, progress: Progress
 ) -> tuple[tuple[Candidate, ...], tuple[Exclusion, ...]]:
     """Time candidates in their order until enough of them are fast enough; return these, and those that are too slow."""
-    from convnext_deploy.evaluation.timing.untrained_latency import measure_fresh_latency
+    from convnext_deploy.evaluation.latency import measure_fresh_latency
 
     fast: list[Candidate] = []
     slow: dict[str, float] = {}

@@ -1,7 +1,5 @@
 """`report`: read the report of a run, and write its views again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.options import verb

@@ -1,25 +1,16 @@
 """`run`: every stage of a recipe, or which of them would run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_named_data
-from convnext_deploy.api.options import (
-    DataOptions,
-    EvaluationOptions,
-    ExecutionOptions,
-    create_execution,
-    create_settings,
-    verb,
-)
-from convnext_deploy.api.run_stages import check_names
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
+from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import DataError
+from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
 from convnext_deploy.pipeline.stage import Settings
@@ -73,6 +64,8 @@ def _open(
     name = data.data or loaded.data
     if name is None:
         raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
+    if evaluation.speed_check and not loaded.speed_check:
+        raise RecipeError(f"recipe '{loaded.name}' says speed_check = false, so none is made; change it there.")
     check_names(loaded)
     how = create_execution(execution, name)
     source = open_artifact(loaded.source, None, DataOptions(), how.progress) if loaded.source else None

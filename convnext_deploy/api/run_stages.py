@@ -1,29 +1,55 @@
 """From the stages that a verb wants to a run of the pipeline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
+from convnext_deploy.api.options import ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
-from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
+from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
+
+
+def create_execution(options: ExecutionOptions, data: Path | str | None) -> Execution:
+    """Decide how work is done where the user left it open; `data` says which images there are, None: at most the built-in ones."""
+    workers = options.workers
+    if workers is None:
+        # processes that decode images pay off for files, not for arrays in memory
+        workers = 0 if data in (None, BUILT_IN) else decoding_processes()
+    cache_dir = None if options.cache_dir is None else Path(options.cache_dir)
+    return Execution(resolve_device(options.device or "auto"), workers, options.seed or 0, options.reporter, cache_dir)
+
+
+def create_settings(
+    verb: str,
+    name: str,
+    out: Path | str | None,
+    execution: Execution,
+    options: ExecutionOptions,
+    speed_check: bool | None = None,
+) -> Settings:
+    """Decide where and how the recipe `name` of a verb runs; `execution` was made of `options`.
+
+    Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
+    """
+    if options.tensorboard:
+        from convnext_deploy.training.tensorboard import check_tensorboard
+
+        check_tensorboard()
+    folder = Path("runs") / name if out is None else Path(out)
+    command = options.command or f"convnext_deploy.{verb}(…)  # called from Python"
+    return Settings(folder, execution, options.tensorboard or False, command, speed_check is not False)
 
 
 def create_recipe(
     name: str, stages: list[StageEntry], data: Data | None, source: Path | str | None, seed: int
 ) -> Recipe:
     """Return the recipe of a verb; `source` is what the user named, if the stages start from something."""
-    return Recipe(
-        name=name,
-        stages=tuple(stages),
-        data=None if data is None else data.name,
-        source=None if source is None else str(source),
-        seed=seed,
-    )
+    origin = None if source is None else str(source)
+    return Recipe(name, tuple(stages), None if data is None else data.name, origin, seed)
 
 
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:

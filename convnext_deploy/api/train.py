@@ -1,19 +1,10 @@
 """`train`: from scratch, or from given weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import name_variant, one_start, open_optional, open_training_data
-from convnext_deploy.api.options import (
-    DataOptions,
-    ExecutionOptions,
-    TrainingOptions,
-    create_execution,
-    create_settings,
-    verb,
-)
-from convnext_deploy.api.run_stages import create_recipe, run_stages
+from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
+from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
@@ -47,7 +38,7 @@ def train(
     how = create_execution(execution, data.data)
     images = open_training_data(data, how)
     start = one_start(checkpoint, weights)
-    source = open_optional(start, model, data, how.progress)
+    source = None if start is None else open_artifact(start, model, data, how.progress)
     model = name_variant(model, source)
     config = TrainConfig(
         model_config(model, data, training, images, source),

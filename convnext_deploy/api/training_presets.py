@@ -1,7 +1,5 @@
 """The training settings of a verb: presets for the data, and what the user overrides."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -23,11 +21,7 @@ DIGITS_FIT = FitConfig(
     crop_scale_min=0.7,
     flip_probability=0.0,
 )
-
-
 DIGITS_TEACHER_FIT = dataclasses.replace(DIGITS_FIT, epochs=10, base_learning_rate=0.032)
-
-
 DIGITS_QAT_FIT = dataclasses.replace(
     DIGITS_FIT, epochs=5, base_learning_rate=0.0064, warmup_epochs=0.5, label_smoothing=0.0
 )

@@ -1,7 +1,5 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
-from __future__ import annotations
-
 _IMAGES = ("data", "validation_fraction", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct")
 _REPORTED = ("progress", "command")

@@ -1,11 +1,10 @@
 """`validate`: score an artifact, and compare it with a baseline image by image."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, create_execution, verb
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
+from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import check_classes

@@ -1,7 +1,5 @@
 """`verify-bundle`: what `verify.py` of a bundle does, by this package's own copy; no program in a bundle is executed."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

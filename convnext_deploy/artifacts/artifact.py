@@ -1,7 +1,5 @@
 """Write, read and check artifacts: folders with the files of a model and a `manifest.json` that describes them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -223,5 +221,5 @@ def parse_artifact(record: Mapping[str, Any], format: object, where: str) -> Art
     try:
         _ = artifact.scheme
     except DeployError as error:
-        raise ValueError(f"{where}: details: {error}") from None
+        raise ValueError(f"{where}: details: {' '.join(str(error).split())}") from None
     return artifact

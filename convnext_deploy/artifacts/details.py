@@ -1,7 +1,5 @@
 """What a manifest records of an artifact beyond weights and images: one frozen record for each format."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args

@@ -1,7 +1,5 @@
 """The records of a network, its evaluation transform and its graph's ends, with the limits of what a file may say of them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Write a bundle as a reproducible `.zip`, and unpack one without writing outside the folder meant for it."""
 
-from __future__ import annotations
-
 import shutil
 import stat
 import zipfile

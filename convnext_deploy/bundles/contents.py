@@ -1,7 +1,5 @@
 """Choose and name the artifacts of a bundle, and describe what their graphs take and give."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
-from convnext_deploy.graphs.lint.rules import apply_rules
+from convnext_deploy.graphs.lint.onnx_summary import apply_rules
 from convnext_deploy.graphs.onnx_io import tensor_shape
 from convnext_deploy.graphs.onnx_view import open_view
 

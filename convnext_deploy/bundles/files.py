@@ -1,7 +1,5 @@
 """Write the files of a bundle: models, engines, golden answers, programs, Triton entries, checksums."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Choose golden images, answer them here, and decide how far another machine's answers may differ."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

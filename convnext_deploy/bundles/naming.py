@@ -1,7 +1,5 @@
 """Name bundles and the models in them, so that any shell, server and file system takes the names."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

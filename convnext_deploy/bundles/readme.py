@@ -1,7 +1,5 @@
 """Render the README of a bundle: contents, accuracy, how to build, verify, feed and serve it, history, limits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Find the measured accuracy of a bundle's artifacts in the report of the run in whose folder they lie."""
 
-from __future__ import annotations
-
 from pathlib import PurePath
 from typing import Any
 

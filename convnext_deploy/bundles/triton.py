@@ -1,7 +1,5 @@
 """Write model repositories for the Triton inference server: of ONNX files, and of engines built on the device."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal
@@ -11,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from convnext_deploy.cli.quiet import quiet_option
+from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import launched
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from convnext_deploy.api.bench import Benchmark
     from convnext_deploy.evaluation.timing.interleaved import Timing
 
-_FILE_WIDTH = 160  # where the output is not a terminal
 _NONE = "–"
 
 
@@ -41,7 +39,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
     callback=_names,
     metavar="NAME",
     shell_complete=candidates.runners,
-    help="What runs the artifacts whose format it opens; repeatable, or separated by commas.  [default: that of each format]",
+    help="Runner for the artifacts of its format; repeatable, or separated by commas.  [default: one for each format]",
 )
 @click.option(
     "--batch-size",
@@ -52,20 +50,20 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
     show_default=True,
     help="Images per call; several are separated by commas.",
 )
-@click.option("--threads", type=POSITIVE, help="Threads of one call on the CPU.  [default: as each runner does]")
+@click.option("--threads", type=POSITIVE, help="Threads of one call on the CPU.  [default: the runner's own]")
 @click.option(
     "--rounds",
     type=POSITIVE,
     default=7,
     show_default=True,
-    help="Processes for each artifact, runner and batch size; six are needed for intervals of 95 %.",
+    help="Processes for each artifact, runner and batch size; intervals of 95 % need six.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True, max=3600),
     default=2.0,
     show_default=True,
-    help="How long each process times calls, after warming up.",
+    help="How long each process measures, after warming up.",
 )
 @common_options("bench")
 def command(as_json: bool, **values: Any) -> None:
@@ -86,13 +84,14 @@ def command(as_json: bool, **values: Any) -> None:
 
 
 def _print(found: Benchmark) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False, markup=False)
+    from convnext_deploy.cli.tables import FILE_WIDTH, create_console
+
+    console = create_console()
     title = f"{found.environment['cpu']}, {found.environment['cores']} cores"
-    table = Table(title=Text(title), padding=(0, 1) if console.width >= _FILE_WIDTH else (0, 0))
+    table = Table(title=Text(title), padding=(0, 1) if console.width >= FILE_WIDTH else (0, 0))
     columns = _columns(found)
     for name in columns:
         table.add_column(

@@ -1,7 +1,5 @@
 """`convnext-deploy bundle`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,13 @@ from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argume
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR|FILE.zip", required=True, help="New folder, or .zip file."
 )
-@click.option("--zip", "as_zip", is_flag=True, help="Write DIR.zip in the place of the folder DIR.")
+@click.option("--zip", "as_zip", is_flag=True, help="Write DIR.zip instead of the folder DIR.")
 @click.option(
     "--golden-images",
     type=POSITIVE,
     default=16,
     show_default=True,
-    help="Images whose answers are kept: of the validation images of --data, synthetic ones without it.",
+    help="Images to keep with their answers: validation images of --data, or synthetic ones without it.",
 )
 @click.option(
     "--optimal-batch-size",
@@ -39,7 +37,7 @@ from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argume
 )
 @common_options("bundle")
 def command(as_json: bool, **values: Any) -> None:
-    """Put ARTIFACTs (ONNX and engines of one model) into one folder with all that a device needs to run and to prove them.
+    """Put ARTIFACTs (ONNX and engines of one model) into one folder with all that a device needs to run and verify them.
 
     Build scripts for TensorRT 10 and 11, a Triton repository, golden images with their answers, checksums, a model card. The
     programs in it need nothing of this package.

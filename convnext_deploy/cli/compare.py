@@ -1,15 +1,11 @@
 """`convnext-deploy compare`."""
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 
 import click
 
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.cli.options import common_options
-from convnext_deploy.cli.quiet import is_quiet
+from convnext_deploy.cli.options import common_options, is_quiet
 
 
 @click.command("compare")
@@ -32,18 +28,18 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Compare the artifacts of several RUNs (folders of runs, or their report.json), and show what differs between them."""
     if len(runs) < 2:
         raise click.UsageError("give at least two runs.")
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from convnext_deploy.api.compare import compare
+    from convnext_deploy.cli.tables import create_console
     from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
 
     found = compare(runs, out=out)
     if as_json:
         click.echo(found.to_json())
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = create_console()
     table = Table(padding=(0, 1))
     for column in COLUMNS:
         table.add_column(
@@ -58,6 +54,6 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
             differing.add_row(*map(Text, (difference.what, *difference.values)))
         console.print(differing)
     for text in () if is_quiet() else found.notes:
-        console.print(f"- {text}", highlight=False, markup=False)
+        console.print(f"- {text}")
     for text in found.warnings:
-        console.print(f"warning: {text}", highlight=False, markup=False, style="bold yellow")
+        console.print(f"warning: {text}", style="bold yellow")

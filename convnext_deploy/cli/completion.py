@@ -1,10 +1,8 @@
 """`convnext-deploy completion`."""
 
-from __future__ import annotations
-
 import click
 
-from convnext_deploy.cli.quiet import quiet_option
+from convnext_deploy.cli.options import quiet_option
 
 _PROGRAM, _VARIABLE = "convnext-deploy", "_CONVNEXT_DEPLOY_COMPLETE"  # the variable that click looks at
 

@@ -1,7 +1,5 @@
 """`convnext-deploy convert`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,11 +13,7 @@ from convnext_deploy.config.choices import Dialect
 @click.command("convert")
 @click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
-    "--to",
-    "dialect",
-    type=click.Choice(get_args(Dialect)),
-    required=True,
-    help="Library that is to load the weights.",
+    "--to", "dialect", type=click.Choice(get_args(Dialect)), required=True, help="Library that is to load the weights."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", required=True, help="New folder for weights and configs."

@@ -1,7 +1,5 @@
 """`convnext-deploy distill`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,12 +42,12 @@ from convnext_deploy.config.choices import DistillMethod
 @click.option(
     "--temperature",
     type=click.FloatRange(0.01, 100),
-    help="Softening of both logits, but for hard-label.  [default: 1]",
+    help="Softens the logits of teacher and student; not for hard-label.  [default: 1]",
 )
 @click.option(
     "--distill-loss-weight",
     type=click.FloatRange(0, 1),
-    help="Weight of the teacher, but for teacher-only; labels get the rest.  [default: 0.5]",
+    help="Weight of the teacher's loss, the labels get the rest; not for teacher-only.  [default: 0.5]",
 )
 @click.option(
     "--teacher-cache",
@@ -59,7 +57,7 @@ from convnext_deploy.config.choices import DistillMethod
 @click.option(
     "--teacher-cache-top-k",
     type=click.IntRange(min=0),
-    help="Keep the most probable classes only, with --teacher-cache; for hundreds of classes.  [default: 0, all]",
+    help="Keep only the most probable classes, with --teacher-cache, to save space.  [default: 0, all]",
 )
 @common_options("distill", "out")
 def command(as_json: bool, **values: Any) -> None:

@@ -29,7 +29,7 @@ _TIE = "\N{NO-BREAK SPACE}"  # keeps a version with its name until lines are bro
     metavar="SECONDS",
     default=60.0,
     show_default=True,
-    help="Longest time for packages to be imported, in which those of a slow disk must be done.",
+    help="Longest time for importing the packages; raise it for a slow disk.",
 )
 @common_options("doctor")
 def command(timeout_s: float, as_json: bool) -> None:
@@ -69,7 +69,7 @@ def _describe(found: Diagnosis, width: int) -> Iterator[str]:
         indent = " " * len(head)
         yield from textwrap.wrap(feature.detail, width, initial_indent=head, subsequent_indent=indent, **_UNBROKEN)
     yield ""
-    yield "The main path works." if found.works else "The main path is broken: mend what is under «Problems» first."
+    yield "The main path works." if found.works else "The main path is broken: fix what is listed under Problems first."
 
 
 def _rows(facts: dict[str, list[str]], width: int) -> Iterator[str]:

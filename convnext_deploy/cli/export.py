@@ -1,7 +1,5 @@
 """`convnext-deploy export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,12 +22,14 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
-    help="Precision of all that is not INT8. fp16 leaves in FP32 what would overflow.  [default: fp32 for onnx, fp16 for engines]",
+    help="Precision of all that is not INT8; with fp16, what would overflow stays in FP32.  [default: fp32 for onnx, fp16 for "
+    "engines]",
 )
 @click.option(
     "--runtime",
     type=click.Choice(get_args(Runtime)),
-    help="What a float or FP16 graph is for; INT8 is for its own target.  [default: that of the engines, tensorrt for onnx]",
+    help="Runtime that a float or FP16 graph is written for; INT8 is for its own target.  [default: that of the engines, tensorrt "
+    "for onnx]",
 )
 @click.option("--fixed-batch-size", type=POSITIVE, help="Batch size that the graph is fixed to.  [default: any]")
 @click.option(
@@ -42,7 +42,7 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 )
 @click.option("--output", type=click.Choice(get_args(GraphOutput)), help="What the graph returns.  [default: logits]")
 @click.option("--top-k", type=POSITIVE, help="How many classes --output top-k gives.  [default: 5]")
-@click.option("--range-images", type=POSITIVE, help="Training images that tell what overflows in FP16.  [default: 64]")
+@click.option("--range-images", type=POSITIVE, help="Training images that show what overflows in FP16.  [default: 64]")
 @click.option("--license", help="License of the weights, written into the file.  [default: what is known of it]")
 @click.option(
     "--gpu",
@@ -55,13 +55,17 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 @click.option("--optimal-batch-size", type=POSITIVE, help="Batch size that engines are tuned for.  [default: 1]")
 @click.option("--max-batch-size", type=POSITIVE, help="Largest batch that engines accept.  [default: 8]")
 @click.option("--workspace-mib", type=POSITIVE, help="Limit of an engine's scratch memory.  [default: 1024]")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="0: built fast, 5: runs fast.  [default: 3]")
+@click.option(
+    "--optimization-level", type=click.IntRange(0, 5), help="0: fastest build, 5: fastest engine.  [default: 3]"
+)
 @click.option(
     "--timing-cache", type=click.Path(), metavar="FILE", help="Keep the timings for the next build, with tensorrt."
 )
-@click.option("--version-compatible", is_flag=True, default=None, help="Later TensorRT releases run it, with tensorrt.")
-@click.option("--stripped", is_flag=True, default=None, help="A plan without weights, to be refitted.")
-@click.option("--strict", is_flag=True, default=None, help="INT8 layers that an engine runs in float are an error.")
+@click.option(
+    "--version-compatible", is_flag=True, default=None, help="Build an engine for later releases too, with tensorrt."
+)
+@click.option("--stripped", is_flag=True, default=None, help="Build an engine without weights, to be refitted.")
+@click.option("--strict", is_flag=True, default=None, help="Fail if an engine runs INT8 layers in float.")
 @click.option(
     "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
 )

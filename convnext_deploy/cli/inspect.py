@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convnext_deploy.graphs.engine_plan import EngineRecord
-    from convnext_deploy.graphs.lint.onnx_summary import GridRecord, ONNXRecord
+    from convnext_deploy.graphs.lint.onnx_summary import GridRecord, ONNXRecord, QuantizedRecord
 
-_FILE_WIDTH = 160  # where the output is not a terminal
 _LARGEST_LAYERS = 20
 _NAMES = 4  # of a finding's places
-_NONE = "–"
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -28,17 +25,16 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @click.argument("file", type=click.Path(path_type=Path))
 @common_options("inspect")
 def command(file: Path, as_json: bool) -> None:
-    """Say what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
+    """Show what is in FILE (ONNX or TensorRT plan of any origin, or an artifact): layers, precisions, sizes, broken rules."""
     from convnext_deploy.api.inspect import inspect
+    from convnext_deploy.cli.tables import create_console
     from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord
 
     found = inspect(file)
     if as_json:
         click.echo(found.to_json())
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False, markup=False)
+    console = create_console()
     if isinstance(found, ONNXRecord):
         _print_onnx(found, console)
     else:
@@ -46,6 +42,8 @@ def command(file: Path, as_json: bool) -> None:
 
 
 def _print_onnx(found: ONNXRecord, console: Console) -> None:
+    from convnext_deploy.cli.tables import print_facts, print_table
+
     opsets = ", ".join(f"{'' if name == 'ai.onnx' else name + ' '}{version}" for name, version in found.opsets.items())
     facts = {
         "file": found.file,
@@ -57,41 +55,29 @@ def _print_onnx(found: ONNXRecord, console: Console) -> None:
         "batch": "dynamic" if found.dynamic_batch else "frozen",
         **_describe_metadata(found.metadata),
     }
-    _print_facts(facts, console)
+    print_facts(console, facts)
+    console.print()
     precisions = list(dict.fromkeys(kind for counts in found.operators.values() for kind in counts))
-    _print_table(
-        ("operator", *precisions),
-        ((name, *(str(counts.get(kind, "")) for kind in precisions)) for name, counts in found.operators.items()),
-        console,
+    operators = (
+        (name, *(str(counts.get(kind, "")) for kind in precisions)) for name, counts in found.operators.items()
     )
+    print_table(console, ("operator", *precisions), operators, left=("operator",))
     if found.quantized:
         console.print(f"\nQuantized MatMul and Conv nodes: {len(found.quantized)}\n")
-        _print_table(
-            ("layer", "operator", "runs in", "input", "weight", "output"),
-            (
-                (
-                    q.layer,
-                    q.operator,
-                    q.precision,
-                    _grid(q.activation, "per tensor"),
-                    _grid(q.weight),
-                    "rounded" if q.output_quantized else "",
-                )
-                for q in found.quantized
-            ),
-            console,
-            texts=6,
-        )
+        titles = ("layer", "operator", "runs in", "input", "weight", "output")
+        print_table(console, titles, map(_quantized_cells, found.quantized), left=titles)
     total = sum(layer.size_bytes for layer in found.layers) or 1
     shown = found.layers[:_LARGEST_LAYERS]
     console.print(f"\nLargest layers: {len(shown)} of {len(found.layers)}\n")
-    _print_table(
-        ("layer", "operator", "kB", "%"),
-        ((x.layer, x.operator, f"{x.size_bytes / 1e3:,.1f}", f"{100 * x.size_bytes / total:.1f}") for x in shown),
-        console,
-        texts=2,
-    )
+    layers = ((x.layer, x.operator, f"{x.size_bytes / 1e3:,.1f}", f"{100 * x.size_bytes / total:.1f}") for x in shown)
+    print_table(console, ("layer", "operator", "kB", "%"), layers, left=("layer", "operator"))
     _print_findings(found, console)
+
+
+def _quantized_cells(node: QuantizedRecord) -> tuple[str, ...]:
+    rounded = "rounded" if node.output_quantized else ""
+    grids = _grid(node.activation, "per tensor"), _grid(node.weight)
+    return node.layer, node.operator, node.precision, *grids, rounded
 
 
 def _print_findings(found: ONNXRecord, console: Console) -> None:
@@ -108,6 +94,8 @@ def _print_findings(found: ONNXRecord, console: Console) -> None:
 
 
 def _print_engine(found: EngineRecord, console: Console) -> None:
+    from convnext_deploy.cli.tables import print_facts
+
     written = f"{found.flavor or 'of unknown origin'} {found.version or ''}".strip()
     nodes = ", ".join(f"{count} {kind}" for kind, count in found.nodes.items())
     facts = {
@@ -117,7 +105,8 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
         "MatMul/Conv nodes": nodes or "not readable",
         **{key.replace("_", " "): _plain(value) for key, value in found.manifest.items()},
     }
-    _print_facts(facts, console)
+    print_facts(console, facts)
+    console.print()
     if found.nodes.get("INT8") and found.float_nodes:
         console.print(f"\nMatMul/Conv nodes in float: {len(found.float_nodes)}")
         for name in found.float_nodes:
@@ -140,30 +129,6 @@ def _describe_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
         "license": str(metadata.get("license") or ""),
     }
     return {key: text for key, text in facts.items() if text}
-
-
-def _print_facts(facts: Mapping[str, str], console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    for name, text in facts.items():
-        grid.add_row(Text(name, style="bold"), Text(text))
-    console.print(grid)
-    console.print()
-
-
-def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], console: Console, texts: int = 1) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, title in enumerate(titles):
-        table.add_column(title, justify="left" if index < texts else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
 
 
 def _grid(grid: GridRecord | None, usual: str = "") -> str:

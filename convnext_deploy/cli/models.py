@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,14 +13,12 @@ from convnext_deploy.cli.options import common_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from convnext_deploy.models.zoo.catalog import ModelRow
+    from convnext_deploy.api.list_models import ModelRow
     from convnext_deploy.models.zoo.published import Published
     from convnext_deploy.models.zoo.training_settings import Span
 
 # widths of the terminal from which the training settings, and the names of the weights, fit into the table as well
 _WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
-_FILE_WIDTH = 160  # where the output is not a terminal
-_NONE = "–"
 
 Record = TypeVar("Record")
 
@@ -30,16 +27,16 @@ Record = TypeVar("Record")
 @click.argument("name", required=False, shell_complete=variants)
 @common_options("models")
 def command(name: str | None, as_json: bool) -> None:
-    """List all models: parameters, work, published top-1, how to train them. With NAME: everything about that one."""
+    """List all models: parameters, GMACs, published top-1, how to train them. With NAME: everything about that one."""
     from convnext_deploy.api.list_models import list_models, to_json
 
     rows = list_models(name)
     if as_json:
         click.echo(to_json(rows))
         return
-    from rich.console import Console
+    from convnext_deploy.cli.tables import create_console
 
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
+    console = create_console()
     if name is None:
         _print_table(rows, console)
     else:
@@ -47,19 +44,13 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _print_table(rows: tuple[ModelRow, ...], console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from convnext_deploy.cli.tables import print_table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     columns = _columns(console.width)
-    for title in columns:
-        table.add_column(title, justify="right" if title.split("\n")[0] in ("params", "GMACs", "top-1") else "left")
-    for row in rows:
-        table.add_row(*(Text(cell(row)) for cell in columns.values()))
-    console.print(table)
+    left = [title for title in columns if title.split("\n")[0] not in ("params", "GMACs", "top-1")]
+    print_table(console, list(columns), ([cell(row) for cell in columns.values()] for row in rows), left)
     for line in _legend():
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _columns(width: int) -> dict[str, Callable[[ModelRow], str]]:
@@ -84,7 +75,7 @@ def _columns(width: int) -> dict[str, Callable[[ModelRow], str]]:
 
 
 def _of(record: Record | None, describe: Callable[[Record], str]) -> str:
-    return _NONE if record is None else describe(record)
+    return "–" if record is None else describe(record)
 
 
 def _legend() -> tuple[str, ...]:
@@ -92,7 +83,7 @@ def _legend() -> tuple[str, ...]:
 
     return (
         "params: with 1000 classes. GMACs: multiply-accumulates of convolutions and linear layers, at 224 pixels.",
-        f"top-1: on ImageNet-1k, evaluated at image size/crop fraction. {_NONE}: nobody has published weights.",
+        "top-1: on ImageNet-1k, evaluated at image size/crop fraction. –: nobody has published weights.",
         f"All: AdamW, betas 0.9 and 0.999, weight decay {WEIGHT_DECAY}, 300 epochs with 20 of warm-up, label smoothing 0.1; "
         f"mixup {MIXUP_ALPHA} and CutMix {CUTMIX_ALPHA} from tiny on. lr scales linearly with the batch.",
         "All about one: convnext-deploy models NAME. Which one to take: convnext-deploy recommend --images N --classes N.",
@@ -108,9 +99,7 @@ def _evaluated_at(published: Published) -> str:
 
 
 def _print_one(row: ModelRow, console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
+    from convnext_deploy.cli.tables import print_facts
     from convnext_deploy.models.zoo import training_settings as advice
 
     facts = {
@@ -144,10 +133,7 @@ def _print_one(row: ModelRow, console: Console) -> None:
         }
     if row.settings_note is not None:
         facts["note"] = row.settings_note
-    grid = Table.grid(padding=(0, 2))
-    for name, text in facts.items():
-        grid.add_row(Text(name, style="bold"), Text(text))
-    console.print(grid)
+    print_facts(console, facts)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -1,161 +1,120 @@
 """Options that mean the same in every command, from the table of what each verb uses."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.cli.quiet import Function, quiet_option
 from convnext_deploy.config.choices import Device
 from convnext_deploy.system.distributed import launched
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+_QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 POSITIVE = click.IntRange(min=1)
-
-# By field of the records, but for `out`; in the order in which --help shows them.
-_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "data": click.option(
-        "--data",
-        metavar="DIR",
-        shell_complete=candidates.data,
-        help="Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or a folder of "
+_COUNT = click.IntRange(min=0)
+_RATE = click.FloatRange(0, 1, max_open=True)
+_FOLDER: dict[str, Any] = {"metavar": "DIR", "shell_complete": candidates.folders}
+_SWITCH: dict[str, Any] = {"is_flag": True, "default": None}
+# Field of a record, or `out` → type, help, what else click is to know; in the order in which --help shows them. Values that were
+# not given are None, and the function of the verb decides.
+_OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "data": (
+        str,
+        "Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or a folder of "
         "WebDataset shards; or 'digits'.",
+        {"metavar": "DIR", "shell_complete": candidates.data},
     ),
-    "validation_fraction": click.option(
-        "--validation-fraction",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Share of each class held out where the folder has no validation images. Give the same to every verb, otherwise "
+    "validation_fraction": (
+        click.FloatRange(0, 1, min_open=True, max_open=True),
+        "Share of each class held out where the folder has no validation images. Give the same to every verb, otherwise "
         "validation images leak into training.  [default: 0.1]",
+        {},
     ),
-    "skip_unreadable": click.option(
-        "--skip-unreadable", is_flag=True, default=None, help="Leave out images that cannot be opened, and list them."
+    "skip_unreadable": (bool, "Leave out images that cannot be opened, and list them.", _SWITCH),
+    "out": (click.Path(path_type=Path), "Folder for the results.  [default: runs/NAME]", _FOLDER),
+    "max_top1_drop_pp": (
+        click.FloatRange(0, 100),
+        "Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
+        {"flag": "--max-drop"},
     ),
-    "out": click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        shell_complete=candidates.folders,
-        help="Folder for the results.  [default: runs/NAME]",
+    "min_speedup": (
+        click.FloatRange(0.1, 100),
+        "How many times as fast as its float baseline INT8 must be; less ends with exit code 3.  [default: 1, not slower]",
+        {},
     ),
-    "max_top1_drop_pp": click.option(
-        "--max-drop",
-        "max_top1_drop_pp",
-        type=click.FloatRange(0, 100),
-        help="Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
+    "speed_check": (
+        bool,
+        "Do not time INT8 against its float baseline.",
+        {**_SWITCH, "flag": "--no-speed-check", "flag_value": False},
     ),
-    "min_speedup": click.option(
-        "--min-speedup",
-        type=click.FloatRange(0.1, 100),
-        help="How many times as fast as its float baseline INT8 must be; less ends with exit code 3.  [default: 1, not slower]",
+    "image_size": (
+        POSITIVE,
+        "Side of the network's input in pixels.  [default: the artifact's; fresh weights: 224, digits 32]",
+        {},
     ),
-    "speed_check": click.option(
-        "--no-speed-check",
-        "speed_check",
-        is_flag=True,
-        flag_value=False,
-        default=None,
-        help="Do not time INT8 against its float baseline.",
+    "crop_pct": (
+        click.FloatRange(0.1, 1.0),
+        "Share of the resized image that the evaluation's centre crop keeps.  [default: the artifact's; fresh weights: 0.875 from "
+        "128 pixels on, 1.0 below]",
+        {},
     ),
-    "image_size": click.option(
-        "--image-size",
-        type=POSITIVE,
-        help="Side of the network's input in pixels.  [default: the artifact's; fresh weights: 224, digits 32]",
+    "patch_size": (
+        click.Choice(["2", "4", "8"]),
+        "Kernel and stride of the stem; 2 suits small images.  [default: 4]",
+        {"callback": lambda _context, _parameter, value: None if value is None else int(value)},
     ),
-    "crop_pct": click.option(
-        "--crop-pct",
-        type=click.FloatRange(0.1, 1.0),
-        help="Share of the resized image that the evaluation's centre crop keeps.  [default: the artifact's; fresh weights: 0.875 "
-        "from 128 pixels on, 1.0 below]",
+    "batch_size": (POSITIVE, "Images per step.  [default: 128, digits and validation 64]", {}),
+    "epochs": (POSITIVE, "Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]", {}),
+    "base_learning_rate": (
+        click.FloatRange(min=0, min_open=True),
+        "Peak learning rate at batch 4096, scaled to the batch.  [default: 4e-3, fine-tuning and QAT 4e-4]",
+        {},
     ),
-    "patch_size": click.option(
-        "--patch-size",
-        type=click.Choice(["2", "4", "8"]),
-        callback=lambda _context, _parameter, value: None if value is None else int(value),
-        help="Kernel and stride of the stem; 2 suits small images.  [default: 4]",
+    "flip_probability": (click.FloatRange(0, 1), "Share of mirrored training images.  [default: 0.5, digits 0]", {}),
+    "drop_path_rate": (_RATE, "Stochastic depth of the last block.  [default: 0.1, digits 0]", {}),
+    "head_hidden_size": (
+        _COUNT,
+        "Width of a hidden layer between pooling and logits; 0: none.  [default: as in the model]",
+        {},
     ),
-    "batch_size": click.option(
-        "--batch-size", type=POSITIVE, help="Images per step.  [default: 128, digits and validation 64]"
+    "head_dropout": (_RATE, "Dropout before the logits.  [default: 0]", {}),
+    "gradient_checkpointing": (
+        bool,
+        "Save memory by computing each block twice; for the large models.  [default: no]",
+        {"flag": "--gradient-checkpointing/--no-gradient-checkpointing", "default": None},
     ),
-    "epochs": click.option(
-        "--epochs",
-        type=POSITIVE,
-        help="Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]",
+    "compile": (
+        bool,
+        "Let torch.compile make the kernels.  [default: no]",
+        {"flag": "--compile/--no-compile", "default": None},
     ),
-    "base_learning_rate": click.option(
-        "--base-learning-rate",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Peak learning rate at batch 4096, scaled to the batch.  [default: 4e-3, fine-tuning and QAT 4e-4]",
+    "augmentation_epochs": (
+        _COUNT,
+        "Epochs with crops of their own; later ones repeat them in another order.  [default: 0, all]",
+        {},
     ),
-    "flip_probability": click.option(
-        "--flip-probability",
-        type=click.FloatRange(0, 1),
-        help="Share of mirrored training images.  [default: 0.5, digits 0]",
+    "augmentation_seed": (
+        _COUNT,
+        "Seed of order and crops alone; runs with the same one see the same crops.  [default: --seed]",
+        {},
     ),
-    "drop_path_rate": click.option(
-        "--drop-path-rate",
-        type=click.FloatRange(0, 1, max_open=True),
-        help="Stochastic depth of the last block.  [default: 0.1, digits 0]",
+    "seed": (_COUNT, "Seed of weights, crops and calibration.  [default: 0]", {}),
+    "device": (click.Choice(get_args(Device)), "Where PyTorch runs.  [default: auto, a GPU if there is one]", {}),
+    "workers": (_COUNT, "Processes that decode images.  [default: one per core, at most 8]", {}),
+    "cache_dir": (
+        click.Path(path_type=Path),
+        "Keep what can be computed again (decoded small images, indices of shards, teachers' predictions) here, for other runs "
+        "too.  [default: memory and OUT/cache]",
+        _FOLDER,
     ),
-    "head_hidden_size": click.option(
-        "--head-hidden-size",
-        type=click.IntRange(min=0),
-        help="Width of a hidden layer between pooling and logits; 0: none.  [default: as in the model]",
-    ),
-    "head_dropout": click.option(
-        "--head-dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout before the logits.  [default: 0]"
-    ),
-    "gradient_checkpointing": click.option(
-        "--gradient-checkpointing/--no-gradient-checkpointing",
-        default=None,
-        help="Save memory by computing each block twice; for the large models.  [default: no]",
-    ),
-    "compile": click.option(
-        "--compile/--no-compile", default=None, help="Let torch.compile make the kernels.  [default: no]"
-    ),
-    "augmentation_epochs": click.option(
-        "--augmentation-epochs",
-        type=click.IntRange(min=0),
-        help="So many epochs have crops of their own, later ones repeat them in another order.  [default: 0, all]",
-    ),
-    "augmentation_seed": click.option(
-        "--augmentation-seed",
-        type=click.IntRange(min=0),
-        help="Seed of order and crops alone; students with the same one see the same crops.  [default: --seed]",
-    ),
-    "seed": click.option(
-        "--seed", type=click.IntRange(min=0), help="Seed of weights, crops and calibration.  [default: 0]"
-    ),
-    "device": click.option(
-        "--device",
-        type=click.Choice(get_args(Device)),
-        help="Where PyTorch runs.  [default: auto, a GPU if there is one]",
-    ),
-    "workers": click.option(
-        "--workers",
-        type=click.IntRange(min=0),
-        help="Processes that decode images.  [default: one per core, at most 8]",
-    ),
-    "cache_dir": click.option(
-        "--cache-dir",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        shell_complete=candidates.folders,
-        help="Keep what can be computed again (decoded small images, indices of shards, teachers' predictions) here, for other "
-        "runs too.  [default: memory and OUT/cache]",
-    ),
-    "tensorboard": click.option(
-        "--tensorboard", is_flag=True, default=None, help="Write TensorBoard events to OUT/tensorboard as well."
-    ),
+    "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard as well.", _SWITCH),
 }
-
-
 artifacts_argument = click.argument(
     "artifacts",
     nargs=-1,
@@ -177,7 +136,10 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
         )
         for name in reversed(_OPTIONS):
             if name in used:
-                function = _OPTIONS[name](function)
+                kind, text, more = _OPTIONS[name]
+                flag = more.get("flag", f"--{name.replace('_', '-')}")
+                rest = {key: value for key, value in more.items() if key != "flag"}
+                function = click.option(flag, name, type=kind, help=text, **rest)(function)
         return function
 
     return decorate
@@ -202,3 +164,25 @@ def _typed() -> str:
         here = os.environ.get("LOCAL_WORLD_SIZE", "1")
         return f"torchrun --nproc-per-node {here} -m convnext_deploy {arguments}"
     return f"convnext-deploy {arguments}"
+
+
+def quiet_option(function: Function) -> Function:
+    """Add `--quiet`, which `is_quiet` tells of."""
+
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[_QUIET] = value or context.meta.get(_QUIET, False)
+
+    return click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Print errors and the result only: no progress, no notes.",
+    )(function)
+
+
+def is_quiet() -> bool:
+    """Whether `--quiet` stands anywhere in the command line that is being executed."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))

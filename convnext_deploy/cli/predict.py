@@ -29,8 +29,8 @@ _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     """Print the most probable classes of images: of files, and of all images below folders.
 
-    Images are resized and normalized as ARTIFACT says. A file that cannot be read is named and the others are done all the same;
-    the exit code is then 1, or 0 with --skip-unreadable if any could be read.
+    Images are resized and normalized as ARTIFACT says. A file that cannot be read is named, and the others are
+    classified all the same; the exit code is then 1, or 0 with --skip-unreadable if any could be read.
     """
     from convnext_deploy.api.predict import predict
     from convnext_deploy.data.decoding import printable

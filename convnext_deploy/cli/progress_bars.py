@@ -1,7 +1,5 @@
 """Progress on standard error: bars on a terminal, plain lines in files and pipes."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from rich.progress import Progress as RichBars
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from convnext_deploy.cli.quiet import is_quiet
+from convnext_deploy.cli.options import is_quiet
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
 

@@ -1,7 +1,5 @@
 """`convnext-deploy quantize`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -37,7 +35,7 @@ class Duration(click.ParamType[float]):
     type=click.Choice(get_args(Target)),
     default="tensorrt",
     show_default=True,
-    help="Where it will run; that decides what is quantized, and how.",
+    help="Runtime that it is for, which decides what is quantized, and how.",
 )
 @click.option(
     "--method",
@@ -49,27 +47,23 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--calibration-method",
     type=click.Choice(get_args(CalibrationMethod)),
-    help="Quantize once, with ranges chosen so, instead of looking for the cheapest method that is good enough.",
+    help="Quantize once, with ranges chosen in this way, instead of trying one method after the other.",
 )
 @click.option(
     "--time-budget",
     "time_budget_s",
     type=Duration(),
     metavar="TIME",
-    help="Begin nothing that would not end within it, such as 90s, 20m or 1h.  [default: no limit]",
+    help="Start no step that would not end within it, such as 90s, 20m or 1h.  [default: no limit]",
 )
 @click.option(
-    "--model",
-    shell_complete=variants,
-    help="Model that CHECKPOINT must hold; found from its shapes if not given.",
+    "--model", shell_complete=variants, help="Model that CHECKPOINT must hold; found from its shapes if not given."
 )
 @click.option(
     "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
 )
 @click.option(
-    "--selection-images",
-    type=POSITIVE,
-    help="Other training images, by which the method is chosen.  [default: 1024]",
+    "--selection-images", type=POSITIVE, help="Other training images, by which the method is chosen.  [default: 1024]"
 )
 @common_options("quantize", "out")
 def command(as_json: bool, **values: Any) -> None:

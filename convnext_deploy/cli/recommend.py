@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 def command(as_json: bool, out: Path | None, **values: Any) -> None:
     """Recommend models for a data set, with reasons and a recipe to start from."""
     from convnext_deploy.api.recommend import recommend
+    from convnext_deploy.cli.tables import create_console
 
     found = recommend(**arguments_of("recommend", {**values, "out": out}))
     if as_json:
@@ -52,9 +52,7 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
 
         click.echo(json.dumps(found.to_record(), indent=1))
         return
-    from rich.console import Console
-
-    _print_list(found, Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+    _print_list(found, create_console())
     click.echo(
         "\nSee also, in the project's repository: "
         f"{found.size_recipe} for networks like {found.candidates[0].variant}, {found.data_recipe} for so many images."
@@ -66,34 +64,27 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
 
 
 def _print_list(found: Recommendation, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from convnext_deploy.cli.tables import print_items, print_table
 
     console.print(
-        f"For {found.images:,} training images of {found.classes} classes at {found.image_size} pixels, best first:",
-        markup=False,
+        f"For {found.images:,} training images of {found.classes} classes at {found.image_size} pixels, best first:"
     )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     columns = _columns(found)
-    for title in columns:
-        table.add_column(title, justify="left" if title == "model" else "right")
-    for candidate in found.candidates:
-        table.add_row(*(Text(cell(candidate)) for cell in columns.values()))
-    console.print(table)
+    cells = ([cell(candidate) for cell in columns.values()] for candidate in found.candidates)
+    print_table(console, list(columns), cells, left=("model",))
     for place, candidate in enumerate(found.candidates, start=1):
-        console.print(f"\n{place}. {candidate.variant}", markup=False, style="bold")
-        _print_items(candidate.reasons, console)
+        console.print(f"\n{place}. {candidate.variant}", style="bold")
+        print_items(console, candidate.reasons)
     console.print("\nLeft out", style="bold")
     variants: dict[str, list[str]] = {}
     for exclusion in found.exclusions:
         variants.setdefault(exclusion.reason, []).append(exclusion.variant)
-    _print_items([f"{', '.join(names)}: {reason}" for reason, names in variants.items()], console)
+    print_items(console, (f"{', '.join(names)}: {reason}" for reason, names in variants.items()))
 
 
 def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
     """Titles and contents of the columns."""
-    from convnext_deploy.models.zoo.catalog import describe_variant
+    from convnext_deploy.api.list_models import describe_variant
     from convnext_deploy.models.zoo.training_settings import format_setting
 
     rows = {candidate.variant: describe_variant(candidate.variant) for candidate in found.candidates}
@@ -117,13 +108,3 @@ def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
     if found.device is not None:
         columns[f"ms on\n{found.device}"] = lambda candidate: f"{candidate.latency_ms:.1f}"
     return columns
-
-
-def _print_items(texts: Sequence[str], console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    for text in texts:
-        grid.add_row("  -", Text(text))
-    console.print(grid)

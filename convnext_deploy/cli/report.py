@@ -1,7 +1,5 @@
 """`convnext-deploy report`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,15 +1,11 @@
 """Print a report on standard output: its table with remarks, or its JSON."""
 
-from __future__ import annotations
-
-import sys
-
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
+from convnext_deploy.cli.tables import create_console
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
 from convnext_deploy.system.distributed import launched
@@ -41,10 +37,10 @@ def show_report(report: Report, as_json: bool) -> None:
     if as_json:
         click.echo(report.to_json())
     else:
-        console = Console(width=None if sys.stdout.isatty() else 160)
+        console = create_console()
         console.print(create_table(report, console.width))
         for text in remarks(report):
-            console.print(f"- {text}", highlight=False, markup=False)
-        console.print(summary(report), highlight=False, markup=False, style="bold red" if not report.passed else None)
+            console.print(f"- {text}")
+        console.print(summary(report), style="bold red" if not report.passed else None)
     if not report.passed:
         raise click.exceptions.Exit(EXIT_GATE_FAILED)

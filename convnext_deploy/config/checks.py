@@ -1,7 +1,5 @@
 """The checks that every config record makes of its values."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import typing

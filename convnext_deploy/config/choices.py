@@ -3,8 +3,6 @@
 `typing.get_args(Target)` are the names in the order in which they are shown.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 Target = Literal["tensorrt", "tensorrt-depthwise", "onnxruntime", "openvino"]

@@ -1,7 +1,5 @@
 """The settings of a stage that distills."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

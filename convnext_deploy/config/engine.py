@@ -1,7 +1,5 @@
 """The settings of TensorRT engines and of Torch-TensorRT programs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 

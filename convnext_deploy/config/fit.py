@@ -1,7 +1,5 @@
 """The settings of a training run: how batches are augmented, and how the network learns from them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The settings of an export to ONNX."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

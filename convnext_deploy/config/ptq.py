@@ -1,7 +1,5 @@
 """The settings of post-training quantization."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

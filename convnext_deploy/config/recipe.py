@@ -1,7 +1,5 @@
 """A recipe: an ordered list of stages, as frozen records that check their own values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from convnext_deploy.config.checks import check_choices, require

@@ -1,7 +1,5 @@
 """Recipes as TOML files, read strictly: an unknown key or a wrong type is an error that names it."""
 
-from __future__ import annotations
-
 import dataclasses
 import tomllib
 from pathlib import Path

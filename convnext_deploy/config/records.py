@@ -1,7 +1,5 @@
 """Read frozen dataclasses from JSON or TOML, strictly by their type hints and limits: `Annotated[int, Between(1, 8)]`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -65,7 +63,9 @@ def read_record(record_type: type[Record], table: object, where: str) -> Record:
     fields = {field.name: field for field in dataclasses.fields(record_type)}  # type: ignore[arg-type]  # is a dataclass
     for key in table:
         if key not in fields:
-            raise ValueError(f"{where}: unknown key '{key}'.{suggest(str(key), fields)} Known: {', '.join(fields)}.")
+            raise ValueError(
+                f"{where}: unknown key {_shown(key)}.{suggest(str(key), fields)} Known: {', '.join(fields)}."
+            )
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in table:
@@ -113,7 +113,7 @@ def read_value(hint: Any, value: object, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _wrong_type(where, value, "a table")
-        return {key: read_value(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+        return {key: read_value(arguments[1], item, f"{where}: {_name(key)}") for key, item in value.items()}
     if not isinstance(value, (int, float) if hint is float else hint) or (isinstance(value, bool) and hint is not bool):
         raise _wrong_type(where, value, hint.__name__)
     return _finite(typing.cast(float, value), where) if hint is float else value
@@ -154,6 +154,10 @@ def _finite(value: float, where: str) -> float:
 
 def _wrong_type(where: str, value: object, expected: str) -> ValueError:
     return ValueError(f"{where} = {_shown(value)} has the wrong type; expected {expected}.")
+
+
+def _name(key: str) -> str:
+    return key if key.isprintable() and len(key) <= _SHOWN else _shown(key)
 
 
 def _shown(value: object) -> str:

@@ -1,7 +1,5 @@
 """What every kind of stage tells of itself, so that nobody else needs to know which kinds there are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

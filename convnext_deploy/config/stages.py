@@ -1,7 +1,5 @@
 """The kinds of stages. A new kind is a file with its settings and its `run`, and a line here."""
 
-from __future__ import annotations
-
 import importlib
 
 from convnext_deploy.config.stage import StageConfig
@@ -10,7 +8,7 @@ STAGE_KINDS: dict[str, str] = {
     "train": "convnext_deploy.config.train:TrainConfig",
     "distill": "convnext_deploy.config.distill:DistillConfig",
     "ptq": "convnext_deploy.config.ptq:PTQConfig",
-    "qat": "convnext_deploy.config.qat:QATConfig",
+    "qat": "convnext_deploy.config.quantize:QATConfig",
     "quantize": "convnext_deploy.config.quantize:QuantizeConfig",
     "onnx": "convnext_deploy.config.onnx:ONNXConfig",
     "tensorrt": "convnext_deploy.config.engine:TensorRTConfig",

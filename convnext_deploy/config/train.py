@@ -1,7 +1,5 @@
 """The settings of a stage that trains, and those of the network of every stage that does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -1,10 +1,8 @@
-"""The training transforms: which there are, and what they do to a batch.
+"""The training transforms of images and of batches.
 
 In order: random resized crop, horizontal flip, policy, colour jitter (all on uint8), normalization, random erasing, Mixup or CutMix
-(see `mixing`). Everything is drawn from NumPy generators that the caller seeds, nothing from torch's global one.
+(`mixup.py`). Everything is drawn from NumPy generators that the caller seeds, nothing from torch's global one.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,6 +1,4 @@
-"""Where images come from: an image folder, tar shards, or the built-in handwritten digits."""
-
-from __future__ import annotations
+"""Open labelled images for training and validation: an image folder, tar shards, or the built-in handwritten digits."""
 
 import hashlib
 import os
@@ -58,11 +56,9 @@ class FolderImages:
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        """See `ImageSet.load`."""
         return read_image(self.paths[index])
 
     def content(self, index: int) -> bytes:
-        """See `ImageSet.content`."""
         return self.paths[index].read_bytes()
 
     def size_hint(self, index: int) -> int:
@@ -81,11 +77,9 @@ class ArrayImages:
         return len(self.arrays)
 
     def load(self, index: int) -> Image.Image:
-        """See `ImageSet.load`."""
         return Image.fromarray(self.arrays[index])
 
     def content(self, index: int) -> bytes:
-        """See `ImageSet.content`."""
         content: bytes = self.arrays[index].tobytes()
         return content
 
@@ -96,7 +90,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class Split:
-    """How validation images were held out of a folder that has none of its own; see `split_validation`."""
+    """How validation images were held out of a folder that has none of its own."""
 
     fraction: float
     seed: int
@@ -106,7 +100,7 @@ class Split:
 class Data:
     """A training and a validation set over the same classes.
 
-    `name` is what the user gave; `ignored_files` are no images by their names; `unreadable` are images that were left out;
+    `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out;
     `split` is None when the validation set came with the data.
     """
 
@@ -124,7 +118,7 @@ class Data:
         notes = []
         name = printable(self.name)
         if self.ignored_files:
-            notes.append(f"{self.ignored_files} files in {name} are no images and were left out")
+            notes.append(f"{self.ignored_files} files in {name} are not images and were left out")
         if self.unreadable:
             images = "image that cannot be read was" if len(self.unreadable) == 1 else "images that cannot be read were"
             notes.append(f"{len(self.unreadable)} {images} left out:")
@@ -170,8 +164,8 @@ def open_data(
         name: `digits`, or a folder with `train/` and one of `val/`, `validation/`, `test/`, each with one folder per class;
             or with `train/` alone, or with the class folders alone, and then validation images are held out; or a folder
             with `train-*.tar` and one of `val-*.tar`, `validation-*.tar`, `test-*.tar`, or with the former alone, or with shards
-            of any other names, in the format of WebDataset (see `read_shards`).
-        validation_fraction: share of each class to hold out, between 0 and 1; see `split_validation`.
+            of any other names, in the format of WebDataset.
+        validation_fraction: share of each class to hold out where there are no validation images, between 0 and 1.
         split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
             a network is scored on images that it was trained on.
         skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only

@@ -1,6 +1,4 @@
-"""From an image file to upright 8-bit pixels, and the check that a file is a readable image."""
-
-from __future__ import annotations
+"""Decode image files to upright 8-bit pixels, and check that a file is a readable image."""
 
 import contextlib
 import functools
@@ -120,7 +118,7 @@ def _lab_transform() -> ImageCms.ImageCmsTransform:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image file; see `to_8_bit`.
+    """Decode an image file to upright 8-bit grey or RGB, as `to_8_bit` does.
 
     Raises: DataError: naming the file, if it cannot be read.
     """
@@ -129,7 +127,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Image:
-    """Decode the image file that `open_stream` opens; see `to_8_bit`.
+    """Decode the image file that `open_stream` opens, as `to_8_bit` does.
 
     Raises: DataError: with `name`, if it cannot be read.
     """
@@ -143,7 +141,7 @@ def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Ima
 
 
 def find_unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Return the files that are no readable images, in the order given, each with the reason.
+    """Return the files that are not readable images, in the order given, each with the reason.
 
     Opens every header, and decodes in full only JPEG and PNG files that do not end as they should. Damage amid the pixels
     is found by `read_image` alone. Costs about 25 µs per file on one core when the disk answers at once.
@@ -178,13 +176,13 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def find_defect(stream: BinaryIO) -> str | None:
-    """Return why an image file cannot be read, or None; see `find_unreadable`. To be called within `quiet`."""
+    """Return why an image file cannot be read, or None, without decoding it in full where possible. To be called within `quiet`."""
     try:
         with _open_image(stream) as image:
             # integers of 32 bits and floats may be out of range
             if image.mode in ("I", "F") or _ends_oddly(image, stream):
                 to_8_bit(image)
-    except Exception as error:  # see `decode_image`
+    except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         return _reason(error)
     return None
 
@@ -216,7 +214,7 @@ def _reason(error: Exception) -> str:
 
 
 def printable(text: object) -> str:
-    """Return `str(text)` with line breaks, control characters and bytes that are no text written as escapes."""
+    """Return `str(text)` with line breaks, control characters and bytes that are not text written as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 

@@ -1,6 +1,4 @@
-"""What lies in an image folder: its classes, its splits, and what of it cannot be used."""
-
-from __future__ import annotations
+"""Read an image folder: its classes, its splits, and the files that cannot be used."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +22,7 @@ _EXPECTED = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alon
 class FolderContents:
     """The image files of each class for training and for validation, over the same classes.
 
-    `ignored`: number of files that are no images by their name. `held_out`: the folder has no validation images of its own.
+    `ignored`: number of files that are not images by their name. `held_out`: the folder has no validation images of its own.
     """
 
     train: ClassFiles
@@ -39,8 +37,8 @@ def read_folder(root: Path, validation_fraction: float, split_seed: int, skip_un
 
     Args:
         root: has `train/` and one of `val/`, `validation/`, `test/`; or `train/` alone; or the class folders themselves.
-        validation_fraction: see `split_validation`; without effect when there is a validation folder.
-        split_seed: likewise.
+        validation_fraction: of each class to hold out where there is no validation folder.
+        split_seed: another one holds out other images.
         skip_unreadable: leave out images that cannot be read.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, or an image cannot be read.
@@ -96,7 +94,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _scan(split: Path) -> tuple[ClassFiles, int]:
-    """Return the images of each class folder in sorted order, and how many files are no images."""
+    """Return the images of each class folder in sorted order, and how many files are not images."""
     found: ClassFiles = {}
     ignored = sum(path.is_file() for path in split.iterdir())  # images outside of class folders have no label
     for folder in sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -105,7 +103,7 @@ def _scan(split: Path) -> tuple[ClassFiles, int]:
         ignored += len(paths) - len(images)
         if images:
             if not folder.name.isprintable():  # class names are written into files and printed
-                raise DataError(f"the name of the class folder {printable(folder)} is no plain text; rename it.")
+                raise DataError(f"the name of the class folder {printable(folder)} is not plain text; rename it.")
             found[folder.name] = sorted(images)
     if not found:
         extensions = ", ".join(IMAGE_EXTENSIONS[:3])

@@ -103,7 +103,7 @@ class BatchPlan:
 class TrainingBatches:
     """Augmented batches; what batch `k` of epoch `e` holds depends on the seed, `e` and `k` alone, not on workers.
 
-    Small images of one size (see `decode_small`) are decoded once, kept as uint8 and augmented in batches on the device; large
+    Images of one size, at most 96 pixels a side, are decoded once, kept as uint8 and augmented in batches on the device; large
     ones are decoded, cropped and changed by the loader's workers. The last incomplete batch of an epoch is dropped.
 
     Several processes that train together each get the rows of every batch that are theirs, and these are the rows that one process

@@ -1,7 +1,5 @@
 """Mixup and CutMix: every image of a batch is mixed with the one before it, and so are their labels."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

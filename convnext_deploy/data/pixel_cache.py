@@ -1,6 +1,4 @@
-"""Small images decoded once and kept as uint8: in memory, or in a file that is mapped into it."""
-
-from __future__ import annotations
+"""Decode small images once and keep them as uint8, in memory or in a file that is mapped into it."""
 
 import contextlib
 import os

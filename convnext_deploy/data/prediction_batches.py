@@ -1,6 +1,4 @@
-"""Image files in batches for a network, where some of them may be no images."""
-
-from __future__ import annotations
+"""Read image files in batches for a network; some of them may not be images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

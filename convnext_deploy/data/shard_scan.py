@@ -1,10 +1,8 @@
-"""The samples of a tar shard, found by reading its headers once, each checked.
+"""Find and check the samples of a tar shard by reading its headers once.
 
 The grouping of files into samples is webdataset's own; the offsets are found by tarfile, because webdataset 1.0 reads shards
 from front to back only (its `wids`, which indexed them, has left the package) and so could not repeat a seeded order.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -28,17 +26,9 @@ from convnext_deploy.errors import DataError, first_line
 
 # `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
 # `name`, `name_size`: where the name of the image file lies among all names.
-SAMPLE = np.dtype(
-    [
-        ("shard", "u4"),
-        ("label", "i8"),
-        ("offset", "i8"),
-        ("size", "i8"),
-        ("tail", "u8"),
-        ("name", "i8"),
-        ("name_size", "u4"),
-    ]
-)
+SAMPLE = np.dtype([
+    ("shard", "u4"), ("label", "i8"), ("offset", "i8"), ("size", "i8"), ("tail", "u8"), ("name", "i8"), ("name_size", "u4"),
+])  # fmt: skip
 Defect = tuple[int, str, str]  # the number of the shard, the key of the sample, what is wrong with it
 Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
@@ -58,13 +48,13 @@ class Shard:
 
 
 def describe_shard(path: Path) -> Shard:
-    """Return the size and the time of a tar file. Raises: DataError: if there is no regular file."""
+    """Return the size and the time of a tar file. Raises: DataError: if it is not a regular file."""
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{printable(path)} is no regular file; expected a tar file.")
+        raise DataError(f"{printable(path)} is not a regular file; expected a tar file.")
     return Shard(path, status.st_size, status.st_mtime_ns)
 
 
@@ -82,12 +72,12 @@ def load_grouping(shard: Shard) -> Group:
 
 
 def scan_shard(number: int, shard: Shard, group: Group) -> tuple[NDArray[np.void], bytes, list[Defect]]:
-    """Read all headers of a shard and check every sample; see `read_index`. To be called within `quiet`.
+    """Read all headers of a shard and check every sample. To be called within `quiet`.
 
     Args:
         number: of the shard, for the result.
         shard: is read from front to back, without the contents of images but for their first and last bytes.
-        group: see `load_grouping`.
+        group: webdataset's grouping of files into samples.
 
     Returns: the usable samples, `(N,)` of `SAMPLE` but for the places of their names, which are returned joined; the defects.
     Raises: DataError: if the shard cannot be read to its end, has no samples or has a key twice.
@@ -139,7 +129,7 @@ def _files(tar: tarfile.TarFile, stream: BinaryIO) -> Iterator[dict[str, Any]]:
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # where the headers would pile up
         if tar.offset <= end:  # by a negative size, and without end
-            raise DataError("is no sound tar file: its headers lead backwards; copy or make it again")
+            raise DataError("is not a sound tar file: its headers lead backwards; copy or make it again")
         end = tar.offset
         if info.isreg() and not info.issparse() and not _META.match(info.name):
             yield {"fname": info.name, "data": info, "__url__": ""}
@@ -192,7 +182,7 @@ def _check_image(tar: tarfile.TarFile, info: tarfile.TarInfo) -> int:
 
 def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
     with _FileInShard(tar, info) as stream:
-        return stream.read(limit + 1)  # one more than that is no label
+        return stream.read(limit + 1)  # one more than that is not a label
 
 
 class _FileInShard(tarfile.ExFileObject):

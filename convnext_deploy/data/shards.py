@@ -1,7 +1,5 @@
 """Images in tar shards by the convention of WebDataset: any of them can be read alone, at its offset."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -44,12 +42,11 @@ class ShardImages:
         return labels
 
     def load(self, index: int) -> Image.Image:
-        """See `ImageSet.load`."""
         content = self.content(index)
         return decode_image(self.place(index), lambda: io.BytesIO(content))
 
     def content(self, index: int) -> bytes:
-        """See `ImageSet.content`. Raises: DataError: if the shard has changed since it was indexed, or cannot be read."""
+        """Return the encoded bytes. Raises: DataError: if the shard has changed since it was indexed, or cannot be read."""
         return read_sample(self.index, int(self.rows[index]))
 
     def size_hint(self, index: int) -> int:
@@ -145,11 +142,11 @@ def read_shards(
         root: the folder of the shards; may hold `classes.txt` or `classnames.txt` with a class name per line.
         paths: the shards. Which are for training and which for validation is told by the first word in their names, from
             `root` on, that names a split; when there is no such word in any name, all are one set.
-        validation_fraction: see `split_validation`; without effect when there are shards for validation. Samples are named as
-            their image files are in the shards, so that `cat/1.jpg` falls on the same side as that file of a folder.
-        split_seed: likewise.
+        validation_fraction: of each class to hold out where there are no shards for validation. Samples are named as their image
+            files are in the shards, so that `cat/1.jpg` falls on the same side as that file of a folder.
+        split_seed: another one holds out other images.
         skip_unreadable: leave out samples without an image, without a label, or with an image that cannot be read.
-        cache_dir: see `read_index`.
+        cache_dir: keeps what was found in the headers; None: nowhere.
 
     Raises: DataError: if a split is missing, a shard or a sample cannot be read, a class is present in only one split or in
         none, or a label has no class name.
@@ -208,7 +205,7 @@ def _check_samples(index: ShardIndex, skip: bool) -> tuple[Path, ...]:
 
 
 def _place(index: ShardIndex, shard: int, name: str) -> Path:
-    return Path(f"{index.shards[shard].path}/{name}")  # joined as text: what a shard holds is no path
+    return Path(f"{index.shards[shard].path}/{name}")  # joined as text: what a shard holds is not a path
 
 
 def _read_class_names(root: Path) -> tuple[str, ...] | None:
@@ -224,7 +221,7 @@ def _read_class_names(root: Path) -> tuple[str, ...] | None:
     for number, name in enumerate(names, 1):
         if not name or not name.isprintable():
             raise DataError(
-                f"line {number} of {printable(path)} is no class name; expected one per line, in plain text."
+                f"line {number} of {printable(path)} is not a class name; expected one per line, in plain text."
             )
     return names
 

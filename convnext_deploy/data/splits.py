@@ -1,6 +1,4 @@
-"""Validation images for data that has none: a seeded, stratified split in which no image is on both sides."""
-
-from __future__ import annotations
+"""Hold out validation images where there are none: a seeded, stratified split in which no image is on both sides."""
 
 import hashlib
 import os
@@ -44,17 +42,17 @@ def hold_out(
     fraction: float,
     seed: int,
 ) -> tuple[dict[str, list[Item]], dict[str, list[Item]]]:
-    """Hold out images of any kind; see `split_validation`, which does it for files.
+    """Hold out images of any kind, by the rules of `split_validation`.
 
     Args:
         found: what stands for the images, under the names of their classes.
         name: of an image; with the seed, all that its place in the order depends on.
         group_equal: divides images into groups of equal contents.
-        fraction: see `split_validation`.
-        seed: likewise.
+        fraction: of each class, between 0 and 1.
+        seed: another one holds out other images.
 
     Returns: the images for training and those for validation.
-    Raises: DataError: see `split_validation`.
+    Raises: DataError: if `fraction` is not between 0 and 1, or a class has no two different images.
     """
     if not 0 < fraction < 1:
         raise DataError(f"validation_fraction = {fraction} is out of range; expected more than 0 and less than 1.")

@@ -1,6 +1,4 @@
-"""From a decoded image to what the network sees, for evaluation and for training."""
-
-from __future__ import annotations
+"""Resize, crop and normalize decoded images, for evaluation and for training."""
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ _CROP_ATTEMPTS = 10
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to upright 8-bit grey (1 channel, ITU-R 601 luma) or RGB (3); see `to_8_bit`."""
+    """Convert to upright 8-bit grey (1 channel, ITU-R 601 luma) or RGB (3)."""
     image = to_8_bit(image)
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)

@@ -1,8 +1,6 @@
-"""Which features of this package work on this machine, and what to do for the others."""
+"""List which features of this package work on this machine, and what to do for the others."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convnext_deploy.diagnosis.machine import Machine, is_jetson
@@ -71,29 +69,28 @@ def list_features(
     packages: Mapping[str, Package], probes: Mapping[str, Probe], machine: Machine
 ) -> tuple[Feature, ...]:
     """Return all features in the order in which they are shown."""
-    return tuple(_list(Situation(packages, probes, machine)))
-
-
-def _list(here: Situation) -> Iterator[Feature]:
-    cores = f"{here.machine.cores} core{'s' if here.machine.cores > 1 else ''}"
-    where = f"on {here.machine.gpus[0].name}" if here.uses_gpu and here.machine.gpus else f"on the CPU, {cores}"
-    yield here.needs("train, distill, quantize", _NETWORK, where, core=True)
-    yield here.needs("built-in digits", ("scikit-learn", "numpy"), "without --data")
-    yield _compile(here)
-    yield _several_gpus(here)
-    yield here.needs("export to ONNX", (*_GRAPHS, "onnxscript"), "any precision", core=True)
-    yield here.needs("ONNX Runtime, CPU", ("onnxruntime", "onnx", "numpy"), cores, core=True)
-    yield _runtime_on_gpu(here)
-    yield here.needs("OpenVINO", ("openvino", "numpy"), cores)
-    yield _build_rtx(here)
-    yield here.needs_gpu("TensorRT-RTX, run", "tensorrt_rtx")
-    yield here.needs_gpu("TensorRT, build and run", "tensorrt")
-    yield here.needs_gpu("Torch-TensorRT", "torch_tensorrt")
-    yield here.needs("report.html", ("plotly", "jinja2"), "any browser")
-    yield here.needs("WebDataset shards", ("webdataset", "torch"), "--data with .tar files")
-    yield here.needs("published weights", ("huggingface_hub",), "timm/… and facebook/… by name")
-    yield here.needs("TensorBoard", ("tensorboard", "torch"), "--tensorboard")
-    yield _power(here)
+    here = Situation(packages, probes, machine)
+    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    where = f"on {machine.gpus[0].name}" if here.uses_gpu and machine.gpus else f"on the CPU, {cores}"
+    return (
+        here.needs("train, distill, quantize", _NETWORK, where, core=True),
+        here.needs("built-in digits", ("scikit-learn", "numpy"), "without --data"),
+        _compile(here),
+        _several_gpus(here),
+        here.needs("export to ONNX", (*_GRAPHS, "onnxscript"), "any precision", core=True),
+        here.needs("ONNX Runtime, CPU", ("onnxruntime", "onnx", "numpy"), cores, core=True),
+        _runtime_on_gpu(here),
+        here.needs("OpenVINO", ("openvino", "numpy"), cores),
+        _build_rtx(here),
+        here.needs_gpu("TensorRT-RTX, run", "tensorrt_rtx"),
+        here.needs_gpu("TensorRT, build and run", "tensorrt"),
+        here.needs_gpu("Torch-TensorRT", "torch_tensorrt"),
+        here.needs("report.html", ("plotly", "jinja2"), "any browser"),
+        here.needs("WebDataset shards", ("webdataset", "torch"), "--data with .tar files"),
+        here.needs("published weights", ("huggingface_hub",), "timm/… and facebook/… by name"),
+        here.needs("TensorBoard", ("tensorboard", "torch"), "--tensorboard"),
+        _power(here),
+    )
 
 
 def _compile(here: Situation) -> Feature:

@@ -1,10 +1,8 @@
-"""Import modules one after the other, and tell of each what became of it: the program of `probing`'s child processes.
+"""Import modules one after the other and report on each: the program of the child processes of `probing.py`.
 
 It is run as a file, with the parent's `sys.path` as JSON and the names of the modules. A line of JSON is written when a module is
 done; the first one without a line is the one that crashed.
 """
-
-from __future__ import annotations
 
 import importlib
 import json
@@ -18,7 +16,7 @@ def main() -> None:
     """Import what the arguments name."""
     path, *modules = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what packages print is no answer
+    os.dup2(2, 1)  # what packages print is not an answer
     sys.path[:] = json.loads(path)
     for module in modules:
         print(json.dumps({"module": module, **_import(module)}), file=answers, flush=True)
@@ -30,26 +28,15 @@ def _import(name: str) -> dict[str, Any]:
         version = getattr(module, "__version__", None)
         facts = _FACTS[name](module) if name in _FACTS else {}
         return {"version": None if version is None else str(version), "facts": facts}
-    except ModuleNotFoundError as error:
-        if error.name == name.split(".")[0]:
-            return {"missing": True}
-        return {"error": _describe(error)}
     except BaseException as error:  # packages raise whatever they like, SystemExit too
-        return {"error": _describe(error)}
-
-
-def _describe(error: BaseException) -> str:
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+        if isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]:
+            return {"missing": True}
+        text = next(iter(str(error).splitlines()), "")
+        return {"error": f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__}
 
 
 def _torch(torch: Any) -> dict[str, Any]:
-    found = bool(torch.cuda.is_available())
-    return {"cuda": torch.version.cuda, "gpus": torch.cuda.device_count() if found else 0}
-
-
-def _onnxruntime(onnxruntime: Any) -> dict[str, Any]:
-    return {"providers": list(onnxruntime.get_available_providers())}
+    return {"cuda": torch.version.cuda, "gpus": torch.cuda.device_count() if torch.cuda.is_available() else 0}
 
 
 def _driver(cuda_driver: Any) -> dict[str, Any]:
@@ -73,7 +60,7 @@ def _compiler(compilation: Any) -> dict[str, Any]:
 
 _FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "torch": _torch,
-    "onnxruntime": _onnxruntime,
+    "onnxruntime": lambda onnxruntime: {"providers": list(onnxruntime.get_available_providers())},
     "convnext_deploy.system.cuda_driver": _driver,
     "convnext_deploy.training.torch_compile": _compiler,
 }

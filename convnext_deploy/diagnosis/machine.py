@@ -1,6 +1,4 @@
-"""The processor, memory, disk and GPUs of this machine, and what they mean for a small network."""
-
-from __future__ import annotations
+"""Examine the processor, memory, disk and GPUs of this machine."""
 
 import os
 import platform

@@ -1,16 +1,18 @@
-"""The packages that count here: which are installed, which of them can be used, and which do not fit together."""
+"""Judge the packages that this one uses: which are installed, which can be used, and which do not fit together."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.diagnosis.machine import Machine, is_jetson
 from convnext_deploy.diagnosis.probing import Probe
-from convnext_deploy.diagnosis.requirements import find_misfits, installed_version
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.exporters.tensorrt.bindings import INSTALL, check_version
+from convnext_deploy.system.environment import installed_version
 
 OWN = "convnext_deploy"
 DRIVER, COMPILER = "convnext_deploy.system.cuda_driver", "convnext_deploy.training.torch_compile"
@@ -86,11 +88,8 @@ class Package:
             return INSTALL[_FLAVORS[self.name]]
         if self.extra is not None and not self.installed:
             return f"pip install '{OWN}[{self.extra}]'"
-        return (
-            f"pip install --force-reinstall --no-deps {' '.join(self.distributions[:1])}"
-            if self.installed
-            else (f"pip install {self.distributions[0]}")
-        )
+        again = "--force-reinstall --no-deps " if self.installed else ""
+        return f"pip install {again}{self.distributions[0]}"
 
 
 def chains() -> tuple[tuple[str, ...], ...]:
@@ -99,6 +98,45 @@ def chains() -> tuple[tuple[str, ...], ...]:
     first = tuple(modules.pop(name) for name in _WITH_TORCH)
     # the compiler is looked for by a module of ours that needs torch
     return ((*first[:2], COMPILER, *first[2:]), (DRIVER, *modules.values()))
+
+
+def requirements_of(distribution: str, *, extras: bool = False) -> list[Requirement]:
+    """Return what a distribution needs on this machine, with `extras` also what any of its extras needs.
+
+    What cannot be read is left out: pip has the last word, not this check.
+    """
+    try:
+        metadata = importlib.metadata.metadata(distribution)
+        asked = ["", *(metadata.get_all("Provides-Extra", []) if extras else [])]
+        lines = metadata.get_all("Requires-Dist", [])
+    except Exception:  # damaged
+        return []
+    found = []
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in asked):
+            found.append(requirement)
+    return found
+
+
+def find_misfits(distributions: Iterable[str], own: str) -> list[tuple[str, Requirement, str]]:
+    """Return each of the distributions that another one of them needs in another version: who needs it, what, and what is there.
+
+    Args:
+        distributions: names; those that are not installed do not count.
+        own: the one of them whose extras count as well.
+    """
+    found = {canonicalize_name(name): version for name in distributions if (version := installed_version(name))}
+    return [
+        (name, requirement, found[needed])
+        for name in found
+        for requirement in requirements_of(name, extras=name == canonicalize_name(own))
+        if (needed := canonicalize_name(requirement.name)) in found
+        and not requirement.specifier.contains(found[needed], prereleases=True)
+    ]
 
 
 def judge_packages(probes: Mapping[str, Probe]) -> dict[str, Package]:
@@ -154,10 +192,9 @@ def _find_gpu_problems(packages: Mapping[str, Package], probes: Mapping[str, Pro
         return
     cuda = torch.facts.get("cuda")
     if cuda is None:
-        where = (
-            "take the build of JetPack" if is_jetson() else "pip uninstall torch torchvision, then install them again"
-        )
-        yield f"torch {torch.version} is a build without CUDA, and there is a GPU: {where}"
+        again = "pip uninstall torch torchvision, then install them again"
+        what = "take the build of JetPack" if is_jetson() else again
+        yield f"torch {torch.version} is a build without CUDA, and there is a GPU: {what}"
     elif not torch.facts.get("gpus"):
         yield (
             f"torch {torch.version} for CUDA {cuda} finds no GPU, and the driver does (it runs CUDA up to {machine.driver_cuda}): "

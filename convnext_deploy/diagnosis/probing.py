@@ -1,6 +1,4 @@
-"""Whether packages can be imported, found out in child processes: one that crashes or hangs does so there."""
-
-from __future__ import annotations
+"""Find out whether packages can be imported, in child processes: one that crashes or hangs does so there."""
 
 import contextlib
 import json
@@ -61,9 +59,8 @@ def probe(chains: Sequence[Sequence[str]], timeout_s: float) -> dict[str, Probe]
 
 
 def _start(chain: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(_PROGRAM), json.dumps(sys.path), *chain]
     return subprocess.Popen(
-        command,
+        [sys.executable, str(_PROGRAM), json.dumps(sys.path), *chain],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

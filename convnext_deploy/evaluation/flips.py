@@ -1,7 +1,5 @@
 """What changed between two artifacts on the same images: class by class, and image by image."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Sequence

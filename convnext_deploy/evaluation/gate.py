@@ -1,7 +1,5 @@
 """Judge a score by a gate: passed, failed, or passed without proof."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

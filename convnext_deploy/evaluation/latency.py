@@ -1,13 +1,12 @@
 """Time calls of a runner in this process."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.runners import Runner
 
 _WARM_UP = 10
@@ -53,3 +52,18 @@ def measure_latency(runner: Runner, image_shape: tuple[int, int, int]) -> Latenc
     time_calls(runner, images, _WARM_UP, _WARM_UP, 0.0)
     times = time_calls(runner, images, _LEAST_RUNS, _MOST_RUNS, _BUDGET_S)
     return Latency(1, float(np.percentile(times, 50)), float(np.percentile(times, 90)))
+
+
+def measure_fresh_latency(spec: ModelSpec, image_size: int, device: str) -> float:
+    """Return the median time in milliseconds for one image `(C, image_size, image_size)` in FP32 PyTorch.
+
+    The weights are fresh; the time does not depend on their values.
+    """
+    from convnext_deploy.models.variants import build_model
+    from convnext_deploy.runners.torch import TorchRunner
+
+    runner = TorchRunner(build_model(spec).eval(), device)
+    try:
+        return measure_latency(runner, (spec.in_channels, image_size, image_size)).p50_ms
+    finally:
+        runner.close()

@@ -1,16 +1,22 @@
 """Open an artifact with its own runner and measure it: score on all validation images, latency of single images."""
 
-from __future__ import annotations
-
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.records import read_record
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.files import write_text
+
+Record = TypeVar("Record")
 
 BATCH_SIZE = 64
 RESULT_VERSION = 1
@@ -29,11 +35,7 @@ class Measurement:
 
 
 def measure_artifact(
-    artifact: Artifact,
-    data: Data,
-    execution: Execution,
-    name: str,
-    batch_size: int = BATCH_SIZE,
+    artifact: Artifact, data: Data, execution: Execution, name: str, batch_size: int = BATCH_SIZE
 ) -> Measurement:
     """Measure an artifact. An engine that this machine cannot run is no error; its measurement says why.
 
@@ -57,3 +59,20 @@ def measure_artifact(
         return Measurement(score, latency, runner.name, runner.device)
     finally:
         runner.close()
+
+
+def write_kept(path: Path, key: str, record: Any) -> None:
+    """Keep a record; the folder of the file is made."""
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps({"key": key, **dataclasses.asdict(record)}))
+
+
+def read_kept(kind: type[Record], path: Path, key: str) -> Record | None:
+    """Return the record kept in `path`, or None if there is none with this key."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # what was written has every field, also one that may be left out
+        whole = content.keys() == {"key", *(field.name for field in dataclasses.fields(cast(Any, kind)))}
+        return read_record(kind, content, "record") if content.pop("key") == key and whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

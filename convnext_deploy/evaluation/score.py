@@ -1,7 +1,5 @@
 """Top-1 and top-5 as counts, with the prediction for every image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The MatMul, Gemm and Conv nodes of an ONNX graph, and how each of them is quantized."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from convnext_deploy.graphs.onnx_io import short_name
 from convnext_deploy.graphs.onnx_view import INTEGERS, LAYOUT, PAIR, GraphView, attribute
-from convnext_deploy.graphs.tensors import short_name
 
 COMPUTE_OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")

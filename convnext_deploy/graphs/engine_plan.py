@@ -1,7 +1,5 @@
 """Read a TensorRT engine plan: which TensorRT wrote it, and in which type each of its MatMul/Conv nodes runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter

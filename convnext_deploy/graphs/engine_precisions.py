@@ -5,8 +5,6 @@ which tells without a GPU; of standard TensorRT the engine inspector tells, on t
 cannot read it any more gets no precision report, and that is all.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict
@@ -81,7 +79,7 @@ def plan_name(node: onnx.NodeProto) -> str:
 
 
 def read_plan_nodes(plan: bytes) -> list[PlanNode]:
-    """Return the MatMul/Conv nodes of a TensorRT-RTX plan; none where it is no such plan or is written differently."""
+    """Return the MatMul/Conv nodes of a TensorRT-RTX plan; none where it is not such a plan or is written differently."""
     types = dict(_TENSOR.findall(plan))
     return [
         PlanNode(

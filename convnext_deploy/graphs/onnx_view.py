@@ -1,9 +1,7 @@
-"""An ONNX graph as it is looked at: who makes and who reads every value, types, shapes and constants.
+"""Look-ups in an ONNX graph: the producer and the readers of every value, types, shapes and constants.
 
 The weights of a large file are never copied for it: types and shapes are inferred on a graph without them.
 """
-
-from __future__ import annotations
 
 import math
 from collections import defaultdict
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from convnext_deploy.errors import ArtifactError, first_line
-from convnext_deploy.graphs.tensors import check_external, read_tensor
+from convnext_deploy.graphs.onnx_io import check_external, read_tensor
 
 LAYOUT = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -120,7 +118,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 def open_view(path: Path) -> GraphView:
     """Read an ONNX file, its weights with it where they lie inside, mapped where they lie beside it.
 
-    Raises: ArtifactError: if it is no ONNX file, is cut off, or weights beside it are missing.
+    Raises: ArtifactError: if it is not an ONNX file, is cut off, or weights beside it are missing.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -129,13 +127,13 @@ def open_view(path: Path) -> GraphView:
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(
-            f"{path} is no ONNX file or is cut off ({first_line(error)}); expected a file that an ONNX exporter wrote."
+            f"{path} is not an ONNX file or is cut off ({first_line(error)}); expected a file that an ONNX exporter wrote."
         ) from None
     if not model.graph.node or not model.opset_import:
         missing = "operators" if not model.graph.node else "operator set"
-        raise ArtifactError(f"{path} is no ONNX file or is cut off: it has no {missing}.")
+        raise ArtifactError(f"{path} is not an ONNX file or is cut off: it has no {missing}.")
     if any(isinstance(text, bytes) for text in _texts(model)):
-        raise ArtifactError(f"{path} is damaged: it has names that are no text; export it again.")
+        raise ArtifactError(f"{path} is damaged: it has names that are not text; export it again.")
     return view_graph(model, path)
 
 

@@ -1,7 +1,5 @@
 """Two classifiers on the same images: the drop of top-1 with its interval, McNemar's test, how many images tell a drop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How many times as long something takes, from times of two measured in the same rounds, with a 95 % interval."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

@@ -10,8 +10,6 @@ The activation of a v1 block has no constants, so nothing can be scaled between 
 Sources: Xiao et al. 2023, SmoothQuant, arXiv 2211.10438, section 4; for GRN the algebra above.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -38,7 +36,7 @@ def scale_inputs(network: ConvNeXt, scales: Mapping[str, Tensor]) -> None:
 
     Args:
         network: in float.
-        scales: name of a layer, see `smoothable` → `(C_in,)`, > 0 and finite.
+        scales: name of a layer that `smoothable` lists → `(C_in,)`, > 0 and finite.
 
     Raises: CheckpointError: if the input of a layer cannot be scaled, or scales are not as many as channels, positive and
         finite; the network is unchanged then.

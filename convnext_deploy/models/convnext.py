@@ -1,4 +1,4 @@
-"""ConvNeXt v1 and v2 with the options of all published variants, the network on one page.
+"""ConvNeXt v1 and v2 with the options of all published variants.
 
 Sources: Liu et al. 2022, "A ConvNet for the 2020s", arXiv 2201.03545; Woo et al. 2023, "ConvNeXt V2", arXiv 2301.00808; the
 overlapping stems, other norms and other heads are those of timm's variants.
@@ -8,8 +8,6 @@ work on the last dimension, and a convolution sees the same memory as a channels
 is ever made. State-dict keys are those of the official repositories; what these do not have is called `norm_pre` (a final
 norm before the pooling) and `pre_logits` (the hidden layer of an MLP head), as in timm.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -91,7 +89,7 @@ class Stem(nn.Sequential):
     """Convolutions and a norm: `(N, C_in, H, W)` to `(N, H/p, W/p, C)`.
 
     `patch`: one convolution with kernel and stride `patch_size`. `overlap`: two 3×3 convolutions with stride 2, of which the
-    first has `stem_dim` channels. `overlap_act`: likewise with an activation between them.
+    first has `stem_dim` channels. `overlap_act`: the same with an activation between them.
     """
 
     def __init__(
@@ -114,7 +112,6 @@ class Stem(nn.Sequential):
         super().__init__(*layers, norm(dim))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
-        """See the class."""
         x = input.contiguous(memory_format=torch.channels_last)
         for layer in itertools.islice(self, len(self) - 1):
             x = layer(x)
@@ -128,7 +125,6 @@ class Downsample(nn.Sequential):
         super().__init__(norm(dim), nn.Conv2d(dim, out_dim, 2, stride=2))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
-        """See the class."""
         x: Tensor = self[0](input)
         return self[1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # as above
 
@@ -142,7 +138,7 @@ class ConvNeXt(nn.Module):
         num_classes: number of logits, >= 1.
         in_channels: channels of the input images.
         patch_size: kernel and stride of the patch stem: 4 in the papers, 2 for images of about 32 pixels.
-        stem: `patch`, `overlap` or `overlap_act`; see `Stem`.
+        stem: `patch`, `overlap` or `overlap_act`, the kinds of `Stem`.
         stem_dim: channels between the two convolutions of an overlapping stem; None: `dims[0]`.
         kernel_sizes: of the depthwise convolutions of each model stage, odd.
         norm: `layernorm`, `rmsnorm` or `simplenorm`, everywhere in the network.

@@ -1,6 +1,4 @@
-"""The proof that a rewritten network computes what it did: its logits before and after, in float64 and in float32."""
-
-from __future__ import annotations
+"""Certify that a rewritten network computes what it did: its logits before and after, in float64 and in float32."""
 
 import copy
 from typing import Literal

@@ -23,8 +23,6 @@ exported, and it looks at the numbers, not at a flag that could be wrong. The gr
 and a LayerNormalization has a scale, which ONNX demands, and no bias.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 All of them work on the last dimension of channels-last tensors `(N, ..., C)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

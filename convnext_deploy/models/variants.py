@@ -1,4 +1,4 @@
-"""The table of ConvNeXt variants, and how their names are understood.
+"""The table of ConvNeXt variants, by their full and short names.
 
 Sources: arXiv 2201.03545 (v1 tiny to xlarge), arXiv 2301.00808 (v2), timm (all others; its names are used).
 """
@@ -131,7 +131,7 @@ def build_model(
     head_dropout: float = 0.0,
     gradient_checkpointing: bool = False,
 ) -> ConvNeXt:
-    """Build the network of `spec` with fresh weights (LayerScale only in v1, GRN only in v2). For the rest see `ConvNeXt`."""
+    """Build the network of `spec` with fresh weights (LayerScale only in v1, GRN only in v2) and these arguments of `ConvNeXt`."""
     from convnext_deploy.models.convnext import ConvNeXt
 
     row = complete_spec(spec)

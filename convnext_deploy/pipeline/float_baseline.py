@@ -1,7 +1,5 @@
 """Find the float baseline of an INT8 artifact: the same network in float for the same runtime, and the stages that make it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a run has so far: artifacts, scores and rows of the report, which is on disk after each of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -130,7 +130,7 @@ def _open_checkpoint(path: Path) -> Artifact:
 
     header = load_metadata(path)
     if header:
-        return _from_header(path, "torch", header)
+        return open_header(path, "torch", header)
     checkpoint = load_checkpoint(path)
     spec = infer_model_spec(checkpoint.state, path)
     if checkpoint.dialect == "timm" and spec.patch_size >= 8:
@@ -181,7 +181,7 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     if header:
-        return _from_header(path, "onnx", header)
+        return open_header(path, "onnx", header)
     initializers = {initializer.name for initializer in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in initializers]
     shape = tensor_shape(inputs[0]) if inputs else ()
@@ -212,7 +212,8 @@ def _precision(proto: ModelProto) -> str:
     return "fp16" if half else "fp32"
 
 
-def _from_header(path: Path, format: Format, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)
+def open_header(path: Path, format: Format, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)
+    """Return a file of this tool as the artifact that its header describes. Raises: ArtifactError: if the header is damaged."""
     own = {"path": path.parent, "files": (describe_file(path),), "lineage": ()}  # the lineage is for people to read
     try:
         return parse_artifact({"details": {}, **header, **own}, format, f"{path} has a damaged header")

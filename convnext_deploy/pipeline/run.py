@@ -211,8 +211,7 @@ def _only_starts(recipe: Recipe) -> bool:
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
-    from convnext_deploy.evaluation.kept import read_kept, write_kept
-    from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact
+    from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact, read_kept, write_kept
 
     data, execution = run.data, run.settings.execution
     if data is None:

@@ -62,11 +62,7 @@ def plan_comparison(
 
 
 def measure_comparison(
-    plan: Comparison,
-    artifacts: Mapping[str, Artifact],
-    kept: Path,
-    environment: Mapping[str, Any],
-    progress: Progress,
+    plan: Comparison, artifacts: Mapping[str, Artifact], kept: Path, environment: Mapping[str, Any], progress: Progress
 ) -> Speed | str:
     """Time an INT8 artifact and its float baseline in interleaved, isolated processes, unless that was done before.
 
@@ -79,7 +75,7 @@ def measure_comparison(
 
     Returns: the measurement, kept or new; or in words why there is none.
     """
-    from convnext_deploy.evaluation.kept import read_kept, write_kept
+    from convnext_deploy.evaluation.measure import read_kept, write_kept
     from convnext_deploy.evaluation.timing.speedup import Contender, Speed, measure_speed
 
     against = plan.against

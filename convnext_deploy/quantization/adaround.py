@@ -1,7 +1,5 @@
 """Learned rounding (AdaRound): choose for every weight whether it is rounded up or down, to keep its block's output."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

@@ -1,9 +1,8 @@
-"""Walk through a network block by block, with what each block gets in float and what it gets from quantized blocks before it.
+"""Bias correction, and the walk through a network block by block that it shares with learned rounding.
 
-So every change to a block is made knowing the errors that arrive there, and it can undo a part of them.
+A block gets its inputs in float and from the quantized blocks before it. So every change to a block is made knowing the errors that
+arrive there, and it can undo a part of them.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
@@ -40,7 +39,7 @@ def walk(
     Args:
         blocks: which, one after the other, make up the network, or its beginning; calibrated.
         images: `(N, C, H, W)`, normalized; as many are taken as `MOST_BYTES` has room for, one at least.
-        adjust: see `Adjust`.
+        adjust: changes the parameters of a block.
         advance: called after every block.
         reference: the same blocks in float, where the blocks' own weights are those of the float network no more.
     """
@@ -64,7 +63,7 @@ def correct_biases(
 ) -> None:
     """Move every bias so that the mean of its layer's output is what it was in float, channel by channel.
 
-    Layers are corrected one after the other, each behind those corrected before it. For the arguments see `walk`.
+    Layers are corrected one after the other, each behind those corrected before it. The arguments are those of `walk`.
 
     Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
         section 4.2 and appendix D (the empirical form).

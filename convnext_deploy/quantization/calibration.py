@@ -1,6 +1,4 @@
-"""Fix the grids of a prepared model: one pass over the images, in memory that does not grow with their number."""
-
-from __future__ import annotations
+"""Calibrate a prepared model: choose every scale and zero point from one pass over the images, in constant memory."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -87,7 +85,7 @@ def observe(
         model: prepared; in evaluation mode.
         batches: normalized images `(N, C, H, W)` on the model's device.
         samples: whether to keep samples of the inputs.
-        histograms: whether to count values, see `ActivationObserver`.
+        histograms: whether to count values, which all range methods but `minmax` and `moving_average` need.
 
     Raises: DeployError: if there is no image, or a value is not finite.
     """
@@ -150,7 +148,7 @@ def fix_grids(
     method: str = AUTO,
     percentile: float = 99.99,
 ) -> None:
-    """Fix every grid from what `observe` returned. See `calibrate`."""
+    """Fix every grid from what `observe` returned, by a method of `calibrate`."""
     for name, layer in quantized_layers(model):
         if layer.output_quantizer is not None:
             way = "mse" if method == AUTO else method

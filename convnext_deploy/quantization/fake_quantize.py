@@ -1,7 +1,5 @@
 """Fake quantization: round to the integer grid and come back, with gradients for weights, inputs and scales."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

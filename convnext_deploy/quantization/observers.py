@@ -1,6 +1,4 @@
-"""Observers watch a tensor during calibration and tell the range that its grid must cover."""
-
-from __future__ import annotations
+"""Observers, which watch a tensor during calibration and choose the range that its grid must cover."""
 
 import math
 from collections.abc import Callable
@@ -47,7 +45,7 @@ class ActivationObserver:
 
     Attributes:
         channel_minimum: `(C,)` float32 on the tensor's device, least value seen in each channel; NaN once one was seen there.
-        channel_maximum: `(C,)` float32, likewise.
+        channel_maximum: the same for the greatest value.
         seen: number of values.
     """
 
@@ -118,8 +116,8 @@ class ActivationObserver:
         Args:
             method: in `RANGE_METHODS`. `minmax`: everything seen. `moving_average`: exponential moving average of the extremes of
                 the batches, from the first one on, with momentum 0.2. `percentile`: all but a fraction of the values, by
-                magnitude. `mse`: least squared error of the values on their grid, cut off ones included; see `_squared_errors`.
-                `entropy`: least divergence of the quantized distribution; see `_divergences`.
+                magnitude. `mse`: least squared error of the values on their grid, cut off ones included.
+                `entropy`: least divergence of the quantized distribution.
             scheme: the grid, per tensor.
             percentile: of `percentile`, in (0, 100].
 

@@ -1,9 +1,7 @@
-"""Put quantizers into a model, take them out again, and read them out for export."""
-
-from __future__ import annotations
+"""Put quantizers into a model, take them out again, and read their integers and scales for export."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer with quantizers at its input, its weight and, where there is one, its output. For its bias, see `_bias`."""
+    """A linear layer with quantizers at its input, its weight and, where there is one, its output."""
 
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
@@ -37,7 +35,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class QuantizedConv2d(nn.Conv2d):
-    """A convolution with quantizers at its input, its weight and, where there is one, its output. For its bias, see `_bias`."""
+    """A convolution with quantizers at its input, its weight and, where there is one, its output."""
 
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
@@ -132,16 +130,18 @@ def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
 
 
 @contextmanager
-def quantizers_disabled(model: nn.Module) -> Iterator[None]:
-    """Within the block the model computes in float, exactly as before `prepare`."""
-    quantizers = [m for m in model.modules() if isinstance(m, FakeQuantize)]
-    before = [quantizer.enabled for quantizer in quantizers]
-    for quantizer in quantizers:
-        quantizer.enabled = False
+def quantizers_disabled(model: nn.Module, but: Collection[str] = ()) -> Iterator[None]:
+    """Within the block the model computes in float, exactly as before `prepare`, but for the layers with these names."""
+    before = {}
+    for name, layer in quantized_layers(model):
+        for quantizer in layer.children():
+            if isinstance(quantizer, FakeQuantize):
+                before[quantizer] = quantizer.enabled
+                quantizer.enabled = name in but
     try:
         yield
     finally:
-        for quantizer, enabled in zip(quantizers, before, strict=True):
+        for quantizer, enabled in before.items():
             quantizer.enabled = enabled
 
 

@@ -1,7 +1,7 @@
-"""Which tensor is quantized how, per deployment target. PTQ, QAT, the exporters and the reports read the same object.
+"""Quantization schemes: which tensors of which layers are quantized, and on which grids, for each deployment target.
 
-Nothing else knows where a quantizer sits: `SCHEMES` says it by patterns over the names of layers, and a recipe may say
-otherwise for any layer by patterns of its own.
+PTQ, QAT, the exporters and the reports read the same object. Nothing else knows where a quantizer sits: `SCHEMES` says it by
+patterns over the names of layers, and a recipe may say otherwise for any layer by patterns of its own.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "int8-zero-point-shift": ("input", "weight"),
     "int8-patches": ("input", "weight", "output"),
 }
-"""What may be chosen for a layer → which of its tensors are quantized. The grids are those of the target; see `LayerScheme`."""
+"""What may be chosen for a layer → which of its tensors are quantized, on the grids of the target."""
 
 Rules = tuple[tuple[str, str], ...]  # pattern over layer names, as `fnmatch` reads it → choice
 
@@ -88,7 +88,7 @@ class QuantizationScheme:
         weight: grid of weights.
         output: grid of outputs; None: that of inputs.
         overrides: patterns and choices of the user, before those of the target; of several that match, the one with the most
-            letters that are no wildcards counts, so that their order means nothing.
+            letters that are not wildcards counts, so that their order means nothing.
     """
 
     target: str
@@ -133,7 +133,7 @@ class QuantizationScheme:
         """Return the scheme with other choices for some layers, in place of those that it had.
 
         Args:
-            overrides: pattern over layer names, such as `stages.3.*` → `float`; see `CHOICES`.
+            overrides: pattern over layer names, such as `stages.3.*` → a key of `CHOICES`, such as `float`.
 
         Raises: RecipeError: if there is no such choice.
         """
@@ -192,22 +192,19 @@ _DOWNSAMPLING = ("downsample_layers.[123].1", "int8")
 SCHEMES: dict[str, QuantizationScheme] = {
     scheme.target: scheme
     for scheme in (
-        # TensorRT runs a product in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when the
-        # outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split into
-        # padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
+        # TensorRT runs a MatMul or Conv in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when
+        # the outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split
+        # into padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
         QuantizationScheme("tensorrt", (*_SHIFTED, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
         # Standard TensorRT has kernels of depthwise convolutions with INT8 on both sides, and takes slower ones where the norm
         # reads float; so the convolution's output, which is the norm's input, is quantized (Model Optimizer, pull request 1117).
         QuantizationScheme(
-            "tensorrt-depthwise",
-            (*_SHIFTED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
-            _S8,
-            _S8_PER_CHANNEL,
+            "tensorrt-depthwise", (*_SHIFTED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")), _S8, _S8_PER_CHANNEL
         ),
         # ONNX Runtime on x86 multiplies unsigned by signed. Its linear layers give float from INT8 in one kernel, its convolutions
         # round what they give to 8 bits; so patches go through a linear layer. Depthwise convolutions in INT8 cost more for the
         # conversions at both ends than they save beside the float kernel; where they are chosen all the same, their channels have
-        # scales of their own, see `exporters.qdq`. The head is a Gemm, in float unless its output is quantized.
+        # scales of their own. The head is a Gemm, in float unless its output is quantized.
         QuantizationScheme(
             "onnxruntime",
             (*_POINTWISE, ("downsample_layers.?.?", "int8-patches")),
@@ -215,8 +212,8 @@ SCHEMES: dict[str, QuantizationScheme] = {
             _S8_PER_CHANNEL,
             output=_U8_PER_CHANNEL,
         ),
-        # OpenVINO's CPU plugin makes of a zero point a compensation beside the product; a shift before the pair goes into the
-        # kernel that computes the input. Both are as fast (`benchmarks/latency.py --ablation`); the shift is what other targets
+        # OpenVINO's CPU plugin makes of a zero point a compensation beside the MatMul or Conv; a shift before the pair goes into
+        # the kernel that computes the input. Both are as fast (`benchmarks/latency.py --ablation`); the shift is what other targets
         # have too, and gives inputs all 256 codes. Depthwise convolutions and outputs in INT8 cost more conversions than they save.
         QuantizationScheme(
             "openvino",

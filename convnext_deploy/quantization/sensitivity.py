@@ -1,17 +1,14 @@
-"""What each quantized layer costs, alone, and the fewest layers to keep in float that a budget asks for."""
-
-from __future__ import annotations
+"""Measure what quantizing each layer alone does to the logits, and choose the layers to keep in float."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_deploy.quantization.fake_quantize import FakeQuantize
-from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers
+from convnext_deploy.quantization.prepare import quantized_layers, quantizers_disabled
 
 _MOST_TRIALS = 12
 
@@ -59,26 +56,6 @@ def compute_logits(model: nn.Module, images: Tensor, batch_size: int = 64) -> Te
     return torch.cat([model(part) for part in images.split(batch_size)])
 
 
-@contextmanager
-def only_quantized(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Within the block these layers alone compute with their quantizers."""
-    before = []
-    for name, layer in quantized_layers(model):
-        for quantizer in _quantizers(layer):
-            before.append((quantizer, quantizer.enabled))
-            quantizer.enabled = name in names
-    try:
-        yield
-    finally:
-        for quantizer, enabled in before:
-            quantizer.enabled = enabled
-
-
-def _quantizers(layer: QuantizedLayer) -> list[FakeQuantize]:
-    found = (layer.input_quantizer, layer.weight_quantizer, layer.output_quantizer)
-    return [quantizer for quantizer in found if quantizer is not None]
-
-
 def measure_sensitivity(
     model: nn.Module, images: Tensor, reference: Tensor, advance: Callable[[], None] = lambda: None
 ) -> tuple[Effect, ...]:
@@ -93,7 +70,7 @@ def measure_sensitivity(
     macs = count_macs(model, images[:1])
     effects = []
     for name, _ in quantized_layers(model):
-        with only_quantized(model, [name]):
+        with quantizers_disabled(model, but=[name]):
             found = compute_logits(model, images)
         changed = (found.argmax(1) != reference.argmax(1)).double().mean().item()
         effects.append(Effect(name, kl_divergence(reference, found), changed, macs[name]))
@@ -104,22 +81,11 @@ def measure_sensitivity(
 @torch.no_grad()
 def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
     """Return the multiply-accumulates of every quantized layer for one image, by running one, `(1, C, H, W)`."""
-    counts: dict[str, int] = {}
-    hooks = []
-    for name, layer in quantized_layers(model):
-
-        def take(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
-            assert isinstance(module, nn.Linear | nn.Conv2d)
-            # every output value is a sum over one row of the weight
-            counts[name] = output[0].numel() * module.weight[0].numel()
-
-        hooks.append(layer.register_forward_hook(take))
-    try:
+    with FlopCounterMode(display=False) as counter:
         model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
+    counts = counter.get_flop_counts()
+    # a multiplication and an addition count as two; names begin with the class of the model
+    return {name: sum(counts[f"{type(model).__name__}.{name}"].values()) // 2 for name, _ in quantized_layers(model)}
 
 
 def choose_float_layers(
@@ -142,7 +108,7 @@ def choose_float_layers(
     macs: Mapping[str, int] = {effect.layer: effect.macs for effect in effects}
 
     def good(in_float: Sequence[str]) -> bool:
-        with only_quantized(model, [name for name in names if name not in in_float]):
+        with quantizers_disabled(model, but=[name for name in names if name not in in_float]):
             return passes()
 
     chosen: list[str] = []

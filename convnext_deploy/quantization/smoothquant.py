@@ -1,6 +1,4 @@
-"""How much of an activation's outlier channels to move into the weight after it: decided layer by layer, from samples."""
-
-from __future__ import annotations
+"""SmoothQuant: choose, layer by layer, how much of an activation's outlier channels the weight after it takes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Compare runs: their artifacts side by side, what differs between them, and which figures cannot be compared."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +11,7 @@ from convnext_deploy.reports.stage_table import verdict
 
 SCHEMA = 1
 _ABSENT = "–"
+_OF_A_RUN = ("recipe", "data", "validation_images", "seed", "complete", "passed", "command", "environment")
 
 
 @dataclass(frozen=True)
@@ -51,32 +50,23 @@ class Comparison:
         content = {
             "schema": SCHEMA,
             "runs": [
-                {
-                    "run": run.name,
-                    "path": str(run.path),
-                    "recipe": run.report.recipe,
-                    "data": run.report.data,
-                    "validation_images": run.report.validation_images,
-                    "seed": run.report.seed,
-                    "complete": run.report.complete,
-                    "passed": run.report.passed,
-                    "command": run.report.command,
-                    "environment": run.report.environment,
-                }
+                {"run": run.name, "path": str(run.path), **{key: getattr(run.report, key) for key in _OF_A_RUN}}
                 for run in self.runs
             ],
             "artifacts": [{"run": run.name, **_figures(row)} for run, row in self.rows],
             "differences": [
-                {
-                    "what": difference.what,
-                    "values": dict(zip((r.name for r in self.runs), difference.values, strict=True)),
-                }
-                for difference in self.differences
+                {"what": each.what, "values": dict(zip((run.name for run in self.runs), each.values, strict=True))}
+                for each in self.differences
             ],
             "warnings": self.warnings,
             "notes": self.notes,
         }
         return json.dumps(content, indent=1)
+
+
+def compare_runs(runs: tuple[Run, ...]) -> Comparison:
+    """Put runs side by side, and find what differs between them."""
+    return Comparison(runs, tuple(_differences(runs)), tuple(_warnings(runs)), tuple(_notes(runs)))
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:

@@ -1,7 +1,5 @@
 """Escape users' texts for TOML, YAML, JSON and UTF-8."""
 
-from __future__ import annotations
-
 import json
 
 

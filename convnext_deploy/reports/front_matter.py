@@ -1,7 +1,5 @@
 """The YAML at the head of a model card, as Hugging Face's hub reads it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath

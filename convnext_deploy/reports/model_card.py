@@ -1,7 +1,5 @@
 """`model_card.md`: what the run made, for people who want to use it, in the format of Hugging Face's hub."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
 from pathlib import PurePath

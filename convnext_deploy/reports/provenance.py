@@ -1,7 +1,6 @@
 """Read from an artifact's manifest how it was made and how it is used, for the report."""
 
-from __future__ import annotations
-
+import dataclasses
 import json
 import math
 import re
@@ -17,8 +16,6 @@ from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.reports.record import History, Layer, Provenance
 
 _HUB_CACHE = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # where the hub's client keeps a repository
-
-
 _BROUGHT = (SOURCE, BASELINE)
 
 
@@ -29,9 +26,7 @@ def read_history(artifact: Artifact, kind: str) -> History:
     return History(
         wall_s=artifact.lineage[-1].wall_s if artifact.lineage and kind not in _BROUGHT else 0.0,
         epochs=details.history,
-        steps=() if tried is None else tried.steps,
-        chosen=None if tried is None else tried.chosen,
-        reason=None if tried is None else tried.reason,
+        selection=tried and dataclasses.replace(tried, effects=()),  # which stand at the layers
         layers=_layers(artifact),
     )
 

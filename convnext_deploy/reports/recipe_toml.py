@@ -1,7 +1,5 @@
 """The recipe of a report, as the TOML file that would make it again."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing

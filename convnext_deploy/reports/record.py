@@ -1,7 +1,5 @@
 """The report as records, and its JSON form."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.details import History as Epochs
-from convnext_deploy.artifacts.details import Step
+from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
@@ -102,15 +100,13 @@ class Layer:
 class History:
     """What happened while it was made, in `wall_s` seconds: `epochs`, what training measured after each.
 
-    `steps` are those of the fallback sequence that `quantize` tried, of which it selected `chosen` for a `reason`; `layers` those
-    of a quantized PyTorch network.
+    `selection`: the steps of the fallback sequence that `quantize` tried, and the selected one; `layers` of a quantized PyTorch
+    network.
     """
 
     wall_s: float = 0.0
     epochs: Epochs = ()
-    steps: tuple[Step, ...] = ()
-    chosen: str | None = None
-    reason: str | None = None
+    selection: Selection | None = None
     layers: tuple[Layer, ...] = ()
 
 

@@ -1,7 +1,5 @@
 """Create the row of the report for an artifact, from what its manifest tells and what was measured on it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

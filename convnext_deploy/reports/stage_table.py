@@ -1,9 +1,8 @@
 """The columns of the stage table, as text: one place for console and Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
+from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.reports.record import Accuracy, Report, StageRow
 
 COLUMNS = (
@@ -18,6 +17,7 @@ COLUMNS = (
     "time s",
     "verdict",
 )
+STEP_COLUMNS = ("step", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
 SPEEDUP = "speedup [95 %]"
 """The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
@@ -83,6 +83,22 @@ def verdict(row: StageRow) -> str:
     if passed and row.verdict.proven is False:
         return "passed, unproven"
     return {True: "passed", False: "FAILED", None: "no gate"}[passed]
+
+
+def step_cells(step: Step, selection: Selection) -> tuple[str, ...]:
+    """Return the texts of a step of a fallback sequence, in the order of `STEP_COLUMNS`."""
+    low, high = step.interval_pp
+    return (
+        step.name,
+        f"{100 * step.top1:.2f}",
+        f"{step.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]",
+        f"{100 * step.agreement:.2f}",
+        "–" if step.kl is None else f"{step.kl:.2g}",
+        "–" if step.sqnr_db is None else f"{step.sqnr_db:.1f}",
+        f"{step.risk_pp:.2f}",
+        f"{step.seconds:.1f}",
+        "passed" if step.passed else "selected" if step.name == selection.chosen else "",
+    )
 
 
 def summary(report: Report) -> str:

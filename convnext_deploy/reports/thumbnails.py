@@ -1,7 +1,5 @@
 """Thumbnails of images, as data URIs that a page can hold."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Collection

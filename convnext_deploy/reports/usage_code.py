@@ -1,7 +1,5 @@
 """Python code that runs an ONNX artifact on one image, with nothing but NumPy, Pillow and ONNX Runtime."""
 
-from __future__ import annotations
-
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.reports.escaping import quoted
 

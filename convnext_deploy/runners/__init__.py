@@ -1,7 +1,5 @@
 """Open artifacts with runners, which compute logits. They know the manifest, not how the artifact was made."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Convert normalized images and logits, which all runners share, to and from what an exported graph takes and gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Run ONNX artifacts on ONNX Runtime, by any of its execution providers."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

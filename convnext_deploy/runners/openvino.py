@@ -1,7 +1,5 @@
 """Run ONNX artifacts on OpenVINO's CPU plugin."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import sys

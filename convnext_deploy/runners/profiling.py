@@ -1,7 +1,5 @@
 """Read the time of each kernel from the profiler of a runtime."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Set up inference sessions on a CPU: every option that decides speed or precision."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 CPUPrecision = Literal["artifact", "fp32", "bf16"]

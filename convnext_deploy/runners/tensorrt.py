@@ -1,7 +1,5 @@
 """Run TensorRT and TensorRT-RTX engines, with the GPU buffers held by PyTorch."""
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

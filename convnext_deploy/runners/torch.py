@@ -1,7 +1,5 @@
 """Run PyTorch networks, float and fake-quantized, in float32; eager, or compiled by `torch.compile`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

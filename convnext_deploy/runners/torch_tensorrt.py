@@ -1,7 +1,5 @@
 """Run Torch-TensorRT programs on the GPU that they were compiled for."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """What a stage gets besides its config and its source, and what all stages do alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

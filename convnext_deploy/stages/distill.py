@@ -1,7 +1,5 @@
 """Knowledge distillation: a student learns from labels and from frozen teachers that see the same crops."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

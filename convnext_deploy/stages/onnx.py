@@ -1,7 +1,5 @@
 """Export to ONNX: float, folded here, or INT8 as explicit Q/DQ, folded before it was quantized; in FP32 or FP16."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
@@ -44,11 +42,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         if scheme is None:
             network = fold(network, source.preprocess).network
         found = export_network(
-            network,
-            source.model.in_channels,
-            source.preprocess.image_size,
-            config.batch_size,
-            runtime=runtime,
+            network, source.model.in_channels, source.preprocess.image_size, config.batch_size, runtime=runtime
         )
         proto = add_ends(found.graph, io, source.preprocess)
         if config.precision == "fp16":

@@ -1,7 +1,5 @@
 """Post-training quantization: put quantizers into the folded network and fix their grids on calibration images."""
 
-from __future__ import annotations
-
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.ptq import PTQConfig

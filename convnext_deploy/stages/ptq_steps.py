@@ -1,7 +1,5 @@
 """From a float network to an INT8 one without training: the steps of post-training quantization in their order."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence

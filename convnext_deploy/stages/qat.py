@@ -1,12 +1,10 @@
 """Quantization-aware training: weights and scales of a PTQ artifact learn to live on their grids."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers

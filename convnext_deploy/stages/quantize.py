@@ -1,7 +1,5 @@
 """The fallback sequence: methods of quantization from the cheapest to the strongest, until a step is good enough for `Judge`."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -14,8 +12,7 @@ from torch import nn
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step, TorchDetails
 from convnext_deploy.config.ptq import PTQSteps
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import prepare, without_quantizers

@@ -1,7 +1,5 @@
 """Training under fake quantization, which `qat` and `quantize` share."""
 
-from __future__ import annotations
-
 import time
 
 import torch
@@ -11,7 +9,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import identity_parameters

@@ -6,8 +6,6 @@ drop of top-1 may be within it as far as its 95 % interval tells. And the risk m
 probabilities expect of the answers that changed, plus what chance may add to it on `JUDGED_ON` images, with probability 0.95.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

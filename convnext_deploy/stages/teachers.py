@@ -1,7 +1,5 @@
 """Teachers of a stage: checked, and as part of the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compile a float PyTorch artifact to a Torch-TensorRT program, on the GPU that will run it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file

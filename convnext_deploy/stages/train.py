@@ -1,7 +1,5 @@
 """Train a network from scratch, or fine-tune the source."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """From a stage's settings to a training: network, batches, and the call of the loop."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -25,8 +23,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.distributed import from_first, world
-from convnext_deploy.training.evaluate import evaluate_classifier
-from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.fit import Objective, evaluate_classifier, fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
 from convnext_deploy.training.torch_compile import compile_network
 

@@ -1,7 +1,5 @@
 """A trained or quantized network as an artifact on disk."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file

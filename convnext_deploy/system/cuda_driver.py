@@ -1,6 +1,4 @@
-"""Is there an NVIDIA driver, without touching TensorRT, which crashes the process where there is none; and which GPUs it drives."""
-
-from __future__ import annotations
+"""Ask the NVIDIA driver for its GPUs, without touching TensorRT, which crashes the process where there is no driver."""
 
 import ctypes
 import sys
@@ -71,7 +69,7 @@ def gpu_bus_id() -> str | None:
     """
     if cuda_driver_error() is not None:
         return None
-    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    driver = _load()
     device, address = ctypes.c_int(0), ctypes.create_string_buffer(32)
     if driver.cuDeviceGet(ctypes.byref(device), 0) != 0 or driver.cuDeviceGetPCIBusId(address, 32, device) != 0:
         return None

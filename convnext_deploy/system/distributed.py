@@ -1,10 +1,8 @@
-"""The processes that train one network together, as `torchrun` starts them. One process is the common case and needs nothing.
+"""The processes that train one network together, as `torchrun` starts them; one process needs nothing of it.
 
 Every process runs the same program. The first one writes, decides and speaks; the others follow it through the collectives below,
 which run over gloo, on the CPU, beside the group that averages gradients.
 """
-
-from __future__ import annotations
 
 import atexit
 import datetime as dt

@@ -1,6 +1,4 @@
-"""The machine and the versions of packages, as reports record them."""
-
-from __future__ import annotations
+"""Describe the machine and the versions of packages, as reports record them."""
 
 import importlib.metadata
 import platform
@@ -10,27 +8,24 @@ from typing import Any
 from convnext_deploy.system.distributed import usable_cores
 
 _PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "tensorrt_rtx",
-    "tensorrt",
+    "convnext_deploy", "torch", "torchvision", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt",
     "torch_tensorrt",
-)
+)  # fmt: skip
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None; also where its metadata is damaged."""
+    try:
+        version: str | None = importlib.metadata.version(distribution)
+    except Exception:  # metadata that others left behind is damaged in many ways
+        return None
+    return version
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on, without importing them."""
-    found = {"python": platform.python_version()}
-    for package in ("convnext_deploy", *_PACKAGES):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}
+    return {"python": platform.python_version(), **found}
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """How work is done on this machine, as one record that is made once and handed on."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

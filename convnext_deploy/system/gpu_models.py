@@ -4,8 +4,6 @@ Source: NVIDIA's page "CUDA GPU Compute Capability" (developer.nvidia.com/cuda-g
 than Turing); GPUs that it leaves out, such as those made for one country or for laptops, have the capability of their chip.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,6 +1,4 @@
-"""Power and temperature of the GPU, while it works."""
-
-from __future__ import annotations
+"""Sample power and temperature of the GPU while it works."""
 
 import statistics
 import threading

@@ -1,6 +1,4 @@
-"""What long work says about itself. The command line draws it; a library caller may stay silent."""
-
-from __future__ import annotations
+"""Progress of long work, as a protocol: the command line draws it, a library caller may stay silent."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -41,8 +39,7 @@ class SilentProgress:
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
-        """See `Progress.task`."""
         yield _SilentTask()
 
     def say(self, message: str) -> None:
-        """See `Progress.say`."""
+        pass

@@ -1,7 +1,5 @@
 """The state of a training on disk: enough to go on from any step as if nothing had happened."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Distillation of features: after each model stage the student's features are led to the teacher's."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

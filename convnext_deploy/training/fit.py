@@ -1,7 +1,5 @@
 """The one training loop: plain training, distillation and quantization-aware training are losses given to it."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings
@@ -10,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convnext_deploy.data.loaders import Batch, TrainingBatches
+from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
@@ -239,3 +238,21 @@ def _trainable(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def evaluate_classifier(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
+    """Return the mean cross-entropy `validation_loss` and the share of right predictions `validation_top1`, in [0, 1].
+
+    The network is left in evaluation mode. Where there are several processes, each has its own part of the images, and the
+    figures are those of all images.
+    """
+    network.eval()
+    loss, correct, count = 0.0, 0.0, 0.0
+    for images, labels in batches:
+        logits, targets = network(images.to(device)).float(), labels.to(device)
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += int((logits.argmax(dim=1) == targets).sum())
+        count += len(labels)
+    loss, correct, count = total([loss, correct, count])
+    return {"validation_loss": loss / count, "validation_top1": correct / count}

@@ -4,8 +4,6 @@ All are computed in float32 (in float64 when given float64), averaged over the b
 `(N, num_classes)` floating point with rows that sum to 1, as mixup gives them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """AdamW, its parameter groups, the learning rate of every step, and the average of the weights."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

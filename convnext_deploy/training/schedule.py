@@ -1,7 +1,5 @@
 """How a network learns, from the first step to the last."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """A frozen network that teaches, given the student's images."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -8,8 +8,6 @@ Source: Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual 
 smoothing" for the classes that are not kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,7 +1,5 @@
 """The figures of each epoch as TensorBoard events, beside `history.json`."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import time

@@ -1,7 +1,5 @@
 """`torch.compile` by choice."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Everything that a training is made of at one step: what is saved, and what a resumed training starts from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -243,6 +243,11 @@ COMBINATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("bundle", {"data": DataOptions(validation_fraction=0.2)}, "not use validation_fraction: there are no images"),
     ("train", {"data": DataOptions(validation_fraction=0.2)}, "'digits' does not use validation_fraction"),
     ("validate", {"baseline": None, "evaluation": EvaluationOptions(max_top1_drop_pp=1.0)}, "nothing to compare with"),
+    (
+        "run",
+        {"recipe": dataclasses.replace(RECIPE, speed_check=False), "evaluation": EvaluationOptions(speed_check=True)},
+        "says speed_check = false",
+    ),
     ("validate", {"gate_on": "upper"}, "needs to know how much may be lost"),
 ]
 

@@ -17,8 +17,8 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import OutputError, RecipeError
-from convnext_deploy.evaluation.timing import untrained_latency as fresh_latency
-from convnext_deploy.evaluation.timing.untrained_latency import measure_fresh_latency
+from convnext_deploy.evaluation import latency as fresh_latency
+from convnext_deploy.evaluation.latency import measure_fresh_latency
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import rank

@@ -1,8 +1,9 @@
-"""Whatever a manifest says, reading it gives an artifact with every field as its type says, or one clear error."""
+"""Whatever a manifest or a header says, reading it gives an artifact with every field as its type says, or one clear error."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, read_artifact, write_manifest
 from convnext_deploy.artifacts.details import Details
+from convnext_deploy.artifacts.spec import file_header
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.pipeline.open_artifact import open_header
 from tests.artifacts.test_artifact import EVERY, create_artifact
 
 _NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 2**64, 10**400, True])
@@ -87,6 +90,27 @@ def test_mutated_manifest_is_read_whole_or_refused_in_one_line(
         assert read_artifact(folder) == artifact
         return
     assert str(folder) in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("format_", "details"), [("torch", EVERY[0]), ("onnx", EVERY[1])])
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_mutated_header_is_read_whole_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, format_: Any, details: Details, data: st.DataObject
+) -> None:
+    artifact = create_artifact(tmp_path_factory.getbasetemp() / "header", details)
+    header = file_header(artifact.model, artifact.preprocess, artifact.class_names, "int8", "MIT")
+    document = json.loads(json.dumps({**header, "details": dataclasses.asdict(details), "lineage": []}))
+    mutated = json.loads(json.dumps(mutate(document, data)))
+    try:
+        found = open_header(artifact.main_file, format_, mutated)
+    except ArtifactError as error:
+        said = str(error)
+    else:
+        use(found)
+        return
+    assert f"{artifact.main_file} has a damaged header: " in said
     assert "\n" not in said
 
 

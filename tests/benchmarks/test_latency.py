@@ -101,6 +101,7 @@ def test_profile_knows_depthwise_convolutions_from_products() -> None:
     assert render_profile([row]).endswith("| 10.00 | 5.00 (50 %) | 3.00 (30 %) | 1.00 (10 %) | 1.00 (10 %) |")
 
 
+@pytest.mark.heavy
 def test_small_run_times_ours_and_others_and_says_what_is_missing(tmp_path: Path) -> None:
     words = ["--models", "test_convnext", "--image-size", "32", "--batch-sizes", "2", "--threads", "1", "--rounds", "1"]
     words += ["--seconds", "0.05", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "latency.json")]

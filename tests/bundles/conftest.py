@@ -23,11 +23,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     folder = tmp_path_factory.mktemp("graphs") / "stages"
     int8 = write_onnx_artifact(folder / "onnx-int8", row_sum_graph(), "int8")
     fp32 = write_onnx_artifact(folder / "onnx-fp32", row_sum_graph(offset=0.25, batch=4, padding=99), "fp32")
-    return {
-        "int8": int8,
-        "fp32": fp32,
-        "engine": write_engine_artifact(folder / "engine", int8, gpus=("SM86", "SM89")),
-    }
+    return {"int8": int8, "fp32": fp32, "engine": write_engine_artifact(folder / "engine", int8, gpus=("SM86", "SM89"))}
 
 
 @pytest.fixture(scope="session")

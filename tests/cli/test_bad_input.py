@@ -122,14 +122,14 @@ ARTIFACT_CASES: list[Case] = [
     (
         "checkpoint of another origin",
         foreign_checkpoint,
-        "is no ConvNeXt checkpoint with the names of timm, torchvision, facebook, hugg",
+        "is not a ConvNeXt checkpoint with the names of timm, torchvision, facebook, hugg",
     ),
     (
         "checkpoint that runs code",
         unsafe_checkpoint,
         "reading it would execute code (click.testing.CliRunner), which is refused",
     ),
-    ("cut checkpoint", cut_checkpoint, "cut.safetensors is no readable safetensors file"),
+    ("cut checkpoint", cut_checkpoint, "cut.safetensors is not a readable safetensors file"),
     ("cut artifact", cut_artifact, "its manifest says"),
     (
         "missing checkpoint",
@@ -157,7 +157,7 @@ ARTIFACT_CASES: list[Case] = [
     ("missing baseline", artifact("validate", name="student", after=("--baseline", "/none")), "/none does not exist"),
     ("run folder for an artifact", run_folder, "It is a run; point at one of its artifacts"),
     ("wrong suffix", wrong_suffix, "a file ending in .safetensors, .pth, .pt, .bin, .ckpt, .tar or .onnx"),
-    ("no ONNX file", no_onnx, "is no readable ONNX file"),
+    ("no ONNX file", no_onnx, "is not a readable ONNX file"),
     (
         "another model to quantize",
         artifact("quantize", name="student", after=("--model", "femto")),

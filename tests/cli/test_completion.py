@@ -130,6 +130,7 @@ def test_runners_that_are_offered_are_those_that_there_are() -> None:
     assert set(RUNNER_NAMES) == set(RUNNERS)
 
 
+@pytest.mark.heavy
 def test_completion_imports_nothing_heavy() -> None:
     code = f"import atexit, json, sys; atexit.register(lambda: print(json.dumps(sorted(sys.modules)))); {PROGRAM}"
     for line in ("convnext-deploy train --model v2-", "convnext-deploy export --gpu rtx", "convnext-deploy run x"):
@@ -163,6 +164,7 @@ def test_unknown_shell_is_refused() -> None:
     assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in outcome.err
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(BASH is None, reason="there is no bash")
 def test_script_completes_in_bash(place: Path, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "convnext-deploy"

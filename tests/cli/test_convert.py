@@ -113,7 +113,7 @@ CASES: list[tuple[Callable[[Path], list[str | Path]], str]] = [
     (another_model, "holds a convnext_atto, not the convnext_femto asked for with --model"),
     (missing, "none.pth does not exist"),
     (no_network, "bring DIR here and give it in the place of the name"),
-    (foreign, "is no ConvNeXt checkpoint"),
+    (foreign, "is not a ConvNeXt checkpoint"),
     (damaged_config, "config.json cannot be read as JSON"),
 ]
 

@@ -32,6 +32,7 @@ def plant(folder: Path, **packages: str) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 def test_doctor_shows_one_calm_screen_where_all_is_well() -> None:
     begun = time.monotonic()
     done = run_doctor()
@@ -66,6 +67,7 @@ def test_doctor_fits_into_a_terminal_of_any_width(monkeypatch: pytest.MonkeyPatc
     assert "Problems" in lines
 
 
+@pytest.mark.heavy
 def test_doctor_survives_whatever_is_broken(tmp_path: Path) -> None:
     planted = plant(
         tmp_path,

@@ -177,6 +177,7 @@ def test_package_has_no_other_attributes() -> None:
     assert issubclass(convnext_deploy.DeployError, Exception)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arguments", [("--help",), ("distill", "--help"), ("convert", "--help"), ("--version",)])
 def test_help_of_the_installed_command_is_fast(arguments: tuple[str, ...]) -> None:
     times = []

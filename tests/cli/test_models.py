@@ -47,7 +47,7 @@ def test_models_shows_the_columns_that_fit(width: int, columns: int) -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 150])
 def test_models_fits_into_the_width_of_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext_deploy.cli.models._FILE_WIDTH", width)
+    monkeypatch.setattr("convnext_deploy.cli.tables.FILE_WIDTH", width)
     table = [line for line in call("models").out.splitlines() if line.startswith(tuple(map(short_name, VARIANTS)))]
     assert len(table) == len(VARIANTS)
     assert max(map(len, table)) <= width
@@ -124,6 +124,7 @@ def test_models_refuses_an_unknown_name_with_the_nearest() -> None:
     assert outcome.err.startswith("error: unknown model 'tinny'. Did you mean 'tiny'?")
 
 
+@pytest.mark.heavy
 def test_models_imports_nothing_heavy_for_json() -> None:
     code = """
 import sys

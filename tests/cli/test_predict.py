@@ -163,6 +163,7 @@ def test_no_images_are_wrong_usage(student: Path) -> None:
     assert "Missing argument 'IMAGE|DIR...'" in outcome.err
 
 
+@pytest.mark.heavy
 def test_results_reach_a_file_while_a_bar_is_drawn_on_the_terminal(student: Path, images: Path, tmp_path: Path) -> None:
     """Rich takes standard output too while it draws, and would print the results on the terminal instead."""
     control, terminal = pty.openpty()

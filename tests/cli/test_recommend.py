@@ -78,9 +78,7 @@ def test_recommend_measures_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_recommend_shows_times_when_there_is_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "cuda_driver_error", lambda: "no GPU")
-    monkeypatch.setattr(
-        "convnext_deploy.evaluation.timing.untrained_latency.measure_fresh_latency", lambda *given: 12.3
-    )
+    monkeypatch.setattr("convnext_deploy.evaluation.latency.measure_fresh_latency", lambda *given: 12.3)
     text = " ".join(call("recommend", *SMALL, "--latency-budget", "20").out.split())
     assert "ms on" in text
     assert "- takes 12.3 ms for one image on this cpu, within 20 ms" in text

@@ -10,6 +10,8 @@ import pytest
 
 from convnext_deploy.cli import COMMANDS
 
+pytestmark = pytest.mark.heavy  # every import is looked at in a process of its own
+
 HEAVY = {"torch", "torchvision", "numpy", "onnx", "onnxruntime", "openvino", "PIL", "sklearn", "plotly", "jinja2"}
 CODE = """
 import contextlib, io, json, sys

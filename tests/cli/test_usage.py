@@ -112,6 +112,7 @@ def python_m(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.heavy
 def test_process_exits_with_1_and_one_line_when_the_input_is_wrong(tmp_path: Path) -> None:
     done = python_m("run", tmp_path / "none.toml")
     assert (done.returncode, done.stdout) == (1, "")
@@ -119,12 +120,14 @@ def test_process_exits_with_1_and_one_line_when_the_input_is_wrong(tmp_path: Pat
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.heavy
 def test_process_exits_with_2_when_the_usage_is_wrong() -> None:
     done = python_m("train", "--model", "atto", "--batch-size", "0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == "Error: Invalid value for '--batch-size': 0 is not in the range x>=1."
 
 
+@pytest.mark.heavy
 def test_process_names_an_unreadable_image_that_another_process_decodes(place: Place) -> None:
     data = place.copy_images()
     (data / "val" / "dog" / "3.png").write_text("this is no image")

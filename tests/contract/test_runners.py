@@ -69,13 +69,13 @@ def _parameter(case: Case) -> Any:
     return pytest.param(case, marks=marks, id=f"{name}-{runner}" + (f"-{threads}" if threads else ""))
 
 
-@pytest.fixture(params=[_parameter(case) for case in CASES])
+@pytest.fixture(scope="module", params=[_parameter(case) for case in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def artifact(case: Case, artifacts: dict[str, Artifact]) -> Artifact:
     return artifacts[case[0]]
 
@@ -83,7 +83,7 @@ def artifact(case: Case, artifacts: dict[str, Artifact]) -> Artifact:
 Open = Callable[[], Runner]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(case: Case, artifact: Artifact) -> Open:
     """Opens the case, or skips the test where its backend is not here."""
 
@@ -96,8 +96,9 @@ def opened(case: Case, artifact: Artifact) -> Open:
     return open_it
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runner(opened: Open) -> Iterator[Runner]:
+    """The case, opened once for all tests of it."""
     found = opened()
     yield found
     found.close()

@@ -77,7 +77,7 @@ def test_open_data_refuses_when_a_folder_cannot_be_listed(folder: Path, monkeypa
 def test_open_data_refuses_class_names_that_are_no_text(folder: Path, name: bytes, shown: str) -> None:
     for split in ("train", "val"):
         (folder / split / "cat").rename(folder / split / os.fsdecode(name))
-    assert f"{folder / 'train'}/{shown} is no plain text; rename it" in refusal(folder)
+    assert f"{folder / 'train'}/{shown} is not plain text; rename it" in refusal(folder)
 
 
 @pytest.fixture

@@ -92,8 +92,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "joined": (_join, "goes on after the end of an archive, as when several are joined; join their files instead."),
     "key twice": (_twice, "has the key '001' twice; the files of a sample must follow each other."),
     "file twice": (_same_file_twice, "cannot be read as a tar file (7.png: duplicate file name in tar file png"),
-    "backwards": (_backwards, "is no sound tar file: its headers lead backwards; copy or make it again."),
-    "pipe": (_pipe, "is no regular file; expected a tar file."),
+    "backwards": (_backwards, "is not a sound tar file: its headers lead backwards; copy or make it again."),
+    "pipe": (_pipe, "is not a regular file; expected a tar file."),
     "dangling link": (_dangling_link, "cannot be read (No such file or directory)."),
 }
 
@@ -219,9 +219,17 @@ def test_a_class_without_validation_images_is_refused(tmp_path: Path) -> None:
         ),
         ((0, 0, 0), None, "the shards of {root} have only one class; at least 2 are needed."),
         ((0, 0, 0), "a", "the shards of {root} have only one class; at least 2 are needed."),
-        ((0, 1, 1), "a\n\nb", "line 2 of {root}/classes.txt is no class name; expected one per line, in plain text."),
-        ((0, 1, 1), "a\nb\tc", "line 2 of {root}/classes.txt is no class name; expected one per line, in plain text."),
-        ((0, 1, 1), "", "line 1 of {root}/classes.txt is no class name"),
+        (
+            (0, 1, 1),
+            "a\n\nb",
+            "line 2 of {root}/classes.txt is not a class name; expected one per line, in plain text.",
+        ),
+        (
+            (0, 1, 1),
+            "a\nb\tc",
+            "line 2 of {root}/classes.txt is not a class name; expected one per line, in plain text.",
+        ),
+        ((0, 1, 1), "", "line 1 of {root}/classes.txt is not a class name"),
         ((0, 1, 1), b"\xff", "the class names in {root}/classes.txt cannot be read (not UTF-8 text)."),
     ],
 )

@@ -197,7 +197,4 @@ def test_files_are_read_only_as_far_as_needed(tmp_path: Path, monkeypatch: pytes
         ["other-start"],
         ["other-end"],
     ]
-    assert read == {
-        "_tail_digest": {"same-size", "other-end", "other-start"},
-        "_digest": {"same-size", "other-start"},
-    }
+    assert read == {"_tail_digest": {"same-size", "other-end", "other-start"}, "_digest": {"same-size", "other-start"}}

@@ -151,8 +151,7 @@ def test_driver_that_is_too_old_for_torch_is_a_problem(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("module", "version", "expected"),
-    [("tensorrt", "8.6.1", "10.3 to 11.x"), ("tensorrt_rtx", "2.0.0", "1.7 to 1.x")],
+    ("module", "version", "expected"), [("tensorrt", "8.6.1", "10.3 to 11.x"), ("tensorrt_rtx", "2.0.0", "1.7 to 1.x")]
 )
 def test_tensorrt_of_an_unknown_release_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, module: str, version: str, expected: str

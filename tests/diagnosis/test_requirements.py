@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from packaging.requirements import Requirement
 
-from convnext_deploy.diagnosis.requirements import find_misfits, installed_version, requirements_of
+from convnext_deploy.diagnosis.packages import find_misfits, requirements_of
+from convnext_deploy.system.environment import installed_version
 from tests.diagnosis.conftest import Plant
 
 FITTING = [

@@ -96,6 +96,7 @@ def test_run_goes_on_after_a_process_died(image_folder: Path, tmp_path: Path) ->
     assert sorted(path.name for path in (killed / "stages").iterdir()) == ["ptq", "student", "teacher"]
 
 
+@pytest.mark.heavy
 def test_run_says_an_error_once(image_folder: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     recipe.write_text(recipe.read_text().replace("batch_size = 12", "batch_size = 11", 1))

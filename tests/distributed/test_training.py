@@ -10,6 +10,8 @@ import pytest
 from tests.distributed import worker
 from tests.distributed.launch import run
 
+pytestmark = pytest.mark.heavy  # two processes train
+
 VARIANTS = pytest.mark.parametrize("variant", worker.VARIANTS)
 
 

@@ -18,8 +18,7 @@ from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingB
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.evaluate import evaluate_classifier
-from convnext_deploy.training.fit import fit
+from convnext_deploy.training.fit import evaluate_classifier, fit
 from convnext_deploy.training.schedule import Schedule
 
 CLASSES, EPOCHS, STEPS = 5, 5, 4

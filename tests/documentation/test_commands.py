@@ -74,7 +74,8 @@ def test_every_option_of_a_command_exists(block: Block) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith(LONG) else []) for name in DOCUMENTS]
+    "document",
+    [pytest.param(name, marks=pytest.mark.slow if name.endswith(LONG) else pytest.mark.heavy) for name in DOCUMENTS],
 )
 def test_page_does_what_it_says(document: str, here: Path) -> None:
     for block in read_blocks(document):

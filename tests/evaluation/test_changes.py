@@ -42,10 +42,7 @@ def lose(counts: dict[int, tuple[int, int, int]]) -> tuple[Score, Score]:
 
 def test_compare_classes_counts_each_class_that_has_images() -> None:
     changes = compare_classes(score(AFTER, LABELS), score(BEFORE, LABELS), ("cat", "dog", "owl"))
-    assert changes == (
-        ClassChange(0, "cat", 3, 2, 2, 1, 1, 0.0, 1.0),
-        ClassChange(2, "owl", 4, 2, 2, 1, 1, 0.0, 1.0),
-    )
+    assert changes == (ClassChange(0, "cat", 3, 2, 2, 1, 1, 0.0, 1.0), ClassChange(2, "owl", 4, 2, 2, 1, 1, 0.0, 1.0))
 
 
 def test_compare_classes_names_classes_by_number_when_they_have_no_names() -> None:

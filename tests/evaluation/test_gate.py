@@ -110,10 +110,7 @@ def test_judge_passes_exactly_what_the_gate_allows() -> None:
 def test_judge_says_what_was_found_and_asked_for() -> None:
     assert judge(top1(899), drop(1.734), Gate(0.5, 0.9)) == Verdict(
         False,
-        (
-            "top-1 89.90 % is below the 90.00 % asked for",
-            "top-1 drops by 1.73 pp, more than the 0.50 pp allowed",
-        ),
+        ("top-1 89.90 % is below the 90.00 % asked for", "top-1 drops by 1.73 pp, more than the 0.50 pp allowed"),
         proven=False,
     )
 

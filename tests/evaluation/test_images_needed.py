@@ -40,10 +40,7 @@ def test_images_needed_equals_the_published_example() -> None:
     assert images_needed(0.40, 0.50) == 23
 
 
-@pytest.mark.parametrize(
-    ("drop", "discordance", "expected"),
-    [(0.005, 0.01, 3138), (0.01, 0.03, 2353), (1.0, 1.0, 4)],
-)
+@pytest.mark.parametrize(("drop", "discordance", "expected"), [(0.005, 0.01, 3138), (0.01, 0.03, 2353), (1.0, 1.0, 4)])
 def test_images_needed_by_hand(drop: float, discordance: float, expected: int) -> None:
     """(1.95996·√ψ + 0.84162·√(ψ − δ²))² / δ², rounded up."""
     assert images_needed(drop, discordance) == expected

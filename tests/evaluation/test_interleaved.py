@@ -33,6 +33,7 @@ def quick(*candidates: Candidate, rounds: int = 2) -> tuple[Timing, ...]:
     return time_interleaved(candidates, rounds=rounds, seconds=0.05)
 
 
+@pytest.mark.heavy
 def test_slower_artifact_is_found_slower_whoever_comes_first(small: Artifact, large: Artifact) -> None:
     one, two = Candidate("small", small, threads=1), Candidate("large", large, threads=1)
     for first, second in ((one, two), (two, one)):
@@ -46,6 +47,7 @@ def test_slower_artifact_is_found_slower_whoever_comes_first(small: Artifact, la
     assert found["small"].runner == "onnxruntime"
 
 
+@pytest.mark.heavy
 def test_what_a_process_measures_belongs_together(large: Artifact) -> None:
     one, eight = quick(Candidate("one", large, threads=1), Candidate("eight", large, batch_size=8, threads=1))
     for timing in (one, eight):
@@ -65,6 +67,7 @@ def test_what_a_process_measures_belongs_together(large: Artifact) -> None:
     ]
 
 
+@pytest.mark.heavy
 def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it(small: Artifact) -> None:
     ballast = np.ones(60_000_000)  # 480 MB, resident
     (timing,) = quick(Candidate("small", small), rounds=1)
@@ -73,6 +76,7 @@ def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it(small:
     assert peak < ballast.nbytes
 
 
+@pytest.mark.heavy
 def test_same_file_twice_is_as_fast_as_itself(large: Artifact) -> None:
     _, again = quick(Candidate("a", large, threads=1), Candidate("b", large, threads=1), rounds=6)
     assert again.ratio is not None
@@ -80,6 +84,7 @@ def test_same_file_twice_is_as_fast_as_itself(large: Artifact) -> None:
     assert again.ratio.high > 0.9
 
 
+@pytest.mark.heavy
 def test_backend_that_is_not_here_is_no_error_for_the_others(
     small: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -102,6 +107,7 @@ def plant(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str, code: str
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -125,6 +131,7 @@ def test_crash_of_a_process_is_one_line_and_no_error_for_the_others(
     assert len(good.processes) == 1
 
 
+@pytest.mark.heavy
 def test_damaged_artifact_is_one_line(small: Artifact, tmp_path: Path) -> None:
     (timing,) = quick(Candidate("gone", dataclasses.replace(small, path=tmp_path)))
     assert timing.failed
@@ -132,6 +139,7 @@ def test_damaged_artifact_is_one_line(small: Artifact, tmp_path: Path) -> None:
     assert timing.not_run.startswith(f"ONNX Runtime cannot open {tmp_path / 'small.onnx'}")
 
 
+@pytest.mark.heavy
 def test_what_libraries_print_and_what_lies_in_the_folder_disturb_nothing(
     small: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +156,7 @@ def test_what_libraries_print_and_what_lies_in_the_folder_disturb_nothing(
 _PARENT = """
 import sys
 from pathlib import Path
-from convnext_deploy.inputs import open_input
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.evaluation.timing.interleaved import Candidate, time_interleaved
 time_interleaved([Candidate("c", open_input(Path(sys.argv[1])))], rounds=1, seconds=300.0)
 """
@@ -175,6 +183,7 @@ def wait_until(holds: object, seconds: float = 60.0) -> bool:
     return True
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_processes_end_with_the_one_that_started_them(large: Artifact, sent: signal.Signals) -> None:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.evaluation.kept import read_kept, write_kept
 from convnext_deploy.evaluation.latency import Latency, measure_latency
-from convnext_deploy.evaluation.measure import Measurement, measure_artifact
+from convnext_deploy.evaluation.measure import Measurement, measure_artifact, read_kept, write_kept
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.runners.torch import TorchRunner

@@ -11,17 +11,11 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
-from convnext_deploy.evaluation.kept import read_kept, write_kept
+from convnext_deploy.evaluation.measure import read_kept, write_kept
 from convnext_deploy.evaluation.timing import speedup as module
 from convnext_deploy.evaluation.timing.interleaved import Candidate, ProcessTimes, Timing
 from convnext_deploy.evaluation.timing.layer_times import LayerExcess
-from convnext_deploy.evaluation.timing.speedup import (
-    Contender,
-    Speed,
-    Speedup,
-    judge_speed,
-    measure_speed,
-)
+from convnext_deploy.evaluation.timing.speedup import Contender, Speed, Speedup, judge_speed, measure_speed
 from convnext_deploy.system.progress import SilentProgress
 from tests.evaluation.graphs import write_classifier
 

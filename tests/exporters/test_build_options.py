@@ -53,8 +53,7 @@ def test_build_engine_fails_when_the_frozen_batch_is_not_what_was_asked_for(buil
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
-    [((-1, 3, -1, 32), r"\(\?, 3, \?, 32\)"), ((8,), r"\(8,\)"), ((-1, 3, 0, 0), r"\(\?, 3, 0, 0\)")],
+    ("shape", "said"), [((-1, 3, -1, 32), r"\(\?, 3, \?, 32\)"), ((8,), r"\(8,\)"), ((-1, 3, 0, 0), r"\(\?, 3, 0, 0\)")]
 )
 def test_build_engine_fails_when_more_than_the_batch_is_open(
     build: Build, script: Script, shape: tuple[int, ...], said: str

@@ -101,7 +101,7 @@ def changed(network: Network, change: Change) -> ConvNeXt:
     return model
 
 
-@pytest.mark.parametrize("change", [large_sums, large_stream, small_weights])
+@pytest.mark.parametrize("change", [large_sums, large_stream, pytest.param(small_weights, marks=pytest.mark.heavy)])
 def test_hard_networks_come_out_right_where_naive_fp16_fails(network: Network, change: Change) -> None:
     model, images = changed(network, change), network.images(4)
     graph = export_float(model, network.in_channels, network.image_size)

@@ -100,7 +100,8 @@ def test_outputs_are_the_softmax_and_its_largest_classes(network: Network, half:
         assert np.array_equal(to_logits(found, network.classes).argmax(axis=1), expected.argmax(axis=1))
 
 
-def test_ends_keep_a_frozen_batch_frozen(network: Network) -> None:
+def test_ends_keep_a_frozen_batch_frozen(networks: dict[str, Network]) -> None:
+    network = networks["v1"]
     graph = export_float(network.model, network.in_channels, network.image_size, batch_size=2)
     assert tensor_shape(graph.graph.input[0])[0] == 2
     ended = add_ends(graph, GraphIO("uint8", "nhwc", "top-k", 2, 2), preprocess_for(network))

@@ -18,13 +18,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import create_logger
-from convnext_deploy.exporters.tensorrt.build import (
-    BuildOptions,
-    Engine,
-    build_engine,
-    check_gpus,
-    check_turing,
-)
+from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, build_engine, check_gpus, check_turing
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.system.progress import Progress, SilentProgress
 from tests.exporters.conftest import Network

@@ -125,10 +125,7 @@ def test_compile_program_raises_on_errors_that_tensorrt_only_logs(script: Script
 
 
 def test_compile_program_shows_nothing_of_its_own_and_leaves_loggers_as_they_were(
-    script: Script,
-    network: ConvNeXt,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    script: Script, network: ConvNeXt, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ("torch_tensorrt", torch_tensorrt._LOGGER)
     before = [(g.level, g.propagate, list(g.handlers)) for g in map(logging.getLogger, names)]
@@ -169,7 +166,7 @@ def test_load_program_raises_when_the_file_holds_something_else(
 ) -> None:
     # The real one falls back to TorchScript.
     monkeypatch.setattr(sys.modules["torch_tensorrt"], "load", lambda path: nn.Linear(1, 1))
-    with pytest.raises(ArtifactError, match=r"^[^\n]*no exported program but a Linear; export it again\.$"):
+    with pytest.raises(ArtifactError, match=r"^[^\n]*not an exported program but a Linear; export it again\.$"):
         load_program(tmp_path / "model.ep")
 
 
@@ -210,10 +207,7 @@ def test_import_torch_tensorrt_prints_the_install_line_when_it_is_missing(
             "got error Could not find libnvinfer.so.11 Search paths: /usr",
         ),
         ("raise RuntimeError('Found no NVIDIA driver\\non your system.')", "Found no NVIDIA driver on your system."),
-        (
-            "raise OSError('libtorchtrt.so: undefined symbol: _ZN3c10')",
-            "libtorchtrt.so: undefined symbol: _ZN3c10",
-        ),
+        ("raise OSError('libtorchtrt.so: undefined symbol: _ZN3c10')", "libtorchtrt.so: undefined symbol: _ZN3c10"),
         ("import tensorrt_of_another_planet", "No module named 'tensorrt_of_another_planet'"),
         ("raise AssertionError", "AssertionError"),
     ],

@@ -24,6 +24,7 @@ from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
 from tests.exporters.conftest import structured_images
+from tests.shared import heavy_except
 from tests.weights import random_network
 
 SIDE = 64
@@ -41,6 +42,10 @@ CASES = {
     "grey-patch-8": ModelSpec("test_convnext2", 5, in_channels=1, patch_size=8, activation="relu", norm_eps=1e-2),
     "v2-patch-2": ModelSpec("convnextv2_atto", 5, patch_size=2),
 }
+
+
+# whose traits another case has too
+REPEATED = {"convnext_zepto_rms", "test_convnext", "test_convnext2", "hidden"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def export(name: str) -> Exported:
     return Exported(spec, model, graph, quantized, insert_qdq(graph, read_sites(quantized)))
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=heavy_except(set(CASES) - REPEATED, CASES))
 def exported(request: pytest.FixtureRequest) -> Exported:
     return export(request.param)
 

@@ -65,7 +65,8 @@ class Exported:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=[pytest.mark.slow] if row.dims[-1] > WIDEST else []) for name, row in VARIANTS.items()
+        pytest.param(name, marks=[pytest.mark.slow if row.dims[-1] > WIDEST else pytest.mark.heavy])
+        for name, row in VARIANTS.items()
     ],
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:

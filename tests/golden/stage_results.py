@@ -31,8 +31,7 @@ from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
-from convnext_deploy.config.quantize import QuantizeConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.stages import stage_config
 from convnext_deploy.config.train import ModelConfig, TrainConfig

@@ -69,8 +69,8 @@ def with_weights_elsewhere(path: Path) -> None:
     ("damage", "words"),
     [
         (write(b""), "is empty"),
-        (write(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "is no ONNX file"),
-        (write(b"words and words"), "is no ONNX file"),
+        (write(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "is not an ONNX file"),
+        (write(b"words and words"), "is not an ONNX file"),
         (cut_off, "is cut off"),
         (without_opset, "has no operator set"),
         (without_weights, "'model.data' beside it, which is missing"),

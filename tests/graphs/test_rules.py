@@ -9,8 +9,8 @@ from torch import nn
 
 from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes
+from convnext_deploy.graphs.lint.onnx_summary import RULES, apply_rules
 from convnext_deploy.graphs.lint.rule import Finding
-from convnext_deploy.graphs.lint.rules import RULES, apply_rules
 from convnext_deploy.models.layers import GRN
 from tests.exporters.conftest import Network
 from tests.exporters.test_targets import VARIANTS, export

@@ -53,12 +53,7 @@ def pickled(content: object, *, legacy: bool = False) -> bytes:
 
 def archive(data: bytes, storage: bytes = bytes(16), name: str = "archive/") -> dict[str, bytes]:
     """Return the records of an archive as torch writes them."""
-    return {
-        f"{name}data.pkl": data,
-        f"{name}byteorder": b"little",
-        f"{name}data/0": storage,
-        f"{name}version": b"3\n",
-    }
+    return {f"{name}data.pkl": data, f"{name}byteorder": b"little", f"{name}data/0": storage, f"{name}version": b"3\n"}
 
 
 def zipped(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Callable[[Path], Path]:
@@ -171,9 +166,13 @@ DEEP_DICT = b"\x80\x02" + b"}X\x05\x00\x00\x00model" * DEEP + b"}" + b"s" * DEEP
 ARCHIVES = [
     Bad("code in hand-made archive", code_in_archive, "would execute code"),
     Bad("script", script, "TorchScript"),
-    Bad("archive of text", zipped({"readme.txt": b"hello"}), "no readable checkpoint"),
-    Bad("archive without pickle", zipped({"archive/version": b"3\n"}), "no readable checkpoint"),
-    Bad("archive without storage", zipped({"archive/data.pkl": pickled(one(4, (4,), (1,)))}), "no readable checkpoint"),
+    Bad("archive of text", zipped({"readme.txt": b"hello"}), "not a readable checkpoint"),
+    Bad("archive without pickle", zipped({"archive/version": b"3\n"}), "not a readable checkpoint"),
+    Bad(
+        "archive without storage",
+        zipped({"archive/data.pkl": pickled(one(4, (4,), (1,)))}),
+        "not a readable checkpoint",
+    ),
     Bad("compressed", zipped(archive(pickled(one(4, (4,), (1,)))), zipfile.ZIP_DEFLATED), "uncompressed"),
     Bad("bomb of weights", bomb("data/0"), "is an archive whose 4 records unpack to"),
     Bad("bomb of pickle", bomb("data.pkl"), "is an archive whose 4 records unpack to"),
@@ -184,13 +183,13 @@ ARCHIVES = [
     Bad("absolute path", zipped(archive(pickled({}), name="/executed/")), "bad.pth"),
     Bad("deep list", zipped(archive(DEEP_LIST)), "holds no state dict"),
     Bad("deep dict", zipped(archive(DEEP_DICT)), "holds no state dict"),
-    Bad("unfinished pickle", zipped(archive(b"\x80\x02}X\xff\xff\xff\x7fw")), "no readable checkpoint"),
-    Bad("memo that is not there", zipped(archive(b"\x80\x02h\x07.")), "no readable checkpoint"),
+    Bad("unfinished pickle", zipped(archive(b"\x80\x02}X\xff\xff\xff\x7fw")), "not a readable checkpoint"),
+    Bad("memo that is not there", zipped(archive(b"\x80\x02h\x07.")), "not a readable checkpoint"),
     Bad("storage of 2**60", zipped(archive(pickled(one(2**60, (4,), (1,))))), "bad.pth"),
     Bad("storage of 2**33", zipped(archive(pickled(one(2**33, (2**33,), (1,))))), "bad.pth"),
     Bad("tensor beyond its storage", zipped(archive(pickled(one(4, (2**33,), (1,))))), "bad.pth"),
     Bad("offset beyond the storage", zipped(archive(pickled(one(4, (4,), (1,), offset=10**15)))), "bad.pth"),
-    Bad("negative size", zipped(archive(pickled(one(4, (-4,), (1,))))), "no readable checkpoint"),
+    Bad("negative size", zipped(archive(pickled(one(4, (-4,), (1,))))), "not a readable checkpoint"),
     Bad("size that overflows", zipped(archive(pickled(one(4, (2**40, 2**40), (0, 0))))), "bad.pth"),
     Bad("legacy storage of 2**60", legacy(one(2**60, (4,), (1,))), "bad.pth"),
     Bad("legacy storage of 2**33", legacy(one(2**33, (2**33,), (1,))), "bad.pth"),

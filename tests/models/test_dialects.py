@@ -86,10 +86,7 @@ FACEBOOK_V2 = {
     "norm.weight": (320,),
     "head.bias": (7,),
 }
-FACEBOOK_V1 = {
-    **{key: shape for key, shape in FACEBOOK_V2.items() if "grn" not in key},
-    "stages.2.5.gamma": (160,),
-}
+FACEBOOK_V1 = {**{key: shape for key, shape in FACEBOOK_V2.items() if "grn" not in key}, "stages.2.5.gamma": (160,)}
 
 
 def test_table_has_every_variant_and_dialect() -> None:

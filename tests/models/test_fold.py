@@ -176,11 +176,7 @@ def test_weights_are_those_of_the_formulas() -> None:
             weight[:, channel] *= scale
         return weight, bias
 
-    pairs = {
-        "stages.1.1.pwconv1": "stages.1.1.norm",
-        "downsample_layers.2.1": "downsample_layers.2.0",
-        "head": "norm",
-    }
+    pairs = {"stages.1.1.pwconv1": "stages.1.1.norm", "downsample_layers.2.1": "downsample_layers.2.0", "head": "norm"}
     for layer, norm in pairs.items():
         weight, bias = expected(layer, norm)
         np.testing.assert_allclose(after[f"{layer}.weight"], weight, rtol=1e-13)

@@ -87,7 +87,7 @@ def test_other_networks_are_refused_with_a_key(tmp_path: Path, create: Callable[
     path = tmp_path / "other.pth"
     torch.save(create().state_dict(), path)
     message = refusal(lambda: infer_model_spec(load_checkpoint(path).state, path))
-    assert f"{path} is no ConvNeXt checkpoint" in message
+    assert f"{path} is not a ConvNeXt checkpoint" in message
     assert key in message
 
 
@@ -103,7 +103,7 @@ def isotropic() -> dict[str, Tensor]:
 def test_isotropic_convnext_is_refused_with_its_keys(tmp_path: Path) -> None:
     torch.save({"model": isotropic()}, tmp_path / "w.pth")
     message = refusal(lambda: load_checkpoint(tmp_path / "w.pth"))
-    assert "is no ConvNeXt checkpoint with the names of timm, torchvision, facebook, huggingface" in message
+    assert "is not a ConvNeXt checkpoint with the names of timm, torchvision, facebook, huggingface" in message
     assert "stem.weight, stem.bias, blocks.0.dwconv.weight" in message
 
 
@@ -180,7 +180,7 @@ def test_timm_network_with_another_depth_is_refused_with_the_nearest_variant(tmp
 def test_infer_model_spec_refuses_when_a_shape_is_none_of_a_network(key: str, shape: tuple[int, ...]) -> None:
     state = {**meta_state(ModelSpec("convnext_atto", 3)), key: torch.zeros(shape)}
     message = refusal(lambda: infer_model_spec(state, W))
-    assert message.startswith("w.pth is no ConvNeXt checkpoint")
+    assert message.startswith("w.pth is not a ConvNeXt checkpoint")
     assert str(shape) in message
 
 

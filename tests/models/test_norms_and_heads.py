@@ -124,12 +124,7 @@ def test_norm_gives_the_gradient_of_the_formula_in_float64(centred: bool) -> Non
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [
-        ("gelu", nn.GELU()),
-        ("gelu_tanh", nn.GELU(approximate="tanh")),
-        ("silu", nn.SiLU()),
-        ("relu", nn.ReLU()),
-    ],
+    [("gelu", nn.GELU()), ("gelu_tanh", nn.GELU(approximate="tanh")), ("silu", nn.SiLU()), ("relu", nn.ReLU())],
 )
 def test_activation_is_what_its_name_says(name: str, expected: nn.Module) -> None:
     x = torch.linspace(-6, 6, 101)

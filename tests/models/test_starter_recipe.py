@@ -10,7 +10,7 @@ import pytest
 
 from convnext_deploy.api.recommend import recommend
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.models.zoo.published import PUBLISHED

@@ -101,14 +101,7 @@ def test_file_of_quantize_static_is_validated_against_what_it_was_made_from(
     assert drop_of(report.rows[1]).agreement > 0.5
 
 
-def write(
-    path: Path,
-    kind: int,
-    shape: list[int | str],
-    *,
-    last: bool = False,
-    features_first: bool = False,
-) -> Path:
+def write(path: Path, kind: int, shape: list[int | str], *, last: bool = False, features_first: bool = False) -> Path:
     """Write a classifier whose logits are the means of the three channels, scaled."""
     axes = [1, 2] if last else [2, 3]
     number = np.float16 if kind == TensorProto.FLOAT16 else np.float32

@@ -79,6 +79,7 @@ def check_result(out: Path, stages: tuple[str, ...], uninterrupted: RunResult, s
         assert before.items() <= final.items(), "a finished stage was executed again"
 
 
+@pytest.mark.heavy
 def test_run_killed_in_each_stage_ends_like_an_uninterrupted_one(
     tmp_path: Path, image_folder: Path, light_run: RunResult
 ) -> None:

@@ -26,9 +26,7 @@ from tests.weights import PREPROCESS, write_weights
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors"])
 @pytest.mark.parametrize(
-    "spec",
-    [ModelSpec("convnext_atto", 7, 3, 4), ModelSpec("convnextv2_femto", 2, 1, 2)],
-    ids=lambda spec: spec.variant,
+    "spec", [ModelSpec("convnext_atto", 7, 3, 4), ModelSpec("convnextv2_femto", 2, 1, 2)], ids=lambda spec: spec.variant
 )
 def test_open_input_infers_the_network_of_a_file_without_header(tmp_path: Path, suffix: str, spec: ModelSpec) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -145,13 +143,13 @@ def test_open_input_refuses_when_timm_names_have_a_patch_size_that_timm_builds_o
 
 def test_open_input_raises_when_the_checkpoint_is_of_another_architecture(tmp_path: Path) -> None:
     torch.save({"layer1.0.conv1.weight": torch.zeros(4, 4, 3, 3)}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"is no ConvNeXt checkpoint.*layer1\.0\.conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"is not a ConvNeXt checkpoint.*layer1\.0\.conv1\.weight"):
         open_input(tmp_path / "resnet.pth")
 
 
 def test_open_input_raises_when_the_checkpoint_is_damaged(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(small_artifacts["student"].main_file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"cut\.safetensors is no readable safetensors file"):
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a readable safetensors file"):
         open_input(tmp_path / "cut.safetensors")
 
 

@@ -66,6 +66,7 @@ def slow_form(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+@pytest.mark.heavy
 def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_ship(
     quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_
     assert f"ship {FLOAT} instead" in " ".join(again.out.split())
 
 
+@pytest.mark.heavy
 def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_was_kept(
     quantized: Artifact, small_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,9 +192,7 @@ def test_check_can_be_left_out_and_the_report_says_so(
     assert "speed not measured: it was left out, as asked for" in row.notes
 
 
-def test_run_without_int8_for_a_runtime_that_is_here_measures_nothing_and_says_why(
-    small_run: RunResult,
-) -> None:
+def test_run_without_int8_for_a_runtime_that_is_here_measures_nothing_and_says_why(small_run: RunResult) -> None:
     rows = rows_of(small_run)
     for name in ("onnx-int8", "engine"):
         assert (rows[name].speed.against_float, rows[name].verdict.passed) == (None, None)

@@ -140,7 +140,8 @@ def test_source_of_other_classes_is_not_validated_when_it_only_starts_the_traini
     small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     student, data = small_artifacts["student"], other_classes(small_data)
-    train = StageEntry("model", TrainConfig(ModelConfig("atto", 32), UNTRAINED), SOURCE, Gate(max_top1_drop_pp=100.0))
+    config = TrainConfig(ModelConfig(student.model.variant, 32), UNTRAINED)
+    train = StageEntry("model", config, SOURCE, Gate(max_top1_drop_pp=100.0))
     ptq = StageEntry("ptq", PTQConfig(calibration_images=6), "model", Gate(max_top1_drop_pp=100.0))
     recipe = Recipe("r", (train, ptq), source=str(student.path))
     source, model, quantized = run_recipe(recipe, settings_for(tmp_path), source=student, data=data).report.rows

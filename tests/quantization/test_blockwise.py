@@ -181,11 +181,7 @@ def test_every_block_gets_its_float_inputs_and_what_comes_from_quantized_blocks(
         place = next(i for i, part in enumerate(trunk) if part is block)
         seen.append(place)
         close: Callable[..., None] = torch.testing.assert_close
-        for found, wanted in (
-            (before, floats[place]),
-            (arriving, quantized[place]),
-            (expected, floats[place + 1]),
-        ):
+        for found, wanted in ((before, floats[place]), (arriving, quantized[place]), (expected, floats[place + 1])):
             close(found, wanted, rtol=1e-4, atol=1e-4)
         assert torch.is_grad_enabled() is False
 

@@ -24,7 +24,6 @@ from convnext_deploy.quantization.sensitivity import (
     count_macs,
     kl_divergence,
     measure_sensitivity,
-    only_quantized,
     signal_to_noise_db,
 )
 from tests.weights import fill
@@ -156,14 +155,14 @@ def test_macs_are_those_of_the_formula() -> None:
     assert {effect.layer: effect.macs for effect in effects} == expected
 
 
-def test_only_quantized_gives_back_what_was_on_also_when_the_block_fails() -> None:
+def test_quantizers_disabled_gives_back_what_was_on_also_when_the_block_fails() -> None:
     network = calibrated()
     names = [name for name, _ in quantized_layers(network)]
     dict(quantized_layers(network))[BAD].input_quantizer.enabled = False
     before = states(network)
 
     def fail() -> None:
-        with only_quantized(network, names[1:3]):
+        with quantizers_disabled(network, but=names[1:3]):
             assert working(network) == set(names[1:3])
             raise KeyError
 

@@ -10,7 +10,7 @@ import pytest
 
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig

@@ -24,17 +24,7 @@ from convnext_deploy.models.zoo.training_settings import (
     size_recipe,
 )
 from convnext_deploy.training.optimizer import scaled_learning_rate
-from tests.recipes.training_stages import (
-    DATA,
-    FILES,
-    ROOT,
-    SIZE_FILES,
-    Training,
-    by_file,
-    cases,
-    comments,
-    trainings,
-)
+from tests.recipes.training_stages import DATA, FILES, ROOT, SIZE_FILES, Training, by_file, cases, comments, trainings
 
 PLAIN_KEYS = ("kind", "name", "source")
 SOURCES = re.compile(

@@ -9,7 +9,7 @@ import pytest
 
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
@@ -96,10 +96,7 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
         (ENGINE + 'gpus = "sm86"\n', "stage 'engine': gpus = 'sm86' has the wrong type; expected a list"),
         (ENGINE + "gpus = [86]\n", "stage 'engine': gpus[0] = 86 has the wrong type; expected str"),
         (DISTILL + "teacher = 5\n", "stage 'student': teacher = 5 has the wrong type; expected str"),
-        (
-            START + MODEL + "weights = 5\n",
-            "stage 'net': model: weights = 5 has the wrong type; expected str",
-        ),
+        (START + MODEL + "weights = 5\n", "stage 'net': model: weights = 5 has the wrong type; expected str"),
         (
             START + MODEL + "head_hidden_size = 1.5\n",
             "stage 'net': model: head_hidden_size = 1.5 has the wrong type; expected int",

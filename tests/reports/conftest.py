@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from convnext_deploy.artifacts.details import Step
+from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
@@ -183,9 +183,12 @@ def create_large_report(classes: int = 1000) -> Report:
         format="torch",
         runner="torch",
         layers=layers,
-        steps=(step, dataclasses.replace(step, name="smoothing", kl=1e-4, sqnr_db=33.0, passed=True)),
-        chosen="smoothing",
-        reason="its risk is small",
+        selection=Selection(
+            (step, dataclasses.replace(step, name="smoothing", kl=1e-4, sqnr_db=33.0, passed=True)),
+            chosen="smoothing",
+            reason="its risk is small",
+            max_drop_pp=0.5,
+        ),
         classes=changes,
         flips=flips,
         p50_ms=9.0,

@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.reports.html.accuracy_plot import (
-    accuracy_plot,
-    describe_point,
-    family,
-    find_points,
-    pareto_front,
-)
+from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, describe_point, family, find_points, pareto_front
 from convnext_deploy.reports.record import StageRow
 from tests.reports.conftest import BASELINE_ROW, ENGINE_ROW, INT8_ROW, change
 

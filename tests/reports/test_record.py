@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import ArtifactError
@@ -51,7 +52,7 @@ CLASSES = st.builds(
 FLIPS = st.builds(
     Flip,
     index=COUNTS,
-    image=st.none() | st.text(max_size=20),  # half of a surrogate pair as well, as in names that are no text
+    image=st.none() | st.text(max_size=20),  # half of a surrogate pair as well, as in names that are not text
     label=COUNTS,
     baseline_prediction=COUNTS,
     prediction=COUNTS,
@@ -118,8 +119,8 @@ ROWS = st.builds(
         History,
         wall_s=NUMBERS,
         epochs=st.lists(st.dictionaries(TEXTS, st.none() | NUMBERS, max_size=2), max_size=2).map(tuple),
-        chosen=st.none() | TEXTS,
-        reason=st.none() | TEXTS,
+        selection=st.none()
+        | st.builds(Selection, steps=st.just(()), chosen=TEXTS, reason=TEXTS, max_drop_pp=st.just(0.5)),
         layers=st.lists(
             st.builds(Layer, name=TEXTS, choice=TEXTS, weights=COUNTS, kl=st.none() | NUMBERS), max_size=2
         ).map(tuple),

@@ -18,9 +18,10 @@ from convnext_deploy.reports.record import read_report
 from tests.reports.conftest import create_large_report
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium"),
+]
 
 CIFAR10 = Path(__file__).parents[2] / "benchmarks" / "results" / "cifar10.json"
 ARGUMENTS = [

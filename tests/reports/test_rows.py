@@ -154,11 +154,7 @@ def test_create_row_lists_changes_by_class_and_image(small_artifacts: dict[str, 
     row, _ = compare(small_artifacts, pairs, small_data)
     assert [
         (change.name, change.total, change.baseline_correct, change.correct) for change in accuracy_of(row).classes
-    ] == [
-        ("cat", 6, 6, 5),
-        ("dog", 6, 6, 6),
-        ("owl", 6, 4, 6),
-    ]
+    ] == [("cat", 6, 6, 5), ("dog", 6, 6, 6), ("owl", 6, 4, 6)]
     assert [change.top1_drop_pp for change in accuracy_of(row).classes] == pytest.approx([100 / 6, 0.0, -200 / 6])
     assert [(flip.image, flip.change) for flip in accuracy_of(row).flips] == [
         ("val/cat/0.png", "lost"),
@@ -248,10 +244,7 @@ def test_keep_flips_writes_all_images_and_removes_those_of_another_comparison(
     ],
 )
 def test_add_speed_fails_what_is_too_slow_and_saves_nothing_else(
-    passed: bool | None,
-    proven: bool | None,
-    factor: float | None,
-    expected: tuple[bool, bool],
+    passed: bool | None, proven: bool | None, factor: float | None, expected: tuple[bool, bool]
 ) -> None:
     verdict = Verdict(passed, ("first",), proven, notes=("note",))
     found = add_speed(change(INT8_ROW, verdict=verdict, gate=Gate(min_speedup=factor)), SPEED)

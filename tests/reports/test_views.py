@@ -128,8 +128,8 @@ def test_render_markdown_has_one_row_per_stage_with_the_cells_of_the_table() -> 
 
 def test_render_markdown_of_a_run_shows_every_stage(small_run: RunResult) -> None:
     table = table_of(render_markdown(small_run.report))
-    tried = next(row.history.steps for row in small_run.report.rows if row.history.steps)
-    steps = [step.name for step in tried]
+    (tried,) = (row.history.selection for row in small_run.report.rows if row.history.selection is not None)
+    steps = [step.name for step in tried.steps]
     assert [line[0] for line in table[1:]] == [*(row.name for row in small_run.report.rows), "step", "---", *steps]
     out = Path(small_run.report.rows[0].identity.artifact).parents[1]
     assert (out / "report.md").read_text(encoding="utf-8") == render_markdown(small_run.report)

@@ -163,7 +163,7 @@ _USE = """
 import sys
 from pathlib import Path
 import numpy as np
-from convnext_deploy.inputs import open_input
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
 runner = open_runner(open_input(Path(sys.argv[1])), runner="openvino")
 runner.logits(np.zeros((1, 3, 32, 32), np.float32))
@@ -172,6 +172,7 @@ import openvino_telemetry
 """
 
 
+@pytest.mark.heavy
 def test_openvino_tells_nobody_and_prints_nothing(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     if importlib.util.find_spec("openvino_telemetry") is None:

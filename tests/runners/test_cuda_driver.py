@@ -38,11 +38,7 @@ def test_cuda_driver_error_says_no_gpu_when_there_is_no_driver(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("driver", "reason"),
-    [
-        (Driver(initialized=100), "does not start"),
-        (Driver(counted=3), "sees none"),
-        (Driver(gpus=0), "sees none"),
-    ],
+    [(Driver(initialized=100), "does not start"), (Driver(counted=3), "sees none"), (Driver(gpus=0), "sees none")],
     ids=["not started", "not counted", "no device"],
 )
 def test_cuda_driver_error_tells_why_a_driver_is_of_no_use(

@@ -47,11 +47,7 @@ def test_open_runner_chooses_by_format(small_artifacts: dict[str, Artifact], nam
     ("source", "exported", "tolerance"), [("student", "onnx-fp32", 1e-4), ("qat", "onnx-int8", 0.05)]
 )
 def test_runners_of_pytorch_and_onnx_agree(
-    small_artifacts: dict[str, Artifact],
-    images: NDArray[np.float32],
-    source: str,
-    exported: str,
-    tolerance: float,
+    small_artifacts: dict[str, Artifact], images: NDArray[np.float32], source: str, exported: str, tolerance: float
 ) -> None:
     expected, found = (open_runner(small_artifacts[name]).logits(images) for name in (source, exported))
     assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
@@ -111,10 +107,7 @@ def test_open_runner_prints_the_install_line_when_onnxruntime_is_missing(
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_engine_agrees_with_onnx_runtime(
-    small_artifacts: dict[str, Artifact],
-    images: NDArray[np.float32],
-    precision: str,
-    tmp_path: Path,
+    small_artifacts: dict[str, Artifact], images: NDArray[np.float32], precision: str, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
     trt = pytest.importorskip("tensorrt_rtx")

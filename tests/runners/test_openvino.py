@@ -7,12 +7,14 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from convnext_deploy.artifacts.artifact import Artifact
 
 _TWO_RUNNERS = """
 import os, pathlib, signal, sys
 import numpy as np
-from convnext_deploy.artifact import read_artifact
+from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.runners import open_runner
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 first, second = (open_runner(read_artifact(pathlib.Path(sys.argv[1])), runner="openvino") for _ in range(2))
@@ -25,6 +27,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
+@pytest.mark.heavy
 def test_signals_are_handled_after_runners_were_closed_in_the_order_of_opening(
     small_artifacts: dict[str, Artifact], core: Any
 ) -> None:

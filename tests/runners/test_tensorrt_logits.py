@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.runners.graph_io import to_logits
 from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE
@@ -63,7 +64,7 @@ def test_logits_fill_up_to_the_least_batch_of_the_profile(open_release: Opened, 
 
 def test_logits_come_from_pixels_where_the_engine_takes_them(open_release: Opened, machine: Machine) -> None:
     machine.script.input_type, machine.script.input_shape = "UINT8", (-1, SIDE, SIDE, 3)
-    io = {"input_type": "uint8", "input_layout": "nhwc"}
+    io = GraphIO("uint8", "nhwc")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, SIDE, SIDE)).astype(np.float32)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     found = open_release(RTX_RELEASE, io=io).logits(((pixels / 255 - mean) / std).astype(np.float32))

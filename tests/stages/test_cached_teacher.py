@@ -18,6 +18,7 @@ from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.stages import distill
 from convnext_deploy.training.teacher import Teacher
+from tests.shared import heavy_except
 from tests.stages.conftest import FIT, ROWS, Train
 from tests.stages.test_distill import MODEL, STUDENT
 from tests.weights import assert_equal_states, random_network
@@ -30,8 +31,23 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm())
 
 
-@pytest.mark.parametrize("method", ["kd", "teacher-only", "hard-label", "dkd"])
-@pytest.mark.parametrize(("fit", "temperature"), [(FIT, 1.0), (FIT, 4.0), (MIXED, 1.0)])
+@pytest.mark.parametrize(
+    ("method", "fit", "temperature"),
+    [
+        pytest.param(
+            method,
+            fit,
+            temperature,
+            # by default each method once, and each way of training once
+            marks=[]
+            if (method, name) in {("kd", "warm"), ("hard-label", "mixed"), ("dkd", "warm")}
+            else pytest.mark.heavy,
+            id=f"{method}-{name}",
+        )
+        for method in ("kd", "teacher-only", "hard-label", "dkd")
+        for name, fit, temperature in (("plain", FIT, 1.0), ("warm", FIT, 4.0), ("mixed", MIXED, 1.0))
+    ],
+)
 def test_distill_with_the_cache_equals_that_without_it_within_half_precision(
     method: Any, fit: FitConfig, temperature: float, train: Train
 ) -> None:
@@ -55,8 +71,8 @@ def test_distill_with_the_cache_equals_that_without_it_within_half_precision(
     assert history_again == history
 
 
-@pytest.mark.parametrize("method", ["kd", "teacher-only", "hard-label", "dkd"])
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("method", heavy_except(("kd", "dkd"), ("kd", "teacher-only", "hard-label", "dkd")))
+@pytest.mark.parametrize("temperature", heavy_except((4.0,), (1.0, 4.0)))
 def test_distill_with_few_classes_follows_the_smoothed_probabilities(
     method: Any, temperature: float, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from convnext_deploy.stages import distill, teachers
 from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.teacher_cache import TeacherCache
+from tests.shared import heavy_except
 from tests.stages.conftest import FIT, ROWS, Train
 from tests.weights import assert_equal_states
 
@@ -62,8 +63,10 @@ def store(folder: Path) -> TrainingStore:
     return TrainingStore(folder / "state", "key", 0.0)
 
 
-@pytest.mark.parametrize("fit", [FIT, REPEATING], ids=["own crops", "repeated crops"])
-@pytest.mark.parametrize("cache", ["kept", "lost", "damaged", "complete"])
+@pytest.mark.parametrize(
+    "fit", [pytest.param(FIT, marks=pytest.mark.heavy), REPEATING], ids=["own crops", "repeated crops"]
+)
+@pytest.mark.parametrize("cache", heavy_except(("kept", "damaged"), ("kept", "lost", "damaged", "complete")))
 def test_distill_killed_with_a_cache_ends_with_the_same_bits(
     fit: FitConfig, cache: str, train: Train, kill_at: list[int], tmp_path: Path
 ) -> None:

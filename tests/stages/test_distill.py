@@ -19,7 +19,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data

@@ -34,6 +34,8 @@ from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
 from tests.details import selection_of
 
+pytestmark = pytest.mark.heavy  # a network is trained until it knows the digits
+
 FIT = FitConfig(epochs=20, batch_size=64, base_learning_rate=0.256, warmup_epochs=1, drop_path_rate=0, autocast="off")
 OUTLIER = 2000.0  # times the others
 

@@ -67,7 +67,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"runtime": "openvino"},
     {"runtime": "onnxruntime", "input_type": "uint8", "input_layout": "nhwc"},
     {"input_type": "uint8", "precision": "fp16", "output": "probabilities"},
-    {"output": "top-k", "top_k": 2, "batch_size": 4, "precision": "fp16"},
+    {"output": "top-k", "top_k": 2, "batch_size": 3, "precision": "fp16"},
 ]
 
 

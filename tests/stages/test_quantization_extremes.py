@@ -31,6 +31,7 @@ from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import call
 from tests.details import ptq_of, selection_of
+from tests.shared import heavy_except
 from tests.weights import random_network
 
 # with the usual LayerScale of 1e-6 a block says nothing after so few steps, be it broken or not
@@ -38,6 +39,7 @@ FIT = FitConfig(
     epochs=8, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, layer_scale_init=1.0, autocast="off"
 )
 TARGETS = pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+ONE_QUICK = pytest.mark.parametrize("target", heavy_except(("onnxruntime",), ("tensorrt", "onnxruntime")))
 BLOCK = "stages.1.0"
 Place = Callable[..., StageContext]
 Change = Callable[[ConvNeXt], None]
@@ -160,7 +162,7 @@ def grey(images: ImageSet, channels: int) -> ArrayImages:
     return ArrayImages(light if channels == 1 else np.repeat(light[..., None], 3, axis=3), images.labels)
 
 
-@TARGETS
+@ONE_QUICK
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_images_keep_their_answers(
     target: str, channels: int, small_data: Data, tmp_path: Path, place: Place
@@ -218,7 +220,7 @@ def outlier(network: ConvNeXt) -> None:
     next(second.parameters())[:, 5] /= 1000
 
 
-@TARGETS
+@ONE_QUICK
 @pytest.mark.parametrize("how", [dead_input, dead_convolution, dead_outputs, dead_with_bias, outlier])
 def test_dead_and_huge_channels_keep_the_answers(
     target: Target, how: Change, source: Artifact, small_data: Data, place: Place

@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.artifact import Artifact, read_artifact, write_ma
 from convnext_deploy.artifacts.details import ONNXDetails, PTQRecord, TorchDetails
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import CheckpointError, RecipeError
 from convnext_deploy.models.checkpoints.load_network import load_network

@@ -65,13 +65,7 @@ def seen(small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         output = tmp_path / "stage"
         output.mkdir()
         context = StageContext(
-            "student",
-            output,
-            small_data,
-            Execution(),
-            tmp_path,
-            teachers=(teacher,),
-            weights=student,
+            "student", output, small_data, Execution(), tmp_path, teachers=(teacher,), weights=student
         )
         config = DistillConfig(ModelConfig("test_convnext", 64), "teacher", FitConfig(epochs=1, drop_path_rate=0.0))
         distill.run(config, None, context)

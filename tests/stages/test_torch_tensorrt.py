@@ -39,7 +39,7 @@ PREPROCESS = Preprocess(SIDE, 1.0, "bilinear", (0.41, 0.46, 0.5), (0.21, 0.25, 0
 def source(tmp_path: Path) -> Artifact:
     """A float network that no training has seen."""
     return open_input(
-        write_weights(tmp_path / "weights.safetensors", ModelSpec("test_convnext", 3), CLASSES, PREPROCESS)
+        write_weights(tmp_path / "weights.safetensors", ModelSpec("test_convnext2", 3), CLASSES, PREPROCESS)
     )
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 import convnext_deploy as api
-from convnext_deploy.api.options import DataOptions, ExecutionOptions, create_settings
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
+from convnext_deploy.api.run_stages import create_settings
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.stages import distill, train

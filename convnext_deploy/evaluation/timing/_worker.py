@@ -1,7 +1,5 @@
 """The program of an isolated process: `worker_process` starts it, gives it one job, and reads one line of JSON."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

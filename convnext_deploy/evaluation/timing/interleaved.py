@@ -4,11 +4,9 @@ A process can be slower than the next one for its whole life, by half, whatever 
 minutes. So no figure here is from one process, and ratios compare processes that ran one after the other.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
@@ -94,37 +92,8 @@ class Timing:
         return statistics.median(values) if values else None
 
 
-@dataclass
-class _Turn:
-    """A candidate while it is timed."""
-
-    candidate: Candidate
-    runner: str
-    device: str
-    processes: list[ProcessTimes] = field(default_factory=list)
-    not_run: str | None = None
-    failed: bool = False
-
-    def run(self, seconds: float) -> str:
-        """Time it once more in a process of its own; return what came out in a few words."""
-        c = self.candidate
-        try:
-            found = run_job(Job(c.artifact, c.runner, c.device, c.batch_size, c.threads, seconds))
-        except (BackendUnavailableError, ProcessFailedError) as error:
-            self.not_run, self.failed = str(error), isinstance(error, ProcessFailedError)
-            self.processes.clear()
-            return f"{c.name} not run"
-        self.runner, self.device = found["runner"], found["device"]
-        self.processes.append(ProcessTimes(**found["times"]))
-        return f"{c.name} {self.runner} {self.processes[-1].p50_ms:.2f} ms"
-
-
 def time_interleaved(
-    candidates: Sequence[Candidate],
-    *,
-    rounds: int = ROUNDS,
-    seconds: float = SECONDS,
-    progress: Progress | None = None,
+    candidates: Sequence[Candidate], *, rounds: int = ROUNDS, seconds: float = SECONDS, progress: Progress | None = None
 ) -> tuple[Timing, ...]:
     """Time candidates in rounds, each of which gives every candidate a process of its own, one after the other.
 
@@ -138,16 +107,27 @@ def time_interleaved(
 
     Returns: a result for each candidate, in their order.
     """
-    turns = [_Turn(candidate, candidate.runner or "", candidate.device) for candidate in candidates]
-    with (progress or SilentProgress()).task("timing", rounds * len(turns), "processes") as task:
+    timings = [Timing(candidate, candidate.runner or "", candidate.device) for candidate in candidates]
+    with (progress or SilentProgress()).task("timing", rounds * len(timings), "processes") as task:
         for _ in range(rounds):
-            for turn in turns:
-                task.advance(note=turn.run(seconds) if turn.not_run is None else f"{turn.candidate.name} not run")
-    timings = [
-        Timing(turn.candidate, turn.runner, turn.device, tuple(turn.processes), None, turn.not_run, turn.failed)
-        for turn in turns
-    ]
+            for place, before in enumerate(timings):
+                timings[place] = timing = _time_once_more(before, seconds)
+                found = f"{timing.runner} {timing.processes[-1].p50_ms:.2f} ms" if timing.processes else "not run"
+                task.advance(note=f"{timing.candidate.name} {found}")
     return tuple(replace(timing, ratio=relate(timing, _reference(timing, timings))) for timing in timings)
+
+
+def _time_once_more(timing: Timing, seconds: float) -> Timing:
+    """Return a timing with one more process; one that cannot be run is left as it is, and says why."""
+    c = timing.candidate
+    if timing.not_run is not None:
+        return timing
+    try:
+        found = run_job(Job(c.artifact, c.runner, c.device, c.batch_size, c.threads, seconds))
+    except (BackendUnavailableError, ProcessFailedError) as error:
+        return replace(timing, processes=(), not_run=str(error), failed=isinstance(error, ProcessFailedError))
+    processes = (*timing.processes, ProcessTimes(**found["times"]))
+    return replace(timing, runner=found["runner"], device=found["device"], processes=processes)
 
 
 def relate(timing: Timing, reference: Timing) -> Ratio | None:

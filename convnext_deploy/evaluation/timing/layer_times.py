@@ -1,7 +1,5 @@
 """Sum the times of a runtime's kernels by layers of the network, and find those that take longer than in another file of it."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

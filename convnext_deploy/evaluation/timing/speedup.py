@@ -3,8 +3,6 @@
 Both are timed in interleaved, isolated processes on the runtime that they are for; both are profiled there once.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Run one timing or profile in an isolated process, which ends with this one; its crash becomes an error of one line."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,7 +1,5 @@
 """Remove transposes that undo each other, and name weights after their layers, in a graph as PyTorch exports it."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import onnx_ir as ir

@@ -1,6 +1,4 @@
-"""A network, float or quantized, as the graph for a runtime."""
-
-from __future__ import annotations
+"""Export a network, float or quantized, to the ONNX graph for a runtime."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,22 +31,22 @@ def export_network(
     batch_size: int | None = None,
     *,
     runtime: str = "tensorrt",
-    form: Callable[[ConvNeXt, str, bool], ConvNeXt] = rewrite_for,
+    rewrite: Callable[[ConvNeXt, str, bool], ConvNeXt] = rewrite_for,
 ) -> NetworkGraph:
-    """Return the graph of a network for a runtime; for the sizes and the names of inputs and outputs see `export_float`.
+    """Return the graph of a network for a runtime, from `images (batch, C, S, S)` to `logits (batch, classes)`.
 
     Args:
         network: folded; calibrated, if it is quantized. It is not changed.
         in_channels: of the images.
         image_size: in pixels.
         batch_size: the only one that the graph is to take; None: any.
-        runtime: see `rewrite_for`.
-        form: what rewrites the network for the runtime, in place, see `rewrite_for`.
+        runtime: `tensorrt`, `tensorrt-rtx`, `onnxruntime` or `openvino`, for which the network is rewritten.
+        rewrite: what does so, in place, given the network, the runtime and whether it is quantized.
 
     Raises: ExportError: if the exporter refuses, or if a site is not in the graph.
     """
     sites = read_sites(network)
     patches = [name for name, layer in quantized_layers(network) if layer.patches]
-    plain = as_patch_linear(form(drop_identities(without_quantizers(network)), runtime, bool(sites)), patches)
+    plain = as_patch_linear(rewrite(drop_identities(without_quantizers(network)), runtime, bool(sites)), patches)
     exported = export_float(plain, in_channels, image_size, batch_size)
     return NetworkGraph(plain, exported, insert_qdq(exported, sites), sites)

@@ -6,8 +6,6 @@ with a scale per channel, whose integer sums it would otherwise write as FP16 be
 more for it: the casts are part of the kernels beside them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
@@ -40,7 +38,7 @@ def find_islands(
     Args:
         proto: its nodes carry the names of their layers in `doc_string`.
         wide_layers: names of the layers that sum squares.
-        ranges: tensor → largest absolute value seen; see `measure_ranges`.
+        ranges: tensor → largest absolute value seen, from `measure_ranges`.
         int8_matmuls: keep INT8 matrix products with weight scales by channel in FP32 as well, for TensorRT-RTX.
     """
     constants = {initializer.name: initializer for initializer in proto.graph.initializer}

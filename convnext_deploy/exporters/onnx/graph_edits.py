@@ -1,7 +1,5 @@
 """Edits of graphs in onnx-ir that all writers share: new constants, values that replace others, no dead nodes at the end."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import onnx_ir as ir

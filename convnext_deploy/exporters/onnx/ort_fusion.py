@@ -1,11 +1,9 @@
-"""INT8 matrix products of ONNX Runtime in its own operator, which adds the bias as well.
+"""Fuse INT8 matrix products and their biases into the operator that ONNX Runtime has for them.
 
 From Q/DQ pairs ONNX Runtime makes the same operator, but leaves the bias beside it: it joins the bias of a first linear layer with
 its GELU before, into an operator whose kernel is slower than that of GELU alone, and the bias of a second one is another pass
 over its result.
 """
-
-from __future__ import annotations
 
 import onnx
 import onnx_ir as ir

@@ -1,10 +1,8 @@
-"""Convolutions whose patches neither overlap nor touch padding, as linear layers on the patches.
+"""Replace convolutions whose patches neither overlap nor touch padding by linear layers on the patches.
 
 Both compute the same sums. A runtime may have a kernel that gives float from integers for one of them only: ONNX Runtime has it for
 linear layers, while its INT8 convolutions round their results to 8 bits.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -21,7 +19,7 @@ Integer = TypeVar("Integer", bound=np.generic)
 class PatchLinear(nn.Module):
     """A convolution with kernel = stride and no padding, as a linear layer: `(N, C, H, W)` to `(N, C', H/p, W/q)`.
 
-    Rows and columns that fill no patch are left out, as the convolution does. `weight` is `(C', p q C)`, see `patch_rows`.
+    Rows and columns that fill no patch are left out, as the convolution does. `weight` is `(C', p q C)`.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -32,8 +30,7 @@ class PatchLinear(nn.Module):
         self.bias = convolution.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class. What comes and goes in the order N, H, W, C stays in it: the transposes at both ends cancel."""
-        x = x.permute(0, 2, 3, 1)
+        x = x.permute(0, 2, 3, 1)  # where the graph is in the order N, H, W, C, the transposes at both ends cancel
         images, height, width, channels = x.shape
         rows, columns = height // self.height, width // self.width
         x = x[:, : rows * self.height, : columns * self.width]

@@ -1,7 +1,5 @@
 """Add pre- and post-processing to an exported graph: normalization of pixels before it, softmax and the top classes after it."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import onnx_ir as ir

@@ -6,8 +6,6 @@ a pair as well, after a division where its channels have scales of their own. Sy
 quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -45,7 +43,9 @@ def insert_qdq(proto: onnx.ModelProto, sites: Mapping[str, QuantizedSite]) -> on
             # the MatMul of a linear layer may be followed by the sum with its bias, which is the layer's last node
             _finish_layer(graph, last[name], name, sites[name])
     if pending:
-        raise ExportError(f"the exported graph has no product for the quantized layers {', '.join(sorted(pending))}.")
+        raise ExportError(
+            f"the exported graph has no MatMul, Gemm or Conv for the quantized layers {', '.join(sorted(pending))}."
+        )
     return finish(model)
 
 
@@ -90,7 +90,9 @@ def _finish_layer(graph: ir.Graph, node: ir.Node, name: str, site: QuantizedSite
         if stored is not None and stored.shape != bias.shape:
             raise ExportError(f"the bias of '{name}' has shape {stored.shape}, expected {bias.shape}.")
         if place is None:
-            value = tape.op("Add", [value, bias], doc_string=name, output=put_in_place_of(value, f"{name}.product"))
+            value = tape.op(
+                "Add", [value, bias], doc_string=name, output=put_in_place_of(value, f"{name}.without_bias")
+            )
         else:
             node.resize_inputs(max(len(node.inputs), place + 1))  # the exporter leaves out a bias of zeros
             node.replace_input_with(place, bias)
@@ -98,8 +100,8 @@ def _finish_layer(graph: ir.Graph, node: ir.Node, name: str, site: QuantizedSite
         result, grid = put_in_place_of(value, f"{name}.output"), site.output
         if grid.scale.ndim:
             # A pair with scale 1, because the layer's result is divided by its scales already (in its weight scales and bias), and
-            # the product with them: a runtime that fuses QuantizeLinear into its integer product takes one scale there, and a
-            # product by channel is faster than a DequantizeLinear by channel.
+            # a Mul by them: a runtime that fuses QuantizeLinear into its integer kernel takes one scale there, and a Mul by channel
+            # is faster than a DequantizeLinear by channel.
             one = ActivationGrid(np.array(1.0, np.float32), grid.zero_point[0])
             steps = _pair(graph, tape, f"{name}.output", value, ir.val(f"{name}.output_steps"), one)
             scales = grid.scale.reshape(-1, 1, 1) if node.op_type == "Conv" else grid.scale

@@ -1,6 +1,6 @@
-"""The forms of a network that runtimes on CPUs are fastest with: the same function in layers that they have kernels for.
+"""Rewrite a network for a CPU runtime: the same function in layers that the runtime has fast kernels for.
 
-| runtime | form | why |
+| runtime | rewrite | why |
 |---|---|---|
 | `openvino` | the linear layers of a block are 1×1 convolutions, and all between the norms is `(N, C, H, W)` | its convolutions \
 take GELU, the quantization of the result and the residual sum into the same kernel, its matrix products the first two only; and a \
@@ -8,13 +8,11 @@ channels-last kernel reads such a tensor without a transpose |
 | `openvino` | a LayerNorm reads `(N, H W, C)` | it has one kernel for three dimensions and takes four apart into several |
 | `onnxruntime`, float | the linear layers of a block are 1×1 convolutions | its convolutions have a layout in blocks of \
 channels, its matrix products have not |
-| `onnxruntime`, INT8 | GRN's sum over the pixels is a product with a vector of ones | its reductions over middle dimensions are \
+| `onnxruntime`, INT8 | GRN's sum over the pixels is a MatMul with a vector of ones | its reductions over middle dimensions are \
 slow |
 
 What each is worth is measured by `benchmarks/latency.py`. All are exact up to the order of sums.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +22,18 @@ from convnext_deploy.models.layers import ACTIVATIONS, GRN
 
 
 def rewrite_for(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
-    """Put a network that will only be exported into the form for a runtime, in place, and return it. Layers keep their names.
+    """Rewrite a network that will only be exported for a runtime, in place, and return it. Layers keep their names.
 
     Args:
         network: folded, without quantizers; maps `(N, C, H, W)` to logits before and after.
         runtime: `onnxruntime`, `openvino`, or any other, for which the network stays as it is.
-        quantized: products of the graph will be INT8.
+        quantized: MatMul and Conv nodes of the graph will be INT8.
     """
     for module in list(network.modules()):
         if runtime == "openvino" and type(module) is nn.LayerNorm and module is not network.norm:  # after the pooling
             module.__class__ = _PixelNorm
         elif runtime == "onnxruntime" and quantized and type(module) is GRN:
-            module.__class__ = _ProductGRN
+            module.__class__ = _MatMulGRN
         elif type(module) is Block and (runtime == "openvino" or (runtime == "onnxruntime" and not quantized)):
             _use_convolutions(module)
     return network
@@ -69,7 +67,7 @@ class _ChannelsFirstGRN(GRN):
         return self.scale(x, torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True), channels=1)
 
 
-class _ProductGRN(GRN):
+class _MatMulGRN(GRN):
     """GRN of `(N, H, W, C)` whose sum of squares is a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Trace a float PyTorch model into an ONNX graph: nodes and weights named after their layers, dynamic batch, no dead nodes."""
 
-from __future__ import annotations
-
 import ast
 import logging
 import warnings

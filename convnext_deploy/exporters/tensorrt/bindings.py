@@ -4,8 +4,6 @@ Everything else that the package calls exists in all of them; `tests/exporters/t
 names of five releases. Numbers of flags differ as well, so flags are always read from the release's own enumerations.
 """
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
@@ -51,12 +49,7 @@ RELEASES: dict[Flavor, Release] = {
         header_check=False,
     ),
     "tensorrt-rtx": Release(
-        first="1.7",
-        last_major=1,
-        builds_for_gpus=True,
-        timing_cache=False,
-        version_compatible=False,
-        header_check=True,
+        first="1.7", last_major=1, builds_for_gpus=True, timing_cache=False, version_compatible=False, header_check=True
     ),
 }
 

@@ -4,8 +4,6 @@ Networks are strongly typed everywhere: what the ONNX file says is what runs. No
 logs an error and goes on. So settings and shapes are checked here, and everything logged as an error fails the build.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

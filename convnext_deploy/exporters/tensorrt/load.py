@@ -1,7 +1,5 @@
 """Load a serialized engine on the GPU that runs it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Show the progress of a TensorRT build, and end the build when someone presses Ctrl-C."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read and write the timing cache of standard TensorRT, which makes the next build on the same GPU faster."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

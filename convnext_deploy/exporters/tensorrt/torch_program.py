@@ -1,7 +1,5 @@
 """Export a float network as a PyTorch program with explicit types: FP32, or FP16 with FP32 where that overflows."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -7,8 +7,6 @@ A program is saved as an exported program, which `torch.export.load` reads where
 package would need a C++ compiler on the machine that exports, and there is nothing to compile: all layers are in the engine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Rules for the float part of a graph: norms and activations in pieces, squares that overflow, steps that can be left out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +7,7 @@ import onnx
 from onnx import TensorProto
 
 from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, layer_name, readers_of_result
-from convnext_deploy.graphs.lint.rule import EXPORT, Rule, node_label
+from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, node_label, note, warning
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, attribute
 
 _PASSING = PAIR | {"Cast", "Identity"}
@@ -18,7 +16,11 @@ _COMPUTING = (*_NORMS, "Conv", "ConvTranspose", "MatMul", "Gemm", "Gelu", "Add",
 _GELU_CUBIC = 0.044715  # of the approximation with tanh
 
 
-def decomposed_layer_norms(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "in pieces it is several kernels where one would do, and its squares overflow in FP16",
+    f"{EXPORT}; it takes opset 17 or later and torch.nn.functional.layer_norm in the model",
+)
+def decomposed_layer_norm(graph: AnalyzedGraph) -> Iterator[Place]:
     """A mean, the difference from it, its square and the mean of that."""
     view = graph.view
     for mean in view.of_type("ReduceMean", "GlobalAveragePool"):
@@ -28,42 +30,49 @@ def decomposed_layer_norms(graph: AnalyzedGraph) -> Iterator[str]:
                 continue
             squares = [node for node in view.readers(difference.output[0], _PASSING) if _is_square(view, node)]
             if any(n.op_type == "ReduceMean" for square in squares for n in view.readers(square.output[0], _PASSING)):
-                yield node_label(difference)
+                yield difference
 
 
-def decomposed_gelus(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "TensorRT has found no INT8 kernel for a linear layer with it and went back to float",
+    f"{EXPORT}; it takes opset 20",
+)
+def decomposed_gelu(graph: AnalyzedGraph) -> Iterator[Place]:
     """The error function, or tanh of the cubic polynomial, as nodes of their own."""
     view = graph.view
-    for node in view.of_type("Erf"):
-        yield node_label(node)
-    for node in view.of_type("Tanh"):
-        if _has_gelu_cubic(view, node, steps=8):
-            yield node_label(node)
+    yield from view.of_type("Erf")
+    yield from (node for node in view.of_type("Tanh") if _has_gelu_cubic(view, node, steps=8))
 
 
-def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "sums of squares, as in GRN and norms, pass 65504 and become infinite",
+    "put them between casts to FP32 and back, as the FP16 files of 'convnext-deploy export' have them",
+)
+def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """Sums of squares that are accumulated in FP16, as in GRN and in a norm in pieces."""
     view = graph.view
     for node in view.of_type("ReduceL2", "ReduceSumSquare", "ReduceMean", "ReduceSum"):
         if view.type_of(node.input[0]) == TensorProto.FLOAT16:
             source = view.producers.get(view.origin(node.input[0], _PASSING))
             if node.op_type in ("ReduceL2", "ReduceSumSquare") or (source is not None and _is_square(view, source)):
-                yield node_label(node)
-    for node in view.of_type(*_NORMS):
-        half = view.type_of(node.input[0]) == TensorProto.FLOAT16
-        if half and attribute(node, "stash_type", TensorProto.FLOAT) == TensorProto.FLOAT16:
-            yield node_label(node)
+                yield node
+    yield from (node for node, inside in _fp16_norms(view) if inside == TensorProto.FLOAT16)
 
 
-def norms_of_fp16(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "TensorRT 10 computes the norm in FP32, TensorRT 11 may do so in the type of its input",
+    "casts to FP32 before and back after the norm cost nothing in the fused kernel; 'convnext-deploy export' writes them",
+)
+def norm_of_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """Norms that read FP16 and ask for FP32 inside."""
-    for node in graph.view.of_type(*_NORMS):
-        half = graph.view.type_of(node.input[0]) == TensorProto.FLOAT16
-        if half and attribute(node, "stash_type", TensorProto.FLOAT) != TensorProto.FLOAT16:
-            yield node_label(node)
+    return (node for node, inside in _fp16_norms(graph.view) if inside != TensorProto.FLOAT16)
 
 
-def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "strongly typed engines compute the rest in FP32 as the file says: slower than INT8 with FP16",
+    "write the rest in FP16: 'convnext-deploy export --precision fp16'",
+)
+def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that compute in FP32 in a graph with INT8 nodes and without FP16."""
     view, halves = graph.view, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     if not graph.int8_nodes or any(view.type_of(name) in halves for node in view.nodes for name in node.output):
@@ -72,18 +81,23 @@ def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[str]:
     for node in view.of_type(*_COMPUTING):
         float32 = view.type_of(node.output[0]) == TensorProto.FLOAT
         if id(node) not in integers and float32 and not view.is_constant(node.output[0]):
-            yield node_label(node)
+            yield node
 
 
-def double_precision(graph: AnalyzedGraph) -> Iterator[str]:
+@warning("TensorRT has no FP64 and narrows it or refuses the file", f"{EXPORT} from a model in float32")
+def fp64(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes with FP64 results."""
     for node in graph.view.nodes:
         computed = not all(graph.view.is_constant(name) for name in node.output)
         if computed and any(graph.view.type_of(name) == TensorProto.DOUBLE for name in node.output):
-            yield node_label(node)
+            yield node
 
 
-def stray_transposes(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "two layout changes that undo each other are copies in runtimes that do not notice",
+    "keep the residual stream in one layout, as 'convnext-deploy export' does",
+)
+def stray_transposes(graph: AnalyzedGraph) -> Iterator[Place]:
     """Two transposes that undo each other, with only elementwise work between."""
     view = graph.view
     for first in view.of_type("Transpose"):
@@ -102,7 +116,11 @@ def stray_transposes(graph: AnalyzedGraph) -> Iterator[str]:
                 break
 
 
-def unfolded_layer_scales(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "one more multiplication over the whole tensor in every block, and in FP16 values near the smallest",
+    "'convnext-deploy export' multiplies LayerScale into the weights before it",
+)
+def layer_scale_not_folded(graph: AnalyzedGraph) -> Iterator[Place]:
     """A multiplication of every channel by a constant right after a linear layer or convolution."""
     view = graph.view
     for source in graph.compute_nodes:
@@ -115,24 +133,27 @@ def unfolded_layer_scales(graph: AnalyzedGraph) -> Iterator[str]:
                     yield layer_name(view, node)
 
 
+def _fp16_norms(view: GraphView) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Yield the norms that read FP16, each with the type that it asks for inside."""
+    for node in view.of_type(*_NORMS):
+        if view.type_of(node.input[0]) == TensorProto.FLOAT16:
+            yield node, attribute(node, "stash_type", TensorProto.FLOAT)
+
+
 def _is_square(view: GraphView, node: onnx.NodeProto) -> bool:
     if node.op_type == "Pow":
         exponent = view.array(view.origin(node.input[1], _PASSING))
         # behind a pair the exponent is an integer of some scale
         return exponent is not None and (
-            (exponent.size == 1 and float(exponent.reshape(())) == 2.0) or _is_integer(exponent)
+            (exponent.size == 1 and float(exponent.item()) == 2.0) or exponent.dtype in (np.int8, np.uint8)
         )
     return node.op_type == "Mul" and view.origin(node.input[0], _PASSING) == view.origin(node.input[1], _PASSING)
-
-
-def _is_integer(values: np.ndarray) -> bool:
-    return values.dtype in (np.dtype(np.int8), np.dtype(np.uint8))
 
 
 def _has_gelu_cubic(view: GraphView, node: onnx.NodeProto, steps: int) -> bool:
     for name in node.input:
         value = view.array(name)
-        if value is not None and value.size == 1 and abs(float(value.reshape(())) - _GELU_CUBIC) < 1e-4:
+        if value is not None and value.size == 1 and abs(float(value.item()) - _GELU_CUBIC) < 1e-4:
             return True
         if steps and name in view.producers and _has_gelu_cubic(view, view.producers[name], steps - 1):
             return True
@@ -152,60 +173,6 @@ def _is_elementwise(view: GraphView, node: onnx.NodeProto) -> bool:
 
 
 FLOAT_RULES: tuple[Rule, ...] = (
-    Rule(
-        "decomposed-layer-norm",
-        "warning",
-        decomposed_layer_norms,
-        "in pieces it is several kernels where one would do, and its squares overflow in FP16",
-        f"{EXPORT}; it takes opset 17 or later and torch.nn.functional.layer_norm in the model",
-    ),
-    Rule(
-        "decomposed-gelu",
-        "warning",
-        decomposed_gelus,
-        "TensorRT has found no INT8 kernel for a linear layer with it and went back to float",
-        f"{EXPORT}; it takes opset 20",
-    ),
-    Rule(
-        "squares-in-fp16",
-        "warning",
-        squares_in_fp16,
-        "sums of squares, as in GRN and norms, pass 65504 and become infinite",
-        "put them between casts to FP32 and back, as the FP16 files of 'convnext-deploy export' have them",
-    ),
-    Rule(
-        "norm-of-fp16",
-        "note",
-        norms_of_fp16,
-        "TensorRT 10 computes the norm in FP32, TensorRT 11 may do so in the type of its input",
-        "casts to FP32 before and back after the norm cost nothing in the fused kernel; 'convnext-deploy export' writes them",
-    ),
-    Rule(
-        "fp32-beside-int8",
-        "warning",
-        fp32_beside_int8,
-        "strongly typed engines compute the rest in FP32 as the file says: slower than INT8 with FP16",
-        "write the rest in FP16: 'convnext-deploy export --precision fp16'",
-    ),
-    Rule(
-        "fp64",
-        "warning",
-        double_precision,
-        "TensorRT has no FP64 and narrows it or refuses the file",
-        f"{EXPORT} from a model in float32",
-    ),
-    Rule(
-        "stray-transposes",
-        "note",
-        stray_transposes,
-        "two layout changes that undo each other are copies in runtimes that do not notice",
-        "keep the residual stream in one layout, as 'convnext-deploy export' does",
-    ),
-    Rule(
-        "layer-scale-not-folded",
-        "note",
-        unfolded_layer_scales,
-        "one more multiplication over the whole tensor in every block, and in FP16 values near the smallest",
-        "'convnext-deploy export' multiplies LayerScale into the weights before it",
-    ),
-)
+    decomposed_layer_norm, decomposed_gelu, squares_in_fp16, norm_of_fp16, fp32_beside_int8, fp64, stray_transposes,
+    layer_scale_not_folded,
+)  # fmt: skip

@@ -1,7 +1,5 @@
 """Rules for the integers of a quantized graph: their types, zero points and scales."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph
-from convnext_deploy.graphs.lint.rule import QUANTIZE, SYMMETRIC, Rule, node_label
+from convnext_deploy.graphs.lint.rule import QUANTIZE, SYMMETRIC, Place, Rule, error, node_label, note, warning
 from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView, attribute
 
 _ZERO_IN_FP16 = 2.0**-25  # what is not larger becomes 0
@@ -20,94 +18,121 @@ _NARROW = (TensorProto.INT4, TensorProto.UINT4)
 _FIRST_OPSET_OF_FP16_SCALES = 19
 
 
-def integer_operators(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "TensorRT has no QLinear, Integer or DynamicQuantizeLinear operators and refuses the file",
+    f"{QUANTIZE}, or quantize_static with quant_format=QuantFormat.QDQ in place of QOperator or quantize_dynamic",
+)
+def integer_operators(graph: AnalyzedGraph) -> Iterator[Place]:
     """Operators that compute on integers themselves, or find scales at run time."""
-    for node in graph.view.nodes:
-        if node.op_type in (*INTEGER_OPERATORS, "DynamicQuantizeLinear") or node.op_type.startswith("QLinear"):
-            yield node_label(node)
+    wanted = (*INTEGER_OPERATORS, "DynamicQuantizeLinear")
+    return (node for node in graph.view.nodes if node.op_type in wanted or node.op_type.startswith("QLinear"))
 
 
-def zero_points_not_zero(graph: AnalyzedGraph) -> Iterator[str]:
+@error("TensorRT takes symmetric integers alone and refuses the file", f"{QUANTIZE}, or {SYMMETRIC}")
+def zero_point_not_zero(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs whose zero is not the integer 0."""
-    for node, zero_point in _arrays(graph, 2):
-        if zero_point.astype(np.int64).any():
-            yield node_label(node)
+    return (node for node, zero_point in _arrays(graph, 2) if zero_point.astype(np.int64).any())
 
 
-def unsigned_integers(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "TensorRT takes uint8 for int8 without a word: what is over 127 is cut off, and the results are wrong",
+    f"{QUANTIZE}, or {SYMMETRIC} and activation_type=QuantType.QInt8",
+)
+def uint8(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on uint8 that say so."""
     for node in graph.view.of_type("QuantizeLinear"):
         if len(node.input) > 2 and _integer_type(graph.view, node) == TensorProto.UINT8:
-            yield node_label(node)
-    for node in graph.view.of_type("DequantizeLinear"):
-        if graph.view.is_constant(node.input[0]) and _integer_type(graph.view, node) == TensorProto.UINT8:
-            yield node_label(node)
+            yield node
+    yield from _stored(graph, TensorProto.UINT8)
 
 
-def missing_zero_points(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "by the ONNX standard the integers are then uint8, TensorRT takes them for int8: the results differ",
+    "give every QuantizeLinear a zero point of type int8, as 'convnext-deploy export' does",
+)
+def zero_point_missing(graph: AnalyzedGraph) -> Iterator[Place]:
     """QuantizeLinear that leaves open what type it makes."""
     for node in graph.view.of_type("QuantizeLinear"):
         if (len(node.input) < 3 or not node.input[2]) and not attribute(node, "output_dtype", 0):
-            yield node_label(node)
+            yield node
 
 
-def bias_of_integers(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "TensorRT does not dequantize INT32 and refuses the file",
+    "keep biases float: quantize_static with extra_options={\"QuantizeBias\": False}; 'convnext-deploy export' always does",
+)
+def bias_int32(graph: AnalyzedGraph) -> Iterator[Place]:
     """Biases stored as INT32 and dequantized."""
-    for node in graph.view.of_type("DequantizeLinear"):
-        if graph.view.is_constant(node.input[0]) and _integer_type(graph.view, node) == TensorProto.INT32:
-            yield node_label(node)
+    return _stored(graph, TensorProto.INT32)
 
 
-def wide_integers(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "TensorRT knows no quantization to 16 or 32 bits and refuses the file",
+    f"{QUANTIZE}, or choose QuantType.QInt8 for weights and activations",
+)
+def wide_integers(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on 16 or 32 bits, other than biases."""
-    biases = set(bias_of_integers(graph))
+    biases = set(map(node_label, _stored(graph, TensorProto.INT32)))
     for node in graph.view.of_type(*PAIR):
         if _integer_type(graph.view, node) in _WIDE and node_label(node) not in biases:
-            yield node_label(node)
+            yield node
 
 
-def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "8-bit floats need SM89 or later and 4 bits serve weights alone: not on Orin nor on RTX 30", f"{QUANTIZE} for INT8"
+)
+def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on 4 bits or on 8-bit floats."""
     for node in graph.view.of_type(*PAIR):
         found = _integer_type(graph.view, node)
-        if (
-            found in _NARROW
-            or "FLOAT8" in TensorProto.DataType.Name(found)
-            or "FLOAT4" in TensorProto.DataType.Name(found)
-        ):
-            yield node_label(node)
+        if found in _NARROW or TensorProto.DataType.Name(found).startswith(("FLOAT8", "FLOAT4")):
+            yield node
 
 
-def scales_not_positive(graph: AnalyzedGraph) -> Iterator[str]:
-    """Scales of zero, below it, or that are no number."""
+@error(
+    "TensorRT refuses scales that are not above zero; a scale that FP16 takes for 0 is one of them",
+    "calibrate again on images that reach every channel, and hold scales above 1e-6 before they become FP16",
+)
+def scale_not_positive(graph: AnalyzedGraph) -> Iterator[Place]:
+    """Scales of zero, below it, or that are not a number."""
     for node, scale in _arrays(graph, 1):
         values = scale.astype(np.float64)
         if not (np.isfinite(values) & (values > 0)).all():
-            yield node_label(node)
+            yield node
 
 
-def scales_lost_in_fp16(graph: AnalyzedGraph) -> Iterator[str]:
+@note(
+    "converted to FP16 these scales become 0, which TensorRT refuses",
+    "raise them to 1e-6 before the conversion; what so small a scale serves is zero anyway",
+)
+def scale_lost_in_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """FP32 scales that FP16 takes for 0."""
     for node, scale in _arrays(graph, 1):
         if scale.dtype == np.float32 and ((scale > 0) & (scale <= _ZERO_IN_FP16)).any():
-            yield node_label(node)
+            yield node
 
 
-def scales_of_another_type(graph: AnalyzedGraph) -> Iterator[str]:
+@warning(
+    "strongly typed engines ask for scales of the input's type, and FP16 scales are valid from opset 19 on",
+    "write scales in the type of what they scale, at opset 20, as 'convnext-deploy export' does",
+)
+def scale_type(graph: AnalyzedGraph) -> Iterator[Place]:
     """QuantizeLinear whose scale has another type than its input; FP16 scales before the opset that has them."""
     view = graph.view
     for node in view.of_type("QuantizeLinear"):
         types = view.type_of(node.input[0]), view.type_of(node.input[1])
         too_early = view.opsets.get("ai.onnx", 0) < _FIRST_OPSET_OF_FP16_SCALES and node.domain in ("", "ai.onnx")
         if all(types) and (types[0] != types[1] or (types[1] == TensorProto.FLOAT16 and too_early)):
-            yield node_label(node)
+            yield node
 
 
-def computed_scales(graph: AnalyzedGraph) -> Iterator[str]:
+@error(
+    "TensorRT-RTX 1.7 crashes on a convolution with a scale found at run time, and computes a linear layer in float",
+    f"{QUANTIZE}, or calibrate with quantize_static in place of quantize_dynamic",
+)
+def scale_computed(graph: AnalyzedGraph) -> Iterator[Place]:
     """Activations whose scale the graph computes."""
-    for node in graph.view.of_type("QuantizeLinear"):
-        if not graph.view.is_constant(node.input[1]):
-            yield node_label(node)
+    return (node for node in graph.view.of_type("QuantizeLinear") if not graph.view.is_constant(node.input[1]))
 
 
 def _arrays(graph: AnalyzedGraph, place: int) -> Iterator[tuple[onnx.NodeProto, NDArray[Any]]]:
@@ -117,87 +142,19 @@ def _arrays(graph: AnalyzedGraph, place: int) -> Iterator[tuple[onnx.NodeProto, 
             yield node, values
 
 
+def _stored(graph: AnalyzedGraph, integer: int) -> Iterator[onnx.NodeProto]:
+    """Yield the DequantizeLinear nodes that read integers of a type from the file."""
+    for node in graph.view.of_type("DequantizeLinear"):
+        if graph.view.is_constant(node.input[0]) and _integer_type(graph.view, node) == integer:
+            yield node
+
+
 def _integer_type(view: GraphView, node: onnx.NodeProto) -> int:
     name = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
     return view.type_of(name) or view.type_of(view.origin(name, LAYOUT))
 
 
 GRID_RULES: tuple[Rule, ...] = (
-    Rule(
-        "integer-operators",
-        "error",
-        integer_operators,
-        "TensorRT has no QLinear, Integer or DynamicQuantizeLinear operators and refuses the file",
-        f"{QUANTIZE}, or quantize_static with quant_format=QuantFormat.QDQ in place of QOperator or quantize_dynamic",
-    ),
-    Rule(
-        "zero-point-not-zero",
-        "error",
-        zero_points_not_zero,
-        "TensorRT takes symmetric integers alone and refuses the file",
-        f"{QUANTIZE}, or {SYMMETRIC}",
-    ),
-    Rule(
-        "uint8",
-        "error",
-        unsigned_integers,
-        "TensorRT takes uint8 for int8 without a word: what is over 127 is cut off, and the results are wrong",
-        f"{QUANTIZE}, or {SYMMETRIC} and activation_type=QuantType.QInt8",
-    ),
-    Rule(
-        "zero-point-missing",
-        "error",
-        missing_zero_points,
-        "by the ONNX standard the integers are then uint8, TensorRT takes them for int8: the results differ",
-        "give every QuantizeLinear a zero point of type int8, as 'convnext-deploy export' does",
-    ),
-    Rule(
-        "bias-int32",
-        "error",
-        bias_of_integers,
-        "TensorRT does not dequantize INT32 and refuses the file",
-        "keep biases float: quantize_static with extra_options={\"QuantizeBias\": False}; 'convnext-deploy export' always does",
-    ),
-    Rule(
-        "wide-integers",
-        "error",
-        wide_integers,
-        "TensorRT knows no quantization to 16 or 32 bits and refuses the file",
-        f"{QUANTIZE}, or choose QuantType.QInt8 for weights and activations",
-    ),
-    Rule(
-        "types-of-newer-gpus",
-        "warning",
-        types_of_newer_gpus,
-        "8-bit floats need SM89 or later and 4 bits serve weights alone: not on Orin nor on RTX 30",
-        f"{QUANTIZE} for INT8",
-    ),
-    Rule(
-        "scale-not-positive",
-        "error",
-        scales_not_positive,
-        "TensorRT refuses scales that are not above zero; a scale that FP16 takes for 0 is one of them",
-        "calibrate again on images that reach every channel, and hold scales above 1e-6 before they become FP16",
-    ),
-    Rule(
-        "scale-lost-in-fp16",
-        "note",
-        scales_lost_in_fp16,
-        "converted to FP16 these scales become 0, which TensorRT refuses",
-        "raise them to 1e-6 before the conversion; what so small a scale serves is zero anyway",
-    ),
-    Rule(
-        "scale-type",
-        "warning",
-        scales_of_another_type,
-        "strongly typed engines ask for scales of the input's type, and FP16 scales are valid from opset 19 on",
-        "write scales in the type of what they scale, at opset 20, as 'convnext-deploy export' does",
-    ),
-    Rule(
-        "scale-computed",
-        "error",
-        computed_scales,
-        "TensorRT-RTX 1.7 crashes on a convolution with a scale found at run time, and computes a linear layer in float",
-        f"{QUANTIZE}, or calibrate with quantize_static in place of quantize_dynamic",
-    ),
-)
+    integer_operators, zero_point_not_zero, uint8, zero_point_missing, bias_int32, wide_integers, types_of_newer_gpus,
+    scale_not_positive, scale_lost_in_fp16, scale_type, scale_computed,
+)  # fmt: skip

@@ -1,7 +1,5 @@
 """Everything in an ONNX file: interface, operators by precision, quantized nodes, size by layer, and broken rules."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -25,11 +23,15 @@ from convnext_deploy.graphs.compute_nodes import (
     granularity,
     layer_name,
 )
-from convnext_deploy.graphs.lint.rule import Finding
-from convnext_deploy.graphs.lint.rules import apply_rules
-from convnext_deploy.graphs.onnx_io import read_metadata
+from convnext_deploy.graphs.lint.file_rules import FILE_RULES
+from convnext_deploy.graphs.lint.float_rules import FLOAT_RULES
+from convnext_deploy.graphs.lint.grid_rules import GRID_RULES
+from convnext_deploy.graphs.lint.layer_rules import LAYER_RULES
+from convnext_deploy.graphs.lint.rule import SEVERITIES, Finding, Place, node_label
+from convnext_deploy.graphs.onnx_io import read_metadata, short_name, tensor_bytes
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, open_view, value_shape
-from convnext_deploy.graphs.tensors import short_name, tensor_bytes
+
+RULES = (*GRID_RULES, *LAYER_RULES, *FLOAT_RULES, *FILE_RULES)
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,15 @@ def _inspect(path: Path) -> ONNXRecord:
     )
 
 
+def apply_rules(graph: AnalyzedGraph) -> tuple[Finding, ...]:
+    """Return which rules a graph breaks, errors first, each with its places in the order of the graph."""
+    found = []
+    for rule in RULES:
+        if places := tuple(dict.fromkeys(map(_place, rule.find(graph)))):
+            found.append(Finding(rule.name, rule.severity, places, rule.cost, rule.fix))
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
 def count_operators(graph: AnalyzedGraph) -> dict[str, dict[str, int]]:
     """Return operator → precision → count, the most frequent operators first; constants of the file are not counted."""
     view = graph.view
@@ -164,6 +175,12 @@ def layer_sizes(view: GraphView) -> tuple[LayerSize, ...]:
             sizes[layer] += sum(tensor_bytes(tensor) for tensor in new.values())
             seen.update(new)
     return tuple(LayerSize(layer, operators[layer], size) for layer, size in sizes.most_common())
+
+
+def _place(place: Place) -> str:
+    if isinstance(place, onnx.NodeProto):
+        return node_label(place)
+    return place.layer if isinstance(place, ComputeNode) else place
 
 
 def _precision(view: GraphView, node: onnx.NodeProto, compute: ComputeNode | None) -> str:

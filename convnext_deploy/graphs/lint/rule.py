@@ -1,14 +1,13 @@
 """A rule: how what breaks it is found in a graph, what that costs, and how to fix it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import onnx
 
-from convnext_deploy.graphs.compute_nodes import AnalyzedGraph
+from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, ComputeNode
 
 Severity = Literal["error", "warning", "note"]
 """error: TensorRT refuses the file or gives other results; warning: slower, in float, or less exact; note: good to know."""
@@ -20,14 +19,17 @@ EXPORT = "export the model with 'convnext-deploy export', or with torch.onnx.exp
 QUANTIZE = "quantize with 'convnext-deploy quantize --target tensorrt'"
 SYMMETRIC = 'quantize_static with QInt8 and extra_options={"ActivationSymmetric": True, "WeightSymmetric": True}'
 
+Place = ComputeNode | onnx.NodeProto | str
+"""Where a rule is broken: a node, shown by its layer or name, or words for anything else."""
+
 
 @dataclass(frozen=True)
 class Rule:
-    """A known problem of ONNX files; `find` names the nodes, layers or tensors in which a graph has it."""
+    """A known problem of ONNX files; `find` yields the nodes, layers or tensors in which a graph has it."""
 
     name: str
     severity: Severity
-    find: Callable[[AnalyzedGraph], Iterator[str]]
+    find: Callable[[AnalyzedGraph], Iterator[Place]]
     cost: str
     fix: str
 
@@ -41,6 +43,14 @@ class Finding:
     places: tuple[str, ...]
     cost: str
     fix: str
+
+
+def _rule(severity: Severity, cost: str, fix: str) -> Callable[[Callable[[AnalyzedGraph], Iterator[Place]]], Rule]:
+    """Make a rule of the function below, which finds its places: `bias_int32` becomes the rule `bias-int32`."""
+    return lambda find: Rule(find.__name__.replace("_", "-"), severity, find, cost, fix)
+
+
+error, warning, note = (partial(_rule, severity) for severity in SEVERITIES)
 
 
 def node_label(node: onnx.NodeProto) -> str:

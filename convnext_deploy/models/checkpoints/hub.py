@@ -1,6 +1,4 @@
-"""Published weights by name, through the download and the cache of the libraries that publish them."""
-
-from __future__ import annotations
+"""Fetch published weights by name, with the download and the cache of the libraries that publish them."""
 
 import re
 import sys
@@ -34,7 +32,7 @@ def is_weights_name(text: str) -> bool:
 
 
 def license_of(name: str) -> str | None:
-    """Return the license of published weights where it is known by the name: that of ConvNeXt V2, see `Published`."""
+    """Return the license of published weights where it is known by the name: that of ConvNeXt V2."""
     owner, _, model = name.removeprefix(_HUB_PREFIX).partition("/")
     return "cc-by-nc-4.0" if owner in _OWNERS and model.startswith(("convnextv2", "convnext-v2")) else None
 

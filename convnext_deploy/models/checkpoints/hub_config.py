@@ -1,9 +1,7 @@
-"""The config files that timm and transformers keep beside weights: how to evaluate them, and what their classes are called.
+"""Read and write the config files that timm and transformers keep beside weights: preprocessing and class names.
 
 timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.json` and `preprocessor_config.json`.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -23,11 +21,7 @@ _LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take
 _SQUASHED_FROM = 384
 _RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu"}
-_TIMM_NORMS = {
-    "layernorm": ("layernorm", "layernorm2d", "layernormfp32", "layernorm2dfp32"),
-    "rmsnorm": ("rmsnorm", "rmsnorm2d", "rmsnormfp32", "rmsnorm2dfp32"),
-    "simplenorm": ("simplenorm", "simplenorm2d", "simplenormfp32", "simplenorm2dfp32"),
-}
+_TIMM_NORM_VARIANTS = ("", "2d", "fp32", "2dfp32")  # of one norm, such as `layernorm2d`: they compute the same
 _TRANSFORMERS_ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -96,7 +90,8 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         changes["activation"] = _look_up(_TIMM_ACTIVATIONS, arguments.pop("act_layer"), "act_layer", path)
     if "norm_eps" in arguments:
         changes["norm_eps"] = _positive(arguments.pop("norm_eps"))
-    if "norm_layer" in arguments and arguments["norm_layer"] not in _TIMM_NORMS[row.norm]:
+    norms = [row.norm + variant for variant in _TIMM_NORM_VARIANTS]
+    if "norm_layer" in arguments and arguments["norm_layer"] not in norms:
         # norms with equal weights compute different things
         raise CheckpointError(
             f"{path} sets norm_layer {arguments['norm_layer']!r}; {spec.variant} has a {row.norm} here."

@@ -1,10 +1,8 @@
-"""The names that other libraries give to the same weights, and the shapes in which they keep them.
+"""Map the names and shapes of weights to those of timm, torchvision and transformers, and back.
 
 The network's own keys are those of the official repositories (`facebook`). A dialect is one column of a table of names;
 reading and writing use the same table, so a round trip cannot lose a weight.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,21 +50,15 @@ _HEAD = [
     ("pre_logits", "head.pre_logits.fc", None, None),
     ("head", "head.fc", "classifier.2", "classifier"),
 ]
-_COLUMN: dict[Dialect, int] = {"timm": 1, "torchvision": 2, "huggingface": 3}
-# a key that every network has in one dialect and no network in another
-_SIGNATURES: dict[Dialect, str] = {
-    "facebook": "downsample_layers.0.0.weight",
-    "timm": "stem.0.weight",
-    "torchvision": "features.0.0.weight",
-    "huggingface": "embeddings.patch_embeddings.weight",
-}
+_COLUMN: dict[Dialect, int] = {"facebook": 0, "timm": 1, "torchvision": 2, "huggingface": 3}
 _BASE_MODELS = ("convnext.", "convnextv2.")
 
 
 def recognize(state: Mapping[str, Tensor]) -> Dialect | None:
-    """Return the dialect of a state dict, or None if it is no ConvNeXt in any of them."""
+    """Return the dialect of a state dict, or None if it is not a ConvNeXt in any of them."""
     names = {_without_base(key) for key in state}
-    return next((dialect for dialect, key in _SIGNATURES.items() if key in names), None)
+    # the first weight of the stem, which every network has in one dialect and no network in another
+    return next((dialect for dialect, column in _COLUMN.items() if f"{_STEM[0][column]}.weight" in names), None)
 
 
 def to_native(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:

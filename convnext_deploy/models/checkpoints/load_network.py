@@ -1,6 +1,4 @@
-"""From a PyTorch artifact to a network: float, or with the quantizers that its scheme asks for."""
-
-from __future__ import annotations
+"""Load the network of a PyTorch artifact: float, or with the quantizers that its scheme asks for."""
 
 from typing import Any
 

@@ -1,6 +1,4 @@
-"""Safe reading and writing of weight files: nothing in them is executed, and what they claim is checked before it is believed."""
-
-from __future__ import annotations
+"""Read and write weight files safely: nothing in them is executed, and what they claim is checked before it is believed."""
 
 import argparse
 import json
@@ -52,8 +50,8 @@ def load_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file ({first_line(error)}).") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -78,8 +76,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(_describe_refusal(path, str(error))) from None
     except Exception as error:
-        # The unpickler raises almost anything on bytes that are no pickle; all of it means the same to a user.
-        raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
+        # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
+        raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
     entry = None
     while isinstance(content, dict) and (
         name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
@@ -94,7 +92,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             )
         if len(key) > _LONGEST_NAME or not key.isprintable():
             raise CheckpointError(
-                f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is no name of a weight."
+                f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is not the name of a weight."
             )
         if not isinstance(value, Tensor):
             raise CheckpointError(
@@ -117,7 +115,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file of weights at first sight, before any library reads it."""
+    """Refuse what is not a file of weights at first sight, before any library reads it."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -142,7 +140,7 @@ def _check_file(path: Path) -> None:
         header = int.from_bytes(start[:8], "little")
         if len(start) < 8 or header > min(size - 8, _LARGEST_HEADER):
             raise CheckpointError(
-                f"{path} is no readable safetensors file: it claims a header of {header} bytes in a file of {size}; "
+                f"{path} is not a readable safetensors file: it claims a header of {header} bytes in a file of {size}; "
                 "it may be truncated or of another format."
             )
 
@@ -161,7 +159,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is no readable checkpoint ({first_line(error)}).") from None
+        raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
     unpacked = sum(record.file_size for record in records)
     if (
         any(record.compress_type != zipfile.ZIP_STORED for record in records)
@@ -179,11 +177,11 @@ def _check_archive(path: Path) -> None:
 
 def _describe_refusal(path: Path, message: str) -> str:
     if not any(sign in message for sign in _CODE_SIGNS):
-        return f"{path} is no readable checkpoint; it may be damaged or of another format."
+        return f"{path} is not a readable checkpoint; it may be damaged or of another format."
     needed = re.search(r"GLOBAL ([\w.]+)", message)
     return (
-        f"{path} is no plain weights file: reading it would execute code{f' ({needed[1]})' if needed else ''}, which is refused. "
-        "Save it again as a state dict: torch.save(model.state_dict(), FILE)."
+        f"{path} is not a plain weights file: reading it would execute code{f' ({needed[1]})' if needed else ''}, "
+        "which is refused. Save it again as a state dict: torch.save(model.state_dict(), FILE)."
     )
 
 

@@ -1,6 +1,4 @@
-"""Which network a set of weights belongs to, and putting them into it."""
-
-from __future__ import annotations
+"""Find the network that a state dict belongs to, and load it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +39,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
-            f"{path} is no ConvNeXt checkpoint with the names of {', '.join(DIALECTS)}; its first keys are {some}."
+            f"{path} is not a ConvNeXt checkpoint with the names of {', '.join(DIALECTS)}; its first keys are {some}."
         )
     notes = [f"{path.name}: weights in the names of {dialect}"]
     if entry is not None:
@@ -55,12 +53,12 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     """Find the variant, classes, channels, stem and head from the names and shapes of a state dict.
 
     Returns: the spec; its `num_classes` is 0 if there is no head.
-    Raises: CheckpointError: if these are no weights of a ConvNeXt, or no variant has these depths and widths.
+    Raises: CheckpointError: if these are not the weights of a ConvNeXt, or no variant has these depths and widths.
     """
     keys = ["downsample_layers.0.0.weight", *(f"stages.{i}.0.dwconv.weight" for i in range(4))]
     missing = next((key for key in keys if key not in state), None)
     if missing is not None:
-        raise CheckpointError(f"{path} is no ConvNeXt checkpoint: it has no '{missing}'.")
+        raise CheckpointError(f"{path} is not a ConvNeXt checkpoint: it has no '{missing}'.")
     stem, *depthwise = (state[key] for key in keys)
     head, pre_logits = state.get("head.weight"), state.get("pre_logits.weight")
     linear = [weight for weight in (pre_logits, head) if weight is not None]
@@ -71,7 +69,7 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     ):
         found = [tuple(weight.shape) for weight in (stem, *depthwise, *linear)]
         raise CheckpointError(
-            f"{path} is no ConvNeXt checkpoint: the shapes of stem, convolutions and head are {found}."
+            f"{path} is not a ConvNeXt checkpoint: the shapes of stem, convolutions and head are {found}."
         )
     if "stages.0.downsample.0.weight" in state:
         raise CheckpointError(

@@ -1,11 +1,10 @@
-"""Parameters, multiply-accumulates and training memory of a network, computed from its row of the table without building it.
+"""Count parameters, multiply-accumulates and training memory of a network from its row of the table, without building it.
 
 The formulas follow `convnext.py` layer by layer; the tests compare them with the networks built from the same rows.
 """
 
-from __future__ import annotations
-
 import itertools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def count_parameters(spec: ModelSpec) -> int:
     stem = _stem(spec, row, 0)
     downsampling = _downsampling(row, (0, 0, 0, 0))
     # the norm behind the stem, those before each downsampling, and the last one
-    norms = sum(_norm_parameters(row, dim) for dim in (row.dims[0], *row.dims[:-1], row.dims[-1]))
+    norms = sum(_norm_parameters(row, dim) for dim in (row.dims[0], *row.dims))
     blocks = sum(
         depth * _block_parameters(row, dim, kernel)
         for depth, dim, kernel in zip(row.depths, row.dims, row.kernel_sizes, strict=True)
@@ -108,11 +107,7 @@ def activation_bytes(
         values += (1 + _norm_values(row)) * row.dims[-1] * sides[-1] ** 2
     insides = [_block_values(row, dim) * side**2 for dim, side in zip(row.dims, sides, strict=True)]
     values += sum(depth * dim * side**2 for depth, dim, side in zip(row.depths, row.dims, sides, strict=True))
-    values += (
-        max(insides)
-        if gradient_checkpointing
-        else sum(depth * kept for depth, kept in zip(row.depths, insides, strict=True))
-    )
+    values += max(insides) if gradient_checkpointing else sum(map(operator.mul, row.depths, insides))
     return round(values * bytes_per_value)
 
 

@@ -1,11 +1,9 @@
 """Published ImageNet-1k weights of each variant: their name, their top-1 and the evaluation transform it was measured with.
 
 One set of weights per variant, trained on ImageNet-1k alone where such a set exists; others are fetched by their names, see
-`pretrained.py`. Accuracies are those of the official repositories and of timm; evaluation settings are timm's configuration
-of the weights.
+`checkpoints/hub.py`. Accuracies are those of the official repositories and of timm; evaluation settings are timm's configuration of
+the weights.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -93,15 +91,10 @@ PUBLISHED: dict[str, Published | None] = {
     "convnextv2_base": _published("convnextv2_base.fcmae_ft_in1k", 84.9, _OFFICIAL_V2),
     "convnextv2_large": _published("convnextv2_large.fcmae_ft_in1k", 85.8, _OFFICIAL_V2),
     "convnextv2_huge": _published("convnextv2_huge.fcmae_ft_in1k", 86.3, _OFFICIAL_V2),
-    "test_convnext": _published(
-        "test_convnext.r160_in1k", 47.8, _TIMM_CARD, image_size=160, crop_pct=0.95, statistics=_HALF
-    ),
-    "test_convnext2": _published(
-        "test_convnext2.r160_in1k", 53.5, _TIMM_CARD, image_size=160, crop_pct=0.95, statistics=_HALF
-    ),
-    "test_convnext3": _published(
-        "test_convnext3.r160_in1k", 53.3, _TIMM_CARD, image_size=160, crop_pct=0.95, statistics=_HALF
-    ),
+    **{
+        name: _published(f"{name}.r160_in1k", top1, _TIMM_CARD, image_size=160, crop_pct=0.95, statistics=_HALF)
+        for name, top1 in (("test_convnext", 47.8), ("test_convnext2", 53.5), ("test_convnext3", 53.3))
+    },
 }
 
 

@@ -1,6 +1,4 @@
-"""The variants ranked for a data set and a GPU: what `advice.py` says, with the batch size that fits into memory."""
-
-from __future__ import annotations
+"""Rank the variants for a data set and a GPU, with the batch size that fits into its memory."""
 
 from dataclasses import dataclass
 
@@ -37,7 +35,7 @@ _LARGEST_BATCH, _SMALLEST_BATCH = 256, 8
 class Candidate:
     """A variant that suits the data, with its reasons as short sentences.
 
-    `memory_gib` is the estimate for training on one GPU with `batch_size` images per step; see `training_memory`. `latency_ms`
+    `memory_gib` is the estimate for training on one GPU with `batch_size` images per step. `latency_ms`
     is the time for one image in FP32 PyTorch, None: not measured.
     """
 

@@ -1,6 +1,4 @@
-"""A recipe to start from: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
-
-from __future__ import annotations
+"""Write a starter recipe: fine-tune, quantize and export a recommended variant, with the source of every value beside it."""
 
 import dataclasses
 import json
@@ -10,7 +8,7 @@ from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import Augmentation, FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.qat import QATConfig
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.train import ModelConfig, TrainConfig
@@ -31,7 +29,7 @@ from convnext_deploy.models.zoo.training_settings import (
     settings_for_size,
 )
 
-_BASE_BATCH_SIZE = 4096  # at which recipes give learning rates; see `FitConfig`
+_BASE_BATCH_SIZE = 4096  # at which recipes give learning rates
 _TOOL = "this tool's default"
 _COMMENT_COLUMN = 36
 
@@ -81,10 +79,7 @@ def create_start_recipe(candidate: Candidate, image_size: int, images: int) -> R
     )
     fit = dataclasses.replace(
         recommended_fit(
-            candidate.variant,
-            candidate.settings,
-            data_size(images).augmentation,
-            from_weights=published is not None,
+            candidate.variant, candidate.settings, data_size(images).augmentation, from_weights=published is not None
         ),
         batch_size=candidate.batch_size,
         gradient_checkpointing=candidate.gradient_checkpointing,
@@ -165,16 +160,12 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
     of_data = f"ours for {data.name} data"
     mixup = of_data if size.mixup else "ours for this size"
     start = fine_tuning(candidate.variant)
-    assert start is not None  # likewise
+    assert start is not None  # nor are they here
     from_scratch = "arXiv 2201.03545, table 5, from scratch"
     memory = f"an estimated {candidate.memory_gib:.1f} GB on a GPU with bfloat16"
     rate = f"{format_setting(candidate.settings.learning_rate)} at batch {RATE_BATCH_SIZE} x {_BASE_BATCH_SIZE // RATE_BATCH_SIZE}"
     return {
-        "model.model": {
-            "name": candidate.reasons[0],
-            "image_size": "--image-size",
-            "weights": weights,
-        },
+        "model.model": {"name": candidate.reasons[0], "image_size": "--image-size", "weights": weights},
         "model.fit": {
             "epochs": f"{of_data}: {data.settings.epochs}",
             "batch_size": memory,
@@ -190,12 +181,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "cutmix_alpha": mixup,
             "gradient_checkpointing": "only where the memory of the GPU asks for it",
         },
-        "ptq": {
-            "target": _TOOL,
-            "calibration_method": _TOOL,
-            "percentile": _TOOL,
-            "calibration_images": _TOOL,
-        },
+        "ptq": {"target": _TOOL, "calibration_method": _TOOL, "percentile": _TOOL, "calibration_images": _TOOL},
         "qat.fit": {
             "epochs": _TOOL,
             "batch_size": "half of the above: fake quantization keeps more, and the float network is the teacher",

@@ -1,10 +1,8 @@
-"""What to train each variant with, and which variants suit how many images, as literal tables.
+"""Recommended training settings for each variant, and the variants that suit a number of images, as literal tables.
 
 Ranges by the size of the network and of the data are this project's choice, and the middle of a range is used. Augmentation,
 and how to start from published weights, are those of the papers and their code.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
@@ -56,7 +54,7 @@ class SettingRanges:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What changes when a training starts from published weights: see `FitConfig`. `source` and `note` tell where it is from."""
+    """What changes when a training starts from published weights. `source` and `note` tell where it is from."""
 
     layer_decay: float
     ema_decay: float
@@ -66,7 +64,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What to train one variant with on data of one size; see `SettingRanges`."""
+    """What to train one variant with on data of one size: one value from each range of `SettingRanges`."""
 
     learning_rate: float
     drop_path_rate: float
@@ -108,7 +106,7 @@ _SMALLEST_FROM_WEIGHTS = FineTuning(0.9, EMA_DECAY, f"{_OFFICIAL_V2}, atto", "0.
 _V1_FROM_WEIGHTS = {
     **dict.fromkeys(("zepto", "atto", "femto", "pico", "nano"), _SMALLEST_FROM_WEIGHTS),
     **dict.fromkeys(("tiny", "small", "base", "large"), FineTuning(0.7, 0.0, _TABLE_6, "weights of ImageNet-1k")),
-    # their weights come from more than ImageNet-1k, see `published.py`
+    # their weights come from more than ImageNet-1k
     **dict.fromkeys(("xlarge", "xxlarge"), FineTuning(0.8, EMA_DECAY, _TABLE_6, "weights of ImageNet-22k")),
 }
 _V2_FROM_WEIGHTS = {
@@ -143,7 +141,7 @@ TIER_REASONS = {
     3: "tier 3 of 6: heavy, for the last tenths of accuracy on very large data",
     4: "tier 4 of 6: for devices that can compute very little",
 }
-# Variants of a size overfit on fewer images than this: "Best choice" for base, "Simple rule of thumb" for the others.
+# Variants of a size overfit on fewer images than this: this project's choice.
 LEAST_IMAGES = {"base": 50_000, **dict.fromkeys(("large", "huge", "xlarge", "xxlarge"), 1_000_000)}
 # Without published weights a variant is trained from scratch, which the papers do on the 1.28 million images of ImageNet-1k.
 LEAST_IMAGES_FROM_SCRATCH = 1_000_000
@@ -228,7 +226,7 @@ def size_of(variant: str) -> str:
 def settings_for_size(variant: str) -> SettingRanges | None:
     """Return the settings that suit a variant, None for the test networks.
 
-    The modifiers ols, rms, hnf and mlp change nothing in them, see `settings_note`.
+    The modifiers ols, rms, hnf and mlp change nothing in them but what `settings_note` says.
     """
     return (_V1 if VARIANTS[variant].version == 1 else _V2).get(size_of(variant))
 

@@ -1,7 +1,5 @@
 """Accuracy against latency: of the artifacts of one run, or of several."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Render the comparison of several runs as one HTML page, with the table and the plot of a single run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from convnext_deploy.reports.comparison import Comparison

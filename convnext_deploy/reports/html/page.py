@@ -4,8 +4,6 @@ The page's own security policy forbids every request, and runs the two scripts o
 become one.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.resources

@@ -1,7 +1,5 @@
 """Axes and layout of all plots; colours are names, which the page looks up for light, dark and paper."""
 
-from __future__ import annotations
-
 import html
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The plots of a run beside accuracy and latency: training curves, the layers' sensitivity, the change of each class."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Render the report as one HTML page."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -23,10 +21,10 @@ from convnext_deploy.reports.html.tables import (
     step_table,
 )
 from convnext_deploy.reports.html.tiles import create_tiles
+from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Accuracy, Layer, Report
 from convnext_deploy.reports.stage_table import remarks, summary
-from convnext_deploy.reports.words import explain
 
 _CONTENTS = {
     "stages": "Stages",
@@ -61,7 +59,7 @@ def render_html(report: Report) -> str:
         "steps": [
             {"title": row.name, "table": step_table(tried), "text": f"Selected {tried.chosen}: {tried.reason}."}
             for row in report.rows
-            if (tried := row.history).steps
+            if (tried := row.history.selection) is not None
         ],
         "training": list(_training(report, figures)),
         "classes": list(_classes(report, figures)),

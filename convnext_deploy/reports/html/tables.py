@@ -1,15 +1,14 @@
 """Tables of the HTML pages: columns with titles, and cells of text that a badge may colour."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
-from convnext_deploy.reports.record import History, Layer, StageRow
-from convnext_deploy.reports.stage_table import cells, columns, drop_text, verdict
+from convnext_deploy.reports.record import Layer, StageRow
+from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, drop_text, step_cells, verdict
 
 NONE = "–"
 
@@ -145,29 +144,12 @@ def layer_table(layers: Sequence[Layer]) -> Table:
     return create_table(titles, ("layer", "precision"), rows)
 
 
-def step_table(history: History) -> Table:
-    """Return what `quantize` tried."""
-    titles = ("step", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
-    rows = []
-    for step in history.steps:
-        low, high = step.interval_pp
-        mark = Cell("passed", "passed") if step.passed else Cell("")
-        if step.name == history.chosen and not step.passed:
-            mark = Cell("selected", "warned")
-        rows.append(
-            (
-                step.name,
-                number(step.top1, scale=100),
-                f"{step.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]",
-                number(step.agreement, scale=100),
-                small_number(step.kl),
-                number(step.sqnr_db, 1),
-                number(step.risk_pp),
-                number(step.seconds, 1),
-                mark,
-            )
-        )
-    return create_table(titles, ("step", ""), rows)
+def step_table(selection: Selection) -> Table:
+    """Return the steps of a fallback sequence that were tried."""
+    badges = {"passed": "passed", "selected": "warned"}
+    texts = [step_cells(step, selection) for step in selection.steps]
+    rows: list[tuple[str | Cell, ...]] = [(*line[:-1], Cell(line[-1], badges.get(line[-1]))) for line in texts]
+    return create_table(STEP_COLUMNS, ("step", ""), rows)
 
 
 def epoch_table(epochs: Sequence[Mapping[str, float | None]]) -> Table:

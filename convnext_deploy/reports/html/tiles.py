@@ -1,7 +1,5 @@
 """The tiles at the top of the page: the fastest, the smallest and the most accurate artifact, and the largest drop of INT8."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,13 +23,7 @@ def create_tiles(report: Report) -> list[Tile]:
     tiles = []
     if timed:
         fastest, ms = min(timed, key=lambda pair: pair[1])
-        tiles.append(
-            Tile(
-                "Fastest that failed no gate",
-                f"{ms:.2f} ms",
-                f"{fastest.name}{_speedup(fastest, fine)}",
-            )
-        )
+        tiles.append(Tile("Fastest that failed no gate", f"{ms:.2f} ms", f"{fastest.name}{_speedup(fastest, fine)}"))
     if scored:
         # INT8 in PyTorch lies on disk in float
         smallest = min((row for row, _ in scored), key=lambda row: row.identity.size_bytes)
@@ -45,9 +37,7 @@ def create_tiles(report: Report) -> list[Tile]:
         best, accuracy = max(scored, key=lambda pair: pair[1].top1)
         tiles.append(
             Tile(
-                "Best top-1",
-                f"{100 * accuracy.top1:.2f} %",
-                f"{best.name}, {accuracy.correct:,} of {accuracy.total:,}",
+                "Best top-1", f"{100 * accuracy.top1:.2f} %", f"{best.name}, {accuracy.correct:,} of {accuracy.total:,}"
             )
         )
     drops = [
