@@ -253,7 +253,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(Path(folder))
         for kind, compute in RESULTS.items():
-            new = {"result_version": stage_config(kind).result_version, "numbers": compute(shop)}
+            new: dict[str, Any] = {"result_version": stage_config(kind).result_version, "numbers": compute(shop)}
             if (
                 kind not in known
                 or known[kind]["result_version"] != new["result_version"]
