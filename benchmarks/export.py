@@ -81,7 +81,7 @@ def main() -> int:
 
 COLUMNS = (
     "variant", "parameters M", "ONNX MB: FP32, FP16, INT8+FP16", "largest error: FP32, FP16, mean of INT8+FP16", "engines",
-    "INT8 products", "ONNX s", "engine s", "memory MB",
+    "INT8 nodes", "ONNX s", "engine s", "memory MB",
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
@@ -95,7 +95,7 @@ def as_line(row: dict[str, Any]) -> str:
         ", ".join(f"{files[kind]['onnx_mb']:.1f}" for kind in GPUS),
         ", ".join(f"{files[kind]['error']:.1e}" for kind in GPUS),
         str(sum(len(file["engines"]) for file in files.values())),
-        f"{row['int8_products'][0]} of {row['int8_products'][1]}",
+        f"{row['int8_nodes'][0]} of {row['int8_nodes'][1]}",
         f"{row['onnx_s']:.1f}",
         f"{max(s for file in files.values() for s in file['engines'].values()):.1f}",
         f"{row['export_mb']:.0f}",
@@ -113,8 +113,8 @@ def problems_of(row: dict[str, Any]) -> list[str]:
         found += [
             f"{row['variant']} {kind} {gpu}: built in {s:.1f} s, expected {ENGINE_S} s" for gpu, s in slow.items()
         ]
-    if row["int8_products"][0] != row["int8_products"][1]:
-        found.append(f"{row['variant']}: {row['int8_products'][0]} of {row['int8_products'][1]} products in INT8")
+    if row["int8_nodes"][0] != row["int8_nodes"][1]:
+        found.append(f"{row['variant']}: {row['int8_nodes'][0]} of {row['int8_nodes'][1]} MatMul/Conv nodes in INT8")
     if row["variant"] == "convnext_tiny" and (row["onnx_s"] > EXPORT_S or row["export_mb"] > EXPORT_MB):
         found.append(f"convnext_tiny: {row['onnx_s']:.0f} s and {row['export_mb']:.0f} MB to export")
     return found
@@ -172,7 +172,7 @@ def measure(variant: str, image_size: int, largest: float) -> dict[str, Any]:
         "parameters": parameters,
         "full_depth": full_depth,
         "files": figures,
-        "int8_products": (min(r.nodes.get("INT8", 0) for r in reports), max(r.requested_int8 for r in reports)),
+        "int8_nodes": (min(r.nodes.get("INT8", 0) for r in reports), max(r.requested_int8 for r in reports)),
         "onnx_s": onnx_s,
         "export_mb": export_mb,
     }

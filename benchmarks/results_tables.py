@@ -215,7 +215,7 @@ def _export(results: Path) -> str:
     rows = _read(results, "export")["rows"]
     files = [row["files"] for row in rows]
     engines = [(s, row["variant"]) for row in rows for file in row["files"].values() for s in file["engines"].values()]
-    done, asked = (sum(row["int8_products"][index] for row in rows) for index in (0, 1))
+    done, asked = (sum(row["int8_nodes"][index] for row in rows) for index in (0, 1))
     slowest, export_s = max(engines), max((row["onnx_s"], row["variant"]) for row in rows)
     lines = [
         ["variants exported, run and built", f"{len(rows)}"],

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from onnx import TensorProto, helper
+import onnx_ir as ir
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails
@@ -15,8 +14,7 @@ from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.lint.onnx_summary import apply_rules
-from convnext_deploy.graphs.onnx_io import tensor_shape
-from convnext_deploy.graphs.onnx_view import open_view
+from convnext_deploy.graphs.onnx_view import external_tensors, open_view, shape_of
 
 _INPUT_TYPES = ("float32", "float16", "uint8")
 _OUTPUT_TYPES = ("float32", "float16", "int32", "int64")
@@ -149,13 +147,13 @@ def _check_same(one: tuple[Path, Artifact], other: tuple[Path, Artifact]) -> Non
 
 def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     view = open_view(artifact.main_file)
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in view.tensors.values()):
+    if any(True for _ in external_tensors(view.model)):
         raise ArtifactError(
             f"{path} keeps its weights in a file of their own, which a bundle has no place for; write one file: "
             "onnx.save(onnx.load(A), B)."
         )
     inputs = [_tensor(path, value, _INPUT_TYPES) for value in view.inputs]
-    outputs = tuple(_tensor(path, value, _OUTPUT_TYPES) for value in view.model.graph.output)
+    outputs = tuple(_tensor(path, value, _OUTPUT_TYPES) for value in view.model.graph.outputs)
     side = artifact.preprocess.image_size
     items = [(artifact.model.in_channels, side, side), (side, side, artifact.model.in_channels)]
     if len(inputs) != 1 or inputs[0].shape[1:] not in items:
@@ -176,12 +174,11 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     return Model(name, artifact, inputs[0], outputs, obstacle)
 
 
-def _tensor(path: Path, value: onnx.ValueInfoProto, types: Sequence[str]) -> Tensor:
-    kind = value.type.tensor_type.elem_type
-    dtype = helper.tensor_dtype_to_np_dtype(kind).name if kind else "unknown"
+def _tensor(path: Path, value: ir.Value, types: Sequence[str]) -> Tensor:
+    dtype = value.dtype.numpy().name if value.dtype else "unknown"
     if dtype not in types:
         raise ArtifactError(f"{path}: '{value.name}' is of the type {dtype}; expected one of {', '.join(types)}.")
-    return Tensor(value.name, dtype, tensor_shape(value))
+    return Tensor(str(value.name), dtype, tuple(size if isinstance(size, int) else None for size in shape_of(value)))
 
 
 def _describe_engines(path: Path, artifact: Artifact, models: Sequence[Model], taken: Sequence[str]) -> list[Engine]:

@@ -150,7 +150,7 @@ def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     from convnext_deploy.api.options import RECORDS
     from convnext_deploy.cli.progress_bars import create_progress
 
-    found = {**values, "progress": create_progress(), "command": _typed()}
+    found = {**values, "progress": create_progress(is_quiet()), "command": _typed()}
     uses = USES.get(verb, {})
     records = {record: RECORDS[record](**{name: found[name] for name in names}) for record, names in uses.items()}
     shared = {"progress", "command"}.union(*uses.values())

@@ -13,7 +13,6 @@ from rich.progress import Progress as RichBars
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from convnext_deploy.cli.options import is_quiet
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
@@ -115,8 +114,8 @@ class BarProgress:
         self.console.print(message, highlight=False, markup=False)
 
 
-def create_progress() -> Progress:
-    """Return bars on a terminal, plain lines otherwise, nothing with `--quiet`; of several processes only the first one speaks."""
-    if is_quiet() or not launched().is_first:
+def create_progress(quiet: bool = False) -> Progress:
+    """Return bars on a terminal, plain lines otherwise, nothing if `quiet`; of several processes only the first one speaks."""
+    if quiet or not launched().is_first:
         return SilentProgress()
     return BarProgress() if sys.stderr.isatty() else PlainProgress()

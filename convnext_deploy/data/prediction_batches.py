@@ -1,5 +1,6 @@
 """Read image files in batches for a network; some of them may not be images."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,22 +42,21 @@ class FileBatches:
 
     def __iter__(self) -> Iterator[FileBatch]:
         """Yield batches of `batch_size` files; only the last one may have fewer."""
-        count = len(self.paths)
-        order = list(range(count))
-        chunks = [order[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
-        images = FolderImages(tuple(self.paths), np.zeros(count, np.int64))
-        items = EvaluationItems(images, self.preprocess)
-        # a generator of its own, or the loader would draw from that of the caller
+        images = FolderImages(tuple(self.paths), np.zeros(len(self.paths), np.int64))
         loader = DataLoader(
-            items, batch_sampler=chunks, num_workers=self.workers, collate_fn=list, generator=torch.Generator()
+            EvaluationItems(images, self.preprocess),
+            self.batch_size,
+            num_workers=self.workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # its own, or the loader would draw from that of the caller
         )
-        for chunk, found in zip(chunks, loader, strict=True):
-            yield self._batch(chunk, found)
+        paths = iter(self.paths)
+        for found in loader:
+            yield self._batch(tuple(itertools.islice(paths, len(found))), found)
 
-    def _batch(self, chunk: list[int], found: list[NDArray[np.uint8] | DataError]) -> FileBatch:
+    def _batch(self, paths: tuple[Path, ...], found: list[NDArray[np.uint8] | DataError]) -> FileBatch:
         side, channels = self.preprocess.image_size, len(self.preprocess.mean)
         readable = [item for item in found if not isinstance(item, DataError)]
         pixels = np.stack(readable) if readable else np.zeros((0, side, side, channels), np.uint8)
         errors = tuple(item if isinstance(item, DataError) else None for item in found)
-        paths = tuple(self.paths[index] for index in chunk)
         return FileBatch(paths, normalize(torch.from_numpy(pixels), self.preprocess), errors)

@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from convnext_deploy.graphs.onnx_io import short_name
-from convnext_deploy.graphs.onnx_view import INTEGERS, LAYOUT, PAIR, GraphView, attribute
+from convnext_deploy.graphs.onnx_view import (
+    LAYOUT,
+    PAIR,
+    GraphView,
+    array,
+    attribute,
+    origin,
+    readers,
+    shape_of,
+    type_name,
+    type_of,
+)
 
 COMPUTE_OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
@@ -27,9 +37,9 @@ class Grid:
     node's own input, after what lies between; None for one scale, and where a reshape hides it.
     """
 
-    dequantize: onnx.NodeProto
-    quantize: onnx.NodeProto | None
-    integer: int
+    dequantize: ir.Node
+    quantize: ir.Node | None
+    integers: ir.Value
     scale: NDArray[Any] | None
     zero_point: NDArray[Any] | None
     axis: int | None
@@ -42,36 +52,44 @@ class Grid:
 
 @dataclass(frozen=True)
 class ComputeNode:
-    """The MatMul, Gemm or Conv node `proto`. A grid is None where that input is float, `weight_name` where both are activations."""
+    """A MatMul, Gemm or Conv node. A grid is None where that input is float, `weight` where both inputs are activations."""
 
-    proto: onnx.NodeProto
+    node: ir.Node
     layer: str
-    weight_name: str | None
-    activation: Grid | None
-    weight: Grid | None
-    bias: Grid | None
+    weight: ir.Value | None
+    activation_grid: Grid | None
+    weight_grid: Grid | None
     output_quantized: bool
 
     @property
     def is_int8(self) -> bool:
         """Whether both inputs come from 8-bit integers."""
-        return all(grid is not None and grid.integer in INTEGERS for grid in (self.activation, self.weight))
+        return all(
+            grid is not None and grid.integers.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+            for grid in (self.activation_grid, self.weight_grid)
+        )
 
     @property
-    def group(self) -> int:
-        """Groups of a convolution."""
-        return int(attribute(self.proto, "group", 1))
-
-    def is_depthwise(self, view: GraphView) -> bool:
+    def is_depthwise(self) -> bool:
         """Whether it is a convolution with one input channel a group."""
-        shape = view.shapes.get(self.weight_name or "", ())
-        return self.proto.op_type == "Conv" and self.group > 1 and len(shape) == 4 and shape[1] == 1
+        shape = shape_of(self.weight)
+        return (
+            self.node.op_type == "Conv" and attribute(self.node, "group", 1) > 1 and len(shape) == 4 and shape[1] == 1
+        )
 
-    def weight_axis(self, rank: int) -> int:
-        """Return the axis of the output channels in a weight of so many dimensions."""
-        if self.proto.op_type == "Gemm":
-            return 0 if attribute(self.proto, "transB", 0) else 1
-        return {"Conv": 0, "ConvTranspose": 1}.get(self.proto.op_type, rank - 1)
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the output channels in the weight."""
+        if self.node.op_type == "Gemm":
+            return 0 if attribute(self.node, "transB", 0) else 1
+        return {"Conv": 0, "ConvTranspose": 1}.get(self.node.op_type, len(shape_of(self.weight)) - 1)
+
+    @property
+    def precision(self) -> str:
+        """The type it computes in: of the integers where both inputs are dequantized, else of its input."""
+        source = self.node.inputs[0]
+        assert source is not None  # every such node has two inputs
+        return "INT8" if self.is_int8 else type_name(source if type_of(source) else self.node.outputs[0])
 
 
 @dataclass(frozen=True)
@@ -92,44 +110,50 @@ def find_compute_nodes(view: GraphView) -> AnalyzedGraph:
     return AnalyzedGraph(view, tuple(_describe(view, node) for node in view.of_type(*COMPUTE_OPERATORS)))
 
 
-def layer_name(view: GraphView, node: onnx.NodeProto) -> str:
+def layer_name(view: GraphView, node: ir.Node) -> str:
     """Return the name of the layer a node belongs to: of its weight, of its bias, or the node's own.
 
     Exporters name the weights of convolutions and the biases of linear layers after their modules, and nodes by number.
     """
-    following = [reader for name in node.output[:1] for reader in view.readers(name, PAIR) if reader.op_type == "Add"]
+    following = [reader for value in node.outputs[:1] for reader in readers(value, PAIR) if reader.op_type == "Add"]
     for place in (node, *following) if node.op_type == "MatMul" else (node,):
-        for tensor in view.weights_of(place):
-            if found := _PARAMETER.match(tensor.name):
+        for weight in view.weights_of(place):
+            if found := _PARAMETER.match(weight.name or ""):
                 return found[1]
-    if found := _OPERATOR_PLACE.match(node.name):
+    if found := _OPERATOR_PLACE.match(node.name or ""):
         return found[1].replace("/", ".")
-    named = next((tensor.name for tensor in view.weights_of(node) if tensor.dims), "")
-    return node.name or named or next(iter(node.output), node.op_type)
+    named = next((weight.name for weight in view.weights_of(node) if shape_of(weight)), None)
+    return node.name or named or node_label(node)
 
 
-def trace_grid(view: GraphView, name: str) -> Grid | None:
+def node_label(node: ir.Node) -> str:
+    """Return what a node is called: its name, or that of its result."""
+    return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
+
+
+def trace_grid(value: ir.Value) -> Grid | None:
     """Return the grid that a value comes from, looking through what changes layout or float type; None if it is float."""
-    passed: list[onnx.NodeProto] = []
-    while (node := view.producers.get(name)) is not None and node.op_type in _PASSING:
+    passed: list[ir.Node] = []
+    while (node := value.producer()) is not None and node.op_type in _PASSING and node.inputs[0] is not None:
         passed.append(node)
-        name = node.input[0]
+        value = node.inputs[0]
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    scale = view.array(node.input[1])
-    zero_point = view.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    integers = view.origin(node.input[0], LAYOUT | {"Clip"})
-    source = view.producers.get(integers)
+    integers, scale, zero_point = (*node.inputs, None)[:3]
+    assert integers is not None
+    assert scale is not None  # the operator has both
+    source = origin(integers, LAYOUT | {"Clip"}).producer()
     quantize = source if source is not None and source.op_type == "QuantizeLinear" else None
-    axis = _axis_after(view, node, passed) if scale is not None and scale.size > 1 else None
-    return Grid(node, quantize, view.type_of(node.input[0]), scale, zero_point, axis)
+    scales = array(scale)
+    axis = _axis_after(node, passed) if scales is not None and scales.size > 1 else None
+    return Grid(node, quantize, integers, scales, None if zero_point is None else array(zero_point), axis)
 
 
-def readers_of_result(view: GraphView, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+def readers_of_result(view: GraphView, node: ir.Node) -> Iterator[ir.Node]:
     """Yield what reads the result of a node: after the sum with its bias, in whatever layout and float type."""
-    for reader in view.readers(node.output[0], _PASSING):
-        if reader.op_type == "Add" and any(view.is_constant(name) for name in reader.input):
-            yield from view.readers(reader.output[0], _PASSING)
+    for reader in readers(node.outputs[0], _PASSING):
+        if reader.op_type == "Add" and any(map(view.is_constant, reader.inputs)):
+            yield from readers(reader.outputs[0], _PASSING)
         else:
             yield reader
 
@@ -146,40 +170,35 @@ def granularity(grid: Grid) -> str:
 def describe_zero_point(grid: Grid) -> str:
     """Say in words where zero lies."""
     if grid.zero_point is None:
-        return "none" if len(grid.dequantize.input) < 3 else "computed"
+        return "none" if len(grid.dequantize.inputs) < 3 else "computed"
     values = np.unique(grid.zero_point.astype(np.int64))
     return str(values[0]) if values.size == 1 else f"{values[0]} to {values[-1]}" if values.size else "none"
 
 
-def compute_precision(view: GraphView, node: ComputeNode) -> str:
-    """Return the type a node computes in: of the integers where both inputs are dequantized, else of its input."""
-    if node.is_int8:
-        return "INT8"
-    return short_name(view.type_of(node.proto.input[0]) or view.type_of(node.proto.output[0]))
-
-
-def _describe(view: GraphView, node: onnx.NodeProto) -> ComputeNode:
+def _describe(view: GraphView, node: ir.Node) -> ComputeNode:
+    activation, weight = node.inputs[:2]
+    assert activation is not None
+    assert weight is not None  # the operators have both
     # a matrix product may have its weight on either side
-    swapped = node.op_type == "MatMul" and view.is_constant(node.input[0]) and not view.is_constant(node.input[1])
-    activation, weight = (node.input[1], node.input[0]) if swapped else (node.input[0], node.input[1])
+    if node.op_type == "MatMul" and view.is_constant(activation) and not view.is_constant(weight):
+        activation, weight = weight, activation
     return ComputeNode(
         node,
         layer_name(view, node),
         weight if view.is_constant(weight) else None,
-        trace_grid(view, activation),
-        trace_grid(view, weight),
-        trace_grid(view, node.input[2]) if len(node.input) > 2 and node.input[2] else None,
+        trace_grid(activation),
+        trace_grid(weight),
         any(reader.op_type == "QuantizeLinear" for reader in readers_of_result(view, node)),
     )
 
 
-def _axis_after(view: GraphView, dequantize: onnx.NodeProto, passed: list[onnx.NodeProto]) -> int | None:
+def _axis_after(dequantize: ir.Node, passed: list[ir.Node]) -> int | None:
     axis: int = attribute(dequantize, "axis", 1)
     if axis < 0:
-        shape = view.shapes.get(dequantize.input[0])
-        if shape is None:
+        integers = dequantize.inputs[0]
+        if integers is None or integers.shape is None:
             return None
-        axis += len(shape)
+        axis += len(integers.shape)
     for node in reversed(passed):
         if node.op_type in ("Identity", "Cast"):
             continue

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 
 from convnext_deploy.artifacts.details import PrecisionReport
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
@@ -60,7 +60,7 @@ def report_precisions(found: Iterable[PlanNode], view: GraphView) -> PrecisionRe
     counts: Counter[str] = Counter()
     fallbacks, unseen, requested = [], [], 0
     for asked in find_compute_nodes(view).compute_nodes:
-        seen = kinds.get(plan_name(asked.proto), set()) - {UNKNOWN}
+        seen = kinds.get(plan_name(asked.node), set()) - {UNKNOWN}
         kind = next((k for k in sorted(seen) if k != "INT8"), "INT8") if seen else UNKNOWN
         counts[kind] += 1
         requested += asked.is_int8
@@ -73,9 +73,9 @@ def report_precisions(found: Iterable[PlanNode], view: GraphView) -> PrecisionRe
     return PrecisionReport(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
 
 
-def plan_name(node: onnx.NodeProto) -> str:
+def plan_name(node: ir.Node) -> str:
     """Return the name that TensorRT's ONNX parser gives to a node, which is its own or made from that of its result."""
-    return node.name or f"node_of_{node.output[0]}"
+    return node.name or f"node_of_{node.outputs[0].name}"
 
 
 def read_plan_nodes(plan: bytes) -> list[PlanNode]:

@@ -1,127 +1,131 @@
-"""Look-ups in an ONNX graph: the producer and the readers of every value, types, shapes and constants.
+"""Look-ups in an ONNX graph of any origin, read with onnx-ir: what a value was made from, who reads it, what is constant.
 
-The weights of a large file are never copied for it: types and shapes are inferred on a graph without them.
+The weights of a large file are never copied for it: types and shapes are inferred on a graph without them, and those in a file
+beside the graph are mapped, not read.
 """
 
-import math
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.inliner
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
 from convnext_deploy.errors import ArtifactError, first_line
-from convnext_deploy.graphs.onnx_io import check_external, read_tensor
 
 LAYOUT = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
-INTEGERS = frozenset({TensorProto.INT8, TensorProto.UINT8})
-_LARGE = 1024  # elements; shapes, axes and exponents, whose values shape inference needs, have fewer
+_SHORT_NAMES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "DOUBLE": "FP64", "UNDEFINED": "?"}
 
 Shape = tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)
 class GraphView:
-    """Look-ups in a graph. `nodes` are in the order of the file, with those of local functions and subgraphs in place."""
+    """A graph whose constants are initializers. `nodes` are in the order of the file, with those of subgraphs in place."""
 
-    model: onnx.ModelProto
-    folder: Path
-    nodes: tuple[onnx.NodeProto, ...]
-    tensors: Mapping[str, TensorProto]
-    types: Mapping[str, int]
-    shapes: Mapping[str, Shape]
-    top_level: int
+    model: ir.Model
+    nodes: tuple[ir.Node, ...]
 
-    @cached_property
-    def producers(self) -> Mapping[str, onnx.NodeProto]:
-        """Value → the node that makes it."""
-        return {name: node for node in self.nodes for name in node.output if name}
+    @property
+    def tensors(self) -> tuple[ir.Value, ...]:
+        """The values that are in the file."""
+        return tuple(self.model.graph.initializers.values())
 
-    @cached_property
-    def _consumers(self) -> Mapping[str, tuple[onnx.NodeProto, ...]]:
-        found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in dict.fromkeys(node.input):
-                found[name].append(node)
-        return {name: tuple(nodes) for name, nodes in found.items()}
+    @property
+    def inputs(self) -> tuple[ir.Value, ...]:
+        """The inputs that a caller gives; old files list their weights among them."""
+        return tuple(value for value in self.model.graph.inputs if not value.is_initializer())
 
     @cached_property
-    def _constants(self) -> frozenset[str]:
+    def _constants(self) -> frozenset[ir.Value]:
         found = set(self.tensors)
         for node in self.nodes:
-            if node.op_type == "Constant" or (any(node.input) and all(name in found for name in node.input if name)):
-                found.update(node.output)
+            if node.op_type == "Constant" or (inputs_of(node) and found.issuperset(inputs_of(node))):
+                found.update(node.outputs)
         return frozenset(found)
 
-    @cached_property
-    def opsets(self) -> Mapping[str, int]:
-        """Domain → version; the standard operators under `ai.onnx`."""
-        return {entry.domain or "ai.onnx": entry.version for entry in self.model.opset_import}
-
-    @cached_property
-    def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
-        """The inputs that a caller gives; old files list their weights among them."""
-        return tuple(value for value in self.model.graph.input if value.name not in self.tensors)
-
-    def of_type(self, *operators: str) -> Iterator[onnx.NodeProto]:
+    def of_type(self, *operators: str) -> Iterator[ir.Node]:
         """Yield the nodes of some operators."""
         return (node for node in self.nodes if node.op_type in operators)
 
-    def readers(self, name: str, through: Iterable[str] = ()) -> Iterator[onnx.NodeProto]:
-        """Yield the nodes that read a value, looking through operators that only pass it on as their first input."""
-        for node in self._consumers.get(name, ()):
-            if node.op_type in through and node.input[0] == name:
-                yield from self.readers(node.output[0], through)
-            else:
-                yield node
-
-    def origin(self, name: str, through: Iterable[str]) -> str:
-        """Return the value from which this one was made by operators that only pass their first input on."""
-        while (node := self.producers.get(name)) is not None and node.op_type in through:
-            name = node.input[0]
-        return name
-
-    def is_constant(self, name: str) -> bool:
+    def is_constant(self, value: ir.Value | None) -> bool:
         """Whether a value is in the file, or made of such values alone."""
-        return name in self._constants
+        return value in self._constants
 
-    def array(self, name: str) -> NDArray[Any] | None:
-        """Return a value of the file, looking through Identity; None for what a node computes."""
-        tensor = self.tensors.get(self.origin(name, {"Identity"}))
-        return None if tensor is None else read_tensor(tensor, self.folder)
-
-    def type_of(self, name: str) -> int:
-        """Return the `TensorProto` type of a value; 0 where it is not known."""
-        return self.types.get(name, TensorProto.UNDEFINED)
-
-    def weights_of(self, node: onnx.NodeProto) -> Iterator[TensorProto]:
-        """Yield the tensors in the file that a node's inputs are made of."""
-        for name in node.input:
-            if name in self.tensors:
-                yield self.tensors[name]
-            elif self.is_constant(name) and name in self.producers:
-                yield from self.weights_of(self.producers[name])
+    def weights_of(self, node: ir.Node) -> Iterator[ir.Value]:
+        """Yield the values in the file that a node's inputs are made of."""
+        for value in inputs_of(node):
+            if value.is_initializer():
+                yield value
+            elif self.is_constant(value) and (maker := value.producer()) is not None:
+                yield from self.weights_of(maker)
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+def inputs_of(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs of a node but for optional ones that are left out."""
+    return [value for value in node.inputs if value is not None]
+
+
+def readers(value: ir.Value, through: Iterable[str] = ()) -> Iterator[ir.Node]:
+    """Yield the nodes that read a value, looking through operators that only pass it on as their first input."""
+    for node in value.consumers():
+        if node.op_type in through and node.inputs[0] is value:
+            yield from readers(node.outputs[0], through)
+        else:
+            yield node
+
+
+def origin(value: ir.Value, through: Iterable[str]) -> ir.Value:
+    """Return the value from which this one was made by operators that only pass their first input on."""
+    while (node := value.producer()) is not None and node.op_type in through and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def array(value: ir.Value) -> NDArray[Any] | None:
+    """Return a value of the file, looking through Identity; None for what a node computes."""
+    tensor = origin(value, {"Identity"}).const_value
+    return None if tensor is None else tensor.numpy()
+
+
+def type_of(value: ir.Value) -> ir.DataType:
+    """Return the type of a value, `UNDEFINED` where it is not known."""
+    return value.dtype or ir.DataType.UNDEFINED
+
+
+def type_name(value: ir.Value) -> str:
+    """Return the type of a value as people write it, such as `FP16` or `INT8`; `?` where it is not known."""
+    name = type_of(value).name
+    return _SHORT_NAMES.get(name, name)
+
+
+def shape_of(value: ir.Value | None) -> Shape:
+    """Return the shape of a value: numbers, names of dynamic dimensions, None where nothing is said; empty if it is not known."""
+    if value is None or value.shape is None:
+        return ()
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """Return the value of an attribute, or `default` where it is not given."""
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    found = node.attributes.get(name)
+    return default if found is None else found.value
 
 
 def open_view(path: Path) -> GraphView:
-    """Read an ONNX file, its weights with it where they lie inside, mapped where they lie beside it.
+    """Read an ONNX file.
 
-    Raises: ArtifactError: if it is not an ONNX file, is cut off, or weights beside it are missing.
+    Raises: ArtifactError: if it is not an ONNX file, is cut off or damaged, or weights beside it are missing.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
     except Exception as error:
@@ -129,100 +133,76 @@ def open_view(path: Path) -> GraphView:
         raise ArtifactError(
             f"{path} is not an ONNX file or is cut off ({first_line(error)}); expected a file that an ONNX exporter wrote."
         ) from None
-    if not model.graph.node or not model.opset_import:
-        missing = "operators" if not model.graph.node else "operator set"
+    if not proto.graph.node or not proto.opset_import:
+        missing = "operators" if not proto.graph.node else "operator set"
         raise ArtifactError(f"{path} is not an ONNX file or is cut off: it has no {missing}.")
-    if any(isinstance(text, bytes) for text in _texts(model)):
-        raise ArtifactError(f"{path} is damaged: it has names that are not text; export it again.")
-    return view_graph(model, path)
-
-
-def view_graph(model: onnx.ModelProto, path: Path) -> GraphView:
-    """Prepare a graph that was read from `path`, beside which the weights may lie. The model is not changed.
-
-    Raises: ArtifactError: if weights beside it are missing.
-    """
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and isinstance(value := attribute(node, "value"), TensorProto):
-            tensors[node.output[0]] = value
-    check_external(tensors.values(), path)
-    light = _without_weights(model, tensors)
-    if light.functions:
-        light = onnx.inliner.inline_local_functions(light)
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, check_type=False, strict_mode=False, data_prop=True).graph
-    except Exception:  # what a graph of another origin breaks in the inference only costs some types
-        inferred = light.graph
-    types = {name: tensor.data_type for name, tensor in tensors.items()}
-    shapes: dict[str, Shape] = {name: tuple(tensor.dims) for name, tensor in tensors.items()}
-    for value in (*inferred.value_info, *inferred.input, *inferred.output):
-        types.setdefault(value.name, value.type.tensor_type.elem_type)
-        if value.type.tensor_type.HasField("shape"):
-            shapes.setdefault(value.name, value_shape(value))
-    nodes = tuple(_with_subgraphs(light.graph.node))
+        model = ir.from_proto(proto)
+    except Exception as error:  # of any kind, where names are not text or nodes contradict each other
+        raise ArtifactError(f"{path} is damaged ({first_line(error)}); export it again.") from None
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    check_external(model, path)
+    return view_graph(model)
+
+
+def view_graph(model: ir.Model) -> GraphView:
+    """Prepare a graph, which is changed: functions become nodes, constants initializers, and types and shapes are inferred."""
+    declared = [(value, value.shape) for value in model.graph.outputs]
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what a graph of another origin breaks in the inference only costs some types
+    try:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        if model.functions:
+            InlinePass()(model)
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    finally:
+        logger.setLevel(level)
+    for value, shape in declared:
+        value.shape = shape
+    nodes = tuple(model.graph.all_nodes())
     for node in nodes:
-        for name in node.output:
-            if not types.get(name):
-                types[name] = _guess_type(node, types)
-    return GraphView(model, path.parent, nodes, tensors, types, shapes, len(light.graph.node))
+        for value in node.outputs:
+            value.dtype = value.dtype or _guess_type(node)
+    return GraphView(model, nodes)
 
 
-def value_shape(value: onnx.ValueInfoProto) -> Shape:
-    """Return the shape of a value: numbers, names of dynamic dimensions, None where nothing is said."""
-    return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-        for dim in value.type.tensor_type.shape.dim
-    )
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yield the tensors that are kept in files beside the model's own."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
 
 
-def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    # protobuf gives bytes where a text is not UTF-8
-    yield from (model.producer_name, model.producer_version, *(entry.domain for entry in model.opset_import))
-    yield from (tensor.name for tensor in model.graph.initializer)
-    for value in (*model.graph.input, *model.graph.output):
-        yield from (value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
-    for node in model.graph.node:
-        yield from (node.op_type, node.name, node.domain, *node.input, *node.output)
+def check_external(model: ir.Model, path: Path) -> None:
+    """Check that the files are there in which the ONNX file at `path` keeps tensors.
+
+    Raises: ArtifactError: if one of them is missing or too short.
+    """
+    ends: dict[str, int] = defaultdict(int)
+    for tensor in external_tensors(model):
+        ends[str(tensor.location)] = max(ends[str(tensor.location)], (tensor.offset or 0) + (tensor.length or 0))
+    for location, end in ends.items():
+        data = path.parent / location
+        if not data.resolve().is_relative_to(path.parent.resolve()):
+            raise ArtifactError(
+                f"{path} points to weights outside its folder, '{location}'; expected a file beside it."
+            )
+        found = data.stat().st_size if location and data.is_file() else None
+        if found is None or found < end:
+            state = "is missing" if found is None else f"has {found} bytes of the {end} expected"
+            raise ArtifactError(
+                f"{path} keeps its weights in '{location}' beside it, which {state}; copy both files together."
+            )
 
 
-def _without_weights(model: onnx.ModelProto, tensors: Mapping[str, TensorProto]) -> onnx.ModelProto:
-    # large tensors become inputs of the same type and shape
-    large = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if math.prod(tensor.dims) > _LARGE or tensor.data_location == TensorProto.EXTERNAL
-    }
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    graph = light.graph
-    graph.name = model.graph.name or "graph"
-    graph.node.extend(node for node in model.graph.node if not (node.op_type == "Constant" and node.output[0] in large))
-    graph.input.extend(value for value in model.graph.input if value.name not in large)
-    graph.input.extend(helper.make_tensor_value_info(n, t.data_type, t.dims) for n, t in large.items())
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in large)
-    return light
-
-
-def _with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    inner = []
-    for node in nodes:
-        yield node
-        inner += [a.g.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    for graph in inner:
-        yield from _with_subgraphs(graph)
-
-
-def _guess_type(node: onnx.NodeProto, types: Mapping[str, int]) -> int:
+def _guess_type(node: ir.Node) -> ir.DataType:
     """Return the type of a node's result where the inference gave up: by rule for what converts, else as its first input."""
     if node.op_type == "Cast":
-        return int(attribute(node, "to", TensorProto.UNDEFINED))
+        return ir.DataType(attribute(node, "to", ir.DataType.UNDEFINED))
     if node.op_type in ("Shape", "Size", "ArgMax", "NonZero"):
-        return TensorProto.INT64
+        return ir.DataType.INT64
     if node.op_type == "QuantizeLinear":
-        return types.get(node.input[2], TensorProto.UINT8) if len(node.input) > 2 else TensorProto.UINT8
-    sources = node.input[1:2] if node.op_type == "DequantizeLinear" else node.input
-    return next((types[name] for name in sources if types.get(name)), TensorProto.UNDEFINED)
+        return type_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else ir.DataType.UINT8
+    sources = node.inputs[1:2] if node.op_type == "DequantizeLinear" else inputs_of(node)
+    return next((value.dtype for value in sources if value is not None and value.dtype), ir.DataType.UNDEFINED)

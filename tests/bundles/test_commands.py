@@ -9,16 +9,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.cli import bundle, verify_bundle
+from convnext_deploy.cli import group
 from tests.bundles.graphs import FP32, INT8
 
 
 def call_bundle(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(bundle.command, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(group, ["bundle", *map(str, arguments)], catch_exceptions=False)
 
 
 def call_verify(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(verify_bundle.command, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(group, ["verify-bundle", *map(str, arguments)], catch_exceptions=False)
 
 
 def test_bundle_says_what_it_wrote_and_how_to_verify_it(graphs: dict[str, Artifact], tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_convert_prints_json_alone_when_asked(source: Path, tmp_path: Path) -> N
 
 def test_convert_takes_an_artifact_folder_of_a_run(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     artifact = small_artifacts["student"]
-    assert call("convert", artifact.path, "--to", "huggingface", "--out", tmp_path / "out").code == 0
+    assert call("convert", artifact.path, "--to", "timm", "--out", tmp_path / "out").code == 0
     found = open_input(tmp_path / "out")
     assert (found.class_names, found.preprocess) == (artifact.class_names, artifact.preprocess)
 

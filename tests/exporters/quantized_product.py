@@ -10,11 +10,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def write_product(
-    folder: Path, operator: str, *, axis: int | None = None, dtype: type[np.generic] = np.float32, name: str = "node_1"
+    folder: Path,
+    operator: str,
+    *,
+    axis: int | None = None,
+    dtype: type[np.generic] = np.float32,
+    name: str = "node_1",
+    width: int = 32,
 ) -> Path:
-    """Write a graph of one INT8 product: `Conv` on `(batch, 16, 8, 8)`, or `MatMul` on `(batch, 4, 32)`."""
+    """Write a graph of one INT8 product: `Conv` on `(batch, 16, 8, 8)`, or `MatMul` on `(batch, 4, width)`."""
     rng = np.random.default_rng(0)
-    shape = (16, 16, 2, 2) if operator == "Conv" else (32, 32)
+    shape = (16, 16, 2, 2) if operator == "Conv" else (width, width)
     if axis is None:
         axis = 0 if operator == "Conv" else 1
     weights = {
@@ -33,7 +39,7 @@ def write_product(
     kind = TensorProto.FLOAT if dtype is np.float32 else TensorProto.FLOAT16
     sizes: dict[str, tuple[list[str | int], list[str | int]]] = {
         "Conv": (["batch", 16, 8, 8], ["batch", 16, 7, 7]),
-        "MatMul": (["batch", 4, 32], ["batch", 4, 32]),
+        "MatMul": (["batch", 4, width], ["batch", 4, width]),
     }
     taken, given = sizes[operator]
     graph = helper.make_graph(

@@ -14,7 +14,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import create_logger
@@ -22,6 +21,7 @@ from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, build
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.system.progress import Progress, SilentProgress
 from tests.exporters.conftest import Network
+from tests.exporters.quantized_product import write_product
 from tests.exporters.recorded_progress import RecordingProgress
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
@@ -63,9 +63,17 @@ def test_build_engine_builds_a_well_formed_plan(network: Network, gpu: str, prec
     assert (engine.batch, engine.warnings) == (Profile(1, 1, 8), ())
 
 
-def test_build_engine_makes_int8_smaller_than_fp32(small_artifacts: dict[str, Artifact]) -> None:
-    quantized = small_artifacts["engine"].main_file.stat().st_size
-    assert quantized < 0.8 * len(build(small_artifacts["onnx-fp32"].main_file).plan)
+def test_build_engine_makes_int8_smaller_than_fp32(tmp_path: Path) -> None:
+    path = write_product(tmp_path, "MatMul", width=1024)
+    quantized, model = len(build(path).plan), onnx.load(path)
+    (weight,) = (w for w in model.graph.initializer if w.name == "layer.weight")
+    matmul = helper.make_node("MatMul", ["images", "layer.weight"], ["logits"], "node_1")
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.append(matmul)
+    floats = numpy_helper.to_array(weight).astype(np.float32) * np.float32(0.01)
+    model.graph.initializer.append(numpy_helper.from_array(floats, "layer.weight"))
+    onnx.save(model, path)
+    assert quantized < 0.5 * len(build(path).plan)
 
 
 def test_build_engine_reports_the_phases_of_the_build(networks: dict[str, Network]) -> None:

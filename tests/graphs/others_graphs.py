@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import timm
 import torch
 from numpy.typing import NDArray
@@ -43,9 +44,9 @@ def graph_of(
     return model
 
 
-def analyze(model: onnx.ModelProto, folder: Path = Path()) -> AnalyzedGraph:
+def analyze(model: onnx.ModelProto) -> AnalyzedGraph:
     """Return what rules are applied to."""
-    return find_compute_nodes(view_graph(model, folder / "model.onnx"))
+    return find_compute_nodes(view_graph(ir.from_proto(model)))
 
 
 def random_weight(*shape: int, dtype: type[np.generic] = np.float32) -> NDArray[Any]:

@@ -129,7 +129,7 @@ def test_quantize_static_with_its_defaults_breaks_many_rules(timm_file: Path, tm
     assert {"stem.0", "stages.0.blocks.0.mlp.fc1", "head.fc"} <= {q.layer for q in found.quantized}
 
 
-def test_quantize_static_with_the_options_of_the_cures_has_only_its_fp32_rest(timm_file: Path, tmp_path: Path) -> None:
+def test_quantize_static_with_the_options_of_the_fixes_has_only_its_fp32_rest(timm_file: Path, tmp_path: Path) -> None:
     depthwise = [q for q in inspect_onnx(timm_file).layers if "conv_dw" in q.layer]
     assert len(depthwise) == BLOCKS
     graph = onnx.load(timm_file).graph

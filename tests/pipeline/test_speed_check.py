@@ -97,7 +97,9 @@ def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_wa
     quantized: Artifact, small_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(tmp_path)
-    first = run_recipe(recipe_of(), settings, source=quantized)
+    # the layers of a network this small are too narrow for INT8 to gain on every machine
+    gate = Gate(min_speedup=0.3)
+    first = run_recipe(recipe_of(gate), settings, source=quantized)
     found = rows_of(first)["int8"]
     assert found.verdict.passed is True, found.verdict.reasons
     assert found.speed.against_float is not None
@@ -109,7 +111,7 @@ def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_wa
     assert (tmp_path / "stages" / FLOAT / "model.onnx").is_file()
 
     monkeypatch.setattr(speed, "measure_speed", must_not_run)
-    second = run_recipe(recipe_of(), settings, source=quantized)
+    second = run_recipe(recipe_of(gate), settings, source=quantized)
     assert second.executed == ()
     assert rows_of(second)["int8"] == found
     strict = run_recipe(recipe_of(Gate(min_speedup=100)), settings, source=quantized)

@@ -91,7 +91,7 @@ def run_onnxruntime(graph: onnx.ModelProto, images: NDArray[np.float32]) -> tupl
     logits, *values = session.run(None, {"images": images})
     found = {}
     for node, value in zip(nodes, values, strict=True):
-        place = node.name.removesuffix("_q")
+        place = node.output[0].removesuffix("_quantized")
         # convolutions have their channels first
         found[place] = (np.moveaxis(value, 1, -1) if is_convolution(graph, place) else value).astype(np.int64)
     return logits.astype(np.float64), found

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from onnx import TensorProto
+import onnx_ir as ir
 
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
@@ -25,7 +25,7 @@ from convnext_deploy.exporters.tensorrt.bindings import (
 from convnext_deploy.exporters.tensorrt.progress_monitor import STEPS, build_serialized, create_monitor
 from convnext_deploy.exporters.tensorrt.timing_cache import check_cache_file, save_timing_cache, use_timing_cache
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
-from convnext_deploy.graphs.onnx_view import GraphView
+from convnext_deploy.graphs.onnx_view import GraphView, inputs_of
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.progress import Progress
 
@@ -85,7 +85,7 @@ def check_turing(view: GraphView) -> None:
     Raises: ExportError: if it has MatMul nodes in FP32, naming the first, with the fix.
     """
     for node in find_compute_nodes(view).compute_nodes:
-        if node.proto.op_type != "Conv" and view.type_of(node.proto.input[0]) == TensorProto.FLOAT:
+        if node.node.op_type != "Conv" and inputs_of(node.node)[0].dtype == ir.DataType.FLOAT:
             raise ExportError(f"'{node.layer}' is a MatMul in FP32. {TURING_FIX}")
 
 
@@ -95,8 +95,8 @@ def check_scales(view: GraphView) -> None:
     Raises: ExportError: naming the first that does.
     """
     for node in find_compute_nodes(view).compute_nodes:
-        grid = node.activation
-        if node.proto.op_type == "Conv" and grid is not None and grid.scale is None:
+        grid = node.activation_grid
+        if node.node.op_type == "Conv" and grid is not None and grid.scale is None:
             raise ExportError(
                 f"'{node.layer}' takes the scale of its activations from the graph, and TensorRT does not survive it; quantize "
                 "with scales that are constants, by calibration."

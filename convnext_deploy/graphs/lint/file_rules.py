@@ -1,20 +1,18 @@
 """Rules for the file as a whole: versions, batch, order, and how the weights are kept."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
-from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph
-from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, error, node_label, note, warning
+from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph, node_label
+from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, error, note, warning
 from convnext_deploy.graphs.onnx_io import OPSET
-from convnext_deploy.graphs.onnx_view import PAIR
+from convnext_deploy.graphs.onnx_view import PAIR, array, external_tensors, inputs_of, origin, shape_of
 
 _IR_VERSION = 10  # what the newest ONNX of opset 20's time writes, and TensorRT 10.3 was made for
-_STANDARD = ("", "ai.onnx")
 _SMALL = 2  # elements, below which a tensor is a constant of the formula and no parameter
 _SMALLEST_NORMAL = 2.0**-14  # of FP16
 
@@ -28,7 +26,7 @@ def operators_of_others(graph: AnalyzedGraph) -> Iterator[Place]:
     for node in graph.view.nodes:
         # TensorRT's parser takes an operator by its name, whatever its domain
         integer = node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear")
-        if node.domain not in _STANDARD and not onnx.defs.has(node.op_type) and not integer:
+        if node.domain and not onnx.defs.has(node.op_type) and not integer:
             yield f"{node.domain}.{node.op_type} {node_label(node)}"
 
 
@@ -38,12 +36,12 @@ def operators_of_others(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def not_sorted(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that read what a later node makes."""
-    view, made = graph.view, set(graph.view.tensors)
-    nodes = view.nodes[: view.top_level] if view.top_level == len(view.nodes) else ()
-    for node in nodes:
-        if any(name in view.producers and name not in made for name in node.input):
+    made: set[ir.Node] = set()
+    has_subgraphs = len(graph.view.model.graph) < len(graph.view.nodes)
+    for node in () if has_subgraphs else graph.view.nodes:
+        if not made.issuperset(node.predecessors()):
             yield node
-        made.update(node.output)
+        made.add(node)
 
 
 @error(
@@ -52,11 +50,11 @@ def not_sorted(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def weights_not_finite(graph: AnalyzedGraph) -> Iterator[Place]:
     """Tensors that hold infinity or no number."""
-    for name, tensor in graph.view.tensors.items():
-        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            values = graph.view.array(name)
+    for value in graph.view.tensors:
+        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
+            values = array(value)
             if values is not None and not np.isfinite(values).all():
-                yield name
+                yield str(value.name)
 
 
 @warning(
@@ -65,15 +63,15 @@ def weights_not_finite(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def weights_flushed_to_zero(graph: AnalyzedGraph) -> Iterator[Place]:
     """FP16 tensors with zeros among values so small that FP16 loses digits of them."""
-    for name, tensor in graph.view.tensors.items():
-        values = graph.view.array(name) if tensor.data_type == TensorProto.FLOAT16 else None
+    for value in graph.view.tensors:
+        values = array(value) if value.dtype == ir.DataType.FLOAT16 else None
         if values is None or values.size < 2:
             continue
         sizes = np.abs(values.astype(np.float32))
         tiny, zeros = int(((sizes > 0) & (sizes < _SMALLEST_NORMAL)).sum()), int((sizes == 0).sum())
         # one value in a hundred: a normal distribution of the usual width has fewer than one in a thousand that small
         if zeros and tiny and tiny + zeros >= 0.01 * values.size:
-            yield name
+            yield str(value.name)
 
 
 @warning(
@@ -82,24 +80,24 @@ def weights_flushed_to_zero(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def frozen_batch(graph: AnalyzedGraph) -> Iterator[Place]:
     """Inputs with a number as their batch, and reshapes to one in a graph whose batch is dynamic."""
-    view = graph.view
     batches = set()
-    for value in view.inputs:
-        shape = view.shapes.get(value.name, ())
+    for value in graph.view.inputs:
+        shape = shape_of(value)
         if len(shape) == 4 and isinstance(shape[0], int):
             yield f"input {value.name} {shape}".replace("'", "")
         elif shape and isinstance(shape[0], str):
             batches.add(shape[0])
-    for node in view.of_type("Reshape"):
-        source, target = view.shapes.get(node.input[0], ()), view.array(node.input[1])
-        if source and source[0] in batches and target is not None and target.size and int(target.flat[0]) > 0:
+    for node in graph.view.of_type("Reshape"):
+        source, target = inputs_of(node)[:2]
+        shape, sizes = shape_of(source), array(target)
+        if shape and shape[0] in batches and sizes is not None and sizes.size and int(sizes.flat[0]) > 0:
             yield node
 
 
 @warning("TensorRT 10.3 of JetPack 6 reads up to opset 20", EXPORT)
 def opset_after_20(graph: AnalyzedGraph) -> Iterator[Place]:
     """The standard operators in a version that the TensorRT of JetPack 6 does not read."""
-    if (found := graph.view.opsets.get("ai.onnx", 0)) > OPSET:
+    if (found := graph.view.model.opset_imports.get("", 0)) > OPSET:
         yield f"opset {found}"
 
 
@@ -119,16 +117,16 @@ def ir_after_10(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def shared_parameters(graph: AnalyzedGraph) -> Iterator[Place]:
     """Float parameters that several nodes read, directly or under a second name."""
-    view, uses = graph.view, Counter[str]()
-    for node in view.nodes:
-        if node.op_type != "Identity" or not view.is_constant(node.input[0]):
+    uses = Counter[ir.Value]()
+    for node in graph.view.nodes:
+        if node.op_type != "Identity" or not graph.view.is_constant(node.inputs[0]):
             # scales and zero points belong to both nodes of a pair
-            names = node.input[:1] if node.op_type in PAIR else node.input
-            uses.update({view.origin(name, {"Identity"}) for name in names})
-    for name, tensor in view.tensors.items():
-        parameter = tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
-        if parameter and math.prod(tensor.dims) >= _SMALL and uses[name] > 1:
-            yield name
+            values = inputs_of(node)[:1] if node.op_type in PAIR else inputs_of(node)
+            uses.update({origin(value, {"Identity"}) for value in values})
+    for value in graph.view.tensors:
+        parameter = value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        if parameter and value.const_value is not None and value.const_value.size >= _SMALL and uses[value] > 1:
+            yield str(value.name)
 
 
 @note(
@@ -137,14 +135,7 @@ def shared_parameters(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def weights_beside_the_file(graph: AnalyzedGraph) -> Iterator[Place]:
     """Files that hold weights of this one."""
-    found = {
-        entry.value
-        for tensor in graph.view.tensors.values()
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    yield from sorted(found)
+    yield from sorted({str(tensor.location) for tensor in external_tensors(graph.view.model)})
 
 
 FILE_RULES: tuple[Rule, ...] = (

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
-from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, layer_name, readers_of_result
-from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, node_label, note, warning
-from convnext_deploy.graphs.onnx_view import PAIR, GraphView, attribute
+from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, layer_name, node_label, readers_of_result
+from convnext_deploy.graphs.lint.rule import EXPORT, Place, Rule, note, warning
+from convnext_deploy.graphs.onnx_view import PAIR, GraphView, array, attribute, inputs_of, origin, readers, shape_of
 
 _PASSING = PAIR | {"Cast", "Identity"}
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _COMPUTING = (*_NORMS, "Conv", "ConvTranspose", "MatMul", "Gemm", "Gelu", "Add", "Mul", "Div", "ReduceL2", "ReduceMean")
 _GELU_CUBIC = 0.044715  # of the approximation with tanh
+_HALF = ir.DataType.FLOAT16
 
 
 @warning(
@@ -22,14 +22,13 @@ _GELU_CUBIC = 0.044715  # of the approximation with tanh
 )
 def decomposed_layer_norm(graph: AnalyzedGraph) -> Iterator[Place]:
     """A mean, the difference from it, its square and the mean of that."""
-    view = graph.view
-    for mean in view.of_type("ReduceMean", "GlobalAveragePool"):
-        source = view.origin(mean.input[0], _PASSING)
-        for difference in view.readers(mean.output[0], _PASSING):
-            if difference.op_type != "Sub" or view.origin(difference.input[0], _PASSING) != source:
+    for mean in graph.view.of_type("ReduceMean", "GlobalAveragePool"):
+        source = origin(inputs_of(mean)[0], _PASSING)
+        for difference in readers(mean.outputs[0], _PASSING):
+            if difference.op_type != "Sub" or origin(inputs_of(difference)[0], _PASSING) is not source:
                 continue
-            squares = [node for node in view.readers(difference.output[0], _PASSING) if _is_square(view, node)]
-            if any(n.op_type == "ReduceMean" for square in squares for n in view.readers(square.output[0], _PASSING)):
+            squares = [node for node in readers(difference.outputs[0], _PASSING) if _is_square(node)]
+            if any(node.op_type == "ReduceMean" for square in squares for node in readers(square.outputs[0], _PASSING)):
                 yield difference
 
 
@@ -39,9 +38,8 @@ def decomposed_layer_norm(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def decomposed_gelu(graph: AnalyzedGraph) -> Iterator[Place]:
     """The error function, or tanh of the cubic polynomial, as nodes of their own."""
-    view = graph.view
-    yield from view.of_type("Erf")
-    yield from (node for node in view.of_type("Tanh") if _has_gelu_cubic(view, node, steps=8))
+    yield from graph.view.of_type("Erf")
+    yield from (node for node in graph.view.of_type("Tanh") if _has_gelu_cubic(node, steps=8))
 
 
 @warning(
@@ -50,13 +48,12 @@ def decomposed_gelu(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """Sums of squares that are accumulated in FP16, as in GRN and in a norm in pieces."""
-    view = graph.view
-    for node in view.of_type("ReduceL2", "ReduceSumSquare", "ReduceMean", "ReduceSum"):
-        if view.type_of(node.input[0]) == TensorProto.FLOAT16:
-            source = view.producers.get(view.origin(node.input[0], _PASSING))
-            if node.op_type in ("ReduceL2", "ReduceSumSquare") or (source is not None and _is_square(view, source)):
+    for node in graph.view.of_type("ReduceL2", "ReduceSumSquare", "ReduceMean", "ReduceSum"):
+        if inputs_of(node)[0].dtype == _HALF:
+            source = origin(inputs_of(node)[0], _PASSING).producer()
+            if node.op_type in ("ReduceL2", "ReduceSumSquare") or (source is not None and _is_square(source)):
                 yield node
-    yield from (node for node, inside in _fp16_norms(view) if inside == TensorProto.FLOAT16)
+    yield from (node for node, inside in _fp16_norms(graph.view) if inside == _HALF)
 
 
 @note(
@@ -65,7 +62,7 @@ def squares_in_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def norm_of_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
     """Norms that read FP16 and ask for FP32 inside."""
-    return (node for node, inside in _fp16_norms(graph.view) if inside != TensorProto.FLOAT16)
+    return (node for node, inside in _fp16_norms(graph.view) if inside != _HALF)
 
 
 @warning(
@@ -74,13 +71,12 @@ def norm_of_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that compute in FP32 in a graph with INT8 nodes and without FP16."""
-    view, halves = graph.view, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    if not graph.int8_nodes or any(view.type_of(name) in halves for node in view.nodes for name in node.output):
+    integers, halves = [node.node for node in graph.int8_nodes], (_HALF, ir.DataType.BFLOAT16)
+    if not integers or any(value.dtype in halves for node in graph.view.nodes for value in node.outputs):
         return
-    integers = {id(node.proto) for node in graph.int8_nodes}
-    for node in view.of_type(*_COMPUTING):
-        float32 = view.type_of(node.output[0]) == TensorProto.FLOAT
-        if id(node) not in integers and float32 and not view.is_constant(node.output[0]):
+    for node in graph.view.of_type(*_COMPUTING):
+        result = node.outputs[0]
+        if node not in integers and result.dtype == ir.DataType.FLOAT and not graph.view.is_constant(result):
             yield node
 
 
@@ -88,8 +84,8 @@ def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[Place]:
 def fp64(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes with FP64 results."""
     for node in graph.view.nodes:
-        computed = not all(graph.view.is_constant(name) for name in node.output)
-        if computed and any(graph.view.type_of(name) == TensorProto.DOUBLE for name in node.output):
+        computed = not all(map(graph.view.is_constant, node.outputs))
+        if computed and any(value.dtype == ir.DataType.DOUBLE for value in node.outputs):
             yield node
 
 
@@ -99,20 +95,17 @@ def fp64(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def stray_transposes(graph: AnalyzedGraph) -> Iterator[Place]:
     """Two transposes that undo each other, with only elementwise work between."""
-    view = graph.view
-    for first in view.of_type("Transpose"):
-        if view.is_constant(first.output[0]):
-            continue
-        node: onnx.NodeProto | None = first
+    for first in graph.view.of_type("Transpose"):
+        node: ir.Node | None = None if graph.view.is_constant(first.outputs[0]) else first
         while node is not None:
-            readers = list(view.readers(node.output[0]))
-            node = readers[0] if len(readers) == 1 else None
+            consumers = node.outputs[0].consumers()
+            node = consumers[0] if len(consumers) == 1 else None
             if node is not None and node.op_type == "Transpose":
                 orders = [attribute(n, "perm") for n in (first, node)]
                 if None not in orders and [orders[0][i] for i in orders[1]] == list(range(len(orders[0]))):
                     yield f"{node_label(first)} and {node_label(node)}"
                 break
-            if node is not None and not _is_elementwise(view, node):
+            if node is not None and not _is_elementwise(node):
                 break
 
 
@@ -122,54 +115,52 @@ def stray_transposes(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def layer_scale_not_folded(graph: AnalyzedGraph) -> Iterator[Place]:
     """A multiplication of every channel by a constant right after a linear layer or convolution."""
-    view = graph.view
     for source in graph.compute_nodes:
-        if source.weight_name is None:
-            continue
-        for node in readers_of_result(view, source.proto):
-            if node.op_type == "Mul":
-                factors = [view.shapes.get(name, ()) for name in node.input if view.is_constant(name)]
-                if factors and sum(size != 1 for size in factors[0]) == 1:
-                    yield layer_name(view, node)
+        for node in readers_of_result(graph.view, source.node) if source.weight is not None else ():
+            factors = [shape_of(value) for value in node.inputs if graph.view.is_constant(value)]
+            if node.op_type == "Mul" and factors and sum(size != 1 for size in factors[0]) == 1:
+                yield layer_name(graph.view, node)
 
 
-def _fp16_norms(view: GraphView) -> Iterator[tuple[onnx.NodeProto, int]]:
+def _fp16_norms(view: GraphView) -> Iterator[tuple[ir.Node, int]]:
     """Yield the norms that read FP16, each with the type that it asks for inside."""
     for node in view.of_type(*_NORMS):
-        if view.type_of(node.input[0]) == TensorProto.FLOAT16:
-            yield node, attribute(node, "stash_type", TensorProto.FLOAT)
+        if inputs_of(node)[0].dtype == _HALF:
+            yield node, attribute(node, "stash_type", ir.DataType.FLOAT)
 
 
-def _is_square(view: GraphView, node: onnx.NodeProto) -> bool:
-    if node.op_type == "Pow":
-        exponent = view.array(view.origin(node.input[1], _PASSING))
-        # behind a pair the exponent is an integer of some scale
-        return exponent is not None and (
-            (exponent.size == 1 and float(exponent.item()) == 2.0) or exponent.dtype in (np.int8, np.uint8)
-        )
-    return node.op_type == "Mul" and view.origin(node.input[0], _PASSING) == view.origin(node.input[1], _PASSING)
+def _is_square(node: ir.Node) -> bool:
+    if node.op_type not in ("Pow", "Mul"):
+        return False
+    first, second = (origin(value, _PASSING) for value in inputs_of(node))
+    if node.op_type == "Mul":
+        return first is second
+    exponent = array(second)
+    # behind a pair the exponent is an integer of some scale
+    return exponent is not None and (
+        exponent.dtype in (np.int8, np.uint8) or (exponent.size == 1 and float(exponent.item()) == 2.0)
+    )
 
 
-def _has_gelu_cubic(view: GraphView, node: onnx.NodeProto, steps: int) -> bool:
-    for name in node.input:
-        value = view.array(name)
-        if value is not None and value.size == 1 and abs(float(value.item()) - _GELU_CUBIC) < 1e-4:
+def _has_gelu_cubic(node: ir.Node, steps: int) -> bool:
+    for value in inputs_of(node):
+        found, maker = array(value), value.producer()
+        if found is not None and found.size == 1 and abs(float(found.item()) - _GELU_CUBIC) < 1e-4:
             return True
-        if steps and name in view.producers and _has_gelu_cubic(view, view.producers[name], steps - 1):
+        if steps and maker is not None and _has_gelu_cubic(maker, steps - 1):
             return True
     return False
 
 
-def _is_elementwise(view: GraphView, node: onnx.NodeProto) -> bool:
+def _is_elementwise(node: ir.Node) -> bool:
     """Whether a node does the same to every element, whatever their order."""
     if node.op_type in ("Gelu", "Relu", "Erf", "Tanh", "Sigmoid", "Sqrt", "Cast", "Identity"):
         return True
-    scalars = [
-        name for name in node.input if (value := view.shapes.get(name)) is not None and all(s == 1 for s in value)
-    ]
+    inputs = inputs_of(node)
+    scalars = [value for value in inputs if value.shape is not None and all(size == 1 for size in value.shape)]
     if node.op_type in PAIR:
-        return all(name in scalars for name in node.input[1:])
-    return node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "Clip") and len(scalars) >= len(node.input) - 1
+        return all(value in scalars for value in inputs[1:])
+    return node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "Clip") and len(scalars) >= len(node.inputs) - 1
 
 
 FLOAT_RULES: tuple[Rule, ...] = (

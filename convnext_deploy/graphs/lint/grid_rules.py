@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto
 
-from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph
-from convnext_deploy.graphs.lint.rule import QUANTIZE, SYMMETRIC, Place, Rule, error, node_label, note, warning
-from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView, attribute
+from convnext_deploy.graphs.compute_nodes import INTEGER_OPERATORS, AnalyzedGraph, node_label
+from convnext_deploy.graphs.lint.rule import QUANTIZE, SYMMETRIC, Place, Rule, error, note, warning
+from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, array, attribute, inputs_of, origin, type_of
 
 _ZERO_IN_FP16 = 2.0**-25  # what is not larger becomes 0
-_WIDE = (TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32)
-_NARROW = (TensorProto.INT4, TensorProto.UINT4)
+_WIDE = (ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32)
 _FIRST_OPSET_OF_FP16_SCALES = 19
 
 
@@ -41,9 +39,9 @@ def zero_point_not_zero(graph: AnalyzedGraph) -> Iterator[Place]:
 def uint8(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on uint8 that say so."""
     for node in graph.view.of_type("QuantizeLinear"):
-        if len(node.input) > 2 and _integer_type(graph.view, node) == TensorProto.UINT8:
+        if len(node.inputs) > 2 and _integer_type(node) == ir.DataType.UINT8:
             yield node
-    yield from _stored(graph, TensorProto.UINT8)
+    yield from _stored(graph, ir.DataType.UINT8)
 
 
 @error(
@@ -53,7 +51,7 @@ def uint8(graph: AnalyzedGraph) -> Iterator[Place]:
 def zero_point_missing(graph: AnalyzedGraph) -> Iterator[Place]:
     """QuantizeLinear that leaves open what type it makes."""
     for node in graph.view.of_type("QuantizeLinear"):
-        if (len(node.input) < 3 or not node.input[2]) and not attribute(node, "output_dtype", 0):
+        if len(inputs_of(node)) < 3 and not attribute(node, "output_dtype", 0):
             yield node
 
 
@@ -63,7 +61,7 @@ def zero_point_missing(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def bias_int32(graph: AnalyzedGraph) -> Iterator[Place]:
     """Biases stored as INT32 and dequantized."""
-    return _stored(graph, TensorProto.INT32)
+    return _stored(graph, ir.DataType.INT32)
 
 
 @error(
@@ -72,9 +70,9 @@ def bias_int32(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def wide_integers(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on 16 or 32 bits, other than biases."""
-    biases = set(map(node_label, _stored(graph, TensorProto.INT32)))
+    biases = set(map(node_label, _stored(graph, ir.DataType.INT32)))
     for node in graph.view.of_type(*PAIR):
-        if _integer_type(graph.view, node) in _WIDE and node_label(node) not in biases:
+        if _integer_type(node) in _WIDE and node_label(node) not in biases:
             yield node
 
 
@@ -84,8 +82,7 @@ def wide_integers(graph: AnalyzedGraph) -> Iterator[Place]:
 def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on 4 bits or on 8-bit floats."""
     for node in graph.view.of_type(*PAIR):
-        found = _integer_type(graph.view, node)
-        if found in _NARROW or TensorProto.DataType.Name(found).startswith(("FLOAT8", "FLOAT4")):
+        if _integer_type(node).name.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4")):
             yield node
 
 
@@ -118,11 +115,11 @@ def scale_lost_in_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def scale_type(graph: AnalyzedGraph) -> Iterator[Place]:
     """QuantizeLinear whose scale has another type than its input; FP16 scales before the opset that has them."""
-    view = graph.view
-    for node in view.of_type("QuantizeLinear"):
-        types = view.type_of(node.input[0]), view.type_of(node.input[1])
-        too_early = view.opsets.get("ai.onnx", 0) < _FIRST_OPSET_OF_FP16_SCALES and node.domain in ("", "ai.onnx")
-        if all(types) and (types[0] != types[1] or (types[1] == TensorProto.FLOAT16 and too_early)):
+    early = graph.view.model.opset_imports.get("", 0) < _FIRST_OPSET_OF_FP16_SCALES
+    for node in graph.view.of_type("QuantizeLinear"):
+        source, scale = (type_of(value) for value in inputs_of(node)[:2])
+        too_early = scale == ir.DataType.FLOAT16 and early and not node.domain
+        if source and scale and (source != scale or too_early):
             yield node
 
 
@@ -132,26 +129,26 @@ def scale_type(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def scale_computed(graph: AnalyzedGraph) -> Iterator[Place]:
     """Activations whose scale the graph computes."""
-    return (node for node in graph.view.of_type("QuantizeLinear") if not graph.view.is_constant(node.input[1]))
+    return (node for node in graph.view.of_type("QuantizeLinear") if not graph.view.is_constant(node.inputs[1]))
 
 
-def _arrays(graph: AnalyzedGraph, place: int) -> Iterator[tuple[onnx.NodeProto, NDArray[Any]]]:
+def _arrays(graph: AnalyzedGraph, place: int) -> Iterator[tuple[ir.Node, NDArray[Any]]]:
     """Yield the pairs with their scales (1) or zero points (2), where these are in the file."""
     for node in graph.view.of_type(*PAIR):
-        if len(node.input) > place and (values := graph.view.array(node.input[place])) is not None:
+        if len(inputs_of(node)) > place and (values := array(inputs_of(node)[place])) is not None:
             yield node, values
 
 
-def _stored(graph: AnalyzedGraph, integer: int) -> Iterator[onnx.NodeProto]:
+def _stored(graph: AnalyzedGraph, integer: ir.DataType) -> Iterator[ir.Node]:
     """Yield the DequantizeLinear nodes that read integers of a type from the file."""
     for node in graph.view.of_type("DequantizeLinear"):
-        if graph.view.is_constant(node.input[0]) and _integer_type(graph.view, node) == integer:
+        if graph.view.is_constant(node.inputs[0]) and _integer_type(node) == integer:
             yield node
 
 
-def _integer_type(view: GraphView, node: onnx.NodeProto) -> int:
-    name = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
-    return view.type_of(name) or view.type_of(view.origin(name, LAYOUT))
+def _integer_type(node: ir.Node) -> ir.DataType:
+    value = node.outputs[0] if node.op_type == "QuantizeLinear" else inputs_of(node)[0]
+    return type_of(value) or type_of(origin(value, LAYOUT))
 
 
 GRID_RULES: tuple[Rule, ...] = (

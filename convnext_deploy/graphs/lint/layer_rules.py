@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
 from convnext_deploy.graphs.compute_nodes import COMPUTE_OPERATORS, AnalyzedGraph, ComputeNode, Grid, readers_of_result
 from convnext_deploy.graphs.lint.rule import QUANTIZE, Place, Rule, note, warning
-from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView, attribute
+from convnext_deploy.graphs.onnx_view import LAYOUT, PAIR, GraphView, attribute, inputs_of, origin, readers, shape_of
 
 _ACTIVATIONS = ("Gelu", "FastGelu", "BiasGelu", "Erf", "Relu", "Tanh", "Sigmoid")
 _MOVING = (*COMPUTE_OPERATORS, *PAIR, *LAYOUT, "Add", "Clip", "Cast", "Shape", "Size")  # may read dequantized values
@@ -21,8 +20,7 @@ _MOVING = (*COMPUTE_OPERATORS, *PAIR, *LAYOUT, "Add", "Clip", "Cast", "Shape", "
 def weight_axis(graph: AnalyzedGraph) -> Iterator[Place]:
     """INT8 nodes whose weight has its scales along another axis than that of the output channels, or in blocks."""
     for node, grid in _weights(graph):
-        rank = len(graph.view.shapes.get(node.weight_name or "", ()))
-        wrong = grid.per_channel and grid.axis is not None and rank and grid.axis != node.weight_axis(rank)
+        wrong = grid.per_channel and grid.axis is not None and shape_of(node.weight) and grid.axis != node.channel_axis
         if wrong or attribute(grid.dequantize, "block_size", 0):
             yield node
 
@@ -34,7 +32,9 @@ def weight_axis(graph: AnalyzedGraph) -> Iterator[Place]:
 def weight_scale_per_tensor(graph: AnalyzedGraph) -> Iterator[Place]:
     """INT8 nodes with one scale for all output channels."""
     for node, grid in _weights(graph):
-        if grid.scale is not None and not grid.per_channel and _output_channels(graph.view, node) > 1:
+        shape = shape_of(node.weight)
+        channels = shape[node.channel_axis] if shape else None
+        if grid.scale is not None and not grid.per_channel and isinstance(channels, int) and channels > 1:
             yield node
 
 
@@ -45,8 +45,8 @@ def weight_scale_per_tensor(graph: AnalyzedGraph) -> Iterator[Place]:
 def activation_scale_per_channel(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes whose activation has a list of scales; for a convolution, also a list of one."""
     for node in graph.compute_nodes:
-        scale = node.activation.scale if node.activation is not None else None
-        if scale is not None and (scale.size > 1 or (scale.ndim and node.proto.op_type == "Conv")):
+        scale = node.activation_grid.scale if node.activation_grid is not None else None
+        if scale is not None and (scale.size > 1 or (scale.ndim and node.node.op_type == "Conv")):
             yield node
 
 
@@ -57,7 +57,7 @@ def activation_scale_per_channel(graph: AnalyzedGraph) -> Iterator[Place]:
 def weight_only(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes with an INT8 weight and a float activation."""
     for node in graph.compute_nodes:
-        if node.weight is not None and node.weight_name is not None and node.activation is None:
+        if node.weight_grid is not None and node.weight is not None and node.activation_grid is None:
             yield node
 
 
@@ -67,7 +67,7 @@ def weight_only(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def activation_only(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes with an INT8 activation and a float weight."""
-    return (node for node in graph.compute_nodes if node.activation is not None and node.weight is None)
+    return (n for n in graph.compute_nodes if n.activation_grid is not None and n.weight_grid is None)
 
 
 @warning(
@@ -77,7 +77,7 @@ def activation_only(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def int8_depthwise(graph: AnalyzedGraph) -> Iterator[Place]:
     """INT8 convolutions with one input channel a group."""
-    return (node for node in graph.int8_nodes if node.is_depthwise(graph.view))
+    return (node for node in graph.int8_nodes if node.is_depthwise)
 
 
 @warning(
@@ -89,8 +89,8 @@ def int8_depthwise(graph: AnalyzedGraph) -> Iterator[Place]:
 def fp16_result_of_int8(graph: AnalyzedGraph) -> Iterator[Place]:
     """INT8 matrix products with a scale per channel and an FP16 result."""
     for node, grid in _weights(graph):
-        half = graph.view.type_of(node.proto.output[0]) == TensorProto.FLOAT16
-        if node.proto.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
+        half = node.node.outputs[0].dtype == ir.DataType.FLOAT16
+        if node.node.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
             yield node
 
 
@@ -102,7 +102,7 @@ def fp16_result_of_int8(graph: AnalyzedGraph) -> Iterator[Place]:
 def weight_kept_as_float(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that quantize their weight anew from a float one in the file."""
     for node in graph.compute_nodes:
-        if node.weight is not None and node.weight_name is not None and node.weight.quantize is not None:
+        if node.weight_grid is not None and node.weight is not None and node.weight_grid.quantize is not None:
             yield node
 
 
@@ -113,9 +113,8 @@ def weight_kept_as_float(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def pair_before_activation(graph: AnalyzedGraph) -> Iterator[Place]:
     """MatMul, Gemm and Conv nodes whose result is quantized before their activation function."""
-    view = graph.view
     for node in graph.compute_nodes:
-        if any(_reaches_activation(view, reader) for reader in _dequantized_results(view, node.proto)):
+        if any(_reaches_activation(graph.view, reader) for reader in _dequantized_results(graph.view, node.node)):
             yield node
 
 
@@ -126,9 +125,8 @@ def pair_before_activation(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def pair_before_float_operator(graph: AnalyzedGraph) -> Iterator[Place]:
     """What computes in float and reads dequantized values: norms, GELU, GRN, scaling."""
-    view = graph.view
-    for node in view.nodes:
-        if node.op_type not in _MOVING and any(_is_dequantized(view, name) for name in node.input):
+    for node in graph.view.nodes:
+        if node.op_type not in _MOVING and any(map(_is_dequantized, inputs_of(node))):
             yield node
 
 
@@ -139,46 +137,40 @@ def pair_before_float_operator(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def quantized_sum(graph: AnalyzedGraph) -> Iterator[Place]:
     """Sums of two activations, as at the end of a block, with pairs before both or one of them."""
-    view = graph.view
-    for node in view.of_type("Add"):
-        activations = not any(view.is_constant(name) for name in node.input)
-        if activations and any(_is_dequantized(view, name) for name in node.input):
+    for node in graph.view.of_type("Add"):
+        activations = not any(map(graph.view.is_constant, node.inputs))
+        if activations and any(map(_is_dequantized, inputs_of(node))):
             yield node
 
 
 def _weights(graph: AnalyzedGraph) -> Iterator[tuple[ComputeNode, Grid]]:
     for node in graph.int8_nodes:
         # a weight on the left of a matrix product has its channels elsewhere; no exporter writes one
-        if node.weight is not None and node.weight_name == node.proto.input[1]:
-            yield node, node.weight
+        if node.weight_grid is not None and node.weight is node.node.inputs[1]:
+            yield node, node.weight_grid
 
 
-def _output_channels(view: GraphView, node: ComputeNode) -> int:
-    shape = view.shapes.get(node.weight_name or "", ())
-    size = shape[node.weight_axis(len(shape))] if shape else None
-    return size if isinstance(size, int) else 1
-
-
-def _dequantized_results(view: GraphView, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+def _dequantized_results(view: GraphView, node: ir.Node) -> Iterator[ir.Node]:
     for quantize in readers_of_result(view, node):
         if quantize.op_type == "QuantizeLinear":
-            for dequantize in view.readers(quantize.output[0], LAYOUT):
+            for dequantize in readers(quantize.outputs[0], LAYOUT):
                 if dequantize.op_type == "DequantizeLinear":
-                    yield from view.readers(dequantize.output[0], LAYOUT)
+                    yield from readers(dequantize.outputs[0], LAYOUT)
 
 
-def _reaches_activation(view: GraphView, node: onnx.NodeProto) -> bool:
+def _reaches_activation(view: GraphView, node: ir.Node) -> bool:
     if node.op_type in _ACTIVATIONS:
         return True
-    if node.op_type == "Add" and any(view.is_constant(name) for name in node.input):
-        return any(_reaches_activation(view, reader) for reader in view.readers(node.output[0], LAYOUT | PAIR))
+    with_constant = any(map(view.is_constant, node.inputs))
+    if node.op_type == "Add" and with_constant:
+        return any(_reaches_activation(view, reader) for reader in readers(node.outputs[0], LAYOUT | PAIR))
     # an error function after division by the square root of two is a GELU in pieces
-    scaled = node.op_type in ("Div", "Mul") and any(view.is_constant(name) for name in node.input)
-    return scaled and any(reader.op_type == "Erf" for reader in view.readers(node.output[0], LAYOUT | PAIR))
+    scaled = node.op_type in ("Div", "Mul") and with_constant
+    return scaled and any(reader.op_type == "Erf" for reader in readers(node.outputs[0], LAYOUT | PAIR))
 
 
-def _is_dequantized(view: GraphView, name: str) -> bool:
-    node = view.producers.get(view.origin(name, LAYOUT))
+def _is_dequantized(value: ir.Value) -> bool:
+    node = origin(value, LAYOUT).producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
 

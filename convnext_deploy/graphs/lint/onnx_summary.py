@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
 from convnext_deploy.errors import ArtifactError, first_line
 from convnext_deploy.graphs.compute_nodes import (
@@ -17,19 +16,19 @@ from convnext_deploy.graphs.compute_nodes import (
     AnalyzedGraph,
     ComputeNode,
     Grid,
-    compute_precision,
     describe_zero_point,
     find_compute_nodes,
     granularity,
     layer_name,
+    node_label,
 )
 from convnext_deploy.graphs.lint.file_rules import FILE_RULES
 from convnext_deploy.graphs.lint.float_rules import FLOAT_RULES
 from convnext_deploy.graphs.lint.grid_rules import GRID_RULES
 from convnext_deploy.graphs.lint.layer_rules import LAYER_RULES
-from convnext_deploy.graphs.lint.rule import SEVERITIES, Finding, Place, node_label
-from convnext_deploy.graphs.onnx_io import read_metadata, short_name, tensor_bytes
-from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, open_view, value_shape
+from convnext_deploy.graphs.lint.rule import SEVERITIES, Finding, Place
+from convnext_deploy.graphs.onnx_io import parse_metadata
+from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, external_tensors, open_view, shape_of, type_name
 
 RULES = (*GRID_RULES, *LAYER_RULES, *FLOAT_RULES, *FILE_RULES)
 
@@ -113,26 +112,25 @@ def inspect_onnx(path: Path) -> ONNXRecord:
 
 def _inspect(path: Path) -> ONNXRecord:
     view = open_view(path)
-    graph = find_compute_nodes(view)
-    external = sum(tensor_bytes(t) for t in view.tensors.values() if t.data_location == TensorProto.EXTERNAL)
-    inputs = tuple(_value(value) for value in view.inputs)
+    graph, model = find_compute_nodes(view), view.model
+    inputs = tuple(map(_value, view.inputs))
     try:
-        metadata = read_metadata(view.model)
+        metadata = parse_metadata(model.metadata_props)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     return ONNXRecord(
         file=str(path),
         size_bytes=path.stat().st_size,
-        external_bytes=external,
-        ir_version=view.model.ir_version,
-        opsets=view.opsets,
-        producer=" ".join((view.model.producer_name, view.model.producer_version)).strip(),
+        external_bytes=sum(tensor.nbytes for tensor in external_tensors(model)),
+        ir_version=model.ir_version,
+        opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        producer=" ".join((model.producer_name or "", model.producer_version or "")).strip(),
         inputs=inputs,
-        outputs=tuple(_value(value) for value in view.model.graph.output),
+        outputs=tuple(map(_value, model.graph.outputs)),
         dynamic_batch=bool(inputs) and all(v.shape and not isinstance(v.shape[0], int) for v in inputs),
         metadata=metadata,
         operators=count_operators(graph),
-        quantized=tuple(_quantized(view, node) for node in graph.compute_nodes if node.activation or node.weight),
+        quantized=tuple(_quantized(node) for node in graph.compute_nodes if node.activation_grid or node.weight_grid),
         layers=layer_sizes(view),
         findings=apply_rules(graph),
     )
@@ -149,13 +147,11 @@ def apply_rules(graph: AnalyzedGraph) -> tuple[Finding, ...]:
 
 def count_operators(graph: AnalyzedGraph) -> dict[str, dict[str, int]]:
     """Return operator → precision → count, the most frequent operators first; constants of the file are not counted."""
-    view = graph.view
-    compute = {id(node.proto): node for node in graph.compute_nodes}
+    precisions = {node.node: node.precision for node in graph.compute_nodes}
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for node in view.nodes:
-        if node.op_type not in PAIR and node.output and view.is_constant(node.output[0]):
-            continue
-        counts[node.op_type][_precision(view, node, compute.get(id(node)))] += 1
+    for node in graph.view.nodes:
+        if node.op_type in PAIR or not any(map(graph.view.is_constant, node.outputs[:1])):
+            counts[node.op_type][precisions.get(node) or _precision(node)] += 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1].total(), item[0]))
     return {operator: dict(counter.most_common()) for operator, counter in ordered}
 
@@ -164,52 +160,46 @@ def layer_sizes(view: GraphView) -> tuple[LayerSize, ...]:
     """Return the layers by the bytes of their tensors, the largest first."""
     sizes: Counter[str] = Counter()
     operators: dict[str, str] = {}
-    seen: set[str] = set()
+    seen: set[ir.Value] = set()
     for node in view.nodes:
-        if not node.output or view.is_constant(node.output[0]):
+        if not node.outputs or view.is_constant(node.outputs[0]):
             continue  # what a weight passes through belongs to whoever reads it
-        new = {tensor.name: tensor for tensor in view.weights_of(node) if tensor.name not in seen}
-        if new:
+        if new := set(view.weights_of(node)) - seen:
             layer = layer_name(view, node)
             operators.setdefault(layer, node.op_type)
-            sizes[layer] += sum(tensor_bytes(tensor) for tensor in new.values())
-            seen.update(new)
+            sizes[layer] += sum(weight.const_value.nbytes for weight in new if weight.const_value is not None)
+            seen |= new
     return tuple(LayerSize(layer, operators[layer], size) for layer, size in sizes.most_common())
 
 
 def _place(place: Place) -> str:
-    if isinstance(place, onnx.NodeProto):
+    if isinstance(place, ir.Node):
         return node_label(place)
     return place.layer if isinstance(place, ComputeNode) else place
 
 
-def _precision(view: GraphView, node: onnx.NodeProto, compute: ComputeNode | None) -> str:
-    if compute is not None:
-        return compute_precision(view, compute)
+def _precision(node: ir.Node) -> str:
     if node.op_type in INTEGER_OPERATORS:
         return "INT8"
-    if node.op_type == "QuantizeLinear":
-        return short_name(view.type_of(node.output[0]))
-    if node.op_type == "DequantizeLinear":
-        return short_name(view.type_of(node.input[0]))
-    known = [view.type_of(name) for name in node.output if view.type_of(name)]
-    return short_name(known[0] if known else TensorProto.UNDEFINED)
+    if node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
+        return type_name(node.inputs[0])
+    return next((name for name in map(type_name, node.outputs) if name != "?"), "?")
 
 
-def _value(value: onnx.ValueInfoProto) -> ValueRecord:
-    return ValueRecord(value.name, short_name(value.type.tensor_type.elem_type), value_shape(value))
+def _value(value: ir.Value) -> ValueRecord:
+    return ValueRecord(str(value.name), type_name(value), shape_of(value))
 
 
-def _quantized(view: GraphView, node: ComputeNode) -> QuantizedRecord:
+def _quantized(node: ComputeNode) -> QuantizedRecord:
     return QuantizedRecord(
         node.layer,
-        f"depthwise {node.proto.op_type}" if node.is_depthwise(view) else node.proto.op_type,
-        compute_precision(view, node),
-        _grid(node.activation),
-        _grid(node.weight),
+        f"depthwise {node.node.op_type}" if node.is_depthwise else node.node.op_type,
+        node.precision,
+        _grid(node.activation_grid),
+        _grid(node.weight_grid),
         node.output_quantized,
     )
 
 
 def _grid(grid: Grid | None) -> GridRecord | None:
-    return None if grid is None else GridRecord(short_name(grid.integer), describe_zero_point(grid), granularity(grid))
+    return None if grid is None else GridRecord(type_name(grid.integers), describe_zero_point(grid), granularity(grid))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import onnx
+import onnx_ir as ir
 
 from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, ComputeNode
 
@@ -19,7 +19,7 @@ EXPORT = "export the model with 'convnext-deploy export', or with torch.onnx.exp
 QUANTIZE = "quantize with 'convnext-deploy quantize --target tensorrt'"
 SYMMETRIC = 'quantize_static with QInt8 and extra_options={"ActivationSymmetric": True, "WeightSymmetric": True}'
 
-Place = ComputeNode | onnx.NodeProto | str
+Place = ComputeNode | ir.Node | str
 """Where a rule is broken: a node, shown by its layer or name, or words for anything else."""
 
 
@@ -51,8 +51,3 @@ def _rule(severity: Severity, cost: str, fix: str) -> Callable[[Callable[[Analyz
 
 
 error, warning, note = (partial(_rule, severity) for severity in SEVERITIES)
-
-
-def node_label(node: onnx.NodeProto) -> str:
-    """Return what a node is called: its name, or that of its result."""
-    return node.name or next(iter(node.output), node.op_type)

@@ -89,13 +89,12 @@ def _fetch_torchvision(name: str) -> Pretrained:
     import torch
     from torchvision import models
 
-    enum_name, member = name.split(".")
-    enums = {n.lower(): getattr(models, n) for n in vars(models) if _TORCHVISION.fullmatch(f"{n}.X")}
-    enum = enums.get(enum_name.lower())
-    if enum is None or member.upper() not in enum.__members__:
-        known = [str(weights) for each in enums.values() for weights in each]
+    enums = [models.get_model_weights(model) for model in models.list_models(include="convnext*")]
+    found = {f"{enum.__name__}.{key}".lower(): each for enum in enums for key, each in enum.__members__.items()}
+    if name.lower() not in found:
+        known = [str(weights) for enum in enums for weights in enum]
         raise CheckpointError(f"torchvision has no weights '{name}'.{suggest(name, known)} Known: {', '.join(known)}.")
-    weights = enum[member.upper()]
+    weights = found[name.lower()]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.is_file():
         try:
