@@ -46,6 +46,7 @@ class FileBatches:
         loader = DataLoader(
             EvaluationItems(images, self.preprocess),
             self.batch_size,
+            sampler=range(len(self.paths)),  # the items do not know how many they are
             num_workers=self.workers,
             collate_fn=list,
             generator=torch.Generator(),  # its own, or the loader would draw from that of the caller
