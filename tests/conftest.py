@@ -27,7 +27,7 @@ from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
 from convnext_deploy.system.execution import Execution
-from tests.shared import make_once, shared_traces
+from tests.shared import make_once, share_with_all_workers, shared_traces
 
 CLASSES = ("cat", "dog", "owl")
 EXPORT = torch.onnx.export
@@ -110,9 +110,9 @@ def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: in
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder() -> Path:
     """An image folder of three classes; do not change it."""
-    return make_once(tmp_path_factory, "images", write_image_folder)
+    return make_once("images", write_image_folder)
 
 
 @pytest.fixture(scope="session")
@@ -130,13 +130,13 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe, small_data: Data) -> RunResult:
+def small_run(small_recipe: Recipe, small_data: Data) -> RunResult:
     """The result of the small recipe; its folder is the parent of `stages` in any row's artifact path. Do not change it."""
 
     def make(folder: Path) -> RunResult:
         return run_recipe(small_recipe, Settings(folder, Execution()), data=small_data)
 
-    return make_once(tmp_path_factory, "small-run", make)
+    return make_once("small-run", make)
 
 
 @pytest.fixture(scope="session")
@@ -161,8 +161,9 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with shared_traces(tmp_path_factory):
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    share_with_all_workers(tmp_path_factory)
+    with shared_traces():
         yield
 
 

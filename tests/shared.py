@@ -23,18 +23,23 @@ from _pytest.mark import ParameterSet
 from filelock import FileLock
 
 T = TypeVar("T")
+_roots: list[Path] = []
 
 
-def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
+def share_with_all_workers(factory: pytest.TempPathFactory) -> None:
+    """Have this worker share what it makes from here on; its own temporary folder lies below that of the session."""
+    base = factory.getbasetemp()
+    _roots[:] = [base.parent if "PYTEST_XDIST_WORKER" in os.environ else base]
+
+
+def make_once(name: str, make: Callable[[Path], T]) -> T:
     """Return what `make(folder)` returned in the worker that came first; nobody may change the folder afterwards.
 
     Args:
-        factory: its base folder is a worker's own, below that of the session.
         name: of the folder, different for everything that is shared.
         make: what it returns is pickled, for the other workers.
     """
-    base = factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (root,) = _roots
     folder, made = root / f"shared-{name}", root / f"shared-{name}.pickle"
     with FileLock(root / f"shared-{name}.lock"):
         if not made.exists():
@@ -46,7 +51,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 @contextmanager
-def shared_traces(factory: pytest.TempPathFactory) -> Iterator[None]:
+def shared_traces() -> Iterator[None]:
     """Within the block, `torch.onnx.export` to memory traces the same module with the same arguments once for all workers."""
     export: Callable[..., Any] = torch.onnx.export
 
@@ -59,7 +64,7 @@ def shared_traces(factory: pytest.TempPathFactory) -> Iterator[None]:
         if f is not None:
             return export(model, args, f, **options)
         name = f"trace-{hashlib.sha256(content).hexdigest()}"
-        graph = make_once(factory, name, lambda _: export(model, args, **options).model_proto.SerializeToString())
+        graph = make_once(name, lambda _: export(model, args, **options).model_proto.SerializeToString())
         return torch.onnx.ONNXProgram(onnx_ir.from_proto(onnx.ModelProto.FromString(graph)), None)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnext_deploy.models.convnext import ConvNeXt
+from tests.shared import make_once
 
 SIDE = 32
 CLASSES = 5
-_STEPS = 200
+_STEPS = 120
 _BATCH = 64
 
 
@@ -31,7 +32,11 @@ def wave_images(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.
 
 @cache
 def trained_network(version: int) -> ConvNeXt:
-    """Return a network of version 1 (LayerScale) or 2 (GRN) in evaluation mode; do not change it."""
+    """Return a network of version 1 (LayerScale) or 2 (GRN) in evaluation mode, one for all workers; do not change it."""
+    return make_once(f"waves-{version}", lambda _: _train(version))
+
+
+def _train(version: int) -> ConvNeXt:
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(version)
         model = ConvNeXt(

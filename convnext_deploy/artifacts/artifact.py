@@ -130,12 +130,14 @@ class Artifact:
         return hashlib.sha256("\n".join(f"{f.sha256} {f.name}" for f in self.files).encode()).hexdigest()
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the lineage without what belongs to one machine: paths, settings and times."""
+        """Return the lineage for people to read, without what belongs to one machine: paths, most settings and times."""
         return [
             {
                 "name": record.name,
                 "kind": record.kind,
-                "data": PurePath(record.data).name,
+                "model": model.get("name") if isinstance(model := record.config.get("model"), Mapping) else None,
+                "target": record.config.get("target"),
+                "data": None if record.data == "none" else PurePath(record.data).name,
                 "seed": record.seed,
                 "inputs": dict(record.inputs),
                 "versions": dict(record.versions),

@@ -15,7 +15,7 @@ from convnext_deploy.bundles.contents import Contents, Model, Tensor
 from convnext_deploy.bundles.device import answers, verify
 from convnext_deploy.bundles.golden import GoldenImages, allowed_errors, compute_outputs
 from convnext_deploy.bundles.readme import render_card
-from convnext_deploy.bundles.reported_accuracy import find_measurement, history
+from convnext_deploy.bundles.reported_accuracy import find_measurement
 from convnext_deploy.bundles.triton import model_config, write_entry
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.reports.phrases import one_line
@@ -92,7 +92,7 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
         "buildable": model.obstacle is None,
         "triton": model.name,
         "measured": find_measurement(model.artifact),
-        "history": history(model.artifact),
+        "history": model.artifact.history(),
     }
 
 

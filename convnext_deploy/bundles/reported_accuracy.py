@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Any
 
-from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.reports.record import REPORT_JSON, read_report
 
@@ -34,16 +34,3 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
         "runner": row.accuracy.runner,
         "cpu": report.environment.get("cpu"),
     }
-
-
-def history(artifact: Artifact) -> list[dict[str, Any]]:
-    """Return an artifact's history with the model of each stage that trained one, for people to read."""
-    return [
-        {**entry, "model": _model_name(record), "data": None if record.data == "none" else entry["data"]}
-        for entry, record in zip(artifact.history(), artifact.lineage, strict=True)
-    ]
-
-
-def _model_name(record: StageRecord) -> str | None:
-    model = record.config.get("model")
-    return str(model["name"]) if isinstance(model, dict) and "name" in model else None

@@ -95,7 +95,7 @@ class Recipe:
             for role, name in stage.inputs.items():
                 if role != "weights" and name not in known:
                     raise RecipeError(
-                        f"stage '{stage.name}': {role} = '{name}' is no earlier stage."
+                        f"stage '{stage.name}': {role} = '{name}' is not an earlier stage."
                         f"{suggest(name, known)} Known here: {', '.join(sorted(known)) or 'none'}."
                     )
             if stage.source is not None and stage.weights is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import LayerEffect, TorchDetails
 from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.models.checkpoints.hub import is_weights_name
@@ -35,7 +35,7 @@ def read_provenance(artifact: Artifact, kind: str) -> Provenance:
     """Return how an artifact was made and how it is used; `kind`: of the stage, `source` or `baseline`, which no stage made."""
     return Provenance(
         config=_plain(artifact.lineage[-1].config) if artifact.lineage and kind not in _BROUGHT else {},
-        lineage=tuple(_step(record) for record in artifact.lineage),
+        lineage=tuple(artifact.history()),
         base_model=_base_model(artifact),
         license=artifact.license,
         graph=artifact.io if artifact.format in ("onnx", "tensorrt") else None,
@@ -46,18 +46,6 @@ def read_provenance(artifact: Artifact, kind: str) -> Provenance:
 def _plain(value: Any) -> Any:
     """Return a value as it is when it comes back from JSON."""
     return json.loads(json.dumps(value if not isinstance(value, Mapping) else dict(value)))
-
-
-def _step(record: StageRecord) -> dict[str, Any]:
-    model = record.config.get("model")
-    return {
-        "name": record.name,
-        "kind": record.kind,
-        "model": str(model["name"]) if isinstance(model, Mapping) and "name" in model else None,
-        "data": None if record.data == "none" else PurePath(record.data).name,
-        "seed": record.seed,
-        "target": record.config.get("target"),
-    }
 
 
 def _base_model(artifact: Artifact) -> str | None:

@@ -24,7 +24,7 @@ class TrainingStore:
 
     Args:
         folder: made when something is written; what it holds of another training is not used.
-        key: names the training: its settings, data, starting weights and code. A state with another key is not this training's.
+        key: names the training: its settings, data, starting weights and result version. One with another key is of another one.
         save_every_s: least time between two states; what was done since the last one is done again after a kill.
         events: where the figures of each epoch also go as TensorBoard events.
     """

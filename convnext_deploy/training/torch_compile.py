@@ -30,7 +30,7 @@ def check_compiler(*, is_cuda: bool, wanted_by: str, instead: str) -> None:
     Args:
         is_cuda: whether the kernels are for a GPU.
         wanted_by: what needs the compiler, for the message.
-        instead: what to do without one, likewise.
+        instead: what to do without a compiler, for the message.
 
     Raises: BackendUnavailableError: if there is no compiler, or not what it needs.
     """

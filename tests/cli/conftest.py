@@ -69,7 +69,7 @@ def _short_timing(short_timing: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def failing_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def failing_recipe() -> Path:
     """A recipe whose gate cannot be passed: two steps of nothing, and no image may be wrong."""
 
     def make(folder: Path) -> Path:
@@ -77,7 +77,7 @@ def failing_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(FAILING_RECIPE)
         return path
 
-    return make_once(tmp_path_factory, "failing-recipe", make)
+    return make_once("failing-recipe", make)
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class FailedRun:
 
 
 @pytest.fixture(scope="session")
-def failed_run(tmp_path_factory: pytest.TempPathFactory, failing_recipe: Path, image_folder: Path) -> FailedRun:
+def failed_run(failing_recipe: Path, image_folder: Path) -> FailedRun:
 
     def make(out: Path) -> FailedRun:
         command = ("run", failing_recipe, "--data", image_folder, "--out", out, "--workers", "0", "--device", "cpu")
         return FailedRun(out, command, call(*command))
 
-    return make_once(tmp_path_factory, "failed-run", make)
+    return make_once("failed-run", make)

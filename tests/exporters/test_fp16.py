@@ -31,6 +31,7 @@ from convnext_deploy.quantization.prepare import prepare, read_sites
 from convnext_deploy.quantization.scheme import resolve_scheme
 from tests.exporters.conftest import Network
 from tests.exporters.test_variants import logits_of
+from tests.shared import heavy_except
 from tests.weights import random_network
 
 Change = Callable[[ConvNeXt], None]
@@ -101,7 +102,18 @@ def changed(network: Network, change: Change) -> ConvNeXt:
     return model
 
 
-@pytest.mark.parametrize("change", [large_sums, large_stream, pytest.param(small_weights, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    ("network", "change"),
+    [
+        ("v2", large_sums),
+        ("v1", large_stream),
+        *(
+            pytest.param(name, change, marks=pytest.mark.heavy)
+            for name, change in (("v1", large_sums), ("v2", large_stream), ("v1", small_weights), ("v2", small_weights))
+        ),
+    ],
+    indirect=["network"],
+)
 def test_hard_networks_come_out_right_where_naive_fp16_fails(network: Network, change: Change) -> None:
     model, images = changed(network, change), network.images(4)
     graph = export_float(model, network.in_channels, network.image_size)
@@ -114,6 +126,7 @@ def test_hard_networks_come_out_right_where_naive_fp16_fails(network: Network, c
     assert not np.isfinite(naive).all() or relative(naive, expected) > 0.5
 
 
+@pytest.mark.parametrize("network", heavy_except(("v1",), ("v1", "v2")), indirect=True)
 def test_stream_beyond_fp16_needs_its_ranges(network: Network) -> None:
     model, images = changed(network, large_stream), network.images(4)
     graph = export_float(model, network.in_channels, network.image_size)

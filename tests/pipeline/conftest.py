@@ -94,13 +94,13 @@ def light_recipe(light_file: Path) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def light_run(tmp_path_factory: pytest.TempPathFactory, light_recipe: Recipe, small_data: Data) -> RunResult:
+def light_run(light_recipe: Recipe, small_data: Data) -> RunResult:
     """The light recipe's result; do not change its folder, take `copy_run`."""
 
     def make(folder: Path) -> RunResult:
         return run_recipe(light_recipe, settings_for(folder), data=small_data)
 
-    return make_once(tmp_path_factory, "light-run", make)
+    return make_once("light-run", make)
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import pytest
 from onnx import numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, Recipe, StageEntry
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ExportError
 from convnext_deploy.evaluation.timing import speedup as speed
@@ -28,6 +30,7 @@ from convnext_deploy.reports.record import StageRow, read_report
 from convnext_deploy.stages import onnx as onnx_stage
 from tests.cli.conftest import call
 from tests.pipeline.conftest import settings_for
+from tests.shared import make_once
 
 SIDE = 96  # large enough for INT8 to be clearly faster
 FLOAT = "float-onnxruntime"
@@ -45,6 +48,25 @@ def quantized(small_artifacts: dict[str, Artifact]) -> Artifact:
     """A network that was quantized for ONNX Runtime, evaluated at larger images than it was trained with."""
     artifact = small_artifacts["quantize"]
     return dataclasses.replace(artifact, preprocess=dataclasses.replace(artifact.preprocess, image_size=SIDE))
+
+
+@pytest.fixture
+def wide(small_data: Data) -> dict[str, Artifact]:
+    """The same of a network wide enough for INT8 to be faster, and its FP32 ancestor `model`."""
+    stages = (
+        StageEntry(
+            "model", TrainConfig(ModelConfig("atto", 32), FitConfig(epochs=1, batch_size=36, warmup_epochs=0)), None
+        ),
+        StageEntry("ptq", PTQConfig(target="onnxruntime", calibration_method="minmax", calibration_images=12), "model"),
+    )
+
+    def make(folder: Path) -> dict[str, Artifact]:
+        run_recipe(Recipe("wide", stages), settings_for(folder), data=small_data)
+        return {name: read_artifact(folder / "stages" / name) for name in ("model", "ptq")}
+
+    found = make_once("wide", make)
+    larger = dataclasses.replace(found["ptq"].preprocess, image_size=SIDE)
+    return {**found, "ptq": dataclasses.replace(found["ptq"], preprocess=larger)}
 
 
 def recipe_of(gate: Gate = Gate(), **changes: object) -> Recipe:  # noqa: B008  (frozen)
@@ -68,11 +90,11 @@ def slow_form(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.heavy
 def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_ship(
-    quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_stage, "fuse_int8_matmuls", slow_form)
     out = tmp_path / "out"
-    outcome = call("export", quantized.path, "--image-size", str(SIDE), "--out", out)
+    outcome = call("export", wide["ptq"].path, "--image-size", str(SIDE), "--out", out)
     assert outcome.code == 3
     row = {row.name: row for row in read_report(out).rows}["onnx"]
     found = row.speed.against_float
@@ -94,27 +116,25 @@ def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_
 
 @pytest.mark.heavy
 def test_good_graph_passes_is_not_measured_again_and_another_gate_judges_what_was_kept(
-    quantized: Artifact, small_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(tmp_path)
-    # the layers of a network this small are too narrow for INT8 to gain on every machine
-    gate = Gate(min_speedup=0.3)
-    first = run_recipe(recipe_of(gate), settings, source=quantized)
+    first = run_recipe(recipe_of(), settings, source=wide["ptq"])
     found = rows_of(first)["int8"]
     assert found.verdict.passed is True, found.verdict.reasons
     assert found.speed.against_float is not None
     assert (found.speed.ship, found.speed.against_float.compared_with) == (None, FLOAT)
     assert first.executed == ("int8", FLOAT)
-    made, student = read_artifact(tmp_path / "stages" / FLOAT).preprocess, small_artifacts["student"].preprocess
+    made, student = read_artifact(tmp_path / "stages" / FLOAT).preprocess, wide["model"].preprocess
     assert made == dataclasses.replace(student, image_size=SIDE)  # the normalization is that of the float network
     assert rows_of(first)[FLOAT].provenance.for_comparison
     assert (tmp_path / "stages" / FLOAT / "model.onnx").is_file()
 
     monkeypatch.setattr(speed, "measure_speed", must_not_run)
-    second = run_recipe(recipe_of(gate), settings, source=quantized)
+    second = run_recipe(recipe_of(), settings, source=wide["ptq"])
     assert second.executed == ()
     assert rows_of(second)["int8"] == found
-    strict = run_recipe(recipe_of(Gate(min_speedup=100)), settings, source=quantized)
+    strict = run_recipe(recipe_of(Gate(min_speedup=100)), settings, source=wide["ptq"])
     judged = rows_of(strict)["int8"]
     assert (strict.executed, judged.verdict.passed) == ((), False)
     assert judged.speed.against_float == found.speed.against_float

@@ -206,11 +206,11 @@ def test_load_recipe_names_what_is_missing(tmp_path: Path, text: str, expected: 
         (PTQ + 'name = "baseline"\n', "the stage name 'baseline' is taken"),
         (
             PTQ + 'source = "nets"\n',
-            "stage 'ptq': source = 'nets' is no earlier stage. Did you mean 'net'? Known here: net.",
+            "stage 'ptq': source = 'nets' is not an earlier stage. Did you mean 'net'? Known here: net.",
         ),
-        (PTQ + 'source = "ptq"\n', "stage 'ptq': source = 'ptq' is no earlier stage"),
-        (DISTILL + 'teacher = "later"\n' + MODEL.replace("net", "later"), "teacher = 'later' is no earlier stage"),
-        (DISTILL + 'teacher = "source"\n', "stage 'student': teacher = 'source' is no earlier stage"),
+        (PTQ + 'source = "ptq"\n', "stage 'ptq': source = 'ptq' is not an earlier stage"),
+        (DISTILL + 'teacher = "later"\n' + MODEL.replace("net", "later"), "teacher = 'later' is not an earlier stage"),
+        (DISTILL + 'teacher = "source"\n', "stage 'student': teacher = 'source' is not an earlier stage"),
         (START + '[[stages]]\nkind = "ptq"\n', "stage 'ptq' (ptq) has nothing to work on; set its source"),
         (
             PTQ

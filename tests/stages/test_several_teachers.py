@@ -58,7 +58,7 @@ def test_recipe_distills_from_several_teachers(small_data: Data, short_timing: N
     [
         ("[]", "teacher = () is out of range; expected at least one name, each once"),
         ('["source", "source"]', "is out of range; expected at least one name, each once"),
-        ('["source", "third"]', "stage 'student': teacher2 = 'third' is no earlier stage"),
+        ('["source", "third"]', "stage 'student': teacher2 = 'third' is not an earlier stage"),
         ('["source", 3]', "teacher[1] = 3 has the wrong type; expected str"),
     ],
 )

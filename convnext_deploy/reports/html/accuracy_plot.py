@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
-
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
 from convnext_deploy.reports.record import Accuracy, StageRow
@@ -62,36 +60,40 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[str, Any]:
     """Draw top-1 against latency, with the Pareto front if the figures are `comparable`."""
     runs = list(dict.fromkeys(point.run for point in points))
-    figure = go.Figure()
+    traces: list[dict[str, Any]] = []
     front = pareto_front(points) if comparable else []
     x_range, y_range, is_log = _ranges(points)
     if len(front) > 1:
-        figure.add_scatter(
-            x=[p.latency.p50_ms for p in front],
-            y=[p.top1_percent for p in front],
-            mode="lines",
-            line={"shape": "hv", "dash": "dot", "width": 1.5, "color": "var(--muted)"},
-            name="Pareto front",
-            hoverinfo="skip",
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [p.latency.p50_ms for p in front],
+                "y": [p.top1_percent for p in front],
+                "mode": "lines",
+                "line": {"shape": "hv", "dash": "dot", "width": 1.5, "color": "var(--muted)"},
+                "name": "Pareto front",
+                "hoverinfo": "skip",
+            }
         )
     for run in runs:
         for kind in dict.fromkeys(family(point.row) for point in points):
             chosen = [point for point in points if point.run == run and family(point.row) == kind]
             if chosen:
-                figure.add_scatter(**_markers(chosen, kind, runs.index(run) if len(runs) > 1 else None, set(front)))
+                traces.append(_markers(chosen, kind, runs.index(run) if len(runs) > 1 else None, set(front)))
     if front:
-        figure.add_scatter(**_labels(front, x_range, y_range, is_log))
+        traces.append(_labels(front, x_range, y_range, is_log))
     ticks = (
         {"type": "log", "tickvals": _ticks(x_range), "ticktext": [f"{tick:g}" for tick in _ticks(x_range)]}
         if is_log
         else {}
     )
-    figure.update_layout(
+    return draw(
+        traces,
+        height=450,
         xaxis=axis("latency of one image, median, ms" + (", logarithmic" if is_log else ""), range=x_range, **ticks),
         yaxis=axis("top-1, %", range=y_range),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
-    return draw(figure, height=450)
 
 
 def describe_point(point: Point) -> list[str]:
@@ -116,6 +118,7 @@ def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Poi
         first, *rest = (literal(line) for line in describe_point(point))
         texts.append("<br>".join([f"<b>{first}</b>", *rest, *(["on the Pareto front"] if point in front else [])]))
     return {
+        "type": "scatter",
         "x": [point.latency.p50_ms for point in points],
         "y": [point.top1_percent for point in points],
         "mode": "markers",
@@ -173,6 +176,7 @@ def _labels(front: Sequence[Point], x_range: Sequence[float], y_range: Sequence[
         else:
             piles.append([point])
     return {
+        "type": "scatter",
         "x": [pile[0].latency.p50_ms for pile in piles],
         "y": [pile[0].top1_percent for pile in piles],
         "mode": "markers+text",

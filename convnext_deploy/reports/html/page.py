@@ -5,6 +5,7 @@ become one.
 """
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -27,17 +28,12 @@ def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **value
         figures: id of the element that a plot is drawn in → what `figures.draw` returned.
         values: what the template reads.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     library = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
     scripts = [library, (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if figures else []
     return clean(
-        environment.get_template(template).render(
+        _environment()
+        .get_template(template)
+        .render(
             **values,
             style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
             scripts=scripts,
@@ -45,6 +41,18 @@ def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **value
             # a text may hold the tag that ends a script
             figures=json.dumps(figures).replace("<", "\\u003c"),
         )
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Return what compiles the templates, and keeps them for the pages of the stages to come."""
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

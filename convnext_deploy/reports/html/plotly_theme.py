@@ -1,10 +1,8 @@
 """Axes and layout of all plots; colours are names, which the page looks up for light, dark and paper."""
 
 import html
-import json
+from collections.abc import Sequence
 from typing import Any
-
-import plotly.graph_objects as go
 
 from convnext_deploy.reports.escaping import clean
 
@@ -31,24 +29,21 @@ def axis(title: str | None, **settings: Any) -> dict[str, Any]:
     }
 
 
-def draw(figure: go.Figure, height: int, **layout: Any) -> dict[str, Any]:
-    """Return what the page hands to Plotly: traces and layout, as plain data."""
-    figure.update_layout(
-        template=None,
-        height=height,
-        margin={"l": 8, "r": 12, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "size": 12, "color": "var(--text)"},
-        hoverlabel={
+def draw(traces: Sequence[dict[str, Any]], height: int, **layout: Any) -> dict[str, Any]:
+    """Return what the page hands to Plotly.js: traces and layout. Plain data, as building it in Python takes ten times as long."""
+    quiet = {
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 12, "color": "var(--text)"},
+        "hoverlabel": {
             "bgcolor": "var(--surface)",
             "bordercolor": "var(--muted)",
             "font": {"color": "var(--text)", "size": 12},
             "align": "left",
         },
-        hovermode="closest",
-        dragmode=False,
-        **layout,
-    )
-    plain: dict[str, Any] = json.loads(figure.to_json())
-    return plain
+        "hovermode": "closest",
+        "dragmode": False,
+    }
+    return {"data": list(traces), "layout": {**quiet, **layout}}

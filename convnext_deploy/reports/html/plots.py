@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
@@ -36,34 +34,38 @@ def curves(history: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str,
     drawn = {}
     epochs = [epoch.get("epoch") or number for number, epoch in enumerate(history, 1)]
     for title, unit, lines in _CURVES:
-        figure = go.Figure()
+        traces: list[dict[str, Any]] = []
         for key, name, color, dash in lines:
             values = [epoch.get(key) for epoch in history]
             if all(value is None for value in values):
                 continue
             scale = 100.0 if key.endswith("top1") else 1.0
             scaled = [None if value is None else scale * value for value in values]
-            figure.add_scatter(
-                x=epochs,
-                y=scaled,
-                name=name,
-                mode="lines+markers" if len(epochs) <= 40 else "lines",
-                marker={"size": 5, "color": color, "symbol": "circle" if dash == "solid" else "diamond"},
-                line={"color": color, "dash": dash, "width": 2},
-                hovertext=[
-                    f"epoch {epoch:g}<br>{name} {'not finite' if value is None else f'{value:.4g}'}"
-                    for epoch, value in zip(epochs, scaled, strict=True)
-                ],
-                hoverinfo="text",
+            traces.append(
+                {
+                    "type": "scatter",
+                    "x": epochs,
+                    "y": scaled,
+                    "name": name,
+                    "mode": "lines+markers" if len(epochs) <= 40 else "lines",
+                    "marker": {"size": 5, "color": color, "symbol": "circle" if dash == "solid" else "diamond"},
+                    "line": {"color": color, "dash": dash, "width": 2},
+                    "hovertext": [
+                        f"epoch {epoch:g}<br>{name} {'not finite' if value is None else f'{value:.4g}'}"
+                        for epoch, value in zip(epochs, scaled, strict=True)
+                    ],
+                    "hoverinfo": "text",
+                }
             )
-        if figure.data:
-            figure.update_layout(
+        if traces:
+            drawn[title] = draw(
+                traces,
+                height=230,
                 xaxis=axis("epoch", **({"dtick": 1} if len(epochs) <= 8 else {})),
                 yaxis=axis(unit, nticks=6, exponentformat="e" if title == "learning rate" else "none"),
-                showlegend=len(figure.data) > 1,
+                showlegend=len(traces) > 1,
                 legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
             )
-            drawn[title] = draw(figure, height=230)
     return drawn
 
 
@@ -78,42 +80,56 @@ def sensitivity_plot(layers: Sequence[Layer]) -> dict[str, Any] | None:
     measured = [(place, layer) for place, layer in enumerate(layers) if layer.kl is not None and layer.kl > 0]
     if not measured:
         return None
-    figure = go.Figure()
+    traces: list[dict[str, Any]] = []
     for part, symbol in _PARTS.items():
         for in_float in (False, True):
             chosen = [(i, x) for i, x in measured if part_of(x) == part and (x.choice == "float") is in_float]
             if not chosen:
                 continue
             color = "var(--fp32)" if in_float else "var(--int8)"
-            figure.add_scatter(
-                x=[place for place, _ in chosen],
-                y=[layer.kl for _, layer in chosen],
-                mode="markers",
-                name=f"{part}, in float" if in_float else part,
-                marker={
-                    "symbol": f"{symbol}-open" if in_float else symbol,
-                    "size": 9,
-                    "color": color,
-                    "line": {"width": 1.5 if in_float else 0, "color": color},
-                },
-                hovertext=[
-                    f"<b>{literal(layer.name)}</b>: {literal(layer.choice)}<br>KL {layer.kl:.3g}, "
-                    f"{100 * (layer.changed or 0):.2f} % of first guesses changed"
-                    for _, layer in chosen
-                ],
-                hoverinfo="text",
+            traces.append(
+                {
+                    "type": "scatter",
+                    "x": [place for place, _ in chosen],
+                    "y": [layer.kl for _, layer in chosen],
+                    "mode": "markers",
+                    "name": f"{part}, in float" if in_float else part,
+                    "marker": {
+                        "symbol": f"{symbol}-open" if in_float else symbol,
+                        "size": 9,
+                        "color": color,
+                        "line": {"width": 1.5 if in_float else 0, "color": color},
+                    },
+                    "hovertext": [
+                        f"<b>{literal(layer.name)}</b>: {literal(layer.choice)}<br>KL {layer.kl:.3g}, "
+                        f"{100 * (layer.changed or 0):.2f} % of first guesses changed"
+                        for _, layer in chosen
+                    ],
+                    "hoverinfo": "text",
+                }
             )
     groups = [_stage(layer) for layer in layers]
     starts = {group: groups.index(group) for group in dict.fromkeys(groups)}
     middles = [start + (groups.count(group) - 1) / 2 for group, start in starts.items()]
-    for start in list(starts.values())[1:]:
-        figure.add_vline(x=start - 0.5, line={"color": "var(--line)", "width": 1})
-    figure.update_layout(
+    return draw(
+        traces,
+        height=340,
+        shapes=[
+            {
+                "type": "line",
+                "x0": start - 0.5,
+                "x1": start - 0.5,
+                "y0": 0,
+                "y1": 1,
+                "yref": "y domain",
+                "line": {"color": "var(--line)", "width": 1},
+            }
+            for start in list(starts.values())[1:]
+        ],
         xaxis=axis(None, tickvals=middles, ticktext=list(starts), range=[-1, len(layers)], showgrid=False),
         yaxis=axis("KL divergence, logarithmic", type="log", exponentformat="e", dtick=1),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
-    return draw(figure, height=340)
 
 
 def _stage(layer: Layer) -> str:
@@ -134,7 +150,7 @@ def shown_classes(classes: Sequence[ClassChange]) -> list[ClassChange]:
 def class_plot(classes: Sequence[ClassChange]) -> dict[str, Any]:
     """Draw the drop of top-1 of each of these classes."""
     places = list(range(len(classes)))[::-1]  # the first one on top
-    figure = go.Figure()
+    traces: list[dict[str, Any]] = []
     for is_loss in (True, False):
         for is_sure in (True, False):
             chosen = [
@@ -143,20 +159,25 @@ def class_plot(classes: Sequence[ClassChange]) -> dict[str, Any]:
                 if (change.top1_drop_pp > 0) is is_loss and (change.p_value <= SIGNIFICANCE) is is_sure
             ]
             color = "var(--lost)" if is_loss else "var(--gained)"
-            figure.add_bar(
-                x=[change.top1_drop_pp for _, change in chosen],
-                y=[place for place, _ in chosen],
-                orientation="h",
-                width=0.7,
-                marker={"color": color, "opacity": 1.0 if is_sure else 0.4},
-                hovertext=[_describe_class(change) for _, change in chosen],
-                hoverinfo="text",
+            traces.append(
+                {
+                    "type": "bar",
+                    "x": [change.top1_drop_pp for _, change in chosen],
+                    "y": [place for place, _ in chosen],
+                    "orientation": "h",
+                    "width": 0.7,
+                    "marker": {"color": color, "opacity": 1.0 if is_sure else 0.4},
+                    "hovertext": [_describe_class(change) for _, change in chosen],
+                    "hoverinfo": "text",
+                }
             )
     names = [
         change.name if len(change.name) <= _LONGEST_NAME else f"{change.name[: _LONGEST_NAME - 1]}…"
         for change in classes
     ]
-    figure.update_layout(
+    return draw(
+        traces,
+        height=20 * len(classes) + 70,
         barmode="overlay",
         xaxis=axis("drop of top-1, pp (right: worse)", zeroline=True, zerolinecolor="var(--muted)", nticks=7),
         yaxis=axis(
@@ -168,7 +189,6 @@ def class_plot(classes: Sequence[ClassChange]) -> dict[str, Any]:
         ),
         showlegend=False,
     )
-    return draw(figure, height=20 * len(classes) + 70)
 
 
 def _describe_class(change: ClassChange) -> str:
