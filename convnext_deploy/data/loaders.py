@@ -223,6 +223,9 @@ class EvaluationItems(Dataset[Any]):
     images: ImageSet
     preprocess: Preprocess
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def __getitem__(self, index: int) -> NDArray[np.uint8] | DataError:
         try:
             return transforms.evaluation_transform(self.images.load(index), self.preprocess)
