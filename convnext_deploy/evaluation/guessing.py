@@ -21,9 +21,9 @@ def doubt_score(score: Score, artifact: Artifact, data: Data | None) -> str | No
     Args:
         score: of the artifact.
         artifact: as it was evaluated.
-        data: what was scored; None: classes go by number, and nothing is known of the images.
+        data: what was scored; None: classes go by the names of the artifact, and nothing is known of the images.
     """
-    names = None if data is None else data.class_names
+    names = artifact.class_names if data is None else data.class_names
     found = find_guessing(score, artifact.model.num_classes, names)
     if found is None and data is not None and (reference := find_reference(artifact, data)) is not None:
         found = find_shortfall(score, reference)
@@ -80,7 +80,7 @@ def _what_to_check(artifact: Artifact, class_names: Sequence[str] | None) -> str
 
     Args:
         artifact: as it was evaluated.
-        class_names: of the data, by class index; None: they go by number.
+        class_names: by class index; None: they go by number.
     """
     own = artifact.preprocess
     order = _order(class_names) if class_names else "by number"
