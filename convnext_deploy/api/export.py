@@ -5,7 +5,7 @@ from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
-from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
+from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
 from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
@@ -117,12 +117,10 @@ def export(
     source = open_artifact(artifact, model, data, how.progress)
     _check_source(artifact, source, format, settings)
     _check_speed(source, evaluation)
-    drop = evaluation.max_top1_drop_pp
-    gate = Gate(max_top1_drop_pp=DEFAULT_MAX_TOP1_DROP_PP if drop is None else drop, min_speedup=evaluation.min_speedup)
-    stages = _stages(source, format, settings, gate)
+    stages = _stages(source, format, settings, create_gate(evaluation, DEFAULT_MAX_TOP1_DROP_PP))
     images = open_data_for(source, data, how)
     if images is None:
-        refuse(EvaluationOptions(max_top1_drop_pp=drop), "export without data", "nothing is validated")
+        refuse(changes_of(evaluation), "export without data", "nothing is validated")
     recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed)
     run = create_settings("export", recipe.name, out, how, execution, speed_check=evaluation.speed_check)
     return run_stages(recipe, run, source, images)

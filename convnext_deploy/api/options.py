@@ -50,12 +50,16 @@ class EvaluationOptions:
     Attributes:
         batch_size: images per step; None: 64.
         max_top1_drop_pp: largest drop of top-1 in percentage points. None: 0.5, of `quantize` 0.2, and `validate` does not judge.
+        max_ece_increase_pp: largest rise of the expected calibration error (ECE) in percentage points; None: not judged.
+        max_class_drop_pp: largest drop of top-1 of any class in percentage points; None: not judged.
         min_speedup: how many times as fast as its float baseline INT8 must be, 0.1 to 100; None: not slower.
         speed_check: whether INT8 is timed against its float baseline; None: it is.
     """
 
     batch_size: int | None = None
     max_top1_drop_pp: float | None = None
+    max_ece_increase_pp: float | None = None
+    max_class_drop_pp: float | None = None
     min_speedup: float | None = None
     speed_check: bool | None = None
 

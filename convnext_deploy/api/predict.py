@@ -19,12 +19,12 @@ from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.folder_labels import FolderLabels
 from convnext_deploy.evaluation.measure import BATCH_SIZE
+from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.progress import Progress
 
 _WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
-_SUM_ERROR = 1e-3  # of probabilities in half precision
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,6 @@ def _classify(
 
 def _given(io: GraphIO, classes: int) -> int:
     return min(io.top_k, classes) if io.output == "top-k" else classes
-
-
-def to_probabilities(logits: NDArray[np.float32], io: GraphIO, foreign: bool) -> NDArray[np.float64]:
-    """Return the probabilities `(N, classes)` of what a runner gives, `(N, classes)` float32.
-
-    That is the softmax, but for graphs that give probabilities, whose logarithms runners return. A graph of another origin may end
-    in a softmax and not say so; what is positive there and sums to one is taken for probabilities.
-    """
-    values = logits.astype(np.float64)
-    if io.output != "logits":
-        return np.exp(values)
-    if foreign and (values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < _SUM_ERROR).all():
-        return values
-    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def _best(probabilities: NDArray[np.float64], names: tuple[str, ...] | None, count: int) -> Iterator[tuple[Guess, ...]]:

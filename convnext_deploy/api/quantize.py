@@ -4,12 +4,12 @@ from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
-from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
+from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
-from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
+from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.run import RunResult
@@ -65,8 +65,7 @@ def quantize(
     images = open_data_for(source, data, how)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
-    drop = evaluation.max_top1_drop_pp
-    drop = QuantizeConfig.max_drop_pp if drop is None else drop
+    gate = create_gate(evaluation, QuantizeConfig.max_drop_pp)
     counted = QuantizeConfig.calibration_images if calibration_images is None else calibration_images
     config: PTQConfig | QuantizeConfig
     if calibration_method is not None:
@@ -75,12 +74,12 @@ def quantize(
         config = QuantizeConfig(
             target=target,
             method=method,
-            max_drop_pp=drop,
+            max_drop_pp=gate.max_top1_drop_pp,
             calibration_images=counted,
             selection_images=QuantizeConfig.selection_images if selection_images is None else selection_images,
             time_budget_s=time_budget_s,
             fit=override_fit(DIGITS_QAT_FIT if images.name == BUILT_IN else QATConfig().fit, training),
         )
-    stage = StageEntry(config.kind, config, SOURCE, Gate(max_top1_drop_pp=drop))
+    stage = StageEntry(config.kind, config, SOURCE, gate)
     recipe = create_recipe(f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed)
     return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from convnext_deploy.api.options import ExecutionOptions
+from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
@@ -50,6 +51,27 @@ def create_recipe(
     """Return the recipe of a verb; `source` is what the user named, if the stages start from something."""
     origin = None if source is None else str(source)
     return Recipe(name, tuple(stages), None if data is None else data.name, origin, seed)
+
+
+def create_gate(evaluation: EvaluationOptions, usual_drop_pp: float | None, on: GateOn = "point") -> Gate:
+    """Return what a verb's results must reach; `usual_drop_pp` is the drop of top-1 where none was given."""
+    drop = evaluation.max_top1_drop_pp
+    return Gate(
+        usual_drop_pp if drop is None else drop,
+        on=on,
+        min_speedup=evaluation.min_speedup,
+        max_ece_increase_pp=evaluation.max_ece_increase_pp,
+        max_class_drop_pp=evaluation.max_class_drop_pp,
+    )
+
+
+def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:
+    """Return what was asked of changes against the baseline, and nothing else."""
+    return EvaluationOptions(
+        max_top1_drop_pp=evaluation.max_top1_drop_pp,
+        max_ece_increase_pp=evaluation.max_ece_increase_pp,
+        max_class_drop_pp=evaluation.max_class_drop_pp,
+    )
 
 
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:

@@ -2,6 +2,7 @@
 
 _IMAGES = ("data", "validation_fraction", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct")
+_CHANGES = ("max_top1_drop_pp", "max_ece_increase_pp", "max_class_drop_pp")
 _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
 _FIT = (
@@ -21,15 +22,15 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "train": _TRAINED,
     "distill": _TRAINED,
-    "quantize": {**_TRAINED, "evaluation": ("max_top1_drop_pp",), "training": _FIT},
+    "quantize": {**_TRAINED, "evaluation": _CHANGES, "training": _FIT},
     "export": {
         "data": (*_IMAGES, *_INPUT),
-        "evaluation": ("max_top1_drop_pp", "min_speedup", "speed_check"),
+        "evaluation": (*_CHANGES, "min_speedup", "speed_check"),
         "execution": ("device", "workers", "seed", "cache_dir", *_REPORTED),
     },
     "validate": {
         "data": (*_IMAGES, *_INPUT),
-        "evaluation": ("batch_size", "max_top1_drop_pp"),
+        "evaluation": ("batch_size", *_CHANGES),
         "execution": ("device", "workers", "cache_dir", *_REPORTED),
     },
     "predict": {"data": _INPUT, "evaluation": ("batch_size",), "execution": ("device", "workers", "progress")},

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
-from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
-from convnext_deploy.api.run_stages import create_execution
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, given, verb
+from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
 from convnext_deploy.config.choices import GateOn
-from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import check_classes
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.ledger import open_ledger
@@ -32,7 +31,7 @@ def validate(
         artifact: folder or file, or the name of published weights.
         baseline: artifact to compare with, of any kind; None: nothing is compared.
         model: variant that both must hold.
-        gate_on: what must be within `evaluation.max_top1_drop_pp`: the drop measured, or the upper end of its 95 % interval.
+        gate_on: what must be within the limits of `evaluation`: changes as measured, or the upper ends of their 95 % intervals.
         out: folder for the report; None: none is written.
         data: images; none named: the digits, for what was trained on them.
         evaluation: images per step, and how much may be lost.
@@ -42,9 +41,11 @@ def validate(
     """
     from convnext_deploy.evaluation.measure import BATCH_SIZE, measure_artifact
 
-    if baseline is None and evaluation.max_top1_drop_pp is not None:
-        raise RecipeError("--max-drop is about a drop, and there is nothing to compare with; give --baseline ARTIFACT.")
-    if gate_on == "upper" and evaluation.max_top1_drop_pp is None:
+    asked = given(changes_of(evaluation))
+    if baseline is None and asked:
+        flag = {"max_top1_drop_pp": "--max-drop is about a drop"}.get(asked[0], f"{asked[0]} is about a change")
+        raise RecipeError(f"{flag}, and there is nothing to compare with; give --baseline ARTIFACT.")
+    if gate_on == "upper" and not asked:
         raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
     how = create_execution(execution, data.data)
     paths = {"baseline": baseline, "artifact": artifact}
@@ -57,7 +58,7 @@ def validate(
         create_output_folder(folder)
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
-    gate = Gate(max_top1_drop_pp=evaluation.max_top1_drop_pp, on=gate_on)
+    gate = create_gate(evaluation, None, gate_on)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
     ledger = open_ledger("validate", images, folder, seed=how.seed, command=command)
     for name, entry in opened.items():

@@ -43,6 +43,16 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
         {"flag": "--max-drop"},
     ),
+    "max_ece_increase_pp": (
+        click.FloatRange(0, 100),
+        "Largest rise of the expected calibration error (ECE), in pp; more ends with exit code 3.  [default: not judged]",
+        {"flag": "--max-ece-increase"},
+    ),
+    "max_class_drop_pp": (
+        click.FloatRange(0, 100),
+        "Largest drop of top-1 of any class, in pp; more ends with exit code 3.  [default: not judged]",
+        {"flag": "--max-class-drop"},
+    ),
     "min_speedup": (
         click.FloatRange(0.1, 100),
         "How many times as fast as its float baseline INT8 must be; less ends with exit code 3.  [default: 1, not slower]",

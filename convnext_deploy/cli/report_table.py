@@ -5,7 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
-from convnext_deploy.cli.tables import create_console
+from convnext_deploy.cli.tables import create_console, print_table
+from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import Outcome, cells, columns, outcome, remarks, summary, warnings
 from convnext_deploy.system.distributed import launched
@@ -40,6 +41,8 @@ def show_report(report: Report, as_json: bool) -> None:
     else:
         console = create_console()
         console.print(create_table(report, console.width))
+        if quality := quality_rows(report.rows):
+            print_table(console, QUALITY_COLUMNS, quality, left=("stage", "worst class"))
         for text in remarks(report):
             console.print(f"- {text}")
         for text in warnings(report):

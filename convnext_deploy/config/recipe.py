@@ -12,12 +12,18 @@ WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
 BASELINE = "baseline"  # the name of its FP32 ancestor in the report
 
 
+_CHANGES = ("max_top1_drop_pp", "max_ece_increase_pp", "max_class_drop_pp")  # what a gate says of a comparison
+
+
 @dataclass(frozen=True)
 class Gate:
     """What a stage must reach. None: not judged. `max_top1_drop_pp` in percentage points, `min_top1` a fraction.
 
-    `on` says what of the drop must stay within the gate: the `point` that was measured, or the `upper` end of its 95 % interval,
-    which a small validation set does not let pass.
+    `max_ece_increase_pp`: how much the expected calibration error may rise, `max_class_drop_pp`: how much top-1 of the class that
+    loses most may drop, both in percentage points against the baseline.
+
+    `on` says what of drops and rises must stay within the gate: the `point` that was measured, or the `upper` end of its 95 %
+    interval, which a small validation set does not let pass.
 
     `min_speedup`: how many times as fast as its float baseline an INT8 graph or engine must be, on the runtime that it is for, 0.1
     to 100; None: not slower. The median of the rounds counts, see `evaluation.timing.speedup`.
@@ -27,18 +33,21 @@ class Gate:
     min_top1: float | None = None
     on: GateOn = "point"
     min_speedup: float | None = None
+    max_ece_increase_pp: float | None = None
+    max_class_drop_pp: float | None = None
 
     @property
     def judges_change(self) -> bool:
         """Whether anything is compared with the baseline's answers."""
-        return self.max_top1_drop_pp is not None
+        return any(getattr(self, name) is not None for name in _CHANGES)
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.on == "upper" and self.max_top1_drop_pp is None:
+        if self.on == "upper" and not self.judges_change:
             raise RecipeError("on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both.")
-        if self.max_top1_drop_pp is not None:
-            require(0 <= self.max_top1_drop_pp <= 100, "max_top1_drop_pp", self.max_top1_drop_pp, "0 to 100")
+        for name in _CHANGES:
+            limit = getattr(self, name)
+            require(limit is None or 0 <= limit <= 100, name, limit, "0 to 100")
         if self.min_top1 is not None:
             require(0 <= self.min_top1 <= 1, "min_top1", self.min_top1, "a fraction, 0 to 1")
         if self.min_speedup is not None:

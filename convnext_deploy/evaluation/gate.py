@@ -1,14 +1,19 @@
 """Judge a score by a gate: passed, failed, or passed without proof."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, inf
 
 import numpy as np
 
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import DataError
 from convnext_deploy.evaluation.score import Score
+from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.paired import Drop, compare_predictions, images_needed
+from convnext_deploy.metrics.worst_class import WorstClass, simultaneous_z
 
+_MOST_IMAGES = 10_000_000  # that are asked for
 _ROUNDING_PP = 1e-9  # what the arithmetic of percentages may add
 
 
@@ -18,9 +23,9 @@ class Verdict:
 
     `passed` is None where no gate was set or the artifact could not be run. `reasons` has a line for each failed gate.
 
-    `proven` is whether the whole interval of the drop lies within the gate; None where no drop is judged, and for a gate of 0,
-    which asks for no loss on these very images. `images_needed` is set where the drop may lie on either side of the gate and the
-    images are too few to tell: about how many would do. `notes` say both in words.
+    `proven` is whether the whole interval of every change that is judged lies within the gate; None where none is judged, and for
+    a drop of 0, which asks for no loss on these very images. `images_needed` is set where the drop of top-1 may lie on either side
+    of the gate and the images are too few to tell: about how many would do. `notes` say both in words, of other changes too.
     """
 
     passed: bool | None = None
@@ -42,18 +47,41 @@ def measure_drop(score: Score, baseline: Score) -> Drop:
     return compare_predictions(*map(np.array, (score.labels, baseline.predictions, score.predictions)))
 
 
-def judge(score: Score, drop: Drop | None, gate: Gate) -> Verdict:
-    """Apply a gate to what was measured."""
+def judge(
+    score: Score,
+    drop: Drop | None,
+    gate: Gate,
+    calibration: Calibration | None = None,
+    worst: WorstClass | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Verdict:
+    """Apply a gate to what was measured.
+
+    Args:
+        score: of the artifact.
+        drop: of its top-1; None, as `calibration` and `worst`: nothing is compared.
+        gate: what it must reach.
+        calibration: its calibration and how that changed.
+        worst: the class that loses most.
+        class_names: by class index; None: they go by number.
+    """
     reasons = []
     if gate.min_top1 is not None and score.top1 < gate.min_top1:
         reasons.append(f"top-1 {100 * score.top1:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
-    if gate.max_top1_drop_pp is None or drop is None:
+    limits = [
+        *_limit_top1(gate.max_top1_drop_pp, drop, score.total),
+        *_limit_calibration(gate.max_ece_increase_pp, calibration, score.total),
+        *_limit_class(gate.max_class_drop_pp, worst, score.total, class_names),
+    ]
+    for limit in limits:
+        reasons += _exceeded(limit, gate.on)
+    if not limits:
         return Verdict(None if gate.min_top1 is None else not reasons, tuple(reasons))
-    reasons += _drop_reasons(drop, gate.max_top1_drop_pp, gate.on)
-    passed = not reasons
-    if gate.max_top1_drop_pp == 0:
-        return Verdict(passed, tuple(reasons))
-    return _weigh(Verdict(passed, tuple(reasons)), score.total, drop, gate.max_top1_drop_pp)
+    found = Verdict(not reasons, tuple(reasons))
+    for limit in limits:
+        if limit.allowed_pp > 0 or limit.what != _TOP1:  # no loss at all speaks of these images only
+            found = _weigh(found, limit)
+    return found
 
 
 def withhold(verdict: Verdict, name: str) -> Verdict:
@@ -64,37 +92,127 @@ def withhold(verdict: Verdict, name: str) -> Verdict:
     return replace(verdict, proven=False, notes=(*verdict.notes, note))
 
 
-def _drop_reasons(drop: Drop, allowed_pp: float, on: str) -> list[str]:
-    high = drop.interval_pp[1]
-    if (high if on == "upper" else drop.top1_drop_pp) <= allowed_pp + _ROUNDING_PP:
+_TOP1 = "top-1"
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """A change in percentage points, and how much of it is allowed.
+
+    `what` was measured on `images`, and `change` is what it does: it `drops` or `rises`. `needed` is about how many images, of all
+    or of a class as `enough` says, would tell, where there are `total`; None: that is not known. `details` follow the change.
+    """
+
+    what: str
+    change: str
+    measured_pp: float
+    interval_pp: tuple[float, float]
+    allowed_pp: float
+    total: int
+    needed: int | None
+    images: str
+    enough: str
+    details: str = ""
+
+    @property
+    def noun(self) -> str:
+        """What is limited."""
+        return f"{self.what} drop" if self.what == _TOP1 else f"{self.change[:-1]} of {self.what}"
+
+
+def _limit_top1(allowed_pp: float | None, drop: Drop | None, total: int) -> Iterator[_Limit]:
+    if allowed_pp is None or drop is None:
+        return
+    needed = images_needed(allowed_pp / 100, (drop.lost + drop.gained) / total) if allowed_pp > 0 else None
+    yield _Limit(
+        _TOP1,
+        "drops",
+        drop.top1_drop_pp,
+        drop.interval_pp,
+        allowed_pp,
+        total,
+        needed,
+        f"{total:,} images",
+        "would do if nothing was lost",
+    )
+
+
+def _limit_calibration(allowed_pp: float | None, found: Calibration | None, total: int) -> Iterator[_Limit]:
+    if allowed_pp is None or found is None or found.increase_pp is None or found.increase_interval_pp is None:
+        return
+    increase, room = found.increase_pp, allowed_pp - found.increase_pp
+    # the interval shrinks with the root of the number; close to the limit no number that anyone has would do
+    times = ((found.increase_interval_pp[1] - increase) / room) ** 2 if room > _ROUNDING_PP else inf
+    needed = ceil(total * times) if total * times <= _MOST_IMAGES else None
+    yield _Limit(
+        "the expected calibration error",
+        "rises",
+        increase,
+        found.increase_interval_pp,
+        allowed_pp,
+        total,
+        needed,
+        f"{total:,} images",
+        "would do if it stays as measured",
+        f" (from {100 * found.ece - increase:.2f} to {100 * found.ece:.2f} %)",
+    )
+
+
+def _limit_class(
+    allowed_pp: float | None, found: WorstClass | None, total: int, names: Sequence[str] | None
+) -> Iterator[_Limit]:
+    if allowed_pp is None or found is None:
+        return
+    z, discordance = simultaneous_z(found.classes), found.changed / found.total
+    name = str(found.label) if names is None else names[found.label]
+    yield _Limit(
+        "top-1 of a class",
+        "drops",
+        found.drop_pp,
+        found.interval_pp,
+        allowed_pp,
+        found.fewest,
+        images_needed(allowed_pp / 100, discordance, z) if allowed_pp > 0 else None,
+        f"{total:,} images of {found.classes:,} classes",
+        "a class would do if nothing was lost",
+        f" (class '{name}', {found.total:,} images)",
+    )
+
+
+def _exceeded(limit: _Limit, on: str) -> list[str]:
+    measured, high, allowed = limit.measured_pp, limit.interval_pp[1], limit.allowed_pp
+    if (high if on == "upper" else measured) <= allowed + _ROUNDING_PP:
         return []
     if on == "point":
-        return [f"top-1 drops by {drop.top1_drop_pp:.2f} pp, more than the {allowed_pp:.2f} pp allowed"]
-    places = 2 if f"{high:.2f}" != f"{allowed_pp:.2f}" else 5
+        return [
+            f"{limit.what} {limit.change} by {measured:.2f} pp{limit.details}, more than the {allowed:.2f} pp allowed"
+        ]
+    places = 2 if f"{high:.2f}" != f"{allowed:.2f}" else 5
     return [
-        f"the 95 % interval of the top-1 drop ends at {high:+.{places}f} pp, above the {allowed_pp:.2f} pp allowed "
-        f"(measured: {drop.top1_drop_pp:+.2f} pp)"
+        f"the 95 % interval of the {limit.noun} ends at {high:+.{places}f} pp, above the {allowed:.2f} pp allowed "
+        f"(measured: {measured:+.2f} pp)"
     ]
 
 
-def _weigh(verdict: Verdict, total: int, drop: Drop, allowed_pp: float) -> Verdict:
-    """Add to a verdict how sure it is, and how many images would make it so."""
-    low, high = drop.interval_pp
-    if high <= allowed_pp + _ROUNDING_PP:
-        return replace(verdict, proven=True)
+def _weigh(verdict: Verdict, limit: _Limit) -> Verdict:
+    """Add to a verdict how sure it is of a limit, and how many images would make it so."""
+    (low, high), allowed = limit.interval_pp, limit.allowed_pp
+    if high <= allowed + _ROUNDING_PP:
+        return replace(verdict, proven=verdict.proven is not False)
     verdict = replace(verdict, proven=False)
     interval = f"95 % interval {low:+.2f} to {high:+.2f} pp"
-    needed = images_needed(allowed_pp / 100, (drop.lost + drop.gained) / total)
-    if low <= allowed_pp and total < needed:
+    if low <= allowed and limit.needed is not None and limit.total < limit.needed:
         note = (
-            f"{total:,} images cannot tell whether top-1 drops by more than {allowed_pp:.2f} pp ({interval}); "
-            f"about {_round_up(needed):,} would do if nothing was lost"
+            f"{limit.images} cannot tell whether {limit.what} {limit.change} by more than {allowed:.2f} pp ({interval}); "
+            f"about {_round_up(limit.needed):,} {limit.enough}"
         )
-        return replace(verdict, images_needed=needed, notes=(note,))
+        needed = limit.needed if limit.what == _TOP1 else verdict.images_needed
+        return replace(verdict, images_needed=needed, notes=(*verdict.notes, note))
     if not verdict.passed:
         return verdict
-    note = f"passed by what was measured; the drop may be more than {allowed_pp:.2f} pp ({interval})"
-    return replace(verdict, notes=(note,))
+    which = "drop" if limit.what == _TOP1 else limit.noun
+    note = f"passed by what was measured; the {which} may be more than {allowed:.2f} pp ({interval})"
+    return replace(verdict, notes=(*verdict.notes, note))
 
 
 def _round_up(count: int) -> int:

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 as counts, with the prediction for every image."""
+"""Top-1 and top-5 as counts, with the prediction for every image and how sure it is."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.progress import Progress
 
@@ -17,13 +19,14 @@ class Score:
     """Counts over the validation images.
 
     `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
-    by image.
+    by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they were not recorded.
     """
 
     correct: int
     correct_top5: int
     predictions: tuple[int, ...]
     labels: tuple[int, ...]
+    confidences: tuple[float, ...] = ()
 
     @property
     def total(self) -> int:
@@ -42,7 +45,14 @@ class Score:
 
 
 def score_runner(
-    runner: Runner, batches: Iterable[tuple[Any, Any]], total: int, progress: Progress, description: str
+    runner: Runner,
+    batches: Iterable[tuple[Any, Any]],
+    total: int,
+    progress: Progress,
+    description: str,
+    io: GraphIO | None = None,
+    *,
+    foreign: bool = False,
 ) -> Score:
     """Run every validation image through an opened artifact.
 
@@ -52,11 +62,14 @@ def score_runner(
         total: number of images, for the progress display.
         progress: where to report.
         description: what the progress display shows.
+        io: what the runner's graph gives; None: logits.
+        foreign: whether the graph is of another origin, and may give probabilities without saying so.
 
     Raises: ArtifactError: if a logit is not finite.
     """
     predictions: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
+    confidences: list[NDArray[np.float64]] = []
     correct_top5 = 0
     with progress.task(description, total, "images") as task:
         for images, targets in batches:
@@ -68,7 +81,9 @@ def score_runner(
             order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
             correct_top5 += int((order == target[:, None]).any(axis=1).sum())
             predictions.append(order[:, 0])
+            confidences.append(to_probabilities(logits, io or GraphIO(), foreign).max(axis=1))
             labels.append(target)
             task.advance(len(target))
-    guessed, truth = np.concatenate(predictions), np.concatenate(labels)
-    return Score(int((guessed == truth).sum()), correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()))
+    guessed, truth, sure = np.concatenate(predictions), np.concatenate(labels), np.concatenate(confidences)
+    correct = int((guessed == truth).sum())
+    return Score(correct, correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()), tuple(sure.tolist()))

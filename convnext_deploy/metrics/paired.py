@@ -51,15 +51,17 @@ def compare_predictions(labels: NDArray[np.int64], before: NDArray[np.int64], no
     )
 
 
-def wilson_interval(successes: int, total: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927)."""
-    p, z2 = successes / total, _Z95**2
+def wilson_interval(successes: int, total: int, z: float = _Z95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927); `z` is the quantile of the normal distribution, at 95 % unless given."""
+    p, z2 = successes / total, z**2
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    half = z * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2)) / (1 + z2 / total)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def paired_difference_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
+def paired_difference_interval(
+    both: int, only_first: int, only_second: int, neither: int, z: float = _Z95
+) -> tuple[float, float]:
     """95 % interval of the difference of two proportions measured on the same images, first minus second.
 
     Combines the two Wilson intervals with the correlation of the pairs; it keeps its coverage for small and for extreme
@@ -70,6 +72,7 @@ def paired_difference_interval(both: int, only_first: int, only_second: int, nei
         only_first: images that only the first classifies correctly.
         only_second: images that only the second classifies correctly.
         neither: images that none classifies correctly.
+        z: quantile of the normal distribution; that of 95 % unless given.
 
     Returns: lower and upper end, as fractions in [-1, 1].
     Source: Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on paired
@@ -78,7 +81,7 @@ def paired_difference_interval(both: int, only_first: int, only_second: int, nei
     total = both + only_first + only_second + neither
     first, second = both + only_first, both + only_second
     p1, p2 = first / total, second / total
-    (l1, u1), (l2, u2) = wilson_interval(first, total), wilson_interval(second, total)
+    (l1, u1), (l2, u2) = wilson_interval(first, total, z), wilson_interval(second, total, z)
     margins = first * (total - first) * second * (total - second)
     product = both * neither - only_first * only_second
     # With a positive association a continuity correction of half the sample is taken off, not below zero.
@@ -128,7 +131,7 @@ def holm_p_values(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def images_needed(drop: float, discordance: float) -> int:
+def images_needed(drop: float, discordance: float, z: float = _Z95) -> int:
     """Return about how many images tell a drop of this size from none, four times in five.
 
     With so many, McNemar's test at the 5 % level sees a true drop of this size with probability 0.8, and where nothing was
@@ -140,9 +143,10 @@ def images_needed(drop: float, discordance: float) -> int:
         drop: of top-1, a fraction in (0, 1].
         discordance: fraction of the images that only one of the two classifies correctly, in [0, 1]. A drop needs at least as
             many as itself, so a smaller value, such as none seen in a few images, counts as `drop`.
+        z: quantile of the normal distribution; that of 95 % unless given.
 
     Source: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43:207.
     """
     discordance = max(discordance, drop)
-    root = _Z95 * math.sqrt(discordance) + _Z80 * math.sqrt(discordance - drop**2)
+    root = z * math.sqrt(discordance) + _Z80 * math.sqrt(discordance - drop**2)
     return math.ceil((root / drop) ** 2)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from convnext_deploy.reports.phrases import explain
+from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, TITLE, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, remarks, step_cells, summary, warnings
 
@@ -24,6 +25,8 @@ def render_markdown(report: Report) -> str:
         "",
         f"What the words mean: {explain(report)}",
     ]
+    if quality := quality_rows(report.rows):
+        lines += ["", f"{TITLE}:", "", *_table(QUALITY_COLUMNS, quality)]
     for row in report.rows:
         if (tried := row.history.selection) is not None:
             lines += [

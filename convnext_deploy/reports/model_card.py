@@ -8,6 +8,7 @@ from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
+from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import drop_text, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
@@ -173,6 +174,15 @@ def _evaluation(report: Report) -> Iterator[str]:
         "Drops are against the nearest FP32 PyTorch ancestor on the same images, with the 95 % interval of the paired predictions; "
         "a positive one is a loss. Latency is of single images."
     )
+    if quality := quality_rows(report.rows):
+        titles, lines = ("artifact", *QUALITY_COLUMNS[1:]), []
+        for texts in quality:
+            lines.append(f"| `{texts[0]}` | {' | '.join(map(_text, texts[1:]))} |")
+        yield "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *lines])
+        yield (
+            "ECE: expected calibration error (arXiv 1706.04599), the gap between how sure an artifact is and how often it is right; "
+            "rises are against the same ancestor. The interval of the worst class holds for all classes at once."
+        )
     speeds = [
         f"- `{row.name}` is {line}."
         for row in report.rows

@@ -12,6 +12,10 @@ _ALWAYS = (
     "the 95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. Agree: share of "
     "equal first guesses. Latency is the median of single images in one process."
 )
+_QUALITY = (
+    "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that is "
+    "than the baseline's. Worst class: the one whose top-1 drops most; the interval holds for all classes at once."
+)
 _UNPROVEN = "Passed, unproven: what was measured is within the gate, its whole 95 % interval is not."
 _SPEEDUP = (
     "Speedup: how many times as fast as its float baseline INT8 is on the runtime that it is for, in interleaved, isolated "
@@ -62,6 +66,8 @@ def explain(report: Report) -> str:
     """Return what the words of the report's tables mean."""
     rows = report.rows
     texts = [_ALWAYS]
+    if any(row.accuracy is not None and row.accuracy.calibration is not None for row in rows):
+        texts.append(_QUALITY)
     if any(row.verdict.passed and row.verdict.proven is False for row in rows):
         texts.append(_UNPROVEN)
     if any(row.speed.against_float is not None for row in rows):

@@ -17,7 +17,9 @@ from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.paired import Drop
+from convnext_deploy.metrics.worst_class import WorstClass
 
 REPORT_JSON = "report.json"
 SCHEMA = 2
@@ -48,8 +50,9 @@ class Accuracy:
     """What a runner on a device answered to the validation images: counts, and fractions of them.
 
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the first artifact of the run, None
-    for that one. The first guess of `flipped` images changed; `flips` are the first of them, lost ones before others, and
-    `classes` the changes class by class.
+    for that one. `calibration`: its expected calibration error, and how much more that is than the baseline's; `worst_class`: the
+    class that loses most against the baseline. The first guess of `flipped` images changed; `flips` are the first of them, lost
+    ones before others, and `classes` the changes class by class.
     """
 
     runner: str
@@ -60,6 +63,8 @@ class Accuracy:
     top5: float
     source_drop_pp: float | None = None
     drop: Drop | None = None
+    calibration: Calibration | None = None
+    worst_class: WorstClass | None = None
     flipped: int | None = None
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()

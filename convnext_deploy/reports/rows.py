@@ -5,10 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.calibration import compare_calibration
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
 from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
@@ -16,6 +19,7 @@ from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
+from convnext_deploy.metrics.worst_class import find_worst_class
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
 
@@ -88,7 +92,14 @@ def create_row(
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
-        verdict=judge(measured.score, accuracy.drop, role.gate),
+        verdict=judge(
+            measured.score,
+            accuracy.drop,
+            role.gate,
+            accuracy.calibration,
+            accuracy.worst_class,
+            None if data is None else data.class_names,
+        ),
         speed=MeasuredSpeed(measured.latency),
         warnings=() if doubt is None else (doubt,),
     )
@@ -106,6 +117,7 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
     """Return the score of an artifact, compared with its baseline, where that was scored, and with the run's source."""
     score, first = measured.score, next(iter(scores))
     assert score is not None
+    baseline = scores.get(row.provenance.baseline or "")
     accuracy = Accuracy(
         runner=measured.runner or "",
         device=measured.device or "",
@@ -114,14 +126,15 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         top1=score.top1,
         top5=score.top5,
         source_drop_pp=None if first == row.name else measure_drop(score, scores[first]).top1_drop_pp,
+        calibration=compare_calibration(score, baseline),
     )
-    baseline = scores.get(row.provenance.baseline or "")
     if baseline is None:
         return accuracy
     flips = find_flips(score, baseline, image_namer(data))
     return dataclasses.replace(
         accuracy,
         drop=measure_drop(score, baseline),
+        worst_class=find_worst_class(*map(np.array, (score.labels, baseline.predictions, score.predictions))),
         flipped=len(flips),
         classes=compare_classes(score, baseline, None if data is None else data.class_names),
         flips=flips[:_MOST_FLIPS],

@@ -16,13 +16,14 @@ from PIL import Image
 from convnext_deploy import predict
 from convnext_deploy.api.export import export
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
-from convnext_deploy.api.predict import Prediction, find_images, to_probabilities
+from convnext_deploy.api.predict import Prediction, find_images
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.cli.progress_bars import PlainProgress
 from convnext_deploy.data import loaders
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, DataError, RecipeError
+from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import open_runner
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 

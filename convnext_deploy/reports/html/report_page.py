@@ -16,18 +16,21 @@ from convnext_deploy.reports.html.tables import (
     epoch_table,
     layer_table,
     point_table,
+    quality_table,
     speed_table,
     stage_table,
     step_table,
 )
 from convnext_deploy.reports.html.tiles import create_tiles
 from convnext_deploy.reports.phrases import explain
+from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Accuracy, Layer, Report
 from convnext_deploy.reports.stage_table import outcome, remarks, summary, warnings
 
 _CONTENTS = {
     "stages": "Stages",
+    "quality": TITLE,
     "accuracy": "Accuracy and latency",
     "speeds": "INT8 against float",
     "layers": "Layers",
@@ -44,6 +47,7 @@ def render_html(report: Report) -> str:
     figures: dict[str, Any] = {}
     sections: dict[str, Any] = {
         "stages": stage_table(report.rows) if report.rows else None,
+        "quality": quality_table(report.rows),
         "accuracy": _accuracy(report, figures),
         "speeds": [
             {
@@ -259,7 +263,12 @@ def _commands(report: Report) -> Iterator[str]:
     for row in report.rows:
         if row.accuracy is None:
             continue
-        compared, allowed = row.provenance.baseline, row.provenance.gate.max_top1_drop_pp
+        compared, gate = row.provenance.baseline, row.provenance.gate
         baseline = f" --baseline {shlex.quote(places[compared])}" if compared in places else ""
-        gate = f" --max-drop {allowed:g}" if baseline and allowed is not None else ""
-        yield f"convnext-deploy validate {shlex.quote(row.identity.artifact)}{baseline} --data {data}{gate}"
+        limits = {
+            "--max-drop": gate.max_top1_drop_pp,
+            "--max-ece-increase": gate.max_ece_increase_pp,
+            "--max-class-drop": gate.max_class_drop_pp,
+        }
+        asked = "".join(f" {flag} {limit:g}" for flag, limit in limits.items() if baseline and limit is not None)
+        yield f"convnext-deploy validate {shlex.quote(row.identity.artifact)}{baseline} --data {data}{asked}"

@@ -7,6 +7,7 @@ from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
+from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Layer, StageRow
 from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, drop_text, step_cells, verdict
 
@@ -74,6 +75,12 @@ def stage_table(rows: Sequence[StageRow]) -> Table:
     return create_table(
         titles, ("stage", "artifact", "verdict"), [(*cells(row, titles)[:-1], verdict_cell(row)) for row in rows]
     )
+
+
+def quality_table(rows: Sequence[StageRow]) -> Table | None:
+    """Return the table of calibration and the worst class; None where neither was measured."""
+    found = quality_rows(rows)
+    return create_table(QUALITY_COLUMNS, ("stage", "worst class"), found) if found else None
 
 
 def speed_table(speed: Speed) -> Table:
