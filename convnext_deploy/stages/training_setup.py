@@ -47,10 +47,10 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
         config.head_hidden_size,
         config.head_activation,
     )
-    asked = config.preprocess
+    settings = config.preprocess
     if start is None:
         usual = default_preprocess(config.image_size, config.crop_pct, config.in_channels)
-        return spec, _as_trained(ask(usual, asked, config.name))
+        return spec, _as_trained(ask(usual, settings, config.name))
     for name in ("variant", "in_channels", "patch_size"):
         found, asked = getattr(start.model, name), getattr(spec, name)
         if found != asked:
@@ -68,8 +68,8 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
         head_activation=spec.head_activation,
     )
     if config.image_size == start.preprocess.image_size:
-        asked = dataclasses.replace(asked, image_size=None)  # another size would bring its own crop
-    return spec, _as_trained(ask(start.preprocess, asked, config.name))
+        settings = dataclasses.replace(settings, image_size=None)  # another size would bring its own crop
+    return spec, _as_trained(ask(start.preprocess, settings, config.name))
 
 
 def _as_trained(preprocess: Preprocess) -> Preprocess:
