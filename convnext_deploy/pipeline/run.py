@@ -122,6 +122,7 @@ def _bring(run: _Run, source: Artifact) -> None:
     for name, artifact in {**ancestor, SOURCE: source}.items():
         may_differ = name == SOURCE and _only_starts(run.recipe)
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
+        _warn(run)
     if isinstance(baseline, str):
         run.ledger.remark(
             SOURCE,
@@ -142,7 +143,16 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    if stage.name in run.executed:
+        _warn(run)
     return artifact
+
+
+def _warn(run: _Run) -> None:
+    """Say at once what is wrong with the latest row, before hours are spent on what follows from it."""
+    row = run.ledger.report.rows[-1]
+    for text in row.warnings:
+        run.settings.execution.progress.say(f"WARNING: {row.name}: {text}")
 
 
 def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) -> Speed | str:
