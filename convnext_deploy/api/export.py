@@ -5,7 +5,14 @@ from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
-from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate, create_recipe, create_settings, run_stages
+from convnext_deploy.api.run_stages import (
+    changes_of,
+    create_execution,
+    create_gate,
+    create_recipe,
+    create_settings,
+    run_stages,
+)
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
 from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
@@ -121,7 +128,7 @@ def export(
     images = open_data_for(source, data, how)
     if images is None:
         refuse(changes_of(evaluation), "export without data", "nothing is validated")
-    recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed)
+    recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed, data.preprocess)
     run = create_settings("export", recipe.name, out, how, execution, speed_check=evaluation.speed_check)
     return run_stages(recipe, run, source, images)
 

@@ -65,7 +65,7 @@ def quantize(
     images = open_data_for(source, data, how)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
-    gate = create_gate(evaluation, QuantizeConfig.max_drop_pp)
+    drop = QuantizeConfig.max_drop_pp if evaluation.max_top1_drop_pp is None else evaluation.max_top1_drop_pp
     counted = QuantizeConfig.calibration_images if calibration_images is None else calibration_images
     config: PTQConfig | QuantizeConfig
     if calibration_method is not None:
@@ -74,12 +74,14 @@ def quantize(
         config = QuantizeConfig(
             target=target,
             method=method,
-            max_drop_pp=gate.max_top1_drop_pp,
+            max_drop_pp=drop,
             calibration_images=counted,
             selection_images=QuantizeConfig.selection_images if selection_images is None else selection_images,
             time_budget_s=time_budget_s,
             fit=override_fit(DIGITS_QAT_FIT if images.name == BUILT_IN else QATConfig().fit, training),
         )
-    stage = StageEntry(config.kind, config, SOURCE, gate)
-    recipe = create_recipe(f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed)
+    stage = StageEntry(config.kind, config, SOURCE, create_gate(evaluation, drop))
+    recipe = create_recipe(
+        f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess
+    )
     return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)

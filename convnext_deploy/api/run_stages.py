@@ -5,7 +5,8 @@ from pathlib import Path
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import GateOn
-from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
+from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
@@ -46,11 +47,18 @@ def create_settings(
 
 
 def create_recipe(
-    name: str, stages: list[StageEntry], data: Data | None, source: Path | str | None, seed: int
+    name: str,
+    stages: list[StageEntry],
+    data: Data | None,
+    source: Path | str | None,
+    seed: int,
+    preprocess: PreprocessSettings = PreprocessSettings(),
 ) -> Recipe:
-    """Return the recipe of a verb; `source` is what the user named, if the stages start from something."""
+    """Return the recipe of a verb; `source` is what the user named, if the stages start from something, opened as asked for."""
+    asked = PreprocessSettings() if source is None else preprocess
     origin = None if source is None else str(source)
-    return Recipe(name, tuple(stages), None if data is None else data.name, origin, seed)
+    images = None if data is None else data.name
+    return Recipe(name, tuple(stages), images, origin, seed, source_preprocess=asked)
 
 
 def create_gate(evaluation: EvaluationOptions, usual_drop_pp: float | None, on: GateOn = "point") -> Gate:
@@ -67,11 +75,7 @@ def create_gate(evaluation: EvaluationOptions, usual_drop_pp: float | None, on: 
 
 def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:
     """Return what was asked of changes against the baseline, and nothing else."""
-    return EvaluationOptions(
-        max_top1_drop_pp=evaluation.max_top1_drop_pp,
-        max_ece_increase_pp=evaluation.max_ece_increase_pp,
-        max_class_drop_pp=evaluation.max_class_drop_pp,
-    )
+    return EvaluationOptions(**{name: getattr(evaluation, name) for name in CHANGE_LIMITS})
 
 
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:

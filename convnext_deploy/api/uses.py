@@ -1,8 +1,10 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
+from convnext_deploy.config.recipe import CHANGE_LIMITS
+
 _IMAGES = ("data", "validation_fraction", "skip_unreadable")
-_INPUT = ("image_size", "crop_pct")
-_CHANGES = ("max_top1_drop_pp", "max_ece_increase_pp", "max_class_drop_pp")
+_INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+_CHANGES = tuple(CHANGE_LIMITS)
 _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
 _FIT = (

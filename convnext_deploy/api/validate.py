@@ -6,8 +6,10 @@ from convnext_deploy.api.open_inputs import open_artifact, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, given, verb
 from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
 from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.recipe import CHANGE_LIMITS
 from convnext_deploy.data.datasets import check_classes
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.pipeline.ledger import open_ledger
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.files import create_output_folder
@@ -43,8 +45,8 @@ def validate(
 
     asked = given(changes_of(evaluation))
     if baseline is None and asked:
-        flag = {"max_top1_drop_pp": "--max-drop is about a drop"}.get(asked[0], f"{asked[0]} is about a change")
-        raise RecipeError(f"{flag}, and there is nothing to compare with; give --baseline ARTIFACT.")
+        about = f"{CHANGE_LIMITS[asked[0]]} is about {'an increase' if 'increase' in asked[0] else 'a drop'}"
+        raise RecipeError(f"{about}, and there is nothing to compare with; give --baseline ARTIFACT.")
     if gate_on == "upper" and not asked:
         raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
     how = create_execution(execution, data.data)
@@ -58,6 +60,8 @@ def validate(
         create_output_folder(folder)
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
+    if "baseline" in opened:
+        check_comparable(str(artifact), opened["artifact"], str(baseline), opened["baseline"])
     gate = create_gate(evaluation, None, gate_on)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
     ledger = open_ledger("validate", images, folder, seed=how.seed, command=command)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from convnext_deploy.config.checks import check_choices, require
 from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.errors import RecipeError, suggest
 
@@ -12,7 +13,12 @@ WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
 BASELINE = "baseline"  # the name of its FP32 ancestor in the report
 
 
-_CHANGES = ("max_top1_drop_pp", "max_ece_increase_pp", "max_class_drop_pp")  # what a gate says of a comparison
+CHANGE_LIMITS = {
+    "max_top1_drop_pp": "--max-drop",
+    "max_ece_increase_pp": "--max-ece-increase",
+    "max_class_drop_pp": "--max-class-drop",
+}
+"""What a gate says of a comparison with the baseline → its flag on the command line."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,13 @@ class Gate:
     @property
     def judges_change(self) -> bool:
         """Whether anything is compared with the baseline's answers."""
-        return any(getattr(self, name) is not None for name in _CHANGES)
+        return any(getattr(self, name) is not None for name in CHANGE_LIMITS)
 
     def __post_init__(self) -> None:
         check_choices(self)
         if self.on == "upper" and not self.judges_change:
             raise RecipeError("on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both.")
-        for name in _CHANGES:
+        for name in CHANGE_LIMITS:
             limit = getattr(self, name)
             require(limit is None or 0 <= limit <= 100, name, limit, "0 to 100")
         if self.min_top1 is not None:
@@ -82,7 +88,8 @@ class StageEntry:
 class Recipe:
     """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file.
 
-    `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`.
+    `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
+    images are made ready for the source, where its file does not tell that or something else is wanted.
     """
 
     name: str
@@ -91,8 +98,11 @@ class Recipe:
     source: str | None = None
     seed: int = 0
     speed_check: bool = True
+    source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     def __post_init__(self) -> None:
+        if self.source is None and self.source_preprocess.asked():
+            raise RecipeError(f"recipe '{self.name}' has source_preprocess and no source; name the source too.")
         require(self.seed >= 0, "seed", self.seed, ">= 0")
         known = {SOURCE} if self.source else set()
         if not self.stages:

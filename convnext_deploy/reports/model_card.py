@@ -180,8 +180,8 @@ def _evaluation(report: Report) -> Iterator[str]:
             lines.append(f"| `{texts[0]}` | {' | '.join(map(_text, texts[1:]))} |")
         yield "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *lines])
         yield (
-            "ECE: expected calibration error (arXiv 1706.04599), the gap between how sure an artifact is and how often it is right; "
-            "rises are against the same ancestor. The interval of the worst class holds for all classes at once."
+            "ECE: expected calibration error (arXiv 1706.04599), the gap between how sure an artifact is and how often it is "
+            "right; rises are against the same ancestor. The interval of the worst class holds for all classes at once."
         )
     speeds = [
         f"- `{row.name}` is {line}."

@@ -13,8 +13,8 @@ _ALWAYS = (
     "equal first guesses. Latency is the median of single images in one process."
 )
 _QUALITY = (
-    "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that is "
-    "than the baseline's. Worst class: the one whose top-1 drops most; the interval holds for all classes at once."
+    "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that "
+    "is than the baseline's. Worst class: the one whose top-1 drops most; the interval holds for all classes at once."
 )
 _UNPROVEN = "Passed, unproven: what was measured is within the gate, its whole 95 % interval is not."
 _SPEEDUP = (

@@ -14,8 +14,7 @@ def quality_rows(rows: Sequence[StageRow]) -> list[tuple[str, ...]]:
     return [
         (row.name, *_calibration(row.accuracy), *_worst_class(row.accuracy))
         for row in rows
-        if row.accuracy is not None
-        and (row.accuracy.calibration is not None or row.accuracy.worst_class is not None)
+        if row.accuracy is not None and (row.accuracy.calibration is not None or row.accuracy.worst_class is not None)
     ]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from convnext_deploy.config.recipe import CHANGE_LIMITS
 from convnext_deploy.config.stages import STAGE_KINDS
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, family, find_points, pareto_front
@@ -265,10 +266,6 @@ def _commands(report: Report) -> Iterator[str]:
             continue
         compared, gate = row.provenance.baseline, row.provenance.gate
         baseline = f" --baseline {shlex.quote(places[compared])}" if compared in places else ""
-        limits = {
-            "--max-drop": gate.max_top1_drop_pp,
-            "--max-ece-increase": gate.max_ece_increase_pp,
-            "--max-class-drop": gate.max_class_drop_pp,
-        }
-        asked = "".join(f" {flag} {limit:g}" for flag, limit in limits.items() if baseline and limit is not None)
+        limits = [(flag, getattr(gate, name)) for name, flag in CHANGE_LIMITS.items()]
+        asked = "".join(f" {flag} {limit:g}" for flag, limit in limits if baseline and limit is not None)
         yield f"convnext-deploy validate {shlex.quote(row.identity.artifact)}{baseline} --data {data}{asked}"
