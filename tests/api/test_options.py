@@ -14,6 +14,7 @@ import pytest
 
 import convnext_deploy as api
 from convnext_deploy.api.options import RECORDS, DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions
+from convnext_deploy.api.run_stages import create_gate
 from convnext_deploy.api.uses import USES
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
 from convnext_deploy.artifacts.details import TorchDetails
@@ -43,6 +44,8 @@ VALUES: dict[str, Any] = {
     "std": (0.25,),
     "batch_size": 7,
     "max_top1_drop_pp": 0.25,
+    "max_ece_increase_pp": 0.75,
+    "max_class_drop_pp": 6.5,
     "min_speedup": 2.0,
     "speed_check": False,
     "epochs": 3,
@@ -101,7 +104,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.open_inputs", "open_data", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
-        ("api.validate", "Gate", keep),
+        ("api.validate", "create_gate", lambda *args: keep(create_gate(*args))),
         ("api.validate", "open_ledger", keep),
         ("evaluation.measure", "measure_artifact", stop),
         ("api.predict", "open_runner", keep),
@@ -243,10 +246,16 @@ COMBINATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("export", {"artifact": "x", "evaluation": EvaluationOptions(min_speedup=2.0)}, "this artifact is fp32; leave it"),
     ("export", {"evaluation": EvaluationOptions(min_speedup=2.0, speed_check=False)}, "leave out --no-speed-check"),
     ("export", {"data": DataOptions(), "evaluation": EvaluationOptions(max_top1_drop_pp=1.0)}, "nothing is validated"),
+    ("export", {"data": DataOptions(), "evaluation": EvaluationOptions(max_class_drop_pp=9.0)}, "nothing is validated"),
     ("export", {"data": DataOptions(skip_unreadable=True)}, "does not use skip_unreadable: there are no images"),
     ("bundle", {"data": DataOptions(validation_fraction=0.2)}, "not use validation_fraction: there are no images"),
     ("train", {"data": DataOptions(validation_fraction=0.2)}, "'digits' does not use validation_fraction"),
     ("validate", {"baseline": None, "evaluation": EvaluationOptions(max_top1_drop_pp=1.0)}, "nothing to compare with"),
+    (
+        "validate",
+        {"baseline": None, "evaluation": EvaluationOptions(max_ece_increase_pp=1.0)},
+        "--max-ece-increase is about an increase, and there is nothing to compare with; give --baseline ARTIFACT.",
+    ),
     (
         "run",
         {"recipe": dataclasses.replace(RECIPE, speed_check=False), "evaluation": EvaluationOptions(speed_check=True)},

@@ -28,14 +28,29 @@ FLAGS = {
     | IMAGES
     | TRAINING
     | {"--teacher", "--student", "--teacher-checkpoint", "--teacher-weights", "--student-weights", "--temperature"},
-    "quantize": SHARED | IMAGES | FITTING | {"--method", "--model", "--calibration-images", "--max-drop"},
+    "quantize": SHARED
+    | IMAGES
+    | FITTING
+    | {"--method", "--model", "--calibration-images", "--max-drop", "--max-class-drop"},
     "export": SHARED
     | IMAGES
-    | {"--format", "--model", "--precision", "--input-type", "--output", "--gpu", "--strict", "--max-drop"},
+    | {
+        "--format",
+        "--model",
+        "--precision",
+        "--input-type",
+        "--output",
+        "--gpu",
+        "--strict",
+        "--max-drop",
+        "--max-class-drop",
+    },
     "inspect": {"--json"},
     "bundle": {"--data", "--out", "--zip", "--golden-images", "--optimal-batch-size", "--max-batch-size", "--json"},
     "verify-bundle": {"--require", "--built", "--json"},
-    "validate": SHARED | IMAGES | {"--baseline", "--model", "--batch-size", "--max-drop", "--gate-on"},
+    "validate": SHARED
+    | IMAGES
+    | {"--baseline", "--model", "--batch-size", "--max-drop", "--max-ece-increase", "--gate-on"},
     "report": {"--json"},
     "compare": {"--out", "--json"},
     "bench": {

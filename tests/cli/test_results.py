@@ -209,6 +209,7 @@ def test_run_fails_on_the_upper_end_where_the_point_passes(
     ("options", "message"),
     [
         (("--max-drop", "1"), "there is nothing to compare with; give --baseline ARTIFACT"),
+        (("--max-class-drop", "1"), "--max-class-drop is about a drop, and there is nothing to compare with"),
         (("--gate-on", "upper"), "--gate-on upper needs to know how much may be lost; give --max-drop"),
     ],
 )

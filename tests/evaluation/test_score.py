@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError
@@ -60,6 +61,17 @@ def test_score_runner_counts_all_guesses_when_there_are_five_classes_or_fewer(cl
     found = score(logits, rng.integers(0, classes, 20).tolist())
     assert found.correct_top5 == 20
     assert 0 < found.correct < 20
+
+
+def test_score_runner_keeps_the_probability_of_each_first_guess() -> None:
+    logits = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert score(logits, [0, 1]).confidences == pytest.approx(shares.max(axis=1).tolist())
+    # graphs that give probabilities: ours, of which runners return the logarithm, and others, which do not say so
+    for outputs, io, foreign in ((np.log(shares), GraphIO(output="probabilities"), False), (shares, GraphIO(), True)):
+        images = batches(outputs.astype(np.float32), [0, 1])
+        found = score_runner(PassThrough(), images, 2, SilentProgress(), "model", io, foreign=foreign)
+        assert found.confidences == pytest.approx(shares.max(axis=1).tolist(), abs=1e-6)
 
 
 def test_score_runner_prefers_the_lower_class_when_logits_tie() -> None:

@@ -275,6 +275,11 @@ def test_load_recipe_lets_a_stage_override_one_value_of_the_common_gate(tmp_path
         ('gate = { max_top1_drop_pp = 1, on = "upper" }\n', "max_top1_drop_pp = 0.5", Gate(0.5, None, "upper")),
         ('gate = { max_top1_drop_pp = 1, on = "upper" }\n', 'on = "point"', Gate(1.0)),
         ("gate = { max_top1_drop_pp = 1 }\n", 'on = "upper"', Gate(1.0, None, "upper")),
+        (
+            "gate = { max_class_drop_pp = 5 }\n",
+            'max_ece_increase_pp = 0.5, on = "upper"',
+            Gate(on="upper", max_ece_increase_pp=0.5, max_class_drop_pp=5.0),
+        ),
     ],
 )
 def test_load_recipe_reads_which_end_a_gate_is_on(tmp_path: Path, common: str, own: str, expected: Gate) -> None:

@@ -230,6 +230,40 @@ def test_create_row_proves_nothing_by_a_baseline_that_guesses(
     assert "order of the classes (here 0 = cat, 1 = dog, 2 = owl)" in both.warnings[0]
 
 
+def test_create_row_measures_calibration_and_the_worst_class_and_gates_them(
+    small_artifacts: dict[str, Artifact], small_data: Data
+) -> None:
+    """Top-1 stays, while one class pays for another and the network is surer of it."""
+    pairs = of_class(0, 50, 12, 0) + of_class(1, 50, 0, 12) + of_class(2, 50, 0, 0)
+    labels, before, now = zip(*pairs, strict=True)
+    scores = {
+        name: Score(138, 150, guesses, labels, (confidence,) * 150)
+        for name, guesses, confidence in (("a", before, 0.92), ("ptq", now, 0.99))
+    }
+    unnamed: Any = object()  # images without files
+    data = dataclasses.replace(small_data, validation=unnamed)
+    for gate, failed in (
+        (Gate(max_top1_drop_pp=20.0), ()),
+        (Gate(max_class_drop_pp=20.0, max_ece_increase_pp=5.0), ("class 'cat', 50 images", "from 0.00 to 7.00 %")),
+        (Gate(max_class_drop_pp=24.0, max_ece_increase_pp=7.0), ()),
+    ):
+        role = Role("ptq", "ptq", "a", gate)
+        row = create_row(role, small_artifacts["ptq"], measurement(scores["ptq"]), scores, (), data)
+        assert (drop_of(row).top1_drop_pp, row.verdict.passed) == (0.0, not failed)
+        assert len(row.verdict.reasons) == len(failed)
+        assert all(any(words in reason for reason in row.verdict.reasons) for words in failed)
+        found = accuracy_of(row)
+        assert found.calibration is not None
+        assert (found.calibration.ece, found.calibration.increase_pp) == pytest.approx((0.07, 7.0))
+        assert found.worst_class is not None
+        assert (found.worst_class.label, found.worst_class.drop_pp, found.worst_class.classes) == (0, 24.0, 3)
+    alone = create_row(Role("a", "train", "a"), small_artifacts["student"], measurement(scores["a"]), scores)
+    assert accuracy_of(alone).worst_class is None
+    own = accuracy_of(alone).calibration
+    assert own is not None
+    assert (own.ece, own.increase_pp) == (pytest.approx(0.0), None)
+
+
 def test_keep_flips_writes_all_images_and_removes_those_of_another_comparison(
     small_artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:

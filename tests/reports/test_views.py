@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.cli.report_table import show_report
+from convnext_deploy.metrics.calibration import Calibration
+from convnext_deploy.metrics.worst_class import WorstClass
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.markdown import render_markdown
 from convnext_deploy.reports.model_card import render_model_card
+from convnext_deploy.reports.quality_table import quality_rows
 from convnext_deploy.reports.record import Report, StageRow, read_report
 from convnext_deploy.reports.rows import add_speed
 from convnext_deploy.reports.stage_table import COLUMNS, cells, outcome, remarks, summary, verdict, warnings
@@ -138,6 +141,42 @@ def test_model_card_names_what_passed_unproven() -> None:
     assert "unproven" not in render_model_card(create_report(PASSED_ROW))
 
 
+MEASURED_ROW = change(
+    UNPROVEN_ROW,
+    calibration=Calibration(0.0234, (0.01, 0.05), 1.32, (-0.4, 2.5)),
+    worst_class=WorstClass(0, 270, 4, 2, 270, 100 * 2 / 270, (-0.9, 3.1)),
+    max_ece_increase_pp=2.0,
+    max_class_drop_pp=5.0,
+)
+
+
+def test_every_view_has_calibration_and_the_worst_class(capsys: pytest.CaptureFixture[str]) -> None:
+    own = change(BASELINE_ROW, calibration=Calibration(0.0102, (0.0, 0.03)))
+    report = create_report(own, MEASURED_ROW, ENGINE_ROW, data="photos")
+    expected = [
+        ("student", "1.02 [0.00, 3.00]", "baseline", "–", "baseline", "–"),
+        ("qat", "2.34 [1.00, 5.00]", "+1.32 [-0.40, +2.50]", "cat", "+0.74 [-0.90, +3.10]", "270 of 540"),
+    ]
+    assert quality_rows(report.rows) == expected
+    show_report(report, as_json=False)
+    views = [capsys.readouterr().out, render_markdown(report), render_html(report), render_model_card(report)]
+    for view in views:
+        assert all(text in view.replace("\\[", "[").replace("\\]", "]") for text in ("ECE % [95 %]", *expected[1][1:]))
+    assert all("expected calibration error" in view for view in views[1:])
+    assert "--max-drop 0.1 --max-ece-increase 2 --max-class-drop 5" in views[2]
+    none = change(MEASURED_ROW, drop_pp=0.0)
+    assert quality_rows([none])[0][3:5] == ("none loses", "+0.00 [-0.90, +3.10]")
+    assert quality_rows([BASELINE_ROW, ENGINE_ROW]) == []
+    for text in (render_markdown(create_report(INT8_ROW)), render_html(create_report(INT8_ROW))):
+        assert "ECE" not in text
+
+
+def test_calibration_and_worst_class_are_read_as_they_were_written(tmp_path: Path) -> None:
+    report = create_report(BASELINE_ROW, MEASURED_ROW)
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert read_report(tmp_path) == report
+
+
 def test_remarks_name_the_stage_of_each_reason_and_note() -> None:
     silent = change(INT8_ROW, drop=None)
     assert remarks(create_report(BASELINE_ROW, silent, ENGINE_ROW)) == [
@@ -172,7 +211,9 @@ def test_render_markdown_of_a_run_shows_every_stage(small_run: RunResult) -> Non
     table = table_of(render_markdown(small_run.report))
     (tried,) = (row.history.selection for row in small_run.report.rows if row.history.selection is not None)
     steps = [step.name for step in tried.steps]
-    assert [line[0] for line in table[1:]] == [*(row.name for row in small_run.report.rows), "step", "---", *steps]
+    scored = [row.name for row in small_run.report.rows if row.accuracy is not None]
+    stages = [row.name for row in small_run.report.rows]
+    assert [line[0] for line in table[1:]] == [*stages, "stage", "---", *scored, "step", "---", *steps]
     out = Path(small_run.report.rows[0].identity.artifact).parents[1]
     assert (out / "report.md").read_text(encoding="utf-8") == render_markdown(small_run.report)
 
