@@ -13,7 +13,7 @@ import torch
 import yaml
 from timm.data.config import resolve_data_config
 from timm.data.loader import adapt_to_chs
-from timm.utils import CheckpointSaver
+from timm.utils.checkpoint_saver import CheckpointSaver
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact

@@ -173,9 +173,10 @@ def _side(size: list[Any], where: str) -> Any:
 
 def _per_channel(value: Any, found: Mapping[str, Any], channels: int) -> list[float]:
     """Return mean or std with a number for each channel, for pixel values in [0, 1]. Raises: ValueError: if it is none."""
-    values, means = (each if isinstance(each, list) else [each] for each in (value, found.get("mean")))
-    numbers = [each for each in (*values, *means) if isinstance(each, int | float) and not isinstance(each, bool)]
-    if len(numbers) < len(values) + len(means) or len(values) not in (1, channels):
+    values: list[Any] = value if isinstance(value, list) else [value]
+    mean = found.get("mean")
+    means: list[Any] = mean if isinstance(mean, list) else [mean]
+    if not all(type(number) in (int, float) for number in (*values, *means)) or len(values) not in (1, channels):
         raise ValueError(value)
     unit = 255 if max(means) > 1 else 1  # a mean above 1 is of pixel values up to 255
     return [number / unit for number in (values if len(values) == channels else values * channels)]
