@@ -52,7 +52,7 @@ def measure_artifact(
             raise
         return Measurement(not_run=str(error))
     try:
-        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers)
+        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
         score = score_runner(
             runner,
             batches,
