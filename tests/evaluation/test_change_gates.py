@@ -110,7 +110,8 @@ def test_what_was_not_compared_is_not_judged() -> None:
 
 @pytest.mark.parametrize("name", ["max_ece_increase_pp", "max_class_drop_pp"])
 def test_gate_checks_its_limits(name: str) -> None:
-    assert Gate(**{name: 3.0}, on="upper").judges_change
+    asked: dict[str, Any] = {name: 3.0, "on": "upper"}
+    assert Gate(**asked).judges_change
     for value in (-0.1, 100.1):
         with pytest.raises(RecipeError, match=f"{name} = .* is out of range; expected 0 to 100"):
-            Gate(**{name: value})
+            Gate(**(asked | {name: value}))

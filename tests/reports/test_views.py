@@ -168,7 +168,7 @@ def test_every_view_has_calibration_and_the_worst_class(capsys: pytest.CaptureFi
     assert quality_rows([none])[0][3:5] == ("none loses", "+0.00 [-0.90, +3.10]")
     assert quality_rows([BASELINE_ROW, ENGINE_ROW]) == []
     for text in (render_markdown(create_report(INT8_ROW)), render_html(create_report(INT8_ROW))):
-        assert "ECE" not in text
+        assert "ECE %" not in text
 
 
 def test_calibration_and_worst_class_are_read_as_they_were_written(tmp_path: Path) -> None:
