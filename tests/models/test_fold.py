@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from tests.models.conftest import assert_equal_states, random_state
 from tests.weights import WIDEST
 
 CLASSES = 16
-REDUCED_DEPTHS = (1, 1, 2, 1)
+REDUCED_DEPTHS = (1, 2, 2, 2)
 PREPROCESS = Preprocess(64, 0.8, "bilinear", (0.41, 0.46, 0.5), (0.21, 0.25, 0.3))  # unlike every default
 GREY = dataclasses.replace(PREPROCESS, mean=(0.37,), std=(0.19,))
 # what the table of variants does not have
@@ -39,12 +41,19 @@ QUICK_AND_SLOW = [
 ]
 
 
-def network_of(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> ConvNeXt:
-    """Return a network in which every parameter changes the logits; very wide ones have few blocks."""
-    row = VARIANTS[spec.variant]
+@contextmanager
+def few_blocks(variant: str) -> Iterator[tuple[int, ...]]:
+    """Within the block the variant has 7 blocks at most; gives their numbers."""
+    row = VARIANTS[variant]
+    depths = REDUCED_DEPTHS if sum(row.depths) > 9 else row.depths
     with pytest.MonkeyPatch.context() as patch:
-        if row.dims[0] >= 128 or row.depths[2] > 9:
-            patch.setitem(VARIANTS, spec.variant, dataclasses.replace(row, depths=REDUCED_DEPTHS))
+        patch.setitem(VARIANTS, variant, dataclasses.replace(row, depths=depths))
+        yield depths
+
+
+def network_of(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> ConvNeXt:
+    """Return a network of few blocks in which every parameter changes the logits."""
+    with few_blocks(spec.variant):
         with torch.device("meta"):
             network = build_model(spec)
         network.load_state_dict(random_state(spec), assign=True)
@@ -56,9 +65,9 @@ def preprocess_of(spec: ModelSpec) -> Preprocess:
 
 
 def images_of(spec: ModelSpec, count: int = 2) -> Tensor:
-    """Return normalized images of another size than the transform's."""
+    """Return normalized images."""
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(count, spec.in_channels, 96, 96, generator=generator)
+    return torch.randn(count, spec.in_channels, 64, 64, generator=generator)
 
 
 @torch.no_grad()
