@@ -164,6 +164,7 @@ def test_graphs_have_few_transposes_and_compute_no_shapes(variant: str, monkeypa
     }
 
 
+@pytest.mark.heavy
 def test_exported_variance_is_that_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     row = VARIANTS["convnext_zepto_rms"]
     monkeypatch.setitem(VARIANTS, "convnext_zepto_rms", dataclasses.replace(row, depths=(0, 1, 0, 0)))

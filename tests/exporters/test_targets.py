@@ -104,7 +104,7 @@ def images_for(exported: Exported) -> NDArray[np.float32]:
 def _parameter(name: str, target: str) -> Any:
     cases = {"v2-patch-2": TARGETS, "convnext_atto_rms": ("tensorrt", "onnxruntime")}
     marks = [] if target in cases.get(name, ()) else [pytest.mark.slow]
-    if not marks and (name, target) not in (("v2-patch-2", "onnxruntime"), ("v2-patch-2", "tensorrt")):
+    if not marks and (name, target) not in (("v2-patch-2", "onnxruntime"),):
         marks = [pytest.mark.heavy]
     return pytest.param((name, target), marks=marks, id=f"{name}-{target}")
 

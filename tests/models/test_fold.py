@@ -35,10 +35,16 @@ OTHERS = {
     "eps-0": ModelSpec("test_convnext3", CLASSES, norm_eps=0.0, activation="relu"),
 }
 SPECS = {**{variant: ModelSpec(variant, CLASSES) for variant in VARIANTS}, **OTHERS}
-QUICK_AND_SLOW = [
-    pytest.param(name, marks=[pytest.mark.slow] if VARIANTS[spec.variant].dims[-1] > WIDEST else [])
-    for name, spec in SPECS.items()
-]
+_QUICK = ("convnext_atto_rms", "convnext_zepto_rms_ols", "convnextv2_atto", "test_convnext", *OTHERS)
+
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    if VARIANTS[SPECS[name].variant].dims[-1] > WIDEST:
+        return [pytest.mark.slow]
+    return [] if name in _QUICK else [pytest.mark.heavy]
+
+
+QUICK_AND_SLOW = [pytest.param(name, marks=_marks(name)) for name in SPECS]
 
 
 @contextmanager
@@ -195,7 +201,7 @@ def test_weights_are_those_of_the_formulas() -> None:
     np.testing.assert_allclose(after[f"{layer}.bias"], before[f"{layer}.bias"] * gamma, rtol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto", "convnext_zepto_rms_ols", "grey", "hidden-hnf"])
+@pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto", "convnext_zepto_rms_ols", "grey"])
 @pytest.mark.parametrize("pixels", ["normalized", "unit", "byte"])
 def test_fold_again_changes_no_bit(name: str, pixels: Any) -> None:
     spec = SPECS[name]

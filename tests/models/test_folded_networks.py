@@ -32,7 +32,7 @@ from tests.models.test_parity import create_timm, create_transformers
 from tests.shared import heavy_except
 
 KINDS = ["test_convnext", "convnext_atto_ols", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto"]
-KINDS += ["convnext_tiny_hnf", "hidden", "grey-v2-patch-2"]
+KINDS = [*KINDS, "hidden", "grey-v2-patch-2", pytest.param("convnext_tiny_hnf", marks=pytest.mark.heavy)]
 
 
 def folded_network(name: str) -> ConvNeXt:
@@ -156,9 +156,8 @@ def test_drop_identities_sees_what_smoothing_wrote() -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    "name", heavy_except(("test_convnext",), ("test_convnext", "convnext_zepto_rms", "convnextv2_atto"))
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["test_convnext", "convnext_zepto_rms", "convnextv2_atto"])
 def test_folded_graph_is_smaller_and_computes_the_same(name: str) -> None:
     spec = SPECS[name]
     network, images = network_of(spec), images_of(spec)
