@@ -125,6 +125,7 @@ def test_one_layer_may_have_several_constants_of_a_kind() -> None:
     assert np.array_equal(run(model), expected)
 
 
+@pytest.mark.heavy
 def test_weights_have_the_names_of_the_parameters(network: Network) -> None:
     parameters = {name for name, _ in network.model.named_parameters()}
     constants = [i for i in network.graph.graph.initializer if i.data_type == TensorProto.FLOAT]

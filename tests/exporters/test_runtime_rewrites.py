@@ -54,7 +54,7 @@ def images(count: int = 2, height: int = SIDE, width: int = SIDE) -> Tensor:
 
 
 @pytest.mark.parametrize(("runtime", "quantized"), FORMS)
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", heavy_except((True,), (False, True)))
 @pytest.mark.parametrize("variant", KINDS)
 @torch.no_grad()
 def test_form_is_exact(variant: str, folded: bool, runtime: str, quantized: bool) -> None:

@@ -98,12 +98,14 @@ def test_export_program_sums_in_float32_and_multiplies_in_float16(kind: str) -> 
     assert {"native_layer_norm", "sum", "rsqrt"} & set(found)
 
 
+@pytest.mark.heavy
 def test_export_program_has_float32_norm_before_the_pooling() -> None:
     found = types(export_program(head_norm_first(), precision="fp16", profile=PROFILE, image=IMAGE))
     assert found["native_layer_norm"] == found["mean"] == {torch.float32}
     assert found["addmm"] | found["convolution"] == {torch.float16}
 
 
+@pytest.mark.heavy
 def test_export_program_has_no_float16_in_fp32() -> None:
     found = types(export_program(small_network("v2"), precision="fp32", profile=PROFILE, image=IMAGE))
     assert set().union(*found.values()) == {torch.float32}
@@ -174,6 +176,7 @@ def stream_parameters(network: ConvNeXt) -> Iterator[nn.Parameter]:
             yield from block.pwconv2.parameters()
 
 
+@pytest.mark.heavy
 def test_export_program_in_fp16_is_right_where_squares_overflow() -> None:
     network = for_export(trained_network(1))
     large = with_large_stream(network, 1000.0)

@@ -89,6 +89,7 @@ def test_compile_program_passes_its_limits_and_leaves_nothing_to_pytorch(script:
     assert settings["require_full_compilation"] is True
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("half", [False, True])
 def test_compile_program_writes_the_precision_into_the_program(script: Script, network: ConvNeXt, half: bool) -> None:
     compile_small(network, half=half)
@@ -97,6 +98,7 @@ def test_compile_program_writes_the_precision_into_the_program(script: Script, n
     assert dtypes == {torch.float16 if half else torch.float32}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("parts", [(), ("_run_on_acc_0", "_run_on_gpu_1"), ("_run_on_gpu_0",)])
 def test_compile_program_raises_when_a_part_would_run_in_pytorch(
     script: Script, network: ConvNeXt, parts: tuple[str, ...]
@@ -106,6 +108,7 @@ def test_compile_program_raises_when_a_part_would_run_in_pytorch(
         compile_small(network)
 
 
+@pytest.mark.heavy
 def test_compile_program_gives_the_words_of_tensorrt_in_one_line(script: Script, network: ConvNeXt) -> None:
     # When a build fails, the real one logs the reason and raises an assertion that says nothing.
     script.logged, script.fails = ("out of memory\n on the GPU", "out of memory\n on the GPU"), ""

@@ -100,7 +100,8 @@ def test_every_setting_gives_a_file_that_answers_as_the_network_does(
 
 
 @pytest.mark.parametrize(
-    ("runtime", "kind", "absent"), [("openvino", "Conv", "MatMul"), ("tensorrt", "MatMul", "Shape")]
+    ("runtime", "kind", "absent"),
+    [("openvino", "Conv", "MatMul"), pytest.param("tensorrt", "MatMul", "Shape", marks=pytest.mark.heavy)],
 )
 def test_float_graph_has_the_form_of_its_runtime(
     runtime: str, kind: str, absent: str, small_artifacts: dict[str, Artifact], tmp_path: Path
@@ -113,7 +114,7 @@ def test_float_graph_has_the_form_of_its_runtime(
     assert absent not in {node.op_type for node in graph.node}
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", heavy_except(("onnxruntime",), ("onnxruntime", "openvino")))
 def test_quantized_artifact_has_the_form_of_its_own_target(
     target: Target, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
@@ -190,7 +191,7 @@ def test_frozen_batch_is_in_the_file(small_artifacts: dict[str, Artifact], small
     assert artifact.io.batch_size == 3
 
 
-@pytest.mark.parametrize("name", ["student", "qat"])
+@pytest.mark.parametrize("name", heavy_except(("qat",), ("student", "qat")))
 def test_other_image_sizes_are_exported_and_run(
     name: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
