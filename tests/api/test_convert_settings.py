@@ -28,6 +28,7 @@ from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, 
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.data.test_transforms import picture
+from tests.shared import heavy_except
 from tests.weights import PREPROCESS, random_network, write_weights
 
 ATTO = ModelSpec("convnext_atto", 3)
