@@ -142,6 +142,7 @@ def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizatio
         assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.999
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
 def test_trained_network_has_the_same_logits_in_openvino(version: int, core: Any) -> None:
     quantized, graph = export_trained(version, "openvino")
@@ -171,6 +172,7 @@ def test_every_layer_computes_in_onnxruntime_what_it_does_in_pytorch(exported: E
     check_every_layer(exported.quantized, exported.graph, images_for(exported))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("target", heavy_except(("tensorrt-depthwise",), TARGETS))
 def test_every_layer_agrees_when_every_output_is_quantized(target: str) -> None:
     found = export("v2-patch-2", target, everything=True)

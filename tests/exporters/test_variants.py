@@ -44,7 +44,7 @@ CASES = {
 }
 
 
-QUICK = {"convnext_zepto_rms_ols", "v2-patch-2", "hidden-relu-eps"}
+QUICK = {"convnext_zepto_rms_ols"}
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def test_layers_are_listed_by_size_and_add_up(network: Network) -> None:
     assert by_layer["stages.3.0.pwconv1"] in (site.weight.size + 9 * outputs, site.weight.size + 9 * outputs + 5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dynamic", heavy_except((True,), (True, False)))
 def test_timm_file_of_today_breaks_no_rule_but_that_of_a_frozen_batch(
     dynamic: bool, timm_file: Path, tmp_path: Path

@@ -179,6 +179,7 @@ def test_folded_graph_is_smaller_and_computes_the_same(name: str) -> None:
     assert (run(after, images) - logits).abs().max() <= 1e-5 * logits.abs().max()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("target", heavy_except(("onnxruntime",), ("tensorrt", "onnxruntime")))
 @pytest.mark.parametrize("name", heavy_except(("convnextv2_atto",), ("test_convnext", "convnextv2_atto")))
 def test_folded_network_is_quantized_and_exported(name: str, target: str) -> None:

@@ -39,9 +39,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
             fit,
             temperature,
             # by default each method once, and each way of training once
-            marks=[]
-            if (method, name) in {("kd", "warm"), ("hard-label", "mixed"), ("dkd", "warm")}
-            else pytest.mark.heavy,
+            marks=[] if (method, name) in {("kd", "warm"), ("hard-label", "mixed")} else pytest.mark.heavy,
             id=f"{method}-{name}",
         )
         for method in ("kd", "teacher-only", "hard-label", "dkd")
