@@ -69,7 +69,11 @@ def test_measure_artifact_does_not_depend_on_batch_size(
     measured: Measurement, small_artifacts: dict[str, Artifact], small_data: Data
 ) -> None:
     again = measure_artifact(small_artifacts["student"], small_data, Execution(), "student", 18)
-    assert again.score == measured.score
+    assert again.score is not None
+    assert measured.score is not None
+    # sums in another order change the last digits of a probability
+    assert again.score.confidences == pytest.approx(measured.score.confidences, abs=1e-6)
+    assert dataclasses.replace(again.score, confidences=measured.score.confidences) == measured.score
 
 
 def test_read_measurement_gives_back_what_was_written(measured: Measurement, tmp_path: Path) -> None:
