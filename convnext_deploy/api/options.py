@@ -29,6 +29,8 @@ class DataOptions:
         image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.
+        classes: file with the names of the classes in the order of the network's outputs, where its file does not tell them or
+            tells others: text, a name a line, or JSON. Names are those of the folders.
     """
 
     data: Path | str | None = None
@@ -36,6 +38,7 @@ class DataOptions:
     skip_unreadable: bool | None = None
     image_size: int | None = None
     crop_pct: float | None = None
+    classes: Path | str | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "image_size")

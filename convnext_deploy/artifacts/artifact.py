@@ -66,6 +66,8 @@ class Artifact:
 
     `details` holds what is recorded of this format alone: the quantization scheme, the GPUs an engine was built for.
     `license` is that of the weights it comes from, where that is known.
+    `class_order` says in which order the classes were numbered where no file told their names: `natural` as timm does, `sorted` as
+    torchvision. `class_names` beside it are those of the data's folders in that order.
     `notes` say in words what was found out about a file of another origin; they are shown and not stored.
     """
 
@@ -79,6 +81,7 @@ class Artifact:
     lineage: tuple[StageRecord, ...] = ()
     license: str | None = None
     notes: tuple[str, ...] = ()
+    class_order: Annotated[str, Matching("natural|sorted", "natural or sorted")] | None = None
 
     @property
     def format(self) -> Format:

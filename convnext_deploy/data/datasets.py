@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.class_names import match_names, missing_names
 from convnext_deploy.data.decoding import printable, read_image
 from convnext_deploy.data.image_folder import read_folder
 from convnext_deploy.data.shards import ShardImages, find_shards, read_shards
@@ -101,7 +101,8 @@ class Data:
     """A training and a validation set over the same classes.
 
     `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out;
-    `split` is None when the validation set came with the data.
+    `split` is None when the validation set came with the data. `numbered`: the data itself gives the classes their numbers, as
+    shards do and folders do not; `named`: it gives them names, too.
     """
 
     name: str
@@ -111,6 +112,30 @@ class Data:
     ignored_files: int = 0
     unreadable: tuple[Path, ...] = ()
     split: Split | None = None
+    numbered: bool = False
+    named: bool = True
+
+    def in_order(self, names: tuple[str, ...], where: str) -> "Data":
+        """Return the same images with the classes numbered as in `names`, of which `where` says whose they are.
+
+        Raises: DataError: if these are not the names of the classes.
+        """
+        places = match_names(names, self.class_names)
+        if places is None:
+            first, second = missing_names(names, self.class_names)
+            raise DataError(
+                f"{where} has {len(names)} classes and {self.name} {len(self.class_names)}"
+                + (f"; '{first[0]}' is not in {self.name}" if first else "")
+                + (f"; '{second[0]}' is not in {where}" if second else "")
+                + ("" if first or second else "; a name stands there twice")
+                + ". Name each class once, as its folder is called."
+            )
+        if places == tuple(range(len(names))):
+            return self
+        numbers = np.array(places, np.int64)
+        ordered = tuple(self.class_names[places.index(number)] for number in range(len(names)))
+        train, validation = (_renumber(images, numbers) for images in (self.train, self.validation))
+        return replace(self, train=train, validation=validation, class_names=ordered)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -188,7 +213,14 @@ def open_data(
         inside = read_shards(root, shards, validation_fraction, split_seed, skip_unreadable, cache_dir)
         held_out = split if inside.held_out else None
         return Data(
-            str(root), inside.train, inside.validation, inside.class_names, unreadable=inside.unreadable, split=held_out
+            str(root),
+            inside.train,
+            inside.validation,
+            inside.class_names,
+            unreadable=inside.unreadable,
+            split=held_out,
+            numbered=True,
+            named=inside.named,
         )
     contents = read_folder(root, validation_fraction, split_seed, skip_unreadable)
     names = tuple(sorted(contents.train))
@@ -201,6 +233,15 @@ def open_data(
         contents.unreadable,
         split if contents.held_out else None,
     )
+
+
+def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
+    """Return images whose labels are `numbers[label]`."""
+    if isinstance(images, ShardImages):
+        return replace(images, numbers=numbers if images.numbers is None else numbers[images.numbers])
+    if isinstance(images, FolderImages | ArrayImages):
+        return replace(images, labels=numbers[images.labels])
+    raise TypeError(f"{type(images).__name__} cannot be numbered anew")
 
 
 def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
@@ -226,45 +267,5 @@ def _digits() -> Data:
         ArrayImages(arrays[rest], labels[rest]),
         ArrayImages(arrays[held_out], labels[held_out]),
         tuple(str(name) for name in bunch.target_names),
+        numbered=True,
     )
-
-
-def check_takes_images(what: str, artifact: Artifact) -> None:
-    """Check that an artifact takes images as files hold them, and tells their classes.
-
-    Raises: DataError: if not.
-    """
-    if artifact.model.in_channels not in (1, 3):
-        raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
-    if artifact.model.num_classes < 1:
-        raise DataError(
-            f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
-        )
-
-
-def check_classes(what: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, and that no image
-    on which it was trained is now held out to judge it.
-
-    Raises: DataError: if not.
-    """
-    check_takes_images(what, artifact)
-    if len(data.class_names) != artifact.model.num_classes:
-        raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
-    if artifact.class_names is not None and artifact.class_names != data.class_names:
-        pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
-        raise DataError(
-            f"{what} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
-        )
-    for record in artifact.lineage:
-        if (
-            record.validation_fraction is not None
-            and data.split is not None
-            and record.validation_fraction != data.split.fraction
-            and Path(record.data).resolve() == Path(data.name).resolve()
-        ):
-            raise DataError(
-                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {data.split.fraction:g} "
-                "is, so that it would be judged on images it has learned; "
-                f"use --validation-fraction {record.validation_fraction:g}."
-            )

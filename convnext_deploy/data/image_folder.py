@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import find_unreadable, printable
 from convnext_deploy.data.splits import ClassFiles, split_validation
 from convnext_deploy.errors import DataError
@@ -50,6 +51,7 @@ def read_folder(root: Path, validation_fraction: float, split_seed: int, skip_un
         where = printable(error.filename or root)
         raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
     found = {split: files for split, (files, _) in splits.items()}
+    _spell_alike(found)
     _check_classes(found)
     unreadable = _take_out_unreadable(found, skip_unreadable)
     if validation is None:
@@ -142,6 +144,24 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _spell_alike(found: dict[Path, ClassFiles]) -> None:
+    """Give the classes of all splits the names that they have in the first one, whatever the Unicode form of the others.
+
+    Raises: DataError: if two folders of a split have names that look alike.
+    """
+    names: dict[str, str] = {}
+    for split, files in found.items():
+        seen: dict[str, str] = {}
+        for name in files:
+            if (other := seen.setdefault(same_name(name), name)) != name:
+                raise DataError(
+                    f"{printable(split)} has two folders '{name}' and '{other}' that differ only in their Unicode form; "
+                    "join them."
+                )
+            names.setdefault(same_name(name), name)
+        found[split] = {names[same_name(name)]: paths for name, paths in files.items()}
 
 
 def _check_classes(found: Mapping[Path, ClassFiles]) -> None:

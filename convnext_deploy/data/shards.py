@@ -14,23 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.decoding import decode_image, printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES, VALIDATION_FOLDERS, has_images
 from convnext_deploy.data.shard_index import ShardIndex, read_index
 from convnext_deploy.data.splits import divide, hold_out
 from convnext_deploy.errors import DataError
 
-CLASS_FILES = ("classes.txt", "classnames.txt")
 _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 _EXPECTED = "Expected train-*.tar and val-*.tar, or shards without such words in their names"
 
 
 @dataclass(frozen=True)
 class ShardImages:
-    """Some of the samples of an index, in its order. No file is kept open, so that processes can share it."""
+    """Some of the samples of an index, in its order. No file is kept open, so that processes can share it.
+
+    `numbers`: label in the shards → class index, None where these are the same.
+    """
 
     index: ShardIndex
     rows: NDArray[np.int64]
+    numbers: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +43,7 @@ class ShardImages:
     def labels(self) -> NDArray[np.int64]:
         """Class indices, `(N,)`."""
         labels: NDArray[np.int64] = self.index.samples["label"][self.rows]
-        return labels
+        return labels if self.numbers is None else self.numbers[labels]
 
     def load(self, index: int) -> Image.Image:
         content = self.content(index)
@@ -71,7 +75,8 @@ class ShardImages:
 class ShardContents:
     """The images of shards for training and for validation, over the same classes.
 
-    `unreadable`: samples that were left out. `held_out`: there are no shards for validation.
+    `unreadable`: samples that were left out. `held_out`: there are no shards for validation. `named`: the folder names the
+    classes; otherwise their numbers are their names.
     """
 
     train: ShardImages
@@ -79,6 +84,7 @@ class ShardContents:
     class_names: tuple[str, ...]
     unreadable: tuple[Path, ...]
     held_out: bool
+    named: bool
 
 
 def read_sample(index: ShardIndex, row: int) -> bytes:
@@ -159,12 +165,17 @@ def read_shards(
     parts = [np.flatnonzero(of_training)]
     if validation:
         parts.append(np.flatnonzero(~of_training))
-    names = _check_classes(root, index, names, parts)
+    named, names = names is not None, _check_classes(root, index, names, parts)
     if not validation:
         held_out = _hold_out(index, names, validation_fraction, split_seed)
         parts = [np.flatnonzero(~held_out), np.flatnonzero(held_out)]
     return ShardContents(
-        ShardImages(index, parts[0]), ShardImages(index, parts[1]), names, unreadable, held_out=not validation
+        ShardImages(index, parts[0]),
+        ShardImages(index, parts[1]),
+        names,
+        unreadable,
+        held_out=not validation,
+        named=named,
     )
 
 
@@ -211,19 +222,7 @@ def _place(index: ShardIndex, shard: int, name: str) -> Path:
 def _read_class_names(root: Path) -> tuple[str, ...] | None:
     """Return the lines of the file of class names, or None without one."""
     path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
-    if path is None:
-        return None
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"the class names in {printable(path)} cannot be read ({reason}).") from None
-    for number, name in enumerate(names, 1):
-        if not name or not name.isprintable():
-            raise DataError(
-                f"line {number} of {printable(path)} is not a class name; expected one per line, in plain text."
-            )
-    return names
+    return None if path is None else read_class_names(path)
 
 
 def _check_classes(

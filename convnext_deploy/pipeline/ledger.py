@@ -98,6 +98,7 @@ def open_ledger(
     command: str | None = None,
     source: str | None = None,
     artifacts: Mapping[str, Artifact] | None = None,
+    assumptions: tuple[str, ...] = (),
 ) -> Ledger:
     """Begin a report.
 
@@ -109,6 +110,7 @@ def open_ledger(
         command: what was typed or called.
         source: where the artifact that the user brought lay.
         artifacts: what stages may refer to before any has run: initial weights.
+        assumptions: what the scores rest on that was neither measured nor read from a file.
     """
     report = Report(
         recipe=recipe,
@@ -120,6 +122,7 @@ def open_ledger(
         command=command,
         source=source,
         class_names=() if data is None else data.class_names,
+        assumptions=assumptions,
     )
     return Ledger(report, out, data, dict(artifacts or {}))
 

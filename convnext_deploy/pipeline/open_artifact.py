@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file
 from convnext_deploy.artifacts.details import Format, ONNXDetails, TorchDetails
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
+from convnext_deploy.data.class_names import CLASS_FILES, NATURAL, SORTED, read_class_names
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def find_baseline(artifact: Artifact) -> Artifact | None:
             if ancestor.sha256 != record.inputs["source"]:
                 return None
             if ancestor.is_baseline:
-                return ancestor
+                # what is known of the outputs of one is known of both
+                return dataclasses.replace(ancestor, class_names=artifact.class_names, class_order=artifact.class_order)
     return None
 
 
@@ -158,11 +160,30 @@ def _open_checkpoint(path: Path) -> Artifact:
         _describe_evaluation(path, preprocess, origin),
     )
     class_names = config.class_names if config is not None else None
+    if class_names is None and path.name in _WEIGHT_FILES:
+        class_names = _names_beside(path.parent, spec)
     license_ = config.license if config is not None else None
-    files = (describe_file(path),)
     return Artifact(
-        path.parent, TorchDetails(), "fp32", spec, class_names, preprocess, files, license=license_, notes=notes
+        path.parent,
+        TorchDetails(),
+        "fp32",
+        spec,
+        class_names,
+        preprocess,
+        (describe_file(path),),
+        license=license_,
+        notes=notes,
+        class_order=None if class_names else NATURAL if checkpoint.dialect == "timm" else SORTED,
     )
+
+
+def _names_beside(folder: Path, spec: ModelSpec) -> tuple[str, ...] | None:
+    """Return the class names that `convert` and other tools write beside weights, if they are as many as the network's classes."""
+    path = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    names = read_class_names(path)
+    return names if len(names) == spec.num_classes else None
 
 
 def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str:

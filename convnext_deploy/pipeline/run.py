@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
-from convnext_deploy.data.datasets import Data, check_classes
+from convnext_deploy.data.agreement import check_classes, list_assumptions, name_classes, outputs_of_classes
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
@@ -55,17 +56,19 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    source, weights = _name_classes(source, weights or {}, data)
     if not world().is_first:
-        return _follow(recipe, settings, source, data, dict(weights or {}))
+        return _follow(recipe, settings, source, data, dict(weights))
     create_output_folder(settings.out)
     with _lock(settings.out):
-        return _run(recipe, settings, source, data, dict(weights or {}))
+        return _run(recipe, settings, source, data, weights)
 
 
 def plan_recipe(
     recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
+    source, weights = _name_classes(source, weights, data)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
     plan = []
     for stage in recipe.stages:
@@ -76,6 +79,14 @@ def plan_recipe(
             artifacts[stage.name] = cached
         plan.append((stage, cached is None))
     return plan
+
+
+def _name_classes(
+    source: Artifact | None, weights: Mapping[str, Artifact], data: Data | None
+) -> tuple[Artifact | None, dict[str, Artifact]]:
+    """Return what the user brought with names for the classes; see `name_classes`."""
+    named = {name: name_classes(artifact, data) for name, artifact in weights.items()}
+    return (None if source is None else name_classes(source, data)), named
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,9 @@ def _run(
     recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
+    assumptions = list_assumptions([*weights.values(), *([] if source is None else [source])], data)
+    for text in assumptions:
+        settings.execution.progress.say(text)
     ledger = open_ledger(
         recipe.name,
         data,
@@ -101,6 +115,7 @@ def _run(
         command=settings.command,
         source=recipe.source,
         artifacts=weights,
+        assumptions=assumptions,
     )
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False)
@@ -223,7 +238,8 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
             raise
         return Measurement(not_run=f"not validated: {error}")
     images = [data.fingerprint, dataclasses.asdict(artifact.preprocess)]
-    content = [artifact.sha256, images, execution.device, RESULT_VERSION]
+    outputs = outputs_of_classes(artifact, data)
+    content = [artifact.sha256, images, execution.device, RESULT_VERSION, None if outputs is None else outputs.tolist()]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
     measured = read_kept(Measurement, path, key)

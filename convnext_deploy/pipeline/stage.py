@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, read_artifact, write_manifest
 from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.data.agreement import order_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import find_baseline
@@ -65,7 +66,7 @@ def execute_stage(
         context = StageContext(
             stage.name,
             output,
-            data,
+            None if data is None else order_for(inputs.get("source") or inputs.get("weights"), data),
             dataclasses.replace(settings.execution, seed=recipe.seed),
             cache_dir=settings.execution.cache_dir or settings.out / "cache",
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),

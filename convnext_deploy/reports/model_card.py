@@ -108,6 +108,8 @@ def _limits(report: Report) -> Iterator[str]:
             f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', which were not "
             "trained on; other images may give another."
         )
+    for text in report.assumptions:
+        yield f"Assumed: {_text(text)}."
     yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
     if any(row.identity.is_int8 and row.identity.format == "torch" for row in report.rows):
         yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."

@@ -168,7 +168,8 @@ class Report:
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `command` what was typed or called. `thumbnails` are the images in
-    `Accuracy.flips` as data URIs, by their index in decimal digits.
+    `Accuracy.flips` as data URIs, by their index in decimal digits. `assumptions`: what the scores rest on that was neither
+    measured nor read from a file, a sentence each.
     """
 
     recipe: str
@@ -182,6 +183,7 @@ class Report:
     source: str | None = None
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -9,6 +9,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.class_numbers import describe_permutation, find_permutation
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gate import judge, measure_drop
 from convnext_deploy.evaluation.measure import Measurement
@@ -89,7 +90,15 @@ def create_row(
         verdict=judge(measured.score, accuracy.drop, role.gate),
         speed=MeasuredSpeed(measured.latency),
     )
-    return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+    return dataclasses.replace(
+        row,
+        notes=(
+            *row.notes,
+            *_numbers(role, artifact, scores, data),
+            *_changes(accuracy),
+            *_precision(row, artifact, earlier),
+        ),
+    )
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:
@@ -143,6 +152,16 @@ def keep_flips(out: Path, row: StageRow, scores: Mapping[str, Score], data: Data
         return
     flips = find_flips(scores[row.name], scores[baseline], image_namer(data))
     write_flips(path, row.name, baseline, row.accuracy.total, flips, data)
+
+
+def _numbers(role: Role, artifact: Artifact, scores: Mapping[str, Score], data: Data | None) -> Iterator[str]:
+    """Say that the classes are numbered wrongly, of the first artifact for which that is so."""
+    if data is None:
+        return
+    baseline = scores.get(role.baseline or "") if role.baseline != role.name else None
+    text = describe_permutation(scores[role.name], artifact, data)
+    if text is not None and (baseline is None or not find_permutation(baseline, len(data.class_names))):
+        yield text
 
 
 def _changes(accuracy: Accuracy) -> Iterator[str]:

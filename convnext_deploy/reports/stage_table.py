@@ -111,7 +111,7 @@ def summary(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """Return the reasons of failed gates and the notes with their stages, and then how many first guesses changed.
+    """Return what was assumed, the reasons of failed gates and the notes with their stages, and how many first guesses changed.
 
     What is said of several stages is said once.
     """
@@ -119,7 +119,8 @@ def remarks(report: Report) -> list[str]:
     for row in report.rows:
         for text in (*row.verdict.reasons, *row.verdict.notes, *row.notes):
             stages.setdefault(text, []).append(row.name)
-    found = [f"{', '.join(names)}: {text}" for text, names in stages.items()]
+    found = [f"assumed: {text}" for text in report.assumptions]
+    found += [f"{', '.join(names)}: {text}" for text, names in stages.items()]
     changed = [f"{row.name} {flips}" for row in report.rows if (flips := _flips(row.accuracy))]
     if changed:
         found.append(f"images whose first guess changed, of {report.validation_images:,}: {'; '.join(changed)}")
