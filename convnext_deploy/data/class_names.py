@@ -76,7 +76,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         if path.stat().st_size > _LARGEST_FILE:
             raise DataError(f"{printable(path)} is too large for a file of class names.")
         text = path.read_text(encoding="utf-8-sig")
-        found = _from_json(json.loads(text)) if path.suffix.lower() == ".json" else text.rstrip().split("\n")
+        found = parse_names(json.loads(text)) if path.suffix.lower() == ".json" else text.rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"the class names in {printable(path)} cannot be read ({reason}).") from None
@@ -95,8 +95,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(found[1] for found in synsets if found) if all(synsets) else names
 
 
-def _from_json(content: Any) -> list[str]:
-    """Return the names in a JSON value. Raises: ValueError, TypeError: if there are none."""
+def parse_names(content: Any) -> list[str]:
+    """Return the names in a value from JSON. Raises: ValueError, TypeError: if there are none."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in ("id2label", "label_names") if content.get(key)), content)
     if isinstance(content, Mapping):

@@ -11,7 +11,8 @@ from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.class_numbers import describe_permutation, find_permutation
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
-from convnext_deploy.evaluation.gate import judge, measure_drop
+from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
+from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
@@ -84,21 +85,24 @@ def create_row(
     if measured.score is None or measured.latency is None:
         return row
     accuracy = _compare(row, measured, scores, data)
+    renumbered = None if data is None else describe_permutation(measured.score, artifact, data)
+    doubt = renumbered or doubt_score(measured.score, artifact, data)
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
         verdict=judge(measured.score, accuracy.drop, role.gate),
         speed=MeasuredSpeed(measured.latency),
+        warnings=() if doubt is None else (doubt,),
     )
-    return dataclasses.replace(
-        row,
-        notes=(
-            *row.notes,
-            *_numbers(role, artifact, scores, data),
-            *_changes(accuracy),
-            *_precision(row, artifact, earlier),
-        ),
-    )
+    suspect = [name for name in (role.name, role.baseline) if name and _guesses(scores.get(name), artifact)]
+    if suspect and role.gate.judges_change:
+        row = dataclasses.replace(row, verdict=withhold(row.verdict, suspect[-1]))
+    return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+
+
+def _guesses(score: Score | None, artifact: Artifact) -> bool:
+    classes = artifact.model.num_classes
+    return score is not None and bool(find_guessing(score, classes) or find_permutation(score, classes))
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:
@@ -152,16 +156,6 @@ def keep_flips(out: Path, row: StageRow, scores: Mapping[str, Score], data: Data
         return
     flips = find_flips(scores[row.name], scores[baseline], image_namer(data))
     write_flips(path, row.name, baseline, row.accuracy.total, flips, data)
-
-
-def _numbers(role: Role, artifact: Artifact, scores: Mapping[str, Score], data: Data | None) -> Iterator[str]:
-    """Say that the classes are numbered wrongly, of the first artifact for which that is so."""
-    if data is None:
-        return
-    baseline = scores.get(role.baseline or "") if role.baseline != role.name else None
-    text = describe_permutation(scores[role.name], artifact, data)
-    if text is not None and (baseline is None or not find_permutation(baseline, len(data.class_names))):
-        yield text
 
 
 def _changes(accuracy: Accuracy) -> Iterator[str]:

@@ -113,12 +113,12 @@ def _cached(
             [
                 teacher.sha256,
                 dataclasses.asdict(teacher.model),
-                dataclasses.asdict(teacher.preprocess),
+                teacher.preprocess.settings(),
                 *(outputs.tolist() if (outputs := outputs_of_classes(teacher, data)) is not None else ()),
             ]
             for teacher in context.teachers
         ],
-        "images": [data.fingerprint, dataclasses.asdict(preprocess)],
+        "images": [data.fingerprint, preprocess.settings()],
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
         "temperature": config.temperature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import unicodedata
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
-from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, file_header
 from convnext_deploy.config.choices import Dialect
@@ -21,6 +22,7 @@ from convnext_deploy.errors import DataError
 from convnext_deploy.models.checkpoints.hub_config import transformers_config, transformers_preprocessor
 from convnext_deploy.models.checkpoints.key_maps import from_native
 from convnext_deploy.models.checkpoints.safe_reader import save_state
+from convnext_deploy.pipeline.open_artifact import find_baseline, open_input
 from convnext_deploy.reports.record import Report
 from tests.colours import COUNT, PREPROCESS, SPEC, colour_network, save_colours, write_colours
 from tests.rows import accuracy_of, drop_of
@@ -60,7 +62,7 @@ def test_folders_are_numbered_as_the_library_that_wrote_the_file_does(numbered: 
     (said,) = report.assumptions
     assert "the folders in timm's natural order" in said
     assert "output 1 is '2' (in the order of their characters it would be '10')" in said
-    assert not report.rows[0].notes
+    assert not report.rows[0].warnings
 
 
 def test_numbers_that_are_wrong_are_found_in_the_answers(numbered: Path, tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_numbers_that_are_wrong_are_found_in_the_answers(numbered: Path, tmp_pat
     path = save_colours(tmp_path / "other.pth", dialect)
     report = validate(path, numbered)
     assert top1(report) == pytest.approx(0.1)
-    (note,) = report.rows[0].notes
+    (note,) = report.rows[0].warnings
     assert note.startswith(
         "WRONG NUMBERS: top-1 is 10.00 %, and 100.00 % if the classes are numbered anew: output 1 is '2', "
     )
@@ -76,10 +78,30 @@ def test_numbers_that_are_wrong_are_found_in_the_answers(numbered: Path, tmp_pat
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(NUMBERS))
     right = validate(path, numbered, classes)
-    assert (top1(right), right.assumptions, right.rows[0].notes) == (1.0, (), ())
+    assert (top1(right), right.assumptions, right.rows[0].warnings) == (1.0, (), ())
     classes.write_text("\n".join((*NUMBERS[:9], "eleven")))
     with pytest.raises(DataError, match=r"'eleven' is not in .*; '10' is not in .*classes\.txt"):
         validate(path, numbered, classes)
+
+
+@pytest.mark.parametrize("told", ["class map beside", "class map elsewhere", "hyper_parameters"])
+def test_names_in_the_file_of_the_training_count(told: str, tmp_path: Path) -> None:
+    names = ("b", "a", *NUMBERS[2:])
+    folder = write_colours(tmp_path / "photos", names, COUNTS)
+    path = tmp_path / "weights" / "best.pth"
+    path.parent.mkdir()
+    state = {"state_dict": torch.load(save_colours(path), weights_only=True)}
+    if told == "hyper_parameters":
+        torch.save({**state, "hyper_parameters": {"lr": 1e-3, "classes": list(names)}}, path)
+    else:
+        torch.save({**state, "args": argparse.Namespace(class_map="/data/map.txt", model="test_convnext")}, path)
+    if told == "class map beside":
+        (path.parent / "map.txt").write_text("\n".join(names))
+    if told != "class map elsewhere":
+        report = validate(path, folder)
+        assert (top1(report), report.assumptions) == (1.0, ())
+        return
+    assert any("was given the class map /data/map.txt, which is not at hand" in note for note in open_input(path).notes)
 
 
 def test_names_are_matched_in_any_order_and_unicode_form(tmp_path: Path) -> None:
@@ -135,10 +157,8 @@ def test_every_stage_and_its_ancestor_keep_the_numbers(numbered: Path, tmp_path:
     report = api.validate(folder, baseline=path, data=options(numbered, classes), execution=HERE)
     assert (drop_of(report.rows[1]).top1_drop_pp, accuracy_of(report.rows[1]).flipped) == (0.0, 0)
     assert top1(validate(folder, numbered)) == 1.0
-    from convnext_deploy.pipeline.open_artifact import find_baseline
-
     ancestor = find_baseline(read_artifact(folder))
-    assert ancestor is not None
+    assert isinstance(ancestor, Artifact)
     assert ancestor.class_names == NUMBERS
 
 
