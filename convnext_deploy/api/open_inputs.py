@@ -52,6 +52,8 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
         lambda: open_data(
             str(name),
             validation_fraction=VALIDATION_FRACTION if fraction is None else fraction,
+            groups=options.groups,
+            split_file=None if options.split is None else Path(options.split),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
         )
@@ -152,5 +154,5 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
 
 def _reading(options: DataOptions) -> DataOptions:
     """Return what was said of how a folder is read."""
-    names = ("validation_fraction", "classes", "skip_unreadable")
+    names = ("validation_fraction", "split", "groups", "classes", "skip_unreadable")
     return DataOptions(**{name: getattr(options, name) for name in names})

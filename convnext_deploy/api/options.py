@@ -37,6 +37,9 @@ class DataOptions:
         std: then divided by, likewise.
         classes: file with the names of the classes in the order of the network's outputs, where its file does not tell them or
             tells others: text, a name a line, or JSON. Names are those of the folders.
+        split: file with the names of the validation images, one a line, or JSON with lists for `train`, `val` and `test`; paths as
+            in the folder. None: folders or `validation_fraction` tell them.
+        groups: regular expression; images in whose names it finds the same, such as a patient or video, stay on one side.
     """
 
     data: Path | str | None = None
@@ -49,6 +52,8 @@ class DataOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     classes: Path | str | None = None
+    split: Path | str | None = None
+    groups: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # which checks its values

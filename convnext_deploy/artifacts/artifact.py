@@ -34,7 +34,8 @@ Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensor
 class StageRecord:
     """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay.
 
-    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data.
+    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data;
+    `split` what else was said of that, as options. `judged_on` is the hash of which images those were, see `Data`.
     `preprocess` is how each input was evaluated, by role: files of other origin do not tell, or were given something else.
     """
 
@@ -50,6 +51,8 @@ class StageRecord:
     wall_s: Annotated[float, Between(0.0, 1e12)]
     cache_key: str
     validation_fraction: Fraction | None = None
+    split: str | None = None
+    judged_on: str | None = None
     preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
 
 

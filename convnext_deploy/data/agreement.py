@@ -1,6 +1,5 @@
 """What an artifact and the data must agree on: the images that it takes, the classes, and that it did not learn what judges it."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,18 +50,39 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
         raise DataError(
             f"{what} was trained with class '{only_there[0]}' where {data.name} has '{only_here[0]}'; use the same classes."
         )
+    _check_split(what, artifact, data)
+
+
+def _check_split(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that images are divided as they were when the artifact was made of them. Raises: DataError: if not."""
+    if data.split is None:
+        return
+    fraction = None if data.split.file is not None else data.split.fraction
+    now = (fraction, data.split.options)
     for record in artifact.lineage:
-        if (
-            record.validation_fraction is not None
-            and data.split is not None
-            and record.validation_fraction != data.split.fraction
-            and Path(record.data).resolve() == Path(data.name).resolve()
-        ):
+        before = (record.validation_fraction, record.split)
+        if before in ((None, None), now) or not is_same_place(record.data, data):
+            continue
+        learned = "is, so that it would be judged on images it has learned"
+        if before[1] == now[1] and record.validation_fraction is not None and fraction is not None:
             raise DataError(
-                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {data.split.fraction:g} "
-                "is, so that it would be judged on images it has learned; "
+                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {fraction:g} {learned}; "
                 f"use --validation-fraction {record.validation_fraction:g}."
             )
+        options = _as_options(*before)
+        raise DataError(
+            f"{what} was made of {data.name} divided by {options}, which now {_as_options(*now)} {learned}; use {options}."
+        )
+
+
+def _as_options(fraction: float | None, others: str | None) -> str:
+    parts = (None if fraction is None else f"--validation-fraction {fraction:g}", others)
+    return " ".join(part for part in parts if part is not None)
+
+
+def is_same_place(path: str, data: Data) -> bool:
+    """Whether a path in a lineage is that of the data."""
+    return Path(path).resolve() == Path(data.name).resolve()
 
 
 def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
@@ -107,7 +127,7 @@ def is_in_order(artifact: Artifact, data: Data) -> bool:
 
 def assumed_classes(artifact: Artifact, data: Data) -> str | None:
     """Say what is assumed of the classes of an artifact because no file tells it; None where a file does."""
-    if artifact.model.num_classes != len(data.class_names) or _places(artifact, data) is None:
+    if not speaks_of(artifact, data):
         return None
     named = artifact.class_names is not None
     if named and artifact.class_order is None:
@@ -137,12 +157,9 @@ def assumed_classes(artifact: Artifact, data: Data) -> str | None:
     return text
 
 
-def list_assumptions(artifacts: Iterable[Artifact], data: Data | None) -> tuple[str, ...]:
-    """Return in words what scores on the data rest on that was neither measured nor read from a file."""
-    if data is None:
-        return ()
-    found = (assumed_classes(artifact, data) for artifact in artifacts)
-    return tuple(dict.fromkeys(text for text in found if text is not None))
+def speaks_of(artifact: Artifact, data: Data) -> bool:
+    """Whether an artifact and the data have the same classes, in whatever order."""
+    return artifact.model.num_classes == len(data.class_names) and _places(artifact, data) is not None
 
 
 def _places(artifact: Artifact, data: Data) -> tuple[int, ...] | None:

@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
-from convnext_deploy.data.agreement import check_classes, list_assumptions, name_classes, outputs_of_classes
+from convnext_deploy.data.agreement import check_classes, name_classes, outputs_of_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
+from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
@@ -103,8 +105,8 @@ def _run(
     recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
-    assumptions = list_assumptions([*weights.values(), *([] if source is None else [source])], data)
-    for text in assumptions:
+    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
+    for text in assumptions.texts:
         settings.execution.progress.say(text)
     ledger = open_ledger(
         recipe.name,
@@ -126,6 +128,7 @@ def _run(
     for stage in recipe.stages:
         if is_judged(ledger.artifacts[stage.name]):
             ledger.record_speed(stage, _compare_speed(run, stage, made))
+    score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
 

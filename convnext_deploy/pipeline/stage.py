@@ -78,6 +78,7 @@ def execute_stage(
         if not world().is_first:
             return artifact
         read = data if stage.config.reads_images else None
+        chosen = None if read is None else read.split
         record = StageRecord(
             name=stage.name,
             kind=stage.config.kind,
@@ -90,7 +91,9 @@ def execute_stage(
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
             cache_key=key,
-            validation_fraction=None if read is None or read.split is None else read.split.fraction,
+            validation_fraction=None if chosen is None or chosen.file is not None else chosen.fraction,
+            split=None if chosen is None else chosen.options,
+            judged_on=None if read is None else read.judged_on,
             preprocess={role: source.preprocess for role, source in inputs.items()},
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))

@@ -38,6 +38,8 @@ VALUES: dict[str, Any] = {
     "image_size": 64,
     "crop_pct": 0.5,
     "classes": "classes.txt",
+    "split": "val.txt",
+    "groups": "p[0-9]+",
     "crop_mode": "squash",
     "interpolation": "bilinear",
     "mean": (0.5,),
