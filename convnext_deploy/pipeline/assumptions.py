@@ -34,7 +34,7 @@ def find_assumptions(artifacts: Iterable[Artifact], data: Data | None) -> Assump
     own = [artifact for artifact in artifacts if speaks_of(artifact, data)]
     texts = [text for artifact in own if (text := assumed_classes(artifact, data)) is not None]
     images = "which were not trained on"
-    if any(may_have_learned(artifact, data) for artifact in own):
+    if any(may_have_seen(artifact, data) for artifact in own):
         images = "which it may have been trained on"
         texts.append(
             f"the {len(data.validation):,} validation images were taken here from {data.name}, and the network may have been "
@@ -46,7 +46,7 @@ def find_assumptions(artifacts: Iterable[Artifact], data: Data | None) -> Assump
     return Assumptions(tuple(dict.fromkeys(texts)), data.leaks, images)
 
 
-def may_have_learned(artifact: Artifact, data: Data) -> bool:
+def may_have_seen(artifact: Artifact, data: Data) -> bool:
     """Whether an artifact may have been trained on images that validate it now.
 
     Images that the data itself sets apart, by a folder or by the file of a split, are taken to be unseen unless the artifact was
