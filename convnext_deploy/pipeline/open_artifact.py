@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, parse_artifact, read_artifact
 from convnext_deploy.artifacts.details import Format, ONNXDetails, TorchDetails
+from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
@@ -35,7 +36,7 @@ def open_input(
         image_size: overrides the evaluation image size.
         crop_pct: overrides the evaluation crop.
 
-    Raises: ArtifactError, CheckpointError: if it is none of these, or not what was asked for.
+    Raises: ArtifactError, CheckpointError: if it is none of these, not what was asked for, or not what was once recorded of it.
     """
     if path.is_dir():
         artifact = _open_folder(path)
@@ -52,6 +53,8 @@ def open_input(
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
             f"{', '.join(CHECKPOINT_SUFFIXES)} or .onnx."
         )
+    for file in artifact.files:
+        check_recorded(artifact.path / file.name, file.sha256)
     if model is not None:
         from convnext_deploy.models.variants import resolve_variant
 

@@ -68,6 +68,7 @@ def create_row(
             size_bytes=artifact.size_bytes,
             file=artifact.files[0].name if artifact.files else None,
             num_classes=artifact.model.num_classes,
+            sha256=artifact.sha256,
         ),
         not_run=measured.not_run,
         history=read_history(artifact, role.kind),
