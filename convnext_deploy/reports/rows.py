@@ -17,6 +17,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
+from convnext_deploy.system.load import unreliable
 
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_CLASSES = 3  # classes in a remark
@@ -90,7 +91,10 @@ def create_row(
         verdict=judge(measured.score, accuracy.drop, role.gate),
         speed=MeasuredSpeed(measured.latency),
     )
-    return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+    loaded = measured.latency.loaded
+    notes = () if loaded is None else (f"{unreliable(loaded)}; --measure-again times it anew",)
+    notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
+    return dataclasses.replace(row, notes=notes)
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:

@@ -148,7 +148,9 @@ def check_unaltered(bundle: Path, names: list[str]) -> None:
     except (OSError, ValueError) as error:
         raise BuildError(f"{bundle} is not whole ({error}); copy the bundle again.") from None
     if altered:
-        raise BuildError(f"{bundle / altered[0]} was altered: it is not what {verify.SUMS} says; copy the bundle again.")
+        raise BuildError(
+            f"{bundle / altered[0]} was altered: it is not what {verify.SUMS} says; copy the bundle again."
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:
