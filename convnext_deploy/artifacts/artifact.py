@@ -205,7 +205,7 @@ def read_artifact(folder: Path) -> Artifact:
         except OSError as error:
             raise ArtifactError(f"{target} cannot be read ({error.strerror}).") from None
         if contents != file.sha256:
-            raise altered(target, MANIFEST, contents, file.sha256)
+            raise altered(target, "its manifest", contents, file.sha256)
     return artifact
 
 

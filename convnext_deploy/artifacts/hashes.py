@@ -63,8 +63,8 @@ def check_bare_file(path: Path) -> None:
 def altered(path: Path, record: str, found: str, expected: str) -> ArtifactError:
     """Return the error of a file that is not what a record beside it says."""
     return ArtifactError(
-        f"{path} was altered after it was written: its SHA-256 is {found[:12]}…, {record} says {expected[:12]}…. "
-        "Make the artifact again, or copy it again from where it is whole."
+        f"{path} is not the file that {record} describes: it was altered after it was written (SHA-256 {found[:12]}…, expected "
+        f"{expected[:12]}…). Make the artifact again, or copy it again from where it is whole."
     )
 
 
@@ -76,7 +76,7 @@ def _recorded(path: Path) -> Iterator[tuple[str, list[str]]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = []  # there is none, or not one of ours
     if found:
-        yield _MANIFEST, found
+        yield "its manifest", found
     if _BY_HASH.fullmatch(stored := path.resolve().name):
         yield "its name in the cache", [stored]
     place = path.absolute()

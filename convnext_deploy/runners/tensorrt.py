@@ -61,11 +61,11 @@ class TensorRTRunner:
             raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
         try:
             self._loaded = load_engine(trt, flavor, plan, self._file, host_code=details.version_compatible)
-        except ArtifactError:
+        except ArtifactError as error:
             if details.tensorrt == trt.__version__:
                 raise
-            raise BackendUnavailableError(
-                f"{built} with TensorRT {details.tensorrt}; not run: here is {trt.__version__}; build it again"
+            raise ArtifactError(
+                f"it was built with TensorRT {details.tensorrt}, and here is {trt.__version__}; build it again: {error}"
             ) from None
         self._trt, self._profiler = trt, create_profiler(trt) if profiled else None
         if self._profiler is not None:

@@ -180,6 +180,6 @@ def test_altered_artifact_is_made_again_and_that_is_said(tmp_path: Path, monkeyp
     progress = SilentProgress()
     monkeypatch.setattr(progress, "say", said.append)
     assert reusable(tmp_path / "a", artifact.lineage[-1].cache_key, progress) is None
-    assert "weights.bin was altered after it was written" in said[0]
+    assert "weights.bin is not the file that its manifest describes" in said[0]
     assert reusable(tmp_path / "absent", "key", progress) is None
     assert len(said) == 1
