@@ -104,7 +104,7 @@ def _run(
         artifacts=weights,
     )
     run = _Run(recipe, settings, data, ledger)
-    ledger.change(complete=False)
+    ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
     if source is not None:
         _bring(run, source)
     for stage in recipe.stages:
@@ -119,12 +119,17 @@ def _run(
 
 def _bring(run: _Run, source: Artifact) -> None:
     """Measure the artifact that the user brought, and before it its FP32 ancestor where that is at hand."""
-    found = {SOURCE: source}
-    if not source.is_baseline and (baseline := find_baseline(source)) is not None:
-        found = {BASELINE: baseline, SOURCE: source}
-    for name, artifact in found.items():
+    baseline = source if source.is_baseline else find_baseline(source)
+    ancestor = {BASELINE: baseline} if isinstance(baseline, Artifact) and baseline is not source else {}
+    for name, artifact in {**ancestor, SOURCE: source}.items():
         may_differ = name == SOURCE and _only_starts(run.recipe)
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
+        _warn(run)
+    if isinstance(baseline, str):
+        run.ledger.remark(
+            SOURCE,
+            f"no FP32 ancestor is at hand ({baseline}): drops are against this {source.precision} artifact itself",
+        )
 
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
@@ -140,7 +145,16 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    if stage.name in run.executed:
+        _warn(run)
     return artifact
+
+
+def _warn(run: _Run) -> None:
+    """Say at once what is wrong with the latest row, before hours are spent on what follows from it."""
+    row = run.ledger.report.rows[-1]
+    for text in row.warnings:
+        run.settings.execution.progress.say(f"WARNING: {row.name}: {text}")
 
 
 def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) -> Speed | str:
@@ -224,7 +238,7 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    images = [data.fingerprint, dataclasses.asdict(artifact.preprocess), artifact.class_names]
+    images = [data.fingerprint, artifact.preprocess.settings(), artifact.class_names]
     # the same bytes may be those of networks that differ in what no weight shows, such as the activation
     network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
     scheme = None if artifact.scheme is None else artifact.scheme.details()
