@@ -79,6 +79,12 @@ CALLS: dict[str, Any] = {"_busy_s": load._busy_s, "_average": load._average}
 class _Runner:
     name, device = "torch", "cpu"
 
+    def prepare(self, images: Any) -> Any:
+        return images
+
+    def run(self, prepared: Any) -> Any:
+        return {"logits": prepared}
+
     def logits(self, images: Any) -> Any:
         return images
 
