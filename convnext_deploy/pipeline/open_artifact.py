@@ -52,6 +52,8 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
             f"{', '.join(CHECKPOINT_SUFFIXES)} or .onnx."
         )
+    if path.suffix == ".onnx":
+        artifact = _with_parts(artifact)
     for file in artifact.files:
         check_recorded(artifact.path / file.name, file.sha256)
     if model is not None:
@@ -123,6 +125,15 @@ def _evaluated_alike(ancestor: Artifact, artifact: Artifact, record: StageRecord
         known = {name: origin for name, origin in origins.items() if origin is not None}
         own = dataclasses.replace(own, mean=before.mean, std=before.std, origins=known)
     return dataclasses.replace(ancestor, model=artifact.model, class_names=artifact.class_names, preprocess=own)
+
+
+def _with_parts(artifact: Artifact) -> Artifact:
+    """Return a bare ONNX file with the files in which it keeps tensors: what it answers depends on them too."""
+    from convnext_deploy.graphs.onnx_view import external_tensors, open_view
+
+    names = sorted({str(tensor.location) for tensor in external_tensors(open_view(artifact.main_file).model)})
+    parts = (dataclasses.replace(describe_file(artifact.path / name), name=name) for name in names)
+    return dataclasses.replace(artifact, files=(*artifact.files, *parts))
 
 
 def _open_folder(path: Path) -> Artifact:

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -62,6 +63,27 @@ def test_altered_graph_is_neither_opened_nor_inspected(
     for path in (folder, folder / "model.onnx"):
         with pytest.raises(ArtifactError, match=r"model\.onnx is not the file that its manifest describes"):
             way(path)  # type: ignore[operator]
+
+
+def test_weights_that_a_graph_keeps_in_a_file_of_their_own_count(
+    small_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    proto = onnx.load(small_artifacts["onnx-fp32"].main_file)
+    del proto.metadata_props[:]
+    path, parts = tmp_path / "model.onnx", tmp_path / "weights" / "model.data"
+    parts.parent.mkdir()
+    onnx.save(proto, path, save_as_external_data=True, location="weights/model.data", size_threshold=64)
+    first = open_input(path)
+    assert [file.name for file in first.files] == ["model.onnx", "weights/model.data"]
+    assert first.main_file == path
+    assert first.size_bytes == path.stat().st_size + parts.stat().st_size
+    content = bytearray(parts.read_bytes())
+    content[100] ^= 1
+    parts.write_bytes(content)
+    assert open_input(path).sha256 != first.sha256
+    (parts.parent / SUMS).write_text(f"{first.files[1].sha256}  model.data\n")
+    with pytest.raises(ArtifactError, match=r"model\.data is not the file that .*SHA256SUMS describes"):
+        open_input(path)
 
 
 def test_manifest_that_says_something_else_is_not_read(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:

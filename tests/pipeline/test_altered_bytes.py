@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,22 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def hash_of(weights: Path) -> str:
+    return open_input(weights).sha256
+
+
 def readers(out: Path) -> dict[Path, Callable[[], Any]]:
     """Return file → what reads it in this folder: what it says, None or an error."""
-    found: dict[Path, Callable[[], Any]] = {out / "report.json": lambda: read_report(out)}
+    found: dict[Path, Callable[[], Any]] = {out / "report.json": partial(read_report, out)}
     for path in sorted(out.glob("stages/*/*")):
-        found[path] = lambda folder=path.parent: read_artifact(folder)
+        found[path] = partial(read_artifact, path.parent)
     for path in sorted(out.glob("scores/*.json")):
-        key = json.loads(path.read_text())["key"]
-        found[path] = lambda path=path, key=key: read_kept(Measurement, path, key)
+        found[path] = partial(read_kept, Measurement, path, json.loads(path.read_text())["key"])
     for path in sorted(out.glob("checkpoints/*/last.pt")):
-        key = torch.load(path, weights_only=True)["key"]
-        found[path] = lambda path=path, key=key: TrainingStore(path.parent, key).load()
+        found[path] = TrainingStore(path.parent, torch.load(path, weights_only=True)["key"]).load
     for path in sorted(out.glob("checkpoints/*/*")):
         if path.name in ("best.safetensors", "SHA256SUMS"):
-            found[path] = lambda folder=path.parent: open_input(folder / "best.safetensors").sha256
+            found[path] = partial(hash_of, path.parent / "best.safetensors")
     return found
 
 
