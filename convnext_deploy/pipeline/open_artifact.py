@@ -76,6 +76,12 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
         raise ArtifactError(
             f"--image-size {side} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
         )
+    traced = artifact.format != "torch" and artifact.model.variant != "unknown"
+    if traced and side not in (None, artifact.preprocess.image_size):
+        raise ArtifactError(
+            f"{path} takes images of {artifact.preprocess.image_size} pixels alone; export its PyTorch artifact again with "
+            f"--image-size {side}."
+        )
     if (asked.mean or asked.std) and (artifact.scheme is not None or artifact.io.white is not None):
         fixed = "it was quantized with" if artifact.scheme is not None else "the graph has inside"
         raise ArtifactError(
