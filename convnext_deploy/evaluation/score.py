@@ -50,6 +50,7 @@ def score_runner(
     total: int,
     progress: Progress,
     description: str,
+    outputs: NDArray[np.int64] | None = None,
     io: GraphIO | None = None,
     *,
     foreign: bool = False,
@@ -63,6 +64,7 @@ def score_runner(
         total: number of images, for the progress display.
         progress: where to report.
         description: what the progress display shows.
+        outputs: the output of the runner that stands for each class of the labels, `(classes,)`; None: they are in order.
         io: what the runner's graph gives; None: logits.
         foreign: whether the graph is of another origin, and may give probabilities without saying so.
 
@@ -75,6 +77,8 @@ def score_runner(
     with progress.task(description, total, "images") as task:
         for images, targets in batches:
             logits = runner.logits(np.ascontiguousarray(images.numpy()))
+            if outputs is not None:
+                logits = logits[:, outputs]
             if not np.isfinite(logits).all():
                 raise ArtifactError(f"{description}: the logits are not finite; the artifact is unusable.")
             target = targets.numpy()

@@ -77,7 +77,7 @@ def test_score_runner_keeps_the_probability_of_each_first_guess() -> None:
     # graphs that give probabilities: ours, of which runners return the logarithm, and others, which do not say so
     for outputs, io, foreign in ((np.log(shares), GraphIO(output="probabilities"), False), (shares, GraphIO(), True)):
         images = batches(outputs.astype(np.float32), [0, 1])
-        found = score_runner(PassThrough(), images, 2, SilentProgress(), "model", io, foreign=foreign)
+        found = score_runner(PassThrough(), images, 2, SilentProgress(), "model", io=io, foreign=foreign)
         assert found.confidences == pytest.approx(shares.max(axis=1).tolist(), abs=1e-6)
 
 
