@@ -1,6 +1,6 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
-_IMAGES = ("data", "validation_fraction", "skip_unreadable")
+_IMAGES = ("data", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
@@ -32,7 +32,11 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation": ("batch_size", "max_top1_drop_pp"),
         "execution": ("device", "workers", "cache_dir", *_REPORTED),
     },
-    "predict": {"data": _INPUT, "evaluation": ("batch_size",), "execution": ("device", "workers", "progress")},
+    "predict": {
+        "data": (*_INPUT, "classes"),
+        "evaluation": ("batch_size",),
+        "execution": ("device", "workers", "progress"),
+    },
     "bench": {"data": ("image_size",), "execution": ("device", "progress")},
     "convert": {"data": _INPUT, "execution": ("progress",)},
     "bundle": {"data": _IMAGES, "execution": ("cache_dir", "progress")},
