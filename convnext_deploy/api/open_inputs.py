@@ -1,9 +1,11 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import GraphHints
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import resolve_variant, short_name
@@ -58,19 +60,36 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
 
 
 def open_artifact(path: Path | str, model: str | None, options: DataOptions, progress: Progress) -> Artifact:
+    """Open what the user brought, as `open_artifacts`."""
+    return open_artifacts([path], model, options, progress)[0]
+
+
+def open_artifacts(
+    paths: Sequence[Path | str], model: str | None, options: DataOptions, progress: Progress
+) -> list[Artifact]:
     """Open what the user brought and say what was found out about it.
 
     Args:
-        path: artifact folder or file, or the name of published weights.
-        model: variant that it must hold; None: any.
-        options: `image_size` and `crop_pct` count.
+        paths: artifact folders or files, or names of published weights.
+        model: variant that they must hold; None: any.
+        options: what was said of their input; `output_name` and `input_range` count for ONNX files of another origin.
         progress: where to say it.
 
-    Raises: DeployError: if it cannot be opened, or does not hold the model named.
+    Raises: DeployError: if one cannot be opened, or does not hold the model named, or an option counts for none of them.
     """
-    found = open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
-    for note in found.notes:
-        progress.say(note)
+    hints = GraphHints(options.output_name, options.input_range)
+    found = []
+    for path in paths:
+        found.append(
+            open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct, hints=hints)
+        )
+        for note in found[-1].notes:
+            progress.say(note)
+    if hints != GraphHints() and not any(artifact.io.output_names for artifact in found):
+        names = " and ".join(map(str, paths))
+        raise RecipeError(
+            f"--output-name and --input-range are for ONNX files of another origin, and {names} is none; leave them out."
+        )
     return found
 
 

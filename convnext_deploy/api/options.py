@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
-from convnext_deploy.config.choices import Device
+from convnext_deploy.config.choices import Device, InputRange
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.progress import Progress, SilentProgress
 
@@ -29,6 +29,9 @@ class DataOptions:
         image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.
+        output_name: the output with the scores of the classes, of an ONNX file of another origin. None: the file tells.
+        input_range: of the values that such a file takes: `normalized` by mean and std, or pixels from 0 to 1 or to 255, which it
+            normalizes itself. None: what its first nodes tell, otherwise `normalized`.
     """
 
     data: Path | str | None = None
@@ -36,11 +39,15 @@ class DataOptions:
     skip_unreadable: bool | None = None
     image_size: int | None = None
     crop_pct: float | None = None
+    output_name: str | None = None
+    input_range: InputRange | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "image_size")
         if self.crop_pct is not None:
             require(0.1 <= self.crop_pct <= 1, "crop_pct", self.crop_pct, "0.1 to 1.0")
+        if self.input_range is not None:
+            require_choice("input_range", self.input_range, get_args(InputRange))
 
 
 @dataclass(frozen=True)

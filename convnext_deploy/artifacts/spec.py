@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from convnext_deploy.config.choices import GraphOutput, HeadActivation, InputLayout, InputType
+from convnext_deploy.config.choices import GraphOutput, HeadActivation, InputLayout, InputRange, InputType
 from convnext_deploy.config.records import Between
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -67,6 +67,8 @@ class GraphIO:
     the graph normalizes itself. `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
     `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax; `top-k`: the `top_k` largest of these, as
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
+    `output_names`: which outputs of a graph of another origin these are; two are the best `top_k` scores, logits where `output`
+    says so, and whose they are. Empty: those that this tool writes.
     """
 
     input_type: InputType = "float32"
@@ -74,6 +76,28 @@ class GraphIO:
     output: GraphOutput = "logits"
     top_k: Annotated[int, Between(1, 10**7)] = 5
     batch_size: Annotated[int, Between(1, 10**9)] | None = None
+    output_names: tuple[str, ...] = ()
+
+    @property
+    def gives_best_logits(self) -> bool:
+        """Whether the scores of the best classes are logits."""
+        return self.output == "logits" and len(self.output_names) > 1
+
+    @property
+    def gives_best_only(self) -> bool:
+        """Whether there are scores of the best classes alone."""
+        return self.output == "top-k" or self.gives_best_logits
+
+
+@dataclass(frozen=True)
+class GraphHints:
+    """What the user says of an ONNX file of another origin. None: the file tells it, or it is an error, or an assumption.
+
+    `output_name`: the output with the scores of the classes. `input_range`: of the values that it takes.
+    """
+
+    output_name: str | None = None
+    input_range: InputRange | None = None
 
 
 def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:

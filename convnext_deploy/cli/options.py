@@ -11,7 +11,7 @@ import click
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.config.choices import Device
+from convnext_deploy.config.choices import Device, InputRange
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -62,6 +62,17 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         click.FloatRange(0.1, 1.0),
         "Share of the resized image that the evaluation's centre crop keeps.  [default: the artifact's; fresh weights: 0.875 from "
         "128 pixels on, 1.0 below]",
+        {},
+    ),
+    "output_name": (
+        str,
+        "Which output of an ONNX file that another tool made holds the scores of the classes.  [default: what it tells]",
+        {"metavar": "NAME"},
+    ),
+    "input_range": (
+        click.Choice(get_args(InputRange)),
+        "Values that such a file takes: normalized by mean and std, or pixels, which it normalizes itself.  [default: what its "
+        "first nodes tell, else normalized]",
         {},
     ),
     "patch_size": (

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, parse_artifact, read_artifact
-from convnext_deploy.artifacts.details import Format, ONNXDetails, TorchDetails
-from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.artifacts.details import Format, TorchDetails
+from convnext_deploy.artifacts.spec import GraphHints, Preprocess, default_preprocess
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 # the names under which other libraries keep the weights in a folder, best first
@@ -21,7 +18,12 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 
 
 def open_input(
-    path: Path, *, model: str | None = None, image_size: int | None = None, crop_pct: float | None = None
+    path: Path,
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    hints: GraphHints = GraphHints(),
 ) -> Artifact:
     """Describe an artifact folder, a checkpoint, an ONNX file or published weights; nothing is written.
 
@@ -34,6 +36,7 @@ def open_input(
         model: variant that the file must hold; needed for nothing, checked when given.
         image_size: overrides the evaluation image size.
         crop_pct: overrides the evaluation crop.
+        hints: what the user says of an ONNX file of another origin; they change nothing else.
 
     Raises: ArtifactError, CheckpointError: if it is none of these, or not what was asked for.
     """
@@ -46,7 +49,7 @@ def open_input(
     elif path.suffix in CHECKPOINT_SUFFIXES:
         artifact = _open_checkpoint(path)
     elif path.suffix == ".onnx":
-        artifact = _open_onnx(path, image_size)
+        artifact = _open_onnx(path, image_size, hints)
     else:
         raise ArtifactError(
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
@@ -170,46 +173,16 @@ def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str
     return f"{path.name}: evaluated at {how}, {origin}"
 
 
-def _open_onnx(path: Path, image_size: int | None) -> Artifact:
-    from onnx import TensorProto
-
-    from convnext_deploy.graphs.onnx_io import load_onnx, read_metadata, tensor_shape
+def _open_onnx(path: Path, image_size: int | None, hints: GraphHints) -> Artifact:
+    from convnext_deploy.graphs.onnx_io import load_onnx, read_metadata
+    from convnext_deploy.pipeline.open_onnx import open_foreign_onnx
 
     proto = load_onnx(path)
     try:
         header = read_metadata(proto)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
-    if header:
-        return open_header(path, "onnx", header)
-    initializers = {initializer.name for initializer in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in initializers]
-    shape = tensor_shape(inputs[0]) if inputs else ()
-    outputs = [tensor_shape(value) for value in proto.graph.output]
-    logits = next((found for found in outputs if len(found) == 2), ())
-    # images of no other library have 1 or 3 rows
-    last = len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
-    channels, side = (shape[3], shape[1]) if last else (*shape[1:3], None, None)[:2]
-    if len(inputs) != 1 or len(shape) != 4 or not logits or not channels or not logits[1]:
-        raise ArtifactError(
-            f"{path} is not an image classifier: expected one input (batch, channels, height, width) and an output "
-            f"(batch, classes), found {len(inputs)} input(s), {shape} and {', '.join(map(str, outputs)) or 'nothing'}."
-        )
-    spec = ModelSpec("unknown", logits[1], channels)
-    pixels = inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
-    io = GraphIO("uint8" if pixels else "float32", "nhwc" if last else "nchw", batch_size=shape[0])
-    preprocess = default_preprocess(image_size or side or 224, None, spec.in_channels)
-    files = (describe_file(path),)
-    return Artifact(path.parent, ONNXDetails(io=io), _precision(proto), spec, None, preprocess, files)
-
-
-def _precision(proto: ModelProto) -> str:
-    from onnx import TensorProto
-
-    half = any(i.data_type == TensorProto.FLOAT16 and max(i.dims, default=1) > 1 for i in proto.graph.initializer)
-    if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
-        return "int8-fp16" if half else "int8"
-    return "fp16" if half else "fp32"
+    return open_header(path, "onnx", header) if header else open_foreign_onnx(path, image_size, hints)
 
 
 def open_header(path: Path, format: Format, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)

@@ -86,7 +86,7 @@ class ONNXRuntimeRunner:
         taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
         frozen = self._batch_size
         outputs = run_in_parts(taken, self._run, frozen or max(1, len(taken)), frozen=frozen is not None)
-        return to_logits(outputs, self._num_classes)
+        return to_logits(outputs, self._num_classes, self._io)
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:
         try:

@@ -101,7 +101,7 @@ class OpenVINORunner:
         if self._many == 1 and self._batch_size is None:
             self._many = len(taken)
         single = self._batch_size is None
-        return to_logits(run_in_two_sizes(taken, self._run, self._many, single=single), self._num_classes)
+        return to_logits(run_in_two_sizes(taken, self._run, self._many, single=single), self._num_classes, self._io)
 
     def _request(self, batch_size: int) -> Any:
         """Return what runs batches of this size, compiled when it is first asked for."""
@@ -132,7 +132,7 @@ class OpenVINORunner:
                     if kernel.status == kernel.Status.EXECUTED
                 }
             )
-        return {port.get_any_name(): values for port, values in results.items()}
+        return {name: values for port, values in results.items() for name in port.get_names()}
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Return the kernels in the order in which they run."""

@@ -98,7 +98,9 @@ class TensorRTRunner:
                 f"{self._file} takes images of shape {tuple(self._item)} and {self._dtypes[self._input]}; "
                 f"found {taken.shape[1:]} and {taken.dtype}."
             )
-        return to_logits(run_in_parts(taken, self._run, self._batch_size, frozen=self._padded), self._num_classes)
+        return to_logits(
+            run_in_parts(taken, self._run, self._batch_size, frozen=self._padded), self._num_classes, self._io
+        )
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:
         torch = self._torch

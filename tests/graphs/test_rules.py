@@ -18,8 +18,9 @@ from tests.graphs.float_rule_cases import FILE_CASES, FLOAT_CASES
 from tests.graphs.others_graphs import analyze, conv, scales, zeros
 from tests.graphs.quantized_rule_cases import GRID_CASES, LAYER_CASES, PLACEMENT_CASES
 from tests.graphs.rule_case import Case
+from tests.graphs.validity_rule_cases import VALIDITY_CASES
 
-CASES = (*GRID_CASES, *LAYER_CASES, *PLACEMENT_CASES, *FLOAT_CASES, *FILE_CASES)
+CASES = (*GRID_CASES, *LAYER_CASES, *PLACEMENT_CASES, *FLOAT_CASES, *FILE_CASES, *VALIDITY_CASES)
 NEEDS_FILES = {"weights-beside-the-file"}  # see test_onnx_file
 
 
