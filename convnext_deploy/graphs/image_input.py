@@ -18,13 +18,16 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The input of a graph. `batch_size` and `side` are None where they are dynamic, `range` where the graph does not tell it."""
+    """The input of a graph. `side` is that of its images in pixels, and was asked for where it `is_dynamic`; `batch_size` is None
+    where it is dynamic, and `range` where the graph does not tell it.
+    """
 
     is_uint8: bool
     channels_last: bool
     channels: int
     batch_size: int | None
-    side: int | None
+    side: int
+    is_dynamic: bool
     range: InputRange | None
 
 
@@ -42,12 +45,10 @@ def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInp
     last = len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
     channels = shape[3 if last else 1] if len(shape) == 4 else None
     if len(shapes) != 1 or not isinstance(channels, int):
-        found = ", ".join(
-            f"'{value.name}' {shape_words(size)}" for value, size in zip(view.inputs, shapes, strict=True)
-        )
+        found = ", ".join(shape_words(shape) for shape in shapes)
         raise ArtifactError(
-            f"takes {found or 'nothing'}; expected one input of images, (batch, channels, height, width), with a fixed number of "
-            "channels."
+            "is not an image classifier: expected one input (batch, channels, height, width) with fixed channels, found "
+            f"{len(shapes)} input(s), {found or 'nothing'}."
         )
     sides = shape[1:3] if last else shape[2:]
     known = {size for size in sides if isinstance(size, int)}
@@ -55,19 +56,21 @@ def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInp
         raise ArtifactError(
             f"takes images of {sides[0]} rows and {sides[1]} columns; only square ones are known here: export it for such."
         )
-    side = known.pop() if known else None
-    if side is not None and image_size not in (None, side):
-        raise ArtifactError(
-            f"takes images of {side}×{side} pixels, and {image_size} were asked for; leave --image-size out."
-        )
-    if image_size is None and not all(isinstance(size, int) for size in sides):
+    fixed = known.pop() if known else None
+    side = image_size or fixed
+    if fixed not in (None, side):
+        raise ArtifactError(f"takes images of {fixed}×{fixed} pixels, not of {side}; leave --image-size out.")
+    is_dynamic = not all(isinstance(size, int) for size in sides)
+    if side is None or (is_dynamic and image_size is None):
         raise ArtifactError(
             f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at. Engines and bundles "
             "need a file in which it is fixed."
         )
     batch = shape[0] if isinstance(shape[0], int) else None
     is_uint8 = view.inputs[0].dtype == ir.DataType.UINT8
-    return ImageInput(is_uint8, last, channels, batch, side, None if is_uint8 else find_range(view, channels))
+    return ImageInput(
+        is_uint8, last, channels, batch, side, is_dynamic, None if is_uint8 else find_range(view, channels)
+    )
 
 
 def find_range(view: GraphView, channels: int) -> InputRange | None:

@@ -1,18 +1,18 @@
 """Open an ONNX file of another origin by what its graph says; what it does not say is asked for, or said aloud as an assumption."""
 
-import dataclasses
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import ONNXDetails
 from convnext_deploy.artifacts.spec import GraphHints, GraphIO, ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.config.choices import InputType
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.class_output import find_class_output
 from convnext_deploy.graphs.image_input import ImageInput, find_image_input
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.graphs.precision import read_precision
 
-_LARGEST = {"0-1": 1.0, "0-255": 255.0}
+_INPUT_TYPES: dict[str | None, InputType] = {"0-1": "float32-0-1", "0-255": "float32-0-255"}
 
 
 def open_foreign_onnx(path: Path, image_size: int | None, hints: GraphHints) -> Artifact:
@@ -33,47 +33,42 @@ def open_foreign_onnx(path: Path, image_size: int | None, hints: GraphHints) -> 
         raise ArtifactError(f"{path} {error}") from None
     if taken.is_uint8 and hints.input_range not in (None, "0-255"):
         raise ArtifactError(f"{path} takes pixels as uint8, 0 to 255; leave --input-range out.")
-    preprocess = default_preprocess(taken.side or image_size or 0, None, taken.channels)
-    largest = None if taken.is_uint8 else _LARGEST.get(hints.input_range or taken.range or "")
-    if largest is not None:
-        # normalized so, an image is its pixels again
-        mean, std = (0.0,) * taken.channels, (1.0 / largest,) * taken.channels
-        preprocess = dataclasses.replace(preprocess, mean=mean, std=std)
     io = GraphIO(
-        "uint8" if taken.is_uint8 else "float32",
+        "uint8" if taken.is_uint8 else _INPUT_TYPES.get(hints.input_range or taken.range, "float32"),
         "nhwc" if taken.channels_last else "nchw",
         given.output,
         given.columns if len(given.names) > 1 else GraphIO.top_k,
         taken.batch_size,
         given.names,
     )
+    preprocess = default_preprocess(taken.side, None, taken.channels)
     notes = (
         f"{path.name}: {given.describe()}" + (", as asked for" if hints.output_name else ""),
-        f"{path.name}: {_describe_range(taken, hints, preprocess)}",
-        f"{path.name}: {_describe_evaluation(preprocess, image_size)}",
+        f"{path.name}: {_describe_values(taken, hints, io, preprocess)}",
+        f"{path.name}: evaluated at {_describe_size(taken, preprocess)}",
     )
     spec = ModelSpec("unknown", given.classes, taken.channels)
     files = (describe_file(path),)
     return Artifact(path.parent, ONNXDetails(io=io), read_precision(view), spec, None, preprocess, files, notes=notes)
 
 
-def _describe_range(taken: ImageInput, hints: GraphHints, preprocess: Preprocess) -> str:
-    if taken.is_uint8:
-        return "takes pixels as uint8, 0 to 255"
-    asked, told = hints.input_range, taken.range
-    if asked is not None or told is not None:
-        values = {"0-255": "pixels from 0 to 255", "0-1": "pixels from 0 to 1"}.get(asked or told or "")
-        origin = "as asked for" if asked else "because its first nodes normalize them"
-        if values is not None:
-            return f"takes {values}, {origin}"
+def _describe_values(taken: ImageInput, hints: GraphHints, io: GraphIO, preprocess: Preprocess) -> str:
+    """Say which values the graph takes, and where that is known from."""
+    if hints.input_range is not None:
+        origin = "as asked for"
+    elif taken.is_uint8:
+        origin = "by its type"
+    elif taken.range is not None:
+        origin = "because its first nodes normalize them"
+    else:
+        origin = "an assumption, because the file does not tell; --input-range says otherwise"
+    if io.white is not None:
+        return f"takes pixels from 0 to {io.white:g}, {origin}"
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    origin = (
-        "as asked for" if asked else "an assumption, because the file does not tell; if not, say so with --input-range"
-    )
     return f"takes images normalized by mean {mean} and std {std}, {origin}"
 
 
-def _describe_evaluation(preprocess: Preprocess, image_size: int | None) -> str:
+def _describe_size(taken: ImageInput, preprocess: Preprocess) -> str:
+    origin = "as asked for" if taken.is_dynamic else "as the file says"
     how = f"crop {preprocess.crop_pct:.3g}, {preprocess.interpolation}"
-    origin = "as asked for" if image_size else "as the file says"
-    return f"evaluated at {preprocess.image_size} pixels, {origin}, with {how}, an assumption, because the file does not tell"
+    return f"{preprocess.image_size} pixels, {origin}, with {how}, an assumption, because the file does not tell"

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import ONNXDetails
-from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
 from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
 from convnext_deploy.models.checkpoints.safe_reader import METADATA_KEY
 from convnext_deploy.pipeline.open_artifact import find_baseline, open_input
@@ -164,7 +164,9 @@ def test_open_input_opens_a_foreign_onnx_file(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx", ("batch", 3, 48, 48), classes=5)
     spec = ModelSpec("unknown", 5, 3)
     files = (describe_file(path),)
-    assert open_input(path) == Artifact(tmp_path, ONNXDetails(), "fp32", spec, None, default_preprocess(48), files)
+    details = ONNXDetails(io=GraphIO(output_names=("scores",)))
+    found = dataclasses.replace(open_input(path), notes=())
+    assert found == Artifact(tmp_path, details, "fp32", spec, None, default_preprocess(48), files)
 
 
 def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
@@ -173,7 +175,8 @@ def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
 
 def test_open_input_takes_the_size_of_a_dynamic_foreign_onnx_file_from_the_user(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "a.onnx", ("batch", 1, "height", "width"))
-    assert open_input(path).preprocess == default_preprocess(224, None, 1)
+    with pytest.raises(ArtifactError, match=r"images of any size, \(batch, 1, height, width\); say with --image-size"):
+        open_input(path)
     assert open_input(path, image_size=96).preprocess == default_preprocess(96, None, 1)
 
 
