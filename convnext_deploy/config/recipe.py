@@ -28,6 +28,11 @@ class Gate:
     on: GateOn = "point"
     min_speedup: float | None = None
 
+    @property
+    def judges_change(self) -> bool:
+        """Whether anything is compared with the baseline's answers."""
+        return self.max_top1_drop_pp is not None
+
     def __post_init__(self) -> None:
         check_choices(self)
         if self.on == "upper" and self.max_top1_drop_pp is None:

@@ -124,6 +124,7 @@ def _bring(run: _Run, source: Artifact) -> None:
     for name, artifact in found.items():
         may_differ = name == SOURCE and _only_starts(run.recipe)
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
+        _warn(run)
 
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
@@ -139,7 +140,16 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    if stage.name in run.executed:
+        _warn(run)
     return artifact
+
+
+def _warn(run: _Run) -> None:
+    """Say at once what is wrong with the latest row, before hours are spent on what follows from it."""
+    row = run.ledger.report.rows[-1]
+    for text in row.warnings:
+        run.settings.execution.progress.say(f"WARNING: {row.name}: {text}")
 
 
 def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) -> Speed | str:

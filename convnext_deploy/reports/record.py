@@ -135,7 +135,8 @@ class Provenance:
 class StageRow:
     """One artifact and what is known of it. Fractions, milliseconds, bytes, seconds, percentage points.
 
-    `accuracy` is None where it was not run, and `not_run` says why.
+    `accuracy` is None where it was not run, and `not_run` says why. `warnings` say why its figures may mean nothing, and stand
+    where nobody overlooks them; `notes` are good to know.
     """
 
     identity: Identity
@@ -146,6 +147,7 @@ class StageRow:
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
