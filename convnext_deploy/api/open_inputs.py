@@ -85,12 +85,16 @@ def open_artifacts(
         )
         for note in found[-1].notes:
             progress.say(note)
-    if hints != GraphHints() and not any(artifact.io.output_names for artifact in found):
-        names = " and ".join(map(str, paths))
+    check_hints(hints, found, " and ".join(map(str, paths)))
+    return found
+
+
+def check_hints(hints: GraphHints, artifacts: Sequence[Artifact], names: str) -> None:
+    """Check that what was said of an ONNX file counts for one. Raises: RecipeError: if none of the artifacts is such a file."""
+    if hints != GraphHints() and not any(artifact.io.output_names for artifact in artifacts):
         raise RecipeError(
             f"--output-name and --input-range are for ONNX files of another origin, and {names} is none; leave them out."
         )
-    return found
 
 
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:

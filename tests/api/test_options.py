@@ -37,6 +37,8 @@ VALUES: dict[str, Any] = {
     "skip_unreadable": True,
     "image_size": 64,
     "crop_pct": 0.5,
+    "output_name": "scores",
+    "input_range": "0-1",
     "batch_size": 7,
     "max_top1_drop_pp": 0.25,
     "min_speedup": 2.0,
@@ -94,6 +96,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
     for module, name, replacement in (
         ("system.execution", "cuda_driver_error", lambda: None),
         ("api.open_inputs", "open_input", open_input),
+        ("api.open_inputs", "check_hints", lambda *_: None),
         ("api.open_inputs", "open_data", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
