@@ -5,11 +5,12 @@ from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import GraphHints
+from convnext_deploy.artifacts.preprocessing import assumed_fields
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import resolve_variant, short_name
-from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.open_artifact import ask_for, open_input
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
@@ -77,24 +78,43 @@ def open_artifacts(
 
     Raises: DeployError: if one cannot be opened, or does not hold the model named, or an option counts for none of them.
     """
-    hints = GraphHints(options.output_name, options.input_range)
     found = []
     for path in paths:
-        found.append(
-            open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct, hints=hints)
-        )
+        found.append(open_input(Path(path), model=model, asked=options.preprocess))
         for note in found[-1].notes:
             progress.say(note)
-    check_hints(hints, found, " and ".join(map(str, paths)))
+    check_graph_options(options.preprocess, found, " and ".join(map(str, paths)))
     return found
 
 
-def check_hints(hints: GraphHints, artifacts: Sequence[Artifact], names: str) -> None:
+def check_graph_options(asked: PreprocessSettings, artifacts: Sequence[Artifact], names: str) -> None:
     """Check that what was said of an ONNX file counts for one. Raises: RecipeError: if none of the artifacts is such a file."""
-    if hints != GraphHints() and not any(artifact.io.output_names for artifact in artifacts):
+    if asked.of_graph() and not any(artifact.io.output_names for artifact in artifacts):
         raise RecipeError(
             f"--output-name and --input-range are for ONNX files of another origin, and {names} is none; leave them out."
         )
+
+
+def open_teacher(
+    path: Path | str, model: str | None, options: DataOptions, progress: Progress
+) -> tuple[Artifact, PreprocessSettings]:
+    """Open what teaches a student, and say what was found out about it.
+
+    The options are about the student. A teacher sees images as it was itself trained to, so they count for it only where its file
+    does not tell that.
+
+    Returns: the teacher, and which of the options count for it.
+    Raises: DeployError: as `open_artifact`.
+    """
+    found = open_input(Path(path), model=model)
+    untold = {
+        name: value for name, value in options.preprocess.asked().items() if name in assumed_fields(found.preprocess)
+    }
+    asked = PreprocessSettings(**untold)
+    found = ask_for(found, asked, Path(path))
+    for note in found.notes:
+        progress.say(note)
+    return found, asked
 
 
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:

@@ -73,7 +73,7 @@ def predict(
         images: image files, of any name; and folders, of which all files below are taken that are images by their names.
         top_k: classes per image, at least 1; fewer come where there are not so many.
         runner: one of `runners.RUNNERS`; None: that of the artifact's format.
-        data: what is said of the input counts, not the images.
+        data: what it says of the network's input and outputs counts.
         evaluation: `batch_size` counts.
         execution: `device`, `workers` and `progress` count.
 

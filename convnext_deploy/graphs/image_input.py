@@ -17,9 +17,18 @@ Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """What a graph does to pixels of a range before anything else; `mean` and `std` per channel, for pixel values in [0, 1]."""
+
+    range: InputRange
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ImageInput:
     """The input of a graph. `side` is that of its images in pixels, and was asked for where it `is_dynamic`; `batch_size` is None
-    where it is dynamic, and `range` where the graph does not tell it.
+    where it is dynamic, and `normalization` where its first nodes do not tell that they take pixels.
     """
 
     is_uint8: bool
@@ -28,7 +37,7 @@ class ImageInput:
     batch_size: int | None
     side: int
     is_dynamic: bool
-    range: InputRange | None
+    normalization: Normalization | None
 
 
 def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInput:
@@ -68,30 +77,32 @@ def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInp
         )
     batch = shape[0] if isinstance(shape[0], int) else None
     is_uint8 = view.inputs[0].dtype == ir.DataType.UINT8
-    return ImageInput(
-        is_uint8, last, channels, batch, side, is_dynamic, None if is_uint8 else find_range(view, channels)
-    )
+    return ImageInput(is_uint8, last, channels, batch, side, is_dynamic, find_normalization(view, channels))
 
 
-def find_range(view: GraphView, channels: int) -> InputRange | None:
-    """Return the range of pixels that a graph normalizes itself, told by the constants of its first nodes; None: it does not.
+def find_normalization(view: GraphView, channels: int) -> Normalization | None:
+    """Return how a graph normalizes pixels, told by the constants of its first nodes; None: they do not.
 
     A normalization `(x - m) / s` has its `m` within the range of the pixels, and its `s` is a part of it.
     """
     found = _first_affine(view, channels)
-    if found is None:
+    if found is None or not (found[0] > 0).all():
         return None
-    scale, shift = found
-    if not (scale > 0).all():
+    middle, spread = -found[1] / found[0], 1 / found[0]
+    kind = _range_of(float(middle.mean()), float(spread.mean()))
+    if kind is None:
         return None
-    middle, spread = float((-shift / scale).mean()), float((1 / scale).mean())
+    white = 255.0 if kind == "0-255" else 1.0
+    mean, std = (np.broadcast_to(values / white, channels).tolist() for values in (middle, spread))
+    return Normalization(kind, tuple(mean), tuple(std))
+
+
+def _range_of(middle: float, spread: float) -> InputRange | None:
     if 20 <= middle <= 240 or (abs(middle) < 1 and 20 <= spread <= 256):
         return "0-255"
     # a spread of 1 is a mean that is subtracted and no more; a norm of normalized images has its middle near 0
     is_part = spread < 0.7 or abs(spread - 1) < 1e-6
-    if (0.05 <= middle <= 0.95 and is_part) or (abs(middle) < 0.01 and spread < 0.1):
-        return "0-1"
-    return None
+    return "0-1" if (0.05 <= middle <= 0.95 and is_part) or (abs(middle) < 0.01 and spread < 0.1) else None
 
 
 def _first_affine(view: GraphView, channels: int) -> tuple[Numbers, Numbers] | None:

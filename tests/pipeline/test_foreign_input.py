@@ -10,7 +10,7 @@ import pytest
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions
-from convnext_deploy.artifacts.spec import GraphHints
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.bundles.graphs import row_sum_graph, write_onnx_artifact
@@ -118,8 +118,8 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
         with pytest.raises(ArtifactError, match=r"images of any size, \(n, 3, h, w2\); say with --image-size"):
             call()
     assert top1(path, folder, image_size=SIDE) == 1.0
-    assert open_input(path, image_size=24).preprocess.image_size == 24
-    assert "24 pixels, as asked for" in open_input(path, image_size=24).notes[-1]
+    assert open_input(path, asked=PreprocessSettings(image_size=24)).preprocess.image_size == 24
+    assert "24 pixels, as asked for" in open_input(path, asked=PreprocessSettings(image_size=24)).notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(
 ) -> None:
     path = write_graph(tmp_path / "a.onnx", LOGITS, images=images)
     with pytest.raises(ArtifactError, match=text) as caught:
-        open_input(path, image_size=said)
+        open_input(path, asked=PreprocessSettings(image_size=said))
     assert "\n" not in str(caught.value)
 
 
@@ -151,7 +151,7 @@ def test_hints_are_for_files_of_others_alone(tmp_path: Path, folder: Path) -> No
     )
     assert open_input(pixels).io.input_type == "uint8"
     with pytest.raises(ArtifactError, match="takes pixels as uint8, 0 to 255; leave --input-range out"):
-        open_input(pixels, hints=GraphHints(input_range="0-1"))
+        open_input(pixels, asked=PreprocessSettings(input_range="0-1"))
     with pytest.raises(RecipeError, match=r"input_range = '0\.\.255'"):
         DataOptions(input_range="0..255")  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions
-from convnext_deploy.artifacts.spec import GraphHints
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.runners import open_runner
@@ -34,7 +34,7 @@ def means(taken: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def logits_of(path: Path, runner: str = "onnxruntime", **said: Any) -> NDArray[np.float32]:
-    opened = open_runner(open_input(path, hints=GraphHints(**said)), runner=runner)
+    opened = open_runner(open_input(path, asked=PreprocessSettings(**said)), runner=runner)
     try:
         return opened.logits(images())
     finally:
@@ -105,7 +105,7 @@ def test_output_name_settles_it(tmp_path: Path) -> None:
     assert np.allclose(logits_of(path, output_name="b"), -means(images()), atol=1e-5)
     assert np.allclose(logits_of(path, "openvino", output_name="b"), -means(images()), atol=1e-4)
     with pytest.raises(ArtifactError, match=r"gives no output 'c', only 'a' FP32 \(n, 3\), 'b' FP32 \(n, 3\)\."):
-        open_input(path, hints=GraphHints(output_name="c"))
+        open_input(path, asked=PreprocessSettings(output_name="c"))
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["logits", "probabilities"])
