@@ -55,6 +55,7 @@ class QuantizeConfig(StageConfig):
     kind: ClassVar[str] = "quantize"
     done: ClassVar[str] = "quantized"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
+    result_version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)

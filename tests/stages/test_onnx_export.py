@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.bundles.contents import collect
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
@@ -128,6 +130,37 @@ def test_quantized_artifact_has_the_form_of_its_own_target(
     expected = logits_of(source, images)
     found = logits_of(open_input(artifact.main_file), images)
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
+
+    # the contract: whoever serves the FP32 file puts the INT8 one in its place, and changes nothing else
+    in_float = export(small_artifacts["student"], tmp_path / "float", None, runtime=target)
+    collect([(each.path, each) for each in (in_float, artifact)])  # so one bundle, with one preprocessing, holds both
+    ours, theirs = (onnxruntime.InferenceSession(str(each.main_file)) for each in (artifact, in_float))
+    assert [signature(session) for session in (ours, theirs)] == [signature(theirs)] * 2
+    assert signature(theirs)[0] == ("images", "tensor(float)")
+    answers = [session.run(None, {"images": images})[0] for session in (ours, theirs)]
+    assert np.abs(answers[0] - answers[1]).mean() < 0.02 * np.ptp(answers[1])
+
+    # what asks for something else says so by its name, and the export says it too
+    lines = RecordingProgress()
+    wanted = export(
+        source, tmp_path / "pixels", None, lines, input_type="uint8", input_layout="nhwc", output="top-k", top_k=2
+    )
+    session = onnxruntime.InferenceSession(str(wanted.main_file))
+    assert signature(session)[0] == ("pixels_uint8_nhwc", "tensor(uint8)")
+    assert lines.said == [
+        "onnx: the input 'pixels_uint8_nhwc' takes pixels from 0 to 255 (N, 32, 32, 3) uint8; model.safetensors takes normalized "
+        "images (N, 3, 32, 32)",
+        "onnx: the graph gives 'scores' and 'classes'; model.safetensors gives 'logits'",
+    ]
+    ((pixels, _),) = EvaluationBatches(small_data.validation, source.preprocess, 18, as_pixels=True)
+    classes = session.run(["classes"], {"pixels_uint8_nhwc": pixels.numpy()})[0]
+    # the same integers reach the stem, whichever way the pixels took
+    assert np.array_equal(classes[:, 0], answers[0].argmax(axis=1))
+
+
+def signature(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
+    """Return names and types of what a file takes and gives, in their order."""
+    return [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
