@@ -120,22 +120,6 @@ class GraphIO:
         """Whether there are scores of the best classes alone."""
         return self.output == "top-k" or self.gives_best_logits
 
-    @property
-    def input_name(self) -> str:
-        """Name of the input in a graph that is made here: what takes other values or another layout is called otherwise."""
-        name = _INPUTS[self.input_type][0]
-        return name if self.input_layout == "nchw" else f"{name}_{self.input_layout}"
-
-    @property
-    def white(self) -> float | None:
-        """The value of white in the pixels that the graph takes; None: it takes normalized images."""
-        return _INPUTS[self.input_type][1]
-
-    @property
-    def takes_usual_images(self) -> bool:
-        """Whether the graph takes what the network does, so that one file can be put in the place of the other."""
-        return self.white is None and self.input_layout == "nchw"
-
 
 def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:
     """The usual transform: ImageNet statistics, bicubic, crop 0.875 (1.0 for images too small to cut away a border)."""

@@ -119,7 +119,7 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
             call()
     assert top1(path, folder, image_size=SIDE) == 1.0
     assert open_input(path, asked=PreprocessSettings(image_size=24)).preprocess.image_size == 24
-    assert "24 pixels, as asked for" in open_input(path, asked=PreprocessSettings(image_size=24)).notes[-1]
+    assert "(size asked for;" in open_input(path, asked=PreprocessSettings(image_size=24)).notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,11 @@ def test_notes_say_what_every_part_of_the_input_rests_on(tmp_path: Path) -> None
     notes = open_input(write_graph(tmp_path / "a.onnx", LOGITS)).notes
     assert notes == (
         "a.onnx: 'logits' is taken for the logits of 3 classes",
-        "a.onnx: takes images normalized by mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225, an assumption, because the file "
-        "does not tell; --input-range says otherwise",
-        "a.onnx: evaluated at 16 pixels, as the file says, with crop 1, bicubic, an assumption, because the file does not tell",
+        "a.onnx: takes normalized images, an assumption, because the file does not tell; --input-range says otherwise",
+        "a.onnx: evaluated at 16 pixels, center crop 1, bicubic, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (size from the "
+        "graph; crop, crop mode, interpolation, mean and std assumed: usual, because an ONNX file does not tell)",
     )
+    body = f"a = Sub (images, m) scaled = Div (a, s) {SCALED}"
+    found = open_input(write_graph(tmp_path / "b.onnx", body, **CENTRED))
+    assert "std 0.229 0.224 0.225 (size, mean and std from the graph; crop" in found.notes[-1]
+    assert np.allclose(found.preprocess.mean, MEAN)
