@@ -47,6 +47,12 @@ CASES: tuple[Case, ...] = (
 )
 _MARKS = {"tensorrt": pytest.mark.gpu, "torch-compile": pytest.mark.slow}
 _SLOW = (("pixels", "openvino"), ("fp16", "openvino"), ("onnx-int8", "openvino-fp32"))
+_HEAVY = (
+    ("ptq", "torch", None),
+    ("onnx-int8", "onnxruntime", 1),
+    ("onnx-int8", "openvino", 1),
+    *((name, runner, None) for name in ("int8-fp16", "frozen") for runner in ("onnxruntime", "openvino")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,8 @@ def artifacts(
 def _parameter(case: Case) -> Any:
     name, runner, threads = case
     marks = [_MARKS[runner]] if runner in _MARKS else [pytest.mark.slow] if (name, runner) in _SLOW else []
+    if case in _HEAVY:
+        marks = [pytest.mark.heavy]
     return pytest.param(case, marks=marks, id=f"{name}-{runner}" + (f"-{threads}" if threads else ""))
 
 

@@ -115,6 +115,7 @@ def test_outputs_are_the_softmax_and_its_largest_classes(network: Network, half:
         assert np.array_equal(to_logits(found, network.classes).argmax(axis=1), expected.argmax(axis=1))
 
 
+@pytest.mark.heavy
 def test_ends_keep_a_frozen_batch_frozen(networks: dict[str, Network]) -> None:
     network = networks["v1"]
     graph = export_float(network.model, network.in_channels, network.image_size, batch_size=2)

@@ -31,6 +31,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from tests.details import fp16_of, onnx_details
 from tests.exporters.recorded_progress import RecordingProgress
+from tests.shared import heavy_except
 
 
 @pytest.fixture
@@ -73,8 +74,10 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["student", "qat"])
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("name", heavy_except(("qat",), ("student", "qat")))
+@pytest.mark.parametrize(
+    "settings", heavy_except(SETTINGS[1:5:3], SETTINGS), ids=lambda settings: "-".join(map(str, settings.values()))
+)
 def test_every_setting_gives_a_file_that_answers_as_the_network_does(
     name: str, settings: dict[str, Any], small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
@@ -99,7 +102,8 @@ def test_every_setting_gives_a_file_that_answers_as_the_network_does(
 
 
 @pytest.mark.parametrize(
-    ("runtime", "kind", "absent"), [("openvino", "Conv", "MatMul"), ("tensorrt", "MatMul", "Shape")]
+    ("runtime", "kind", "absent"),
+    [("openvino", "Conv", "MatMul"), pytest.param("tensorrt", "MatMul", "Shape", marks=pytest.mark.heavy)],
 )
 def test_float_graph_has_the_form_of_its_runtime(
     runtime: str, kind: str, absent: str, small_artifacts: dict[str, Artifact], tmp_path: Path
@@ -112,7 +116,7 @@ def test_float_graph_has_the_form_of_its_runtime(
     assert absent not in {node.op_type for node in graph.node}
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", heavy_except(("onnxruntime",), ("onnxruntime", "openvino")))
 def test_quantized_artifact_has_the_form_of_its_own_target(
     target: Target, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
@@ -220,7 +224,7 @@ def test_frozen_batch_is_in_the_file(small_artifacts: dict[str, Artifact], small
     assert artifact.io.batch_size == 3
 
 
-@pytest.mark.parametrize("name", ["student", "qat"])
+@pytest.mark.parametrize("name", heavy_except(("qat",), ("student", "qat")))
 def test_other_image_sizes_are_exported_and_run(
     name: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
