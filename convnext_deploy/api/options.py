@@ -129,6 +129,8 @@ class ExecutionOptions:
         cache_dir: folder for what can be computed again (decoded small images, indices of shards, teachers' predictions), for
             other runs too. None: memory and the run's own folder.
         tensorboard: write TensorBoard events to `out/tensorboard` as well.
+        measure_again: score and time also what an earlier run into the same folder has measured. None: only where the artifact, the
+            images, the machine, its threads or a version has changed since.
         progress: where to report; None: nowhere.
         command: what the report says was typed; None: that the function was called.
     """
@@ -138,6 +140,7 @@ class ExecutionOptions:
     seed: int | None = None
     cache_dir: Path | str | None = None
     tensorboard: bool | None = None
+    measure_again: bool | None = None
     progress: Progress | None = None
     command: str | None = None
 

@@ -12,13 +12,13 @@ _NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_s
 _TRAINED = {
     "data": (*_IMAGES, *_INPUT),
     "training": (*_FIT, *_NETWORK),
-    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", *_REPORTED),
+    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", "measure_again", *_REPORTED),
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "data": _IMAGES,
         "evaluation": ("speed_check",),
-        "execution": ("device", "workers", "cache_dir", "tensorboard", *_REPORTED),
+        "execution": ("device", "workers", "cache_dir", "tensorboard", "measure_again", *_REPORTED),
     },
     "train": _TRAINED,
     "distill": _TRAINED,
@@ -26,7 +26,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "export": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": ("max_top1_drop_pp", "min_speedup", "speed_check"),
-        "execution": ("device", "workers", "seed", "cache_dir", *_REPORTED),
+        "execution": ("device", "workers", "seed", "cache_dir", "measure_again", *_REPORTED),
     },
     "validate": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),

@@ -163,6 +163,11 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         _FOLDER,
     ),
     "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard as well.", _SWITCH),
+    "measure_again": (
+        bool,
+        "Score and time again what an earlier run has measured.  [default: what changed, on another machine, with other versions]",
+        _SWITCH,
+    ),
 }
 artifacts_argument = click.argument(
     "artifacts",

@@ -15,6 +15,7 @@ from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import write_text
+from convnext_deploy.system.sealed_json import seal, unseal
 
 Record = TypeVar("Record")
 
@@ -62,15 +63,15 @@ def measure_artifact(
 
 
 def write_kept(path: Path, key: str, record: Any) -> None:
-    """Keep a record; the folder of the file is made."""
+    """Keep a record, with a checksum of itself; the folder of the file is made."""
     path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"key": key, **dataclasses.asdict(record)}))
+    write_text(path, json.dumps(seal({"key": key, **dataclasses.asdict(record)})))
 
 
 def read_kept(kind: type[Record], path: Path, key: str) -> Record | None:
-    """Return the record kept in `path`, or None if there is none with this key."""
+    """Return the record kept in `path`, or None if there is none with this key, or it was altered."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = unseal(json.loads(path.read_text(encoding="utf-8")))
         # what was written has every field, also one that may be left out
         whole = content.keys() == {"key", *(field.name for field in dataclasses.fields(cast(Any, kind)))}
         return read_record(kind, content, "record") if content.pop("key") == key and whole else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from convnext_deploy.pipeline.speed_check import measure_comparison, plan_compar
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.distributed import announce, receive, world
+from convnext_deploy.system.environment import conditions_of
 from convnext_deploy.system.files import create_output_folder
 
 if TYPE_CHECKING:
@@ -133,7 +135,7 @@ def _bring(run: _Run, source: Artifact) -> None:
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
     """Execute a stage unless its artifact is up to date, and measure what it made."""
     key = cache_key(stage, inputs, run.data, run.recipe.seed)
-    artifact = reusable(stage_folder(run.settings, stage), key)
+    artifact = reusable(stage_folder(run.settings, stage), key, run.settings.execution.progress)
     if _is_joint(stage):
         announce(artifact is None)
     if artifact is None:
@@ -180,7 +182,8 @@ def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) ->
     except DeployError as error:
         return f"the float baseline could not be made: {first_line(error)}"
     kept = run.settings.out / "scores" / f"{stage.name}.speed.json"
-    return measure_comparison(plan, inputs, kept, ledger.report.environment, progress)
+    again = run.settings.measure_again
+    return measure_comparison(plan, inputs, kept, ledger.report.environment, progress, again=again)
 
 
 def _follow(
@@ -223,7 +226,7 @@ def _only_starts(recipe: Recipe) -> bool:
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
-    """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
+    """Score and time an artifact, or take both from an earlier run on the same artifact, images, machine and versions."""
     from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact, read_kept, write_kept
 
     data, execution = run.data, run.settings.execution
@@ -235,11 +238,15 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    images = [data.fingerprint, artifact.preprocess.settings()]
-    content = [artifact.sha256, images, execution.device, RESULT_VERSION]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    images = [data.fingerprint, artifact.preprocess.settings(), artifact.class_names]
+    # the same bytes may be those of networks that differ in what no weight shows, such as the activation
+    network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
+    scheme = None if artifact.scheme is None else artifact.scheme.details()
+    where = [execution.device, conditions_of(run.ledger.report.environment)]
+    content = [artifact.sha256, artifact.format, network, scheme, images, where, RESULT_VERSION]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
-    measured = read_kept(Measurement, path, key)
+    measured = None if run.settings.measure_again else read_kept(Measurement, path, key)
     if measured is None:
         measured = measure_artifact(artifact, data, execution, name)
         if measured.score is not None:

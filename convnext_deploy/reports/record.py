@@ -19,6 +19,7 @@ from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.paired import Drop
+from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 REPORT_JSON = "report.json"
 SCHEMA = 2
@@ -26,7 +27,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Identity:
-    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it."""
+    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it.
+
+    `sha256` is the hash of its files, None in the report of an earlier version.
+    """
 
     name: str
     kind: str
@@ -37,6 +41,7 @@ class Identity:
     size_bytes: int
     file: str | None = None
     num_classes: int | None = None
+    sha256: str | None = None
 
     @property
     def is_int8(self) -> bool:
@@ -195,7 +200,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the text of `report.json`."""
-        return json.dumps({"schema": SCHEMA, "passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+        return json.dumps(seal({"schema": SCHEMA, "passed": self.passed, **dataclasses.asdict(self)}), indent=1)
 
 
 def read_report(run: Path) -> Report:
@@ -205,11 +210,13 @@ def read_report(run: Path) -> Report:
     """
     path = run / REPORT_JSON if run.is_dir() else run
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        content = {key: value for key, value in sealed.items() if key != SEAL}
         content.pop("passed")
-        schema = content.pop("schema")
-        if schema == SCHEMA:
-            return read_record(Report, content, "report")
+        if content.pop("schema") == SCHEMA:
+            report = read_record(Report, content, "report")
+            unseal(sealed)  # last, because a field that is wrong tells more
+            return report
     except FileNotFoundError:
         raise ArtifactError(f"{run} is not a finished run: it has no {REPORT_JSON}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -20,6 +20,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
+from convnext_deploy.system.load import unreliable
 
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_CLASSES = 3  # classes in a remark
@@ -71,6 +72,7 @@ def create_row(
             size_bytes=artifact.size_bytes,
             file=artifact.files[0].name if artifact.files else None,
             num_classes=artifact.model.num_classes,
+            sha256=artifact.sha256,
         ),
         not_run=measured.not_run,
         history=read_history(artifact, role.kind),
@@ -102,7 +104,10 @@ def create_row(
     reasons += [f"{name} is no better than guessing" for name in suspect]
     if reasons and role.gate.judges_change:
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
-    return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+    loaded = measured.latency.loaded
+    notes = () if loaded is None else (f"{unreliable(loaded)}; --measure-again times it anew",)
+    notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
+    return dataclasses.replace(row, notes=notes)
 
 
 def _engine_warnings(artifact: Artifact) -> tuple[str, ...]:

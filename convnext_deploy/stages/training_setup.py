@@ -6,6 +6,7 @@ import hashlib
 import math
 from typing import Any
 
+import PIL
 import torch
 from torch import nn
 
@@ -168,7 +169,9 @@ def plan_seed(config: FitConfig, context: StageContext) -> int:
 
 def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
     """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
-    key = hashlib.sha256(f"{data.fingerprint} {channels} {RESULT_VERSION}".encode()).hexdigest()
+    # another release of Pillow may decode to other pixels
+    content = f"{data.fingerprint} {channels} {RESULT_VERSION} {PIL.__version__}"
+    key = hashlib.sha256(content.encode()).hexdigest()
     file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
     decode = functools.partial(
         decode_small,

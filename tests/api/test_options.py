@@ -63,6 +63,7 @@ VALUES: dict[str, Any] = {
     "seed": 9,
     "cache_dir": "cache",
     "tensorboard": True,
+    "measure_again": True,
     "progress": OtherProgress(),
     "command": "typed",
 }
