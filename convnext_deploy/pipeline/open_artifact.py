@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, read_artifact
+from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
 from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.preprocess import PreprocessSettings
