@@ -1,5 +1,6 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +8,9 @@ from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.data.class_names import match_names, read_class_names
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
-from convnext_deploy.errors import RecipeError
+from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import ask_for, open_input
 from convnext_deploy.system.distributed import from_first
@@ -35,7 +37,7 @@ def open_data_for(source: Artifact, options: DataOptions, execution: Execution) 
             f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
         )
         return open_named_data(BUILT_IN, options, execution)
-    refuse(_reading(options), "a verb without data", "there are no images")
+    refuse(dataclasses.replace(_reading(options), classes=None), "a verb without data", "there are no images")
     return None
 
 
@@ -51,13 +53,17 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
         lambda: open_data(
             str(name),
             validation_fraction=VALIDATION_FRACTION if fraction is None else fraction,
+            groups=options.groups,
+            split_file=None if options.split is None else Path(options.split),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
         )
     )
     for note in found.notes:
         execution.progress.say(note)
-    return found
+    if options.classes is None:
+        return found
+    return found.in_order(read_class_names(Path(options.classes)), str(options.classes))
 
 
 def open_artifact(path: Path | str, model: str | None, options: DataOptions, progress: Progress) -> Artifact:
@@ -73,18 +79,40 @@ def open_artifacts(
     Args:
         paths: artifact folders or files, or names of published weights.
         model: variant that they must hold; None: any.
-        options: what was said of their input; `output_name` and `input_range` count for ONNX files of another origin.
+        options: what was said of their input, and `classes`, counts; `output_name` and `input_range` for ONNX files of another origin.
         progress: where to say it.
 
     Raises: DeployError: if one cannot be opened, or does not hold the model named, or an option counts for none of them.
     """
     found = []
     for path in paths:
-        found.append(open_input(Path(path), model=model, asked=options.preprocess))
-        for note in found[-1].notes:
+        opened = open_input(Path(path), model=model, asked=options.preprocess)
+        for note in opened.notes:
             progress.say(note)
+        found.append(opened if options.classes is None else _with_classes(opened, options, progress))
     check_graph_options(options.preprocess, found, " and ".join(map(str, paths)))
     return found
+
+
+def _with_classes(artifact: Artifact, options: DataOptions, progress: Progress) -> Artifact:
+    """Return an artifact whose outputs have the names in a file.
+
+    Raises: DataError: if it has another number of outputs. With data it stays as it is, and may get another head.
+    """
+    path = Path(options.classes or "")
+    names = read_class_names(path)
+    if len(names) != artifact.model.num_classes:
+        if options.data is not None:
+            return artifact
+        raise DataError(f"{path} names {len(names)} classes, {artifact.main_file} has {artifact.model.num_classes}.")
+    known = artifact.class_names if artifact.class_order is None else None
+    if known is not None and match_names(known, names) != tuple(range(len(names))):
+        place = next(place for place, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1])
+        progress.say(
+            f"{artifact.main_file.name}: output {place} is '{names[place]}', as {path.name} says; its own file says "
+            f"'{known[place]}'"
+        )
+    return dataclasses.replace(artifact, class_names=names, class_order=None)
 
 
 def check_graph_options(asked: PreprocessSettings, artifacts: Sequence[Artifact], names: str) -> None:
@@ -146,4 +174,5 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
 
 def _reading(options: DataOptions) -> DataOptions:
     """Return what was said of how a folder is read."""
-    return DataOptions(validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable)
+    names = ("validation_fraction", "split", "groups", "classes", "skip_unreadable")
+    return DataOptions(**{name: getattr(options, name) for name in names})

@@ -38,6 +38,11 @@ class DataOptions:
         output_name: the output with the scores of the classes, of an ONNX file of another origin. None: the file tells.
         input_range: of the values that such a file takes: `normalized` by mean and std, or pixels from 0 to 1 or to 255, which it
             normalizes itself. None: what its first nodes tell, otherwise `normalized`.
+        classes: file with the names of the classes in the order of the network's outputs, where its file does not tell them or
+            tells others: text, a name a line, or JSON. Names are those of the folders.
+        split: file with the names of the validation images, one a line, or JSON with lists for `train`, `val` and `test`; paths as
+            in the folder. None: folders or `validation_fraction` tell them.
+        groups: regular expression; images in whose names it finds the same, such as a patient or video, stay on one side.
     """
 
     data: Path | str | None = None
@@ -51,6 +56,9 @@ class DataOptions:
     std: float | tuple[float, ...] | None = None
     input_range: InputRange | None = None
     output_name: str | None = None
+    classes: Path | str | None = None
+    split: Path | str | None = None
+    groups: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # which checks its values

@@ -1,6 +1,6 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
-_IMAGES = ("data", "validation_fraction", "skip_unreadable")
+_IMAGES = ("data", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _GRAPH = ("output_name", "input_range")  # of ONNX files that others made
 _REPORTED = ("progress", "command")
@@ -34,7 +34,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "execution": ("device", "workers", "cache_dir", *_REPORTED),
     },
     "predict": {
-        "data": (*_INPUT, *_GRAPH),
+        "data": (*_INPUT, *_GRAPH, "classes"),
         "evaluation": ("batch_size",),
         "execution": ("device", "workers", "progress"),
     },

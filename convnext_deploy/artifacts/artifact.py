@@ -37,7 +37,8 @@ Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensor
 class StageRecord:
     """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay.
 
-    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data.
+    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data;
+    `split` what else was said of that, as options. `judged_on` is the hash of which images those were, see `Data`.
     `preprocess` is how each input was evaluated, by role: files of other origin do not tell, or were given something else.
     """
 
@@ -53,6 +54,8 @@ class StageRecord:
     wall_s: Annotated[float, Between(0.0, 1e12)]
     cache_key: str
     validation_fraction: Fraction | None = None
+    split: str | None = None
+    judged_on: str | None = None
     preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
 
 
@@ -71,6 +74,8 @@ class Artifact:
 
     `details` holds what is recorded of this format alone: the quantization scheme, the GPUs an engine was built for.
     `license` is that of the weights it comes from, where that is known.
+    `class_order` says in which order the classes were numbered where no file told their names: `natural` as timm does, `sorted` as
+    torchvision. `class_names` beside it are those of the data's folders in that order.
     `notes` say in words what was found out about a file of another origin; they are shown and not stored.
     """
 
@@ -86,6 +91,7 @@ class Artifact:
     lineage: tuple[StageRecord, ...] = ()
     license: str | None = None
     notes: tuple[str, ...] = ()
+    class_order: Annotated[str, Matching("natural|sorted", "natural or sorted")] | None = None
 
     @property
     def format(self) -> Format:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.records import read_record
+from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.evaluation.latency import Latency, measure_latency
@@ -54,7 +55,8 @@ def measure_artifact(
         return Measurement(not_run=str(error))
     try:
         batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
-        score = score_runner(runner, batches, len(data.validation), execution.progress, f"{name}: validate")
+        outputs = outputs_of_classes(artifact, data)
+        score = score_runner(runner, batches, len(data.validation), execution.progress, f"{name}: validate", outputs)
         size = artifact.preprocess.image_size
         latency = measure_latency(runner, (artifact.model.in_channels, size, size))
         return Measurement(score, latency, runner.name, runner.device)

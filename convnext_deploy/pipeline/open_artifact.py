@@ -124,7 +124,13 @@ def _evaluated_alike(ancestor: Artifact, artifact: Artifact, record: StageRecord
         origins = {name: (own if name in GEOMETRY else before).origins.get(name) for name in own.settings()}
         known = {name: origin for name, origin in origins.items() if origin is not None}
         own = dataclasses.replace(own, mean=before.mean, std=before.std, origins=known)
-    return dataclasses.replace(ancestor, model=artifact.model, class_names=artifact.class_names, preprocess=own)
+    return dataclasses.replace(
+        ancestor,
+        model=artifact.model,
+        class_names=artifact.class_names,
+        preprocess=own,
+        class_order=artifact.class_order,
+    )
 
 
 def _with_parts(artifact: Artifact) -> Artifact:

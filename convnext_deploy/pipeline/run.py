@@ -7,14 +7,17 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
-from convnext_deploy.data.datasets import Data, check_classes
+from convnext_deploy.data.agreement import check_classes, name_classes
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
+from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
@@ -56,17 +59,19 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    source, weights = _name_classes(source, weights or {}, data)
     if not world().is_first:
-        return _follow(recipe, settings, source, data, dict(weights or {}))
+        return _follow(recipe, settings, source, data, dict(weights))
     create_output_folder(settings.out)
     with _lock(settings.out):
-        return _run(recipe, settings, source, data, dict(weights or {}))
+        return _run(recipe, settings, source, data, weights)
 
 
 def plan_recipe(
     recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
+    source, weights = _name_classes(source, weights, data)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
     plan = []
     for stage in recipe.stages:
@@ -77,6 +82,14 @@ def plan_recipe(
             artifacts[stage.name] = cached
         plan.append((stage, cached is None))
     return plan
+
+
+def _name_classes(
+    source: Artifact | None, weights: Mapping[str, Artifact], data: Data | None
+) -> tuple[Artifact | None, dict[str, Artifact]]:
+    """Return what the user brought with names for the classes; see `name_classes`."""
+    named = {name: name_classes(artifact, data) for name, artifact in weights.items()}
+    return (None if source is None else name_classes(source, data)), named
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,9 @@ def _run(
     recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
+    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
+    for text in assumptions.texts:
+        settings.execution.progress.say(text)
     ledger = open_ledger(
         recipe.name,
         data,
@@ -102,6 +118,7 @@ def _run(
         command=settings.command,
         source=recipe.source,
         artifacts=weights,
+        assumptions=assumptions,
     )
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
@@ -113,6 +130,7 @@ def _run(
     for stage in recipe.stages:
         if is_judged(ledger.artifacts[stage.name]):
             ledger.record_speed(stage, _compare_speed(run, stage, made))
+    score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
 

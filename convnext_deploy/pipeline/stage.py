@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord, read_artifact, write_manifest
 from convnext_deploy.artifacts.details import EngineDetails, TorchTensorRTDetails
 from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.data.agreement import order_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import find_baseline
@@ -70,7 +71,7 @@ def execute_stage(
         context = StageContext(
             stage.name,
             output,
-            data,
+            None if data is None else order_for(inputs.get("source") or inputs.get("weights"), data),
             dataclasses.replace(settings.execution, seed=recipe.seed),
             cache_dir=settings.execution.cache_dir or settings.out / "cache",
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
@@ -82,6 +83,7 @@ def execute_stage(
         if not world().is_first:
             return artifact
         read = data if stage.config.reads_images else None
+        chosen = None if read is None else read.split
         record = StageRecord(
             name=stage.name,
             kind=stage.config.kind,
@@ -94,7 +96,9 @@ def execute_stage(
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
             cache_key=key,
-            validation_fraction=None if read is None or read.split is None else read.split.fraction,
+            validation_fraction=None if chosen is None or chosen.file is not None else chosen.fraction,
+            split=None if chosen is None else chosen.options,
+            judged_on=None if read is None else read.judged_on,
             preprocess={role: source.preprocess for role, source in inputs.items()},
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))

@@ -9,7 +9,7 @@ from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import drop_text, verdict, warnings
+from convnext_deploy.reports.stage_table import describe_test, drop_text, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
 
 _MOST_CLASSES = 20  # named on the card
@@ -97,7 +97,7 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if accuracy is not None:
         text += (
             f" The artifact to take is `{shipped.name}` ({own.format}, {own.precision}): "
-            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, "
+            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, {report.images}; "
             f"{own.size_bytes / 1e6:.1f} MB"
         )
         is_known = latency is not None and latency.loaded is None
@@ -119,9 +119,13 @@ def _limits(report: Report) -> Iterator[str]:
     yield "For images of the classes above, taken like those it was trained on. It names one of them for any image."
     if report.validation_images:
         yield (
-            f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', which were not "
-            "trained on; other images may give another."
+            f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', {report.images}; "
+            "other images may give another."
         )
+    if report.test is not None:
+        yield f"Accuracy {_text(describe_test(report.test))}."
+    for text in report.assumptions:
+        yield f"Assumed: {_text(text)}."
     yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
     if any(row.identity.is_int8 and row.identity.format == "torch" for row in report.rows):
         yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."

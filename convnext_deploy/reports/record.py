@@ -172,12 +172,26 @@ def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 
 
 @dataclass(frozen=True)
+class TestResult:
+    """Top-1, a fraction, on the images of the test, of the artifact to ship and of its baseline, where that was scored."""
+
+    name: str
+    total: int
+    top1: float
+    baseline: str | None = None
+    baseline_top1: float | None = None
+    drop: Drop | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
     `command` what was typed or called. `thumbnails` are the images in
     `Accuracy.flips` as data URIs, by their index in decimal digits.
+    `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
+    sides. `images`: what is known of the validation images, as the end of a sentence. `test`: what the test gave, at the end.
     """
 
     recipe: str
@@ -191,6 +205,10 @@ class Report:
     source: str | None = None
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
+    images: str = "which were not trained on"
+    test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     @property

@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.artifacts.preprocessing import describe_assumed
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.class_numbers import describe_permutation, find_permutation
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
@@ -88,8 +89,9 @@ def create_row(
     if measured.score is None or measured.latency is None:
         return row
     accuracy = _compare(row, measured, scores, data)
+    renumbered = None if data is None else describe_permutation(measured.score, artifact, data)
     gain = doubt_gain(accuracy.drop, artifact, role.baseline or "")
-    doubts = (doubt_score(measured.score, artifact, data), gain)
+    doubts = (renumbered or doubt_score(measured.score, artifact, data), gain)
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
@@ -122,7 +124,8 @@ def _assumptions(role: Role, artifact: Artifact) -> Iterator[str]:
 
 
 def _guesses(score: Score | None, artifact: Artifact) -> bool:
-    return score is not None and find_guessing(score, artifact.model.num_classes) is not None
+    classes = artifact.model.num_classes
+    return score is not None and bool(find_guessing(score, classes) or find_permutation(score, classes))
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:
