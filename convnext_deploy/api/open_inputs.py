@@ -79,7 +79,7 @@ def open_artifacts(
     Args:
         paths: artifact folders or files, or names of published weights.
         model: variant that they must hold; None: any.
-        options: what was said of their input, and `classes`, counts; `output_name` and `input_range` for ONNX files of another origin.
+        options: what was said of their input, and `classes`, counts; `output_name` and `input_range` for foreign ONNX files.
         progress: where to say it.
 
     Raises: DeployError: if one cannot be opened, or does not hold the model named, or an option counts for none of them.
