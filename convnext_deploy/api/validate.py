@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from convnext_deploy.api import options
 from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
-from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, given, verb
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
 from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import CHANGE_LIMITS
@@ -45,7 +46,7 @@ def validate(
     """
     from convnext_deploy.evaluation.measure import BATCH_SIZE, measure_artifact
 
-    asked = given(changes_of(evaluation))
+    asked = options.given(changes_of(evaluation))
     if baseline is None and asked:
         about = f"{CHANGE_LIMITS[asked[0]]} is about {'an increase' if 'increase' in asked[0] else 'a drop'}"
         raise RecipeError(f"{about}, and there is nothing to compare with; give --baseline ARTIFACT.")
