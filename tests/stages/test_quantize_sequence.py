@@ -24,7 +24,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.selection import Judge
+from convnext_deploy.stages.selection import Enough, Judge
 from convnext_deploy.system.execution import Execution
 from tests.details import ptq_of, selection_of, torch_details
 from tests.exporters.recorded_progress import RecordingProgress
@@ -43,7 +43,8 @@ class Seen:
     steps: list[Any] = field(default_factory=list)
     selection: list[list[int]] = field(default_factory=list)
     logits: dict[str, Tensor] = field(default_factory=dict)
-    batches: list[Tensor] = field(default_factory=list)
+    batches: dict[str, list[Tensor]] = field(default_factory=dict)
+    looks: list[int] = field(default_factory=list)
     now: float = 0.0
 
 
@@ -93,14 +94,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.now += 10
         return make(folded, scheme, steps, images, *rest, **{**options, "deadline": float("inf")})
 
-    def watched_begin(self: Judge, folded: Any, images: Any, budget: float) -> None:
-        found.selection.append(list(images.indices))
-        found.now += 7
-        begin(self, folded, images, budget)
-        found.batches = list(images.batches())
+    def watched_begin(self: Judge, folded: Any, images: Any, budget: float, unseen: Any, looks: int) -> None:
+        found.looks.append(looks)
+        if looks:  # no rehearsal
+            found.selection.append(list(images.indices))
+            found.now += 7
+        begin(self, folded, images, budget, unseen, looks)
 
     def watched_judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
-        found.logits[name] = self.logits(network)
+        found.logits[name], found.batches[name] = self.logits(network), list(self.images.batches())
         return judge(self, name, network, seconds)
 
     monkeypatch.setattr(quantize, "quantize_network", watched_make)
@@ -112,8 +114,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.fixture
 def plant(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Say which networks pass, and what their risk is (1 if not said)."""
+    """Say which networks pass, and what their risk is (1 if not said), as if there were enough images to tell."""
     watched = Judge.judge
+    monkeypatch.setattr(Enough, "__bool__", lambda _: True)
 
     def put(passing: Passing, risks: dict[str, float] | None = None) -> None:
         def judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
@@ -142,9 +145,9 @@ def names(artifact: Artifact) -> list[str]:
 
 @torch.no_grad()
 def logits_of(artifact: Artifact, seen: Seen) -> Tensor:
-    """The logits of the opened artifact on the selection images, in the batches of the judge."""
+    """The logits of the opened artifact on the images that judged the chosen step, in the batches of the judge."""
     network = load_network(read_artifact(artifact.path))
-    return torch.cat([network(batch) for batch in seen.batches])
+    return torch.cat([network(batch) for batch in seen.batches[selection_of(artifact).chosen]])
 
 
 def in_float(network: ConvNeXt, layer: str) -> bool:
@@ -243,8 +246,10 @@ def test_qat_goes_to_training_from_one_step(run_quantize: Quantize, seen: Seen) 
     assert [row["epoch"] for row in torch_details(artifact).history] == [1]
     assert torch.equal(logits_of(artifact, seen), seen.logits["training"])
     assert not torch.equal(seen.logits["training"], seen.logits["bias correction"])
-    # training is judged by the images that judged the step before it
+    # training is judged by the images that judged the step before it, a quarter of all
     assert seen.selection[0] == seen.selection[1]
+    assert (len(seen.selection[0]), seen.looks) == (9, [2, 2])
+    assert selection_of(artifact).images == 9
 
 
 @pytest.mark.usefixtures("cheap")
