@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import ONNXDetails
 from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.data.datasets import ArrayImages, Data
@@ -50,7 +51,7 @@ class Files:
             partial = self.weights.with_suffix(".partial")
             save_file(create_timm(variant).state_dict(), partial)
             partial.replace(self.weights)
-        self.source = open_input(self.weights, image_size=image_size)
+        self.source = open_input(self.weights, asked=PreprocessSettings(image_size=image_size))
 
     def artifact(self, kind: Kind, batch_size: int) -> Artifact | None:
         """Return what a candidate times; None for timm's module, which is made of `weights` where it is timed.
@@ -139,7 +140,7 @@ class Files:
         self.versions[method] = json.loads((folder / "made.json").read_text())["versions"]
         onnx = folder / "model.onnx"
         if onnx.exists():
-            return open_input(onnx, image_size=self.image_size)
+            return open_input(onnx, asked=PreprocessSettings(image_size=self.image_size))
         # our runner gives any file to OpenVINO, which reads its own format as well
         file = describe_file(folder / "model.xml")
         return dataclasses.replace(
@@ -150,7 +151,7 @@ class Files:
         path = self.work / "timm.onnx"
         if not path.exists():
             export_timm(create_timm(self.variant), self.image_size, path)
-        return open_input(path, image_size=self.image_size)
+        return open_input(path, asked=PreprocessSettings(image_size=self.image_size))
 
 
 def create_timm(variant: str) -> torch.nn.Module:

@@ -67,7 +67,7 @@ def convert(
         dialect: the library.
         out: folder for the weights, their config files, the class names and a README with the lines that load them.
         model: variant that the checkpoint must hold.
-        data: `image_size` and `crop_pct` count, for the config files.
+        data: what it says of the preprocessing counts, for the config files.
         execution: `progress` counts.
 
     Raises: DeployError: if the checkpoint cannot be read, is quantized, or the library has no such network.

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data
+from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_teacher, open_training_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_FIT, DIGITS_TEACHER_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
@@ -62,7 +63,9 @@ def distill(
     how = create_execution(execution, data.data)
     images = open_training_data(data, how)
     taught_by = one_start(teacher_checkpoint, teacher_weights)
-    source = None if taught_by is None else open_artifact(taught_by, teacher, data, how.progress)
+    source, asked = None, PreprocessSettings()
+    if taught_by is not None:
+        source, asked = open_teacher(taught_by, teacher, data, how.progress)
     start = None if student_weights is None else open_artifact(student_weights, student, data, how.progress)
     teacher, student = name_variant(teacher, source), name_variant(student, start)
     stages: list[StageEntry] = []
@@ -81,7 +84,7 @@ def distill(
         teacher_cache_top_k=teacher_cache_top_k or 0,
     )
     stages.append(StageEntry("student", config, None))
-    recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed)
+    recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed, asked)
     return run_stages(recipe, create_settings("distill", recipe.name, out, how, execution), source, images)
 
 

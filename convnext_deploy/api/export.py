@@ -123,7 +123,7 @@ def export(
     images = open_data_for(source, data, how)
     if images is None:
         refuse(EvaluationOptions(max_top1_drop_pp=drop), "export without data", "nothing is validated")
-    recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed)
+    recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed, data.preprocess)
     run = create_settings("export", recipe.name, out, how, execution, speed_check=evaluation.speed_check)
     return run_stages(recipe, run, source, images)
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.preprocessing import assumed_fields
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import resolve_variant, short_name
-from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.open_artifact import ask_for, open_input
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
@@ -63,15 +65,37 @@ def open_artifact(path: Path | str, model: str | None, options: DataOptions, pro
     Args:
         path: artifact folder or file, or the name of published weights.
         model: variant that it must hold; None: any.
-        options: `image_size` and `crop_pct` count.
+        options: what it says of the preprocessing counts.
         progress: where to say it.
 
     Raises: DeployError: if it cannot be opened, or does not hold the model named.
     """
-    found = open_input(Path(path), model=model, image_size=options.image_size, crop_pct=options.crop_pct)
+    found = open_input(Path(path), model=model, asked=options.preprocess)
     for note in found.notes:
         progress.say(note)
     return found
+
+
+def open_teacher(
+    path: Path | str, model: str | None, options: DataOptions, progress: Progress
+) -> tuple[Artifact, PreprocessSettings]:
+    """Open what teaches a student, and say what was found out about it.
+
+    The options are about the student. A teacher sees images as it was itself trained to, so they count for it only where its file
+    does not tell that.
+
+    Returns: the teacher, and which of the options count for it.
+    Raises: DeployError: as `open_artifact`.
+    """
+    found = open_input(Path(path), model=model)
+    untold = {
+        name: value for name, value in options.preprocess.asked().items() if name in assumed_fields(found.preprocess)
+    }
+    asked = PreprocessSettings(**untold)
+    found = ask_for(found, asked, Path(path))
+    for note in found.notes:
+        progress.say(note)
+    return found, asked
 
 
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:

@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
-from convnext_deploy.config.choices import Device
+from convnext_deploy.config.choices import CropMode, Device, Interpolation
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.progress import Progress, SilentProgress
 
@@ -29,6 +30,11 @@ class DataOptions:
         image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.
+        crop_mode: `center` resizes the shorter side, `squash` both. None: the artifact's; for fresh weights `center`.
+        interpolation: how images are resized for evaluation. None: the artifact's; for fresh weights `bicubic`.
+        mean: subtracted from pixel values in [0, 1], one number or one per channel. None: the artifact's; for fresh weights
+            ImageNet's, 0.5 for grey images.
+        std: then divided by, likewise.
     """
 
     data: Path | str | None = None
@@ -36,11 +42,19 @@ class DataOptions:
     skip_unreadable: bool | None = None
     image_size: int | None = None
     crop_pct: float | None = None
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "image_size")
-        if self.crop_pct is not None:
-            require(0.1 <= self.crop_pct <= 1, "crop_pct", self.crop_pct, "0.1 to 1.0")
+        _ = self.preprocess  # which checks its values
+
+    @property
+    def preprocess(self) -> PreprocessSettings:
+        """What was said of how images are made ready."""
+        names = (field.name for field in dataclasses.fields(PreprocessSettings))
+        return PreprocessSettings(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from convnext_deploy.data.datasets import check_takes_images
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
+from convnext_deploy.evaluation.folder_labels import FolderLabels
 from convnext_deploy.evaluation.measure import BATCH_SIZE
 from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.execution import decoding_processes, resolve_device
@@ -72,7 +73,7 @@ def predict(
         images: image files, of any name; and folders, of which all files below are taken that are images by their names.
         top_k: classes per image, at least 1; fewer come where there are not so many.
         runner: one of `runners.RUNNERS`; None: that of the artifact's format.
-        data: `image_size` and `crop_pct` count.
+        data: what it says of the preprocessing counts.
         evaluation: `batch_size` counts.
         execution: `device`, `workers` and `progress` count.
 
@@ -136,6 +137,7 @@ def _classify(
     from convnext_deploy.data.prediction_batches import FileBatches
 
     names, foreign = artifact.class_names, artifact.model.variant == "unknown"
+    labels = FolderLabels(names)
     try:
         with progress.task("predict", len(paths), "images") as task:
             for batch in FileBatches(paths, artifact.preprocess, batch_size, workers):
@@ -148,8 +150,13 @@ def _classify(
                         )
                     rows = _best(to_probabilities(logits, io, foreign), names, min(top_k, _given(io, logits.shape[1])))
                 for path, error in zip(batch.paths, batch.errors, strict=True):
-                    yield Prediction(path, next(rows)) if error is None else Prediction(path, (), str(error))
+                    found = Prediction(path, next(rows)) if error is None else Prediction(path, (), str(error))
+                    if found.guesses:
+                        labels.add(path, found.guesses[0].index)
+                    yield found
                 task.advance(len(batch.paths))
+        if (doubt := labels.doubt(artifact)) is not None:
+            progress.say(f"WARNING: going by the names of the folders, {doubt}")
     finally:
         runner.close()
 

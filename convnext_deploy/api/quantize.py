@@ -82,5 +82,7 @@ def quantize(
             fit=override_fit(DIGITS_QAT_FIT if images.name == BUILT_IN else QATConfig().fit, training),
         )
     stage = StageEntry(config.kind, config, SOURCE, Gate(max_top1_drop_pp=drop))
-    recipe = create_recipe(f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed)
+    recipe = create_recipe(
+        f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess
+    )
     return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from convnext_deploy.api.options import ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.pipeline.open_artifact import open_weights
@@ -45,11 +46,18 @@ def create_settings(
 
 
 def create_recipe(
-    name: str, stages: list[StageEntry], data: Data | None, source: Path | str | None, seed: int
+    name: str,
+    stages: list[StageEntry],
+    data: Data | None,
+    source: Path | str | None,
+    seed: int,
+    preprocess: PreprocessSettings = PreprocessSettings(),
 ) -> Recipe:
-    """Return the recipe of a verb; `source` is what the user named, if the stages start from something."""
+    """Return the recipe of a verb; `source` is what the user named, if the stages start from something, opened as asked for."""
+    asked = PreprocessSettings() if source is None else preprocess
     origin = None if source is None else str(source)
-    return Recipe(name, tuple(stages), None if data is None else data.name, origin, seed)
+    images = None if data is None else data.name
+    return Recipe(name, tuple(stages), images, origin, seed, source_preprocess=asked)
 
 
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:

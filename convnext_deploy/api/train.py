@@ -45,5 +45,5 @@ def train(
         override_fit(fit_preset(images, DIGITS_FIT, source), training),
     )
     stage = StageEntry("model", config, None if source is None else SOURCE)
-    recipe = create_recipe(f"train-{model}", [stage], images, start, how.seed)
+    recipe = create_recipe(f"train-{model}", [stage], images, start, how.seed, data.preprocess)
     return run_stages(recipe, create_settings("train", recipe.name, out, how, execution), source, images)

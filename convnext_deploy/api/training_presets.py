@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
@@ -56,15 +57,21 @@ def model_config(
 
     Args:
         name: variant.
-        data: `image_size` and `crop_pct` count, for a network from fresh weights.
+        data: what it says of the preprocessing; size and crop of given weights are those of `start`.
         training: `patch_size` and `head_hidden_size` count.
         images: they decide the image size when nobody else does.
         start: the opened weights, at the image size asked for.
         weights: where they lie, if the stage itself is to load them.
     """
     resolve_variant(name)
+    others: dict[str, Any] = {
+        "crop_mode": data.crop_mode,
+        "interpolation": data.interpolation,
+        "mean": data.mean,
+        "std": data.std,
+    }
     if start is not None:
-        return ModelConfig(
+        model = ModelConfig(
             name,
             start.preprocess.image_size,
             training.patch_size or start.model.patch_size,
@@ -73,10 +80,12 @@ def model_config(
             training.head_hidden_size,
             weights=None if weights is None else str(weights),
         )
-    return ModelConfig(
-        name,
-        data.image_size or (32 if images.name == BUILT_IN else ModelConfig.image_size),
-        training.patch_size or ModelConfig.patch_size,
-        crop_pct=data.crop_pct,
-        head_hidden_size=training.head_hidden_size,
-    )
+    else:
+        model = ModelConfig(
+            name,
+            data.image_size or (32 if images.name == BUILT_IN else ModelConfig.image_size),
+            training.patch_size or ModelConfig.patch_size,
+            crop_pct=data.crop_pct,
+            head_hidden_size=training.head_hidden_size,
+        )
+    return dataclasses.replace(model, **others)

@@ -1,7 +1,7 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
 _IMAGES = ("data", "validation_fraction", "skip_unreadable")
-_INPUT = ("image_size", "crop_pct")
+_INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
 _FIT = (

@@ -9,6 +9,7 @@ from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import check_classes
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.pipeline.ledger import open_ledger
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.files import create_output_folder
@@ -57,6 +58,8 @@ def validate(
         create_output_folder(folder)
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
+    if "baseline" in opened:
+        check_comparable(str(artifact), opened["artifact"], str(baseline), opened["baseline"])
     gate = Gate(max_top1_drop_pp=evaluation.max_top1_drop_pp, on=gate_on)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
     ledger = open_ledger("validate", images, folder, seed=how.seed, command=command)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeVar
 
@@ -35,6 +35,7 @@ class StageRecord:
     """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay.
 
     `validation_fraction` is the share of the data that was held out, None where the validation images came with the data.
+    `preprocess` is how each input was evaluated, by role: files of other origin do not tell, or were given something else.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StageRecord:
     wall_s: Annotated[float, Between(0.0, 1e12)]
     cache_key: str
     validation_fraction: Fraction | None = None
+    preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """The records of a network, its evaluation transform and its graph's ends, with the limits of what a file may say of them."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from convnext_deploy.config.choices import GraphOutput, HeadActivation, InputLayout, InputType
+from convnext_deploy.config.choices import CropMode, GraphOutput, HeadActivation, InputLayout, InputType, Interpolation
 from convnext_deploy.config.records import Between
 
-Interpolation = Literal["bicubic", "bilinear"]
-CropMode = Literal["center", "squash"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,6 +42,9 @@ class Preprocess:
 
     `crop_mode` `center` resizes the shorter side and keeps the aspect ratio, `squash` resizes both sides. `mean` and `std` are
     per channel, for pixel values in [0, 1].
+
+    `origins`: field → where its value came from, in words; one that is not there was decided by the training here. It is no part of
+    the transform: records that differ in it alone are equal. See `artifacts.preprocessing`.
     """
 
     image_size: Annotated[int, Between(1, 16384)]
@@ -51,6 +53,11 @@ class Preprocess:
     mean: tuple[Annotated[float, Between(-1e30, 1e30)], ...]
     std: tuple[_Positive, ...]
     crop_mode: CropMode = "center"
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides how images look, for JSON: all fields but `origins`."""
+        return {name: value for name, value in asdict(self).items() if name != "origins"}
 
     @property
     def resize_size(self) -> int:
@@ -94,7 +101,10 @@ def file_header(
     """Return what a weights or ONNX file carries inside, so that it can be opened without its manifest."""
     return {
         "model": asdict(model),
-        "preprocess": asdict(preprocess),
+        "preprocess": {
+            **preprocess.settings(),
+            **({"origins": dict(preprocess.origins)} if preprocess.origins else {}),
+        },
         "class_names": class_names,
         "precision": precision,
         "license": license,

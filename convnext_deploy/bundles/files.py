@@ -75,7 +75,7 @@ def _copy(source: Path, target: Path, artifact: Artifact) -> None:
 
 def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes) -> dict[str, Any]:
     """Write the golden outputs of a model and return its entry in the record."""
-    preprocess = dataclasses.asdict(model.artifact.preprocess)
+    preprocess = model.artifact.preprocess.settings()
     takes = {**_signature(model.input), "layout": model.layout}
     images = answers.model_inputs(golden.pixels, preprocess, takes)
     outputs = compute_outputs(model, folder / model.file, images)
@@ -129,7 +129,7 @@ def _describe(contents: Contents, golden: GoldenImages, models: list[dict[str, A
         "model": dataclasses.asdict(first.model),
         "class_names": first.class_names,
         "license": contents.license,
-        "preprocess": {**dataclasses.asdict(first.preprocess), "resize_size": first.preprocess.resize_size},
+        "preprocess": {**first.preprocess.settings(), "resize_size": first.preprocess.resize_size},
         "golden": {"pixels": PIXELS, "images": len(golden.pixels), "origin": golden.origin},
         "models": models,
         "engines": [

@@ -11,12 +11,29 @@ import click
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.config.choices import Device
+from convnext_deploy.config.choices import CropMode, Device, Interpolation
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 POSITIVE = click.IntRange(min=1)
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """`0.5` or `0.485,0.456,0.406`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(number) for number in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers; expected such as 0.5 or 0.485,0.456,0.406.", param, ctx)
+
+
 _COUNT = click.IntRange(min=0)
 _RATE = click.FloatRange(0, 1, max_open=True)
 _FOLDER: dict[str, Any] = {"metavar": "DIR", "shell_complete": candidates.folders}
@@ -62,6 +79,27 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         click.FloatRange(0.1, 1.0),
         "Share of the resized image that the evaluation's centre crop keeps.  [default: the artifact's; fresh weights: 0.875 from "
         "128 pixels on, 1.0 below]",
+        {},
+    ),
+    "crop_mode": (
+        click.Choice(get_args(CropMode)),
+        "Whether the shorter side is resized before the crop, or both sides.  [default: the artifact's; fresh weights: center]",
+        {},
+    ),
+    "interpolation": (
+        click.Choice(get_args(Interpolation)),
+        "How images are resized for evaluation.  [default: the artifact's; fresh weights: bicubic]",
+        {},
+    ),
+    "mean": (
+        Numbers(),
+        "Subtracted from pixel values between 0 and 1: one number, or one per channel with commas between them.  [default: the "
+        "artifact's; fresh weights: 0.485,0.456,0.406]",
+        {},
+    ),
+    "std": (
+        Numbers(),
+        "Divided by after that, likewise.  [default: the artifact's; fresh weights: 0.229,0.224,0.225]",
         {},
     ),
     "patch_size": (

@@ -7,10 +7,11 @@ from rich.text import Text
 from convnext_deploy.cli import EXIT_GATE_FAILED
 from convnext_deploy.cli.tables import create_console
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.stage_table import cells, columns, remarks, summary
+from convnext_deploy.reports.stage_table import Outcome, cells, columns, outcome, remarks, summary, warnings
 from convnext_deploy.system.distributed import launched
 
 _NARROW = 150  # columns of a terminal, below which numbers are set closely and leave room for names
+_STYLES: dict[Outcome, str | None] = {"failed": "bold red", "warned": "bold yellow", "passed": None, "plain": None}
 
 
 def create_table(report: Report, width: int) -> Table:
@@ -41,6 +42,8 @@ def show_report(report: Report, as_json: bool) -> None:
         console.print(create_table(report, console.width))
         for text in remarks(report):
             console.print(f"- {text}")
-        console.print(summary(report), style="bold red" if not report.passed else None)
+        for text in warnings(report):
+            console.print(f"warning: {text}", style="bold yellow")
+        console.print(summary(report), style=_STYLES[outcome(report)])
     if not report.passed:
         raise click.exceptions.Exit(EXIT_GATE_FAILED)

@@ -30,6 +30,10 @@ GateOn = Literal["point", "upper"]
 Autocast = Literal["auto", "off", "bf16", "fp16"]
 AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
 HeadActivation = Literal["gelu", "relu"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nearest"]
+"""How images are resized for evaluation, by Pillow's filters; all but `nearest` weigh every pixel that they leave out."""
+CropMode = Literal["center", "squash"]
+"""Which sides are resized before the centre is cut out: the shorter one, or both."""
 Device = Literal["auto", "cpu", "cuda"]
 BundledKind = Literal["onnx", "engine"]
 """Of the models in a bundle, those that can be run."""

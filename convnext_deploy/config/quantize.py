@@ -24,6 +24,7 @@ class QATConfig(StageConfig):
     implementation: ClassVar[str | None] = "convnext_deploy.stages.qat"
     trains: ClassVar[bool] = True
     needs_baseline: ClassVar[bool] = True
+    result_version: ClassVar[int] = 2  # the FP32 ancestor teaches at the image size of its student's source
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(epochs=5, base_learning_rate=4e-4, warmup_epochs=0.5, drop_path_rate=0.0)
     )

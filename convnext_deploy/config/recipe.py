@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from convnext_deploy.config.checks import check_choices, require
 from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.errors import RecipeError, suggest
 
@@ -27,6 +28,11 @@ class Gate:
     min_top1: float | None = None
     on: GateOn = "point"
     min_speedup: float | None = None
+
+    @property
+    def judges_change(self) -> bool:
+        """Whether anything is compared with the baseline's answers."""
+        return self.max_top1_drop_pp is not None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -68,7 +74,8 @@ class StageEntry:
 class Recipe:
     """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file.
 
-    `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`.
+    `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
+    images are made ready for the source, where its file does not tell that or something else is wanted.
     """
 
     name: str
@@ -77,8 +84,11 @@ class Recipe:
     source: str | None = None
     seed: int = 0
     speed_check: bool = True
+    source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     def __post_init__(self) -> None:
+        if self.source is None and self.source_preprocess.asked():
+            raise RecipeError(f"recipe '{self.name}' has source_preprocess and no source; name the source too.")
         require(self.seed >= 0, "seed", self.seed, ">= 0")
         known = {SOURCE} if self.source else set()
         if not self.stages:

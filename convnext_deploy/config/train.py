@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from convnext_deploy.config.checks import check_choices, require
-from convnext_deploy.config.choices import HeadActivation
+from convnext_deploy.config.choices import CropMode, HeadActivation, Interpolation
 from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 
 
@@ -13,9 +14,10 @@ from convnext_deploy.config.stage import StageConfig
 class ModelConfig:
     """The network of a training stage.
 
-    `crop_pct` None: that of the initial weights, without any 0.875 from 128 pixels on and 1.0 below. `head_hidden_size`: width
-    of a hidden layer before the logits; None: as in the variant, 0: none. `weights`: initial weights, a file, an artifact or a
-    name such as `timm/convnext_tiny.fb_in1k`; a head of another size is left out.
+    `crop_pct` None: that of the initial weights, without any 0.875 from 128 pixels on and 1.0 below. `crop_mode`, `interpolation`,
+    `mean`, `std` None: those of the initial weights, without any `center`, `bicubic` and ImageNet's, or 0.5 for grey images.
+    `head_hidden_size`: width of a hidden layer before the logits; None: as in the variant, 0: none. `weights`: initial weights, a
+    file, an artifact or a name such as `timm/convnext_tiny.fb_in1k`; a head of another size is left out.
     """
 
     name: str
@@ -26,6 +28,10 @@ class ModelConfig:
     head_hidden_size: int | None = None
     head_activation: HeadActivation = "gelu"
     weights: str | None = None
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -35,11 +41,17 @@ class ModelConfig:
         require(
             self.image_size >= least, "image_size", self.image_size, f">= {least} with patch_size {self.patch_size}"
         )
-        if self.crop_pct is not None:
-            require(0.1 <= self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0.1 to 1.0")
+        _ = self.preprocess  # which checks its values
         require(self.weights != "", "weights", self.weights, "a file, a folder or a name")
         if self.head_hidden_size is not None:
             require(self.head_hidden_size >= 0, "head_hidden_size", self.head_hidden_size, ">= 1, or 0 for none")
+
+    @property
+    def preprocess(self) -> PreprocessSettings:
+        """How images are made ready for the network, as far as the stage says."""
+        return PreprocessSettings(
+            self.image_size, self.crop_pct, self.crop_mode, self.interpolation, self.mean, self.std
+        )
 
 
 @dataclass(frozen=True)

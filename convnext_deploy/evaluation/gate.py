@@ -56,6 +56,14 @@ def judge(score: Score, drop: Drop | None, gate: Gate) -> Verdict:
     return _weigh(Verdict(passed, tuple(reasons)), score.total, drop, gate.max_top1_drop_pp)
 
 
+def withhold(verdict: Verdict, name: str) -> Verdict:
+    """Return a verdict that proves nothing, because the network `name`, judged or compared with, is no better than guessing."""
+    if not verdict.passed:
+        return verdict
+    note = f"passed, which proves nothing: {name} is no better than guessing"
+    return replace(verdict, proven=False, notes=(*verdict.notes, note))
+
+
 def _drop_reasons(drop: Drop, allowed_pp: float, on: str) -> list[str]:
     high = drop.interval_pp[1]
     if (high if on == "upper" else drop.top1_drop_pp) <= allowed_pp + _ROUNDING_PP:

@@ -11,6 +11,7 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
@@ -60,12 +61,16 @@ class Ledger:
             stage: which made it; None: the user brought it.
             baseline: name of what its drop is measured against; None: found from the stage, see `baselines`.
             for_comparison: no stage of the recipe made it.
+
+        Raises: ArtifactError: if it is not evaluated as its baseline is.
         """
         self.artifacts[name] = artifact
         parent = BASELINE if stage is None else stage.source
         if baseline is None and not artifact.is_baseline and parent is not None:
             baseline = self.baselines.get(parent)
         self.baselines[name] = baseline or name
+        if baseline in self.scores and measured.score is not None:
+            check_comparable(name, artifact, baseline, self.artifacts[baseline])
         if measured.score is not None:
             self.scores[name] = measured.score
         role = Role(name, BASELINE if name == BASELINE else SOURCE, self.baselines[name], gate or Gate())
@@ -76,6 +81,13 @@ class Ledger:
             keep_flips(self.out, row, self.scores, self.data)
         thumbnails = {**self.report.thumbnails, **make_thumbnails(self.data, row, self.report.thumbnails)}
         self.change(rows=(*self.report.rows, row), thumbnails=thumbnails)
+
+    def remark(self, name: str, text: str) -> None:
+        """Let the report say something of an artifact that it has."""
+        rows = (
+            dataclasses.replace(row, notes=(text, *row.notes)) if row.name == name else row for row in self.report.rows
+        )
+        self.change(rows=tuple(rows))
 
     def record_speed(self, stage: StageEntry, found: Speed | str) -> None:
         """Enter the verdict on the speed of a stage's artifact, or why it was not measured."""

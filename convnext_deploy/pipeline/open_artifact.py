@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file, parse_artifact, read_artifact
-from convnext_deploy.artifacts.details import Format, ONNXDetails, TorchDetails
-from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
+from convnext_deploy.artifacts.details import ONNXDetails
+from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, assume, tell
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
-from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError
+from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
+from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-# the names under which other libraries keep the weights in a folder, best first
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 
 
-def open_input(
-    path: Path, *, model: str | None = None, image_size: int | None = None, crop_pct: float | None = None
-) -> Artifact:
+def open_input(path: Path, *, model: str | None = None, asked: PreprocessSettings = PreprocessSettings()) -> Artifact:
     """Describe an artifact folder, a checkpoint, an ONNX file or published weights; nothing is written.
 
     Files of this tool carry their own preprocessing and class names. For checkpoints of others the variant, classes, channels,
-    stem and head come from names and shapes; evaluation transform and class names from the config file of timm or transformers
-    in the same folder, or else the transform that is published with the variant. `notes` of the result tell what was found.
+    stem and head come from names and shapes; preprocessing and class names from the config file of timm or transformers in the
+    same folder, or from what the training was called with; what is told nowhere is as published with the variant. `notes` of the
+    result tell what was found, and where.
 
     Args:
         path: folder or file, or the name of published weights such as `timm/convnext_tiny.fb_in1k`.
         model: variant that the file must hold; needed for nothing, checked when given.
-        image_size: overrides the evaluation image size.
-        crop_pct: overrides the evaluation crop.
+        asked: what the user says of the preprocessing, in the place of the file.
 
     Raises: ArtifactError, CheckpointError: if it is none of these, or not what was asked for.
     """
@@ -44,9 +43,9 @@ def open_input(
     elif not path.exists():
         artifact = _open_published(str(path))
     elif path.suffix in CHECKPOINT_SUFFIXES:
-        artifact = _open_checkpoint(path)
+        artifact = open_checkpoint(path)
     elif path.suffix == ".onnx":
-        artifact = _open_onnx(path, image_size)
+        artifact = _open_onnx(path, asked.image_size)
     else:
         raise ArtifactError(
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
@@ -55,21 +54,31 @@ def open_input(
     if model is not None:
         from convnext_deploy.models.variants import resolve_variant
 
-        if (asked := resolve_variant(model)) != artifact.model.variant and artifact.model.variant != "unknown":
-            raise CheckpointError(f"{path} holds a {artifact.model.variant}, not the {asked} asked for with --model.")
-    if image_size is not None and artifact.format == "torch" and image_size < 8 * artifact.model.patch_size:
+        if (known := resolve_variant(model)) != artifact.model.variant and artifact.model.variant != "unknown":
+            raise CheckpointError(f"{path} holds a {artifact.model.variant}, not the {known} asked for with --model.")
+    return ask_for(artifact, asked, path)
+
+
+def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifact:
+    """Return an artifact with what the user says of its preprocessing, of which `notes` tell.
+
+    Raises: ArtifactError: if the network cannot be given that.
+    """
+    if not asked.asked():
+        return artifact
+    side = asked.image_size
+    if side is not None and artifact.format == "torch" and side < 8 * artifact.model.patch_size:
         raise ArtifactError(
-            f"--image-size {image_size} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
+            f"--image-size {side} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
         )
-    preprocess = artifact.preprocess
-    if image_size is not None:
-        crop = default_preprocess(image_size).crop_pct
-        preprocess = dataclasses.replace(preprocess, image_size=image_size, crop_pct=crop)
-    if crop_pct is not None:
-        preprocess = dataclasses.replace(preprocess, crop_pct=crop_pct)
-    notes = artifact.notes
-    if notes and preprocess != artifact.preprocess:
-        notes = (*notes[:-1], _describe_evaluation(artifact.main_file, preprocess, "as asked for"))
+    if (asked.mean or asked.std) and (artifact.scheme is not None or artifact.io.input_type == "uint8"):
+        fixed = "it was quantized with" if artifact.scheme is not None else "the graph has inside"
+        raise ArtifactError(
+            f"{path} keeps the mean and std that {fixed}; leave out --mean and --std, or give them where it is made."
+        )
+    preprocess = ask(artifact.preprocess, asked, str(path))
+    earlier = artifact.notes[:-1] if artifact.notes and ": evaluated at " in artifact.notes[-1] else artifact.notes
+    notes = (*earlier, evaluation_note(artifact.main_file, preprocess))
     return dataclasses.replace(artifact, preprocess=preprocess, notes=notes)
 
 
@@ -82,30 +91,46 @@ def open_weights(recipe: Recipe) -> dict[str, Artifact]:
     return {place: open_input(Path(place.removeprefix(WEIGHTS_PREFIX))) for place in sorted(places)}
 
 
-def find_baseline(artifact: Artifact) -> Artifact | None:
-    """Return the nearest FP32 PyTorch ancestor of an artifact if it still lies where the lineage says, unaltered."""
+def find_baseline(artifact: Artifact) -> Artifact | str:
+    """Return the nearest FP32 PyTorch ancestor of an artifact, evaluated as the artifact is; or in words why it is not at hand.
+
+    It must lie where the lineage says, unaltered. Stages between the two keep what the network is shown, its classes and what its
+    weights belong to, so all of that is the artifact's, also where the user asks for something else. Mean and std may have been
+    folded into a quantized network: those are what the lineage says the ancestor had.
+    """
     for record in reversed(artifact.lineage):
         if "source" in record.input_paths:
+            path = Path(record.input_paths["source"])
             try:
-                ancestor = open_input(Path(record.input_paths["source"]))
-            except DeployError:
-                return None
+                ancestor = open_input(path)
+            except DeployError as error:
+                return first_line(error)
             if ancestor.sha256 != record.inputs["source"]:
-                return None
+                return f"{path} is no longer the file that {record.name} was made of"
             if ancestor.is_baseline:
-                return ancestor
-    return None
+                return _evaluated_alike(ancestor, artifact, record)
+    return "the artifact does not say what it was made of"
+
+
+def _evaluated_alike(ancestor: Artifact, artifact: Artifact, record: StageRecord) -> Artifact:
+    own = artifact.preprocess
+    if artifact.precision.startswith("int8"):
+        before = record.preprocess.get("source", ancestor.preprocess)
+        origins = {name: (own if name in GEOMETRY else before).origins.get(name) for name in own.settings()}
+        known = {name: origin for name, origin in origins.items() if origin is not None}
+        own = dataclasses.replace(own, mean=before.mean, std=before.std, origins=known)
+    return dataclasses.replace(ancestor, model=artifact.model, class_names=artifact.class_names, preprocess=own)
 
 
 def _open_folder(path: Path) -> Artifact:
     if (path / MANIFEST).exists():
         return read_artifact(path)
-    weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
+    weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is not None:
-        return _open_checkpoint(weights)
+        return open_checkpoint(weights)
     inside = sorted(p.parent for p in path.glob(f"stages/*/{MANIFEST}"))
     hint = f" It is a run; point at one of its artifacts, such as {inside[-1]}." if inside else ""
-    raise ArtifactError(f"{path} is not an artifact folder: it has no {MANIFEST} and no {_WEIGHT_FILES[0]}.{hint}")
+    raise ArtifactError(f"{path} is not an artifact folder: it has no {MANIFEST} and no {WEIGHT_FILES[0]}.{hint}")
 
 
 def _open_published(name: str) -> Artifact:
@@ -114,60 +139,13 @@ def _open_published(name: str) -> Artifact:
     if not is_weights_name(name):
         raise ArtifactError(f"{name} does not exist; expected an artifact folder, a checkpoint or an ONNX file.")
     found = fetch_weights(name)
-    artifact = _open_folder(found.path) if found.path.is_dir() else _open_checkpoint(found.path)
+    artifact = _open_folder(found.path) if found.path.is_dir() else open_checkpoint(found.path)
     artifact = dataclasses.replace(artifact, license=artifact.license or license_of(name))
     if found.preprocess is None:
         return artifact
-    notes = (*artifact.notes[:-1], f"{name}: evaluation and class names as published with the weights")
-    return dataclasses.replace(artifact, preprocess=found.preprocess, class_names=found.class_names, notes=notes)
-
-
-def _open_checkpoint(path: Path) -> Artifact:
-    from convnext_deploy.models.checkpoints.hub_config import CONFIG, TRANSFORMERS_DEFAULT_EPS, read_hub_config
-    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
-    from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
-    from convnext_deploy.models.zoo.published import default_evaluation
-
-    header = load_metadata(path)
-    if header:
-        return open_header(path, "torch", header)
-    checkpoint = load_checkpoint(path)
-    spec = infer_model_spec(checkpoint.state, path)
-    if checkpoint.dialect == "timm" and spec.patch_size >= 8:
-        raise CheckpointError(
-            f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
-        )
-    # Another file's config may lie in the same folder; only these names are known to belong together.
-    config = read_hub_config(path.parent, spec) if path.name in _WEIGHT_FILES else None
-    if config is not None:
-        spec = dataclasses.replace(spec, **config.changes)
-    elif checkpoint.dialect == "huggingface":
-        spec = dataclasses.replace(spec, head_norm_eps=TRANSFORMERS_DEFAULT_EPS)
-    preprocess = config.preprocess if config is not None else None
-    if preprocess is not None:
-        origin = f"from {CONFIG} beside it"
-    else:
-        origin = "as published with the variant, because the file does not tell"
-        preprocess = default_evaluation(spec.variant)
-        if spec.in_channels != 3:
-            usual = default_preprocess(preprocess.image_size, preprocess.crop_pct, spec.in_channels)
-            preprocess = dataclasses.replace(preprocess, mean=usual.mean, std=usual.std)
-    notes = (
-        *checkpoint.notes,
-        f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
-        _describe_evaluation(path, preprocess, origin),
-    )
-    class_names = config.class_names if config is not None else None
-    license_ = config.license if config is not None else None
-    files = (describe_file(path),)
-    return Artifact(
-        path.parent, TorchDetails(), "fp32", spec, class_names, preprocess, files, license=license_, notes=notes
-    )
-
-
-def _describe_evaluation(path: Path, preprocess: Preprocess, origin: str) -> str:
-    how = f"{preprocess.image_size} pixels, crop {preprocess.crop_pct:.3g}, {preprocess.interpolation}"
-    return f"{path.name}: evaluated at {how}, {origin}"
+    preprocess = tell(found.preprocess, found.preprocess.settings(), "published with the weights")
+    notes = (*artifact.notes[:-1], evaluation_note(found.path, preprocess))
+    return dataclasses.replace(artifact, preprocess=preprocess, class_names=found.class_names, notes=notes)
 
 
 def _open_onnx(path: Path, image_size: int | None) -> Artifact:
@@ -199,8 +177,12 @@ def _open_onnx(path: Path, image_size: int | None) -> Artifact:
     pixels = inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
     io = GraphIO("uint8" if pixels else "float32", "nhwc" if last else "nchw", batch_size=shape[0])
     preprocess = default_preprocess(image_size or side or 224, None, spec.in_channels)
+    preprocess = assume(preprocess, "usual, because an ONNX file does not tell")
+    if side:
+        preprocess = tell(preprocess, {"image_size": preprocess.image_size}, "from the graph")
     files = (describe_file(path),)
-    return Artifact(path.parent, ONNXDetails(io=io), _precision(proto), spec, None, preprocess, files)
+    notes = (evaluation_note(path, preprocess),)
+    return Artifact(path.parent, ONNXDetails(io=io), _precision(proto), spec, None, preprocess, files, notes=notes)
 
 
 def _precision(proto: ModelProto) -> str:
@@ -210,12 +192,3 @@ def _precision(proto: ModelProto) -> str:
     if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
         return "int8-fp16" if half else "int8"
     return "fp16" if half else "fp32"
-
-
-def open_header(path: Path, format: Format, header: dict[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)
-    """Return a file of this tool as the artifact that its header describes. Raises: ArtifactError: if the header is damaged."""
-    own = {"path": path.parent, "files": (describe_file(path),), "lineage": ()}  # the lineage is for people to read
-    try:
-        return parse_artifact({"details": {}, **header, **own}, format, f"{path} has a damaged header")
-    except ValueError as error:
-        raise ArtifactError(f"{error} Make it again.") from None

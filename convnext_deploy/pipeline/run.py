@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -103,7 +102,7 @@ def _run(
         artifacts=weights,
     )
     run = _Run(recipe, settings, data, ledger)
-    ledger.change(complete=False)
+    ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
     if source is not None:
         _bring(run, source)
     for stage in recipe.stages:
@@ -118,12 +117,17 @@ def _run(
 
 def _bring(run: _Run, source: Artifact) -> None:
     """Measure the artifact that the user brought, and before it its FP32 ancestor where that is at hand."""
-    found = {SOURCE: source}
-    if not source.is_baseline and (baseline := find_baseline(source)) is not None:
-        found = {BASELINE: baseline, SOURCE: source}
-    for name, artifact in found.items():
+    baseline = source if source.is_baseline else find_baseline(source)
+    ancestor = {BASELINE: baseline} if isinstance(baseline, Artifact) and baseline is not source else {}
+    for name, artifact in {**ancestor, SOURCE: source}.items():
         may_differ = name == SOURCE and _only_starts(run.recipe)
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
+        _warn(run)
+    if isinstance(baseline, str):
+        run.ledger.remark(
+            SOURCE,
+            f"no FP32 ancestor is at hand ({baseline}): drops are against this {source.precision} artifact itself",
+        )
 
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
@@ -139,7 +143,16 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    if stage.name in run.executed:
+        _warn(run)
     return artifact
+
+
+def _warn(run: _Run) -> None:
+    """Say at once what is wrong with the latest row, before hours are spent on what follows from it."""
+    row = run.ledger.report.rows[-1]
+    for text in row.warnings:
+        run.settings.execution.progress.say(f"WARNING: {row.name}: {text}")
 
 
 def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) -> Speed | str:
@@ -222,7 +235,7 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    images = [data.fingerprint, dataclasses.asdict(artifact.preprocess)]
+    images = [data.fingerprint, artifact.preprocess.settings()]
     content = [artifact.sha256, images, execution.device, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"

@@ -70,7 +70,7 @@ def execute_stage(
             cache_dir=settings.execution.cache_dir or settings.out / "cache",
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
-            baseline=find_baseline(inputs["source"]) if stage.config.needs_baseline else None,
+            baseline=_find_teacher(stage, inputs, settings),
             store=_open_store(stage, settings, key) if stage.config.trains else None,
         )
         artifact = run_stage(stage.config, inputs.get("source"), context)
@@ -90,9 +90,21 @@ def execute_stage(
             wall_s=time.perf_counter() - start,
             cache_key=key,
             validation_fraction=None if read is None or read.split is None else read.split.fraction,
+            preprocess={role: source.preprocess for role, source in inputs.items()},
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
     return read_artifact(folder)
+
+
+def _find_teacher(stage: StageEntry, inputs: Mapping[str, Artifact], settings: Settings) -> Artifact | None:
+    """Return the FP32 ancestor of a stage's source, which it needs, evaluated as the source is; tell if it is not at hand."""
+    if not stage.config.needs_baseline:
+        return None
+    found = find_baseline(inputs["source"])
+    if isinstance(found, Artifact):
+        return found
+    settings.execution.progress.say(f"{stage.name}: no FP32 ancestor of its source is at hand ({found})")
+    return None
 
 
 def _open_store(stage: StageEntry, settings: Settings, key: str) -> TrainingStore:
@@ -110,7 +122,7 @@ def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data |
             artifacts[name].sha256,
             artifacts[name].class_names,
             dataclasses.asdict(artifacts[name].model),
-            dataclasses.asdict(artifacts[name].preprocess),
+            artifacts[name].preprocess.settings(),
         ]
         for role, name in stage.inputs.items()
     }

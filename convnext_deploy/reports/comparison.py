@@ -158,6 +158,7 @@ def _whole(report: Report) -> dict[str, str]:
             "validation images": report.validation_images,
             "seed": report.seed,
             "source": report.source,
+            "source preprocess": report.source_preprocess.asked(),
             "stages": ", ".join(row.name for row in report.rows),
             **known,
             **(versions if isinstance(versions, Mapping) else {}),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, remarks, step_cells, summary
+from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, remarks, step_cells, summary, warnings
 
 
 def render_markdown(report: Report) -> str:
@@ -16,6 +16,7 @@ def render_markdown(report: Report) -> str:
         "",
         f"{summary(report)[0].upper()}{summary(report)[1:]}." if report.complete else "The run is not complete.",
         "",
+        *(line for text in warnings(report) for line in (f"**Warning.** {text}.", "")),
         f"Data: {report.data}, {report.validation_images} validation images. Seed {report.seed}. "
         f"Machine: {environment['cpu']}, {environment['cores']} cores.",
         "",

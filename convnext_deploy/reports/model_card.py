@@ -9,7 +9,7 @@ from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import drop_text, verdict
+from convnext_deploy.reports.stage_table import drop_text, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
 
 _MOST_CLASSES = 20  # named on the card
@@ -98,6 +98,11 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if not report.passed:
         failed = ", ".join(f"`{row.name}`" for row in report.rows if row.verdict.passed is False)
         text += f" **Failed gates: {failed}; do not ship these.**"
+    unproven = ", ".join(f"`{row.name}`" for row in report.rows if row.verdict.passed and row.verdict.proven is False)
+    if unproven:
+        text += f" **Passed unproven: {unproven}.**"
+    for warning in warnings(report):
+        text += f"\n\n**Warning.** {_text(warning)}."
     return text
 
 

@@ -22,6 +22,8 @@ def write_recipe(report: Report) -> str | None:
         head.append(f"data = {quoted(report.data)}")
     if report.source is not None:
         head.append(f"source = {quoted(report.source)}")
+        if asked := report.source_preprocess.asked():
+            head.append(f"source_preprocess = {_value(asked)}")
     return "\n".join(head) + "\n\n" + "\n".join(stages)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from convnext_deploy.artifacts.details import History as Epochs
 from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import ArtifactError
@@ -135,7 +136,8 @@ class Provenance:
 class StageRow:
     """One artifact and what is known of it. Fractions, milliseconds, bytes, seconds, percentage points.
 
-    `accuracy` is None where it was not run, and `not_run` says why.
+    `accuracy` is None where it was not run, and `not_run` says why. `warnings` say why its figures may mean nothing, and stand
+    where nobody overlooks them; `notes` are good to know.
     """
 
     identity: Identity
@@ -146,6 +148,7 @@ class StageRow:
     history: History = field(default_factory=History)
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -167,7 +170,8 @@ def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 class Report:
     """All rows of a run in order, and what is needed to understand them.
 
-    `source` is where the artifact that the user brought lay, `command` what was typed or called. `thumbnails` are the images in
+    `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
+    `command` what was typed or called. `thumbnails` are the images in
     `Accuracy.flips` as data URIs, by their index in decimal digits.
     """
 
@@ -182,6 +186,7 @@ class Report:
     source: str | None = None
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
+    source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     @property
     def passed(self) -> bool:

@@ -10,7 +10,8 @@ from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
-from convnext_deploy.evaluation.gate import judge, measure_drop
+from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
+from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
@@ -83,13 +84,22 @@ def create_row(
     if measured.score is None or measured.latency is None:
         return row
     accuracy = _compare(row, measured, scores, data)
+    doubt = doubt_score(measured.score, artifact, data)
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
         verdict=judge(measured.score, accuracy.drop, role.gate),
         speed=MeasuredSpeed(measured.latency),
+        warnings=() if doubt is None else (doubt,),
     )
+    suspect = [name for name in (role.name, role.baseline) if name and _guesses(scores.get(name), artifact)]
+    if suspect and role.gate.judges_change:
+        row = dataclasses.replace(row, verdict=withhold(row.verdict, suspect[-1]))
     return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+
+
+def _guesses(score: Score | None, artifact: Artifact) -> bool:
+    return score is not None and find_guessing(score, artifact.model.num_classes) is not None
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:

@@ -1,10 +1,12 @@
 """The columns of the stage table, as text: one place for console and Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.reports.record import Accuracy, Report, StageRow
 
+Outcome = Literal["failed", "warned", "passed", "plain"]
 COLUMNS = (
     "stage",
     "artifact",
@@ -102,12 +104,35 @@ def step_cells(step: Step, selection: Selection) -> tuple[str, ...]:
 
 
 def summary(report: Report) -> str:
-    """Return the closing line."""
+    """Return the closing line: how many gates failed or passed, and which passed unproven."""
     failed = [row.name for row in report.rows if row.verdict.passed is False]
+    unproven = [row.name for row in report.rows if row.verdict.passed and row.verdict.proven is False]
     judged = sum(row.verdict.passed is not None for row in report.rows)
-    if failed:
-        return f"{len(failed)} of {judged} gates failed: {', '.join(failed)}"
-    return f"{judged} of {judged} gates passed" if judged else "no gates were set"
+    if not judged:
+        return "no gates were set"
+    text = (
+        f"{len(failed)} of {judged} gates failed: {', '.join(failed)}"
+        if failed
+        else f"{judged} of {judged} gates passed"
+    )
+    if unproven:
+        text += f"{';' if failed else ','} {len(unproven)} unproven: {', '.join(unproven)}"
+    return text
+
+
+def outcome(report: Report) -> Outcome:
+    """Return what colours the closing line: `warned` where a gate passed unproven, or a figure may mean nothing."""
+    rows = report.rows
+    if not report.passed:
+        return "failed"
+    if warnings(report) or any(row.verdict.passed and row.verdict.proven is False for row in rows):
+        return "warned"
+    return "passed" if any(row.verdict.passed for row in rows) else "plain"
+
+
+def warnings(report: Report) -> list[str]:
+    """Return the warnings with their stages; what is said of several stages is said once."""
+    return _said_once(report, lambda row: row.warnings)
 
 
 def remarks(report: Report) -> list[str]:
@@ -115,15 +140,19 @@ def remarks(report: Report) -> list[str]:
 
     What is said of several stages is said once.
     """
-    stages: dict[str, list[str]] = {}
-    for row in report.rows:
-        for text in (*row.verdict.reasons, *row.verdict.notes, *row.notes):
-            stages.setdefault(text, []).append(row.name)
-    found = [f"{', '.join(names)}: {text}" for text, names in stages.items()]
+    found = _said_once(report, lambda row: (*row.verdict.reasons, *row.verdict.notes, *row.notes))
     changed = [f"{row.name} {flips}" for row in report.rows if (flips := _flips(row.accuracy))]
     if changed:
         found.append(f"images whose first guess changed, of {report.validation_images:,}: {'; '.join(changed)}")
     return found
+
+
+def _said_once(report: Report, texts_of: Callable[[StageRow], Sequence[str]]) -> list[str]:
+    stages: dict[str, list[str]] = {}
+    for row in report.rows:
+        for text in texts_of(row):
+            stages.setdefault(text, []).append(row.name)
+    return [f"{', '.join(names)}: {text}" for text, names in stages.items()]
 
 
 def _flips(accuracy: Accuracy | None) -> str | None:

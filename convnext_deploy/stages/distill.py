@@ -106,10 +106,10 @@ def _cached(
     plan = {
         # the same weights may be those of networks that differ in what no weight shows, such as the activation
         "teachers": [
-            [teacher.sha256, dataclasses.asdict(teacher.model), dataclasses.asdict(teacher.preprocess)]
+            [teacher.sha256, dataclasses.asdict(teacher.model), teacher.preprocess.settings()]
             for teacher in context.teachers
         ],
-        "images": [data.fingerprint, dataclasses.asdict(preprocess)],
+        "images": [data.fingerprint, preprocess.settings()],
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
         "temperature": config.temperature,

@@ -11,6 +11,7 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
+from convnext_deploy.artifacts.preprocessing import ask
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.train import ModelConfig
@@ -46,8 +47,10 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
         config.head_hidden_size,
         config.head_activation,
     )
+    settings = config.preprocess
     if start is None:
-        return spec, default_preprocess(config.image_size, config.crop_pct, config.in_channels)
+        usual = default_preprocess(config.image_size, config.crop_pct, config.in_channels)
+        return spec, _as_trained(ask(usual, settings, config.name))
     for name in ("variant", "in_channels", "patch_size"):
         found, asked = getattr(start.model, name), getattr(spec, name)
         if found != asked:
@@ -64,11 +67,14 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
         head_hidden_size=spec.head_hidden_size,
         head_activation=spec.head_activation,
     )
-    crop_pct = config.crop_pct
-    if crop_pct is None:
-        same_size = config.image_size == start.preprocess.image_size
-        crop_pct = start.preprocess.crop_pct if same_size else default_preprocess(config.image_size).crop_pct
-    return spec, dataclasses.replace(start.preprocess, image_size=config.image_size, crop_pct=crop_pct)
+    if config.image_size == start.preprocess.image_size:
+        settings = dataclasses.replace(settings, image_size=None)  # another size would bring its own crop
+    return spec, _as_trained(ask(start.preprocess, settings, config.name))
+
+
+def _as_trained(preprocess: Preprocess) -> Preprocess:
+    """Return a preprocessing that is no longer of unknown origin, because the network is trained with it."""
+    return dataclasses.replace(preprocess, origins={})
 
 
 def training_options(config: FitConfig) -> dict[str, Any]:

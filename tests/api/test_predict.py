@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,7 @@ from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.api.predict import Prediction, find_images, to_probabilities
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.cli.progress_bars import PlainProgress
 from convnext_deploy.data import loaders
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, DataError, RecipeError
@@ -176,3 +179,24 @@ def test_folders_and_files_come_in_the_order_given(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     found = find_images([tmp_path / "b", tmp_path / "a.png", str(tmp_path / "b" / "2.png")])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["b/10.png", "b/2.png", "a.png", "b/2.png"]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_predict_warns_where_the_folders_name_other_classes(
+    small_artifacts: dict[str, Artifact],
+    files: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shift: int,
+) -> None:
+    names = small_artifacts["student"].class_names or ()
+    first = [found.guesses[0].index for found in predict(small_artifacts["student"].path, files, execution=HERE)]
+    for place, (file, guess) in enumerate(zip(files, first, strict=True)):
+        folder = tmp_path / names[(guess + shift) % len(names)]
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder / f"{place}.png")
+    execution = dataclasses.replace(HERE, progress=PlainProgress())
+    assert len(list(predict(small_artifacts["student"].path, [tmp_path], execution=execution))) == 18
+    warned = "WARNING: going by the names of the folders, top-1 0.00 % on 18 images" in capsys.readouterr().err
+    assert warned is (shift == 1 and len(set(first)) > 1)
+    assert len(set(first)) > 1, "this test needs a network that tells images apart"

@@ -17,7 +17,7 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, read_artifact
 from convnext_deploy.artifacts.details import Details
 from convnext_deploy.artifacts.spec import file_header
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.pipeline.open_artifact import open_header
+from convnext_deploy.pipeline.open_checkpoint import open_header
 from tests.artifacts.test_artifact import EVERY, create_artifact
 
 _NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 2**64, 10**400, True])

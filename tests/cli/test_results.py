@@ -41,6 +41,8 @@ def test_failed_gate_exits_with_3_and_writes_both_reports(failed_run: FailedRun)
     assert "is below the 100.00 % asked for" in reason
     assert f"- guess: {reason}" in failed_run.outcome.out
     assert "1 of 1 gates failed: guess" in failed_run.outcome.out
+    assert "warning: guess: top-1" in failed_run.outcome.out
+    assert "WARNING: guess: top-1" in failed_run.outcome.err
     assert f"- guess: {reason}" in (failed_run.out / "report.md").read_text()
     assert_nothing_half_written(failed_run.out)
 

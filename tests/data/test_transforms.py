@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from convnext_deploy.artifacts.spec import Interpolation, Preprocess, default_preprocess
+from convnext_deploy.artifacts.spec import Preprocess, default_preprocess
+from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.data.transforms import (
     as_array,
     crop_image,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convnext_deploy.config.fit import Augmentation, FitConfig
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Gate, Recipe
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.config.train import ModelConfig
@@ -31,6 +32,7 @@ _TYPES = {
 }
 RECORDS: dict[str, type[Any]] = {
     "recipe": Recipe,
+    "source_preprocess": PreprocessSettings,
     "gate": Gate,
     "model": ModelConfig,
     "fit": FitConfig,
@@ -76,7 +78,7 @@ def _values(hint: Any) -> str:
     if origin is tuple:
         return f"list of {_values(arguments[0])}"
     if dataclasses.is_dataclass(hint):
-        return "a table, see above"
+        return "a table of its own"
     return _TYPES[origin or hint]
 
 
@@ -95,7 +97,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
             for f in dataclasses.fields(value)
             if getattr(value, f.name) != getattr(plain, f.name)
         }
-        return ", ".join(f"`{name} = {_toml(each)}`" for name, each in own.items()) or "as above"
+        return ", ".join(f"`{name} = {_toml(each)}`" for name, each in own.items()) or "as there"
     return "none" if value is None or value == {} else f"`{_toml(value)}`"
 
 

@@ -64,7 +64,7 @@ def test_read_tensors_reads_pickled_weights_when_flat_or_nested(
 ) -> None:
     path = tmp_path / f"w{suffix}"
     torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, path)
-    found, entry = read_tensors(path)
+    found, entry, _ = read_tensors(path)
     assert_equal_states(found, state)
     assert entry == wrapper
 
@@ -73,7 +73,7 @@ def test_read_tensors_reads_pickled_weights_when_flat_or_nested(
 def test_read_tensors_reads_legacy_pickle(state: dict[str, Tensor], tmp_path: Path, nested: bool) -> None:
     content = {"model": state} if nested else state
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    found, entry = read_tensors(tmp_path / "w.pth")
+    found, entry, _ = read_tensors(tmp_path / "w.pth")
     assert_equal_states(found, state)
     assert entry == ("model" if nested else None)
 
@@ -81,7 +81,7 @@ def test_read_tensors_reads_legacy_pickle(state: dict[str, Tensor], tmp_path: Pa
 def test_read_tensors_takes_the_moving_average_when_there_are_several(tmp_path: Path) -> None:
     weights = {name: {"w": torch.full((2,), float(i))} for i, name in enumerate(("model", "model_ema"))}
     torch.save({**weights, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, tmp_path / "w.pth")
-    found, entry = read_tensors(tmp_path / "w.pth")
+    found, entry, _ = read_tensors(tmp_path / "w.pth")
     assert (found["w"].tolist(), entry) == ([1.0, 1.0], "model_ema")
 
 
@@ -92,7 +92,7 @@ def test_read_tensors_takes_the_weights_when_the_average_is_switched_off(tmp_pat
 
 def test_read_tensors_follows_entries_within_entries(tmp_path: Path) -> None:
     torch.save({"model": {"state_dict": {"w": torch.ones(2)}, "epoch": 1}}, tmp_path / "w.pth")
-    found, entry = read_tensors(tmp_path / "w.pth")
+    found, entry, _ = read_tensors(tmp_path / "w.pth")
     assert (list(found), entry) == (["w"], "model")
 
 
@@ -101,7 +101,7 @@ def test_read_tensors_reads_the_arguments_of_training_scripts(tmp_path: Path, fo
     arguments = argparse.Namespace(lr=1e-3, data="somewhere", nested=argparse.Namespace(a=[1, 2]))
     content = {"epoch": 3, "arch": "convnext_atto", "state_dict": {"w": torch.ones(2)}, "args": arguments}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=form == "zip")
-    found, entry = read_tensors(tmp_path / "w.pth")
+    found, entry, _ = read_tensors(tmp_path / "w.pth")
     assert (list(found), entry) == (["w"], "state_dict")
 
 
@@ -125,7 +125,7 @@ def test_read_tensors_keeps_prefixes_that_not_all_names_share(tmp_path: Path) ->
 def test_read_tensors_reads_parameters_and_ordered_mappings(tmp_path: Path) -> None:
     layer = nn.Linear(2, 3)
     torch.save(OrderedDict(layer.named_parameters()), tmp_path / "w.pth")
-    found, _ = read_tensors(tmp_path / "w.pth")
+    found, _, _ = read_tensors(tmp_path / "w.pth")
     assert torch.equal(found["weight"], layer.weight)
     torch.save(layer.state_dict(), tmp_path / "w.pth")  # an OrderedDict with attributes
     assert torch.equal(read_tensors(tmp_path / "w.pth")[0]["bias"], layer.bias)
@@ -155,7 +155,7 @@ def test_read_tensors_maps_the_file_and_copies_nothing(tmp_path: Path, suffix: s
         torch.save({"model": tensors}, path)
     else:
         save_state(path, tensors, {})
-    found, _ = read_tensors(path)
+    found, _, _ = read_tensors(path)
     mapped = mapped_ranges(path)
     for name, tensor in found.items():
         assert torch.equal(tensor, tensors[name])

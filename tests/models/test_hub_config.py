@@ -99,7 +99,9 @@ def test_open_input_evaluates_as_timm_does_with_what_it_saved(squash: bool, tmp_
     names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     transform: Any = create_transform(**{name: settings[name] for name in names}, is_training=False)
     torch.testing.assert_close(transform(picture(330, 220))[None], own_input(artifact.preprocess), rtol=0, atol=1e-5)
-    assert artifact.notes[-1].endswith("evaluated at 160 pixels, crop 0.7, bilinear, from config.json beside it")
+    assert artifact.notes[-1].endswith(
+        f"evaluated at 160 pixels, {mode} crop 0.7, bilinear, mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (all from config.json beside it)"
+    )
 
 
 def create_transformers(folder: Path, version: int, processor: dict[str, Any] | None, **config: Any) -> Any:

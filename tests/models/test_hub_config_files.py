@@ -90,9 +90,10 @@ def test_read_hub_config_takes_class_names_that_are_as_many_as_the_classes(
         ({"crop_mode": "squash"}, Preprocess(160, 0.9, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "squash")),
         ({"interpolation": "bicubic"}, Preprocess(160, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
         ({"interpolation": "random"}, Preprocess(160, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
-        ({"mean": [0.5], "std": [0.5]}, None),
+        ({"interpolation": "lanczos"}, Preprocess(160, 0.9, "lanczos", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
+        ({"mean": [0.5], "std": [0.25]}, Preprocess(160, 0.9, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))),
     ],
-    ids=["squash", "bicubic", "random", "other-channels"],
+    ids=["squash", "bicubic", "random", "lanczos", "one-number"],
 )
 def test_read_hub_config_reads_the_evaluation_of_timm(
     changes: dict[str, Any], expected: Preprocess | None, tmp_path: Path

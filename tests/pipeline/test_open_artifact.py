@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import ONNXDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
 from convnext_deploy.models.checkpoints.safe_reader import METADATA_KEY
 from convnext_deploy.pipeline.open_artifact import find_baseline, open_input
@@ -151,12 +152,16 @@ def test_open_input_raises_when_the_asked_model_is_unknown(small_artifacts: dict
 
 def test_open_input_overrides_image_size_and_crop_only(small_artifacts: dict[str, Artifact]) -> None:
     artifact = small_artifacts["student"]
-    opened = open_input(artifact.path, image_size=160)
+    opened = open_input(artifact.path, asked=PreprocessSettings(image_size=160))
     expected = dataclasses.replace(artifact.preprocess, image_size=160, crop_pct=0.875)
-    assert opened == dataclasses.replace(artifact, preprocess=expected)
-    opened = open_input(artifact.path, crop_pct=0.5)
+    note = (
+        "model.safetensors: evaluated at 160 pixels, center crop 0.875, bicubic, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 "
+        "(size asked for; crop assumed: usual for this size)"
+    )
+    assert opened == dataclasses.replace(artifact, preprocess=expected, notes=(note,))
+    opened = open_input(artifact.path, asked=PreprocessSettings(crop_pct=0.5))
     assert opened.preprocess == dataclasses.replace(artifact.preprocess, crop_pct=0.5)
-    opened = open_input(artifact.path, image_size=160, crop_pct=0.9)
+    opened = open_input(artifact.path, asked=PreprocessSettings(image_size=160, crop_pct=0.9))
     assert (opened.preprocess.image_size, opened.preprocess.crop_pct) == (160, 0.9)
 
 
@@ -164,7 +169,12 @@ def test_open_input_opens_a_foreign_onnx_file(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx", ("batch", 3, 48, 48), classes=5)
     spec = ModelSpec("unknown", 5, 3)
     files = (describe_file(path),)
-    assert open_input(path) == Artifact(tmp_path, ONNXDetails(), "fp32", spec, None, default_preprocess(48), files)
+    note = (
+        "foreign.onnx: evaluated at 48 pixels, center crop 1, bicubic, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (size from "
+        "the graph; crop, crop mode, interpolation, mean and std assumed: usual, because an ONNX file does not tell)"
+    )
+    expected = Artifact(tmp_path, ONNXDetails(), "fp32", spec, None, default_preprocess(48), files, notes=(note,))
+    assert open_input(path) == expected
 
 
 def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
@@ -174,7 +184,7 @@ def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
 def test_open_input_takes_the_size_of_a_dynamic_foreign_onnx_file_from_the_user(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "a.onnx", ("batch", 1, "height", "width"))
     assert open_input(path).preprocess == default_preprocess(224, None, 1)
-    assert open_input(path, image_size=96).preprocess == default_preprocess(96, None, 1)
+    assert open_input(path, asked=PreprocessSettings(image_size=96)).preprocess == default_preprocess(96, None, 1)
 
 
 def test_open_input_accepts_any_model_name_for_a_foreign_onnx_file(tmp_path: Path) -> None:
@@ -230,7 +240,7 @@ def test_open_input_changes_nothing_on_disk(small_artifacts: dict[str, Artifact]
     copied = tmp_path / "student"
     shutil.copytree(small_artifacts["student"].path, copied)
     before = {path.name: describe_file(path) for path in tmp_path.rglob("*") if path.is_file()}
-    open_input(copied, model="test-convnext2", image_size=64)
+    open_input(copied, model="test-convnext2", asked=PreprocessSettings(image_size=64))
     open_input(copied / "model.safetensors")
     assert {path.name: describe_file(path) for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -240,16 +250,21 @@ def test_find_baseline_returns_the_fp32_student(small_artifacts: dict[str, Artif
     assert find_baseline(small_artifacts[name]) == small_artifacts["student"]
 
 
-def test_find_baseline_returns_none_when_there_is_no_lineage(small_artifacts: dict[str, Artifact]) -> None:
-    assert find_baseline(open_input(small_artifacts["qat"].main_file)) is None
+def test_find_baseline_says_when_there_is_no_lineage(small_artifacts: dict[str, Artifact]) -> None:
+    assert (
+        find_baseline(open_input(small_artifacts["qat"].main_file)) == "the artifact does not say what it was made of"
+    )
 
 
 @pytest.mark.parametrize("state", ["missing", "altered"])
-def test_find_baseline_returns_none_when_the_ancestor_is_not_what_it_was(
+def test_find_baseline_says_when_the_ancestor_is_not_what_it_was(
     small_artifacts: dict[str, Artifact], tmp_path: Path, state: str
 ) -> None:
     elsewhere = tmp_path / "student"
     if state == "altered":
         shutil.copytree(small_artifacts["teacher"].path, elsewhere)
     record = dataclasses.replace(small_artifacts["ptq"].lineage[-1], input_paths={"source": str(elsewhere)})
-    assert find_baseline(dataclasses.replace(small_artifacts["ptq"], lineage=(record,))) is None
+    reason = find_baseline(dataclasses.replace(small_artifacts["ptq"], lineage=(record,)))
+    assert isinstance(reason, str)
+    assert str(elsewhere) in reason
+    assert ("does not exist" if state == "missing" else "is no longer the file that ptq was made of") in reason

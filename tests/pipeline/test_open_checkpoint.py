@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.checkpoints.safe_reader import METADATA_KEY
@@ -39,12 +40,16 @@ def test_open_input_infers_the_network_of_a_file_without_header(tmp_path: Path, 
     preprocess = default_evaluation(spec.variant)
     if spec.in_channels == 1:
         preprocess = dataclasses.replace(preprocess, mean=(0.5,), std=(0.5,))
+    reason = f"assumed: as published with {spec.variant}, because the file does not tell"
+    statistics = {
+        3: f"mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (all {reason})",
+        1: f"mean 0.5, std 0.5 (size, crop, crop mode and interpolation {reason}; mean and std assumed: usual for 1 channels)",
+    }
     notes = (
         f"weights{suffix}: weights in the names of facebook",
         *(["weights.pth: took the weights under 'model'"] if suffix == ".pth" else []),
         f"weights{suffix}: a {spec.variant} with {spec.num_classes} classes",
-        f"weights{suffix}: evaluated at 224 pixels, crop 0.875, bicubic, as published with the variant, because the file "
-        "does not tell",
+        f"weights{suffix}: evaluated at 224 pixels, center crop 0.875, bicubic, {statistics[spec.in_channels]}",
     )
     files = (describe_file(path),)
     assert artifact == Artifact(tmp_path, TorchDetails(), "fp32", spec, None, preprocess, files, notes=notes)
@@ -64,9 +69,13 @@ def test_open_input_tells_of_half_precision_and_of_a_missing_head(tmp_path: Path
 
 def test_open_input_says_which_evaluation_was_asked_for(tmp_path: Path) -> None:
     torch.save(build_model(ModelSpec("convnext_atto", 3)).state_dict(), tmp_path / "w.pth")
-    artifact = open_input(tmp_path / "w.pth", image_size=96, crop_pct=0.9)
+    artifact = open_input(tmp_path / "w.pth", asked=PreprocessSettings(image_size=96, crop_pct=0.9))
     assert (artifact.preprocess.image_size, artifact.preprocess.crop_pct) == (96, 0.9)
-    assert artifact.notes[-1] == "w.pth: evaluated at 96 pixels, crop 0.9, bicubic, as asked for"
+    assert artifact.notes[-1] == (
+        "w.pth: evaluated at 96 pixels, center crop 0.9, bicubic, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (size and crop "
+        "asked for; crop mode, interpolation, mean and std assumed: as published with convnext_atto, because the file does not "
+        "tell)"
+    )
 
 
 CONFIG = {
@@ -99,7 +108,10 @@ def test_open_input_reads_the_config_beside_the_weights_of_a_folder(tmp_path: Pa
     artifact = open_input(folder / name if bare else folder)
     assert artifact.main_file == folder / name
     assert (artifact.preprocess, artifact.class_names) == (PREPROCESS, ("cat", "dog", "owl"))
-    assert artifact.notes[-1] == f"{name}: evaluated at 64 pixels, crop 0.8, bilinear, from config.json beside it"
+    assert artifact.notes[-1] == (
+        f"{name}: evaluated at 64 pixels, center crop 0.8, bilinear, mean 0.41 0.46 0.5, std 0.21 0.25 0.3 (all from config.json "
+        "beside it)"
+    )
 
 
 def test_open_input_takes_the_safest_weights_of_a_folder(tmp_path: Path) -> None:

@@ -216,6 +216,20 @@ def test_create_row_gives_the_verdict_of_too_few_images(small_artifacts: dict[st
     assert upper.provenance.gate.on == "upper"
 
 
+def test_create_row_proves_nothing_by_a_baseline_that_guesses(
+    small_artifacts: dict[str, Artifact], small_data: Data
+) -> None:
+    """A baseline opened at the wrong image size: the artifact gains, and no drop can be seen."""
+    pairs = [(label, (label + index) % 3, label) for label in range(3) for index in range(200)]
+    row, _ = compare(small_artifacts, pairs, gate=Gate(max_top1_drop_pp=0.5))
+    assert drop_of(row).interval_pp[1] < 0
+    assert (row.verdict.passed, row.verdict.proven, row.warnings) == (True, False, ())
+    assert row.verdict.notes == ("passed, which proves nothing: a is no better than guessing",)
+    both, _ = compare(small_artifacts, [(label, guess, guess) for label, guess, _ in pairs], small_data)
+    assert both.warnings[0].startswith("top-1 33.50 % on 600 images is chance level: guessing gives 33.3 % with 3")
+    assert "order of the classes (here 0 = cat, 1 = dog, 2 = owl)" in both.warnings[0]
+
+
 def test_keep_flips_writes_all_images_and_removes_those_of_another_comparison(
     small_artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:

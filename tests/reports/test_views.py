@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.cli.report_table import show_report
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.markdown import render_markdown
 from convnext_deploy.reports.model_card import render_model_card
 from convnext_deploy.reports.record import Report, StageRow, read_report
 from convnext_deploy.reports.rows import add_speed
-from convnext_deploy.reports.stage_table import COLUMNS, cells, remarks, summary, verdict
+from convnext_deploy.reports.stage_table import COLUMNS, cells, outcome, remarks, summary, verdict, warnings
 from tests.reports.conftest import (
     BASELINE_ROW,
     ENGINE_ROW,
@@ -90,10 +91,51 @@ def test_verdict_says(row: StageRow, expected: str) -> None:
         ((BASELINE_ROW, ENGINE_ROW), "no gates were set"),
         ((BASELINE_ROW, PASSED_ROW, ENGINE_ROW), "1 of 1 gates passed"),
         ((PASSED_ROW, INT8_ROW, change(INT8_ROW, name="qat")), "2 of 3 gates failed: onnx-INT8, qat"),
+        ((PASSED_ROW, UNPROVEN_ROW), "2 of 2 gates passed, 1 unproven: qat"),
+        ((PASSED_ROW, UNPROVEN_ROW, INT8_ROW), "1 of 3 gates failed: onnx-INT8; 1 unproven: qat"),
     ],
 )
 def test_summary_says(rows: tuple[StageRow, ...], expected: str) -> None:
     assert summary(create_report(*rows)) == expected
+
+
+SUSPECT_ROW = change(BASELINE_ROW, warnings=("top-1 10.00 % on 540 images is chance level",))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((BASELINE_ROW, ENGINE_ROW), "plain"),
+        ((BASELINE_ROW, PASSED_ROW), "passed"),
+        ((PASSED_ROW, UNPROVEN_ROW), "warned"),
+        ((PASSED_ROW, INT8_ROW, UNPROVEN_ROW), "failed"),
+        ((SUSPECT_ROW,), "warned"),
+        ((SUSPECT_ROW, PASSED_ROW), "warned"),
+    ],
+)
+def test_outcome_colours_the_page(rows: tuple[StageRow, ...], expected: str) -> None:
+    report = create_report(*rows)
+    assert outcome(report) == expected
+    assert f'<div class="verdict {expected}" role="status">' in render_html(report)
+
+
+def test_warnings_stand_at_the_head_of_every_view(capsys: pytest.CaptureFixture[str]) -> None:
+    report = create_report(SUSPECT_ROW, change(SUSPECT_ROW, name="other"), PASSED_ROW)
+    text = "student, other: top-1 10.00 % on 540 images is chance level"
+    assert warnings(report) == [text]
+    markdown = render_markdown(report)
+    assert markdown.index(f"**Warning.** {text}.") < markdown.index("Data: photos")
+    html = render_html(report)
+    assert html.index(f'<div class="verdict warned notice" role="status">{text}.</div>') < html.index("<table>")
+    card = render_model_card(report)
+    assert card.index(f"**Warning.** {text}.") < card.index("## Intended use")
+    show_report(report, as_json=False)
+    assert f"warning: {text}\n1 of 1 gates passed\n" in capsys.readouterr().out
+
+
+def test_model_card_names_what_passed_unproven() -> None:
+    assert "**Passed unproven: `qat`.**" in render_model_card(create_report(PASSED_ROW, UNPROVEN_ROW))
+    assert "unproven" not in render_model_card(create_report(PASSED_ROW))
 
 
 def test_remarks_name_the_stage_of_each_reason_and_note() -> None:

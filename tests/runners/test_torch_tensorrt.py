@@ -14,6 +14,7 @@ from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_art
 from convnext_deploy.artifacts.details import Profile, TorchTensorRTDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.engine import TorchTensorRTConfig
+from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError
 from convnext_deploy.exporters.tensorrt import torch_tensorrt
@@ -85,7 +86,8 @@ def test_program_of_the_real_package_computes_the_network(tmp_path: Path, precis
     except BackendUnavailableError as error:
         pytest.skip(str(error))
     source = open_input(
-        write_weights(tmp_path / "weights.safetensors", ModelSpec("convnext_atto", CLASSES)), image_size=SIDE
+        write_weights(tmp_path / "weights.safetensors", ModelSpec("convnext_atto", CLASSES)),
+        asked=PreprocessSettings(image_size=SIDE),
     )
     config = TorchTensorRTConfig("fp16" if precision == "fp16" else "fp32", max_batch_size=MAX_BATCH)
     recipe = Recipe("gpu", (StageEntry("program", config, "source"),), source="given")

@@ -114,7 +114,7 @@ def _fetch_torchvision(name: str) -> Pretrained:
     preprocess = Preprocess(
         size,
         size / transform.resize_size[0],
-        "bicubic" if transform.interpolation.value == "bicubic" else "bilinear",
+        transform.interpolation.value,
         tuple(transform.mean or IMAGENET_MEAN),
         tuple(transform.std or IMAGENET_STD),
     )

@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.spec import Interpolation, ModelSpec, Preprocess
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints.told_settings import adapt_channels
 from convnext_deploy.models.variants import VARIANTS, complete_spec
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
 # From this size on transformers' ConvNextImageProcessor resizes both sides and does not crop.
 _SQUASHED_FROM = 384
-_RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_RESAMPLE: dict[int, Interpolation] = {  # Pillow's numbers
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
+}  # fmt: skip
 _TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu"}
 _TIMM_NORM_VARIANTS = ("", "2d", "fp32", "2dfp32")  # of one norm, such as `layernorm2d`: they compute the same
 _TRANSFORMERS_ACTIVATIONS = {
@@ -40,12 +44,16 @@ TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6,
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What a config file says: `changes` to the fields of a `ModelSpec`, `license` of the weights; None where it says nothing."""
+    """What a config file says: `changes` to the fields of a `ModelSpec`, `license` of the weights; None where it says nothing.
+
+    `image_size` of one that says no more of the preprocessing.
+    """
 
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
+    image_size: int | None = None
 
 
 def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
@@ -107,14 +115,18 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     mode = settings.get("crop_mode", "center")
     if mode not in ("center", "squash"):
         raise CheckpointError(f"{path} has crop_mode '{mode}'; known are 'center' and 'squash'.")
+    interpolation = settings.get("interpolation") or "bicubic"
+    if interpolation == "random":  # of training: each image gets one of two
+        interpolation = "bicubic"
     places = (config.get("label_names"), settings.get("label_names"), settings.get("labels"))
     names = next((found for found in places if found), None)
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
     return HubConfig(
         _preprocess(
-            spec, height, settings.get("crop_pct", 0.875), settings.get("interpolation", "bicubic"),
-            settings.get("mean"), settings.get("std"), mode,
+            spec, height, settings.get("crop_pct", 0.875), interpolation,
+            adapt_channels(settings.get("mean") or IMAGENET_MEAN, spec.in_channels),
+            adapt_channels(settings.get("std") or IMAGENET_STD, spec.in_channels), mode,
         ),
         _class_names(names, spec),
         changes,
@@ -134,7 +146,8 @@ def _read_transformers(
     if names == [f"LABEL_{i}" for i in range(len(names))]:
         names = []
     if not processor:
-        return HubConfig(None, _class_names(names, spec), changes)
+        side = config.get("image_size")
+        return HubConfig(None, _class_names(names, spec), changes, image_size=side if type(side) is int else None)
     size = processor.get("size", _SQUASHED_FROM)
     if isinstance(size, dict):
         side = int(size.get("shortest_edge") or size.get("height") or 0)
@@ -149,7 +162,7 @@ def _read_transformers(
     normalized = processor.get("do_normalize", True)
     mean = [value / unit for value in processor["image_mean"]] if normalized else [0.0] * spec.in_channels
     std = [value / unit for value in processor["image_std"]] if normalized else [1.0 / unit] * spec.in_channels
-    interpolation = _RESAMPLE.get(processor.get("resample", 3))
+    interpolation = _RESAMPLE[3 if processor.get("resample") is None else processor["resample"]]
     preprocess = _preprocess(spec, side, crop_pct, interpolation, mean, std, "squash" if squash else "center")
     return HubConfig(preprocess, _class_names(names, spec), changes)
 
@@ -168,13 +181,12 @@ def _look_up(known: Mapping[str, str], found: object, name: str, path: Path) -> 
 
 
 def _preprocess(
-    spec: ModelSpec, side: int, crop_pct: float, interpolation: object, mean: Any, std: Any, mode: Any
+    spec: ModelSpec, side: int, crop_pct: float, interpolation: str, mean: Any, std: Any, mode: Any
 ) -> Preprocess | None:
     """Return the transform, or None where mean and std do not belong to the network's input."""
     if not mean or not std or not len(mean) == len(std) == spec.in_channels:
         return None
-    resize = "bilinear" if interpolation == "bilinear" else "bicubic"
-    found = {"image_size": int(side), "crop_pct": crop_pct, "interpolation": resize, "mean": mean, "std": std}
+    found = {"image_size": int(side), "crop_pct": crop_pct, "interpolation": interpolation, "mean": mean, "std": std}
     return read_record(Preprocess, {**found, "crop_mode": mode}, "preprocessing")
 
 

@@ -23,6 +23,10 @@ METADATA_KEY = "convnext_deploy"
 
 # Where training scripts put the weights, best first: an exponential moving average is what their authors publish.
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
+# Where training scripts keep what they were called with: timm, torchvision and the official repositories; Lightning.
+_ARGUMENTS = ("args", "hyper_parameters")
+_DEEPEST = 4  # tables within tables of arguments; what lies deeper is no setting
+_MOST_ARGUMENTS = 10_000
 # Prefixes that wrappers of the network leave in every key: DataParallel, torch.compile, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
@@ -55,13 +59,14 @@ def load_metadata(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, dict[str, Any]]]:
     """Read the tensors of a `.safetensors` file, or of a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`.
 
     Files of today's formats are mapped into memory, so nothing is read before it is used. A training checkpoint's weights are
     found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, and prefixes that all keys share are cut off.
 
-    Returns: the tensors, and the entry of a training checkpoint that they came from (None for a flat file).
+    Returns: the tensors; the entry of a training checkpoint that they came from (None for a flat file); and what its training was
+        called with, `args` or `hyper_parameters` → name → plain value.
     Raises: CheckpointError: if the file is missing, damaged, or holds anything but tensors, or what would have to be executed.
     """
     _check_file(path)
@@ -78,7 +83,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     except Exception as error:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
-    entry = None
+    entry, arguments = None, _arguments(content)
     while isinstance(content, dict) and (
         name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
     ):
@@ -100,7 +105,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
                 "expected a mapping from names to tensors."
             )
         _check_tensor(path, key, value)
-    return _strip_prefixes(content), entry
+    return _strip_prefixes(content), entry, arguments
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a file made of nothing but text, numbers, lists and tables with names; whatever else is in it is None.
+
+    So is what lies deeper than settings do, and all that comes after as many values as no training was called with.
+    """
+    left = _MOST_ARGUMENTS  # a list that holds itself many times would have no end
+
+    def copy(value: Any, deepest: int) -> Any:
+        nonlocal left
+        left -= 1
+        if isinstance(value, argparse.Namespace):
+            value = vars(value)
+        if left < 0 or (deepest == 0 and isinstance(value, Mapping | list | tuple)):
+            return None
+        if isinstance(value, Mapping):
+            return {key: copy(item, deepest - 1) for key, item in value.items() if type(key) is str and left > 0}
+        if isinstance(value, list | tuple):
+            return [copy(item, deepest - 1) for item in value if left > 0]
+        return value if type(value) in (bool, int, float, str) else None
+
+    return copy(value, _DEEPEST)
+
+
+def _arguments(content: Any) -> dict[str, dict[str, Any]]:
+    found = {name: plain(content.get(name)) for name in _ARGUMENTS} if isinstance(content, dict) else {}
+    return {name: table for name, table in found.items() if isinstance(table, dict) and table}
 
 
 def _unpickle(path: Path) -> Any:

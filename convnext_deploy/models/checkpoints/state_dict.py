@@ -1,8 +1,9 @@
 """Find the network that a state dict belongs to, and load it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,15 @@ _LAST_NORM = ("norm.", "norm_pre.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file."""
+    """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file.
+
+    `arguments`: what its training was called with, `args` or `hyper_parameters` → name → plain value; empty if it does not say.
+    """
 
     state: dict[str, Tensor]
     dialect: Dialect
     notes: tuple[str, ...]
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -34,7 +39,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
     """
-    tensors, entry = read_tensors(path)
+    tensors, entry, arguments = read_tensors(path)
     dialect = recognize(tensors)
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
@@ -46,7 +51,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         notes.append(f"{path.name}: took the weights under '{entry}'")
     if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}):
         notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
-    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes))
+    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes), arguments)
 
 
 def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:

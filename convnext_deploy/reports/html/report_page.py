@@ -24,7 +24,7 @@ from convnext_deploy.reports.html.tiles import create_tiles
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Accuracy, Layer, Report
-from convnext_deploy.reports.stage_table import remarks, summary
+from convnext_deploy.reports.stage_table import outcome, remarks, summary, warnings
 
 _CONTENTS = {
     "stages": "Stages",
@@ -82,6 +82,7 @@ def render_html(report: Report) -> str:
         ],
         words=explain(report),
         remarks=remarks(report),
+        warnings=warnings(report),
         environment=describe_environment_of(report),
         commands=list(_commands(report)),
         recipe=write_recipe(report),
@@ -95,9 +96,7 @@ def verdict_of(report: Report) -> Cell:
     text = f"{text[0].upper()}{text[1:]}."
     if not report.complete:
         return Cell(f"The run is not complete. So far: {summary(report)}.", "failed" if not report.passed else "warned")
-    if not report.passed:
-        return Cell(text, "failed")
-    return Cell(text, "passed" if any(row.verdict.passed for row in report.rows) else "plain")
+    return Cell(text, outcome(report))
 
 
 def describe_environment_of(report: Report) -> list[tuple[str, str]]:

@@ -1,0 +1,47 @@
+"""What top-1 is known of a network on these very images: from its own training, or published with its weights."""
+
+from dataclasses import dataclass
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
+from convnext_deploy.data.datasets import Data
+
+_IMAGENET_CLASSES = 1000
+_TENCH = ("n01440764", "tench")  # how ImageNet's first class is named
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A top-1 known of a network, a fraction, and in words where it was measured."""
+
+    top1: float
+    source: str
+
+
+def find_reference(artifact: Artifact, data: Data) -> Reference | None:
+    """Return what is known of an FP32 PyTorch network on the validation images; None where nothing is.
+
+    That is the top-1 after the last epoch of its own training, if the data is the same; or, of a network that was trained
+    elsewhere and the classes of ImageNet-1k, the figure published with the weights of its variant.
+    """
+    if not artifact.is_baseline or not isinstance(artifact.details, TorchDetails):
+        return None
+    if artifact.lineage and artifact.lineage[-1].data_fingerprint == data.fingerprint and artifact.details.history:
+        last = artifact.details.history[-1]
+        top1 = last.get("ema_validation_top1", last.get("validation_top1"))
+        return None if top1 is None else Reference(top1, "measured on them after its training")
+    return None if artifact.lineage else _published(artifact, data)
+
+
+def _published(artifact: Artifact, data: Data) -> Reference | None:
+    from convnext_deploy.models.zoo.published import PUBLISHED
+
+    if artifact.model.num_classes != _IMAGENET_CLASSES or not any(n.startswith(_TENCH) for n in data.class_names):
+        return None
+    found = PUBLISHED.get(artifact.model.variant)
+    if found is None:
+        return None
+    return Reference(
+        found.top1 / 100,
+        f"published for {found.weights} on the validation images of ImageNet-1k at {found.evaluation.image_size} pixels",
+    )

@@ -1,0 +1,184 @@
+"""What a training was called with tells how its network is evaluated: `args` or `hyper_parameters` in a file, `args.yaml` beside.
+
+Read as the script that wrote them uses them: timm's `resolve_data_config`, the `build_transform` of the official repositories,
+torchvision's `references/classification`, and the usual names of Lightning modules.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.config.records import read_value
+from convnext_deploy.errors import CheckpointError, DeployError, first_line
+from convnext_deploy.models.checkpoints.safe_reader import plain
+from convnext_deploy.models.variants import resolve_variant
+
+ARGUMENTS_FILE = "args.yaml"
+_LARGEST_FILE = 1_000_000  # bytes
+_SIZES = ("input_size", "img_size", "image_size", "imgsz", "resolution", "crop_size")
+_STATISTICS = {
+    "mean": ("mean", "img_mean", "image_mean", "pixel_mean"),
+    "std": ("std", "img_std", "image_std", "pixel_std"),
+}
+_INCEPTION = 0.5  # mean and std of the official repositories without --imagenet_default_mean_and_std
+_SQUASHED_FROM = 384  # from this size on the official repositories resize both sides and do not crop
+_NOT_RESIZED = 32  # up to this size they take images as they are
+_HINTS: Mapping[str, Any] = Preprocess.__annotations__
+
+
+@dataclass(frozen=True)
+class Told:
+    """Fields of `Preprocess` that a file tells, and where in it; `reasons` say why some that it has were not taken."""
+
+    values: Mapping[str, Any]
+    origin: str
+    reasons: tuple[str, ...] = ()
+
+
+def read_told_settings(arguments: Mapping[str, Mapping[str, Any]], path: Path, spec: ModelSpec) -> tuple[Told, ...]:
+    """Return what a checkpoint and the file beside it tell, the most trustworthy first.
+
+    Args:
+        arguments: of the checkpoint, see `Checkpoint`.
+        path: the checkpoint.
+        spec: its network; `args.yaml` of another one is left alone.
+
+    Raises: CheckpointError: if `args.yaml` cannot be read, or a network is for images that are not square.
+    """
+    found = [(table, f"from {name} in the file") for name, table in arguments.items()]
+    beside = path.parent / ARGUMENTS_FILE
+    if not arguments and beside.is_file():
+        table = _read_yaml(beside)
+        if _is_of(table, spec):
+            found.append((table, f"from {ARGUMENTS_FILE} beside it"))
+    return tuple(_interpret(table, origin, path, spec) for table, origin in found)
+
+
+def adapt_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return mean or std for another number of channels as timm does: their average."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; expected a file of settings.")
+        found = plain(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} cannot be read as YAML ({first_line(error)}).") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_of(table: Mapping[str, Any], spec: ModelSpec) -> bool:
+    """Whether arguments are those of this network, as far as they say: folders hold files of several."""
+    name, classes = table.get("model"), table.get("num_classes")
+    if isinstance(name, str):
+        try:
+            if resolve_variant(name.partition(".")[0]) != spec.variant:
+                return False
+        except DeployError:
+            return False
+    return not isinstance(classes, int) or classes == spec.num_classes
+
+
+def _interpret(table: Mapping[str, Any], origin: str, path: Path, spec: ModelSpec) -> Told:
+    flat = _flatten(table)
+    if "val_crop_size" in flat:
+        found = _of_torchvision(flat, spec)
+    elif "imagenet_default_mean_and_std" in flat:
+        found = _of_official(flat, spec)
+    else:
+        found = _of_timm(flat)
+    values, reasons = {}, []
+    for name, value in found.items():
+        if name == "image_size" and isinstance(value, list):
+            value = _side(value, f"{path}: {origin.removeprefix('from ')}")
+        if name in ("mean", "std"):
+            value = _per_channel(value, found, spec.in_channels)
+        try:
+            if value is not None:
+                values[name] = read_value(_HINTS[name], value, name)
+        except ValueError:
+            reasons.append(f"{name} {value!r} {origin} is not one that this tool has")
+    if values.keys() & {"mean", "std"} and not values.keys() >= {"mean", "std"}:
+        values = {name: value for name, value in values.items() if name not in ("mean", "std")}
+    return Told(values, origin, tuple(reasons))
+
+
+def _flatten(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return names and values without tables; of a name that inner tables give several values, the outer one counts or none."""
+    own = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
+    inner = [_flatten(value) for value in table.values() if isinstance(value, Mapping)]
+    seen: dict[str, list[Any]] = {}
+    for name, value in (pair for each in inner for pair in each.items()):
+        seen.setdefault(name, []).append(value)
+    agreed = {name: values[0] for name, values in seen.items() if all(value == values[0] for value in values)}
+    return {**agreed, **own}
+
+
+def _of_timm(table: Mapping[str, Any]) -> dict[str, Any]:
+    """As timm's `data/config.py` does: what is None or empty is as published; a list of one number is for all channels."""
+    size = next((table[name] for name in _SIZES if table.get(name)), None)
+    found = {
+        "image_size": size,
+        **{name: table.get(name) or None for name in ("crop_pct", "crop_mode", "interpolation")},
+    }
+    for name, names in _STATISTICS.items():
+        found[name] = next((table[each] for each in names if table.get(each) is not None), None)
+    return found
+
+
+def _of_official(table: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """facebookresearch/ConvNeXt and ConvNeXt-V2, `datasets.py`, `build_transform`."""
+    size = table.get("input_size")
+    found: dict[str, Any] = {"image_size": size, "interpolation": "bicubic"}
+    if isinstance(size, int):
+        squash = size >= _SQUASHED_FROM or size <= _NOT_RESIZED
+        found["crop_mode"] = "squash" if squash else "center"
+        found["crop_pct"] = 1.0 if squash else table.get("crop_pct") or 224 / 256
+    if table["imagenet_default_mean_and_std"] is False:
+        return {**found, "mean": [_INCEPTION], "std": [_INCEPTION]}
+    return {**found, **_imagenet(spec)}
+
+
+def _of_torchvision(table: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """pytorch/vision, `references/classification/presets.py`, `ClassificationPresetEval`."""
+    crop, resize = table["val_crop_size"], table.get("val_resize_size")
+    both = all(isinstance(size, int) and size > 0 for size in (crop, resize))
+    return {
+        "image_size": crop,
+        "crop_pct": crop / resize if both else None,
+        "crop_mode": "center",
+        "interpolation": table.get("interpolation"),
+        **_imagenet(spec),
+    }
+
+
+def _imagenet(spec: ModelSpec) -> dict[str, Any]:
+    """Return the statistics that a script has built in, which are for RGB."""
+    return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)} if spec.in_channels == 3 else {}
+
+
+def _side(size: list[Any], where: str) -> Any:
+    sides = size[-2:]
+    if len(set(map(str, sides))) > 1:
+        raise CheckpointError(f"{where} asks for images of {'×'.join(map(str, sides))} pixels; expected square ones.")
+    return sides[0] if sides else None
+
+
+def _per_channel(value: Any, found: Mapping[str, Any], channels: int) -> Any:
+    """Return mean or std with a number for each channel, for pixel values in [0, 1]; None where it is for other channels."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in values):
+        return None
+    if len(values) not in (1, channels):
+        return None
+    mean = found.get("mean")
+    means = mean if isinstance(mean, list) else [mean]
+    # a mean above 1 is of pixel values up to 255
+    unit = 255 if any(isinstance(number, int | float) and number > 1 for number in means) else 1
+    return [number / unit for number in (values if len(values) == channels else values * channels)]

@@ -1,0 +1,111 @@
+"""Open a checkpoint: a header tells all about a file of this tool; of others the network is found, and how it is evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnext_deploy.artifacts.artifact import Artifact, describe_file, parse_artifact
+from convnext_deploy.artifacts.details import Format, TorchDetails
+from convnext_deploy.artifacts.preprocessing import assume, describe, tell
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.errors import ArtifactError, CheckpointError
+
+if TYPE_CHECKING:
+    from convnext_deploy.models.checkpoints.hub_config import HubConfig
+    from convnext_deploy.models.checkpoints.state_dict import Checkpoint
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
+"""The names under which other libraries keep the weights in a folder, best first."""
+
+
+def open_checkpoint(path: Path) -> Artifact:
+    """Describe a file of weights of any library; see `open_input`."""
+    from convnext_deploy.models.checkpoints.hub_config import TRANSFORMERS_DEFAULT_EPS, read_hub_config
+    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
+    from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
+
+    header = load_metadata(path)
+    if header:
+        return open_header(path, "torch", header)
+    checkpoint = load_checkpoint(path)
+    spec = infer_model_spec(checkpoint.state, path)
+    if checkpoint.dialect == "timm" and spec.patch_size >= 8:
+        raise CheckpointError(
+            f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
+        )
+    # Another file's config may lie in the same folder; only these names are known to belong together.
+    config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
+    if config is not None:
+        spec = dataclasses.replace(spec, **config.changes)
+    elif checkpoint.dialect == "huggingface":
+        spec = dataclasses.replace(spec, head_norm_eps=TRANSFORMERS_DEFAULT_EPS)
+    preprocess, remarks = _preprocess(path, checkpoint, spec, config)
+    notes = (
+        *checkpoint.notes,
+        f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
+        *remarks,
+        evaluation_note(path, preprocess),
+    )
+    class_names = config.class_names if config is not None else None
+    license_ = config.license if config is not None else None
+    files = (describe_file(path),)
+    return Artifact(
+        path.parent, TorchDetails(), "fp32", spec, class_names, preprocess, files, license=license_, notes=notes
+    )
+
+
+def open_header(path: Path, format: Format, header: Mapping[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)
+    """Return a file of this tool as the artifact that its header describes. Raises: ArtifactError: if the header is damaged."""
+    own = {"path": path.parent, "files": (describe_file(path),), "lineage": ()}  # the lineage is for people to read
+    try:
+        return parse_artifact({"details": {}, **header, **own}, format, f"{path} has a damaged header")
+    except ValueError as error:
+        raise ArtifactError(f"{error} Make it again.") from None
+
+
+def evaluation_note(path: Path, preprocess: Preprocess) -> str:
+    """Say how a file is evaluated, with every value and where it came from."""
+    return f"{path.name}: evaluated at {describe(preprocess)}"
+
+
+def _preprocess(
+    path: Path, checkpoint: Checkpoint, spec: ModelSpec, config: HubConfig | None
+) -> tuple[Preprocess, list[str]]:
+    """Return how a foreign network is evaluated, and what of it is worth knowing: as told, otherwise as published."""
+    from convnext_deploy.models.checkpoints.hub_config import CONFIG
+    from convnext_deploy.models.checkpoints.told_settings import read_told_settings
+
+    beside = f"from {CONFIG} beside it"
+    if config is not None and config.preprocess is not None:
+        return tell(config.preprocess, config.preprocess.settings(), beside), []
+    preprocess = _as_published(spec, checkpoint.dialect)
+    if config is not None and config.image_size is not None:
+        preprocess = tell(preprocess, {"image_size": config.image_size}, beside)
+    remarks = []
+    for told in read_told_settings(checkpoint.arguments, path, spec):
+        preprocess = tell(preprocess, told.values, told.origin)
+        remarks += [f"{path.name}: {reason}" for reason in told.reasons]
+    return preprocess, remarks
+
+
+def _as_published(spec: ModelSpec, dialect: str) -> Preprocess:
+    """Return what to assume of a network whose file does not tell how it is evaluated."""
+    from convnext_deploy.models.checkpoints.told_settings import adapt_channels
+    from convnext_deploy.models.zoo.published import PUBLISHED, default_evaluation
+
+    usual = default_evaluation(spec.variant)
+    known = PUBLISHED[spec.variant] is not None
+    reason = f"as published with {spec.variant}" if known else "usual, as no weights are published"
+    preprocess = assume(usual, f"{reason}, because the file does not tell")
+    if spec.in_channels == 3:
+        return preprocess
+    if dialect == "timm":
+        averages = {name: adapt_channels(getattr(usual, name), spec.in_channels) for name in ("mean", "std")}
+        reason = "average of the published ones, as timm does"
+    else:
+        grey = default_preprocess(usual.image_size, usual.crop_pct, spec.in_channels)
+        averages, reason = {"mean": grey.mean, "std": grey.std}, f"usual for {spec.in_channels} channels"
+    return tell(preprocess, averages, assume(preprocess, reason).origins["mean"])
