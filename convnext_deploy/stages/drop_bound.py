@@ -23,6 +23,7 @@ from convnext_deploy.metrics.bounds import stringer_bound
 
 CONFIDENCE = 0.95
 _PAIRS = 16  # changes of logits that are tried on each image
+_COMPETING = 32  # classes that may win then
 _SHARPEST = 1e4  # what one changed answer costs is then 1, but for ties
 _HALVINGS = 7  # of the logarithm of a factor of 2
 _TANGENTS = 5
@@ -122,11 +123,19 @@ def _costs(probabilities: Tensor, before: Tensor, now: Tensor) -> NDArray[np.flo
 
 
 def _costs_of_changes(reference: Tensor, changes: Tensor, sharpness: float) -> NDArray[np.float64]:
-    """Return the mean cost of each image's answer if its logits `(M, classes)` changed as those of other images, `(N, classes)`."""
-    probabilities, before = _probabilities(reference, sharpness), reference.argmax(1)
+    """Return the mean cost of each image's answer if its logits `(M, classes)` changed as those of other images, `(N, classes)`.
+
+    Only the likeliest classes of an image compete; the others are too far off to win by what quantization does to the logits.
+    """
+    largest, classes = reference.topk(min(_COMPETING, reference.shape[1]))
+    normalizer = (sharpness * reference).logsumexp(1, keepdim=True)
+    probabilities, before = (
+        (sharpness * largest - normalizer).exp().double(),
+        torch.zeros(len(reference), dtype=torch.int64),
+    )
     rng = np.random.default_rng(len(changes))
     costs = np.zeros(len(reference))
     for _ in range(_PAIRS):
         others = torch.from_numpy(rng.integers(0, len(changes), len(reference)))
-        costs += _costs(probabilities, before, (reference + changes[others]).argmax(1))
+        costs += _costs(probabilities, before, (largest + changes[others[:, None], classes]).argmax(1))
     return costs / _PAIRS
