@@ -162,7 +162,7 @@ def learn_by_heart(images: Tensor, labels: Tensor) -> ConvNeXt:
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(images)).chunk(batches):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
+            nn.functional.cross_entropy(network(images[chosen]), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
     return network.eval().requires_grad_(False)

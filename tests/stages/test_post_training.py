@@ -191,9 +191,9 @@ def test_no_chosen_image_is_a_validation_image(place: Place) -> None:
 
 
 def test_training_images_that_are_all_validation_images_are_refused(place: Place) -> None:
-    for run in (choose, choose_both):
+    for run in (lambda data: choose(place, 4, data), lambda data: choose_both(place, (4, 4), data)):
         with pytest.raises(DataError, match="every training image of some is also a validation image; none is left"):
-            run(place, 4 if run is choose else (4, 4), data_of(validation=TRAIN))
+            run(data_of(validation=TRAIN))
 
 
 def test_batches_are_decoded_once_and_normalized() -> None:
