@@ -4,9 +4,10 @@
     python benchmarks/latency.py --models tiny --batch-sizes 1 --candidates "ours-*" "ort-*" --rounds 3
     python benchmarks/latency.py --ablation            # our two INT8 forms, each with one thing left out
     python benchmarks/latency.py --profile             # where the time goes in them
+    python benchmarks/latency.py --own-call            # what we time, beside the runtime's own call in the same process
 
 Every candidate gets a fresh process in every round, one after the other. A time is the median of a process's calls of
-`Runner.logits` with a float32 array, the figure the median over processes, a ratio the median over rounds of that to our fastest
+`Runner.run` with a float32 array, the figure the median over processes, a ratio the median over rounds of that to our fastest
 in the same round, with its 95 % interval (`ratios.median_ratio`). The calls are those of `convnext-deploy bench`: ONNX
 Runtime with spinning threads, OpenVINO with the hint LATENCY and a graph of one batch size, which is 1.3 to 1.5 times as fast, for
 peers and ours alike.
@@ -34,6 +35,7 @@ from pathlib import Path
 from latency_ablation import ablate
 from latency_candidates import KINDS, OURS
 from latency_files import Files, save
+from latency_own_call import own_call
 from latency_profile import profile
 from latency_table import Row, add_ratios, claims, describe, render_claims, render_rows
 from latency_timing import Timer, run_artifact, run_child, time_in_turns
@@ -119,6 +121,7 @@ def main() -> int:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ablation", action="store_true", help="our forms with one thing left out each")
     mode.add_argument("--profile", action="store_true", help="where the time goes in our forms")
+    mode.add_argument("--own-call", action="store_true", help="our forms by our calls and by the runtime's own")
     arguments = parser.parse_args()
     if not any(fnmatchcase(name, pattern) for pattern in arguments.candidates for name in KINDS):
         parser.error(f"no candidate matches {' '.join(arguments.candidates)}; there are {', '.join(KINDS)}")
@@ -130,6 +133,8 @@ def main() -> int:
         return ablate(arguments)
     if arguments.profile:
         return profile(arguments)
+    if arguments.own_call:
+        return own_call(arguments)
     return compare(arguments)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/latency_child.py timm VARIANT WEIGHTS --batch-size N --image-size S --seconds T [--threads N]
     python benchmarks/latency_child.py openvino-dynamic FILE.onnx --batch-size N …
+    python benchmarks/latency_child.py own-call ARTIFACT RUNNER --batch-size N …     # see latency_own_call.py
 
 Calls, images, warming up and the budget are those of `convnext_deploy.evaluation`; prints the median in milliseconds.
 """
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.evaluation.latency import noise_images, time_calls
 from convnext_deploy.evaluation.timing.worker_process import Job
 from convnext_deploy.runners import Runner
+from convnext_deploy.runners.graph_io import Images, Outputs
 
 
 class _DynamicRunner:
@@ -36,10 +39,18 @@ class _DynamicRunner:
         compiled = openvino_core().compile_model(str(artifact.main_file), "CPU", properties)
         self._request = compiled.create_infer_request()
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """See `Runner.prepare`; images are normalized."""
+        return np.ascontiguousarray(images)
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """See `Runner.run`."""
+        results = self._request.infer([prepared], share_inputs=True)
+        return {port.get_any_name(): values for port, values in results.items()}
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
         """See `Runner.logits`."""
-        results = self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
-        return np.array(next(iter(results.values())))
+        return next(iter(self.run(self.prepare(images)).values())).astype(np.float32, copy=False)
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -60,22 +71,32 @@ def _open_timm(variant: str, weights: Path, threads: int | None) -> Runner:
 def main() -> None:
     """Time calls and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["timm", "openvino-dynamic"])
+    parser.add_argument("what", choices=["timm", "openvino-dynamic", "own-call"])
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
+    if arguments.what == "own-call":
+        from latency_own_call import time_pair
+
+        artifact = read_artifact(Path(arguments.paths[0]))
+        ours, runtime = time_pair(
+            artifact, arguments.paths[1], arguments.batch_size, arguments.threads, arguments.seconds
+        )
+        print(json.dumps({"p50_ms": ours, "runtime_ms": runtime}))
+        return
     images = noise_images(arguments.batch_size, (3, arguments.image_size, arguments.image_size))
     runner: Any
     if arguments.what == "timm":
         runner = _open_timm(arguments.paths[0], Path(arguments.paths[1]), arguments.threads)
     else:
         runner = _DynamicRunner(Path(arguments.paths[0]), arguments.threads)
-    runner.logits(images)
-    time_calls(runner, images, Job.warm_up, Job.most, arguments.seconds / 4)
-    times = time_calls(runner, images, Job.least, Job.most, arguments.seconds)
+    prepared = runner.prepare(images)
+    runner.run(prepared)
+    time_calls(runner, prepared, Job.warm_up, Job.most, arguments.seconds / 4)
+    times = time_calls(runner, prepared, Job.least, Job.most, arguments.seconds)
     print(json.dumps({"p50_ms": float(np.median(times))}))
 
 

@@ -62,7 +62,7 @@ class Files:
         if word == "weights":
             return self.source
         if word == "stage":
-            return self._stage(name)
+            return self.stage(name)
         if word == "peer":
             return self._peer(name, batch_size)
         return self._timm_onnx() if word == "timm.onnx" else None
@@ -99,8 +99,11 @@ class Files:
         rng, size = np.random.default_rng(seed), self.image_size
         return ArrayImages(rng.integers(0, 256, (count, size, size, 3), np.uint8), rng.integers(0, 1000, count))
 
-    def _stage(self, name: str) -> Artifact:
-        """Execute our stages as the verbs do, with noise for images; one that was executed does nothing."""
+    def stage(self, name: str) -> Artifact:
+        """Execute our stages as the verbs do, with noise for images; one that was executed does nothing.
+
+        `float-RUNTIME`, `int8-RUNTIME`, or `uint8-RUNTIME`: in INT8, of a file that takes pixels.
+        """
         stages: list[StageEntry] = []
         runtime = name.partition("-")[2]
         if name.startswith("float"):
@@ -108,7 +111,8 @@ class Files:
         else:
             steps = {**dataclasses.asdict(BARE), "target": runtime}
             config = PTQConfig(**steps, calibration_images=CALIBRATION_IMAGES)
-            stages += [StageEntry(f"ptq-{runtime}", config, SOURCE), StageEntry(name, ONNXConfig(), f"ptq-{runtime}")]
+            graph = ONNXConfig(input_type="uint8" if name.startswith("uint8") else "float32")
+            stages += [StageEntry(f"ptq-{runtime}", config, SOURCE), StageEntry(name, graph, f"ptq-{runtime}")]
         names = tuple(f"class {number}" for number in range(1000))
         data = Data("noise", self._images(CALIBRATION_IMAGES, 1), self._images(2, 2), names)
         artifacts = {SOURCE: self.source}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
@@ -25,8 +26,18 @@ def run_artifact(artifact: Artifact, runner: str, batch_size: int, arguments: ar
     return float(found["times"]["p50_ms"])
 
 
+def run_pair(artifact: Artifact, runner: str, batch_size: int, arguments: argparse.Namespace) -> tuple[float, float]:
+    """Time our calls and the runtime's own in a fresh process, in milliseconds, see `latency_own_call.py`."""
+    found = _run_child(["own-call", str(artifact.path), runner], batch_size, artifact.preprocess.image_size, arguments)
+    return float(found["p50_ms"]), float(found["runtime_ms"])
+
+
 def run_child(what: list[str], batch_size: int, image_size: int, arguments: argparse.Namespace) -> float:
     """Time what `latency_child.py` knows in a fresh process, in milliseconds."""
+    return float(_run_child(what, batch_size, image_size, arguments)["p50_ms"])
+
+
+def _run_child(what: list[str], batch_size: int, image_size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, str(_CHILD), *what, "--batch-size", str(batch_size), "--image-size", str(image_size)]
     command += ["--seconds", str(arguments.seconds)]
     environment = dict(os.environ)
@@ -37,7 +48,8 @@ def run_child(what: list[str], batch_size: int, image_size: int, arguments: argp
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}"]
         raise ProcessFailedError(last[0])
-    return float(json.loads(done.stdout.splitlines()[-1])["p50_ms"])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def time_in_turns(timers: dict[str, Timer], rounds: int, label: str) -> tuple[dict[str, list[float]], dict[str, str]]:

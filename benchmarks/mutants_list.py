@@ -153,8 +153,8 @@ MUTANTS = (
     Mutant(
         "pixels-for-uint8",
         "graphs that take pixels get them with mean and standard deviation swapped",
-        "np.rint((images * std + mean) * 255.0)",
-        "np.rint((images * mean + std) * 255.0)",
+        "(images * std[:, None, None] + mean[:, None, None])",
+        "(images * mean[:, None, None] + std[:, None, None])",
         ("test_graph_ends.py", "test_pre_post_processing.py", "test_pixel_files.py"),
     ),
     Mutant(

@@ -7,6 +7,7 @@ no network is traced twice, in whatever test that is, unless it asks for the fix
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -50,6 +51,26 @@ def make_once(name: str, make: Callable[[Path], T]) -> T:
     return result
 
 
+class _ByValue(pickle.Pickler):
+    """Pickles tensors by what they hold: torch's own way names the place in memory, which is never the same twice."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return dtype, shape and values of a tensor, and leave the rest to pickle."""
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        values = obj.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return _ByValue, (type(obj), str(obj.dtype), tuple(obj.shape), obj.stride(), obj.requires_grad, values)
+
+
+def _content(traced: Any) -> bytes:
+    """Return whatever could make a difference: classes, attributes, weights and hooks of a module, arguments and options."""
+    with io.BytesIO() as file:
+        pickler = _ByValue(file)
+        pickler.fast = True  # whether two equal strings are one object makes none
+        pickler.dump(traced)
+        return file.getvalue()
+
+
 @contextmanager
 def shared_traces() -> Iterator[None]:
     """Within the block, `torch.onnx.export` to memory traces the same module with the same arguments once for all workers."""
@@ -57,9 +78,14 @@ def shared_traces() -> Iterator[None]:
 
     def trace(model: Any, args: Any = (), f: Any = None, **options: Any) -> Any:
         try:
-            # Whatever could make a difference: classes, attributes, weights and hooks of the module, and the options.
-            content = pickle.dumps((model, args, options))
-        except (pickle.PicklingError, AttributeError, TypeError):  # such as a class that is local to a test
+            content = _content((model, args, options))
+        except (
+            pickle.PicklingError,
+            AttributeError,
+            TypeError,
+            RecursionError,
+            ValueError,
+        ):  # such as a class that is local to a test
             return export(model, args, f, **options)
         if f is not None:
             return export(model, args, f, **options)

@@ -68,7 +68,8 @@ def export(
         precision: of all that is not INT8. None: FP32 for `onnx`, else FP16.
         runtime: what a float or FP16 graph is for. None: the TensorRT of the engines, `tensorrt` for `onnx`.
         fixed_batch_size: the only one that the graph takes.
-        input_type: `float32`, normalized images; or `uint8`, pixels 0 to 255, which the graph normalizes itself.
+        input_type: `float32`, normalized images, as the artifact takes them; or pixels, which the graph normalizes itself:
+            `uint8`, `float32-0-1`, `float32-0-255`.
         input_layout: order of the dimensions.
         output: what is given: `logits`, `probabilities`, or the `top-k` classes.
         top_k: how many classes a `top-k` output gives.

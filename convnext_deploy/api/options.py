@@ -44,8 +44,8 @@ class DataOptions:
     crop_pct: float | None = None
     crop_mode: CropMode | None = None
     interpolation: Interpolation | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # which checks its values
@@ -53,8 +53,11 @@ class DataOptions:
     @property
     def preprocess(self) -> PreprocessSettings:
         """What was said of how images are made ready."""
-        names = (field.name for field in dataclasses.fields(PreprocessSettings))
-        return PreprocessSettings(**{name: getattr(self, name) for name in names})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(PreprocessSettings)}
+        for name in ("mean", "std"):
+            if isinstance(values[name], int | float):
+                values[name] = (values[name],)
+        return PreprocessSettings(**values)
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def _classify(
         with progress.task("predict", len(paths), "images") as task:
             for batch in FileBatches(paths, artifact.preprocess, batch_size, workers):
                 rows: Iterator[tuple[Guess, ...]] = iter(())
-                if len(batch.images):
-                    logits = runner.logits(np.ascontiguousarray(batch.images.numpy()))
+                if len(batch.pixels):
+                    logits = runner.logits(batch.pixels)
                     if not np.isfinite(logits).all():
                         raise ArtifactError(
                             f"{artifact.main_file}: the logits are not finite; the artifact is unusable."

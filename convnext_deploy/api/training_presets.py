@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
@@ -64,12 +63,7 @@ def model_config(
         weights: where they lie, if the stage itself is to load them.
     """
     resolve_variant(name)
-    others: dict[str, Any] = {
-        "crop_mode": data.crop_mode,
-        "interpolation": data.interpolation,
-        "mean": data.mean,
-        "std": data.std,
-    }
+    asked = data.preprocess
     if start is not None:
         model = ModelConfig(
             name,
@@ -88,4 +82,6 @@ def model_config(
             crop_pct=data.crop_pct,
             head_hidden_size=training.head_hidden_size,
         )
-    return dataclasses.replace(model, **others)
+    return dataclasses.replace(
+        model, crop_mode=asked.crop_mode, interpolation=asked.interpolation, mean=asked.mean, std=asked.std
+    )

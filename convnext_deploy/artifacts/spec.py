@@ -16,6 +16,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _Epsilon = Annotated[float, Between(0.0, 0.999)]
 _Positive = Annotated[float, Between(1e-30, 1e30)]
 
+_INPUTS: dict[InputType, tuple[str, float | None]] = {
+    "float32": ("images", None),
+    "uint8": ("pixels_uint8", 255.0),
+    "float32-0-1": ("pixels_0_1", 1.0),
+    "float32-0-255": ("pixels_0_255", 255.0),
+}
+"""Type of an input → the name that it has in our graphs, and the value of white; None: the images are normalized."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -70,8 +78,9 @@ class Preprocess:
 class GraphIO:
     """What an exported graph takes and gives.
 
-    `input_type` `float32`: images normalized as `Preprocess` says; `uint8`: pixels as decoders give them, RGB, 0 to 255, which
-    the graph normalizes itself. `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
+    `input_type` `float32`: images normalized as `Preprocess` says; `uint8`: pixels as decoders give them, RGB, 0 to 255;
+    `float32-0-1` and `float32-0-255`: the same as floats, with white at 1 or 255. What takes pixels normalizes them itself.
+    `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
     `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax; `top-k`: the `top_k` largest of these, as
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
     """
@@ -81,6 +90,22 @@ class GraphIO:
     output: GraphOutput = "logits"
     top_k: Annotated[int, Between(1, 10**7)] = 5
     batch_size: Annotated[int, Between(1, 10**9)] | None = None
+
+    @property
+    def input_name(self) -> str:
+        """Name of the input in a graph that is made here: what takes other values or another layout is called otherwise."""
+        name = _INPUTS[self.input_type][0]
+        return name if self.input_layout == "nchw" else f"{name}_{self.input_layout}"
+
+    @property
+    def white(self) -> float | None:
+        """The value of white in the pixels that the graph takes; None: it takes normalized images."""
+        return _INPUTS[self.input_type][1]
+
+    @property
+    def takes_usual_images(self) -> bool:
+        """Whether the graph takes what the network does, so that one file can be put in the place of the other."""
+        return self.white is None and self.input_layout == "nchw"
 
 
 def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:

@@ -45,6 +45,11 @@ class Model:
         return "NCHW" if self.input.shape[1] == self.artifact.model.in_channels else "NHWC"
 
     @property
+    def white(self) -> float | None:
+        """The value of white in the pixels that it takes; None: it takes normalized images."""
+        return 255.0 if self.input.dtype == "uint8" else self.artifact.io.white
+
+    @property
     def frozen_batch(self) -> int | None:
         """The only batch size that the graph takes; None: any."""
         return self.input.shape[0]

@@ -76,7 +76,7 @@ def _copy(source: Path, target: Path, artifact: Artifact) -> None:
 def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes) -> dict[str, Any]:
     """Write the golden outputs of a model and return its entry in the record."""
     preprocess = model.artifact.preprocess.settings()
-    takes = {**_signature(model.input), "layout": model.layout}
+    takes = {**_signature(model.input), "layout": model.layout, "white": model.white}
     images = answers.model_inputs(golden.pixels, preprocess, takes)
     outputs = compute_outputs(model, folder / model.file, images)
     for tensor in model.outputs:

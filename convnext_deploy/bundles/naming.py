@@ -38,7 +38,7 @@ def _features(artifact: Artifact) -> list[str | None]:
     return [
         details.target,
         None if details.fp16 is None else details.fp16.runtime,
-        "pixels" if io.input_type == "uint8" else None,
+        None if io.white is None else "pixels" if io.input_type == "uint8" else f"pixels_{io.white:g}",
         "nhwc" if io.input_layout == "nhwc" else None,
         None if io.output == "logits" else io.output,
         None if io.batch_size is None else f"batch{io.batch_size}",

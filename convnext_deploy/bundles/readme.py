@@ -100,13 +100,13 @@ def _preprocessing(preprocess: Preprocess, models: Sequence[Model]) -> str:
     *steps, normalize = preprocessing_steps(preprocess)
     takes = [
         f"`{model.name}` takes `{model.input.name}` {_shape(model.input.shape)} {model.input.dtype} {model.layout}"
-        + (", pixels as they are: it normalizes them itself" if model.input.dtype == "uint8" else "")
+        + ("" if model.white is None else f", pixels from 0 to {model.white:g}: it normalizes them itself")
         + " and gives "
         + ", ".join(f"`{output.name}` {_shape(output.shape)} {output.dtype}" for output in model.outputs)
         + "."
         for model in models
     ]
-    if any(model.input.dtype != "uint8" for model in models):
+    if any(model.white is None for model in models):
         steps.append(normalize)
     numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
     return numbered + "\n\n" + "\n".join(f"- {text}" for text in takes)

@@ -24,6 +24,8 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
     # a folder may have been made again after the report was written
     if row is None or row.identity.size_bytes != artifact.size_bytes or row.accuracy is None:
         return None
+    if row.provenance.preprocess != artifact.preprocess:  # measured on other images than the bundle's model is shown
+        return None
     drop = row.accuracy.drop
     return {
         "data": PurePath(report.data).name,

@@ -35,7 +35,8 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 @click.option(
     "--input-type",
     type=click.Choice(get_args(InputType)),
-    help="uint8: pixels 0 to 255, which the graph normalizes itself.  [default: float32, normalized images]",
+    help="float32: normalized images, as the artifact takes them; the others are pixels, with white at 255, 1 and 255, which the "
+    "graph normalizes itself, and the name of its input says so.  [default: float32]",
 )
 @click.option(
     "--input-layout", type=click.Choice(get_args(InputLayout)), help="Order of the dimensions.  [default: nchw]"

@@ -22,7 +22,8 @@ Precision = Literal["fp32", "fp16"]
 """Of everything that is not INT8."""
 Runtime = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
 """What a float graph is written for."""
-InputType = Literal["float32", "uint8"]
+InputType = Literal["float32", "uint8", "float32-0-1", "float32-0-255"]
+"""What a graph takes: normalized images, pixels as decoders give them, or these as floats with white at 1 or at 255."""
 InputLayout = Literal["nchw", "nhwc"]
 GraphOutput = Literal["logits", "probabilities", "top-k"]
 GateOn = Literal["point", "upper"]

@@ -22,6 +22,7 @@ class ONNXConfig(StageConfig):
     kind: ClassVar[str] = "onnx"
     done: ClassVar[str] = "exported to ONNX"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.onnx"
+    result_version: ClassVar[int] = 2
     precision: Precision = "fp32"
     runtime: Runtime = "tensorrt"
     batch_size: int | None = None

@@ -43,6 +43,7 @@ class PTQConfig(PTQSteps, StageConfig):
     kind: ClassVar[str] = "ptq"
     done: ClassVar[str] = "quantized after training"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.ptq"
+    result_version: ClassVar[int] = 2
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)
     calibration_images: int = 512

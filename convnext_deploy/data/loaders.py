@@ -58,26 +58,31 @@ class Batch:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """Images through the evaluation transform, each exactly once and in order."""
+    """Images through the evaluation transform, each exactly once and in order.
+
+    `as_pixels`: as they are, for a runner, which knows what its artifact takes; otherwise normalized, for a network.
+    """
 
     images: ImageSet
     preprocess: Preprocess
     batch_size: int
     workers: int = 0
     indices: Sequence[int] | None = None
+    as_pixels: bool = False
 
     def __len__(self) -> int:
         count = len(self.images if self.indices is None else self.indices)
         return -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized images `(N, C, S, S)` float32 and labels `(N,)` int64."""
+        """Yield normalized images `(N, C, S, S)` float32, or pixels `(N, S, S, C)` uint8, and labels `(N,)` int64."""
         order = list(range(len(self.images)) if self.indices is None else self.indices)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         for pixels, chunk in zip(
             _load(EvaluationItems(self.images, self.preprocess), chunks, self.workers), chunks, strict=True
         ):
-            yield transforms.normalize(pixels, self.preprocess), torch.from_numpy(self.images.labels[chunk])
+            images = pixels if self.as_pixels else transforms.normalize(pixels, self.preprocess)
+            yield images, torch.from_numpy(self.images.labels[chunk])
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data.datasets import FolderImages
 from convnext_deploy.data.loaders import EvaluationItems
-from convnext_deploy.data.transforms import normalize
 from convnext_deploy.errors import DataError
 
 
@@ -22,12 +20,12 @@ from convnext_deploy.errors import DataError
 class FileBatch:
     """Some files in their order.
 
-    `images` are those of them that could be read, normalized, `(N, C, S, S)` float32; `errors` has for each of `paths` why it could
-    not be read, or None.
+    `pixels` are those of them that could be read, `(N, S, S, C)` uint8; `errors` has for each of `paths` why it could not be read,
+    or None.
     """
 
     paths: tuple[Path, ...]
-    images: Tensor
+    pixels: NDArray[np.uint8]
     errors: tuple[DataError | None, ...]
 
 
@@ -60,4 +58,4 @@ class FileBatches:
         readable = [item for item in found if not isinstance(item, DataError)]
         pixels = np.stack(readable) if readable else np.zeros((0, side, side, channels), np.uint8)
         errors = tuple(item if isinstance(item, DataError) else None for item in found)
-        return FileBatch(paths, normalize(torch.from_numpy(pixels), self.preprocess), errors)
+        return FileBatch(paths, pixels, errors)

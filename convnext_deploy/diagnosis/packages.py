@@ -44,6 +44,7 @@ LISTED = (
     Listed("plotly", "plotly", ("plotly",)),
     Listed("jinja2", "jinja2", ("jinja2",)),
     Listed("packaging", "packaging", ("packaging",)),
+    Listed("pyyaml", "yaml", ("pyyaml",)),
     Listed("onnx", "onnx", ("onnx",)),
     Listed("onnx-ir", None, ("onnx-ir",)),
     Listed("onnxscript", None, ("onnxscript",)),

@@ -56,11 +56,11 @@ def judge(score: Score, drop: Drop | None, gate: Gate) -> Verdict:
     return _weigh(Verdict(passed, tuple(reasons)), score.total, drop, gate.max_top1_drop_pp)
 
 
-def withhold(verdict: Verdict, name: str) -> Verdict:
-    """Return a verdict that proves nothing, because the network `name`, judged or compared with, is no better than guessing."""
+def withhold(verdict: Verdict, reason: str) -> Verdict:
+    """Return a verdict that proves nothing, for a reason in words, such as that a network is no better than guessing."""
     if not verdict.passed:
         return verdict
-    note = f"passed, which proves nothing: {name} is no better than guessing"
+    note = f"passed, which proves nothing: {reason}"
     return replace(verdict, proven=False, notes=(*verdict.notes, note))
 
 

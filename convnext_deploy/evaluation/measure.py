@@ -19,7 +19,7 @@ from convnext_deploy.system.files import write_text
 Record = TypeVar("Record")
 
 BATCH_SIZE = 64
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """In the key of a measurement: raised when an artifact is scored or timed in another way, so that it is measured again."""
 
 
@@ -52,7 +52,7 @@ def measure_artifact(
             raise
         return Measurement(not_run=str(error))
     try:
-        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers)
+        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
         score = score_runner(runner, batches, len(data.validation), execution.progress, f"{name}: validate")
         size = artifact.preprocess.image_size
         latency = measure_latency(runner, (artifact.model.in_channels, size, size))

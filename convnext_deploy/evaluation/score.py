@@ -48,7 +48,8 @@ def score_runner(
 
     Args:
         runner: opened.
-        batches: pairs of normalized images `(N, C, S, S)` float32 and labels `(N,)`, as tensors.
+        batches: pairs of images and labels `(N,)`, as tensors; the images are pixels `(N, S, S, C)` uint8, or normalized
+            `(N, C, S, S)` float32.
         total: number of images, for the progress display.
         progress: where to report.
         description: what the progress display shows.

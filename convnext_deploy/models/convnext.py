@@ -90,7 +90,14 @@ class Stem(nn.Sequential):
 
     `patch`: one convolution with kernel and stride `patch_size`. `overlap`: two 3×3 convolutions with stride 2, of which the
     first has `stem_dim` channels. `overlap_act`: the same with an activation between them.
+
+    Attributes:
+        mean, std: buffers `(C_in, 1, 1)` where the first convolution takes pixel values in [0, 1], as folding may make it do: the
+            stem still takes normalized images, and undoes the normalization. None everywhere else.
     """
+
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,
@@ -110,9 +117,19 @@ class Stem(nn.Sequential):
                 nn.Conv2d(stem_dim, dim, 3, stride=2, padding=1),
             ]
         super().__init__(*layers, norm(dim))
+        self.register_buffer("mean", None)
+        self.register_buffer("std", None)
+
+    def undo_normalization(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Undo a normalization before the first convolution, in place; None: let it see the images as they are again."""
+        device = next(self.parameters()).device
+        for name, values in (("mean", mean), ("std", std)):
+            setattr(self, name, None if values is None else torch.tensor(values, device=device).view(-1, 1, 1))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
         x = input.contiguous(memory_format=torch.channels_last)
+        if self.mean is not None and self.std is not None:
+            x = x * self.std + self.mean
         for layer in itertools.islice(self, len(self) - 1):
             x = layer(x)
         return self[-1](x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # modules return Any
@@ -218,6 +235,13 @@ class ConvNeXt(nn.Module):
         self.head_input_dropout, self.head_dropout = nn.Dropout(head_input_dropout), nn.Dropout(head_dropout)
         self.gradient_checkpointing = gradient_checkpointing
         self.apply(initialize)
+
+    @property
+    def stem(self) -> Stem:
+        """The first of the trunk, which sees the images."""
+        stem = self.downsample_layers[0]
+        assert isinstance(stem, Stem)
+        return stem
 
     def trunk(self) -> list[nn.Module]:
         """Return stem, blocks and downsampling layers in order: what maps images to the features before the pooling."""

@@ -25,13 +25,14 @@ and a LayerNormalization has a scale, which ONNX demands, and no bias.
 
 import copy
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.details import Certificate, Fold, Kept
+from convnext_deploy.artifacts.preprocessing import tell
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import CheckpointError, DataError, RecipeError, suggest
@@ -114,7 +115,8 @@ def fold(
             folds.append(change)
             samples = {name: _as_pixels(batch, preprocess) * white for name, batch in samples.items()}
             channels = len(preprocess.mean)
-            preprocess = replace(preprocess, mean=(0.0,) * channels, std=(1.0 / white,) * channels)
+            inside = {"mean": (0.0,) * channels, "std": (1.0 / white,) * channels}
+            preprocess = tell(preprocess, inside, "as folding left them")
         else:
             kept.append(change)
 

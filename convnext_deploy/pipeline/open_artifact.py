@@ -71,7 +71,7 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
         raise ArtifactError(
             f"--image-size {side} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
         )
-    if (asked.mean or asked.std) and (artifact.scheme is not None or artifact.io.input_type == "uint8"):
+    if (asked.mean or asked.std) and (artifact.scheme is not None or artifact.io.white is not None):
         fixed = "it was quantized with" if artifact.scheme is not None else "the graph has inside"
         raise ArtifactError(
             f"{path} keeps the mean and std that {fixed}; leave out --mean and --std, or give them where it is made."

@@ -43,10 +43,11 @@ def render_model_card(report: Report) -> str:
     if shipped is not None and (preprocess := shipped.provenance.preprocess) is not None:
         steps = "\n".join(f"{place}. {step}" for place, step in enumerate(preprocessing_steps(preprocess), 1))
         sections += ["## Preprocessing", steps]
-        if (graph := shipped.provenance.graph) is not None and graph.input_type == "uint8":
-            sections.append(
-                f"The graph of `{shipped.name}` takes pixels as they are, 0 to 255, and does the last step itself."
+        if (graph := shipped.provenance.graph) is not None and graph.white is not None:
+            taken = (
+                "as they are, 0 to 255, and does the last step" if graph.white == 255 else "over 255, and does the rest"
             )
+            sections.append(f"The graph of `{shipped.name}` takes pixels {taken} itself.")
     sections += ["## How it was made", *_lineage(report)]
     if report.rows:
         sections += ["## Evaluation", *_evaluation(report)]

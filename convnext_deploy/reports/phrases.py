@@ -49,10 +49,11 @@ def preprocessing_steps(preprocess: Preprocess) -> list[str]:
         if preprocess.crop_mode == "squash"
         else f"the shorter side to {resize}, keeping the aspect"
     )
+    antialiased = "" if preprocess.interpolation == "nearest" else " with antialiasing"
     grey = "grey (ITU-R 601 luma)" if len(preprocess.mean) == 1 else "RGB"
     return [
         f"decode to 8-bit {grey}, turned upright as EXIF says;",
-        f"resize {how}, {preprocess.interpolation} with antialiasing;",
+        f"resize {how}, {preprocess.interpolation}{antialiased};",
         f"cut out the centre, {side}×{side};",
         f"divide by 255, subtract {list(preprocess.mean)}, divide by {list(preprocess.std)} (per channel), as float32.",
     ]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails
-from convnext_deploy.config.recipe import Gate
+from convnext_deploy.artifacts.preprocessing import describe_assumed
+from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
+from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
 from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
 from convnext_deploy.evaluation.measure import Measurement
@@ -79,23 +81,39 @@ def create_row(
             inputs=role.inputs,
             for_comparison=role.for_comparison,
         ),
-        notes=artifact.details.warnings if isinstance(artifact.details, EngineDetails) else (),
+        notes=(*_assumptions(role, artifact), *_engine_warnings(artifact)),
     )
     if measured.score is None or measured.latency is None:
         return row
     accuracy = _compare(row, measured, scores, data)
-    doubt = doubt_score(measured.score, artifact, data)
+    gain = doubt_gain(accuracy.drop, artifact, role.baseline or "")
+    doubts = (doubt_score(measured.score, artifact, data), gain)
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
         verdict=judge(measured.score, accuracy.drop, role.gate),
         speed=MeasuredSpeed(measured.latency),
-        warnings=() if doubt is None else (doubt,),
+        warnings=tuple(doubt for doubt in doubts if doubt is not None),
     )
+    reasons = []
+    if gain is not None and not may_have_learned(artifact):
+        reasons.append(f"nothing explains that it is better than {role.baseline}")
     suspect = [name for name in (role.name, role.baseline) if name and _guesses(scores.get(name), artifact)]
-    if suspect and role.gate.judges_change:
-        row = dataclasses.replace(row, verdict=withhold(row.verdict, suspect[-1]))
+    reasons += [f"{name} is no better than guessing" for name in suspect]
+    if reasons and role.gate.judges_change:
+        row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
     return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+
+
+def _engine_warnings(artifact: Artifact) -> tuple[str, ...]:
+    return artifact.details.warnings if isinstance(artifact.details, EngineDetails) else ()
+
+
+def _assumptions(role: Role, artifact: Artifact) -> Iterator[str]:
+    """Say what nobody told of how an artifact that was brought along is evaluated; what is made of it is evaluated alike."""
+    assumed = describe_assumed(artifact.preprocess) if role.kind in (SOURCE, BASELINE) else None
+    if assumed is not None:
+        yield f"evaluated with what is only assumed: {assumed}"
 
 
 def _guesses(score: Score | None, artifact: Artifact) -> bool:

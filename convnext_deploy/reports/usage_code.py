@@ -33,9 +33,11 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
         f"pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})))"
         + (".reshape(" + f"{side}, {side}, 1)" if grey else ""),
     ]
-    if io.input_type == "float32":
+    if io.white is None:
         mean, std = list(preprocess.mean), list(preprocess.std)
         lines.append(f"pixels = ((pixels / 255 - {mean}) / {std}).astype(np.float32)")
+    elif io.input_type != "uint8":
+        lines.append(f"pixels = (pixels / {255 / io.white:g}).astype(np.float32)")
     if io.input_layout == "nchw":
         lines.append("pixels = pixels.transpose(2, 0, 1)")
     batch = "pixels[None]" if io.batch_size in (None, 1) else f"np.stack([pixels] * {io.batch_size})"

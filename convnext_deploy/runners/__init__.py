@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Format
 from convnext_deploy.errors import RunnerError, suggest
+from convnext_deploy.runners.graph_io import Images, Outputs
 from convnext_deploy.runners.profiling import Kernel
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, PROVIDERS
 
@@ -23,13 +24,26 @@ RUNNERS: dict[str, Format] = {
 
 
 class Runner(Protocol):
-    """An opened artifact. `name` tells the backend, `device` where it runs."""
+    """An opened artifact. `name` tells the backend, `device` where it runs.
+
+    `logits` is `prepare`, `run` and a look at what came out. Who measures times prepares before the clock starts: `run` alone is
+    the call that a user of the artifact makes.
+    """
 
     name: str
     device: str
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map normalized images `(N, C, S, S)` float32 to logits `(N, num_classes)` float32, for any N >= 1."""
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """Return images as the artifact takes them.
+
+        They are pixels `(N, S, S, C)` uint8, as they come from the data, or normalized `(N, C, S, S)` float32.
+        """
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Call the backend on prepared images, any number of at least one; return the outputs by name, in the CPU's memory."""
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Map images, as `prepare` takes them, to logits `(N, num_classes)` float32."""
 
     def close(self) -> None:
         """Give back threads and memory; the runner cannot be used afterwards."""
@@ -98,7 +112,7 @@ def open_runner(
         from convnext_deploy.runners.torch import CompiledTorchRunner, TorchRunner
 
         kind = CompiledTorchRunner if name == "torch-compile" else TorchRunner
-        return kind(load_network(artifact), device, threads)
+        return kind(load_network(artifact), device, threads, artifact.preprocess)
     if artifact.format == "torch-tensorrt":
         from convnext_deploy.runners.torch_tensorrt import TorchTensorRTRunner
 

@@ -1,6 +1,7 @@
-"""Convert normalized images and logits, which all runners share, to and from what an exported graph takes and gives."""
+"""Convert pixels or normalized images, and logits, which all runners share, to and from what an exported graph takes and gives."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,21 +9,36 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.errors import ArtifactError
 
+Images = NDArray[np.uint8] | NDArray[np.float32]
 Outputs = Mapping[str, NDArray[np.generic]]
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no finite logarithm
 
 
-def prepare_images(images: NDArray[np.float32], io: GraphIO, preprocess: Preprocess) -> NDArray[np.generic]:
-    """Return normalized images `(N, C, S, S)` as the graph takes them.
+def prepare_images(images: Images, io: GraphIO, preprocess: Preprocess, dtype: Any = np.float32) -> NDArray[np.generic]:
+    """Return images as the graph takes them.
 
-    For a `uint8` graph the normalization is undone; what was made of 8-bit pixels gives them back exactly.
+    Args:
+        images: pixels `(N, S, S, C)` uint8, as the evaluation transform leaves them; or normalized images `(N, C, S, S)` float32,
+            of which those that were made of 8-bit pixels give them back exactly, where the graph takes pixels.
+        io: what the graph takes.
+        preprocess: of the network.
+        dtype: of the graph's input, where that takes floats.
     """
+    mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
+    layout = "nhwc" if images.dtype == np.uint8 else "nchw"
     prepared: NDArray[np.generic] = images
-    if io.input_type == "uint8":
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocess.mean, preprocess.std))
-        prepared = np.clip(np.rint((images * std + mean) * 255.0), 0, 255).astype(np.uint8)
-    if io.input_layout == "nhwc":
-        prepared = prepared.transpose(0, 2, 3, 1)
+    if layout == "nchw" and io.white is not None:
+        prepared = (images * std[:, None, None] + mean[:, None, None]) * np.float32(io.white)
+    elif layout == "nhwc" and io.white is None:
+        prepared = (images.astype(np.float32) / np.float32(255) - mean) / std
+    elif layout == "nhwc" and io.white != 255.0:
+        prepared = images.astype(np.float32) / np.float32(255)
+    if io.input_type != "uint8":
+        prepared = prepared.astype(dtype, copy=False)
+    elif prepared.dtype != np.uint8:
+        prepared = np.clip(np.rint(prepared), 0, 255).astype(np.uint8)
+    if layout != io.input_layout:
+        prepared = prepared.transpose((0, 2, 3, 1) if layout == "nchw" else (0, 3, 1, 2))
     return np.ascontiguousarray(prepared)
 
 
@@ -59,7 +75,9 @@ def run_in_parts(
 
     The last part of a frozen batch is filled up with its last image, whose results are dropped.
     """
-    parts = []
+    parts: list[Outputs] = []
+    if len(images) == size:  # no copies
+        return dict(run(images))
     for start in range(0, len(images), size):
         part = images[start : start + size]
         missing = size - len(part) if frozen else 0

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, read_onnxruntime_profile
 from convnext_deploy.runners.session_options import PROVIDERS, onnxruntime_entries, provider_options
 from convnext_deploy.system.cuda_driver import cuda_driver_error
@@ -62,35 +62,41 @@ class ONNXRuntimeRunner:
         # what another provider does not support is computed by the CPU's
         fallback = [] if name == "onnxruntime" else ["CPUExecutionProvider"]
         try:
-            self._session = onnxruntime.InferenceSession(
+            self.session = onnxruntime.InferenceSession(
                 str(artifact.main_file), options, providers=[*chosen, *fallback]
             )
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
             raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {first_line(error)}") from None
-        if provider not in self._session.get_providers():  # only a log line says that its libraries were not found
+        if provider not in self.session.get_providers():  # only a log line says that its libraries were not found
             raise BackendUnavailableError(
                 f"{provider} does not start here; install what the documentation of {_PACKAGES[name]} asks for."
             )
         self._file, self._io, self._preprocess = artifact.main_file, artifact.io, artifact.preprocess
         self._num_classes = artifact.model.num_classes
-        taken = self._session.get_inputs()[0]
+        taken = self.session.get_inputs()[0]
         if taken.type not in _TYPES:
             raise ArtifactError(f"{self._file} takes {taken.type}; expected one of {', '.join(_TYPES)}.")
         self._input, self._type = taken.name, _TYPES[taken.type]
         self._batch_size = taken.shape[0] if isinstance(taken.shape[0], int) else None
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._outputs = [output.name for output in self.session.get_outputs()]
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
-        taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """Return pixels or normalized images as the file takes them."""
+        return prepare_images(images, self._io, self._preprocess, self._type).astype(self._type, copy=False)
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Run the session on prepared images and return its outputs; a frozen batch is filled up."""
         frozen = self._batch_size
-        outputs = run_in_parts(taken, self._run, frozen or max(1, len(taken)), frozen=frozen is not None)
-        return to_logits(outputs, self._num_classes)
+        return run_in_parts(prepared, self._run, frozen or max(1, len(prepared)), frozen=frozen is not None)
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        return to_logits(self.run(self.prepare(images)), self._num_classes)
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: taken}), strict=True))
+            return dict(zip(self._outputs, self.session.run(self._outputs, {self._input: taken}), strict=True))
         except Exception as error:
             raise ArtifactError(
                 f"ONNX Runtime cannot run {self._file} on images of shape {taken.shape}: {' '.join(str(error).split())}"
@@ -98,10 +104,10 @@ class ONNXRuntimeRunner:
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Return the kernels in the order in which they run."""
-        return read_onnxruntime_profile(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        return read_onnxruntime_profile(Path(self.session.end_profiling()).read_text(encoding="utf-8"))
 
     def close(self) -> None:
         """End the session and remove its profile."""
-        del self._session
+        del self.session
         if self._profile is not None:
             self._profile.cleanup()

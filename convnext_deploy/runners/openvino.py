@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_two_sizes, to_logits
+from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_two_sizes, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels, single_times
 from convnext_deploy.runners.session_options import OPENVINO_PRECISIONS, openvino_properties
 
@@ -95,15 +95,21 @@ class OpenVINORunner:
         self._requests: dict[int, Any] = {}
         self._many = self._batch_size or 1
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
-        taken = prepare_images(images, self._io, self._preprocess).astype(self._type, copy=False)
-        if self._many == 1 and self._batch_size is None:
-            self._many = len(taken)
-        single = self._batch_size is None
-        return to_logits(run_in_two_sizes(taken, self._run, self._many, single=single), self._num_classes)
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """Return pixels or normalized images as the file takes them."""
+        return prepare_images(images, self._io, self._preprocess, self._type).astype(self._type, copy=False)
 
-    def _request(self, batch_size: int) -> Any:
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Infer prepared images and return the outputs."""
+        if self._many == 1 and self._batch_size is None:
+            self._many = len(prepared)
+        return run_in_two_sizes(prepared, self._run, self._many, single=self._batch_size is None)
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        return to_logits(self.run(self.prepare(images)), self._num_classes)
+
+    def request(self, batch_size: int) -> Any:
         """Return what runs batches of this size, compiled when it is first asked for."""
         if batch_size not in self._requests:
             model = self._model.clone()
@@ -117,7 +123,7 @@ class OpenVINORunner:
         return self._requests[batch_size]
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:
-        request = self._request(len(taken))
+        request = self.request(len(taken))
         try:
             results = request.infer([taken], share_inputs=True)
         except Exception as error:

@@ -12,7 +12,7 @@ from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first
 from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt
 from convnext_deploy.exporters.tensorrt.load import load_engine
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_sources
-from convnext_deploy.runners.graph_io import Outputs, prepare_images, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels
 from convnext_deploy.system.cuda_driver import cuda_driver_error, gpu_name
 
@@ -86,19 +86,25 @@ class TensorRTRunner:
                 return getattr(self._torch, ours)
         raise ArtifactError(f"'{name}' of {self._file} is {found}; expected one of {', '.join(_DTYPES)}.")
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`.
-
-        Larger batches than the engine takes are run in parts.
-        """
-        taken = prepare_images(images, self._io, self._preprocess)
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """Return pixels or normalized images as the engine takes them. Raises: ArtifactError: if it takes others."""
+        half = self._dtypes[self._input] == self._torch.float16
+        taken = prepare_images(images, self._io, self._preprocess, np.float16 if half else np.float32)
         whole = self._dtypes[self._input] == self._torch.uint8
         if list(taken.shape[1:]) != self._item or whole != (taken.dtype == np.uint8):
             raise ArtifactError(
                 f"{self._file} takes images of shape {tuple(self._item)} and {self._dtypes[self._input]}; "
                 f"found {taken.shape[1:]} and {taken.dtype}."
             )
-        return to_logits(run_in_parts(taken, self._run, self._batch_size, frozen=self._padded), self._num_classes)
+        return taken
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Run prepared images and return the outputs. Larger batches than the engine takes are run in parts."""
+        return run_in_parts(prepared, self._run, self._batch_size, frozen=self._padded)
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        return to_logits(self.run(self.prepare(images)), self._num_classes)
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:
         torch = self._torch

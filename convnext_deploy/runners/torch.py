@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.errors import BackendUnavailableError, first_line
-from convnext_deploy.runners.graph_io import Outputs, run_in_two_sizes
+from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_two_sizes
 from convnext_deploy.training.torch_compile import check_compiler
 
 
@@ -18,19 +19,29 @@ class TorchRunner:
 
     name = "torch"
 
-    def __init__(self, network: nn.Module, device: str, threads: int | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, device: str, threads: int | None = None, preprocess: Preprocess | None = None
+    ) -> None:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailableError("PyTorch finds no GPU; use the device cpu.")
         self.device = device
-        self._network, self._threads = network.to(device), threads
+        self._network, self._threads, self._preprocess = network.to(device), threads, preprocess
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """Return normalized images `(N, C, S, S)` float32."""
+        if self._preprocess is None:
+            assert images.dtype == np.float32  # who gives pixels says how they are normalized
+            return np.ascontiguousarray(images)
+        return prepare_images(images, GraphIO(), self._preprocess)
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Compute the logits of prepared images."""
         with torch.inference_mode(), _threads(self._threads):
-            result: NDArray[np.float32] = (
-                self._network(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)).cpu().numpy()
-            )
-        return result
+            return {"logits": self._network(torch.from_numpy(prepared).to(self.device)).cpu().numpy()}
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        return self.run(self.prepare(images))["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Let go of the network."""
@@ -46,23 +57,25 @@ class CompiledTorchRunner(TorchRunner):
 
     name = "torch-compile"
 
-    def __init__(self, network: nn.Module, device: str, threads: int | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, device: str, threads: int | None = None, preprocess: Preprocess | None = None
+    ) -> None:
         check_compiler(is_cuda=torch.device(device).type == "cuda", wanted_by=self.name, instead="use the runner torch")
-        super().__init__(network, device, threads)
+        super().__init__(network, device, threads, preprocess)
         # isolated, because kernels are otherwise counted over all networks of a class, and after eight there are no more
         compiled = torch.compile(self._network, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]  # stub lacks it
         self._network = compiled
         self._many = 1
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`."""
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Compute the logits of prepared images, in parts of the size that is compiled."""
         if self._many == 1:
-            self._many = len(images)
-        return run_in_two_sizes(images, self._run, self._many)["logits"].astype(np.float32, copy=False)
+            self._many = len(prepared)
+        return run_in_two_sizes(prepared, self._run, self._many)
 
     def _run(self, images: NDArray[np.generic]) -> Outputs:
         try:
-            return {"logits": super().logits(images.astype(np.float32, copy=False))}
+            return super().run(images)
         except RuntimeError as error:  # the base of all that Dynamo and Inductor raise
             raise BackendUnavailableError(
                 f"torch.compile fails here ({first_line(error)}); use the runner torch."

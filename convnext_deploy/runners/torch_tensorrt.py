@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchTensorRTDetails
+from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import DEVICE, gpu_error, load_program
-from convnext_deploy.runners.graph_io import Outputs, run_in_parts, to_logits
+from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.system.cuda_driver import gpu_name
 
 
@@ -27,14 +28,19 @@ class TorchTensorRTRunner:
         if missing is not None:
             raise BackendUnavailableError(f"built for {built_for}; not run: {missing}")
         self._program = load_program(artifact.main_file)
-        self._num_classes = artifact.model.num_classes
+        self._preprocess, self._num_classes = artifact.preprocess, artifact.model.num_classes
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of normalized images `(N, C, S, S)`.
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        """Return normalized images `(N, C, S, S)` float32."""
+        return prepare_images(images, GraphIO(), self._preprocess)
 
-        Larger batches than it is for are run in parts.
-        """
-        return to_logits(run_in_parts(images, self._run, self._most, frozen=False), self._num_classes)
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        """Run prepared images and return the logits. Larger batches than it is for are run in parts."""
+        return run_in_parts(prepared, self._run, self._most, frozen=False)
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        return to_logits(self.run(self.prepare(images)), self._num_classes)
 
     def _run(self, images: NDArray[np.generic]) -> Outputs:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(DEVICE)

@@ -17,7 +17,7 @@ from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
-from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
+from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
@@ -39,15 +39,21 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     # FP16 is for TensorRT alone, whatever the network was quantized for
     runtime = scheme.target if scheme is not None and config.precision == "fp32" else config.runtime
     with context.execution.progress.task(f"{context.name}: export", 1, "graphs") as task:
+        preprocess = source.preprocess
         if scheme is None:
-            network = fold(network, source.preprocess).network
+            network = fold(network, preprocess).network
+        elif io.white is not None and network.stem.std is not None:
+            # it would undo the normalization of pixels that the graph had just made
+            network.stem.undo_normalization(None, None)
+            count = source.model.in_channels
+            preprocess = dataclasses.replace(preprocess, mean=(0.0,) * count, std=(1.0,) * count)
         found = export_network(
             network, source.model.in_channels, source.preprocess.image_size, config.batch_size, runtime=runtime
         )
-        proto = add_ends(found.graph, io, source.preprocess)
+        proto = add_ends(found.graph, io, preprocess)
         if config.precision == "fp16":
             precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
-            ranges, images = _measure(config, found.float_graph, source.preprocess, context)
+            ranges, images = _measure(config, found.float_graph, preprocess, context)
             islands = find_islands(
                 proto, layers_that_sum(found.network), ranges, int8_matmuls=config.runtime == "tensorrt-rtx"
             )
@@ -64,6 +70,8 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)
         save_onnx(proto, path, {**header, "details": dataclasses.asdict(details), "lineage": source.history()})
         task.advance()
+    for line in describe_ends(io, source):
+        context.execution.progress.say(f"{context.name}: {line}")
     return dataclasses.replace(
         source,
         path=context.output,
@@ -72,6 +80,20 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         details=details,
         license=license_,
     )
+
+
+def describe_ends(io: GraphIO, source: Artifact) -> Iterator[str]:
+    """Say what a graph takes and gives otherwise than the network that it is made of."""
+    if not io.takes_usual_images:
+        side, channels = source.preprocess.image_size, source.model.in_channels
+        shape = f"(N, {channels}, {side}, {side})" if io.input_layout == "nchw" else f"(N, {side}, {side}, {channels})"
+        values = "normalized images" if io.white is None else f"pixels from 0 to {io.white:g}"
+        kind = "uint8" if io.input_type == "uint8" else "float32"
+        taken = f"normalized images (N, {channels}, {side}, {side})"
+        yield f"the input '{io.input_name}' takes {values} {shape} {kind}; {source.main_file.name} takes {taken}"
+    if io.output != "logits":
+        given = " and ".join(f"'{name}'" for name in OUTPUT_NAMES[io.output])
+        yield f"the graph gives {given}; {source.main_file.name} gives 'logits'"
 
 
 def layers_that_sum(network: nn.Module) -> list[str]:

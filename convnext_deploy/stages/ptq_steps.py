@@ -136,7 +136,8 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     """Return the folded float network of an artifact, on the device.
 
     Where the scheme quantizes the stem, mean and std go into it too if that is exact: pixel values of 8 bits then lie on a grid
-    of 256 steps without any error.
+    of 256 steps without any error. The network takes the images that its source takes all the same, and undoes their
+    normalization before the stem's first layer.
 
     Raises: ArtifactError: if the artifact is quantized already, or folding changed more than rounding does.
     """
@@ -147,6 +148,9 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     if not folding.certificate.holds:
         worst = max(difference.relative for difference in folding.certificate.differences)
         raise ArtifactError(f"{source.path}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
+    if folding.preprocess != source.preprocess:
+        folding.network.stem.undo_normalization(source.preprocess.mean, source.preprocess.std)
+        folding = dataclasses.replace(folding, preprocess=source.preprocess)
     folding.network.to(context.execution.device)
     return folding
 

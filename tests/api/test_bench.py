@@ -82,6 +82,7 @@ def test_same_file_twice_has_two_names_and_a_file_of_the_same_name_its_path(smal
     assert [t.candidate.name for t in quick([small, other]).timings] == [str(small), str(other)]
 
 
+@pytest.mark.heavy
 def test_pytorch_artifact_of_int8_is_said_to_be_a_simulation(small_artifacts: dict[str, Artifact]) -> None:
     found = quick([small_artifacts["student"].path, small_artifacts["ptq"].path])
     assert [timing.runner for timing in found.timings] == ["torch", "torch"]

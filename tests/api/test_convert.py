@@ -26,6 +26,7 @@ from convnext_deploy.models.checkpoints.key_maps import DIALECTS
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.pipeline.open_artifact import open_input
+from tests.shared import heavy_except
 from tests.weights import (
     PREPROCESS,
     assert_equal_states,
@@ -74,6 +75,15 @@ def label(value: object) -> str:
     return "-".join([value.variant, *fields])
 
 
+QUICK = [
+    *((dialect, ATTO) for dialect in ("facebook", "torchvision")),
+    *((dialect, V2_ATTO) for dialect in ("timm", "huggingface")),
+    ("timm", ModelSpec("convnext_zepto_rms_ols", 5)),
+    ("timm", ModelSpec("convnext_atto", 5, head_hidden_size=48)),
+    ("facebook", ModelSpec("convnextv2_atto", 5, in_channels=1)),
+]
+
+
 @dataclass(frozen=True)
 class Written:
     """One case, converted once; do not change its folder."""
@@ -83,7 +93,7 @@ class Written:
     result: Conversion
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{label(case[1])}")
+@pytest.fixture(scope="module", params=heavy_except(QUICK, CASES), ids=lambda case: f"{case[0]}-{label(case[1])}")
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
     dialect, spec = request.param
     folder = tmp_path_factory.mktemp("converted")

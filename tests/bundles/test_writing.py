@@ -88,7 +88,8 @@ def test_record_says_what_the_files_are(made: Path) -> None:
         {"frozen": None, "optimal": 1, "maximum": 6},
     )
     assert (fp32["name"], fp32["batch"]["frozen"]) == (FP32, 4)
-    assert int8["input"] == {"name": "images", "dtype": "float32", "shape": [None, 3, 32, 32], "layout": "NCHW"}
+    takes = {"name": "images", "dtype": "float32", "shape": [None, 3, 32, 32], "layout": "NCHW", "white": None}
+    assert int8["input"] == takes
     assert record["class_names"] == ["cat", "dog", "owl"]
     assert record["preprocess"]["resize_size"] == 32
     assert [(e["gpus"], e["kind"], e["model"], e["built_from_it"]) for e in record["engines"]] == [

@@ -23,6 +23,7 @@ from convnext_deploy.reports.stage_table import cells
 from tests.cli.conftest import FailedRun, Outcome, assert_nothing_half_written, call
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 from tests.rows import accuracy_of, drop_of, rows_in
+from tests.shared import heavy_except
 
 HERE = ("--workers", "0", "--device", "cpu")
 MEASURED = ("correct", "total", "top1", "top5", "runner")
@@ -279,7 +280,7 @@ def test_quantize_gives_the_same_artifact_for_folder_and_bare_file(
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("bare", heavy_except((True,), (False, True)))
 def test_export_gives_the_same_artifact_for_folder_and_bare_file(
     small_run: RunResult, small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path, bare: bool
 ) -> None:

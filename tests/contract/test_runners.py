@@ -47,6 +47,12 @@ CASES: tuple[Case, ...] = (
 )
 _MARKS = {"tensorrt": pytest.mark.gpu, "torch-compile": pytest.mark.slow}
 _SLOW = (("pixels", "openvino"), ("fp16", "openvino"), ("onnx-int8", "openvino-fp32"))
+_HEAVY = (
+    ("ptq", "torch", None),
+    ("onnx-int8", "onnxruntime", 1),
+    ("onnx-int8", "openvino", 1),
+    *((name, runner, None) for name in ("int8-fp16", "frozen") for runner in ("onnxruntime", "openvino")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,8 @@ def artifacts(
 def _parameter(case: Case) -> Any:
     name, runner, threads = case
     marks = [_MARKS[runner]] if runner in _MARKS else [pytest.mark.slow] if (name, runner) in _SLOW else []
+    if case in _HEAVY:
+        marks = [pytest.mark.heavy]
     return pytest.param(case, marks=marks, id=f"{name}-{runner}" + (f"-{threads}" if threads else ""))
 
 
@@ -113,6 +121,15 @@ def images(small_data: Data, small_artifacts: dict[str, Artifact]) -> NDArray[np
     return found
 
 
+@pytest.fixture(scope="module")
+def pixels(small_data: Data, small_artifacts: dict[str, Artifact]) -> NDArray[np.uint8]:
+    """The same images `(18, 32, 32, 3)`, as they come from the data."""
+    preprocess = small_artifacts["student"].preprocess
+    ((batch, _),) = EvaluationBatches(small_data.validation, preprocess, len(small_data.validation), as_pixels=True)
+    found: NDArray[np.uint8] = batch.numpy()
+    return found
+
+
 def tolerance(case: Case, artifact: Artifact) -> float:
     """How much the logits may differ between batch sizes, as a part of their range.
 
@@ -126,6 +143,23 @@ def test_every_runner_and_every_format_is_under_contract(artifacts: dict[str, Ar
     # a Torch-TensorRT program is made on a GPU alone; tests/runners/test_torch_tensorrt.py has one of a stand-in
     assert {runner for _, runner, _ in CASES} == set(RUNNERS) - {"torch-tensorrt"}
     assert {artifacts[name].format for name, _, _ in CASES} == set(get_args(Format)) - {"torch-tensorrt"}
+
+
+def test_pixels_are_prepared_as_the_artifact_takes_them(
+    runner: Runner, case: Case, artifact: Artifact, images: NDArray[np.float32], pixels: NDArray[np.uint8]
+) -> None:
+    assert pixels.dtype == np.uint8
+    expected = runner.logits(images[:5])
+    difference = np.abs(runner.logits(pixels[:5]) - expected).max()
+    assert difference <= tolerance(case, artifact) * np.abs(expected).max()
+    prepared = runner.prepare(pixels[:5])
+    if case[0] == "pixels":  # nothing is left to do to them
+        assert prepared.dtype == np.uint8
+        assert np.array_equal(prepared, pixels[:5])
+    before = prepared.copy()
+    outputs = runner.run(prepared)  # what is timed begins with what the artifact takes, and ends with what it gives
+    assert all(len(values) == 5 for values in outputs.values())
+    assert np.array_equal(prepared, before)
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.data.image_folder import list_images
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.prediction_batches import FileBatches
+from convnext_deploy.data.transforms import normalize
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -23,7 +25,9 @@ def test_batches_hold_what_evaluation_sees(small_data: Data, workers: int) -> No
     assert [len(batch.paths) for batch in found] == [5, 5, 5, 3]
     assert tuple(path for batch in found for path in batch.paths) == images.paths
     expected = torch.cat([batch for batch, _ in EvaluationBatches(images, preprocess, 18)])
-    assert torch.equal(torch.cat([batch.images for batch in found]), expected)
+    pixels = torch.from_numpy(np.concatenate([batch.pixels for batch in found]))
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(normalize(pixels, preprocess), expected)
     assert not any(error for batch in found for error in batch.errors)
 
 
@@ -35,9 +39,9 @@ def test_unreadable_file_is_told_in_its_place(small_data: Data, tmp_path: Path, 
     paths = (images.paths[0], tmp_path / "broken.png", images.paths[1], tmp_path / "gone.png")
     mixed, none = FileBatches(paths, default_preprocess(32), 3, workers)
     assert [error is None for error in mixed.errors] == [True, False, True]
-    assert mixed.images.shape == (2, 3, 32, 32)
+    assert mixed.pixels.shape == (2, 32, 32, 3)
     assert "broken.png cannot be read as an image (not an image)" in str(mixed.errors[1])
-    assert none.images.shape == (0, 3, 32, 32)
+    assert none.pixels.shape == (0, 32, 32, 3)
     assert "gone.png cannot be read as an image (No such file or directory)" in str(none.errors[0])
 
 

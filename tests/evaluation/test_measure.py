@@ -15,6 +15,7 @@ from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.measure import Measurement, measure_artifact, read_kept, write_kept
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.runners.graph_io import Images, Outputs
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.system.execution import Execution
 
@@ -36,11 +37,16 @@ def test_measure_latency_orders_its_percentiles(small_artifacts: dict[str, Artif
 class _CountingRunner(TorchRunner):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(load_network(artifact), "cpu")
-        self.calls: list[tuple[tuple[int, ...], np.dtype[np.float32]]] = []
+        self.prepared = 0
+        self.calls: list[tuple[tuple[int, ...], np.dtype[np.generic]]] = []
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.calls.append((images.shape, images.dtype))
-        return super().logits(images)
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        self.prepared += 1
+        return super().prepare(images)
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        self.calls.append((prepared.shape, prepared.dtype))
+        return super().run(prepared)
 
 
 def test_measure_latency_calls_with_single_images_often_enough(small_artifacts: dict[str, Artifact]) -> None:
@@ -48,6 +54,7 @@ def test_measure_latency_calls_with_single_images_often_enough(small_artifacts: 
     measure_latency(runner, (3, 64, 64))
     runner.close()
     assert 30 <= len(runner.calls) <= 210
+    assert runner.prepared == 1  # before the clock starts: no user pays for it in a call
     assert set(runner.calls) == {((1, 3, 64, 64), np.dtype(np.float32))}
 
 

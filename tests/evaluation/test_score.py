@@ -18,6 +18,7 @@ from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.runners.graph_io import Images, Outputs
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.system.progress import SilentProgress
 
@@ -28,8 +29,14 @@ class PassThrough:
     name = "pass-through"
     device = "cpu"
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return images[:, :, 0, 0]
+    def prepare(self, images: Images) -> NDArray[np.generic]:
+        return images
+
+    def run(self, prepared: NDArray[np.generic]) -> Outputs:
+        return {"logits": prepared[:, :, 0, 0]}
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        return self.run(self.prepare(images))["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -125,6 +125,7 @@ def test_one_layer_may_have_several_constants_of_a_kind() -> None:
     assert np.array_equal(run(model), expected)
 
 
+@pytest.mark.heavy
 def test_weights_have_the_names_of_the_parameters(network: Network) -> None:
     parameters = {name for name, _ in network.model.named_parameters()}
     constants = [i for i in network.graph.graph.initializer if i.data_type == TensorProto.FLOAT]
@@ -138,8 +139,7 @@ def test_weights_have_the_names_of_the_parameters(network: Network) -> None:
 @pytest.mark.parametrize(
     "variant",
     heavy_except(
-        ("convnext_zepto_rms", "convnext_tiny_hnf"),
-        ("test_convnext", "convnext_zepto_rms", "convnext_atto_rms", "convnext_tiny_hnf"),
+        ("convnext_tiny_hnf",), ("test_convnext", "convnext_zepto_rms", "convnext_atto_rms", "convnext_tiny_hnf")
     ),
 )
 def test_graphs_have_few_transposes_and_compute_no_shapes(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +165,7 @@ def test_graphs_have_few_transposes_and_compute_no_shapes(variant: str, monkeypa
     }
 
 
+@pytest.mark.heavy
 def test_exported_variance_is_that_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     row = VARIANTS["convnext_zepto_rms"]
     monkeypatch.setitem(VARIANTS, "convnext_zepto_rms", dataclasses.replace(row, depths=(0, 1, 0, 0)))

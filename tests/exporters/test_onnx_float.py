@@ -92,6 +92,7 @@ def test_export_float_leaves_nothing_of_this_machine_in_the_file(network: Networ
     assert not any(node.doc_string or node.metadata_props for node in onnx.load(network.path).graph.node)
 
 
+@pytest.mark.heavy
 def test_export_float_gives_the_same_bytes_again(
     networks: dict[str, Network], traced_anew: None, tmp_path: Path
 ) -> None:

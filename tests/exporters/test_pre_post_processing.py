@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.choices import InputType
 from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
@@ -23,7 +24,8 @@ from convnext_deploy.graphs.onnx_io import tensor_shape
 from convnext_deploy.runners.graph_io import prepare_images, run_in_parts, to_logits
 from tests.exporters.conftest import Network
 
-INPUTS = list(itertools.product(("float32", "uint8"), ("nchw", "nhwc")))
+INPUTS = list(itertools.product(get_args(InputType), ("nchw", "nhwc")))
+NAMES = {"float32": "images", "uint8": "pixels_uint8", "float32-0-1": "pixels_0_1", "float32-0-255": "pixels_0_255"}
 OUTPUTS = ("logits", "probabilities", "top-k")
 
 
@@ -47,7 +49,7 @@ def run(graph: onnx.ModelProto, images: NDArray[Any]) -> dict[str, NDArray[Any]]
     onnx.checker.check_model(graph, full_check=True)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
 
 
 def logits_of(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -73,11 +75,24 @@ def test_any_input_gives_the_logits(network: Network, input_type: Any, layout: A
     assert tensor_shape(graph.graph.input[0]) == (None, *item)
     raw = pixels(network)
     images = normalize(raw, preprocess)
-    taken = raw if input_type == "uint8" else images
+    # a file that takes something else than the network does says so by the name of its input
+    assert graph.graph.input[0].name == NAMES[input_type] + ("_nhwc" if layout == "nhwc" else "")
+    white: dict[str, NDArray[Any]] = {
+        "uint8": raw,
+        "float32-0-1": raw / np.float32(255),
+        "float32-0-255": raw.astype(np.float32),
+    }
+    taken = white.get(input_type, images)
     given = taken if layout == "nchw" else np.ascontiguousarray(taken.transpose(0, 2, 3, 1))
     expected = logits_of(network, images)
     assert np.abs(run(graph, given)["logits"] - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert np.array_equal(prepare_images(images, io, preprocess), given)
+    from_pixels = prepare_images(np.ascontiguousarray(raw.transpose(0, 2, 3, 1)), io, preprocess)
+    for prepared in (prepare_images(images, io, preprocess), from_pixels):
+        assert (prepared.dtype, prepared.shape) == (given.dtype, given.shape)
+        assert prepared.flags.c_contiguous
+        assert np.abs(prepared.astype(np.float64) - given).max() <= 2e-6 * (io.white or 1.0)
+    if input_type == "uint8":
+        assert np.array_equal(prepared, given)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -100,6 +115,7 @@ def test_outputs_are_the_softmax_and_its_largest_classes(network: Network, half:
         assert np.array_equal(to_logits(found, network.classes).argmax(axis=1), expected.argmax(axis=1))
 
 
+@pytest.mark.heavy
 def test_ends_keep_a_frozen_batch_frozen(networks: dict[str, Network]) -> None:
     network = networks["v1"]
     graph = export_float(network.model, network.in_channels, network.image_size, batch_size=2)

@@ -54,7 +54,7 @@ def images(count: int = 2, height: int = SIDE, width: int = SIDE) -> Tensor:
 
 
 @pytest.mark.parametrize(("runtime", "quantized"), FORMS)
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", heavy_except((True,), (False, True)))
 @pytest.mark.parametrize("variant", KINDS)
 @torch.no_grad()
 def test_form_is_exact(variant: str, folded: bool, runtime: str, quantized: bool) -> None:
@@ -93,7 +93,7 @@ def kinds(proto: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in proto.graph.node)
 
 
-@pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto"])
+@pytest.mark.parametrize("variant", heavy_except(("convnextv2_atto",), ("convnext_atto", "convnextv2_atto")))
 def test_float_for_onnxruntime_is_convolutions(variant: str) -> None:
     found = kinds(graph(variant, "onnxruntime"))
     assert found["MatMul"] == 0
@@ -102,7 +102,7 @@ def test_float_for_onnxruntime_is_convolutions(variant: str) -> None:
     assert found["Reshape"] == 0
 
 
-@pytest.mark.parametrize("variant", ["convnext_atto", "convnextv2_atto"])
+@pytest.mark.parametrize("variant", heavy_except(("convnext_atto",), ("convnext_atto", "convnextv2_atto")))
 def test_openvino_gets_convolutions_and_norms_of_three_dimensions(variant: str) -> None:
     proto = graph(variant, "openvino")
     found, blocks = kinds(proto), sum(DEPTHS)
@@ -117,6 +117,7 @@ def test_openvino_gets_convolutions_and_norms_of_three_dimensions(variant: str) 
     assert [ranks[node.input[0]] for node in norms] == [3] * (blocks + 4) + [2]
 
 
+@pytest.mark.heavy
 def test_onnxruntime_gets_no_reduction_over_middle_dimensions() -> None:
     found = kinds(graph("convnextv2_atto", "onnxruntime", quantized=True))
     assert found["ReduceL2"] == 0

@@ -44,9 +44,8 @@ from tests.trained import trained_network, wave_images
 # v1 with an overlapping stem and LayerScale, v2 with GRN, RMS norms, a hidden layer in the head.
 VARIANTS = ("convnext_atto_ols", "v2-patch-2", "convnext_atto_rms", "hidden")
 TARGETS = tuple(SCHEMES)
-QUICK_AND_SLOW = [
-    pytest.param(target, marks=[pytest.mark.slow] if target == "tensorrt-depthwise" else []) for target in TARGETS
-]
+_MARKS = {"onnxruntime": [], "tensorrt-depthwise": [pytest.mark.slow]}
+ONE_QUICK = [pytest.param(target, marks=_MARKS.get(target, [pytest.mark.heavy])) for target in TARGETS]
 EVERYTHING = {"stages.*.pwconv1": "int8-output", "stages.*.pwconv2": "int8-output", "head": "int8-output"}
 
 
@@ -103,8 +102,11 @@ def images_for(exported: Exported) -> NDArray[np.float32]:
 
 
 def _parameter(name: str, target: str) -> Any:
-    quick = target in {"v2-patch-2": TARGETS, "convnext_atto_rms": ("tensorrt", "onnxruntime")}.get(name, ())
-    return pytest.param((name, target), marks=[] if quick else [pytest.mark.slow], id=f"{name}-{target}")
+    cases = {"v2-patch-2": TARGETS, "convnext_atto_rms": ("tensorrt", "onnxruntime")}
+    marks = [] if target in cases.get(name, ()) else [pytest.mark.slow]
+    if not marks and (name, target) not in (("v2-patch-2", "onnxruntime"),):
+        marks = [pytest.mark.heavy]
+    return pytest.param((name, target), marks=marks, id=f"{name}-{target}")
 
 
 @pytest.fixture(params=[_parameter(name, target) for name in VARIANTS for target in TARGETS])
@@ -128,7 +130,7 @@ def run(
 
 
 @pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
-@pytest.mark.parametrize("target", QUICK_AND_SLOW)
+@pytest.mark.parametrize("target", ONE_QUICK)
 def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizations(version: int, target: str) -> None:
     quantized, graph = export_trained(version, target)
     images = wave_images(400, seed=4)[0]
@@ -140,6 +142,7 @@ def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizatio
         assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.999
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
 def test_trained_network_has_the_same_logits_in_openvino(version: int, core: Any) -> None:
     quantized, graph = export_trained(version, "openvino")
@@ -169,7 +172,8 @@ def test_every_layer_computes_in_onnxruntime_what_it_does_in_pytorch(exported: E
     check_every_layer(exported.quantized, exported.graph, images_for(exported))
 
 
-@pytest.mark.parametrize("target", heavy_except(("tensorrt-depthwise", "onnxruntime"), TARGETS))
+@pytest.mark.heavy
+@pytest.mark.parametrize("target", heavy_except(("tensorrt-depthwise",), TARGETS))
 def test_every_layer_agrees_when_every_output_is_quantized(target: str) -> None:
     found = export("v2-patch-2", target, everything=True)
     assert found.sites["head"].output is not None
@@ -231,7 +235,7 @@ def test_graph_for_tensorrt_has_no_unsigned_type_and_no_zero_point(target: str) 
         assert not name.endswith("zero_point") or not value.any()
 
 
-@pytest.mark.parametrize("name", ["convnext_atto_rms", "v2-patch-2"])
+@pytest.mark.parametrize("name", heavy_except(("v2-patch-2",), ("convnext_atto_rms", "v2-patch-2")))
 def test_onnxruntime_runs_every_product_of_its_scheme_in_int8(name: str, tmp_path: Path) -> None:
     exported = export(name, "onnxruntime")
     graph = fuse_int8_matmuls(exported.graph)
@@ -244,7 +248,7 @@ def test_onnxruntime_runs_every_product_of_its_scheme_in_int8(name: str, tmp_pat
     assert patches == 4
 
 
-@pytest.mark.parametrize("target", QUICK_AND_SLOW)
+@pytest.mark.parametrize("target", ONE_QUICK)
 def test_overrides_reach_the_graph(target: str) -> None:
     model = export("v2-patch-2", target).model
     overrides = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}
@@ -271,7 +275,7 @@ class Single(nn.Module):
 
 @pytest.mark.parametrize("groups", [1, 6], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("target", ["tensorrt-depthwise", "onnxruntime"])
-@pytest.mark.parametrize("case", ["usual", "dead-weight", "zero-input", "both"])
+@pytest.mark.parametrize("case", heavy_except(("both",), ("usual", "dead-weight", "zero-input", "both")))
 @torch.no_grad()
 def test_single_convolution_gives_the_same_integers_when_channels_are_dead(case: str, target: str, groups: int) -> None:
     with torch.random.fork_rng([]):

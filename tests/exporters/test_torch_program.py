@@ -20,6 +20,7 @@ from convnext_deploy.exporters.tensorrt.torch_program import as_half, export_pro
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.models.variants import VARIANTS
+from tests.shared import heavy_except
 from tests.trained import CLASSES, SIDE, trained_network, wave_images
 from tests.weights import random_network
 
@@ -34,6 +35,7 @@ KINDS = {
     "silu": "test_convnext3",
 }
 """Short versions of what variants differ in, and a small variant."""
+QUICK_KINDS = heavy_except(("v2",), KINDS)
 PRODUCTS = ("convolution", "addmm", "mm")
 SUMS = ("native_layer_norm", "mean", "sum", "pow", "rsqrt", "sqrt", "linalg_vector_norm", "var", "div")
 
@@ -82,7 +84,7 @@ def run(program: ExportedProgram, images: Tensor) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUICK_KINDS)
 def test_export_program_sums_in_float32_and_multiplies_in_float16(kind: str) -> None:
     found = types(half_program(kind))
     assert {name: found[name] for name in PRODUCTS if name in found} == {
@@ -96,19 +98,21 @@ def test_export_program_sums_in_float32_and_multiplies_in_float16(kind: str) -> 
     assert {"native_layer_norm", "sum", "rsqrt"} & set(found)
 
 
+@pytest.mark.heavy
 def test_export_program_has_float32_norm_before_the_pooling() -> None:
     found = types(export_program(head_norm_first(), precision="fp16", profile=PROFILE, image=IMAGE))
     assert found["native_layer_norm"] == found["mean"] == {torch.float32}
     assert found["addmm"] | found["convolution"] == {torch.float16}
 
 
+@pytest.mark.heavy
 def test_export_program_has_no_float16_in_fp32() -> None:
     found = types(export_program(small_network("v2"), precision="fp32", profile=PROFILE, image=IMAGE))
     assert set().union(*found.values()) == {torch.float32}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUICK_KINDS)
 def test_export_program_takes_and_gives_float32(kind: str, precision: str) -> None:
     network = small_network(kind)
     program = half_program(kind)
@@ -125,7 +129,7 @@ def test_export_program_takes_and_gives_float32(kind: str, precision: str) -> No
     assert precision == "fp32" or (found != expected).any()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
 def test_export_program_in_fp16_keeps_the_predictions_of_a_trained_network(version: int) -> None:
     network = trained_network(version)
     images = torch.from_numpy(wave_images(40, seed=1)[0])
@@ -172,6 +176,7 @@ def stream_parameters(network: ConvNeXt) -> Iterator[nn.Parameter]:
             yield from block.pwconv2.parameters()
 
 
+@pytest.mark.heavy
 def test_export_program_in_fp16_is_right_where_squares_overflow() -> None:
     network = for_export(trained_network(1))
     large = with_large_stream(network, 1000.0)
@@ -245,7 +250,7 @@ def test_as_half_raises_when_a_weight_is_too_large_for_float16() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
-@pytest.mark.parametrize("optimal", [1, 2, 4])
+@pytest.mark.parametrize("optimal", heavy_except((2,), (1, 2, 4)))
 def test_export_program_takes_any_batch_of_the_profile(batch: int, optimal: int) -> None:
     network = head_norm_first()
     images = torch.randn(batch, *IMAGE)

@@ -22,6 +22,7 @@ from convnext_deploy.exporters.tensorrt.torch_tensorrt import (
 )
 from convnext_deploy.models.convnext import ConvNeXt
 from tests.exporters.torch_tensorrt_stand_in import Script, install_stand_in
+from tests.shared import heavy_except
 
 CLASSES, IMAGE = 5, (3, 32, 32)
 PROFILE = Profile(1, 1, 4)
@@ -52,8 +53,8 @@ def compile_small(network: ConvNeXt, profile: Profile = PROFILE, *, half: bool =
     )
 
 
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("profile", [PROFILE, Profile(1, 2, 2), Profile(1, 1, 1)])
+@pytest.mark.parametrize("half", heavy_except((True,), (False, True)))
+@pytest.mark.parametrize("profile", heavy_except((PROFILE,), (PROFILE, Profile(1, 2, 2), Profile(1, 1, 1))))
 def test_program_computes_the_network_after_it_was_saved_and_loaded(
     script: Script, network: ConvNeXt, tmp_path: Path, profile: Profile, half: bool
 ) -> None:
@@ -88,6 +89,7 @@ def test_compile_program_passes_its_limits_and_leaves_nothing_to_pytorch(script:
     assert settings["require_full_compilation"] is True
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("half", [False, True])
 def test_compile_program_writes_the_precision_into_the_program(script: Script, network: ConvNeXt, half: bool) -> None:
     compile_small(network, half=half)
@@ -96,6 +98,7 @@ def test_compile_program_writes_the_precision_into_the_program(script: Script, n
     assert dtypes == {torch.float16 if half else torch.float32}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("parts", [(), ("_run_on_acc_0", "_run_on_gpu_1"), ("_run_on_gpu_0",)])
 def test_compile_program_raises_when_a_part_would_run_in_pytorch(
     script: Script, network: ConvNeXt, parts: tuple[str, ...]
@@ -105,6 +108,7 @@ def test_compile_program_raises_when_a_part_would_run_in_pytorch(
         compile_small(network)
 
 
+@pytest.mark.heavy
 def test_compile_program_gives_the_words_of_tensorrt_in_one_line(script: Script, network: ConvNeXt) -> None:
     # When a build fails, the real one logs the reason and raises an assertion that says nothing.
     script.logged, script.fails = ("out of memory\n on the GPU", "out of memory\n on the GPU"), ""

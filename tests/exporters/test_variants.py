@@ -44,8 +44,7 @@ CASES = {
 }
 
 
-# whose traits another case has too
-REPEATED = {"convnext_zepto_rms", "test_convnext", "test_convnext2", "hidden"}
+QUICK = {"convnext_zepto_rms_ols"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def export(name: str) -> Exported:
     return Exported(spec, model, graph, quantized, insert_qdq(graph, read_sites(quantized)))
 
 
-@pytest.fixture(params=heavy_except(set(CASES) - REPEATED, CASES))
+@pytest.fixture(params=heavy_except(QUICK, CASES))
 def exported(request: pytest.FixtureRequest) -> Exported:
     return export(request.param)
 

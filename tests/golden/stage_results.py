@@ -185,8 +185,9 @@ def _onnx(shop: Workshop) -> Numbers:
         found[f"{name}: nodes"] = dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
         session = onnxruntime.InferenceSession(str(artifact.main_file), providers=["CPUExecutionProvider"])
         images = np.linspace(0, 255, 2 * 3 * SIDE * SIDE, dtype=np.float32).reshape(2, 3, SIDE, SIDE)
-        given = images.astype(np.uint8) if "uint8" in session.get_inputs()[0].type else images / 128 - 1
-        found[f"{name}: outputs"] = _rounded(torch.from_numpy(session.run(None, {"images": given})[0]))
+        taken = session.get_inputs()[0]
+        given = images.astype(np.uint8) if "uint8" in taken.type else images / 128 - 1
+        found[f"{name}: outputs"] = _rounded(torch.from_numpy(session.run(None, {taken.name: given})[0]))
     return found
 
 

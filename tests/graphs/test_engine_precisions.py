@@ -82,6 +82,7 @@ def write_quantized(variant: str, image_size: int, path: Path) -> Path:
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("variant", "image_size", "linear"),
     [("convnext_atto", 32, 24), pytest.param("convnext_tiny", 224, 36, marks=pytest.mark.slow)],

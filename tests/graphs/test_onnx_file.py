@@ -25,6 +25,7 @@ from tests.graphs.others_graphs import (
     random_weight,
     timm_model,
 )
+from tests.shared import heavy_except
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "onnx" / "model_optimizer-0.47.0-int8.onnx"
 BLOCKS = 4
@@ -87,7 +88,8 @@ def test_layers_are_listed_by_size_and_add_up(network: Network) -> None:
     assert by_layer["stages.3.0.pwconv1"] in (site.weight.size + 9 * outputs, site.weight.size + 9 * outputs + 5)
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.heavy
+@pytest.mark.parametrize("dynamic", heavy_except((True,), (True, False)))
 def test_timm_file_of_today_breaks_no_rule_but_that_of_a_frozen_batch(
     dynamic: bool, timm_file: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_file_of_the_former_exporter_has_norms_and_gelus_in_pieces(
     assert "stages.0.blocks.0.mlp.fc1" in {layer.layer for layer in found.layers}
 
 
+@pytest.mark.heavy
 def test_version_1_of_timm_keeps_its_layer_scale_apart(tmp_path: Path) -> None:
     found = inspect_onnx(export_new(timm_model(1), tmp_path / "model.onnx"))
     assert serious(found) == {}

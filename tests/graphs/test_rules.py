@@ -18,6 +18,7 @@ from tests.graphs.float_rule_cases import FILE_CASES, FLOAT_CASES
 from tests.graphs.others_graphs import analyze, conv, scales, zeros
 from tests.graphs.quantized_rule_cases import GRID_CASES, LAYER_CASES, PLACEMENT_CASES
 from tests.graphs.rule_case import Case
+from tests.shared import heavy_except
 
 CASES = (*GRID_CASES, *LAYER_CASES, *PLACEMENT_CASES, *FLOAT_CASES, *FILE_CASES)
 NEEDS_FILES = {"weights-beside-the-file"}  # see test_onnx_file
@@ -88,7 +89,7 @@ def test_our_int8_export_for_tensorrt_breaks_only_the_rule_for_its_fp32_rest(net
     assert serious(network.quantized.graph) == {"fp32-beside-int8"}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", heavy_except(("convnext_atto_rms",), VARIANTS))
 def test_our_int8_export_of_any_variant_breaks_only_the_rule_for_its_fp32_rest(name: str) -> None:
     assert serious(export(name, "tensorrt").graph) == {"fp32-beside-int8"}
 

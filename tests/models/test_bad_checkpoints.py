@@ -30,7 +30,13 @@ SECONDS = 20
 LONGEST_LINE = 2000  # characters
 VALIDATE = ("--data", "digits", "--workers", "0", "--device", "cpu")
 
-every_bad_file = pytest.mark.parametrize("bad", BAD, ids=[bad.name[:60] for bad in BAD])
+every_bad_file = pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(bad, id=bad.name[:60], marks=[pytest.mark.heavy] if bad.name == "half a million records" else [])
+        for bad in BAD
+    ],
+)
 
 
 class HangError(BaseException):

@@ -21,7 +21,7 @@ from convnext_deploy.models.fold import fold
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import resolve_scheme
 from tests.models.conftest import refusal
-from tests.models.test_fold import CLASSES, PREPROCESS, assert_exact, images_of, network_of
+from tests.models.test_fold import CLASSES, PREPROCESS, REDUCED_DEPTHS, assert_exact, images_of, network_of
 
 V1, V2 = ModelSpec("test_convnext", CLASSES), ModelSpec("convnextv2_atto", CLASSES)
 Layer = nn.Linear | nn.Conv2d
@@ -151,9 +151,9 @@ def test_record_is_json_and_names_every_place() -> None:
         "source": "downsample_layers.1.0",
         "target": "downsample_layers.1.1",
     }
-    assert {"rewrite": "layer_scale", "source": "stages.2.5", "target": "stages.2.5.pwconv2"} in read["folded"]
+    assert {"rewrite": "layer_scale", "source": "stages.2.1", "target": "stages.2.1.pwconv2"} in read["folded"]
     assert {"rewrite": "norm_affine", "source": "norm", "target": "head"} in read["folded"]
-    assert len(read["folded"]) == 3 + 2 * 12 + 1
+    assert len(read["folded"]) == 3 + 2 * sum(REDUCED_DEPTHS) + 1
     assert [kept["source"] for kept in read["kept"]] == ["downsample_layers.0.2", "mean and std"]
     assert set(read["differences"][0]) == {"images", "num_images", "precision", "absolute", "relative"}
 

@@ -24,12 +24,13 @@ from tests.models.test_fold import (
     network_of,
     preprocess_of,
 )
+from tests.shared import heavy_except
 
 STEM = {"downsample_layers.0.0.weight", "downsample_layers.0.0.bias"}
 WHITE: dict[Any, float] = {"unit": 1.0, "byte": 255.0}
 OVERLAPPING = [variant for variant, row in VARIANTS.items() if row.stem != "patch"]
 PATCHES = ["test_convnext", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto", "grey", "patch-8"]
-PATCHES += ["grey-v2-patch-2", "hidden-hnf"]
+PATCHES = [*PATCHES, "grey-v2-patch-2", pytest.param("hidden-hnf", marks=pytest.mark.heavy)]
 
 
 def photos(channels: int, side: int = 70) -> Tensor:
@@ -39,7 +40,7 @@ def photos(channels: int, side: int = 70) -> Tensor:
     return pixels.to(torch.uint8)
 
 
-@pytest.mark.parametrize("pixels", WHITE)
+@pytest.mark.parametrize("pixels", heavy_except(("byte",), WHITE))
 @pytest.mark.parametrize("name", PATCHES)
 def test_normalization_goes_into_a_stem_without_padding(name: str, pixels: Any) -> None:
     spec = SPECS[name]
@@ -57,7 +58,7 @@ def test_normalization_goes_into_a_stem_without_padding(name: str, pixels: Any) 
     assert moved(network, result.network, (values - mean) / std, WHITE[pixels] * values) <= 1e-12
 
 
-@pytest.mark.parametrize("pixels", WHITE)
+@pytest.mark.parametrize("pixels", heavy_except(("byte",), WHITE))
 @pytest.mark.parametrize("name", PATCHES)
 def test_loaders_give_the_folded_network_what_it_takes(name: str, pixels: Any) -> None:
     spec = SPECS[name]
@@ -73,7 +74,7 @@ def test_loaders_give_the_folded_network_what_it_takes(name: str, pixels: Any) -
     assert moved(network, result.network, normalize(images, preprocess), taken) <= 1e-5
 
 
-@pytest.mark.parametrize("pixels", WHITE)
+@pytest.mark.parametrize("pixels", heavy_except(("byte",), WHITE))
 @pytest.mark.parametrize("variant", OVERLAPPING)
 def test_normalization_stays_when_the_stem_pads(variant: str, pixels: Any) -> None:
     network = network_of(ModelSpec(variant, CLASSES))
@@ -95,7 +96,7 @@ def test_folding_the_mean_into_a_padded_stem_would_move_logits(monkeypatch: pyte
     assert padding is tuple
 
 
-@pytest.mark.parametrize("pixels", WHITE)
+@pytest.mark.parametrize("pixels", heavy_except(("byte",), WHITE))
 def test_std_goes_into_a_padded_stem_when_the_mean_is_0(pixels: Any) -> None:
     spec = ModelSpec("convnext_atto_ols", CLASSES)
     network, preprocess = network_of(spec, torch.float64), dataclasses.replace(PREPROCESS, mean=(0.0, 0.0, 0.0))

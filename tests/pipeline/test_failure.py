@@ -42,7 +42,15 @@ def stage_folders(out: Path) -> set[str]:
     return {path.name for path in (out / "stages").iterdir()}
 
 
-@pytest.mark.parametrize("error", [DeployError("broken"), RuntimeError("bug"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeployError("broken"),
+        pytest.param(RuntimeError("bug"), marks=pytest.mark.heavy),
+        pytest.param(KeyboardInterrupt(), marks=pytest.mark.heavy),
+    ],
+    ids=repr,
+)
 def test_run_recipe_leaves_finished_stages_and_nothing_of_the_failed_one(
     light_recipe: Recipe, small_data: Data, tmp_path: Path, error: BaseException
 ) -> None:
@@ -56,6 +64,7 @@ def test_run_recipe_leaves_finished_stages_and_nothing_of_the_failed_one(
     assert run_recipe(short, settings_for(tmp_path), data=small_data).executed == ("ptq",)
 
 
+@pytest.mark.heavy
 def test_run_recipe_keeps_the_old_artifact_when_its_stage_fails_with_new_settings(
     rerun: Rerun, copied: Path, light_recipe: Recipe, light_run: RunResult
 ) -> None:

@@ -13,6 +13,7 @@ from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.pipeline.run import plan_recipe
 from tests.golden.stage_results import FILE, RESULTS, Workshop, differences, is_quantized
+from tests.shared import heavy_except
 
 KNOWN = json.loads(FILE.read_text(encoding="utf-8"))
 
@@ -23,7 +24,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("results"))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.heavy if k == "tensorrt" else ()) for k in RESULTS])
+@pytest.mark.parametrize("kind", heavy_except(("train", "ptq"), RESULTS))
 def test_results_of_a_kind_are_those_of_its_version(kind: str, shop: Workshop) -> None:
     if kind == "tensorrt":
         pytest.importorskip("tensorrt_rtx")

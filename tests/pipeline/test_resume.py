@@ -60,7 +60,7 @@ def test_run_recipe_gives_the_same_bytes_in_another_folder(
         ("ptq", {"calibration_images": 9}, ("ptq", "qat")),
         # The percentile does not count for min-max: the stage runs, gives the same bytes, and what reads them stays.
         ("minmax", {"percentile": 99.0}, ("minmax",)),
-        ("minmax", {"calibration_images": 3}, ("minmax", "onnx")),
+        pytest.param("minmax", {"calibration_images": 3}, ("minmax", "onnx"), marks=pytest.mark.heavy),
         ("ptq", {"gate": Gate(max_top1_drop_pp=100.0)}, ()),
     ],
 )

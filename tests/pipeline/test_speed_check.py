@@ -30,7 +30,7 @@ from convnext_deploy.reports.record import StageRow, read_report
 from convnext_deploy.stages import onnx as onnx_stage
 from tests.cli.conftest import call
 from tests.pipeline.conftest import settings_for
-from tests.shared import make_once
+from tests.shared import heavy_except, make_once
 
 SIDE = 96  # large enough for INT8 to be clearly faster
 FLOAT = "float-onnxruntime"
@@ -201,7 +201,7 @@ def test_float_graph_of_the_recipe_is_taken_though_it_comes_later_and_nothing_is
     assert (row.verdict.passed, row.speed.ship) == (False, str(tmp_path / "stages" / "theirs"))
 
 
-@pytest.mark.parametrize("where", ["recipe", "settings"])
+@pytest.mark.parametrize("where", heavy_except(("recipe",), ("recipe", "settings")))
 def test_check_can_be_left_out_and_the_report_says_so(
     quantized: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

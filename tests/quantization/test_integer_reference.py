@@ -22,6 +22,7 @@ from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
 from convnext_deploy.quantization.prepare import QuantizedSite, activation_quantizers, prepare, read_sites
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
 from tests.quantization.integer_reference import IntegerNetwork
+from tests.shared import heavy_except
 from tests.trained import SIDE, trained_network, wave_images
 
 LEAST_EQUAL = 0.999
@@ -116,7 +117,10 @@ def in_patches(x: NDArray[np.int64], like: NDArray[np.int64]) -> NDArray[np.int6
 CASES = [(version, target) for version in (1, 2) for target in SCHEMES]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"v{case[0]}-{case[1]}", scope="module")
+QUICK = ((2, "onnxruntime"),)
+
+
+@pytest.fixture(params=heavy_except(QUICK, CASES), ids=lambda case: f"v{case[0]}-{case[1]}", scope="module")
 def results(request: pytest.FixtureRequest) -> Results:
     return results_of(*request.param)
 

@@ -39,9 +39,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
             fit,
             temperature,
             # by default each method once, and each way of training once
-            marks=[]
-            if (method, name) in {("kd", "warm"), ("hard-label", "mixed"), ("dkd", "warm")}
-            else pytest.mark.heavy,
+            marks=[] if (method, name) in {("kd", "warm"), ("hard-label", "mixed")} else pytest.mark.heavy,
             id=f"{method}-{name}",
         )
         for method in ("kd", "teacher-only", "hard-label", "dkd")
@@ -141,7 +139,16 @@ def plans(folder: Path) -> set[str]:
     return {path.name for path in (folder / "cache" / "teachers").iterdir()}
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+_QUICK = ("seed of the crops", "mixing", "temperature", "teachers")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(change, id=name, marks=[] if name in _QUICK else [pytest.mark.heavy])
+        for name, change in CHANGES.items()
+    ],
+)
 def test_distill_keeps_predictions_of_other_crops_and_teachers_apart(
     change: dict[str, Any], train: Train, asked: list[int], tmp_path: Path
 ) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.bundles.contents import collect
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
@@ -29,6 +31,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from tests.details import fp16_of, onnx_details
 from tests.exporters.recorded_progress import RecordingProgress
+from tests.shared import heavy_except
 
 
 @pytest.fixture
@@ -71,8 +74,10 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["student", "qat"])
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("name", heavy_except(("qat",), ("student", "qat")))
+@pytest.mark.parametrize(
+    "settings", heavy_except(SETTINGS[1:5:3], SETTINGS), ids=lambda settings: "-".join(map(str, settings.values()))
+)
 def test_every_setting_gives_a_file_that_answers_as_the_network_does(
     name: str, settings: dict[str, Any], small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
@@ -97,7 +102,8 @@ def test_every_setting_gives_a_file_that_answers_as_the_network_does(
 
 
 @pytest.mark.parametrize(
-    ("runtime", "kind", "absent"), [("openvino", "Conv", "MatMul"), ("tensorrt", "MatMul", "Shape")]
+    ("runtime", "kind", "absent"),
+    [("openvino", "Conv", "MatMul"), pytest.param("tensorrt", "MatMul", "Shape", marks=pytest.mark.heavy)],
 )
 def test_float_graph_has_the_form_of_its_runtime(
     runtime: str, kind: str, absent: str, small_artifacts: dict[str, Artifact], tmp_path: Path
@@ -110,7 +116,7 @@ def test_float_graph_has_the_form_of_its_runtime(
     assert absent not in {node.op_type for node in graph.node}
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", heavy_except(("onnxruntime",), ("onnxruntime", "openvino")))
 def test_quantized_artifact_has_the_form_of_its_own_target(
     target: Target, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
@@ -128,6 +134,37 @@ def test_quantized_artifact_has_the_form_of_its_own_target(
     expected = logits_of(source, images)
     found = logits_of(open_input(artifact.main_file), images)
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
+
+    # the contract: whoever serves the FP32 file puts the INT8 one in its place, and changes nothing else
+    in_float = export(small_artifacts["student"], tmp_path / "float", None, runtime=target)
+    collect([(each.path, each) for each in (in_float, artifact)])  # so one bundle, with one preprocessing, holds both
+    ours, theirs = (onnxruntime.InferenceSession(str(each.main_file)) for each in (artifact, in_float))
+    assert [signature(session) for session in (ours, theirs)] == [signature(theirs)] * 2
+    assert signature(theirs)[0] == ("images", "tensor(float)")
+    answers = [session.run(None, {"images": images})[0] for session in (ours, theirs)]
+    assert np.abs(answers[0] - answers[1]).mean() < 0.02 * np.ptp(answers[1])
+
+    # what asks for something else says so by its name, and the export says it too
+    lines = RecordingProgress()
+    wanted = export(
+        source, tmp_path / "pixels", None, lines, input_type="uint8", input_layout="nhwc", output="top-k", top_k=2
+    )
+    session = onnxruntime.InferenceSession(str(wanted.main_file))
+    assert signature(session)[0] == ("pixels_uint8_nhwc", "tensor(uint8)")
+    assert lines.said == [
+        "onnx: the input 'pixels_uint8_nhwc' takes pixels from 0 to 255 (N, 32, 32, 3) uint8; model.safetensors takes normalized "
+        "images (N, 3, 32, 32)",
+        "onnx: the graph gives 'scores' and 'classes'; model.safetensors gives 'logits'",
+    ]
+    ((pixels, _),) = EvaluationBatches(small_data.validation, source.preprocess, 18, as_pixels=True)
+    classes = session.run(["classes"], {"pixels_uint8_nhwc": pixels.numpy()})[0]
+    # the same integers reach the stem, whichever way the pixels took
+    assert np.array_equal(classes[:, 0], answers[0].argmax(axis=1))
+
+
+def signature(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
+    """Return names and types of what a file takes and gives, in their order."""
+    return [(value.name, value.type) for value in (*session.get_inputs(), *session.get_outputs())]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -187,7 +224,7 @@ def test_frozen_batch_is_in_the_file(small_artifacts: dict[str, Artifact], small
     assert artifact.io.batch_size == 3
 
 
-@pytest.mark.parametrize("name", ["student", "qat"])
+@pytest.mark.parametrize("name", heavy_except(("qat",), ("student", "qat")))
 def test_other_image_sizes_are_exported_and_run(
     name: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:

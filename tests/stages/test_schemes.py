@@ -77,6 +77,7 @@ def test_artifact_opens_with_the_quantizers_that_it_was_written_with(
         assert torch.equal(opened(IMAGES), expected)
 
 
+@pytest.mark.heavy
 def test_onnx_file_tells_target_and_overrides(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     scheme = resolve_scheme("onnxruntime", OVERRIDES)
     network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")

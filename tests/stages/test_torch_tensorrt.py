@@ -71,7 +71,9 @@ def compiled(config: TorchTensorRTConfig, source: Artifact, out: Path) -> Artifa
     return read_artifact(out / "stages" / "program")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 0.01)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [pytest.param("fp32", 1e-5, marks=pytest.mark.heavy), ("fp16", 0.01)]
+)
 def test_program_computes_the_logits_of_its_source(
     script: Script, source: Artifact, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
@@ -87,6 +89,7 @@ def test_program_computes_the_logits_of_its_source(
     assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
 
 
+@pytest.mark.heavy
 def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path: Path) -> None:
     config = TorchTensorRTConfig("fp16", optimal_batch_size=2, max_batch_size=4)
     artifact = compiled(config, source, tmp_path / "out")
@@ -101,6 +104,7 @@ def test_stage_describes_the_program(script: Script, source: Artifact, tmp_path:
     assert (record.data, record.inputs) == ("none", {"source": source.sha256})
 
 
+@pytest.mark.heavy
 def test_stage_compiles_the_folded_network_as_it_was_asked(script: Script, source: Artifact, tmp_path: Path) -> None:
     compiled(
         TorchTensorRTConfig("fp32", optimal_batch_size=3, max_batch_size=5, workspace_mib=64, optimization_level=1),
@@ -125,6 +129,7 @@ def test_pipeline_validates_the_program(
     assert (accuracy_of(row).runner, accuracy_of(row).device) == ("torch-tensorrt", "cuda")
 
 
+@pytest.mark.heavy
 def test_pipeline_says_why_a_program_was_not_run(
     script: Script,
     source: Artifact,
@@ -141,6 +146,7 @@ def test_pipeline_says_why_a_program_was_not_run(
     assert (row.accuracy, row.not_run) == (None, "built for SM86; not run: no GPU")
 
 
+@pytest.mark.heavy
 def test_stage_reports_progress_to_the_end(script: Script, source: Artifact, tmp_path: Path) -> None:
     progress = RecordingProgress()
     run(TorchTensorRTConfig(), source, tmp_path, progress=progress)

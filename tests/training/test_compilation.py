@@ -89,6 +89,7 @@ FITS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 def test_fit_of_a_compiled_network_is_that_of_the_network(
     fit: dict[str, Any], graphs: list[Any], tmp_path: Path
@@ -107,6 +108,7 @@ def test_fit_of_a_compiled_network_is_that_of_the_network(
         assert set(load_file(tmp_path / folder / BEST)) == set(names)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("before", "after"), [(True, True), (True, False), (False, True)])
 def test_compiled_training_goes_on_after_a_kill(before: bool, after: bool, graphs: list[Any], tmp_path: Path) -> None:
     whole, history = train(tmp_path / "whole", compiled=False, options=DROPPING)
@@ -117,6 +119,7 @@ def test_compiled_training_goes_on_after_a_kill(before: bool, after: bool, graph
     assert found == history
 
 
+@pytest.mark.heavy
 def test_compile_network_compiles_however_many_networks_there_were(graphs: list[Any]) -> None:
     """The stages of a recipe train one network after the other in one process, and all are of one class."""
     with torch._dynamo.config.patch(recompile_limit=2):

@@ -14,13 +14,21 @@ _MOST_AT_ONCE = 8
 
 
 def model_inputs(pixels: np.ndarray, preprocess: dict[str, Any], takes: dict[str, Any]) -> np.ndarray:
-    """Return what a model takes for `pixels (N, S, S, C)` uint8: normalized as `preprocess` says unless it takes uint8 itself."""
+    """Return what a model takes for `pixels (N, S, S, C)` uint8.
+
+    Pixels with white at `takes["white"]`, or where that is None images that are normalized as `preprocess` says. Older bundles do
+    not tell: what takes uint8 in them takes pixels, and nothing else does.
+    """
     import numpy as np
 
-    images = pixels
-    if takes["dtype"] != "uint8":
+    white = takes.get("white", 255.0 if takes["dtype"] == "uint8" else None)
+
+    if white is None:
         mean, std = (np.array(preprocess[name], np.float32) for name in ("mean", "std"))
         images = ((pixels.astype(np.float32) / np.float32(255) - mean) / std).astype(takes["dtype"])
+    else:
+        images = pixels if white == 255 else pixels.astype(np.float32) / np.float32(255 / white)
+        images = images.astype(takes["dtype"])
     return np.ascontiguousarray(images if takes["layout"] == "NHWC" else images.transpose(0, 3, 1, 2))
 
 

@@ -48,11 +48,12 @@ def _measure(job: Any) -> dict[str, Any]:
         return _profile(job, images)
     start = time.perf_counter()
     runner = open_runner(artifact, job.device, runner=job.runner, threads=job.threads, alone=True)
-    runner.logits(images)
+    prepared = runner.prepare(images)
+    runner.run(prepared)
     load_s = time.perf_counter() - start
-    time_calls(runner, images, job.warm_up, job.most, job.seconds / 4)
+    time_calls(runner, prepared, job.warm_up, job.most, job.seconds / 4)
     with read_gpu(wanted=runner.device == "cuda") as readings:
-        times = time_calls(runner, images, job.least, job.most, job.seconds)
+        times = time_calls(runner, prepared, job.least, job.most, job.seconds)
     p50, p90, p99 = np.percentile(times, [50, 90, 99]).tolist()
     return {
         "times": {
@@ -78,7 +79,7 @@ def _profile(job: Any, images: Any) -> dict[str, Any]:
     from convnext_deploy.runners import open_profiled
 
     runner = open_profiled(job.artifact, job.runner, job.threads)
-    time_calls(runner, images, job.least, job.most, job.seconds)
+    time_calls(runner, runner.prepare(images), job.least, job.most, job.seconds)
     return {"kernels": [asdict(kernel) for kernel in runner.kernels()]}
 
 

@@ -20,7 +20,7 @@ SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is timed: calls of `Runner.logits` with `batch_size` images.
+    """What is timed: calls of `Runner.run` with `batch_size` images, which are what the artifact takes before the clock starts.
 
     `runner` None: the usual one of the format; `threads` None: as many as the runner likes.
     """
@@ -38,7 +38,7 @@ class ProcessTimes:
     """What one process measured.
 
     Percentiles of the time of a call in milliseconds; `images_per_s` over all `calls`. `load_s`: from opening the artifact, with
-    the import of its runtime, to the first logits. `peak_memory_bytes`: the most CPU memory that was resident. `power_w`, the
+    the import of its runtime, to the first outputs. `peak_memory_bytes`: the most CPU memory that was resident. `power_w`, the
     mean, and `temperature_c`, the highest, are those of the GPU; None without one or without `nvidia-ml-py`.
     """
 

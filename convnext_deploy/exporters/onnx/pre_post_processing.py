@@ -22,7 +22,7 @@ def add_ends(proto: onnx.ModelProto, io: GraphIO, preprocess: Preprocess) -> onn
     Args:
         proto: from `export_float`: normalized `images (N, C, S, S)` to `logits (N, classes)`.
         io: what the graph is to take and give.
-        preprocess: its mean and std are what a uint8 graph normalizes with.
+        preprocess: its mean and std are what a graph that takes pixels normalizes with.
 
     Raises: ExportError: if more classes are asked for than there are.
     """
@@ -32,7 +32,7 @@ def add_ends(proto: onnx.ModelProto, io: GraphIO, preprocess: Preprocess) -> onn
     assert classes is not None  # the exporter knows the number of classes
     if io.output == "top-k" and io.top_k > classes:
         raise ExportError(f"the {io.top_k} largest of {classes} classes were asked for; choose --top-k 1 to {classes}.")
-    if io.input_type == "uint8" or io.input_layout == "nhwc":
+    if not io.takes_usual_images:
         _take_pixels(graph, io, preprocess)
     if io.output != "logits":
         _give(graph, io)
@@ -40,8 +40,8 @@ def add_ends(proto: onnx.ModelProto, io: GraphIO, preprocess: Preprocess) -> onn
 
 
 def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:
-    images, normalized = graph.inputs[0], ir.val("normalized_images")
-    images.replace_all_uses_with(normalized)
+    images = graph.inputs[0]
+    images.name = io.input_name
     steps: list[tuple[str, list[ir.Value], dict[str, int | list[int]]]] = []
     if io.input_layout == "nhwc":
         assert images.shape is not None  # the exporter knows it
@@ -50,18 +50,24 @@ def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:
         steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
     if io.input_type == "uint8":
         images.dtype = ir.DataType.UINT8
-        # (x / 255 - mean) / std as one product and one sum
+        steps.append(("Cast", [], {"to": ir.DataType.FLOAT}))
+    if io.white is not None:
+        # (x / white - mean) / std as one product and one sum
         mean, std = (np.array(values, np.float64)[None, :, None, None] for values in (preprocess.mean, preprocess.std))
-        scale = add_constant(graph, "normalization_scale", (1.0 / (255.0 * std)).astype(np.float32))
-        shift = add_constant(graph, "normalization_shift", (-mean / std).astype(np.float32))
-        steps += [("Cast", [], {"to": ir.DataType.FLOAT}), ("Mul", [scale], {}), ("Add", [shift], {})]
-    first, value = graph[0], images
+        factors = (1.0 / (io.white * std)).astype(np.float32)
+        if (factors != 1.0).any():
+            steps.append(("Mul", [add_constant(graph, "normalization_scale", factors)], {}))
+        if mean.any():
+            shift = add_constant(graph, "normalization_shift", (-mean / std).astype(np.float32))
+            steps.append(("Add", [shift], {}))
+    readers, value = [(use.node, use.idx) for use in images.uses()], images
     for number, (operator, constants, attributes) in enumerate(steps, 1):
-        result = normalized if number == len(steps) else ir.val(f"images_{operator}")
-        graph.insert_before(
-            first, ir.node(operator, [value, *constants], attributes, outputs=[result], doc_string=ENDS)
-        )
+        result = ir.val("normalized_images" if number == len(steps) else f"images_{operator}")
+        node = ir.node(operator, [value, *constants], attributes, outputs=[result], doc_string=ENDS)
+        graph.insert_before(graph[number - 1], node)
         value = result
+    for reader, place in readers:
+        reader.replace_input_with(place, value)
 
 
 def _give(graph: ir.Graph, io: GraphIO) -> None:

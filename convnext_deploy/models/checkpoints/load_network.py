@@ -13,6 +13,7 @@ from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.prepare import prepare
 
 WEIGHTS = "model.safetensors"
+_PIXEL_STEM = "downsample_layers.0.std"
 
 
 def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
@@ -40,5 +41,7 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
             prepare(model, scheme)
         state = load_checkpoint(artifact.main_file).state
         add_gains(model, state)
+        if _PIXEL_STEM in state:  # what its buffers are is in the file
+            model.stem.undo_normalization(*[[0.0] * artifact.model.in_channels] * 2)
     load_into(model, state, str(artifact.main_file))
     return model.eval()

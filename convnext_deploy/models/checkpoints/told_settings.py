@@ -17,7 +17,7 @@ from convnext_deploy.models.variants import resolve_variant
 
 ARGUMENTS_FILE = "args.yaml"
 _LARGEST_FILE = 1_000_000  # bytes
-_SIZES = ("input_size", "img_size", "image_size", "imgsz", "resolution", "crop_size")
+_SIZES = ("input_size", "img_size", "image_size", "imgsz", "resolution")
 _STATISTICS = {
     "mean": ("mean", "img_mean", "image_mean", "pixel_mean"),
     "std": ("std", "img_std", "image_std", "pixel_std"),
@@ -93,19 +93,20 @@ def _interpret(table: Mapping[str, Any], origin: str, path: Path, spec: ModelSpe
         found = _of_official(flat, spec)
     else:
         found = _of_timm(flat)
-    values, reasons = {}, []
+    if isinstance(size := found.get("image_size"), list):
+        found["image_size"] = _side(size, f"{path}: {origin.removeprefix('from ')}")
+    values: dict[str, Any] = {}
+    reasons = []
     for name, value in found.items():
-        if name == "image_size" and isinstance(value, list):
-            value = _side(value, f"{path}: {origin.removeprefix('from ')}")
-        if name in ("mean", "std"):
-            value = _per_channel(value, found, spec.in_channels)
         try:
             if value is not None:
-                values[name] = read_value(_HINTS[name], value, name)
+                usable = _per_channel(value, found, spec.in_channels) if name in _STATISTICS else value
+                values[name] = read_value(_HINTS[name], usable, name)
         except ValueError:
-            reasons.append(f"{name} {value!r} {origin} is not one that this tool has")
-    if values.keys() & {"mean", "std"} and not values.keys() >= {"mean", "std"}:
-        values = {name: value for name, value in values.items() if name not in ("mean", "std")}
+            reasons.append(f"{name} {value!r} {origin} is not what this network can be given, and is not taken")
+    if len(values.keys() & _STATISTICS.keys()) == 1:
+        reasons.append(f"mean and std {origin} do not belong together, and are not taken")
+        values = {name: value for name, value in values.items() if name not in _STATISTICS}
     return Told(values, origin, tuple(reasons))
 
 
@@ -170,15 +171,12 @@ def _side(size: list[Any], where: str) -> Any:
     return sides[0] if sides else None
 
 
-def _per_channel(value: Any, found: Mapping[str, Any], channels: int) -> Any:
-    """Return mean or std with a number for each channel, for pixel values in [0, 1]; None where it is for other channels."""
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in values):
-        return None
-    if len(values) not in (1, channels):
-        return None
+def _per_channel(value: Any, found: Mapping[str, Any], channels: int) -> list[float]:
+    """Return mean or std with a number for each channel, for pixel values in [0, 1]. Raises: ValueError: if it is none."""
+    values: list[Any] = value if isinstance(value, list) else [value]
     mean = found.get("mean")
-    means = mean if isinstance(mean, list) else [mean]
-    # a mean above 1 is of pixel values up to 255
-    unit = 255 if any(isinstance(number, int | float) and number > 1 for number in means) else 1
+    means: list[Any] = mean if isinstance(mean, list) else [mean]
+    if not all(type(number) in (int, float) for number in (*values, *means)) or len(values) not in (1, channels):
+        raise ValueError(value)
+    unit = 255 if max(means) > 1 else 1  # a mean above 1 is of pixel values up to 255
     return [number / unit for number in (values if len(values) == channels else values * channels)]

@@ -1,0 +1,34 @@
+"""A gain of what only computes with less: a sign that the baseline is not evaluated as it was trained."""
+
+from itertools import takewhile
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.metrics.paired import SIGNIFICANCE, Drop
+
+_TRAININGS = ("train", "distill")  # kinds of stages that make a baseline
+_LEARNING = ("qat", "quantize")  # kinds that may train what they quantize
+
+
+def doubt_gain(drop: Drop | None, artifact: Artifact, baseline: str) -> str | None:
+    """Say that an artifact gains on its baseline beyond chance (exact McNemar), and what to check; None if it does not.
+
+    Args:
+        drop: against the baseline.
+        artifact: INT8, or another format than its baseline's; a network that was trained on its own may gain.
+        baseline: its name.
+    """
+    if drop is None or artifact.is_baseline or drop.top1_drop_pp >= 0 or drop.p_value > SIGNIFICANCE:
+        return None
+    own = artifact.preprocess
+    learned = " without training" if may_have_learned(artifact) else ""
+    return (
+        f"top-1 is {-drop.top1_drop_pp:.2f} pp above that of {baseline}, beyond chance (exact McNemar p = {drop.p_value:.2g}); "
+        f"no export and no quantization{learned} makes a network better, so check that {baseline} was trained as it is evaluated "
+        f"here: {own.image_size} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
+    )
+
+
+def may_have_learned(artifact: Artifact) -> bool:
+    """Whether anything since its FP32 ancestor may have trained an artifact further, so that a gain has a reason."""
+    since = takewhile(lambda record: record.kind not in _TRAININGS, reversed(artifact.lineage))
+    return any(record.kind in _LEARNING and record.config.get("method") != "ptq" for record in since)
