@@ -58,7 +58,6 @@ class QuantizeConfig(StageConfig):
     done: ClassVar[str] = "quantized"
     result_version: ClassVar[int] = 3
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
-    result_version: ClassVar[int] = 3
     trains: ClassVar[bool] = True
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -229,6 +230,7 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     plant(lambda name, network: in_float(network, layer), {"bias correction": 0.5})
     artifact = run_quantize(sites={"stages.0.0.pwconv1": "float"})
     assert names(artifact) == [*NAMES, "layers in float"]
+    assert seen.looks == [7, 0]  # how many layers it takes was rehearsed on other images
     found = read_artifact(artifact.path)
     assert (selection_of(found).chosen, ptq_of(found).float_layers) == ("layers in float", (layer,))
     assert torch_details(found).sites == {"stages.0.0.pwconv1": "float", layer: "float"}
@@ -239,7 +241,17 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     assert torch.equal(logits_of(artifact, seen), seen.logits["layers in float"])
 
 
-def test_qat_goes_to_training_from_one_step(run_quantize: Quantize, seen: Seen) -> None:
+def test_qat_goes_to_training_from_one_step(
+    run_quantize: Quantize, seen: Seen, small_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_on = vars(quantize)["train_quantized"]
+    trained: list[Any] = []
+
+    def watch(*arguments: Any) -> Any:
+        trained.append(arguments[-1].need_data().train)
+        return train_on(*arguments)
+
+    monkeypatch.setattr(quantize, "train_quantized", watch)
     artifact = run_quantize(method="qat", max_drop_pp=100.0)
     assert names(artifact) == ["bias correction", "training"]
     assert selection_of(artifact).chosen == "training"
@@ -250,6 +262,9 @@ def test_qat_goes_to_training_from_one_step(run_quantize: Quantize, seen: Seen) 
     assert seen.selection[0] == seen.selection[1]
     assert (len(seen.selection[0]), seen.looks) == (9, [2, 2])
     assert selection_of(artifact).images == 9
+    # which training does not see, and all others it does
+    others = [index for index in range(36) if index not in seen.selection[0]]
+    assert np.array_equal(trained[0].arrays, small_data.train.arrays[others])
 
 
 @pytest.mark.usefixtures("cheap")
