@@ -1,7 +1,6 @@
 """Where the fallback sequence of `quantize` stands, when it may end, and what is said of it."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step
@@ -39,9 +38,9 @@ class Search:
     def take(
         self, step: Step, network: ConvNeXt, scheme: QuantizationScheme, record: PTQRecord, history: History = ()
     ) -> bool:
-        """Take in a step; the best is the first that passed, otherwise the one with the least risk, and of equal ones least KL."""
+        """Take in a step; the best is the first that passed, otherwise the one with the least risk, the cheapest of equals."""
         self.steps.append(step)
-        if self.best < 0 or step.passed or _danger(step) < _danger(self.chosen):
+        if self.best < 0 or step.passed or step.risk_pp < self.chosen.risk_pp:
             self.best = len(self.steps) - 1
             self.network, self.scheme, self.record, self.history = network, scheme, record, history
         return step.passed
@@ -87,10 +86,6 @@ class Search:
             self.enough.images,
             self.enough.needed,
         )
-
-
-def _danger(step: Step) -> tuple[float, float]:
-    return step.risk_pp, math.inf if step.kl is None else step.kl
 
 
 def say_who_judges(judge: Judge, calibrating: int, context: StageContext) -> None:

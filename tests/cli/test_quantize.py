@@ -156,9 +156,7 @@ def test_too_few_images_to_tell_are_said_and_the_safest_step_is_kept(few: Quanti
     assert [step.name for step in selection.steps] == STEPS[:4]
     assert not any(step.passed for step in selection.steps)
     risks = {step.name: step.risk_pp for step in selection.steps}
-    # of equal risks, the logits that moved least
-    safest = min(selection.steps, key=lambda step: (step.risk_pp, step.kl or 0.0))
-    assert selection.chosen == safest.name
+    assert selection.chosen == min(selection.steps, key=lambda step: step.risk_pp).name  # the cheapest of equals
     assert risks[selection.chosen] == min(risks.values()) > 26
     assert selection.reason.startswith(f"unproven, as {cannot}; its risk of {min(risks.values()):.2f} pp is the least")
     text = (few.out / "report.md").read_text()
