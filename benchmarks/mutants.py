@@ -149,7 +149,8 @@ def main() -> None:
     label, state = arguments.label or describe(arguments.tree), state_of(arguments.tree)
     out = arguments.out
     record: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {}
-    results: dict[str, Any] = record.setdefault(label, {"commit": describe(arguments.tree), "mutants": {}})["mutants"]
+    labelled = record.setdefault(label, {"commit": "", "mutants": {}})
+    labelled["commit"], results = describe(arguments.tree), labelled["mutants"]  # of the last run
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         copy = Path(scratch) / "tree"
         shutil.copytree(arguments.tree, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))

@@ -26,6 +26,7 @@ from convnext_deploy.evaluation import latency
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
+from convnext_deploy.system import load
 from convnext_deploy.system.execution import Execution
 from tests.shared import make_once, share_with_all_workers, shared_traces
 
@@ -150,6 +151,15 @@ def short_timing() -> Iterator[None]:
     """Time as few images as possible, from here to the end of the session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "_BUDGET_S", 0.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _free_machine() -> Iterator[None]:
+    """Let the machine say that it does nothing else: what is printed must not depend on what runs beside the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_average", lambda: 0.0)
+        patch.setattr(load, "_busy_s", lambda: None)
         yield
 
 

@@ -17,6 +17,7 @@ from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candi
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
+from convnext_deploy.system.load import unreliable, watch_load
 
 SCHEMA = 1
 _FIGURES = ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "load_s", "peak_memory_bytes", "power_w", "temperature_c")
@@ -26,7 +27,8 @@ _FIGURES = ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "load_s", "peak_memory
 class Benchmark:
     """What was timed, where, and how long all of it took.
 
-    `notes` say in words what a reader of the figures should know, such as that an INT8 artifact is not faster than a float one.
+    `notes` say in words what a reader of the figures should know, such as that an INT8 artifact is not faster than a float one, or
+    that the machine did other work meanwhile.
     """
 
     timings: tuple[Timing, ...]
@@ -97,9 +99,11 @@ def bench(
         for name, artifact, its_runners in zip(names, opened, chosen, strict=True)
         for runner in its_runners
     ]
-    timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=execution.reporter)
+    with watch_load() as load:
+        timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=execution.reporter)
     _check_any_ran(timings)
-    notes = (*_notes_on_batches(timings), *_notes_on_int8(timings))
+    loaded = load.describe()
+    notes = (*_notes_on_batches(timings), *_notes_on_int8(timings), *([] if loaded is None else [unreliable(loaded)]))
     return Benchmark(timings, rounds, seconds, time.perf_counter() - start, describe_environment(), notes)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from convnext_deploy.api.options import verb
 from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
+from convnext_deploy.artifacts.hashes import check_bare_file
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_plan import PLAN_SUFFIXES, EngineRecord, inspect_plan
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, inspect_onnx
@@ -13,7 +14,7 @@ from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, inspect_onnx
 def inspect(file: Path | str) -> ONNXRecord | EngineRecord:
     """Say what is in a file, or in the main file of an artifact folder.
 
-    Raises: ArtifactError: if there is nothing there, it is neither ONNX nor a plan, or it cannot be read.
+    Raises: ArtifactError: if there is nothing there, it is neither ONNX nor a plan, it cannot be read, or it was altered.
     """
     path = Path(file)
     if path.is_dir():
@@ -29,6 +30,7 @@ def inspect(file: Path | str) -> ONNXRecord | EngineRecord:
         raise ArtifactError(f"{path} does not exist; expected an ONNX file, an engine plan or an artifact folder.")
     if not path.stat().st_size:
         raise ArtifactError(f"{path} is empty; expected an ONNX file or an engine plan.")
+    check_bare_file(path)
     if path.suffix in PLAN_SUFFIXES:
         return inspect_plan(path)
     if path.suffix == ".onnx":

@@ -1,13 +1,15 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
+import dataclasses
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.data.class_names import match_names, read_class_names
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
-from convnext_deploy.errors import RecipeError
+from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import ask_for, open_input
 from convnext_deploy.system.distributed import from_first
@@ -34,7 +36,7 @@ def open_data_for(source: Artifact, options: DataOptions, execution: Execution) 
             f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
         )
         return open_named_data(BUILT_IN, options, execution)
-    refuse(_reading(options), "a verb without data", "there are no images")
+    refuse(dataclasses.replace(_reading(options), classes=None), "a verb without data", "there are no images")
     return None
 
 
@@ -50,13 +52,17 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
         lambda: open_data(
             str(name),
             validation_fraction=VALIDATION_FRACTION if fraction is None else fraction,
+            groups=options.groups,
+            split_file=None if options.split is None else Path(options.split),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
         )
     )
     for note in found.notes:
         execution.progress.say(note)
-    return found
+    if options.classes is None:
+        return found
+    return found.in_order(read_class_names(Path(options.classes)), str(options.classes))
 
 
 def open_artifact(path: Path | str, model: str | None, options: DataOptions, progress: Progress) -> Artifact:
@@ -65,7 +71,7 @@ def open_artifact(path: Path | str, model: str | None, options: DataOptions, pro
     Args:
         path: artifact folder or file, or the name of published weights.
         model: variant that it must hold; None: any.
-        options: what it says of the preprocessing counts.
+        options: what it says of the preprocessing, and `classes`, counts.
         progress: where to say it.
 
     Raises: DeployError: if it cannot be opened, or does not hold the model named.
@@ -73,7 +79,28 @@ def open_artifact(path: Path | str, model: str | None, options: DataOptions, pro
     found = open_input(Path(path), model=model, asked=options.preprocess)
     for note in found.notes:
         progress.say(note)
-    return found
+    return found if options.classes is None else _with_classes(found, options, progress)
+
+
+def _with_classes(artifact: Artifact, options: DataOptions, progress: Progress) -> Artifact:
+    """Return an artifact whose outputs have the names in a file.
+
+    Raises: DataError: if it has another number of outputs. With data it stays as it is, and may get another head.
+    """
+    path = Path(options.classes or "")
+    names = read_class_names(path)
+    if len(names) != artifact.model.num_classes:
+        if options.data is not None:
+            return artifact
+        raise DataError(f"{path} names {len(names)} classes, {artifact.main_file} has {artifact.model.num_classes}.")
+    known = artifact.class_names if artifact.class_order is None else None
+    if known is not None and match_names(known, names) != tuple(range(len(names))):
+        place = next(place for place, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1])
+        progress.say(
+            f"{artifact.main_file.name}: output {place} is '{names[place]}', as {path.name} says; its own file says "
+            f"'{known[place]}'"
+        )
+    return dataclasses.replace(artifact, class_names=names, class_order=None)
 
 
 def open_teacher(
@@ -127,4 +154,5 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
 
 def _reading(options: DataOptions) -> DataOptions:
     """Return what was said of how a folder is read."""
-    return DataOptions(validation_fraction=options.validation_fraction, skip_unreadable=options.skip_unreadable)
+    names = ("validation_fraction", "split", "groups", "classes", "skip_unreadable")
+    return DataOptions(**{name: getattr(options, name) for name in names})

@@ -35,6 +35,11 @@ class DataOptions:
         mean: subtracted from pixel values in [0, 1], one number or one per channel. None: the artifact's; for fresh weights
             ImageNet's, 0.5 for grey images.
         std: then divided by, likewise.
+        classes: file with the names of the classes in the order of the network's outputs, where its file does not tell them or
+            tells others: text, a name a line, or JSON. Names are those of the folders.
+        split: file with the names of the validation images, one a line, or JSON with lists for `train`, `val` and `test`; paths as
+            in the folder. None: folders or `validation_fraction` tell them.
+        groups: regular expression; images in whose names it finds the same, such as a patient or video, stay on one side.
     """
 
     data: Path | str | None = None
@@ -46,6 +51,9 @@ class DataOptions:
     interpolation: Interpolation | None = None
     mean: float | tuple[float, ...] | None = None
     std: float | tuple[float, ...] | None = None
+    classes: Path | str | None = None
+    split: Path | str | None = None
+    groups: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.preprocess  # which checks its values
@@ -124,6 +132,8 @@ class ExecutionOptions:
         cache_dir: folder for what can be computed again (decoded small images, indices of shards, teachers' predictions), for
             other runs too. None: memory and the run's own folder.
         tensorboard: write TensorBoard events to `out/tensorboard` as well.
+        measure_again: score and time also what an earlier run into the same folder has measured. None: only where the artifact, the
+            images, the machine, its threads or a version has changed since.
         progress: where to report; None: nowhere.
         command: what the report says was typed; None: that the function was called.
     """
@@ -133,6 +143,7 @@ class ExecutionOptions:
     seed: int | None = None
     cache_dir: Path | str | None = None
     tensorboard: bool | None = None
+    measure_again: bool | None = None
     progress: Progress | None = None
     command: str | None = None
 

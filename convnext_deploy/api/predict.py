@@ -13,7 +13,7 @@ from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
-from convnext_deploy.data.datasets import check_takes_images
+from convnext_deploy.data.agreement import check_takes_images
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError

@@ -15,6 +15,7 @@ from convnext_deploy.models.zoo.starter_recipe import create_start_recipe, write
 from convnext_deploy.models.zoo.training_settings import data_size, size_recipe
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.files import write_text
+from convnext_deploy.system.load import Load, unreliable, watch_load
 from convnext_deploy.system.progress import Progress
 
 SHORT_LIST = 5
@@ -90,9 +91,15 @@ def recommend(
     device = None
     if latency_budget_ms is not None:
         device = "cpu" if cuda_driver_error() else "cuda"
-        candidates, slow = _within_budget(
-            candidates, classes, image_size, latency_budget_ms, device, execution.reporter
-        )
+        load = Load()
+        try:
+            with watch_load() as load:
+                candidates, slow = _within_budget(
+                    candidates, classes, image_size, latency_budget_ms, device, execution.reporter
+                )
+        finally:
+            if (loaded := load.describe()) is not None:
+                execution.reporter.say(unreliable(loaded))
         exclusions = slow + exclusions
     recipe = create_start_recipe(candidates[0], image_size, images)
     text = write_recipe_text(recipe, candidates[0], images, classes)

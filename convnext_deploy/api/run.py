@@ -68,7 +68,7 @@ def _open(
         raise RecipeError(f"recipe '{loaded.name}' says speed_check = false, so none is made; change it there.")
     check_names(loaded)
     how = create_execution(execution, name)
-    asked = DataOptions(**loaded.source_preprocess.asked())
+    asked = DataOptions(name, classes=data.classes, **loaded.source_preprocess.asked())
     source = open_artifact(loaded.source, None, asked, how.progress) if loaded.source else None
     weights = open_weights(loaded)
     for artifact in weights.values():

@@ -42,7 +42,8 @@ def create_settings(
         check_tensorboard()
     folder = Path("runs") / name if out is None else Path(out)
     command = options.command or f"convnext_deploy.{verb}(…)  # called from Python"
-    return Settings(folder, execution, options.tensorboard or False, command, speed_check is not False)
+    again = options.measure_again or False
+    return Settings(folder, execution, options.tensorboard or False, command, speed_check is not False, again)
 
 
 def create_recipe(

@@ -1,6 +1,6 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
-_IMAGES = ("data", "validation_fraction", "skip_unreadable")
+_IMAGES = ("data", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
@@ -11,13 +11,13 @@ _NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_s
 _TRAINED = {
     "data": (*_IMAGES, *_INPUT),
     "training": (*_FIT, *_NETWORK),
-    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", *_REPORTED),
+    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", "measure_again", *_REPORTED),
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "data": _IMAGES,
         "evaluation": ("speed_check",),
-        "execution": ("device", "workers", "cache_dir", "tensorboard", *_REPORTED),
+        "execution": ("device", "workers", "cache_dir", "tensorboard", "measure_again", *_REPORTED),
     },
     "train": _TRAINED,
     "distill": _TRAINED,
@@ -25,14 +25,18 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "export": {
         "data": (*_IMAGES, *_INPUT),
         "evaluation": ("max_top1_drop_pp", "min_speedup", "speed_check"),
-        "execution": ("device", "workers", "seed", "cache_dir", *_REPORTED),
+        "execution": ("device", "workers", "seed", "cache_dir", "measure_again", *_REPORTED),
     },
     "validate": {
         "data": (*_IMAGES, *_INPUT),
         "evaluation": ("batch_size", "max_top1_drop_pp"),
         "execution": ("device", "workers", "cache_dir", *_REPORTED),
     },
-    "predict": {"data": _INPUT, "evaluation": ("batch_size",), "execution": ("device", "workers", "progress")},
+    "predict": {
+        "data": (*_INPUT, "classes"),
+        "evaluation": ("batch_size",),
+        "execution": ("device", "workers", "progress"),
+    },
     "bench": {"data": ("image_size",), "execution": ("device", "progress")},
     "convert": {"data": _INPUT, "execution": ("progress",)},
     "bundle": {"data": _IMAGES, "execution": ("cache_dir", "progress")},

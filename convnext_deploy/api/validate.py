@@ -7,9 +7,11 @@ from convnext_deploy.api.options import DataOptions, EvaluationOptions, Executio
 from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import Gate
-from convnext_deploy.data.datasets import check_classes
+from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
+from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.ledger import open_ledger
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.files import create_output_folder
@@ -58,13 +60,19 @@ def validate(
         create_output_folder(folder)
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
+        opened[name] = name_classes(entry, images)
     if "baseline" in opened:
         check_comparable(str(artifact), opened["artifact"], str(baseline), opened["baseline"])
     gate = Gate(max_top1_drop_pp=evaluation.max_top1_drop_pp, on=gate_on)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
-    ledger = open_ledger("validate", images, folder, seed=how.seed, command=command)
+    assumptions = find_assumptions(opened.values(), images)
+    for text in assumptions.texts:
+        how.progress.say(text)
+    ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
     for name, entry in opened.items():
         measured = measure_artifact(entry, images, how, name, evaluation.batch_size or BATCH_SIZE)
         ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
+    batch_size = evaluation.batch_size or BATCH_SIZE
+    score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
     ledger.change(complete=True)
     return ledger.report

@@ -19,11 +19,13 @@ from convnext_deploy.artifacts.details import (
     TorchDetails,
     TorchTensorRTDetails,
 )
+from convnext_deploy.artifacts.hashes import altered, hash_file
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess
 from convnext_deploy.config.records import Between, Matching, read_record
 from convnext_deploy.errors import ArtifactError, DeployError
 from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.system.files import write_text
+from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
@@ -34,7 +36,8 @@ Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensor
 class StageRecord:
     """How one step of an artifact's history was made. `inputs` holds the hashes of what went in, `input_paths` where it lay.
 
-    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data.
+    `validation_fraction` is the share of the data that was held out, None where the validation images came with the data;
+    `split` what else was said of that, as options. `judged_on` is the hash of which images those were, see `Data`.
     `preprocess` is how each input was evaluated, by role: files of other origin do not tell, or were given something else.
     """
 
@@ -50,6 +53,8 @@ class StageRecord:
     wall_s: Annotated[float, Between(0.0, 1e12)]
     cache_key: str
     validation_fraction: Fraction | None = None
+    split: str | None = None
+    judged_on: str | None = None
     preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
 
 
@@ -68,6 +73,8 @@ class Artifact:
 
     `details` holds what is recorded of this format alone: the quantization scheme, the GPUs an engine was built for.
     `license` is that of the weights it comes from, where that is known.
+    `class_order` says in which order the classes were numbered where no file told their names: `natural` as timm does, `sorted` as
+    torchvision. `class_names` beside it are those of the data's folders in that order.
     `notes` say in words what was found out about a file of another origin; they are shown and not stored.
     """
 
@@ -81,6 +88,7 @@ class Artifact:
     lineage: tuple[StageRecord, ...] = ()
     license: str | None = None
     notes: tuple[str, ...] = ()
+    class_order: Annotated[str, Matching("natural|sorted", "natural or sorted")] | None = None
 
     @property
     def format(self) -> Format:
@@ -155,22 +163,22 @@ class Artifact:
 
 def describe_file(path: Path) -> ArtifactFile:
     """Hash and measure a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return ArtifactFile(path.name, digest, path.stat().st_size)
+    return ArtifactFile(path.name, hash_file(path), path.stat().st_size)
 
 
 def write_manifest(artifact: Artifact) -> None:
-    """Write `manifest.json` beside the files."""
+    """Write `manifest.json` beside the files, with a checksum of itself."""
     record = asdict(artifact)
     del record["path"], record["notes"]
-    write_text(artifact.path / MANIFEST, json.dumps({"schema": SCHEMA, "format": artifact.format, **record}, indent=1))
+    content = seal({"schema": SCHEMA, "format": artifact.format, **record})
+    write_text(artifact.path / MANIFEST, json.dumps(content, indent=1))
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Read an artifact folder, checking that its files are there with the recorded sizes.
+    """Read an artifact folder, checking that manifest and files are what was written.
 
-    Raises: ArtifactError: if the manifest is missing, unreadable, or wrong in any field, or a file is missing or has another size.
+    Raises: ArtifactError: if the manifest is missing, unreadable, wrong in any field or altered, or a file is missing, has another
+        size or other contents.
     """
     path = folder / MANIFEST
     try:
@@ -181,13 +189,17 @@ def read_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{path} cannot be read: {error}. Make the artifact again.") from None
     if not isinstance(record, dict) or "schema" not in record:
         raise ArtifactError(f"{path} is not a manifest of this tool.")
-    if record.pop("schema") != SCHEMA:
+    if record["schema"] != SCHEMA:
         raise ArtifactError(f"{path} was written by another version; make the artifact again.")
+    fields = {key: value for key, value in record.items() if key not in ("schema", "format", SEAL)}
     try:
-        format_ = record.pop("format", None)
-        artifact = parse_artifact({"path": folder, **record}, format_, str(path))
+        artifact = parse_artifact({"path": folder, **fields}, record.get("format"), str(path))
     except ValueError as error:
         raise ArtifactError(f"{error} Make the artifact again.") from None
+    try:
+        unseal(record)  # last, because a field that is wrong tells more
+    except ValueError as error:
+        raise ArtifactError(f"{path} cannot be relied on: {error}. Make the artifact again.") from None
     for file in artifact.files:
         target = folder / file.name
         found = target.stat().st_size if target.is_file() else None
@@ -196,6 +208,12 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(
                 f"{target} {state}; its manifest says {file.size_bytes} bytes. Make the artifact again."
             )
+        try:
+            contents = hash_file(target)
+        except OSError as error:
+            raise ArtifactError(f"{target} cannot be read ({error.strerror}).") from None
+        if contents != file.sha256:
+            raise altered(target, "its manifest", contents, file.sha256)
     return artifact
 
 

@@ -213,7 +213,8 @@ class PrecisionReport:
 class EngineDetails:
     """Of TensorRT engines, one for each of `gpus`, or of the GPU that built it where there are none.
 
-    `tensorrt` is the release that built them. `precisions`: GPU → its report, None where the engine does not tell.
+    `tensorrt` is the release that built them. `built_on`: the GPU that built it, with its name, where there are no `gpus`; None in
+    artifacts of earlier versions. `precisions`: GPU → its report, None where the engine does not tell.
     """
 
     flavor: Flavor
@@ -225,6 +226,7 @@ class EngineDetails:
     stripped: bool = False
     precisions: Mapping[str, PrecisionReport | None] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    built_on: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.bundles.contents import Model
 from convnext_deploy.bundles.device import answers
-from convnext_deploy.data.datasets import BUILT_IN, Data, check_classes
+from convnext_deploy.data.agreement import check_classes
+from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.data.transforms import evaluation_transform
 from convnext_deploy.errors import ArtifactError
 

@@ -9,7 +9,7 @@ from convnext_deploy.reports.record import REPORT_JSON, read_report
 
 
 def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
-    """Return for JSON what the report of the artifact's run says of it; None if it lies in no run, or was not measured.
+    """Return for JSON what the report of the artifact's run says of it; None if it lies in no run, or these bytes are not measured.
 
     Top-1 is a fraction of `total` images of `data`; the drop is in percentage points, with its 95 % interval.
     """
@@ -22,7 +22,7 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
         return None
     row = next((row for row in report.rows if row.name == artifact.path.resolve().name), None)
     # a folder may have been made again after the report was written
-    if row is None or row.identity.size_bytes != artifact.size_bytes or row.accuracy is None:
+    if row is None or row.identity.sha256 != artifact.sha256 or row.accuracy is None:
         return None
     if row.provenance.preprocess != artifact.preprocess:  # measured on other images than the bundle's model is shown
         return None

@@ -53,6 +53,24 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "validation images leak into training.  [default: 0.1]",
         {},
     ),
+    "split": (
+        click.Path(path_type=Path),
+        "Names of the validation images, one a line, or JSON with lists for train, val and test; paths as in the folder. Give the "
+        "same to every verb.",
+        {"metavar": "FILE"},
+    ),
+    "groups": (
+        str,
+        "Regular expression: images in whose names it finds the same (a patient, video or scene) stay on one side. Its first part "
+        "in brackets counts, or all that it finds.",
+        {"metavar": "PATTERN"},
+    ),
+    "classes": (
+        click.Path(path_type=Path),
+        "Names of the classes, as the folders are called, in the order of the network's outputs, where its file tells none or "
+        "others: text, a name a line, or JSON.",
+        {"metavar": "FILE"},
+    ),
     "skip_unreadable": (bool, "Leave out images that cannot be opened, and list them.", _SWITCH),
     "out": (click.Path(path_type=Path), "Folder for the results.  [default: runs/NAME]", _FOLDER),
     "max_top1_drop_pp": (
@@ -152,6 +170,11 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         _FOLDER,
     ),
     "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard as well.", _SWITCH),
+    "measure_again": (
+        bool,
+        "Score and time again what an earlier run has measured.  [default: what changed, on another machine, with other versions]",
+        _SWITCH,
+    ),
 }
 artifacts_argument = click.argument(
     "artifacts",

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -11,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.class_names import match_names, missing_names
 from convnext_deploy.data.decoding import printable, read_image
-from convnext_deploy.data.image_folder import read_folder
-from convnext_deploy.data.shards import ShardImages, find_shards, read_shards
-from convnext_deploy.data.splits import ClassFiles
+from convnext_deploy.data.digits import read_digits
+from convnext_deploy.data.division import Division
+from convnext_deploy.data.image_folder import FolderContents, read_folder
+from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
+from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
 VALIDATION_FRACTION = 0.1  # of each class, where nobody says it
-_DIGITS_VALIDATION = 540
-_DIGITS_SPLIT_SEED = 20220110
-_DIGITS_SIZE = 32
 
 
 class ImageSet(Protocol):
@@ -89,19 +89,13 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
-class Split:
-    """How validation images were held out of a folder that has none of its own."""
-
-    fraction: float
-    seed: int
-
-
-@dataclass(frozen=True)
 class Data:
     """A training and a validation set over the same classes.
 
     `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out;
-    `split` is None when the validation set came with the data.
+    `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself gives the classes
+    their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images that are scored once, at the
+    end. `division`: where the images of each split come from, and what is on both sides.
     """
 
     name: str
@@ -111,6 +105,33 @@ class Data:
     ignored_files: int = 0
     unreadable: tuple[Path, ...] = ()
     split: Split | None = None
+    numbered: bool = False
+    named: bool = True
+    test: ImageSet | None = None
+    division: Division = field(default_factory=Division)
+
+    def in_order(self, names: tuple[str, ...], where: str) -> "Data":
+        """Return the same images with the classes numbered as in `names`, of which `where` says whose they are.
+
+        Raises: DataError: if these are not the names of the classes.
+        """
+        places = match_names(names, self.class_names)
+        if places is None:
+            first, second = missing_names(names, self.class_names)
+            raise DataError(
+                f"{where} has {len(names)} classes and {self.name} {len(self.class_names)}"
+                + (f"; '{first[0]}' is not in {self.name}" if first else "")
+                + (f"; '{second[0]}' is not in {where}" if second else "")
+                + ("" if first or second else "; a name stands there twice")
+                + ". Name each class once, as its folder is called."
+            )
+        if places == tuple(range(len(names))):
+            return self
+        numbers = np.array(places, np.int64)
+        ordered = tuple(self.class_names[places.index(number)] for number in range(len(names)))
+        train, validation = (_renumber(images, numbers) for images in (self.train, self.validation))
+        test = None if self.test is None else _renumber(self.test, numbers)
+        return replace(self, train=train, validation=validation, test=test, class_names=ordered)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -123,14 +144,24 @@ class Data:
             images = "image that cannot be read was" if len(self.unreadable) == 1 else "images that cannot be read were"
             notes.append(f"{len(self.unreadable)} {images} left out:")
             notes += [f"  {printable(path)}" for path in self.unreadable]
-        if self.split is not None:
-            count, total = len(self.validation), len(self.train) + len(self.validation)
-            what = "shards" if isinstance(self.validation, ShardImages) else "folder"
-            notes.append(
-                f"{name} has no validation {what}: {count} of {total} images, {100 * self.split.fraction:.3g}% of each "
-                f"class, were held out of training (seed {self.split.seed})"
-            )
+        counts = [len(images) for images in (self.train, self.validation, self.test) if images is not None]
+        kind = "shards" if isinstance(self.validation, ShardImages) else "folder"
+        notes += [*self.division.describe(name, counts, self.split, kind), *self.leaks]
         return tuple(notes)
+
+    @property
+    def leaks(self) -> tuple[str, ...]:
+        """What is on both sides and should not be, a line each."""
+        return tuple(self.division.leaks(len(self.validation) + (0 if self.test is None else len(self.test))))
+
+    @cached_property
+    def judged_on(self) -> str | None:
+        """A hash of which images validate, by their names in the folder and their sizes, wherever that lies; None without files."""
+        names = name_images(self.validation, Path(self.name))
+        if not names:
+            return None
+        lines = sorted(f"{os.fsencode(name)!r} {self.validation.size_hint(place)}" for place, name in enumerate(names))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -155,6 +186,8 @@ def open_data(
     *,
     validation_fraction: float = VALIDATION_FRACTION,
     split_seed: int = 0,
+    groups: str | None = None,
+    split_file: Path | None = None,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,
 ) -> Data:
@@ -168,6 +201,8 @@ def open_data(
         validation_fraction: share of each class to hold out where there are no validation images, between 0 and 1.
         split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
             a network is scored on images that it was trained on.
+        groups: regular expression; images in whose names it finds the same stay on one side.
+        split_file: lists of the images for training, validation and test, see `split_lists`; None: the folders tell them.
         skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
             when all pixels are decoded raises from `ImageSet.load` in any case.
         cache_dir: where to keep what was found in the headers of shards, so that they are not read again; None: nowhere.
@@ -183,88 +218,78 @@ def open_data(
         raise DataError(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
-    split = Split(validation_fraction, split_seed)
+    split = Split(validation_fraction, split_seed, groups, split_file)
     if shards := find_shards(root):
-        inside = read_shards(root, shards, validation_fraction, split_seed, skip_unreadable, cache_dir)
-        held_out = split if inside.held_out else None
-        return Data(
-            str(root), inside.train, inside.validation, inside.class_names, unreadable=inside.unreadable, split=held_out
-        )
-    contents = read_folder(root, validation_fraction, split_seed, skip_unreadable)
+        inside = read_shards(root, shards, split, skip_unreadable, cache_dir)
+        own = Data(str(root), inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
+        own = replace(own, test=inside.test if len(inside.test) else None)
+        return _finish(own, inside, split)
+    contents = read_folder(root, split, skip_unreadable)
     names = tuple(sorted(contents.train))
-    return Data(
-        str(root),
-        _folder(contents.train, names),
-        _folder(contents.validation, names),
-        names,
-        contents.ignored,
-        contents.unreadable,
-        split if contents.held_out else None,
-    )
+    train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
+    own = Data(str(root), train, validation, names, contents.ignored, test=test if len(test) else None)
+    return _finish(own, contents, split)
+
+
+def _finish(data: Data, contents: FolderContents | ShardContents, split: Split) -> Data:
+    """Return the data with how it was divided, and what should not be on both sides."""
+    division = Division(contents.places, contents.unused, contents.left_out)
+    if not contents.held_out:  # otherwise copies and groups were kept on one side
+        judging = [images for images in (data.validation, data.test) if images is not None]
+        root = Path(data.name)
+        repeated = (path for images in judging for path in _find_repeated(images, data.train))
+        crossing: set[str] = set()
+        if split.groups is not None:
+            find = group_finder(split.groups)
+            own = {find(os.fsencode(name)) for name in name_images(data.train, root)}
+            crossing = own & {find(os.fsencode(name)) for images in judging for name in name_images(images, root)}
+        division = replace(
+            division, repeated=tuple(path.relative_to(root) for path in repeated), crossing=tuple(sorted(crossing))
+        )
+    chosen = split if contents.held_out or split.file is not None else None
+    return replace(data, unreadable=contents.unreadable, split=chosen, division=division)
+
+
+def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:
+    """Return what images are called below a folder; those without files have no names."""
+    if isinstance(images, FolderImages):
+        places: Iterable[Path] = images.paths
+    elif isinstance(images, ShardImages):
+        places = map(images.place, range(len(images)))
+    else:
+        return ()
+    return tuple((path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in places)
+
+
+def _find_repeated(images: ImageSet, train: ImageSet) -> tuple[Path, ...]:
+    """Return those images that are among the training images as well, whatever they are called."""
+    if isinstance(images, FolderImages) and isinstance(train, FolderImages):
+        return tuple(find_repeated(images.paths, train.paths, content_keys()))
+    if isinstance(images, ShardImages) and isinstance(train, ShardImages):
+        return find_repeated_samples(images, train)
+    return ()
+
+
+def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
+    """Return images whose labels are `numbers[label]`."""
+    if isinstance(images, ShardImages):
+        return replace(images, numbers=numbers if images.numbers is None else numbers[images.numbers])
+    if isinstance(images, FolderImages | ArrayImages):
+        return replace(images, labels=numbers[images.labels])
+    raise TypeError(f"{type(images).__name__} cannot be numbered anew")
 
 
 def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
-    labels = np.concatenate([np.full(len(found[name]), label, np.int64) for label, name in enumerate(names)])
-    return FolderImages(tuple(path for name in names for path in found[name]), labels)
+    counts = [len(found.get(name, [])) for name in names]
+    return FolderImages(
+        tuple(path for name in names for path in found.get(name, [])), np.repeat(np.arange(len(names)), counts)
+    )
 
 
 def _digits() -> Data:
-    """Scikit-learn's 1797 digits (8×8, 16 grey levels) as 32×32 RGB images, 540 of them held out."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = (bunch.images * (255.0 / 16.0)).round().astype(np.uint8)
-    size = (_DIGITS_SIZE, _DIGITS_SIZE)
-    arrays = np.stack(
-        [np.asarray(Image.fromarray(g).resize(size, Image.Resampling.BICUBIC).convert("RGB")) for g in grey]
+    found = read_digits()
+    train, validation = (
+        ArrayImages(found.train, found.train_labels),
+        ArrayImages(found.validation, found.validation_labels),
     )
-    order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(arrays))
-    held_out, rest = order[:_DIGITS_VALIDATION], order[_DIGITS_VALIDATION:]
-    labels = bunch.target.astype(np.int64)
-    return Data(
-        BUILT_IN,
-        ArrayImages(arrays[rest], labels[rest]),
-        ArrayImages(arrays[held_out], labels[held_out]),
-        tuple(str(name) for name in bunch.target_names),
-    )
-
-
-def check_takes_images(what: str, artifact: Artifact) -> None:
-    """Check that an artifact takes images as files hold them, and tells their classes.
-
-    Raises: DataError: if not.
-    """
-    if artifact.model.in_channels not in (1, 3):
-        raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
-    if artifact.model.num_classes < 1:
-        raise DataError(
-            f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
-        )
-
-
-def check_classes(what: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, and that no image
-    on which it was trained is now held out to judge it.
-
-    Raises: DataError: if not.
-    """
-    check_takes_images(what, artifact)
-    if len(data.class_names) != artifact.model.num_classes:
-        raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
-    if artifact.class_names is not None and artifact.class_names != data.class_names:
-        pair = next((a, b) for a, b in zip(artifact.class_names, data.class_names, strict=True) if a != b)
-        raise DataError(
-            f"{what} was trained with class '{pair[0]}' where {data.name} has '{pair[1]}'; use the same classes."
-        )
-    for record in artifact.lineage:
-        if (
-            record.validation_fraction is not None
-            and data.split is not None
-            and record.validation_fraction != data.split.fraction
-            and Path(record.data).resolve() == Path(data.name).resolve()
-        ):
-            raise DataError(
-                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {data.split.fraction:g} "
-                "is, so that it would be judged on images it has learned; "
-                f"use --validation-fraction {record.validation_fraction:g}."
-            )
+    return Data(BUILT_IN, train, validation, found.class_names, numbered=True)

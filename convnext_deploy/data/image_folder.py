@@ -5,62 +5,122 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import find_unreadable, printable
-from convnext_deploy.data.splits import ClassFiles, split_validation
+from convnext_deploy.data.split_lists import divide_by_lists
+from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.errors import DataError
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".pgm",
 )  # fmt: skip
-VALIDATION_FOLDERS = ("val", "validation", "test")
+VALIDATION_FOLDERS = ("val", "validation", "valid")
+TEST_FOLDER = "test"  # for validation where there is nothing else
 # Names of splits that are not read, but must not be taken for classes or passed over either.
-SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, "valid", "dev", "eval", "evaluation", "testing"}
+SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, TEST_FOLDER, "dev", "eval", "evaluation", "testing"}
 _EXPECTED = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone"
 
 
 @dataclass(frozen=True)
 class FolderContents:
-    """The image files of each class for training and for validation, over the same classes.
+    """The image files of each class for training, validation and test, over the same classes; a test may lack some.
 
-    `ignored`: number of files that are not images by their name. `held_out`: the folder has no validation images of its own.
+    `ignored`: number of files that are not images by their name. `held_out`: some were taken from the training images, because the
+    folder has no validation images of its own. `places`: the names of the splits that were read, train, validation, test;
+    `unused`: of those that were not. `left_out`: images that the file of the split names for nothing.
     """
 
     train: ClassFiles
     validation: ClassFiles
+    test: ClassFiles
     ignored: int
     unreadable: tuple[Path, ...]
     held_out: bool
+    places: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    left_out: int = 0
 
 
-def read_folder(root: Path, validation_fraction: float, split_seed: int, skip_unreadable: bool) -> FolderContents:
+@dataclass(frozen=True)
+class Places:
+    """Where the images of each split lie; `validation` None: nowhere of their own. `unused`: splits that are not read."""
+
+    train: Path
+    validation: Path | None = None
+    test: Path | None = None
+    unused: tuple[str, ...] = ()
+
+
+def read_folder(root: Path, split: Split, skip_unreadable: bool) -> FolderContents:
     """Find the images of `root`, check that all can be read, and hold out some when there is no validation folder.
 
     Args:
-        root: has `train/` and one of `val/`, `validation/`, `test/`; or `train/` alone; or the class folders themselves.
-        validation_fraction: of each class to hold out where there is no validation folder.
-        split_seed: another one holds out other images.
+        root: has `train/` and one of `val/`, `validation/`, `valid/`, or `test/` for it; or `train/` alone; or the class folders
+            themselves. `test/` beside a validation folder is the test.
+        split: how validation images are chosen where there is no validation folder, or a file says it.
         skip_unreadable: leave out images that cannot be read.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, or an image cannot be read.
     """
     try:
-        train, validation = _find_splits(root)
-        splits = {split: _scan(split) for split in (train, validation) if split is not None}
+        places = _find_splits(root)
+        folders = [place for place in (places.train, places.validation, places.test) if place is not None]
+        splits = {folder: _scan(folder) for folder in folders}
     except OSError as error:
         where = printable(error.filename or root)
         raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
-    found = {split: files for split, (files, _) in splits.items()}
-    _check_classes(found)
+    found = {folder: files for folder, (files, _) in splits.items()}
+    ignored = sum(count for _, count in splits.values())
+    _spell_alike(found)
+    if split.file is not None:
+        unreadable = _take_out_unreadable(found, skip_unreadable)
+        return _divide_by_file(root, found, split.file, ignored, unreadable)
+    _check_classes(found, places.test)
     unreadable = _take_out_unreadable(found, skip_unreadable)
-    if validation is None:
-        held = split_validation(found[train], train, validation_fraction, split_seed)
+    test = {} if places.test is None else found[places.test]
+    if places.validation is not None:
+        held = found[places.train], found[places.validation]
     else:
-        held = found[train], found[validation]
-    return FolderContents(*held, sum(ignored for _, ignored in splits.values()), unreadable, validation is None)
+        held = split_validation(found[places.train], places.train, split.fraction, split.seed, split.groups)
+    names = tuple(f"{folder.name}/" for folder in folders)
+    return FolderContents(*held, test, ignored, unreadable, places.validation is None, names, places.unused)
 
 
-def _find_splits(root: Path) -> tuple[Path, Path | None]:
-    """Return the folders of the classes for training and for validation, the latter None when some are to be held out."""
+def _divide_by_file(
+    root: Path, found: Mapping[Path, ClassFiles], file: Path, ignored: int, unreadable: tuple[Path, ...]
+) -> FolderContents:
+    """Divide all images of a folder, in whichever split they lie, as the lists in a file say."""
+    names = {
+        path: (path.relative_to(root).as_posix(), path.relative_to(folder).as_posix(), path.name)
+        for folder, classes in found.items()
+        for files in classes.values()
+        for path in files
+    }
+    divided = divide_by_lists(names, file)
+    sides: dict[str, ClassFiles] = {role: {} for role in divided}
+    for role, chosen in divided.items():
+        for classes in found.values():
+            for name, files in classes.items():
+                if inside := [path for path in files if path in chosen]:
+                    sides[role].setdefault(name, []).extend(inside)
+    parts = {Path(f"the {role} list of {file}"): sides[role] for role in ("train", "validation", "test")}
+    *_, test = parts
+    if not sides["train"]:
+        raise DataError(f"{printable(file)} leaves no image to train on.")
+    _check_classes({part: files for part, files in parts.items() if files or part != test}, test)
+    return FolderContents(
+        sides["train"],
+        sides["validation"],
+        sides["test"],
+        ignored,
+        unreadable,
+        held_out=False,
+        left_out=len(divided["none"]),
+    )
+
+
+def _find_splits(root: Path) -> Places:
+    """Return the folders of the classes for each split."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     inside = ", ".join(map(printable, sorted(path.name for path in root.iterdir())[:6])) or "nothing"
     splits = [name for name in folders if name.lower() in SPLIT_NAMES]
@@ -68,15 +128,23 @@ def _find_splits(root: Path) -> tuple[Path, Path | None]:
         # A folder of classes, unless it has nothing of the sort or is a folder of splits by other names.
         if splits or not has_images(root):
             raise DataError(f"the data folder {printable(root)} has no train/; found {inside}. {_EXPECTED}.")
-        return root, None
-    validation = next((root / name for name in VALIDATION_FOLDERS if name in folders), None)
+        return Places(root)
+    named = [name for name in VALIDATION_FOLDERS if name in folders]
+    if len(named) > 1:
+        raise DataError(
+            f"the data folder {printable(root)} has both {named[0]}/ and {named[1]}/; move one of them away."
+        )
+    test = root / TEST_FOLDER if TEST_FOLDER in folders else None
+    validation = root / named[0] if named else test
     if validation is None and len(splits) > 1:
         other = next(name for name in splits if name != "train")
         raise DataError(
-            f"the data folder {printable(root)} has no val/ (or validation/, test/); found {inside}. Rename {other}/ to val/, "
-            "or move it away to have a part of train/ held out."
+            f"the data folder {printable(root)} has no val/ (or validation/, valid/, test/); found {inside}. Rename {other}/ to "
+            "val/, or move it away to have a part of train/ held out."
         )
-    return root / "train", validation
+    test = test if named else None
+    used = {"train", *(place.name for place in (validation, test) if place is not None)}
+    return Places(root / "train", validation, test, tuple(f"{name}/" for name in splits if name not in used))
 
 
 def has_images(root: Path) -> bool:
@@ -144,11 +212,29 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _check_classes(found: Mapping[Path, ClassFiles]) -> None:
-    """Raise if a class has images in one split only, or there is one class only."""
+def _spell_alike(found: dict[Path, ClassFiles]) -> None:
+    """Give the classes of all splits the names that they have in the first one, whatever the Unicode form of the others.
+
+    Raises: DataError: if two folders of a split have names that look alike.
+    """
+    names: dict[str, str] = {}
+    for split, files in found.items():
+        seen: dict[str, str] = {}
+        for name in files:
+            if (other := seen.setdefault(same_name(name), name)) != name:
+                raise DataError(
+                    f"{printable(split)} has two folders '{name}' and '{other}' that differ only in their Unicode form; "
+                    "join them."
+                )
+            names.setdefault(same_name(name), name)
+        found[split] = {names[same_name(name)]: paths for name, paths in files.items()}
+
+
+def _check_classes(found: Mapping[Path, ClassFiles], test: Path | None) -> None:
+    """Raise if a class has images in one split only, or there is one class only. The test may lack classes, and not add any."""
     for split, files in found.items():
         missing = sorted({name for others in found.values() for name in others} - set(files))
-        if missing:
+        if missing and split != test:
             raise DataError(
                 f"class '{missing[0]}' has no images in {printable(split)}; every class needs images in both splits."
             )

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.errors import OutputError
@@ -20,7 +21,8 @@ from convnext_deploy.errors import OutputError
 LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch
 LARGEST_IN_MEMORY = 2 << 30  # bytes
 _DAY_S = 86_400.0
-RESULT_VERSION = 1
+_CHECKSUM = 32  # bytes of SHA-256 after the array, of all before it
+RESULT_VERSION = 2
 """In the name of a file of pixels: raised when an image is decoded to other pixels, or the layout of the file changes."""
 
 
@@ -40,8 +42,8 @@ def decode_small(
     Args:
         images: any set.
         channels: 1 (grey) or 3 (RGB).
-        file: where pixels go that are too many for the memory, as a NumPy file; one that exists is taken as it is, so its name must
-            tell the images. None: such sets are not kept.
+        file: where pixels go that are too many for the memory, as a NumPy file with a checksum at its end; one that exists and is
+            unaltered is taken, so its name must tell the images. None: such sets are not kept.
         most_in_memory: bytes that may be kept in memory.
 
     Returns: None when images have more than 96 pixels on a side, differ in size, or are too many and there is no `file`.
@@ -74,11 +76,15 @@ def _write(file: Path, shape: tuple[int, int, int, int], images: ImageSet) -> bo
             mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             with partial.open("r+b") as opened:
                 # what is mapped and finds no room ends the process when it is written
-                os.posix_fallocate(opened.fileno(), 0, partial.stat().st_size)
+                os.posix_fallocate(opened.fileno(), 0, partial.stat().st_size + _CHECKSUM)
         if not _fill(mapped, images):
             return False
         with _naming(file):
             mapped.flush()
+            checksum = bytes.fromhex(hash_file(partial, end=_CHECKSUM))
+            with partial.open("r+b") as opened:
+                opened.seek(-_CHECKSUM, os.SEEK_END)
+                opened.write(checksum)
             partial.replace(file)
     finally:
         with contextlib.suppress(OSError):
@@ -117,13 +123,20 @@ def _fill(pixels: NDArray[np.uint8], images: ImageSet) -> bool:
 
 
 def _map(file: Path, count: int, channels: int) -> PixelCache | None:
-    """Map a file that holds so many images; None when it does not exist or is another one."""
+    """Map a file that holds so many images; None when it does not exist, is another one, or was altered."""
     try:
         # "c": nothing is ever written into the file, and torch warns of arrays that cannot be written
         found = np.lib.format.open_memmap(file, mode="c")
-        is_whole = file.stat().st_size == found.offset + found.nbytes
+        is_whole = file.stat().st_size == found.offset + found.nbytes + _CHECKSUM and _is_unaltered(file)
     except Exception:  # a file that cannot be read, for whatever reason, is no file
         return None
     if not is_whole or found.dtype != np.uint8 or found.ndim != 4 or found.shape[::3] != (count, channels):
         return None
     return PixelCache(torch.from_numpy(found), True)
+
+
+def _is_unaltered(file: Path) -> bool:
+    """Whether the checksum at the end of a file is that of what stands before it."""
+    with file.open("rb") as opened:
+        opened.seek(-_CHECKSUM, os.SEEK_END)
+        return opened.read().hex() == hash_file(file, end=_CHECKSUM)

@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,23 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.decoding import decode_image, printable
-from convnext_deploy.data.image_folder import SPLIT_NAMES, VALIDATION_FOLDERS, has_images
+from convnext_deploy.data.image_folder import SPLIT_NAMES, has_images
 from convnext_deploy.data.shard_index import ShardIndex, read_index
-from convnext_deploy.data.splits import divide, hold_out
+from convnext_deploy.data.shard_splits import (
+    ShardPlaces,
+    divide_samples,
+    find_splits,
+    hold_out_samples,
+    repeated_samples,
+)
+from convnext_deploy.data.splits import Split
 from convnext_deploy.errors import DataError
 
-CLASS_FILES = ("classes.txt", "classnames.txt")
 _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
-_EXPECTED = "Expected train-*.tar and val-*.tar, or shards without such words in their names"
 
 
 @dataclass(frozen=True)
 class ShardImages:
-    """Some of the samples of an index, in its order. No file is kept open, so that processes can share it."""
+    """Some of the samples of an index, in its order. No file is kept open, so that processes can share it.
+
+    `numbers`: label in the shards → class index, None where these are the same.
+    """
 
     index: ShardIndex
     rows: NDArray[np.int64]
+    numbers: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +48,7 @@ class ShardImages:
     def labels(self) -> NDArray[np.int64]:
         """Class indices, `(N,)`."""
         labels: NDArray[np.int64] = self.index.samples["label"][self.rows]
-        return labels
+        return labels if self.numbers is None else self.numbers[labels]
 
     def load(self, index: int) -> Image.Image:
         content = self.content(index)
@@ -69,16 +78,22 @@ class ShardImages:
 
 @dataclass(frozen=True)
 class ShardContents:
-    """The images of shards for training and for validation, over the same classes.
+    """The images of shards for training, validation and test, over the same classes; a test may lack some, or be empty.
 
-    `unreadable`: samples that were left out. `held_out`: there are no shards for validation.
+    `unreadable`: samples that were left out. `held_out`: there are no shards for validation. `named`: the folder names the
+    classes; otherwise their numbers are their names. `places`, `unused` and `left_out` as in `FolderContents`.
     """
 
     train: ShardImages
     validation: ShardImages
+    test: ShardImages
     class_names: tuple[str, ...]
     unreadable: tuple[Path, ...]
     held_out: bool
+    named: bool
+    places: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 def read_sample(index: ShardIndex, row: int) -> bytes:
@@ -129,65 +144,54 @@ def find_shards(root: Path) -> list[Path]:
 
 
 def read_shards(
-    root: Path,
-    paths: Sequence[Path],
-    validation_fraction: float,
-    split_seed: int,
-    skip_unreadable: bool,
-    cache_dir: Path | None,
+    root: Path, paths: Sequence[Path], split: Split, skip_unreadable: bool, cache_dir: Path | None
 ) -> ShardContents:
     """Find the samples of shards, check that all can be used, and hold out some when there are no shards for validation.
 
     Args:
-        root: the folder of the shards; may hold `classes.txt` or `classnames.txt` with a class name per line.
-        paths: the shards. Which are for training and which for validation is told by the first word in their names, from
-            `root` on, that names a split; when there is no such word in any name, all are one set.
-        validation_fraction: of each class to hold out where there are no shards for validation. Samples are named as their image
-            files are in the shards, so that `cat/1.jpg` falls on the same side as that file of a folder.
-        split_seed: another one holds out other images.
+        root: the folder of the shards; may hold a file of class names, one of `CLASS_FILES`.
+        paths: the shards, see `find_splits`; when no name has a word for a split, all are one set.
+        split: how validation images are chosen where there are no shards for them, or a file says it. Samples are named as their
+            image files are in the shards, so that `cat/1.jpg` falls on the same side as that file of a folder.
         skip_unreadable: leave out samples without an image, without a label, or with an image that cannot be read.
         cache_dir: keeps what was found in the headers; None: nowhere.
 
     Raises: DataError: if a split is missing, a shard or a sample cannot be read, a class is present in only one split or in
         none, or a label has no class name.
     """
-    train, validation = _find_splits(root, paths)
-    index = read_index((*train, *validation), cache_dir)
+    places = ShardPlaces(tuple(paths)) if split.file is not None else find_splits(root, paths)
+    index = read_index((*places.train, *places.validation, *places.test), cache_dir)
     unreadable = _check_samples(index, skip_unreadable)
-    names = _read_class_names(root)
-    of_training = index.samples["shard"] < len(train)
-    parts = [np.flatnonzero(of_training)]
-    if validation:
-        parts.append(np.flatnonzero(~of_training))
-    names = _check_classes(root, index, names, parts)
-    if not validation:
-        held_out = _hold_out(index, names, validation_fraction, split_seed)
-        parts = [np.flatnonzero(~held_out), np.flatnonzero(held_out)]
+    named, left_out = _read_class_names(root), 0
+    of_test = len(places.train) + len(places.validation)
+    number = np.searchsorted([len(places.train), of_test], index.samples["shard"], "right")
+    parts = [np.flatnonzero(number == part) for part in range(3)]
+    if split.file is not None:
+        parts, left_out = divide_samples(index, split.file)
+    held_out = split.file is None and not places.validation
+    names = _check_classes(root, index, named, parts[:1] if held_out else parts[:2])
+    if held_out:
+        chosen = hold_out_samples(index, names, split, read_sample)
+        parts = [np.flatnonzero(~chosen), np.flatnonzero(chosen), parts[2]]
     return ShardContents(
-        ShardImages(index, parts[0]), ShardImages(index, parts[1]), names, unreadable, held_out=not validation
+        ShardImages(index, parts[0]),
+        ShardImages(index, parts[1]),
+        ShardImages(index, parts[2]),
+        names,
+        unreadable,
+        held_out=held_out,
+        named=named is not None,
+        places=places.words,
+        unused=places.unused,
+        left_out=left_out,
     )
 
 
-def _find_splits(root: Path, paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the shards for training and those for validation; none of the latter when some samples are to be held out."""
-    splits: dict[str | None, list[Path]] = {}
-    for path in paths:
-        words = re.split(r"[^a-z]+", path.relative_to(root).with_suffix("").as_posix().lower())
-        splits.setdefault(next((word for word in words if word in SPLIT_NAMES), None), []).append(path)
-    if set(splits) == {None}:
-        return list(paths), []
-    first = {name: printable(shards[0].relative_to(root)) for name, shards in splits.items()}
-    found = ", ".join(sorted(first.values()))
-    if "train" not in splits:
-        raise DataError(f"the data folder {printable(root)} has no train-*.tar; found {found}. {_EXPECTED}.")
-    validation = next((name for name in VALIDATION_FOLDERS if name in splits), None)
-    unknown = next((name for name in splits if name not in ("train", *VALIDATION_FOLDERS)), "train")
-    if None in splits or (validation is None and unknown != "train"):
-        raise DataError(
-            f"the data folder {printable(root)} has shards that are for neither training nor validation, such as "
-            f"{first[unknown]}. {_EXPECTED}; rename or move them."
-        )
-    return splits["train"], [] if validation is None else splits[validation]
+def find_repeated_samples(own: ShardImages, others: ShardImages) -> tuple[Path, ...]:
+    """Return those of `own`, of the same index as `others`, whose image is also one of these."""
+    rows = repeated_samples(own.index, own.rows, others.rows, read_sample)
+    places = {int(row): place for place, row in enumerate(own.rows)}
+    return tuple(own.place(places[row]) for row in rows)
 
 
 def _check_samples(index: ShardIndex, skip: bool) -> tuple[Path, ...]:
@@ -211,19 +215,7 @@ def _place(index: ShardIndex, shard: int, name: str) -> Path:
 def _read_class_names(root: Path) -> tuple[str, ...] | None:
     """Return the lines of the file of class names, or None without one."""
     path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
-    if path is None:
-        return None
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"the class names in {printable(path)} cannot be read ({reason}).") from None
-    for number, name in enumerate(names, 1):
-        if not name or not name.isprintable():
-            raise DataError(
-                f"line {number} of {printable(path)} is not a class name; expected one per line, in plain text."
-            )
-    return names
+    return None if path is None else read_class_names(path)
 
 
 def _check_classes(
@@ -251,32 +243,3 @@ def _check_classes(
     if count < 2:
         raise DataError(f"the shards of {printable(root)} have only one class; at least 2 are needed.")
     return tuple(map(str, range(count))) if names is None else names
-
-
-def _hold_out(index: ShardIndex, class_names: Sequence[str], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Return for each sample whether it is held out, `(N,)`."""
-    labels: NDArray[np.int64] = index.samples["label"]
-    files = [index.name(row) for row in range(len(labels))]
-    # Shards that each count from 0 would otherwise all hold out the same places.
-    repeated = {name for name, times in Counter(files).items() if times > 1}
-
-    def name(row: int) -> bytes:
-        shard = index.shards[index.samples["shard"][row]].path.name
-        return os.fsencode(f"{shard}/") + files[row] if files[row] in repeated else files[row]
-
-    def tail(row: int) -> int:
-        return int(index.samples["tail"][row])
-
-    def digest(row: int) -> bytes:
-        return hashlib.sha256(read_sample(index, row)).digest()
-
-    order = np.argsort(labels)
-    rows = np.split(order, np.searchsorted(labels[order], np.arange(1, len(class_names))))
-    # ImageNet has two classes called 'crane'.
-    unique = len(set(class_names)) == len(class_names)
-    keys = class_names if unique else [f"{label} ({name})" for label, name in enumerate(class_names)]
-    found = {key: part.tolist() for key, part in zip(keys, rows, strict=True)}
-    _, validation = hold_out(found, name, lambda rows: divide(rows, (tail, digest)), fraction, seed)
-    held_out = np.zeros(len(labels), np.bool_)
-    held_out[[row for rows in validation.values() for row in rows]] = True
-    return held_out

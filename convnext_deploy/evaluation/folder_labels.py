@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.class_names import same_name
 from convnext_deploy.evaluation.guessing import doubt_score
 from convnext_deploy.evaluation.score import Score
 
@@ -12,14 +13,14 @@ class FolderLabels:
     """Counts how many images are taken for the class that their folder is named as, as long as every folder is a class."""
 
     def __init__(self, class_names: Sequence[str] | None) -> None:
-        self._numbers = {name: label for label, name in enumerate(class_names or ())}
+        self._numbers = {same_name(name): label for label, name in enumerate(class_names or ())}
         self._labels: list[int] = []
         self._predictions: list[int] = []
         self._all_named = True
 
     def add(self, path: Path, prediction: int) -> None:
         """Count the image `path`, whose first guess is the class `prediction`."""
-        label = self._numbers.get(path.parent.name)
+        label = self._numbers.get(same_name(path.parent.name))
         if label is None or not self._all_named:
             self._all_named = False
             return

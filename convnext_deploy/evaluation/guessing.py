@@ -27,7 +27,7 @@ def doubt_score(score: Score, artifact: Artifact, data: Data | None) -> str | No
     found = find_guessing(score, artifact.model.num_classes, names)
     if found is None and data is not None and (reference := find_reference(artifact, data)) is not None:
         found = find_shortfall(score, reference)
-    return None if found is None else f"{found}; {_what_to_check(artifact, names)}"
+    return None if found is None else f"{found}; {_what_to_check(artifact, artifact.class_names or names)}"
 
 
 def find_guessing(score: Score, num_classes: int, class_names: Sequence[str] | None = None) -> str | None:
@@ -84,7 +84,7 @@ def _what_to_check(artifact: Artifact, class_names: Sequence[str] | None) -> str
     """
     own = artifact.preprocess
     order = _order(class_names) if class_names else "by number"
-    if artifact.class_names is None:
+    if artifact.class_names is None or artifact.class_order is not None:
         order += ", the data's, because the file names none"
     return (
         f"check what it was trained with: image size (here {own.image_size}), crop (here {_crop(own)}), "

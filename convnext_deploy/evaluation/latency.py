@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.runners import Runner
+from convnext_deploy.system.load import watch_load
 
 _WARM_UP = 10
 _LEAST_RUNS, _MOST_RUNS = 20, 200
@@ -16,11 +17,15 @@ _BUDGET_S = 2.0
 
 @dataclass(frozen=True)
 class Latency:
-    """Time per call in milliseconds, median and 90th percentile, at `batch_size`."""
+    """Time per call in milliseconds, median and 90th percentile, at `batch_size`.
+
+    `loaded` tells in words that the machine did other work meanwhile, so that the times are not to be relied on; None: it did not.
+    """
 
     batch_size: int
     p50_ms: float
     p90_ms: float
+    loaded: str | None = None
 
 
 def noise_images(batch_size: int, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -46,13 +51,14 @@ def time_calls(runner: Runner, prepared: NDArray[np.generic], least: int, most: 
 def measure_latency(runner: Runner, image_shape: tuple[int, int, int]) -> Latency:
     """Time single images `(C, S, S)` in this process: 10 calls to warm up, then 20 to 200 within about two seconds.
 
-    The machine's other work is in these numbers; they tell artifacts apart that differ clearly. `time_interleaved`
-    tells more.
+    The machine's other work is in these numbers, and `Latency.loaded` says so; they tell artifacts apart that differ clearly.
+    `time_interleaved` tells more.
     """
     prepared = runner.prepare(noise_images(1, image_shape))
     time_calls(runner, prepared, _WARM_UP, _WARM_UP, 0.0)
-    times = time_calls(runner, prepared, _LEAST_RUNS, _MOST_RUNS, _BUDGET_S)
-    return Latency(1, float(np.percentile(times, 50)), float(np.percentile(times, 90)))
+    with watch_load() as load:
+        times = time_calls(runner, prepared, _LEAST_RUNS, _MOST_RUNS, _BUDGET_S)
+    return Latency(1, float(np.percentile(times, 50)), float(np.percentile(times, 90)), load.describe())
 
 
 def measure_fresh_latency(spec: ModelSpec, image_size: int, device: str) -> float:

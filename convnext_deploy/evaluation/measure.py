@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.records import read_record
+from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.evaluation.latency import Latency, measure_latency
@@ -15,6 +16,7 @@ from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import write_text
+from convnext_deploy.system.sealed_json import seal, unseal
 
 Record = TypeVar("Record")
 
@@ -53,7 +55,8 @@ def measure_artifact(
         return Measurement(not_run=str(error))
     try:
         batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
-        score = score_runner(runner, batches, len(data.validation), execution.progress, f"{name}: validate")
+        outputs = outputs_of_classes(artifact, data)
+        score = score_runner(runner, batches, len(data.validation), execution.progress, f"{name}: validate", outputs)
         size = artifact.preprocess.image_size
         latency = measure_latency(runner, (artifact.model.in_channels, size, size))
         return Measurement(score, latency, runner.name, runner.device)
@@ -62,15 +65,15 @@ def measure_artifact(
 
 
 def write_kept(path: Path, key: str, record: Any) -> None:
-    """Keep a record; the folder of the file is made."""
+    """Keep a record, with a checksum of itself; the folder of the file is made."""
     path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"key": key, **dataclasses.asdict(record)}))
+    write_text(path, json.dumps(seal({"key": key, **dataclasses.asdict(record)})))
 
 
 def read_kept(kind: type[Record], path: Path, key: str) -> Record | None:
-    """Return the record kept in `path`, or None if there is none with this key."""
+    """Return the record kept in `path`, or None if there is none with this key, or it was altered."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = unseal(json.loads(path.read_text(encoding="utf-8")))
         # what was written has every field, also one that may be left out
         whole = content.keys() == {"key", *(field.name for field in dataclasses.fields(cast(Any, kind)))}
         return read_record(kind, content, "record") if content.pop("key") == key and whole else None

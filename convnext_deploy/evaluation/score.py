@@ -42,7 +42,12 @@ class Score:
 
 
 def score_runner(
-    runner: Runner, batches: Iterable[tuple[Any, Any]], total: int, progress: Progress, description: str
+    runner: Runner,
+    batches: Iterable[tuple[Any, Any]],
+    total: int,
+    progress: Progress,
+    description: str,
+    outputs: NDArray[np.int64] | None = None,
 ) -> Score:
     """Run every validation image through an opened artifact.
 
@@ -53,6 +58,7 @@ def score_runner(
         total: number of images, for the progress display.
         progress: where to report.
         description: what the progress display shows.
+        outputs: the output of the runner that stands for each class of the labels, `(classes,)`; None: they are in order.
 
     Raises: ArtifactError: if a logit is not finite.
     """
@@ -62,6 +68,8 @@ def score_runner(
     with progress.task(description, total, "images") as task:
         for images, targets in batches:
             logits = runner.logits(np.ascontiguousarray(images.numpy()))
+            if outputs is not None:
+                logits = logits[:, outputs]
             if not np.isfinite(logits).all():
                 raise ArtifactError(f"{description}: the logits are not finite; the artifact is unusable.")
             target = targets.numpy()

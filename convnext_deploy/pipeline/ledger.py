@@ -11,6 +11,7 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.pipeline.assumptions import Assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
@@ -110,6 +111,7 @@ def open_ledger(
     command: str | None = None,
     source: str | None = None,
     artifacts: Mapping[str, Artifact] | None = None,
+    assumptions: Assumptions | None = None,
 ) -> Ledger:
     """Begin a report.
 
@@ -121,7 +123,9 @@ def open_ledger(
         command: what was typed or called.
         source: where the artifact that the user brought lay.
         artifacts: what stages may refer to before any has run: initial weights.
+        assumptions: what the scores rest on that was neither measured nor read from a file.
     """
+    known = assumptions or Assumptions()
     report = Report(
         recipe=recipe,
         data="none" if data is None else data.name,
@@ -132,6 +136,9 @@ def open_ledger(
         command=command,
         source=source,
         class_names=() if data is None else data.class_names,
+        assumptions=known.texts,
+        leaks=known.leaks,
+        images=known.images,
     )
     return Ledger(report, out, data, dict(artifacts or {}))
 

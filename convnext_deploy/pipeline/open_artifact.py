@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
 from convnext_deploy.artifacts.details import ONNXDetails
+from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, assume, tell
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -34,7 +35,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
         model: variant that the file must hold; needed for nothing, checked when given.
         asked: what the user says of the preprocessing, in the place of the file.
 
-    Raises: ArtifactError, CheckpointError: if it is none of these, or not what was asked for.
+    Raises: ArtifactError, CheckpointError: if it is none of these, not what was asked for, or not what was once recorded of it.
     """
     if path.is_dir():
         artifact = _open_folder(path)
@@ -51,6 +52,10 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
             f"{', '.join(CHECKPOINT_SUFFIXES)} or .onnx."
         )
+    if path.suffix == ".onnx":
+        artifact = _with_parts(artifact)
+    for file in artifact.files:
+        check_recorded(artifact.path / file.name, file.sha256)
     if model is not None:
         from convnext_deploy.models.variants import resolve_variant
 
@@ -70,6 +75,12 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
     if side is not None and artifact.format == "torch" and side < 8 * artifact.model.patch_size:
         raise ArtifactError(
             f"--image-size {side} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
+        )
+    traced = artifact.format != "torch" and artifact.model.variant != "unknown"
+    if traced and side not in (None, artifact.preprocess.image_size):
+        raise ArtifactError(
+            f"{path} takes images of {artifact.preprocess.image_size} pixels alone; export its PyTorch artifact again with "
+            f"--image-size {side}."
         )
     if (asked.mean or asked.std) and (artifact.scheme is not None or artifact.io.white is not None):
         fixed = "it was quantized with" if artifact.scheme is not None else "the graph has inside"
@@ -119,7 +130,22 @@ def _evaluated_alike(ancestor: Artifact, artifact: Artifact, record: StageRecord
         origins = {name: (own if name in GEOMETRY else before).origins.get(name) for name in own.settings()}
         known = {name: origin for name, origin in origins.items() if origin is not None}
         own = dataclasses.replace(own, mean=before.mean, std=before.std, origins=known)
-    return dataclasses.replace(ancestor, model=artifact.model, class_names=artifact.class_names, preprocess=own)
+    return dataclasses.replace(
+        ancestor,
+        model=artifact.model,
+        class_names=artifact.class_names,
+        preprocess=own,
+        class_order=artifact.class_order,
+    )
+
+
+def _with_parts(artifact: Artifact) -> Artifact:
+    """Return a bare ONNX file with the files in which it keeps tensors: what it answers depends on them too."""
+    from convnext_deploy.graphs.onnx_view import external_tensors, open_view
+
+    names = sorted({str(tensor.location) for tensor in external_tensors(open_view(artifact.main_file).model)})
+    parts = (dataclasses.replace(describe_file(artifact.path / name), name=name) for name in names)
+    return dataclasses.replace(artifact, files=(*artifact.files, *parts))
 
 
 def _open_folder(path: Path) -> Artifact:

@@ -11,7 +11,9 @@ from convnext_deploy.artifacts.artifact import Artifact, describe_file, parse_ar
 from convnext_deploy.artifacts.details import Format, TorchDetails
 from convnext_deploy.artifacts.preprocessing import assume, describe, tell
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.data.class_names import NATURAL
 from convnext_deploy.errors import ArtifactError, CheckpointError
+from convnext_deploy.pipeline.told_classes import find_class_names
 
 if TYPE_CHECKING:
     from convnext_deploy.models.checkpoints.hub_config import HubConfig
@@ -43,17 +45,28 @@ def open_checkpoint(path: Path) -> Artifact:
     elif checkpoint.dialect == "huggingface":
         spec = dataclasses.replace(spec, head_norm_eps=TRANSFORMERS_DEFAULT_EPS)
     preprocess, remarks = _preprocess(path, checkpoint, spec, config)
+    class_names = config.class_names if config is not None else None
+    if class_names is None:
+        alone = path.name in WEIGHT_FILES
+        class_names, told = find_class_names(path, spec, checkpoint.arguments, alone=alone)
+        remarks += told
     notes = (
         *checkpoint.notes,
         f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
         *remarks,
         evaluation_note(path, preprocess),
     )
-    class_names = config.class_names if config is not None else None
-    license_ = config.license if config is not None else None
-    files = (describe_file(path),)
     return Artifact(
-        path.parent, TorchDetails(), "fp32", spec, class_names, preprocess, files, license=license_, notes=notes
+        path.parent,
+        TorchDetails(),
+        "fp32",
+        spec,
+        class_names,
+        preprocess,
+        (describe_file(path),),
+        license=config.license if config is not None else None,
+        notes=notes,
+        class_order=NATURAL if class_names is None and checkpoint.dialect == "timm" else None,
     )
 
 

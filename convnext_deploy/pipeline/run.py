@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
-from convnext_deploy.data.datasets import Data, check_classes
+from convnext_deploy.data.agreement import check_classes, name_classes
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
+from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
@@ -21,6 +25,7 @@ from convnext_deploy.pipeline.speed_check import measure_comparison, plan_compar
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.reports.record import Report
 from convnext_deploy.system.distributed import announce, receive, world
+from convnext_deploy.system.environment import conditions_of
 from convnext_deploy.system.files import create_output_folder
 
 if TYPE_CHECKING:
@@ -54,17 +59,19 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    source, weights = _name_classes(source, weights or {}, data)
     if not world().is_first:
-        return _follow(recipe, settings, source, data, dict(weights or {}))
+        return _follow(recipe, settings, source, data, dict(weights))
     create_output_folder(settings.out)
     with _lock(settings.out):
-        return _run(recipe, settings, source, data, dict(weights or {}))
+        return _run(recipe, settings, source, data, weights)
 
 
 def plan_recipe(
     recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
+    source, weights = _name_classes(source, weights, data)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
     plan = []
     for stage in recipe.stages:
@@ -75,6 +82,14 @@ def plan_recipe(
             artifacts[stage.name] = cached
         plan.append((stage, cached is None))
     return plan
+
+
+def _name_classes(
+    source: Artifact | None, weights: Mapping[str, Artifact], data: Data | None
+) -> tuple[Artifact | None, dict[str, Artifact]]:
+    """Return what the user brought with names for the classes; see `name_classes`."""
+    named = {name: name_classes(artifact, data) for name, artifact in weights.items()}
+    return (None if source is None else name_classes(source, data)), named
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,9 @@ def _run(
     recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
+    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
+    for text in assumptions.texts:
+        settings.execution.progress.say(text)
     ledger = open_ledger(
         recipe.name,
         data,
@@ -100,6 +118,7 @@ def _run(
         command=settings.command,
         source=recipe.source,
         artifacts=weights,
+        assumptions=assumptions,
     )
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
@@ -111,6 +130,7 @@ def _run(
     for stage in recipe.stages:
         if is_judged(ledger.artifacts[stage.name]):
             ledger.record_speed(stage, _compare_speed(run, stage, made))
+    score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
 
@@ -133,7 +153,7 @@ def _bring(run: _Run, source: Artifact) -> None:
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
     """Execute a stage unless its artifact is up to date, and measure what it made."""
     key = cache_key(stage, inputs, run.data, run.recipe.seed)
-    artifact = reusable(stage_folder(run.settings, stage), key)
+    artifact = reusable(stage_folder(run.settings, stage), key, run.settings.execution.progress)
     if _is_joint(stage):
         announce(artifact is None)
     if artifact is None:
@@ -180,7 +200,8 @@ def _compare_speed(run: _Run, stage: StageEntry, made: dict[str, StageEntry]) ->
     except DeployError as error:
         return f"the float baseline could not be made: {first_line(error)}"
     kept = run.settings.out / "scores" / f"{stage.name}.speed.json"
-    return measure_comparison(plan, inputs, kept, ledger.report.environment, progress)
+    again = run.settings.measure_again
+    return measure_comparison(plan, inputs, kept, ledger.report.environment, progress, again=again)
 
 
 def _follow(
@@ -223,7 +244,7 @@ def _only_starts(recipe: Recipe) -> bool:
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
-    """Score and time an artifact, or take both from an earlier run on the same artifact, images and device."""
+    """Score and time an artifact, or take both from an earlier run on the same artifact, images, machine and versions."""
     from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact, read_kept, write_kept
 
     data, execution = run.data, run.settings.execution
@@ -235,11 +256,15 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    images = [data.fingerprint, artifact.preprocess.settings()]
-    content = [artifact.sha256, images, execution.device, RESULT_VERSION]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    images = [data.fingerprint, artifact.preprocess.settings(), artifact.class_names]
+    # the same bytes may be those of networks that differ in what no weight shows, such as the activation
+    network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
+    scheme = None if artifact.scheme is None else artifact.scheme.details()
+    where = [execution.device, conditions_of(run.ledger.report.environment)]
+    content = [artifact.sha256, artifact.format, network, scheme, images, where, RESULT_VERSION]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
-    measured = read_kept(Measurement, path, key)
+    measured = None if run.settings.measure_again else read_kept(Measurement, path, key)
     if measured is None:
         measured = measure_artifact(artifact, data, execution, name)
         if measured.score is not None:

@@ -15,6 +15,7 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, first_line
 from convnext_deploy.pipeline.float_baseline import FloatBaseline, find_float_baseline
+from convnext_deploy.system.environment import conditions_of
 from convnext_deploy.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -62,7 +63,13 @@ def plan_comparison(
 
 
 def measure_comparison(
-    plan: Comparison, artifacts: Mapping[str, Artifact], kept: Path, environment: Mapping[str, Any], progress: Progress
+    plan: Comparison,
+    artifacts: Mapping[str, Artifact],
+    kept: Path,
+    environment: Mapping[str, Any],
+    progress: Progress,
+    *,
+    again: bool = False,
 ) -> Speed | str:
     """Time an INT8 artifact and its float baseline in interleaved, isolated processes, unless that was done before.
 
@@ -70,8 +77,9 @@ def measure_comparison(
         plan: from `plan_comparison`.
         artifacts: with that of every stage of the plan.
         kept: file that keeps the result.
-        environment: of the machine; times of another one do not count.
+        environment: of the machine; times of another one, or with other versions, do not count.
         progress: where to report.
+        again: measure also where a result is kept.
 
     Returns: the measurement, kept or new; or in words why there is none.
     """
@@ -82,7 +90,7 @@ def measure_comparison(
     ours = Contender(plan.name, artifacts[plan.name], against.runner)
     reference = Contender(plan.float_name, artifacts[plan.float_name], against.float_runner)
     key = _key(ours, reference, against, environment)
-    speed = read_kept(Speed, kept, key)
+    speed = None if again else read_kept(Speed, kept, key)
     if speed is None:
         try:
             speed = measure_speed(ours, reference, against.batch_sizes, progress, device=against.device)
@@ -107,7 +115,7 @@ def _key(ours: Contender, reference: Contender, against: FloatBaseline, environm
     content = [
         [(each.name, each.artifact.sha256, str(each.artifact.location), each.runner) for each in (ours, reference)],
         [against.device, against.batch_sizes],
-        environment,
+        conditions_of(environment),
         RESULT_VERSION,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_deploy.artifacts.artifact import Artifact, StageRecord, describe_file, read_artifact, write_manifest
+from convnext_deploy.artifacts.artifact import Artifact, StageRecord, read_artifact, write_manifest
+from convnext_deploy.artifacts.details import EngineDetails, TorchTensorRTDetails
 from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.data.agreement import order_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.distributed import world
-from convnext_deploy.system.environment import package_versions
+from convnext_deploy.system.environment import installed_version, package_versions
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import replace_folder
+from convnext_deploy.system.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from convnext_deploy.training.checkpoint_store import TrainingStore
@@ -32,6 +36,7 @@ class Settings:
 
     `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`.
     `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float baseline.
+    `measure_again`: score and time also what an earlier run has measured.
     """
 
     out: Path
@@ -39,6 +44,7 @@ class Settings:
     tensorboard: bool = False
     command: str | None = None
     speed_check: bool = True
+    measure_again: bool = False
 
 
 def execute_stage(
@@ -65,7 +71,7 @@ def execute_stage(
         context = StageContext(
             stage.name,
             output,
-            data,
+            None if data is None else order_for(inputs.get("source") or inputs.get("weights"), data),
             dataclasses.replace(settings.execution, seed=recipe.seed),
             cache_dir=settings.execution.cache_dir or settings.out / "cache",
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
@@ -77,6 +83,7 @@ def execute_stage(
         if not world().is_first:
             return artifact
         read = data if stage.config.reads_images else None
+        chosen = None if read is None else read.split
         record = StageRecord(
             name=stage.name,
             kind=stage.config.kind,
@@ -89,7 +96,9 @@ def execute_stage(
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
             cache_key=key,
-            validation_fraction=None if read is None or read.split is None else read.split.fraction,
+            validation_fraction=None if chosen is None or chosen.file is not None else chosen.fraction,
+            split=None if chosen is None else chosen.options,
+            judged_on=None if read is None else read.judged_on,
             preprocess={role: source.preprocess for role, source in inputs.items()},
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
@@ -112,7 +121,8 @@ def _open_store(stage: StageEntry, settings: Settings, key: str) -> TrainingStor
     from convnext_deploy.training.tensorboard import TensorBoardEvents
 
     events = TensorBoardEvents(settings.out / "tensorboard" / stage.name) if settings.tensorboard else None
-    return TrainingStore(settings.out / "checkpoints" / stage.name, key, events=events)
+    folder, progress = settings.out / "checkpoints" / stage.name, settings.execution.progress
+    return TrainingStore(folder, key, events=events, progress=progress)
 
 
 def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
@@ -142,13 +152,43 @@ def stage_folder(settings: Settings, stage: StageEntry) -> Path:
     return settings.out / "stages" / stage.name
 
 
-def reusable(folder: Path, key: str) -> Artifact | None:
-    """Return the artifact in `folder` if it was made with this key and its files are unaltered."""
+def reusable(folder: Path, key: str, progress: Progress | None = None) -> Artifact | None:
+    """Return the artifact in `folder` if it was made with this key, is unaltered, and is what would be made here and now.
+
+    `progress`: where to say of one that was made with this key why it is made again; None: nowhere.
+    """
+    say = (progress or SilentProgress()).say
     try:
         artifact = read_artifact(folder)
-    except ArtifactError:
+    except ArtifactError as error:
+        if folder.is_dir():
+            say(str(error))
         return None
     if not artifact.lineage or artifact.lineage[-1].cache_key != key:
         return None
-    unaltered = all(describe_file(folder / file.name) == file for file in artifact.files)
-    return artifact if unaltered else None
+    reason = _outdated(artifact)
+    if reason is not None:
+        say(f"{folder.name}: {reason}; it is built again")
+    return artifact if reason is None else None
+
+
+def _outdated(artifact: Artifact) -> str | None:
+    """Return why an engine would be another one if it were built now; what cannot be built here is left as it is."""
+    details = artifact.details
+    if isinstance(details, EngineDetails):
+        packages, built_on = [details.flavor.replace("-", "_")], details.built_on
+    elif isinstance(details, TorchTensorRTDetails):
+        packages, built_on = ["torch_tensorrt", "tensorrt", "torch"], details.gpu
+    else:
+        return None
+    versions = artifact.lineage[-1].versions
+    for name in packages:
+        here = installed_version(name)
+        if None not in (here, versions.get(name)) and here != versions[name]:
+            return f"it was built with {name} {versions[name]}, and here is {here}"
+    gpu = describe_gpu()
+    if None not in (gpu, built_on) and str(built_on) not in str(
+        gpu
+    ):  # of programs the compute capability alone is known
+        return f"it was built on {built_on}, and here is {gpu}"
+    return None

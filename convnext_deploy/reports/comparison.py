@@ -108,6 +108,15 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     if len(set(machines.values())) > 1:
         named = "; ".join(f"{run}: {machine}" for run, machine in machines.items())
         yield f"latency was measured on different machines and cannot be compared ({named})"
+    loaded = {
+        run.name: latency.loaded
+        for run in runs
+        for row in run.report.rows
+        if (latency := row.speed.latency) is not None and latency.loaded is not None
+    }
+    if loaded:
+        named = "; ".join(f"{run}: {load}" for run, load in loaded.items())
+        yield f"latency was measured on a machine that did other work, and is not to be relied on ({named})"
 
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
@@ -124,9 +133,9 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
 
 def _machine(report: Report) -> str:
     devices = sorted({row.accuracy.device for row in report.rows if row.accuracy})
-    return (
-        f"{report.environment.get('cpu', 'unknown')}, {report.environment.get('cores', '?')} cores, {'/'.join(devices)}"
-    )
+    known = report.environment
+    parts = [f"{known.get('cores', '?')} cores", *(known[name] for name in ("threads", "gpus") if name in known)]
+    return ", ".join([known.get("cpu", "unknown"), *parts, "/".join(devices)])
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[Difference]:

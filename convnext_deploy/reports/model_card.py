@@ -9,7 +9,7 @@ from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import drop_text, verdict, warnings
+from convnext_deploy.reports.stage_table import describe_test, drop_text, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
 
 _MOST_CLASSES = 20  # named on the card
@@ -61,10 +61,17 @@ def render_model_card(report: Report) -> str:
 
 
 def shipped_row(report: Report) -> StageRow | None:
-    """Return the artifact that the card is about: the fastest ONNX file that failed no gate, otherwise the last artifact."""
+    """Return the artifact that the card is about: the fastest ONNX file that failed no gate, otherwise the last artifact.
+
+    What was timed while the machine did other work is not the fastest.
+    """
     fine = [row for row in report.rows if row.verdict.passed is not False]
     graphs = [row for row in fine if row.identity.format == "onnx"]
-    timed = [(latency.p50_ms, place) for place, row in enumerate(graphs) if (latency := row.speed.latency) is not None]
+    timed = [
+        (latency.p50_ms, place)
+        for place, row in enumerate(graphs)
+        if (latency := row.speed.latency) is not None and latency.loaded is None
+    ]
     if timed:
         return graphs[min(timed)[1]]
     chosen = graphs or fine or report.rows
@@ -90,10 +97,11 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if accuracy is not None:
         text += (
             f" The artifact to take is `{shipped.name}` ({own.format}, {own.precision}): "
-            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, "
+            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, {report.images}; "
             f"{own.size_bytes / 1e6:.1f} MB"
         )
-        text += f", {latency.p50_ms:.2f} ms per image on the machine below." if latency is not None else "."
+        is_known = latency is not None and latency.loaded is None
+        text += f", {latency.p50_ms:.2f} ms per image on the machine below." if latency and is_known else "."
     if not report.complete:
         text += " **The run is not complete.**"
     if not report.passed:
@@ -111,9 +119,13 @@ def _limits(report: Report) -> Iterator[str]:
     yield "For images of the classes above, taken like those it was trained on. It names one of them for any image."
     if report.validation_images:
         yield (
-            f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', which were not "
-            "trained on; other images may give another."
+            f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', {report.images}; "
+            "other images may give another."
         )
+    if report.test is not None:
+        yield f"Accuracy {_text(describe_test(report.test))}."
+    for text in report.assumptions:
+        yield f"Assumed: {_text(text)}."
     yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
     if any(row.identity.is_int8 and row.identity.format == "torch" for row in report.rows):
         yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."

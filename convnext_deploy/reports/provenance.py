@@ -36,7 +36,7 @@ def read_provenance(artifact: Artifact, kind: str) -> Provenance:
     return Provenance(
         config=_plain(artifact.lineage[-1].config) if artifact.lineage and kind not in _BROUGHT else {},
         lineage=tuple(artifact.history()),
-        base_model=_base_model(artifact),
+        base_model=find_base_model(artifact),
         license=artifact.license,
         graph=artifact.io if artifact.format in ("onnx", "tensorrt") else None,
         preprocess=artifact.preprocess,
@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value if not isinstance(value, Mapping) else dict(value)))
 
 
-def _base_model(artifact: Artifact) -> str | None:
+def find_base_model(artifact: Artifact) -> str | None:
     """Return the repository of the published weights that the first step, or the second of an imported checkpoint, began with."""
     for record in artifact.lineage:
         model = record.config.get("model")

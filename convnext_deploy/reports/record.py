@@ -19,6 +19,7 @@ from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.paired import Drop
+from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 REPORT_JSON = "report.json"
 SCHEMA = 2
@@ -26,7 +27,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Identity:
-    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it."""
+    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it.
+
+    `sha256` is the hash of its files, None in the report of an earlier version.
+    """
 
     name: str
     kind: str
@@ -37,6 +41,7 @@ class Identity:
     size_bytes: int
     file: str | None = None
     num_classes: int | None = None
+    sha256: str | None = None
 
     @property
     def is_int8(self) -> bool:
@@ -167,12 +172,26 @@ def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 
 
 @dataclass(frozen=True)
+class TestResult:
+    """Top-1, a fraction, on the images of the test, of the artifact to ship and of its baseline, where that was scored."""
+
+    name: str
+    total: int
+    top1: float
+    baseline: str | None = None
+    baseline_top1: float | None = None
+    drop: Drop | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
     `command` what was typed or called. `thumbnails` are the images in
     `Accuracy.flips` as data URIs, by their index in decimal digits.
+    `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
+    sides. `images`: what is known of the validation images, as the end of a sentence. `test`: what the test gave, at the end.
     """
 
     recipe: str
@@ -186,6 +205,10 @@ class Report:
     source: str | None = None
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
+    images: str = "which were not trained on"
+    test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     @property
@@ -195,7 +218,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the text of `report.json`."""
-        return json.dumps({"schema": SCHEMA, "passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+        return json.dumps(seal({"schema": SCHEMA, "passed": self.passed, **dataclasses.asdict(self)}), indent=1)
 
 
 def read_report(run: Path) -> Report:
@@ -205,11 +228,13 @@ def read_report(run: Path) -> Report:
     """
     path = run / REPORT_JSON if run.is_dir() else run
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        content = {key: value for key, value in sealed.items() if key != SEAL}
         content.pop("passed")
-        schema = content.pop("schema")
-        if schema == SCHEMA:
-            return read_record(Report, content, "report")
+        if content.pop("schema") == SCHEMA:
+            report = read_record(Report, content, "report")
+            unseal(sealed)  # last, because a field that is wrong tells more
+            return report
     except FileNotFoundError:
         raise ArtifactError(f"{run} is not a finished run: it has no {REPORT_JSON}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.artifacts.preprocessing import describe_assumed
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.class_numbers import describe_permutation, find_permutation
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
@@ -20,6 +21,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
+from convnext_deploy.system.load import unreliable
 
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_CLASSES = 3  # classes in a remark
@@ -71,6 +73,7 @@ def create_row(
             size_bytes=artifact.size_bytes,
             file=artifact.files[0].name if artifact.files else None,
             num_classes=artifact.model.num_classes,
+            sha256=artifact.sha256,
         ),
         not_run=measured.not_run,
         history=read_history(artifact, role.kind),
@@ -86,8 +89,9 @@ def create_row(
     if measured.score is None or measured.latency is None:
         return row
     accuracy = _compare(row, measured, scores, data)
+    renumbered = None if data is None else describe_permutation(measured.score, artifact, data)
     gain = doubt_gain(accuracy.drop, artifact, role.baseline or "")
-    doubts = (doubt_score(measured.score, artifact, data), gain)
+    doubts = (renumbered or doubt_score(measured.score, artifact, data), gain)
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
@@ -102,7 +106,10 @@ def create_row(
     reasons += [f"{name} is no better than guessing" for name in suspect]
     if reasons and role.gate.judges_change:
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
-    return dataclasses.replace(row, notes=(*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier)))
+    loaded = measured.latency.loaded
+    notes = () if loaded is None else (f"{unreliable(loaded)}; --measure-again times it anew",)
+    notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
+    return dataclasses.replace(row, notes=notes)
 
 
 def _engine_warnings(artifact: Artifact) -> tuple[str, ...]:
@@ -117,7 +124,8 @@ def _assumptions(role: Role, artifact: Artifact) -> Iterator[str]:
 
 
 def _guesses(score: Score | None, artifact: Artifact) -> bool:
-    return score is not None and find_guessing(score, artifact.model.num_classes) is not None
+    classes = artifact.model.num_classes
+    return score is not None and bool(find_guessing(score, classes) or find_permutation(score, classes))
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from convnext_deploy.artifacts.details import Selection, Step
-from convnext_deploy.reports.record import Accuracy, Report, StageRow
+from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
 COLUMNS = (
@@ -141,19 +141,34 @@ def outcome(report: Report) -> Outcome:
 
 def warnings(report: Report) -> list[str]:
     """Return the warnings with their stages; what is said of several stages is said once."""
-    return _said_once(report, lambda row: row.warnings)
+    return [*report.leaks, *_said_once(report, lambda row: row.warnings)]
 
 
 def remarks(report: Report) -> list[str]:
-    """Return the reasons of failed gates and the notes with their stages, and then how many first guesses changed.
+    """Return what was assumed, the reasons of failed gates and the notes with their stages, and how many first guesses changed.
 
     What is said of several stages is said once.
     """
-    found = _said_once(report, lambda row: (*row.verdict.reasons, *row.verdict.notes, *row.notes))
+    found = [f"assumed: {text}" for text in report.assumptions]
+    found += _said_once(report, lambda row: (*row.verdict.reasons, *row.verdict.notes, *row.notes))
     changed = [f"{row.name} {flips}" for row in report.rows if (flips := _flips(row.accuracy))]
     if changed:
         found.append(f"images whose first guess changed, of {report.validation_images:,}: {'; '.join(changed)}")
+    if report.test is not None:
+        found.append(describe_test(report.test))
     return found
+
+
+def describe_test(test: TestResult) -> str:
+    """Say what the test images gave."""
+    text = f"on the {test.total:,} test images, scored once at the end: {test.name} {100 * test.top1:.2f} %"
+    if test.baseline is None or test.baseline_top1 is None or test.drop is None:
+        return text
+    low, high = test.drop.interval_pp
+    return (
+        f"{text}, {test.baseline} {100 * test.baseline_top1:.2f} %, drop {test.drop.top1_drop_pp:+.2f} pp "
+        f"[{low:+.2f}, {high:+.2f}]"
+    )
 
 
 def _said_once(report: Report, texts_of: Callable[[StageRow], Sequence[str]]) -> list[str]:

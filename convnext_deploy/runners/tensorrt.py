@@ -59,7 +59,14 @@ class TensorRTRunner:
             plan = self._file.read_bytes()
         except OSError as error:
             raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
-        self._loaded = load_engine(trt, flavor, plan, self._file, host_code=details.version_compatible)
+        try:
+            self._loaded = load_engine(trt, flavor, plan, self._file, host_code=details.version_compatible)
+        except ArtifactError as error:
+            if details.tensorrt == trt.__version__:
+                raise
+            raise ArtifactError(
+                f"it was built with TensorRT {details.tensorrt}, and here is {trt.__version__}; build it again: {error}"
+            ) from None
         self._trt, self._profiler = trt, create_profiler(trt) if profiled else None
         if self._profiler is not None:
             self._loaded.context.profiler = self._profiler

@@ -16,6 +16,7 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import Augmentation
+from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.variants import resolve_variant
@@ -45,9 +46,12 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     spec, preprocess = model_of(config.model, data, start)
     for artifact in context.teachers:
         check_teacher(artifact, data, spec.in_channels)
-    student = start_network(spec, config.fit, start, data.class_names, context)
+    student = start_network(spec, config.fit, start, context)
     open_all = functools.cache(
-        lambda: [open_teacher(artifact, preprocess, context.execution.device) for artifact in context.teachers]
+        lambda: [
+            open_teacher(artifact, preprocess, context.execution.device, outputs_of_classes(artifact, data))
+            for artifact in context.teachers
+        ]
     )
     features = (
         feature_distillation(student, [teacher.network for teacher in open_all()], context.execution.seed)
@@ -106,7 +110,12 @@ def _cached(
     plan = {
         # the same weights may be those of networks that differ in what no weight shows, such as the activation
         "teachers": [
-            [teacher.sha256, dataclasses.asdict(teacher.model), teacher.preprocess.settings()]
+            [
+                teacher.sha256,
+                dataclasses.asdict(teacher.model),
+                teacher.preprocess.settings(),
+                *(outputs.tolist() if (outputs := outputs_of_classes(teacher, data)) is not None else ()),
+            ]
             for teacher in context.teachers
         ],
         "images": [data.fingerprint, preprocess.settings()],

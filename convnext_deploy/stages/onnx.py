@@ -68,6 +68,8 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         path = context.output / "model.onnx"
         license_ = config.license or source.license
         header = file_header(source.model, source.preprocess, source.class_names, precision, license_)
+        if source.class_order is not None:
+            header["class_order"] = source.class_order
         save_onnx(proto, path, {**header, "details": dataclasses.asdict(details), "lineage": source.history()})
         task.advance()
     for line in describe_ends(io, source):

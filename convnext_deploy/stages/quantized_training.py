@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.quantize import QATConfig
+from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import identity_parameters
@@ -53,7 +54,11 @@ def train_quantized(
         config: settings.
         context: of the stage.
     """
-    teacher = open_teacher(context.teachers[0], preprocess, context.execution.device) if context.teachers else own
+    teacher = own
+    if context.teachers:
+        other = context.teachers[0]
+        outputs = outputs_of_classes(other, context.need_data())
+        teacher = open_teacher(other, preprocess, context.execution.device, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.data.datasets import Data, check_classes
+from convnext_deploy.data.agreement import check_classes
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.training.fit import Objective

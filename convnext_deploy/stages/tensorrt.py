@@ -24,6 +24,7 @@ from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.gpu_models import resolve_gpus
 
 THIS_GPU = "this GPU"
@@ -83,6 +84,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         config.stripped,
         reports,
         tuple(dict.fromkeys(warnings)),
+        None if RELEASES[config.flavor].builds_for_gpus else describe_gpu(),
     )
     return dataclasses.replace(source, path=context.output, files=tuple(files), details=details)
 

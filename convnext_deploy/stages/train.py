@@ -23,7 +23,7 @@ def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> 
     data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
-    network = start_network(spec, config.fit, start, data.class_names, context)
+    network = start_network(spec, config.fit, start, context)
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=config.fit.label_smoothing)

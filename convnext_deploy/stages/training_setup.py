@@ -6,6 +6,7 @@ import hashlib
 import math
 from typing import Any
 
+import PIL
 import torch
 from torch import nn
 
@@ -15,6 +16,7 @@ from convnext_deploy.artifacts.preprocessing import ask
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.train import ModelConfig
+from convnext_deploy.data.agreement import is_in_order
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, RESULT_VERSION, PixelCache, decode_small
@@ -87,9 +89,7 @@ def training_options(config: FitConfig) -> dict[str, Any]:
     }
 
 
-def start_network(
-    spec: ModelSpec, config: FitConfig, start: Artifact | None, class_names: tuple[str, ...], context: StageContext
-) -> ConvNeXt:
+def start_network(spec: ModelSpec, config: FitConfig, start: Artifact | None, context: StageContext) -> ConvNeXt:
     """Return the network to train, on the device: fresh weights drawn from the seed, or those of `start`.
 
     A head of another size, or for other classes, stays fresh; the user is told.
@@ -99,7 +99,7 @@ def start_network(
         network = build_model(spec, layer_scale_init=config.layer_scale_init, **training_options(config))
     if start is not None:
         state = load_checkpoint(start.main_file).state
-        other_classes = start.class_names is not None and start.class_names != class_names
+        other_classes = start.class_names is not None and not is_in_order(start, context.need_data())
         if other_classes:
             state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
         fresh = load_into(network, state, str(start.main_file), reinitialize_head=True)
@@ -168,7 +168,9 @@ def plan_seed(config: FitConfig, context: StageContext) -> int:
 
 def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
     """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
-    key = hashlib.sha256(f"{data.fingerprint} {channels} {RESULT_VERSION}".encode()).hexdigest()
+    # another release of Pillow may decode to other pixels
+    content = f"{data.fingerprint} {channels} {RESULT_VERSION} {PIL.__version__}"
+    key = hashlib.sha256(content.encode()).hexdigest()
     file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
     decode = functools.partial(
         decode_small,

@@ -28,9 +28,12 @@ def write_torch_artifact(
     """
     start = source or context.weights
     license_ = None if start is None else start.license
+    # what was trained on labels has the names that came with them
+    class_order = None if source is None or details.scheme is None else source.class_order
     header = {
         **file_header(model, preprocess, class_names, precision, license_),
         "details": {} if details.scheme is None else details.scheme.details(),
+        **({} if class_order is None else {"class_order": class_order}),
     }
     path = context.output / WEIGHTS
     is_writer = world().is_first
@@ -46,4 +49,5 @@ def write_torch_artifact(
         details=details,
         lineage=source.lineage if source is not None else (),
         license=license_,
+        class_order=class_order,
     )

@@ -54,6 +54,14 @@ def describe_gpus() -> dict[str, Any]:
     return {"cuda": f"{version.value // 1000}.{version.value % 1000 // 10}", "gpus": gpus}
 
 
+def describe_gpu() -> str | None:
+    """Return the first GPU that this process may use, such as `NVIDIA L4 (SM89)`; None where there is none."""
+    if cuda_driver_error() is not None:
+        return None
+    gpu = describe_gpus()["gpus"][0]
+    return f"{gpu['name']} ({gpu['capability']})"
+
+
 def gpu_name() -> str:
     """Return the compute capability of the GPU, such as `SM86`; only where PyTorch has one."""
     import torch

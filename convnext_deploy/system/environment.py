@@ -1,16 +1,20 @@
 """Describe the machine and the versions of packages, as reports record them."""
 
 import importlib.metadata
+import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.system.cuda_driver import cuda_driver_error, describe_gpus
 from convnext_deploy.system.distributed import usable_cores
 
 _PACKAGES = (
-    "convnext_deploy", "torch", "torchvision", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt",
-    "torch_tensorrt",
+    "convnext_deploy", "torch", "torchvision", "numpy", "pillow", "onnx", "onnxruntime", "onnxruntime_gpu", "openvino",
+    "tensorrt_rtx", "tensorrt", "torch_tensorrt",
 )  # fmt: skip
+_THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def installed_version(distribution: str) -> str | None:
@@ -29,10 +33,36 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the machine and the package versions."""
+    """Return the machine and the package versions, as plain texts and numbers.
+
+    `gpus` and `threads`, the limits of threads that environment variables set, are there only where there are such.
+    """
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "cores": usable_cores(), "system": platform.system(), "versions": package_versions()}
+    threads = ", ".join(f"{name}={os.environ[name]}" for name in _THREADS if os.environ.get(name))
+    gpus = _gpus()
+    return {
+        "cpu": cpu,
+        "cores": usable_cores(),
+        "system": platform.system(),
+        **({"threads": threads} if threads else {}),
+        **({"gpus": gpus} if gpus else {}),
+        "versions": package_versions(),
+    }
+
+
+def _gpus() -> str:
+    if cuda_driver_error() is not None:
+        return ""
+    found = describe_gpus()
+    names = ", ".join(f"{gpu['name']} ({gpu['capability']})" for gpu in found["gpus"])
+    return f"{names}; CUDA {found['cuda']}"
+
+
+def conditions_of(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a measurement depends on of an environment: all but this package, whose records have versions of their own."""
+    versions = {name: each for name, each in environment["versions"].items() if name != "convnext_deploy"}
+    return {**environment, "versions": versions}

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from convnext_deploy.artifacts.hashes import SUMS, hash_file
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import write_text
+from convnext_deploy.system.progress import Progress, SilentProgress
 from convnext_deploy.training.tensorboard import TensorBoardEvents
 
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
@@ -27,12 +30,19 @@ class TrainingStore:
         key: names the training: its settings, data, starting weights and result version. One with another key is of another one.
         save_every_s: least time between two states; what was done since the last one is done again after a kill.
         events: where the figures of each epoch also go as TensorBoard events.
+        progress: where to say that a state is damaged; None: nowhere.
     """
 
     def __init__(
-        self, folder: Path, key: str, save_every_s: float = SAVE_EVERY_S, events: TensorBoardEvents | None = None
+        self,
+        folder: Path,
+        key: str,
+        save_every_s: float = SAVE_EVERY_S,
+        events: TensorBoardEvents | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.folder, self.key, self.save_every_s, self.events = folder, key, save_every_s, events
+        self._progress = progress or SilentProgress()
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -53,21 +63,32 @@ class TrainingStore:
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Return the last state of this very training, or None if there is none that can be read."""
+        """Return the last state of this very training, or None if there is none that is as it was written."""
+        path = self.folder / LAST
         try:
-            state = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(path) as archive:
+                # PyTorch writes a checksum of every record and does not look at them when it reads
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(damaged)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
         except Exception:  # a state that cannot be read, for whatever reason, is no state
+            self._progress.say(f"the state of the training in {path} is damaged; the training begins again")
             return None
         return state if isinstance(state, dict) and state.get("key") == self.key else None
 
     def save_best(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights of the epoch with the best validation, completely or not at all."""
+        """Write the weights of the epoch with the best validation and their checksum, completely or not at all."""
         if not world().is_first:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{BEST}.partial"
+        partial, sums = self.folder / f".{BEST}.partial", self.folder / SUMS
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+        line, before = f"{hash_file(partial)}  {BEST}\n", sums.read_text("utf-8") if sums.is_file() else ""
+        write_text(sums, line + before)  # whenever this process is killed, the weights that are there are named
         partial.replace(self.folder / BEST)
+        write_text(sums, line)
 
     def save_history(self, history: list[dict[str, float]]) -> None:
         """Write the figures of the finished epochs."""

@@ -1,7 +1,9 @@
 """A frozen network that teaches, given the student's images."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
@@ -17,9 +19,12 @@ class Teacher(nn.Module):
         network: on its device.
         student: transform of the images that are given.
         own: transform that the network belongs to; its image size and normalization count.
+        outputs: its output for each class of the student, `(classes,)`; None: they are in order.
     """
 
-    def __init__(self, network: ConvNeXt, student: Preprocess, own: Preprocess) -> None:
+    def __init__(
+        self, network: ConvNeXt, student: Preprocess, own: Preprocess, outputs: NDArray[np.int64] | None = None
+    ) -> None:
         super().__init__()
         self.network, self.image_size = network.requires_grad_(False).eval(), own.image_size
         self.same = (student.mean, student.std) == (own.mean, own.std)
@@ -28,6 +33,7 @@ class Teacher(nn.Module):
             torch.tensor(values, device=device)[:, None, None]
             for values in (student.mean, student.std, own.mean, own.std)
         )
+        self.outputs = None if outputs is None else torch.from_numpy(outputs).to(device)
         self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,9 +41,12 @@ class Teacher(nn.Module):
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        return self.network(images if self.same else images * self.scale + self.shift)  # type: ignore[no-any-return]
+        logits: Tensor = self.network(images if self.same else images * self.scale + self.shift)
+        return logits if self.outputs is None else logits[:, self.outputs]
 
 
-def open_teacher(artifact: Artifact, student: Preprocess, device: str) -> Teacher:
-    """Load a teacher for images under the student's transform; see `load_network` for what it raises."""
-    return Teacher(load_network(artifact).to(device), student, artifact.preprocess)
+def open_teacher(
+    artifact: Artifact, student: Preprocess, device: str, outputs: NDArray[np.int64] | None = None
+) -> Teacher:
+    """Load a teacher for images under the student's transform; see `Teacher`, and `load_network` for what it raises."""
+    return Teacher(load_network(artifact).to(device), student, artifact.preprocess, outputs)

@@ -37,6 +37,9 @@ VALUES: dict[str, Any] = {
     "skip_unreadable": True,
     "image_size": 64,
     "crop_pct": 0.5,
+    "classes": "classes.txt",
+    "split": "val.txt",
+    "groups": "p[0-9]+",
     "crop_mode": "squash",
     "interpolation": "bilinear",
     "mean": (0.5,),
@@ -61,6 +64,7 @@ VALUES: dict[str, Any] = {
     "seed": 9,
     "cache_dir": "cache",
     "tensorboard": True,
+    "measure_again": True,
     "progress": OtherProgress(),
     "command": "typed",
 }
@@ -93,6 +97,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         raise EnoughError("enough")
 
     (tmp_path / "image.png").touch()
+    (tmp_path / "classes.txt").write_text("\n".join(small_data.class_names[::-1]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(SilentProgress, "say", lambda self, text: found.append([type(self).__name__, text]))
     for module, name, replacement in (
@@ -138,7 +143,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, SilentProgress):
         return type(value).__name__
     if isinstance(value, Data):
-        return value.name
+        return [value.name, *value.class_names]
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -247,3 +247,18 @@ def test_what_is_no_bundle_is_one_line(
     spoil(newest.bundle / "bundle.json")
     assert newest.run() == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [f"onnx/{INT8}.onnx", "bundle.json", "SHA256SUMS"])
+def test_an_altered_bundle_is_not_built_from(
+    name: str, newest: Device, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = newest.bundle / name
+    content = file.read_bytes()
+    place = content.index(
+        b"row_sum" if name.startswith("onnx") else b"onnx/" if name == "bundle.json" else b"bundle.json"
+    )
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    assert newest.run() == 1
+    assert "copy the bundle again" in capsys.readouterr().err
+    assert script.profiles == []

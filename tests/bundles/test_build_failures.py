@@ -186,3 +186,20 @@ def test_a_build_that_is_interrupted_leaves_no_half_engine(place: Callable[..., 
     done = machine.run()
     assert done.returncode == 143
     assert not [name for name in files_in(machine.bundle / "built") if "plan" in name]
+
+
+@pytest.mark.parametrize("name", [f"onnx/{INT8}.onnx", "models.tsv", "SHA256SUMS"])
+def test_an_altered_bundle_is_not_built_from(name: str, place: Callable[..., Device]) -> None:
+    machine = place()
+    file = machine.bundle / name
+    content = bytearray(file.read_bytes())
+    content[
+        content.index(b"row_sum" if name.startswith("onnx") else b"models.tsv" if name == "SHA256SUMS" else b"int8")
+    ] ^= 1
+    file.write_bytes(content)
+    done = machine.run()
+    altered = "models.tsv" if name == "SHA256SUMS" else name
+    assert (done.returncode, error_of(done.stderr)) == (
+        1,
+        f"error: {machine.bundle}/{altered} was altered: it is not what SHA256SUMS says; copy the bundle again.",
+    )

@@ -199,3 +199,14 @@ def test_import_bindings_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(DeviceError, match="bindings of tensorrt-rtx cannot be loaded"):
         import_bindings("tensorrt-rtx")
+
+
+def test_an_engine_for_triton_that_is_not_the_one_built_here_fails(copied: Path) -> None:
+    plan = copied / built(copied)
+    served = copied / "triton" / "tensorrt" / INT8 / "1" / "model.plan"
+    name = served.relative_to(copied).as_posix()
+    served.parent.mkdir(parents=True, exist_ok=True)
+    served.write_bytes(plan.read_bytes())
+    assert name not in by_name(verify(copied))
+    served.write_bytes(b"a plam")
+    assert by_name(verify(copied))[name] == ("failed", f"is not built/{INT8}.plan; copy that there again")

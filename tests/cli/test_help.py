@@ -17,7 +17,7 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import COMMANDS, group
 
 SHARED = {"--data", "--out", "--device", "--workers", "--json", "--quiet"}
-IMAGES = {"--image-size", "--crop-pct"}
+IMAGES = {"--image-size", "--crop-pct", "--crop-mode", "--interpolation", "--mean", "--std"}
 FITTING = {"--batch-size", "--epochs", "--seed"}
 NETWORK = {"--patch-size", "--head-hidden-size", "--head-dropout", "--drop-path-rate", "--gradient-checkpointing"}
 TRAINING = FITTING | NETWORK

@@ -20,6 +20,7 @@ from convnext_deploy.cli.report_table import create_table
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.record import read_report
 from convnext_deploy.reports.stage_table import cells
+from convnext_deploy.system.sealed_json import seal
 from tests.cli.conftest import FailedRun, Outcome, assert_nothing_half_written, call
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 from tests.rows import accuracy_of, drop_of, rows_in
@@ -100,7 +101,7 @@ def test_report_shows_every_row_and_cell(small_run: RunResult) -> None:
 def test_report_shows_names_with_brackets_as_they_are(failed_run: FailedRun, tmp_path: Path) -> None:
     content = json.loads((failed_run.out / "report.json").read_text())
     content |= {"recipe": "[/x] small [red]", "data": "photos [2024]"}
-    (tmp_path / "report.json").write_text(json.dumps(content))
+    (tmp_path / "report.json").write_text(json.dumps(seal(content)))
     outcome = call("report", tmp_path)
     assert outcome.code == 3
     assert "[/x] small [red]: photos [2024]" in outcome.out

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.data.datasets import Data, FolderImages, Split, open_data
+from convnext_deploy.data.datasets import Data, FolderImages, open_data
+from convnext_deploy.data.splits import Split
 from tests.conftest import CLASSES, write_image_folder
 from tests.data.test_sources import refusal
 
@@ -25,11 +26,11 @@ def held_out(data: Data) -> set[str]:
     return {f"{path.parent.name}/{path.name}" for path in data.validation.paths}
 
 
-@pytest.mark.parametrize("name", ["Val", "valid", "testing", "dev"])
+@pytest.mark.parametrize("name", ["Val", "testing", "dev"])
 def test_open_data_refuses_when_the_validation_folder_has_another_name(folder: Path, name: str) -> None:
     (folder / "val").rename(folder / name)
     assert (
-        f"has no val/ (or validation/, test/); found {', '.join(sorted([name, 'train']))}. Rename {name}/ to val/"
+        f"has no val/ (or validation/, valid/, test/); found {', '.join(sorted([name, 'train']))}. Rename {name}/ to val/"
         in (refusal(folder))
     )
 
@@ -95,7 +96,7 @@ def test_open_data_holds_images_out_when_there_is_no_validation_folder(whole: Pa
     assert data.validation.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.split == Split(0.2, 0)
     assert data.notes == (
-        f"{whole} has no validation folder: 6 of 30 images, 20% of each class, were held out of training (seed 0)",
+        f"{whole} has no validation folder: 6 of 30 images, 20% of each class, are set aside to validate on (seed 0)",
     )
     default = open_data(str(whole))
     assert default.split == Split(0.1, 0)
@@ -121,7 +122,8 @@ def test_a_validation_folder_is_never_mixed_with_training(whole: Path) -> None:
     shutil.copytree(whole / "train", whole / "test")
     data = open_data(str(whole), validation_fraction=0.5, split_seed=3)
     assert (len(data.train), len(data.validation), data.split) == (30, 30, None)
-    assert data.notes == ()
+    assert data.notes[0] == f"{whole}: 30 images to train on from train/, 30 images to validate on from test/"
+    assert data.notes[1].startswith("30 of the 30 images that judge are among the training images as well")
 
 
 def test_fingerprint_changes_with_the_split_alone(whole: Path) -> None:

@@ -130,6 +130,12 @@ def other_file(file: Path, arrays: Any) -> None:
         np.save(opened, arrays)
 
 
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 4
+    file.write_bytes(content)
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "nothing": lambda file: file.write_bytes(b""),
     "cut in the header": lambda file: file.write_bytes(file.read_bytes()[:40]),
@@ -139,6 +145,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "header that is no header": lambda file: file.write_bytes(file.read_bytes().replace(b"(23, ", b"(23{ ", 1)),
     "zip": lambda file: file.write_bytes(b"PK\x03\x04" + bytes(9000)),
     "pickle": lambda file: other_file(file, np.array([{}], dtype=object)),
+    "a bit of a pixel": lambda file: flip(file, -5000),
+    "a bit of the checksum": lambda file: flip(file, -3),
+    "a space of the header": lambda file: flip(file, 100),
     "fewer images": lambda file: other_file(file, IMAGES.arrays[:-1]),
     "grey images": lambda file: other_file(file, IMAGES.arrays[..., :1]),
     "floats": lambda file: other_file(file, IMAGES.arrays.astype(np.float32)),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from convnext_deploy.data import shards
-from convnext_deploy.data.datasets import Split, open_data
+from convnext_deploy.data.datasets import open_data
 from convnext_deploy.data.shard_index import ShardIndex
 from convnext_deploy.data.shards import read_sample
+from convnext_deploy.data.splits import Split
 from convnext_deploy.errors import DataError
 from tests.conftest import CLASSES, write_image_folder
 from tests.shards import make_shards, numbered, places, png, write_tar
@@ -101,10 +102,7 @@ def test_names_of_shards_tell_the_splits(
     ("names", "reason"),
     [
         (("val-0.tar", "test-0.tar"), "has no train-*.tar; found test-0.tar, val-0.tar. Expected train-*.tar and"),
-        (
-            ("train-0.tar", "valid-0.tar"),
-            "has shards that are for neither training nor validation, such as valid-0.tar",
-        ),
+        (("train-0.tar", "dev-0.tar"), "has shards that are for neither training nor validation, such as dev-0.tar"),
         (("train-0.tar", "val-0.tar", "extra-0.tar"), "neither training nor validation, such as extra-0.tar. Expected"),
         (("train-0.tar", "val-1.tar.gz"), "val-1.tar.gz is compressed, so that no sample can be read alone; unpack it"),
         (("x.tgz",), "x.tgz is compressed, so that"),

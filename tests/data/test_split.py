@@ -191,7 +191,7 @@ def test_files_are_read_only_as_far_as_needed(tmp_path: Path, monkeypatch: pytes
             return plain(path)  # type: ignore[operator]
 
         monkeypatch.setattr(splits, step, recorded)
-    assert [[path.name for path in group] for group in splits._group_equal(paths)] == [
+    assert [[path.name for path in group] for group in splits.group_equal_files(paths)] == [
         ["alone"],
         ["same-size"],
         ["other-start"],

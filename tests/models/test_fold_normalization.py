@@ -29,7 +29,7 @@ from tests.shared import heavy_except
 STEM = {"downsample_layers.0.0.weight", "downsample_layers.0.0.bias"}
 WHITE: dict[Any, float] = {"unit": 1.0, "byte": 255.0}
 OVERLAPPING = [variant for variant, row in VARIANTS.items() if row.stem != "patch"]
-PATCHES = ["test_convnext", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto", "grey", "patch-8"]
+PATCHES: list[Any] = ["test_convnext", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto", "grey", "patch-8"]
 PATCHES = [*PATCHES, "grey-v2-patch-2", pytest.param("hidden-hnf", marks=pytest.mark.heavy)]
 
 

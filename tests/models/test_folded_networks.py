@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -31,7 +32,7 @@ from tests.models.test_fold import CLASSES, SPECS, few_blocks, images_of, moved,
 from tests.models.test_parity import create_timm, create_transformers
 from tests.shared import heavy_except
 
-KINDS = ["test_convnext", "convnext_atto_ols", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto"]
+KINDS: list[Any] = ["test_convnext", "convnext_atto_ols", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto"]
 KINDS = [*KINDS, "hidden", "grey-v2-patch-2", pytest.param("convnext_tiny_hnf", marks=pytest.mark.heavy)]
 
 

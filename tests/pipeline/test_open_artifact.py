@@ -165,6 +165,16 @@ def test_open_input_overrides_image_size_and_crop_only(small_artifacts: dict[str
     assert (opened.preprocess.image_size, opened.preprocess.crop_pct) == (160, 0.9)
 
 
+@pytest.mark.parametrize("name", ["onnx-fp32", "engine"])
+def test_open_input_refuses_another_size_for_a_graph_that_has_one(
+    small_artifacts: dict[str, Artifact], name: str
+) -> None:
+    path = small_artifacts[name].path
+    with pytest.raises(ArtifactError, match=r"takes images of 32 pixels alone; export its PyTorch artifact again with"):
+        open_input(path, asked=PreprocessSettings(image_size=64))
+    assert open_input(path, asked=PreprocessSettings(image_size=32, crop_pct=0.9)).preprocess.crop_pct == 0.9
+
+
 def test_open_input_opens_a_foreign_onnx_file(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx", ("batch", 3, 48, 48), classes=5)
     spec = ModelSpec("unknown", 5, 3)

@@ -14,7 +14,8 @@ from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
-from convnext_deploy.data.datasets import Data, check_classes
+from convnext_deploy.data.agreement import check_classes
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import RunResult, run_recipe

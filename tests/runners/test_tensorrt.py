@@ -109,6 +109,14 @@ def test_open_runner_gives_the_words_of_tensorrt_when_the_engine_cannot_be_loade
         open_release(release)
 
 
+def test_open_runner_says_that_an_engine_is_of_another_release(open_release: Opened, machine: Machine) -> None:
+    machine.script.loads = False
+    with pytest.raises(
+        ArtifactError, match=r"^it was built with TensorRT 1\.7\.1, and here is 11\.4\.0\.106; build it again: "
+    ):
+        open_release(RELEASES[-1])
+
+
 def test_open_runner_gives_the_words_of_tensorrt_in_one_line(open_release: Opened, machine: Machine) -> None:
     machine.script.loads, machine.script.errors = False, ("the plan is\n  of another version",)
     with pytest.raises(ArtifactError, match=r"^[^\n]*: the plan is of another version$"):

@@ -139,6 +139,20 @@ def write(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def check_unaltered(bundle: Path, names: list[str]) -> None:
+    """Check files of a bundle against its checksums. Raises: BuildError: if one is not what it was when the bundle was made."""
+    verify = load_sibling("verify")
+    try:
+        known = verify.read_sums(bundle)
+        altered = [name for name in names if verify.hash_file(bundle / name) != known.get(name)]
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{bundle} is not whole ({error}); copy the bundle again.") from None
+    if altered:
+        raise BuildError(
+            f"{bundle / altered[0]} was altered: it is not what {verify.SUMS} says; copy the bundle again."
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Build what was asked for. Raises: BuildError, OSError."""
     bundle = arguments.bundle
@@ -147,6 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
         chosen = choose_models(record, arguments.model, arguments.precision, arguments.all)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BuildError(f"{bundle} is not a bundle ({error}).") from None
+    check_unaltered(bundle, ["bundle.json", *(model["file"] for model in chosen)])
     work = [(model, batch_sizes(model, arguments.batch, arguments.max_batch)) for model in chosen]
     trt = import_tensorrt()
     out = bundle / "built" if arguments.out is None else arguments.out

@@ -72,6 +72,12 @@ table=$bundle/models.tsv
 [[ -z $out || $out == /* ]] || out=$PWD/$out
 out=${out:-$bundle/built}
 
+check_unaltered() { # a file of the bundle
+    (cd -- "$bundle" && grep -F -- "  $1" SHA256SUMS | sha256sum --status --strict -c -) 2>/dev/null ||
+        fail "$bundle/$1 was altered: it is not what SHA256SUMS says; copy the bundle again."
+}
+check_unaltered models.tsv
+
 find_trtexec() {
     local candidate
     if [[ -n ${TRTEXEC:-} ]]; then
@@ -160,6 +166,7 @@ build() { # a line of the table
     elif ((major == 10)); then
         types=(--stronglyTyped) # from 11 on there is nothing else
     fi
+    check_unaltered "$onnx"
     partial=$out/.$name.plan.partial
     printf 'building %s with TensorRT %s; this takes minutes\n' "$name" "$version"
     run "$log" "$trtexec" "--onnx=$bundle/$onnx" "--saveEngine=$partial" "${shapes[@]}" "${types[@]}" \

@@ -72,11 +72,16 @@ def is_made_on_device(name: str) -> bool:
     return parts[0] in (BUILT, "__pycache__") or (parts[:2] == ["triton", "tensorrt"] and parts[-1] == "model.plan")
 
 
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return what `SHA256SUMS` says of each file. Raises: OSError, ValueError: if it cannot be read."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def check_files(folder: Path) -> Check:
     """Compare all files with `SHA256SUMS`: none missing, none altered, none that does not belong."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        expected = read_sums(folder)
     except (OSError, ValueError) as error:
         return Check(SUMS, "files", FAILED, f"cannot be read ({error}); copy the bundle again")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
@@ -159,6 +164,13 @@ class Verifier:
             return Check(file, "engine", FAILED, str(error))
         return self._compare(file, "engine", model, found)
 
+    def check_placed(self, plan: Path, model: dict[str, Any]) -> Iterator[Check]:
+        """Yield a failure if the engine that Triton serves is not the one that was built, and checked, here."""
+        name = f"triton/tensorrt/{model['triton']}/1/model.plan"
+        placed = self.folder / name
+        if placed.is_file() and name not in read_sums(self.folder) and hash_file(placed) != hash_file(plan):
+            yield Check(name, "engine", FAILED, f"is not {plan.parent.name}/{plan.name}; copy that there again")
+
     def checks(self) -> Iterator[Check]:
         """Yield a check for each model, each engine, and each model whose engine can be built on this device."""
         for model in self.record["models"]:
@@ -170,6 +182,7 @@ class Verifier:
             plan = self.built / f"{model['name']}.plan"
             if plan.is_file():
                 yield self.check_engine(plan, model, BUILT_HERE)
+                yield from self.check_placed(plan, model)
             elif model["buildable"]:
                 yield Check(f"{BUILT}/{plan.name}", "engine", NOT_RUN, "not built yet: bash build_on_device.sh")
 

@@ -22,6 +22,7 @@ from convnext_deploy.evaluation.timing.layer_times import (
 from convnext_deploy.evaluation.timing.worker_process import Job, run_job
 from convnext_deploy.runners.profiling import Kernel
 from convnext_deploy.system.distributed import usable_cores
+from convnext_deploy.system.load import unreliable, watch_load
 from convnext_deploy.system.progress import Progress
 
 ROUNDS = 6  # the fewest whose interval reaches 95 %
@@ -65,6 +66,7 @@ class Speed:
 
     `compared_with` names the float artifact, `path` is where it lies, and the runners are those that both were measured with, on
     `device`. `layers`: those that are slower than in float, the worst first; where there is none, those that take longest.
+    `loaded` tells in words that the machine did other work meanwhile; None: it did not.
     """
 
     compared_with: str
@@ -74,6 +76,7 @@ class Speed:
     device: str
     speedups: tuple[Speedup, ...]
     layers: tuple[LayerExcess, ...] = ()
+    loaded: str | None = None
 
     @property
     def worst(self) -> Speedup:
@@ -95,18 +98,8 @@ def measure_speed(
 
     Raises: BackendUnavailableError, ProcessFailedError: if one of them cannot be run.
     """
-    speedups = []
-    for size in batch_sizes:
-        candidates = [Candidate(c.name, c.artifact, c.runner, device, size, _threads()) for c in (ours, reference)]
-        int8, in_float = time_interleaved(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
-        for timing in (int8, in_float):
-            if timing.not_run is not None:
-                error = ProcessFailedError if timing.failed else BackendUnavailableError
-                raise error(f"{timing.candidate.name}: {timing.not_run}")
-        ratio = relate(in_float, int8)
-        times = [statistics.median(p.p50_ms for p in timing.processes) for timing in (int8, in_float)]
-        assert ratio is not None  # both have run
-        speedups.append(Speedup(size, ratio.median, ratio.low, ratio.high, *times))
+    with watch_load() as load:
+        speedups = tuple(_time_both(ours, reference, size, device, progress) for size in batch_sizes)
     with progress.task(f"{ours.name}: profile", 2, "processes") as task:
         layers = []
         for contender in (ours, reference):
@@ -118,9 +111,23 @@ def measure_speed(
         ours.runner,
         reference.runner,
         device,
-        tuple(speedups),
+        speedups,
         _responsible(find_excess(*layers)),
+        load.describe(),
     )
+
+
+def _time_both(ours: Contender, reference: Contender, size: int, device: str, progress: Progress) -> Speedup:
+    candidates = [Candidate(c.name, c.artifact, c.runner, device, size, _threads()) for c in (ours, reference)]
+    int8, in_float = time_interleaved(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
+    for timing in (int8, in_float):
+        if timing.not_run is not None:
+            error = ProcessFailedError if timing.failed else BackendUnavailableError
+            raise error(f"{timing.candidate.name}: {timing.not_run}")
+    ratio = relate(in_float, int8)
+    times = [statistics.median(p.p50_ms for p in timing.processes) for timing in (int8, in_float)]
+    assert ratio is not None  # both have run
+    return Speedup(size, ratio.median, ratio.low, ratio.high, *times)
 
 
 def _threads() -> int | None:
@@ -147,7 +154,7 @@ def _responsible(layers: Sequence[LayerExcess]) -> tuple[LayerExcess, ...]:
 def judge_speed(speed: Speed, min_speedup: float | None) -> Verdict:
     """Say whether an INT8 artifact is fast enough at every batch size; `min_speedup` None: not slower than float.
 
-    The median decides, and the interval tells whether that is `proven`.
+    The median decides, and the interval tells whether that is `proven`; on a machine that did other work meanwhile nothing is.
     """
     wanted = NOT_SLOWER if min_speedup is None else min_speedup
     failed = [speedup for speedup in speed.speedups if speedup.median < wanted]
@@ -156,12 +163,18 @@ def judge_speed(speed: Speed, min_speedup: float | None) -> Verdict:
         proven = any(speedup.high < wanted for speedup in failed)
         if not proven:
             reasons[-1] += " (not proven: the interval reaches further)"
+        if speed.loaded is not None:
+            reasons.append(unreliable(speed.loaded))
+            proven = False
         ship = f"ship {speed.compared_with} instead: {speed.path}"
         return Verdict(False, (*reasons, describe_layers(speed), ship), proven)
     proven = all(speedup.low >= wanted for speedup in speed.speedups)
     notes = describe_speed(speed)
     if not proven:
         notes[-1] += f"; passed by the median, and the interval begins below the {wanted:g}× asked for"
+    if speed.loaded is not None:
+        notes.append(unreliable(speed.loaded))
+        proven = False
     return Verdict(True, proven=proven, notes=tuple(notes))
 
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line, suggest
 
@@ -96,13 +97,16 @@ def _fetch_torchvision(name: str) -> Pretrained:
         raise CheckpointError(f"torchvision has no weights '{name}'.{suggest(name, known)} Known: {', '.join(known)}.")
     weights = found[name.lower()]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    # the last eight digits of the published name are a hash of the content, which is checked
+    digits = path.stem.rpartition("-")[2]
+    if path.is_file() and not hash_file(path).startswith(digits):
+        raise CheckpointError(
+            f"{path} is not what its name says: it is damaged; remove it, and it is downloaded again."
+        )
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # the last eight digits of the published name are a hash of the content, which is checked
-            torch.hub.download_url_to_file(
-                weights.url, str(path), path.stem.rpartition("-")[2], progress=sys.stderr.isatty()
-            )
+            torch.hub.download_url_to_file(weights.url, str(path), digits, progress=sys.stderr.isatty())
         except Exception as error:
             # urllib, sockets, the file system and the hash check each raise their own
             raise CheckpointError(

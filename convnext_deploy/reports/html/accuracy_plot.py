@@ -49,9 +49,14 @@ def family(row: StageRow) -> str:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats: none is at least as fast and as accurate, and better in one of both."""
+    """Return the points that no other beats: none is at least as fast and as accurate, and better in one of both.
+
+    Points that were timed while the machine did other work are left out.
+    """
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.top1_percent)):
+        if point.latency.loaded is not None:
+            continue
         if not front or point.top1_percent > front[-1].top1_percent:
             front.append(point)
     return front

@@ -1,0 +1,177 @@
+"""What an artifact and the data must agree on: the images that it takes, the classes, and that it did not learn what judges it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.class_names import (
+    NATURAL,
+    ORDER_WORDS,
+    SORTED,
+    are_wordnet_ids,
+    in_order,
+    match_names,
+    missing_names,
+    undecided,
+)
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.errors import DataError
+
+
+def check_takes_images(what: str, artifact: Artifact) -> None:
+    """Check that an artifact takes images as files hold them, and tells their classes.
+
+    Raises: DataError: if not.
+    """
+    if artifact.model.in_channels not in (1, 3):
+        raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
+    if artifact.model.num_classes < 1:
+        raise DataError(
+            f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
+        )
+
+
+def check_classes(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, in whatever order,
+    and that no image on which it was trained is now held out to judge it.
+
+    Raises: DataError: if not.
+    """
+    check_takes_images(what, artifact)
+    if len(data.class_names) != artifact.model.num_classes:
+        raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
+    if _places(artifact, data) is None:
+        only_there, only_here = missing_names(artifact.class_names or (), data.class_names)
+        if not only_there:
+            raise DataError(f"{what} has two classes of one name; say which is which with --classes FILE.")
+        raise DataError(
+            f"{what} was trained with class '{only_there[0]}' where {data.name} has '{only_here[0]}'; use the same classes."
+        )
+    _check_split(what, artifact, data)
+
+
+def _check_split(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that images are divided as they were when the artifact was made of them. Raises: DataError: if not."""
+    if data.split is None:
+        return
+    fraction = None if data.split.file is not None else data.split.fraction
+    now = (fraction, data.split.options)
+    for record in artifact.lineage:
+        before = (record.validation_fraction, record.split)
+        if before in ((None, None), now) or not is_same_place(record.data, data):
+            continue
+        learned = "is, so that it would be judged on images it has learned"
+        if before[1] == now[1] and record.validation_fraction is not None and fraction is not None:
+            raise DataError(
+                f"{what} was made with {record.validation_fraction:g} of {data.name} held out, and now {fraction:g} {learned}; "
+                f"use --validation-fraction {record.validation_fraction:g}."
+            )
+        options = _as_options(*before)
+        raise DataError(
+            f"{what} was made of {data.name} divided by {options}, which now {_as_options(*now)} {learned}; use {options}."
+        )
+
+
+def _as_options(fraction: float | None, others: str | None) -> str:
+    parts = (None if fraction is None else f"--validation-fraction {fraction:g}", others)
+    return " ".join(part for part in parts if part is not None)
+
+
+def is_same_place(path: str, data: Data) -> bool:
+    """Whether a path in a lineage is that of the data."""
+    return Path(path).resolve() == Path(data.name).resolve()
+
+
+def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
+    """Return an artifact of which no file tells the classes with those of the data, numbered as its library numbers folders.
+
+    That is an assumption, which `assumed_classes` puts into words. Others come back as they are.
+    """
+    if data is None or artifact.class_names is not None or artifact.model.num_classes != len(data.class_names):
+        return artifact
+    order = artifact.class_order or SORTED
+    names = data.class_names if data.numbered else in_order(data.class_names, order)
+    return replace(artifact, class_names=names, class_order=order)
+
+
+def outputs_of_classes(artifact: Artifact, data: Data) -> NDArray[np.int64] | None:
+    """Return for each class of the data the output of the artifact that stands for it, `(classes,)`; None where all are in order.
+
+    Classes are matched by name. An artifact without names is numbered as in `name_classes`.
+    """
+    places = _places(artifact, data)
+    return None if places is None or places == tuple(range(len(places))) else np.array(places, np.int64)
+
+
+def order_for(artifact: Artifact | None, data: Data) -> Data:
+    """Return the data with its classes numbered as the artifact's outputs; as it is for other classes, and without artifact."""
+    if artifact is None or artifact.model.num_classes != len(data.class_names):
+        return data
+    places = _places(artifact, data)
+    if places is None:
+        return data
+    names = tuple(data.class_names[places.index(number)] for number in range(len(places)))
+    return data.in_order(names, str(artifact.main_file))
+
+
+def is_in_order(artifact: Artifact, data: Data) -> bool:
+    """Whether the outputs of an artifact stand for the classes of the data, in their order."""
+    if artifact.model.num_classes != len(data.class_names):
+        return False
+    places = _places(artifact, data)
+    return places is not None and places == tuple(range(len(places)))
+
+
+def assumed_classes(artifact: Artifact, data: Data) -> str | None:
+    """Say what is assumed of the classes of an artifact because no file tells it; None where a file does."""
+    if not speaks_of(artifact, data):
+        return None
+    named = artifact.class_names is not None
+    if named and artifact.class_order is None:
+        if match_names(artifact.class_names or (), data.class_names) is not None:
+            return None
+        if not data.named:
+            return "the classes are matched by number, because the shards do not name theirs (a classes.txt beside them would)"
+        return (
+            "the classes are matched by number, because the network's have names and those of the data are WordNet ids, which are "
+            "taken to be numbered in their order, as ImageNet's are"
+        )
+    if data.numbered:
+        return "the classes are matched by number, because the file of the network does not name them"
+    order = artifact.class_order or SORTED
+    text = f"no file names the network's classes: they are taken to be the folders in {ORDER_WORDS[order]}"
+    other = SORTED if order == NATURAL else NATURAL
+    first, second = in_order(data.class_names, order), in_order(data.class_names, other)
+    if first == second:
+        return text
+    place = next(place for place, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
+    text += (
+        f", so that output {place} is '{first[place]}' (in {ORDER_WORDS[other]} it would be '{second[place]}'); if that is "
+        "wrong, name them with --classes FILE"
+    )
+    if order == NATURAL and (pair := undecided(data.class_names)) is not None:
+        text += f". Which of '{pair[0]}' and '{pair[1]}' came first was left to chance"
+    return text
+
+
+def speaks_of(artifact: Artifact, data: Data) -> bool:
+    """Whether an artifact and the data have the same classes, in whatever order."""
+    return artifact.model.num_classes == len(data.class_names) and _places(artifact, data) is not None
+
+
+def _places(artifact: Artifact, data: Data) -> tuple[int, ...] | None:
+    """Return for each class of the data its output, or None for other classes; both have as many."""
+    names = name_classes(artifact, data).class_names or ()
+    found = match_names(names, data.class_names)
+    if found is not None or len(names) != len(data.class_names):
+        return found
+    if not data.named:
+        return tuple(range(len(names)))
+    if are_wordnet_ids(data.class_names) and not are_wordnet_ids(names):
+        # of two classes called 'crane', too, the numbers tell which is which
+        ordered = sorted(data.class_names)
+        return tuple(ordered.index(name) for name in data.class_names)
+    return None

@@ -1,0 +1,57 @@
+"""The names of a foreign network's classes, where its file, the arguments of its training or a file beside it tell them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.data.class_names import CLASS_FILES, parse_names, read_class_names
+from convnext_deploy.errors import DataError
+
+_KEYS = ("class_names", "classes", "labels", "class_to_idx", "idx_to_class", "id2label", "label_names")
+
+
+def find_class_names(
+    path: Path, spec: ModelSpec, arguments: Mapping[str, Mapping[str, Any]], *, alone: bool
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Return the names, or None where nothing tells them, and what is worth knowing.
+
+    Args:
+        path: of the weights.
+        spec: their network; names of another number of classes do not belong to it.
+        arguments: tables of what the training was called with, by where they stand.
+        alone: the folder holds no other weights, so that a file of names beside them is theirs.
+    """
+    for origin, table in arguments.items():
+        for told in _told(table):
+            if len(told) == spec.num_classes:
+                return told, [f"{path.name}: names of the classes from {origin} in the file"]
+        if isinstance(given := table.get("class_map"), str) and given:
+            return _mapped(path, spec, given)
+    beside = next((path.parent / name for name in CLASS_FILES if alone and (path.parent / name).is_file()), None)
+    names = None if beside is None else read_class_names(beside)
+    return (names if names is not None and len(names) == spec.num_classes else None), []
+
+
+def _told(table: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield what may be the names of classes among the arguments of a training."""
+    for key in _KEYS:
+        try:
+            yield tuple(parse_names(table.get(key)))
+        except (ValueError, TypeError):
+            continue
+
+
+def _mapped(path: Path, spec: ModelSpec, given: str) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Read timm's class map, which lies where it lay, or beside the weights: text with a name per line."""
+    found = next((place for place in (Path(given), path.parent / Path(given).name) if place.is_file()), None)
+    try:
+        names = None if found is None else read_class_names(found)
+    except DataError:
+        names = None
+    if names is not None and len(names) == spec.num_classes:
+        return names, [f"{path.name}: names of the classes from {found}, the class map that its training was given"]
+    return None, [
+        f"{path.name}: its training was given the class map {given}, which is not at hand, so that the order of the classes is not "
+        "known: give the names with --classes FILE"
+    ]
