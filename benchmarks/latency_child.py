@@ -10,6 +10,7 @@ Calls, images, warming up and the budget are those of `convnext_deploy.evaluatio
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,8 @@ def main() -> None:
         from latency_own_call import time_pair
 
         artifact = read_artifact(Path(arguments.paths[0]))
-        ours, runtime = time_pair(
-            artifact, arguments.paths[1], arguments.batch_size, arguments.threads, arguments.seconds
-        )
-        print(json.dumps({"p50_ms": ours, "runtime_ms": runtime}))
+        pair = time_pair(artifact, arguments.paths[1], arguments.batch_size, arguments.threads, arguments.seconds)
+        print(json.dumps(dataclasses.asdict(pair)))
         return
     images = noise_images(arguments.batch_size, (3, arguments.image_size, arguments.image_size))
     runner: Any

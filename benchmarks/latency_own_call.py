@@ -1,12 +1,14 @@
 """Is what we time what the user runs: our calls beside the runtime's own, on one session in one process (`latency.py --own-call`).
 
 Calls of `Runner.run`, which every time of this package is made of, alternate with calls of the runtime on the same session and the
-same array; what one takes longer than the other is ours. Of INT8 files that take normalized images, and of those that take pixels.
+same array; what one takes longer than the other is ours. The ratio is the median over pairs of calls, so that a machine that drifts
+or has other work is in both. Of INT8 files that take normalized images, and of those that take pixels.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from latency_files import Files, save
-from latency_timing import run_pair
+from latency_timing import Pair, run_pair
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
@@ -39,47 +41,43 @@ def own_call(arguments: argparse.Namespace) -> int:
                 artifacts = {stage: files.stage(stage) for stage in stages}
                 for stage, artifact in artifacts.items():
                     pairs = [run_pair(artifact, runner, size, arguments) for _ in range(arguments.rounds)]
-                    ratio = median_ratio([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
-                    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+                    ratio = median_ratio([pair.ratio for pair in pairs], [1.0] * len(pairs))
+                    ours, theirs = (
+                        statistics.median(times)
+                        for times in zip(*((p.ours_ms, p.runtime_ms) for p in pairs), strict=True)
+                    )
                     words = (
                         f"{files.variant}, batch {size}, {stage}: {ours:.3f} ms, the runtime's own call {theirs:.3f} ms"
                     )
                     print(f"{words}, {ratio[0]:.4f}× [{ratio[1]:.4f}, {ratio[2]:.4f}]", flush=True)
-                    rows.append(
-                        {
-                            "model": files.variant,
-                            "batch_size": size,
-                            "stage": stage,
-                            "runner": runner,
-                            "processes_ms": pairs,
-                            "ratio": ratio,
-                        }
-                    )
+                    row = {"model": files.variant, "batch_size": size, "stage": stage, "runner": runner}
+                    rows.append({**row, "processes": [dataclasses.asdict(pair) for pair in pairs], "ratio": ratio})
     save(rows, arguments, most=MOST)
     return 0 if all(row["ratio"][0] <= MOST for row in rows) else 1
 
 
-def time_pair(
-    artifact: Artifact, runner: str, batch_size: int, threads: int | None, seconds: float
-) -> tuple[float, float]:
-    """Return the medians in milliseconds of our calls and of the runtime's, which take turns in this process."""
+def time_pair(artifact: Artifact, runner: str, batch_size: int, threads: int | None, seconds: float) -> Pair:
+    """Time our calls and the runtime's, which take turns in this process, each of them first every second time."""
     opened = open_runner(artifact, runner=runner, threads=threads, alone=True)
     side = artifact.preprocess.image_size
     prepared = opened.prepare(noise_images(batch_size, (artifact.model.in_channels, side, side)))
-    calls: tuple[Callable[[], object], ...] = (lambda: opened.run(prepared), _runtime_call(opened, prepared))
+    calls: list[Callable[[], object]] = [lambda: opened.run(prepared), runtime_call(opened, prepared)]
     times: tuple[list[float], list[float]] = ([], [])
-    for is_timed, until in ((False, seconds / 4), (True, seconds)):
+    for until, least in ((seconds / 4, 3), (seconds, 10)):
+        for found in times:
+            found.clear()  # what warmed up
         end = time.perf_counter() + until
-        while time.perf_counter() < end or (is_timed and len(times[0]) < 10):
-            for call, found in zip(calls, times, strict=True):
+        while time.perf_counter() < end or len(times[0]) < least:
+            for place in (0, 1) if len(times[0]) % 2 else (1, 0):
                 start = time.perf_counter()
-                call()
-                if is_timed:
-                    found.append(1000.0 * (time.perf_counter() - start))
-    return statistics.median(times[0]), statistics.median(times[1])
+                calls[place]()
+                times[place].append(1000.0 * (time.perf_counter() - start))
+    opened.close()
+    ratios = [ours / theirs for ours, theirs in zip(*times, strict=True)]
+    return Pair(*map(statistics.median, (*times, ratios)))
 
 
-def _runtime_call(opened: object, prepared: NDArray[np.generic]) -> Callable[[], object]:
+def runtime_call(opened: object, prepared: NDArray[np.generic]) -> Callable[[], object]:
     """Return the call that the runtime's documentation shows, on the session that the runner has opened."""
     if isinstance(opened, ONNXRuntimeRunner):
         session = opened.session

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,19 @@ def run_artifact(artifact: Artifact, runner: str, batch_size: int, arguments: ar
     return float(found["times"]["p50_ms"])
 
 
-def run_pair(artifact: Artifact, runner: str, batch_size: int, arguments: argparse.Namespace) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Pair:
+    """Medians of the times of our calls and of the runtime's own, and of the ratio of each pair."""
+
+    ours_ms: float
+    runtime_ms: float
+    ratio: float
+
+
+def run_pair(artifact: Artifact, runner: str, batch_size: int, arguments: argparse.Namespace) -> Pair:
     """Time our calls and the runtime's own in a fresh process, in milliseconds, see `latency_own_call.py`."""
     found = _run_child(["own-call", str(artifact.path), runner], batch_size, artifact.preprocess.image_size, arguments)
-    return float(found["p50_ms"]), float(found["runtime_ms"])
+    return Pair(**found)
 
 
 def run_child(what: list[str], batch_size: int, image_size: int, arguments: argparse.Namespace) -> float:

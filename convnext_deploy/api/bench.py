@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.api.open_inputs import open_artifact
+from convnext_deploy.api.open_inputs import open_artifacts
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
@@ -73,7 +73,7 @@ def bench(
         threads: threads of one call on the CPU; None: as each backend does.
         rounds: processes for each artifact, runner and batch size; six are needed for an interval of 95 %.
         seconds: about how long each process times calls.
-        data: `image_size` counts.
+        data: `image_size`, `output_name` and `input_range` count.
         execution: `device` and `progress` count.
 
     Raises:
@@ -88,7 +88,7 @@ def bench(
         check_runner(name)
     start = time.perf_counter()
     device = resolve_device(execution.device or "auto")
-    opened = [open_artifact(path, None, data, execution.reporter) for path in artifacts]
+    opened = open_artifacts(artifacts, None, data, execution.reporter)
     if not opened:
         raise RecipeError("no artifact was given; expected at least one folder or file.")
     chosen = _choose_runners(opened, runners)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.bundles.archive import is_archived_bundle, write_archive
@@ -75,7 +75,9 @@ def bundle(
         out = out.with_name(f"{out.name}.zip")
     _check_output(out)
     how = create_execution(execution, data.data)
-    contents = collect([(Path(path), open_artifact(path, None, data, how.progress)) for path in artifacts])
+    contents = collect(
+        list(zip(map(Path, artifacts), open_artifacts(artifacts, None, data, how.progress), strict=True))
+    )
     golden = choose_images(contents.first, golden_images, open_data_for(contents.first, data, how))
     batch = BatchSizes(optimal_batch_size, max_batch_size)
     parent = out.resolve().parent
@@ -137,6 +139,7 @@ def _notes(contents: Contents, golden: GoldenImages) -> tuple[str, ...]:
     for model in contents.models:
         if model.obstacle is not None:
             notes.append(f"{model.name} is not for TensorRT: {model.obstacle}")
+        notes += [f"{model.name} has {text}" for text in model.late]
     for engine in contents.engines:
         if not engine.is_exact:
             notes.append(f"{engine.file} was not built from {engine.model.file}, with whose answers it is compared")

@@ -1,6 +1,7 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
@@ -66,20 +67,31 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
 
 
 def open_artifact(path: Path | str, model: str | None, options: DataOptions, progress: Progress) -> Artifact:
+    """Open what the user brought, as `open_artifacts`."""
+    return open_artifacts([path], model, options, progress)[0]
+
+
+def open_artifacts(
+    paths: Sequence[Path | str], model: str | None, options: DataOptions, progress: Progress
+) -> list[Artifact]:
     """Open what the user brought and say what was found out about it.
 
     Args:
-        path: artifact folder or file, or the name of published weights.
-        model: variant that it must hold; None: any.
-        options: what it says of the preprocessing, and `classes`, counts.
+        paths: artifact folders or files, or names of published weights.
+        model: variant that they must hold; None: any.
+        options: what was said of their input, and `classes`, counts; `output_name` and `input_range` for foreign ONNX files.
         progress: where to say it.
 
-    Raises: DeployError: if it cannot be opened, or does not hold the model named.
+    Raises: DeployError: if one cannot be opened, or does not hold the model named, or an option counts for none of them.
     """
-    found = open_input(Path(path), model=model, asked=options.preprocess)
-    for note in found.notes:
-        progress.say(note)
-    return found if options.classes is None else _with_classes(found, options, progress)
+    found = []
+    for path in paths:
+        opened = open_input(Path(path), model=model, asked=options.preprocess)
+        for note in opened.notes:
+            progress.say(note)
+        found.append(opened if options.classes is None else _with_classes(opened, options, progress))
+    check_graph_options(options.preprocess, found, " and ".join(map(str, paths)))
+    return found
 
 
 def _with_classes(artifact: Artifact, options: DataOptions, progress: Progress) -> Artifact:
@@ -101,6 +113,14 @@ def _with_classes(artifact: Artifact, options: DataOptions, progress: Progress) 
             f"'{known[place]}'"
         )
     return dataclasses.replace(artifact, class_names=names, class_order=None)
+
+
+def check_graph_options(asked: PreprocessSettings, artifacts: Sequence[Artifact], names: str) -> None:
+    """Check that what was said of an ONNX file counts for one. Raises: RecipeError: if none of the artifacts is such a file."""
+    if asked.of_graph() and not any(artifact.io.output_names for artifact in artifacts):
+        raise RecipeError(
+            f"--output-name and --input-range are for ONNX files of another origin, and {names} is none; leave them out."
+        )
 
 
 def open_teacher(

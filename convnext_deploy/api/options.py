@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
-from convnext_deploy.config.choices import CropMode, Device, Interpolation
+from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.progress import Progress, SilentProgress
@@ -35,6 +35,9 @@ class DataOptions:
         mean: subtracted from pixel values in [0, 1], one number or one per channel. None: the artifact's; for fresh weights
             ImageNet's, 0.5 for grey images.
         std: then divided by, likewise.
+        output_name: the output with the scores of the classes, of an ONNX file of another origin. None: the file tells.
+        input_range: of the values that such a file takes: `normalized` by mean and std, or pixels from 0 to 1 or to 255, which it
+            normalizes itself. None: what its first nodes tell, otherwise `normalized`.
         classes: file with the names of the classes in the order of the network's outputs, where its file does not tell them or
             tells others: text, a name a line, or JSON. Names are those of the folders.
         split: file with the names of the validation images, one a line, or JSON with lists for `train`, `val` and `test`; paths as
@@ -51,6 +54,8 @@ class DataOptions:
     interpolation: Interpolation | None = None
     mean: float | tuple[float, ...] | None = None
     std: float | tuple[float, ...] | None = None
+    input_range: InputRange | None = None
+    output_name: str | None = None
     classes: Path | str | None = None
     split: Path | str | None = None
     groups: str | None = None

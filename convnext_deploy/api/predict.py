@@ -73,7 +73,7 @@ def predict(
         images: image files, of any name; and folders, of which all files below are taken that are images by their names.
         top_k: classes per image, at least 1; fewer come where there are not so many.
         runner: one of `runners.RUNNERS`; None: that of the artifact's format.
-        data: what it says of the preprocessing counts.
+        data: what it says of the network's input and outputs counts.
         evaluation: `batch_size` counts.
         execution: `device`, `workers` and `progress` count.
 
@@ -90,7 +90,7 @@ def predict(
     opened = open_artifact(artifact, None, data, execution.reporter)
     check_takes_images(str(artifact), opened)
     io = opened.io
-    if io.output == "top-k" and top_k > io.top_k:
+    if io.gives_best_only and top_k > io.top_k:
         execution.reporter.say(f"{artifact} gives its {io.top_k} most probable classes only")
     backend = open_runner(opened, resolve_device(execution.device or "auto"), runner=runner)
     workers = execution.workers
@@ -162,7 +162,7 @@ def _classify(
 
 
 def _given(io: GraphIO, classes: int) -> int:
-    return min(io.top_k, classes) if io.output == "top-k" else classes
+    return min(io.top_k, classes) if io.gives_best_only else classes
 
 
 def to_probabilities(logits: NDArray[np.float32], io: GraphIO, foreign: bool) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 _IMAGES = ("data", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+_GRAPH = ("output_name", "input_range")  # of ONNX files that others made
 _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
 _FIT = (
@@ -23,23 +24,23 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "distill": _TRAINED,
     "quantize": {**_TRAINED, "evaluation": ("max_top1_drop_pp",), "training": _FIT},
     "export": {
-        "data": (*_IMAGES, *_INPUT),
+        "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": ("max_top1_drop_pp", "min_speedup", "speed_check"),
         "execution": ("device", "workers", "seed", "cache_dir", "measure_again", *_REPORTED),
     },
     "validate": {
-        "data": (*_IMAGES, *_INPUT),
+        "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": ("batch_size", "max_top1_drop_pp"),
         "execution": ("device", "workers", "cache_dir", *_REPORTED),
     },
     "predict": {
-        "data": (*_INPUT, "classes"),
+        "data": (*_INPUT, *_GRAPH, "classes"),
         "evaluation": ("batch_size",),
         "execution": ("device", "workers", "progress"),
     },
-    "bench": {"data": ("image_size",), "execution": ("device", "progress")},
+    "bench": {"data": ("image_size", *_GRAPH), "execution": ("device", "progress")},
     "convert": {"data": _INPUT, "execution": ("progress",)},
-    "bundle": {"data": _IMAGES, "execution": ("cache_dir", "progress")},
+    "bundle": {"data": (*_IMAGES, *_GRAPH), "execution": ("cache_dir", "progress")},
     "recommend": {"execution": ("progress",)},
 }
 """Verb → parameter → fields of its record, see `api.options`. Verbs that are not here take none."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.config.choices import GateOn
@@ -51,7 +51,8 @@ def validate(
         raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
     how = create_execution(execution, data.data)
     paths = {"baseline": baseline, "artifact": artifact}
-    opened = {name: open_artifact(path, model, data, how.progress) for name, path in paths.items() if path is not None}
+    given = {name: path for name, path in paths.items() if path is not None}
+    opened = dict(zip(given, open_artifacts(list(given.values()), model, data, how.progress), strict=True))
     images = open_data_for(opened["artifact"], data, how)
     if images is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")

@@ -29,6 +29,7 @@ from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
+PRECISIONS = "fp32|fp16|bf16|(int4|int8|int16|fp8)(-fp16)?"
 Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensorRTDetails)
 
 
@@ -80,7 +81,9 @@ class Artifact:
 
     path: Path
     details: Details
-    precision: Annotated[str, Matching("fp32|fp16|int8|int8-fp16", "fp32, fp16, int8 or int8-fp16")]
+    precision: Annotated[
+        str, Matching(PRECISIONS, "fp32, fp16, int8 or int8-fp16; files of others also int4, int16, fp8 or bf16")
+    ]
     model: ModelSpec
     class_names: tuple[str, ...] | None
     preprocess: Preprocess

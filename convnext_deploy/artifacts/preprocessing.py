@@ -49,7 +49,7 @@ def ask(preprocess: Preprocess, settings: PreprocessSettings, what: str) -> Prep
 
     Raises: ArtifactError: if mean or std are for another number of channels.
     """
-    asked = settings.asked()
+    asked = {name: value for name, value in settings.asked().items() if name in _NAMES}
     channels = len(preprocess.mean)
     for name in asked.keys() & {"mean", "std"}:
         if len(asked[name]) not in (1, channels):

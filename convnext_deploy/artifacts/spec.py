@@ -83,6 +83,8 @@ class GraphIO:
     `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
     `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax; `top-k`: the `top_k` largest of these, as
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
+    `output_names`: which outputs of a graph of another origin these are; two are the best `top_k` scores, logits where `output`
+    says so, and whose they are. Empty: those that this tool writes.
     """
 
     input_type: InputType = "float32"
@@ -90,6 +92,7 @@ class GraphIO:
     output: GraphOutput = "logits"
     top_k: Annotated[int, Between(1, 10**7)] = 5
     batch_size: Annotated[int, Between(1, 10**9)] | None = None
+    output_names: tuple[str, ...] = ()
 
     @property
     def input_name(self) -> str:
@@ -106,6 +109,16 @@ class GraphIO:
     def takes_usual_images(self) -> bool:
         """Whether the graph takes what the network does, so that one file can be put in the place of the other."""
         return self.white is None and self.input_layout == "nchw"
+
+    @property
+    def gives_best_logits(self) -> bool:
+        """Whether the scores of the best classes are logits."""
+        return self.output == "logits" and len(self.output_names) > 1
+
+    @property
+    def gives_best_only(self) -> bool:
+        """Whether there are scores of the best classes alone."""
+        return self.output == "top-k" or self.gives_best_logits
 
 
 def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:

@@ -14,8 +14,10 @@ from convnext_deploy.bundles.naming import bundle_name, distinct, model_names
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.lint.onnx_summary import apply_rules
+from convnext_deploy.graphs.lint.rule import Finding
 from convnext_deploy.graphs.onnx_view import external_tensors, open_view, shape_of
 
+_LATE = ("opset-after-20", "ir-after-10")
 _INPUT_TYPES = ("float32", "float16", "uint8")
 _OUTPUT_TYPES = ("float32", "float16", "int32", "int64")
 
@@ -31,13 +33,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """An ONNX file. `obstacle`: why TensorRT refuses it, or would compute something else; None: it does neither."""
+    """An ONNX file. `obstacle`: why TensorRT refuses it, or would compute something else; None: it does neither.
+
+    `late`: versions in it that older runtimes on devices do not read.
+    """
 
     name: str
     artifact: Artifact
     input: Tensor
     outputs: tuple[Tensor, ...]
     obstacle: str | None
+    late: tuple[str, ...] = ()
 
     @property
     def layout(self) -> str:
@@ -157,6 +163,8 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
             f"{path} keeps its weights in a file of their own, which a bundle has no place for; write one file: "
             "onnx.save(onnx.load(A), B)."
         )
+    findings = apply_rules(find_compute_nodes(view))
+    _refuse_invalid(path, findings)
     inputs = [_tensor(path, value, _INPUT_TYPES) for value in view.inputs]
     outputs = tuple(_tensor(path, value, _OUTPUT_TYPES) for value in view.model.graph.outputs)
     side = artifact.preprocess.image_size
@@ -173,10 +181,24 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
         raise ArtifactError(
             f"{path} gives {found}; expected scores (batch, classes) first, and nothing that is not (batch, k)."
         )
-    obstacle = next(
-        (finding.cost for finding in apply_rules(find_compute_nodes(view)) if finding.severity == "error"), None
-    )
-    return Model(name, artifact, inputs[0], outputs, obstacle)
+    scores = artifact.io.output_names
+    if scores and scores != tuple(output.name for output in outputs[: len(scores)]):
+        raise ArtifactError(
+            f"{path} gives '{outputs[0].name}' before its scores, {' and '.join(scores)}, and who reads the first output takes it "
+            "for them; write the file with these first."
+        )
+    obstacle = next((finding.cost for finding in findings if finding.severity == "error"), None)
+    late = tuple(f"{found.places[0]}: {found.cost}" for found in findings if found.name in _LATE)
+    return Model(name, artifact, inputs[0], outputs, obstacle, late)
+
+
+def _refuse_invalid(path: Path, findings: Sequence[Finding]) -> None:
+    """Raises: ArtifactError: if a rule is broken that every runtime asks for, with its cost and fix."""
+    for found in findings:
+        if found.everywhere:
+            raise ArtifactError(
+                f"{path} breaks the rule {found.name} ({found.places[0]}): {found.cost}. To mend it: {found.fix}."
+            )
 
 
 def _tensor(path: Path, value: ir.Value, types: Sequence[str]) -> Tensor:

@@ -89,7 +89,8 @@ def _print_findings(found: ONNXRecord, console: Console) -> None:
     for rule in found.findings:
         more = len(rule.places) - _NAMES
         names = ", ".join(rule.places[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-        console.print(f"\n{rule.severity}: {rule.name} ({len(rule.places):,}): {names}", style=_STYLES[rule.severity])
+        severity = f"{rule.severity} for every runtime" if rule.everywhere else rule.severity
+        console.print(f"\n{severity}: {rule.name} ({len(rule.places):,}): {names}", style=_STYLES[rule.severity])
         console.print(f"  Cost: {rule.cost}.\n  Fix: {rule.fix}.", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ import click
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
-from convnext_deploy.config.choices import CropMode, Device, Interpolation
+from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -118,6 +118,17 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "std": (
         Numbers(),
         "Divided by after that, likewise.  [default: the artifact's; fresh weights: 0.229,0.224,0.225]",
+        {},
+    ),
+    "output_name": (
+        str,
+        "Which output of an ONNX file that another tool made holds the scores of the classes.  [default: what it tells]",
+        {"metavar": "NAME"},
+    ),
+    "input_range": (
+        click.Choice(get_args(InputRange)),
+        "Values that such a file takes: normalized by mean and std, or pixels, which it normalizes itself.  [default: what its "
+        "first nodes tell, else normalized]",
         {},
     ),
     "patch_size": (

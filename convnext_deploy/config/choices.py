@@ -24,6 +24,8 @@ Runtime = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
 """What a float graph is written for."""
 InputType = Literal["float32", "uint8", "float32-0-1", "float32-0-255"]
 """What a graph takes: normalized images, pixels as decoders give them, or these as floats with white at 1 or at 255."""
+InputRange = Literal["normalized", "0-1", "0-255"]
+"""Of the values that a graph of another origin takes: normalized by mean and std, or pixels, which it normalizes itself."""
 InputLayout = Literal["nchw", "nhwc"]
 GraphOutput = Literal["logits", "probabilities", "top-k"]
 GateOn = Literal["point", "upper"]

@@ -1,4 +1,4 @@
-"""What a user asks of the preprocessing of a network, where the file does not tell it or something else is wanted."""
+"""What a user says of the input of a network, where the file does not tell it or something else is wanted."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from convnext_deploy.config.checks import require, require_choice
-from convnext_deploy.config.choices import CropMode, Interpolation
+from convnext_deploy.config.choices import CropMode, InputRange, Interpolation
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class PreprocessSettings:
         interpolation: how images are resized.
         mean: subtracted from pixel values in [0, 1], one number or one per channel.
         std: then divided by, one number or one per channel, above 0.
+        input_range: of the values that an ONNX file of another origin takes: `normalized` by mean and std, or pixels from 0 to 1
+            or to 255, which it normalizes itself. None: what its first nodes tell, otherwise `normalized`.
+        output_name: the output of such a file with the scores of the classes. None: what names and nodes tell.
     """
 
     image_size: int | None = None
@@ -29,18 +32,25 @@ class PreprocessSettings:
     interpolation: Interpolation | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    input_range: InputRange | None = None
+    output_name: str | None = None
 
     def __post_init__(self) -> None:
         require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, ">= 1")
         require(self.crop_pct is None or 0.1 <= self.crop_pct <= 1, "crop_pct", self.crop_pct, "0.1 to 1.0")
-        for name, known in (("crop_mode", get_args(CropMode)), ("interpolation", get_args(Interpolation))):
+        choices = {"crop_mode": CropMode, "interpolation": Interpolation, "input_range": InputRange}
+        for name, known in choices.items():
             if (found := getattr(self, name)) is not None:
-                require_choice(name, found, known)
+                require_choice(name, found, get_args(known))
         for name in ("mean", "std"):
             values = getattr(self, name)
             held = values is None or (len(values) > 0 and all(math.isfinite(value) for value in values))
             require(held, name, values, "one number, or one per channel")
         require(self.std is None or min(self.std) > 0, "std", self.std, "numbers above 0")
+
+    def of_graph(self) -> bool:
+        """Whether something is said of what the graph of an ONNX file of another origin takes and gives."""
+        return self.input_range is not None or self.output_name is not None
 
     def asked(self) -> dict[str, Any]:
         """Return what is not None, by the names of the fields."""

@@ -72,16 +72,14 @@ class EvaluationBatches:
     as_pixels: bool = False
 
     def __len__(self) -> int:
-        count = len(self.images if self.indices is None else self.indices)
-        return -(-count // self.batch_size)
+        return -(-len(self.images if self.indices is None else self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized images `(N, C, S, S)` float32, or pixels `(N, S, S, C)` uint8, and labels `(N,)` int64."""
         order = list(range(len(self.images)) if self.indices is None else self.indices)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        for pixels, chunk in zip(
-            _load(EvaluationItems(self.images, self.preprocess), chunks, self.workers), chunks, strict=True
-        ):
+        loaded = _load(EvaluationItems(self.images, self.preprocess), chunks, self.workers)
+        for pixels, chunk in zip(loaded, chunks, strict=True):
             images = pixels if self.as_pixels else transforms.normalize(pixels, self.preprocess)
             yield images, torch.from_numpy(self.images.labels[chunk])
 
@@ -137,9 +135,7 @@ class TrainingBatches:
             cache: the decoded images if they are small; None: decoded here.
             world: which process this is; None: the only one.
 
-        Raises:
-            DataError: if an image cannot be read.
-            RecipeError: if the processes cannot share a batch evenly.
+        Raises: DataError, RecipeError: if an image cannot be read, or the processes cannot share a batch evenly.
         """
         self.images, self.preprocess, self.plan, self.workers, self.device = images, preprocess, plan, workers, device
         self.batch_size = min(plan.batch_size, len(images))

@@ -7,6 +7,7 @@ beside the graph are mapped, not read.
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +114,11 @@ def shape_of(value: ir.Value | None) -> Shape:
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
+def shape_words(shape: Shape) -> str:
+    """Return a shape as people write it, `(batch, 3, ?, ?)`."""
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """Return the value of an attribute, or `default` where it is not given."""
     found = node.attributes.get(name)
@@ -137,9 +143,10 @@ def open_view(path: Path) -> GraphView:
         missing = "operators" if not proto.graph.node else "operator set"
         raise ArtifactError(f"{path} is not an ONNX file or is cut off: it has no {missing}.")
     try:
-        model = ir.from_proto(proto)
+        with _without_words():
+            model = ir.from_proto(proto)
     except Exception as error:  # of any kind, where names are not text or nodes contradict each other
-        raise ArtifactError(f"{path} is damaged ({first_line(error)}); export it again.") from None
+        raise ArtifactError(f"{path} is damaged ({first_line(_cause(error))}); export it again.") from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     check_external(model, path)
     return view_graph(model)
@@ -148,16 +155,11 @@ def open_view(path: Path) -> GraphView:
 def view_graph(model: ir.Model) -> GraphView:
     """Prepare a graph, which is changed: functions become nodes, constants initializers, and types and shapes are inferred."""
     declared = [(value, value.shape) for value in model.graph.outputs]
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # what a graph of another origin breaks in the inference only costs some types
-    try:
+    with _without_words():  # what a graph of another origin breaks in the inference only costs some types
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         if model.functions:
             InlinePass()(model)
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        logger.setLevel(level)
     for value, shape in declared:
         value.shape = shape
     nodes = tuple(model.graph.all_nodes())
@@ -165,6 +167,22 @@ def view_graph(model: ir.Model) -> GraphView:
         for value in node.outputs:
             value.dtype = value.dtype or _guess_type(node)
     return GraphView(model, nodes)
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """Keep onnx-ir from logging what is wrong with a graph, which rules say better."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

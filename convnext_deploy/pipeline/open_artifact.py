@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
-from convnext_deploy.artifacts.details import ONNXDetails
 from convnext_deploy.artifacts.hashes import check_recorded
-from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, assume, tell
-from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
+from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
@@ -33,7 +27,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
     Args:
         path: folder or file, or the name of published weights such as `timm/convnext_tiny.fb_in1k`.
         model: variant that the file must hold; needed for nothing, checked when given.
-        asked: what the user says of the preprocessing, in the place of the file.
+        asked: what the user says of the preprocessing, and of the graph of an ONNX file of another origin.
 
     Raises: ArtifactError, CheckpointError: if it is none of these, not what was asked for, or not what was once recorded of it.
     """
@@ -46,7 +40,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
     elif path.suffix in CHECKPOINT_SUFFIXES:
         artifact = open_checkpoint(path)
     elif path.suffix == ".onnx":
-        artifact = _open_onnx(path, asked.image_size)
+        artifact = _open_onnx(path, asked)
     else:
         raise ArtifactError(
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
@@ -174,47 +168,13 @@ def _open_published(name: str) -> Artifact:
     return dataclasses.replace(artifact, preprocess=preprocess, class_names=found.class_names, notes=notes)
 
 
-def _open_onnx(path: Path, image_size: int | None) -> Artifact:
-    from onnx import TensorProto
-
-    from convnext_deploy.graphs.onnx_io import load_onnx, read_metadata, tensor_shape
+def _open_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
+    from convnext_deploy.graphs.onnx_io import load_onnx, read_metadata
+    from convnext_deploy.pipeline.open_onnx import open_foreign_onnx
 
     proto = load_onnx(path)
     try:
         header = read_metadata(proto)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
-    if header:
-        return open_header(path, "onnx", header)
-    initializers = {initializer.name for initializer in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in initializers]
-    shape = tensor_shape(inputs[0]) if inputs else ()
-    outputs = [tensor_shape(value) for value in proto.graph.output]
-    logits = next((found for found in outputs if len(found) == 2), ())
-    # images of no other library have 1 or 3 rows
-    last = len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
-    channels, side = (shape[3], shape[1]) if last else (*shape[1:3], None, None)[:2]
-    if len(inputs) != 1 or len(shape) != 4 or not logits or not channels or not logits[1]:
-        raise ArtifactError(
-            f"{path} is not an image classifier: expected one input (batch, channels, height, width) and an output "
-            f"(batch, classes), found {len(inputs)} input(s), {shape} and {', '.join(map(str, outputs)) or 'nothing'}."
-        )
-    spec = ModelSpec("unknown", logits[1], channels)
-    pixels = inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
-    io = GraphIO("uint8" if pixels else "float32", "nhwc" if last else "nchw", batch_size=shape[0])
-    preprocess = default_preprocess(image_size or side or 224, None, spec.in_channels)
-    preprocess = assume(preprocess, "usual, because an ONNX file does not tell")
-    if side:
-        preprocess = tell(preprocess, {"image_size": preprocess.image_size}, "from the graph")
-    files = (describe_file(path),)
-    notes = (evaluation_note(path, preprocess),)
-    return Artifact(path.parent, ONNXDetails(io=io), _precision(proto), spec, None, preprocess, files, notes=notes)
-
-
-def _precision(proto: ModelProto) -> str:
-    from onnx import TensorProto
-
-    half = any(i.data_type == TensorProto.FLOAT16 and max(i.dims, default=1) > 1 for i in proto.graph.initializer)
-    if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
-        return "int8-fp16" if half else "int8"
-    return "fp16" if half else "fp32"
+    return open_header(path, "onnx", header) if header else open_foreign_onnx(path, asked)

@@ -103,7 +103,7 @@ def measure_comparison(
 def _as_large(artifact: Artifact, preprocess: Preprocess) -> Artifact:
     """Return an artifact that is evaluated at the size of another one, which may be asked for; its normalization stays its own.
 
-    Quantized networks have the normalization inside, where that could be folded.
+    Those that 0.2.0 quantized for ONNX Runtime take pixels from 0 to 1 where their ancestor takes normalized images.
     """
     own = dataclasses.replace(preprocess, mean=artifact.preprocess.mean, std=artifact.preprocess.std)
     return dataclasses.replace(artifact, preprocess=own)

@@ -43,9 +43,11 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
     batch = "pixels[None]" if io.batch_size in (None, 1) else f"np.stack([pixels] * {io.batch_size})"
     lines += [
         f'session = onnxruntime.InferenceSession(f"{{FOLDER}}/{file}", providers=["CPUExecutionProvider"])',
-        f"outputs = session.run(None, {{session.get_inputs()[0].name: {batch}}})",
+        f"outputs = session.run({list(io.output_names) or None}, {{session.get_inputs()[0].name: {batch}}})",
     ]
-    if io.output == "top-k":
+    if len(io.output_names) > 1:
+        lines.append("scores, classes = outputs[0][0], outputs[1][0]")
+    elif io.output == "top-k":
         lines += [
             "by_name = dict(zip((output.name for output in session.get_outputs()), outputs))",
             'scores, classes = by_name["scores"][0], by_name["classes"][0]',

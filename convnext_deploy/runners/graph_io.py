@@ -42,28 +42,62 @@ def prepare_images(images: Images, io: GraphIO, preprocess: Preprocess, dtype: A
     return np.ascontiguousarray(prepared)
 
 
-def to_logits(outputs: Outputs, num_classes: int) -> NDArray[np.float32]:
+def to_logits(outputs: Outputs, num_classes: int, io: GraphIO = GraphIO()) -> NDArray[np.float32]:
     """Return logits `(N, num_classes)` float32 from a graph's outputs by name.
 
     Probabilities become their logarithms: logits that differ from the network's by one number per image. Of a top-k output the
-    classes that it leaves out get the logarithm of the smallest normal float.
+    classes that it leaves out get the logarithm of the smallest normal float. One score for two classes is that of the second
+    against the first.
 
     Raises: ArtifactError: if it gives none of the outputs that `GraphIO` lists.
     """
-    if {"scores", "classes"} <= set(outputs):
-        scores, classes = outputs["scores"], outputs["classes"].astype(np.int64)
-        probabilities = np.zeros((len(scores), num_classes), np.float32)
-        if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
-            raise ArtifactError(f"the graph names class {classes.max()}; there are {num_classes}.")
-        np.put_along_axis(probabilities, classes, scores.astype(np.float32), axis=1)
-    elif "probabilities" in outputs:
-        probabilities = outputs["probabilities"].astype(np.float32)
-    else:
-        found = next((values for values in outputs.values() if values.shape[1:] == (num_classes,)), None)
-        if found is None:
-            shapes = ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
-            raise ArtifactError(f"the graph gives {shapes}; expected logits of shape (batch, {num_classes}).")
-        return found.astype(np.float32)
+    missing = [name for name in io.output_names if name not in outputs]
+    if missing:
+        raise ArtifactError(f"the graph gives no output '{missing[0]}', only {', '.join(outputs)}.")
+    if io.gives_best_only or {"scores", "classes"} <= set(outputs):
+        scores, classes = (outputs[name] for name in io.output_names or ("scores", "classes"))
+        return _spread(scores, classes, num_classes, io)
+    if io.output_names:
+        found = outputs[io.output_names[0]].astype(np.float32)
+        return (
+            _log(_columns(found, num_classes, io)) if io.output == "probabilities" else _columns(found, num_classes, io)
+        )
+    if "probabilities" in outputs:
+        return _log(outputs["probabilities"].astype(np.float32))
+    logits = next((values for values in outputs.values() if values.shape[1:] == (num_classes,)), None)
+    if logits is None:
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
+        raise ArtifactError(f"the graph gives {shapes}; expected logits of shape (batch, {num_classes}).")
+    return logits.astype(np.float32)
+
+
+def _spread(
+    scores: NDArray[np.generic], classes: NDArray[np.generic], num_classes: int, io: GraphIO
+) -> NDArray[np.float32]:
+    """Return logits `(N, num_classes)` from the scores of the best classes."""
+    indices = classes.astype(np.int64)
+    if indices.size and not 0 <= indices.min() <= indices.max() < num_classes:
+        raise ArtifactError(f"the graph names class {indices.max()}; there are {num_classes}.")
+    values = scores.astype(np.float32)
+    # of the best logits too the first gets 0, so that the others, and those left out, lie below
+    values = values - values.max(axis=1, keepdims=True) if io.gives_best_logits else _log(values)
+    logits = np.full((len(values), num_classes), np.log(_SMALLEST), np.float32)
+    np.put_along_axis(logits, indices, values, axis=1)
+    return logits
+
+
+def _columns(scores: NDArray[np.float32], num_classes: int, io: GraphIO) -> NDArray[np.float32]:
+    """Return scores with a column for each class, where one stands for two of them."""
+    scores = scores.reshape(len(scores), -1)
+    if scores.shape[1] == 1 and num_classes == 2:
+        first = 1 - scores if io.output == "probabilities" else np.zeros_like(scores)
+        return np.concatenate([first, scores], axis=1)
+    if scores.shape[1] != num_classes:
+        raise ArtifactError(f"the graph gives {scores.shape[1]} scores for an image; there are {num_classes} classes.")
+    return scores
+
+
+def _log(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     result: NDArray[np.float32] = np.log(np.maximum(probabilities, _SMALLEST))
     return result
 

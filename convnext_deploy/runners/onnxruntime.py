@@ -92,7 +92,7 @@ class ONNXRuntimeRunner:
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
-        return to_logits(self.run(self.prepare(images)), self._num_classes)
+        return to_logits(self.run(self.prepare(images)), self._num_classes, self._io)
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:
         try:

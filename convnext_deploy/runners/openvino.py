@@ -107,7 +107,7 @@ class OpenVINORunner:
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
-        return to_logits(self.run(self.prepare(images)), self._num_classes)
+        return to_logits(self.run(self.prepare(images)), self._num_classes, self._io)
 
     def request(self, batch_size: int) -> Any:
         """Return what runs batches of this size, compiled when it is first asked for."""
@@ -138,7 +138,7 @@ class OpenVINORunner:
                     if kernel.status == kernel.Status.EXECUTED
                 }
             )
-        return {port.get_any_name(): values for port, values in results.items()}
+        return {name: values for port, values in results.items() for name in port.get_names()}
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Return the kernels in the order in which they run."""

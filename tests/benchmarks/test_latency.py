@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
-from convnext_deploy.runners import openvino
+from convnext_deploy.evaluation.latency import noise_images
+from convnext_deploy.runners import open_runner, openvino
 from tests.benchmarks.conftest import BENCHMARKS
+from tests.evaluation.graphs import SIDE, write_classifier
 
 
 def planted(times: dict[str, list[float]], batch_size: int = 1) -> list[dict[str, Any]]:
@@ -46,6 +49,22 @@ def test_ratios_are_to_our_fastest_and_paired_by_round() -> None:
     assert rows["nncf"]["p50_ms"] == 22.0
     assert rows["modelopt"]["p50_ms"] is None
     assert rows["modelopt"]["ratio"] is None
+
+
+@pytest.mark.parametrize("runner", ["onnxruntime", "openvino"])
+def test_own_call_times_the_runtime_on_the_array_that_the_runner_takes(runner: str, tmp_path: Path) -> None:
+    from latency_own_call import runtime_call, time_pair
+
+    artifact = write_classifier(tmp_path / "model.onnx", width=64)
+    opened = open_runner(artifact, runner=runner)
+    prepared = opened.prepare(noise_images(2, (3, SIDE, SIDE)))
+    theirs: Any = runtime_call(opened, prepared)()
+    np.testing.assert_array_equal(next(iter(opened.run(prepared).values())), theirs[0])
+    opened.close()
+    pair = time_pair(artifact, runner, 2, 1, 0.01)
+    assert 0 < pair.ours_ms < 1000
+    assert 0 < pair.runtime_ms < 1000
+    assert 0.1 < pair.ratio < 10
 
 
 def test_claims_are_against_the_best_of_the_others() -> None:

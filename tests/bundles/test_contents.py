@@ -93,6 +93,44 @@ def test_collect_finds_what_tensorrt_would_not_compute_as_written(tmp_path: Path
     assert "TensorRT" in model.obstacle
 
 
+@pytest.mark.parametrize(
+    ("opset", "kind", "text"),
+    [
+        (
+            17,
+            TensorProto.FLOAT,
+            r"operator-not-in-opset \(.*Gelu is in the standard from opset 20 on, not in 17\).*To mend",
+        ),
+        (20, TensorProto.DOUBLE, r"against-the-standard \(.*B has inconsistent type"),
+    ],
+)
+def test_collect_refuses_what_no_runtime_takes(tmp_path: Path, opset: int, kind: int, text: str) -> None:
+    proto = row_sum_graph()
+    proto.opset_import[0].version = opset
+    proto.graph.input[0].type.tensor_type.elem_type = kind
+    proto.graph.node[-1].output[0] = "sums"
+    proto.graph.node.append(helper.make_node("Gelu", ["sums"], ["logits"]))
+    artifact = write_onnx_artifact(tmp_path / "a", proto)
+    with pytest.raises(ArtifactError, match=f"a breaks the rule {text}"):
+        collected(artifact.path)
+
+
+def test_collect_tells_of_versions_that_devices_do_not_read(tmp_path: Path) -> None:
+    proto = row_sum_graph()
+    proto.opset_import[0].version = 23
+    (model,) = collected(write_onnx_artifact(tmp_path / "a", proto).path).models
+    assert model.late == ("opset 23: TensorRT 10.3 of JetPack 6 reads up to opset 20",)
+
+
+def test_collect_refuses_a_graph_whose_scores_are_not_its_first_output(tmp_path: Path) -> None:
+    proto = row_sum_graph()
+    proto.graph.node.append(helper.make_node("Reshape", ["sum", "row_shape"], ["embedding"]))
+    proto.graph.output.insert(0, helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 1]))
+    onnx.save(proto, tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match=r"gives 'embedding' before its scores, logits"):
+        collected(tmp_path / "a.onnx")
+
+
 def test_collect_compares_an_engine_with_the_file_that_it_was_built_from(tmp_path: Path) -> None:
     one, other = (write_onnx_artifact(tmp_path / n, row_sum_graph(offset=i), "int8") for i, n in enumerate(("a", "b")))
     engine = write_engine_artifact(tmp_path / "engine", other, gpus=("SM86", "SM120"))

@@ -65,6 +65,23 @@ def test_inspect_says_that_all_rules_are_kept(tmp_path: Path) -> None:
     assert "Rules for TensorRT: all kept" in call("inspect", tmp_path / "model.onnx").out
 
 
+def test_inspect_says_what_no_runtime_takes(tmp_path: Path) -> None:
+    onnx.save(graph_of("y = Gelu (x)", opset=17), tmp_path / "model.onnx")
+    outcome = call("inspect", tmp_path / "model.onnx")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "error for every runtime: operator-not-in-opset (1): Gelu_0" in outcome.out
+    (found,) = json.loads(call("inspect", tmp_path / "model.onnx", "--json").out)["findings"]
+    assert (found["severity"], found["everywhere"]) == ("error", True)
+
+
+def test_inspect_says_in_one_line_that_a_value_is_made_twice(tmp_path: Path) -> None:
+    onnx.save(graph_of("y = Relu (x) y = Neg (x)"), tmp_path / "model.onnx")
+    outcome = call("inspect", tmp_path / "model.onnx")
+    assert outcome.code != 0
+    assert "'y' is redeclared" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
 def test_inspect_json_holds_all_places(broken: Path) -> None:
     outcome = call("inspect", broken, "--json")
     record = json.loads(outcome.out)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli import group
+from convnext_deploy.cli.options import Numbers
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.system import execution
 from tests.cli.bad_input import Place
@@ -80,6 +81,9 @@ USAGE_CASES = [
             ("--patch-size", "3"),
             ("--crop-pct", "0"),
             ("--crop-pct", "1.5"),
+            ("--crop-mode", "pad"),
+            ("--interpolation", "cubic"),
+            ("--mean", "0.5;0.5"),
             ("--workers", "-1"),
             ("--base-learning-rate", "0"),
             ("--flip-probability", "2"),
@@ -105,6 +109,10 @@ def test_wrong_usage_exits_with_2_and_names_the_flag(
     result = CliRunner().invoke(group, list(arguments))
     assert result.exit_code == 2
     assert expected in result.output
+
+
+def test_mean_is_one_number_or_several_with_commas() -> None:
+    assert [Numbers().convert(text, None, None) for text in ("0.5", "0.485,0.456,1")] == [(0.5,), (0.485, 0.456, 1.0)]
 
 
 def python_m(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -73,10 +74,12 @@ def test_evaluation_transform_resizes_both_sides_when_squashing(width: int, heig
     assert np.array_equal(evaluation_transform(image, squash), np.asarray(expected))
 
 
-def test_evaluation_transform_equals_pillow() -> None:
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_evaluation_transform_equals_pillow(interpolation: Interpolation) -> None:
     image = picture(96, 64)
-    expected = image.resize((54, 36), Image.Resampling.BICUBIC).crop((11, 2, 43, 34))
-    assert np.array_equal(evaluation_transform(image, preprocess(32, 32 / 36)), np.asarray(expected))
+    expected = image.resize((54, 36), Image.Resampling[interpolation.upper()]).crop((11, 2, 43, 34))
+    found = evaluation_transform(image, preprocess(32, 32 / 36, interpolation))
+    assert np.array_equal(found, np.asarray(expected))
 
 
 def test_evaluation_transform_is_identity_when_image_has_the_size() -> None:

@@ -52,14 +52,6 @@ def with_batch(model: onnx.ModelProto, batch: int | str) -> onnx.ModelProto:
     return result
 
 
-def reversed_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its nodes the other way round."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.graph.node.reverse()
-    return result
-
-
 FLOAT_CASES = (
     Case(
         "decomposed-layer-norm",
@@ -145,13 +137,6 @@ FILE_CASES = (
         graph_of("y = com.microsoft.Gelu (x)"),
         ("com.microsoft.FastGelu FastGelu_0",),
         "refuses",
-    ),
-    Case(
-        "not-sorted",
-        "reversed",
-        reversed_nodes(graph_of("a = Relu (x) y = Relu (a)")),
-        graph_of("a = Relu (x) y = Relu (a)"),
-        ("Relu_1",),
     ),
     Case("frozen-batch", "input", with_batch(conv(), 1), with_batch(conv(), "n"), ("input x (1, 8, 6, 6)",)),
     Case(

@@ -7,7 +7,10 @@ import onnx
 import pytest
 from torch import nn
 
+from convnext_deploy.artifacts.spec import GraphIO, default_preprocess
+from convnext_deploy.config.choices import InputLayout
 from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
+from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes
 from convnext_deploy.graphs.lint.onnx_summary import RULES, apply_rules
 from convnext_deploy.graphs.lint.rule import Finding
@@ -18,9 +21,10 @@ from tests.graphs.float_rule_cases import FILE_CASES, FLOAT_CASES
 from tests.graphs.others_graphs import analyze, conv, scales, zeros
 from tests.graphs.quantized_rule_cases import GRID_CASES, LAYER_CASES, PLACEMENT_CASES
 from tests.graphs.rule_case import Case
+from tests.graphs.validity_rule_cases import VALIDITY_CASES
 from tests.shared import heavy_except
 
-CASES = (*GRID_CASES, *LAYER_CASES, *PLACEMENT_CASES, *FLOAT_CASES, *FILE_CASES)
+CASES = (*GRID_CASES, *LAYER_CASES, *PLACEMENT_CASES, *FLOAT_CASES, *FILE_CASES, *VALIDITY_CASES)
 NEEDS_FILES = {"weights-beside-the-file"}  # see test_onnx_file
 
 
@@ -83,6 +87,14 @@ def test_tensorrt_rtx_computes_in_float_without_a_word_what_is_said_to_do_so(cas
 
 def test_our_float_export_breaks_no_rule(network: Network) -> None:
     assert serious(network.graph) == set()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_our_export_of_pixels_breaks_no_rule(network: Network, layout: InputLayout) -> None:
+    preprocess = default_preprocess(network.image_size, None, network.in_channels)
+    graph = add_ends(network.graph, GraphIO("uint8", layout, "top-k", 2), preprocess)
+    assert serious(graph) == set()
+    assert build(graph) is not None
 
 
 def test_our_int8_export_for_tensorrt_breaks_only_the_rule_for_its_fp32_rest(network: Network) -> None:

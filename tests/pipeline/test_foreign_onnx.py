@@ -139,7 +139,7 @@ def test_files_of_any_type_and_layout_run(tmp_path: Path, kind: int, last: bool)
     shape: list[int | str] = ["n", SIDE, SIDE, 3] if last else ["n", 3, SIDE, SIDE]
     path = write(tmp_path / "a.onnx", kind, shape, last=last)
     artifact = open_input(path)
-    assert artifact.io == GraphIO(input_layout="nhwc" if last else "nchw")
+    assert artifact.io == GraphIO(input_layout="nhwc" if last else "nchw", output_names=("scores",))
     assert (artifact.model.in_channels, artifact.preprocess.image_size) == (3, SIDE)
     assert artifact.precision == ("fp16" if kind == TensorProto.FLOAT16 else "fp32")
     found = logits_of(path, images(3))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, read_artifact
 from convnext_deploy.artifacts.details import ONNXDetails
-from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
 from convnext_deploy.models.checkpoints.safe_reader import METADATA_KEY
@@ -179,12 +179,16 @@ def test_open_input_opens_a_foreign_onnx_file(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "foreign.onnx", ("batch", 3, 48, 48), classes=5)
     spec = ModelSpec("unknown", 5, 3)
     files = (describe_file(path),)
-    note = (
+    notes = (
+        "foreign.onnx: 'scores' is taken for the logits of 5 classes",
+        "foreign.onnx: takes normalized images, an assumption, because the file does not tell; --input-range says otherwise",
         "foreign.onnx: evaluated at 48 pixels, center crop 1, bicubic, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (size from "
-        "the graph; crop, crop mode, interpolation, mean and std assumed: usual, because an ONNX file does not tell)"
+        "the graph; crop, crop mode, interpolation, mean and std assumed: usual, because an ONNX file does not tell)",
     )
-    expected = Artifact(tmp_path, ONNXDetails(), "fp32", spec, None, default_preprocess(48), files, notes=(note,))
-    assert open_input(path) == expected
+    details = ONNXDetails(io=GraphIO(output_names=("scores",)))
+    assert open_input(path) == Artifact(
+        tmp_path, details, "fp32", spec, None, default_preprocess(48), files, notes=notes
+    )
 
 
 def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
@@ -193,7 +197,8 @@ def test_open_input_knows_a_quantized_foreign_onnx_file(tmp_path: Path) -> None:
 
 def test_open_input_takes_the_size_of_a_dynamic_foreign_onnx_file_from_the_user(tmp_path: Path) -> None:
     path = write_foreign_onnx(tmp_path / "a.onnx", ("batch", 1, "height", "width"))
-    assert open_input(path).preprocess == default_preprocess(224, None, 1)
+    with pytest.raises(ArtifactError, match=r"images of any size, \(batch, 1, height, width\); say with --image-size"):
+        open_input(path)
     assert open_input(path, asked=PreprocessSettings(image_size=96)).preprocess == default_preprocess(96, None, 1)
 
 

@@ -43,14 +43,14 @@ def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:
     images = graph.inputs[0]
     images.name = io.input_name
     steps: list[tuple[str, list[ir.Value], dict[str, int | list[int]]]] = []
+    if io.input_type == "uint8":
+        images.dtype = ir.DataType.UINT8
+        steps.append(("Cast", [], {"to": ir.DataType.FLOAT}))  # first: TensorRT does nothing else with uint8
     if io.input_layout == "nhwc":
         assert images.shape is not None  # the exporter knows it
         batch, *item = images.shape
         images.shape = ir.Shape([batch, *item[1:], item[0]])
         steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
-    if io.input_type == "uint8":
-        images.dtype = ir.DataType.UINT8
-        steps.append(("Cast", [], {"to": ir.DataType.FLOAT}))
     if io.white is not None:
         # (x / white - mean) / std as one product and one sum
         mean, std = (np.array(values, np.float64)[None, :, None, None] for values in (preprocess.mean, preprocess.std))

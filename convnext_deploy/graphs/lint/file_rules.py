@@ -31,20 +31,6 @@ def operators_of_others(graph: AnalyzedGraph) -> Iterator[Place]:
 
 
 @error(
-    "the ONNX checker and several runtimes refuse nodes that read what comes later",
-    "sort the nodes: onnx_ir.passes.common.TopologicalSortPass() on onnx_ir.load(path)",
-)
-def not_sorted(graph: AnalyzedGraph) -> Iterator[Place]:
-    """Nodes that read what a later node makes."""
-    made: set[ir.Node] = set()
-    has_subgraphs = len(graph.view.model.graph) < len(graph.view.nodes)
-    for node in () if has_subgraphs else graph.view.nodes:
-        if not made.issuperset(node.predecessors()):
-            yield node
-        made.add(node)
-
-
-@error(
     "infinity or NaN in a weight makes every result NaN; FP16 ends at 65504",
     "convert from the FP32 model again and keep layers with weights beyond 65504 in FP32",
 )
@@ -139,6 +125,6 @@ def weights_beside_the_file(graph: AnalyzedGraph) -> Iterator[Place]:
 
 
 FILE_RULES: tuple[Rule, ...] = (
-    operators_of_others, not_sorted, weights_not_finite, weights_flushed_to_zero, frozen_batch, opset_after_20,
+    operators_of_others, weights_not_finite, weights_flushed_to_zero, frozen_batch, opset_after_20,
     ir_after_10, shared_parameters, weights_beside_the_file,
 )  # fmt: skip

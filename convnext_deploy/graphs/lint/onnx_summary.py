@@ -27,10 +27,11 @@ from convnext_deploy.graphs.lint.float_rules import FLOAT_RULES
 from convnext_deploy.graphs.lint.grid_rules import GRID_RULES
 from convnext_deploy.graphs.lint.layer_rules import LAYER_RULES
 from convnext_deploy.graphs.lint.rule import SEVERITIES, Finding, Place
+from convnext_deploy.graphs.lint.validity_rules import VALIDITY_RULES
 from convnext_deploy.graphs.onnx_io import parse_metadata
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, external_tensors, open_view, shape_of, type_name
 
-RULES = (*GRID_RULES, *LAYER_RULES, *FLOAT_RULES, *FILE_RULES)
+RULES = (*VALIDITY_RULES, *GRID_RULES, *LAYER_RULES, *FLOAT_RULES, *FILE_RULES)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def apply_rules(graph: AnalyzedGraph) -> tuple[Finding, ...]:
     found = []
     for rule in RULES:
         if places := tuple(dict.fromkeys(map(_place, rule.find(graph)))):
-            found.append(Finding(rule.name, rule.severity, places, rule.cost, rule.fix))
+            found.append(Finding(rule.name, rule.severity, places, rule.cost, rule.fix, rule.everywhere))
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from convnext_deploy.graphs.compute_nodes import AnalyzedGraph, ComputeNode
 
 Severity = Literal["error", "warning", "note"]
-"""error: TensorRT refuses the file or gives other results; warning: slower, in float, or less exact; note: good to know."""
+"""error: TensorRT, or every runtime, refuses the file or gives other results; warning: slower, in float, or less exact; note: good
+to know."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -25,29 +26,37 @@ Place = ComputeNode | ir.Node | str
 
 @dataclass(frozen=True)
 class Rule:
-    """A known problem of ONNX files; `find` yields the nodes, layers or tensors in which a graph has it."""
+    """A known problem of ONNX files; `find` yields the nodes, layers or tensors in which a graph has it.
+
+    `everywhere`: it is an error for every runtime, not for TensorRT alone.
+    """
 
     name: str
     severity: Severity
     find: Callable[[AnalyzedGraph], Iterator[Place]]
     cost: str
     fix: str
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that a graph breaks: in which nodes, layers or tensors, what it costs, and how to fix it."""
+    """A rule that a graph breaks: in which nodes, layers or tensors, what it costs, how to fix it, and for whom."""
 
     name: str
     severity: Severity
     places: tuple[str, ...]
     cost: str
     fix: str
+    everywhere: bool = False
 
 
-def _rule(severity: Severity, cost: str, fix: str) -> Callable[[Callable[[AnalyzedGraph], Iterator[Place]]], Rule]:
+def _rule(
+    severity: Severity, cost: str, fix: str, *, everywhere: bool = False
+) -> Callable[[Callable[[AnalyzedGraph], Iterator[Place]]], Rule]:
     """Make a rule of the function below, which finds its places: `bias_int32` becomes the rule `bias-int32`."""
-    return lambda find: Rule(find.__name__.replace("_", "-"), severity, find, cost, fix)
+    return lambda find: Rule(find.__name__.replace("_", "-"), severity, find, cost, fix, everywhere)
 
 
 error, warning, note = (partial(_rule, severity) for severity in SEVERITIES)
+invalid = partial(_rule, "error", everywhere=True)

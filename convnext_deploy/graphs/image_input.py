@@ -1,0 +1,153 @@
+"""What a graph of another origin takes: the order of its dimensions, the size of its images, and the range of their values."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from convnext_deploy.config.choices import InputRange
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.graphs.onnx_view import GraphView, array, attribute, inputs_of, shape_of, shape_words
+
+_CHANNELS = (1, 3)  # images of no other library have 1 or 3 rows
+_SHAPES = ("Shape", "Size")  # read no pixels
+_FIRST = ("Cast", "Identity", "Transpose")
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What a graph does to pixels of a range before anything else; `mean` and `std` per channel, for pixel values in [0, 1]."""
+
+    range: InputRange
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The input of a graph. `side` is that of its images in pixels, and was asked for where it `is_dynamic`; `batch_size` is None
+    where it is dynamic, and `normalization` where its first nodes do not tell that they take pixels.
+    """
+
+    is_uint8: bool
+    channels_last: bool
+    channels: int
+    batch_size: int | None
+    side: int
+    is_dynamic: bool
+    normalization: Normalization | None
+
+
+def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInput:
+    """Return what a graph takes.
+
+    Args:
+        view: the graph.
+        image_size: height and width in pixels, for a graph in which they are dynamic.
+
+    Raises: ArtifactError: if that is not one square image of a known size and number of channels; without the file's name.
+    """
+    shapes = [shape_of(value) for value in view.inputs]
+    shape = shapes[0] if shapes else ()
+    last = len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
+    channels = shape[3 if last else 1] if len(shape) == 4 else None
+    if len(shapes) != 1 or not isinstance(channels, int):
+        found = ", ".join(shape_words(shape) for shape in shapes)
+        raise ArtifactError(
+            "is not an image classifier: expected one input (batch, channels, height, width) with fixed channels, found "
+            f"{len(shapes)} input(s), {found or 'nothing'}."
+        )
+    sides = shape[1:3] if last else shape[2:]
+    known = {size for size in sides if isinstance(size, int)}
+    if len(known) > 1:
+        raise ArtifactError(
+            f"takes images of {sides[0]} rows and {sides[1]} columns; only square ones are known here: export it for such."
+        )
+    fixed = known.pop() if known else None
+    side = image_size or fixed
+    if fixed not in (None, side):
+        raise ArtifactError(f"takes images of {fixed}×{fixed} pixels, not of {side}; leave --image-size out.")
+    is_dynamic = not all(isinstance(size, int) for size in sides)
+    if side is None or (is_dynamic and image_size is None):
+        raise ArtifactError(
+            f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at. Engines and bundles "
+            "need a file in which it is fixed."
+        )
+    batch = shape[0] if isinstance(shape[0], int) else None
+    is_uint8 = view.inputs[0].dtype == ir.DataType.UINT8
+    return ImageInput(is_uint8, last, channels, batch, side, is_dynamic, find_normalization(view, channels))
+
+
+def find_normalization(view: GraphView, channels: int) -> Normalization | None:
+    """Return how a graph normalizes pixels, told by the constants of its first nodes; None: they do not.
+
+    A normalization `(x - m) / s` has its `m` within the range of the pixels, and its `s` is a part of it.
+    """
+    found = _first_affine(view, channels)
+    if found is None or not (found[0] > 0).all():
+        return None
+    middle, spread = -found[1] / found[0], 1 / found[0]
+    kind = _range_of(float(middle.mean()), float(spread.mean()))
+    if kind is None:
+        return None
+    white = 255.0 if kind == "0-255" else 1.0
+    mean, std = (np.broadcast_to(values / white, channels).tolist() for values in (middle, spread))
+    return Normalization(kind, tuple(mean), tuple(std))
+
+
+def _range_of(middle: float, spread: float) -> InputRange | None:
+    if 20 <= middle <= 240 or (abs(middle) < 1 and 20 <= spread <= 256):
+        return "0-255"
+    # a spread of 1 is a mean that is subtracted and no more; a norm of normalized images has its middle near 0
+    is_part = spread < 0.7 or abs(spread - 1) < 1e-6
+    return "0-1" if (0.05 <= middle <= 0.95 and is_part) or (abs(middle) < 0.01 and spread < 0.1) else None
+
+
+def _first_affine(view: GraphView, channels: int) -> tuple[Numbers, Numbers] | None:
+    """Return scale and shift, `(channels,)` or `(1,)` each, of what is done to images before anything else; None: nothing is."""
+    value, scale, shift = view.inputs[0], np.ones(1), np.zeros(1)
+    changed = False
+    while True:
+        reading = [node for node in value.consumers() if node.op_type not in _SHAPES]
+        if len(reading) != 1:
+            break
+        node = reading[0]
+        step = (np.ones(1), np.zeros(1)) if node.op_type in _FIRST else _step(node, value, channels)
+        if step is None:
+            break
+        changed = changed or node.op_type not in _FIRST
+        scale, shift, value = scale * step[0], shift * step[0] + step[1], node.outputs[0]
+    return (scale, shift) if changed else None
+
+
+def _step(node: ir.Node, value: ir.Value, channels: int) -> tuple[Numbers, Numbers] | None:
+    """Return what a node multiplies a value by and adds to it; None if it does something else."""
+    constants = [_numbers(other, channels) for other in inputs_of(node) if other is not value]
+    if not constants or any(numbers is None for numbers in constants):
+        return None
+    first, *others = [numbers for numbers in constants if numbers is not None]
+    one, zero = np.ones(1), np.zeros(1)
+    is_first = node.inputs[0] is value
+    match node.op_type:
+        case "Mul":
+            return first, zero
+        case "Div" if is_first and first.all():
+            return 1 / first, zero
+        case "Add":
+            return one, first
+        case "Sub":
+            return (one, -first) if is_first else (-one, first)
+        case "BatchNormalization" if len(others) == 3:
+            scale = first / np.sqrt(others[2] + attribute(node, "epsilon", 1e-5))
+            return scale, others[0] - scale * others[1]
+    return None
+
+
+def _numbers(value: ir.Value, channels: int) -> Numbers | None:
+    """Return a constant of one number, or one for each channel."""
+    found = array(value)
+    if found is None or found.size not in (1, channels) or not np.issubdtype(found.dtype, np.number):
+        return None
+    return found.astype(np.float64).reshape(-1)

@@ -1,0 +1,83 @@
+"""Open an ONNX file of another origin by what its graph says; what it does not say is asked for, or said aloud as an assumption."""
+
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.details import ONNXDetails
+from convnext_deploy.artifacts.preprocessing import assume, tell
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
+from convnext_deploy.config.choices import InputType
+from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.graphs.class_output import find_class_output
+from convnext_deploy.graphs.image_input import ImageInput, Normalization, find_image_input
+from convnext_deploy.graphs.onnx_view import open_view
+from convnext_deploy.graphs.precision import read_precision
+from convnext_deploy.pipeline.open_checkpoint import evaluation_note
+
+_INPUT_TYPES: dict[str, InputType] = {"normalized": "float32", "0-1": "float32-0-1", "0-255": "float32-0-255"}
+
+
+def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
+    """Describe an ONNX file that another tool made; `notes` say what was taken for what, and why.
+
+    Args:
+        path: the file.
+        asked: what the user says of it; `image_size`, `input_range` and `output_name` count here.
+
+    Raises: ArtifactError: if it does not take one square image of a known size, or its scores cannot be told from its outputs.
+    """
+    view = open_view(path)
+    try:
+        taken = find_image_input(view, asked.image_size)
+        given = find_class_output(view, asked.output_name)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} {error}") from None
+    if taken.is_uint8 and asked.input_range not in (None, "0-255"):
+        raise ArtifactError(f"{path} takes pixels as uint8, 0 to 255; leave --input-range out.")
+    told = taken.normalization
+    if told is not None and asked.input_range not in (None, told.range):
+        told = None  # the user knows better
+    kind: InputType = (
+        "uint8" if taken.is_uint8 else _INPUT_TYPES[asked.input_range or (told.range if told else "normalized")]
+    )
+    io = GraphIO(
+        kind,
+        "nhwc" if taken.channels_last else "nchw",
+        given.output,
+        given.columns if len(given.names) > 1 else GraphIO.top_k,
+        taken.batch_size,
+        given.names,
+    )
+    preprocess = _preprocess(taken, told)
+    notes = (
+        f"{path.name}: {given.describe()}" + (", as asked for" if asked.output_name else ""),
+        f"{path.name}: {_describe_values(taken, asked, io)}",
+        evaluation_note(path, preprocess),
+    )
+    spec = ModelSpec("unknown", given.classes, taken.channels)
+    files = (describe_file(path),)
+    return Artifact(path.parent, ONNXDetails(io=io), read_precision(view), spec, None, preprocess, files, notes=notes)
+
+
+def _preprocess(taken: ImageInput, told: Normalization | None) -> Preprocess:
+    found = assume(default_preprocess(taken.side, None, taken.channels), "usual, because an ONNX file does not tell")
+    values: dict[str, Any] = {} if taken.is_dynamic else {"image_size": taken.side}
+    if told is not None:
+        values |= {"mean": told.mean, "std": told.std}
+    return tell(found, values, "from the graph")
+
+
+def _describe_values(taken: ImageInput, asked: PreprocessSettings, io: GraphIO) -> str:
+    """Say which values the graph takes, and where that is known from."""
+    if asked.input_range is not None:
+        origin = "as asked for"
+    elif taken.is_uint8:
+        origin = "by its type"
+    elif taken.normalization is not None:
+        origin = "because its first nodes normalize them"
+    else:
+        origin = "an assumption, because the file does not tell; --input-range says otherwise"
+    values = "normalized images" if io.white is None else f"pixels from 0 to {io.white:g}"
+    return f"takes {values}, {origin}"
