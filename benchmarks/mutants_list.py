@@ -160,9 +160,13 @@ MUTANTS = (
     Mutant(
         "risk-sign",
         "what chance may add to a drop is taken off the risk, so that weaker steps pass",
-        "(cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
-        "(cost - _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
-        ("test_judging.py", "test_selection.py"),
+        "bounds[0] + (np.diff(bounds) * positive).sum()",
+        "-bounds[0] + (np.diff(bounds) * positive).sum()",
+        ("test_judging.py", "test_bounds.py", "test_selection.py"),
+        (
+            "(cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
+            "(cost - _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
+        ),
     ),
     Mutant(
         "baseline",

@@ -239,6 +239,37 @@ def _startup(results: Path) -> str:
     return as_table(["`python benchmarks/startup.py`", "seconds", "at most"], lines).replace("|  |", "| |")
 
 
+def _evidence(results: Path) -> str:
+    found = _read(results, "evidence")
+    lines = []
+    for rows, name in ((found["simulation"], "kind"), (found["networks"], "network")):
+        for row in rows:
+            classes = row.get("classes", 10)
+            figures = [f"{row[key]:.2f}" for key in ("true_drop_pp", "expected_drop_pp", "bound_pp")]
+            lines.append(
+                [row[name], f"{classes:,}", f"{row['images']:,}", *figures, str(row["broken"]), str(row["before"])]
+            )
+    head = [
+        "`python benchmarks/evidence.py`",
+        "classes",
+        "images",
+        "true drop pp",
+        "expected",
+        "bound",
+        f"broken, of {found['trials']}",
+        "by version 0.2",
+    ]
+    return as_table(head, lines)
+
+
+def _evidence_facts(results: Path) -> str:
+    facts = {name: f"{100 * value:.1f} %" for name, value in _read(results, "evidence")["facts"].items()}
+    return (
+        f"The network gives the right class of {facts['top1_known']} of the images that it was trained on, with a mean confidence "
+        f"of {facts['confidence_known']}, and of {facts['top1_new']} of new ones, with {facts['confidence_new']}."
+    )
+
+
 def _mutants(results: Path) -> str:
     found = _read(results, "mutants")
     trees = {
@@ -289,6 +320,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "teacher_cache": _teacher_cache,
     "kills": _kills,
     "mutants": _mutants,
+    "evidence": _evidence,
+    "evidence-facts": _evidence_facts,
     "distillation": _distillation,
     "quantization": _quantization,
     "quantization_peers": _quantization_peers,

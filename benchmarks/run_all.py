@@ -77,6 +77,7 @@ BENCHMARKS = (
     Benchmark("latency-ablation", "latency.py", ("--ablation",), 60),
     Benchmark("latency-profile", "latency.py", ("--profile",), 5),
     Benchmark("kills", "kills.py", (), 20),
+    Benchmark("evidence", "evidence.py", (), 10),
     Benchmark("altered_bytes", "altered_bytes.py", (), 20),
     Benchmark("mutants", "mutants.py", (), 30),
     Benchmark(

@@ -40,7 +40,7 @@ def quantize(
         method: `ptq` does not train, `qat` does at once, `auto` if nothing else is good enough.
         calibration_method: quantize once, with ranges chosen so, instead of looking for the cheapest method.
         calibration_images: training images that fix the ranges, >= 1; None: 512.
-        selection_images: other training images, by which the method is chosen, >= 1; None: 1024.
+        selection_images: other training images, by which the method is chosen, >= 1; None: 4096.
         time_budget_s: begin nothing that would not end within so many seconds; None: no limit.
         model: variant that the checkpoint must hold.
         out: folder of the run; None: `runs/quantize-VARIANT`, or `runs/ptq-VARIANT` with a calibration method.

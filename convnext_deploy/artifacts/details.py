@@ -78,8 +78,9 @@ class Certificate:
 class Step:
     """What one step of `quantize` gave on the selection images. Fractions, percentage points, nats, decibels, seconds.
 
-    `risk_pp`: see `stages.selection`; 100 where a logit is not finite. `kl` and `sqnr_db` are of the logits against the float
-    network's, None where they are infinite.
+    `risk_pp`: the upper 95 % bound of the drop on new images, see `stages.drop_bound`, and `expected_drop_pp` the drop to expect
+    there; both 100 where a logit is not finite. `kl` and `sqnr_db` are of the logits against the float network's, None where they
+    are infinite.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Step:
     risk_pp: float
     seconds: Annotated[float, Between(0.0, 1e12)]
     passed: bool
+    expected_drop_pp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,18 @@ class LayerEffect:
 
 @dataclass(frozen=True)
 class Selection:
-    """What `quantize` tried, the step that it chose and the reason, and the effect of each layer where that was measured."""
+    """What `quantize` tried, the step that it chose and the reason, and the effect of each layer where that was measured.
+
+    `images`: how many training images judged; `images_needed`: with fewer no step can pass, None: no number is enough.
+    """
 
     steps: tuple[Step, ...]
     chosen: str
     reason: str
     max_drop_pp: Annotated[float, Between(0.0, 100.0)]
     effects: tuple[LayerEffect, ...] = ()
+    images: Count = 0
+    images_needed: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Duration(click.ParamType[float]):
     "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
 )
 @click.option(
-    "--selection-images", type=POSITIVE, help="Other training images, by which the method is chosen.  [default: 1024]"
+    "--selection-images", type=POSITIVE, help="Other training images, by which the method is chosen.  [default: 4096]"
 )
 @common_options("quantize", "out")
 def command(as_json: bool, **values: Any) -> None:

@@ -46,23 +46,25 @@ class QATConfig(StageConfig):
 class QuantizeConfig(StageConfig):
     """Try methods of quantization from the cheapest to the strongest, and stop at the first that loses too little to matter.
 
-    A step is good enough when it loses at most `max_drop_pp` percentage points of top-1, luck included (see `stages.selection`),
-    on `selection_images` training images that no other step sees. `method`: `ptq` ends before training, `qat` goes to training
-    at once, from the best of the rest, and `auto` trains only if nothing else is good enough. `time_budget_s`: no step is begun
-    that would not end within it; the first one always is. Training settings are those of `QATConfig`.
+    A step is good enough when it loses at most `max_drop_pp` percentage points of top-1 on new images, with 95 % confidence (see
+    `stages.selection`). It is judged on `selection_images` training images that nothing else sees; of fewer than both counts ask
+    for, a third calibrates and the rest judges. Training leaves out those that judge it, a quarter of all at most. `method`: `ptq`
+    ends before training, `qat` goes to training at once, from the best of the rest, and `auto` trains only if nothing else is good
+    enough. `time_budget_s`: no step is begun that would not end within it; the first one always is. Training settings are those of
+    `QATConfig`.
     """
 
     kind: ClassVar[str] = "quantize"
     done: ClassVar[str] = "quantized"
+    result_version: ClassVar[int] = 3
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
-    result_version: ClassVar[int] = 2
     trains: ClassVar[bool] = True
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)
     method: QuantizeMethod = "auto"
     max_drop_pp: float = 0.2
     calibration_images: int = 512
-    selection_images: int = 1024
+    selection_images: int = 4096
     batch_size: int = 32
     time_budget_s: float | None = None
     fit: FitConfig = field(default_factory=lambda: QATConfig().fit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,32 +268,3 @@ def _collate(items: list[NDArray[np.uint8] | DataError]) -> Tensor | DataError:
         if isinstance(item, DataError):
             return item
     return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]  # errors are gone by now
-
-
-def calibration_indices(train: ImageSet, validation: ImageSet, count: int, seed: int) -> list[int]:
-    """Choose `count` training images, as many of each class as of any other, none of which is also a validation image.
-
-    Classes with too few images give all they have and the others make up for it; fewer than `count` come back when `train`
-    is smaller. Equal contents are recognised whatever the files are called.
-    """
-    hints = {validation.size_hint(i) for i in range(len(validation))}
-    rng = np.random.default_rng((seed, 0xCA11B))
-    queues = [list(rng.permutation(np.flatnonzero(train.labels == label))) for label in np.unique(train.labels)]
-    held_out: set[bytes] | None = None
-    chosen: list[int] = []
-    while len(chosen) < count and any(queues):
-        for queue in queues:
-            while queue and len(chosen) < count:
-                index = int(queue.pop())
-                if train.size_hint(index) in hints:
-                    if held_out is None:
-                        held_out = {_digest(validation, i) for i in range(len(validation))}
-                    if _digest(train, index) in held_out:
-                        continue
-                chosen.append(index)
-                break
-    return sorted(chosen)
-
-
-def _digest(images: ImageSet, index: int) -> bytes:
-    return hashlib.sha256(images.content(index)).digest()

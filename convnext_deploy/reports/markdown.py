@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, TITLE, quality_rows
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, remarks, step_cells, summary, warnings
+from convnext_deploy.reports.stage_table import (
+    STEP_COLUMNS,
+    cells,
+    columns,
+    judged_on,
+    remarks,
+    step_cells,
+    summary,
+    warnings,
+)
 
 
 def render_markdown(report: Report) -> str:
@@ -31,7 +40,7 @@ def render_markdown(report: Report) -> str:
         if (tried := row.history.selection) is not None:
             lines += [
                 "",
-                f"What {row.name} tried, on training images set aside:",
+                f"What {row.name} tried, {judged_on(tried)}:",
                 "",
                 *_table(STEP_COLUMNS, [step_cells(step, tried) for step in tried.steps]),
                 "",

@@ -22,9 +22,9 @@ _SPEEDUP = (
     "processes, with the 95 % interval."
 )
 _STEPS = (
-    "Step: a method of quantization, the cheapest tried first, on training images set aside. Risk: the drop to be feared at 95 %, "
-    "chance included. KL: divergence of the class probabilities from the float network's, in nats. SQNR: power of the float logits "
-    "over that of their change."
+    "Step: a method of quantization, the cheapest tried first, on training images set aside. Risk: the upper 95 % bound of the "
+    "drop on new images, for all steps together. KL: divergence of the class probabilities from the float network's, in nats. "
+    "SQNR: power of the float logits over that of their change."
 )
 _MORE = "The glossary of convnext_deploy, recipes/how-to/glossary.md, has all words."
 

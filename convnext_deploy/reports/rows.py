@@ -95,7 +95,7 @@ def create_row(
     accuracy = _compare(row, measured, scores, data)
     renumbered = None if data is None else describe_permutation(measured.score, artifact, data)
     gain = doubt_gain(accuracy.drop, artifact, role.baseline or "")
-    doubts = (renumbered or doubt_score(measured.score, artifact, data), gain)
+    doubts = (renumbered, doubt_score(measured.score, artifact, data), gain)
     row = dataclasses.replace(
         row,
         accuracy=accuracy,

@@ -87,6 +87,15 @@ def verdict(row: StageRow) -> str:
     return {True: "passed", False: "FAILED", None: "no gate"}[passed]
 
 
+def judged_on(selection: Selection) -> str:
+    """Say what judged the steps of a fallback sequence, and what it would take where that is too little to tell."""
+    least, count = selection.images_needed, f"{selection.images:,}"
+    if least is None or selection.images >= least:
+        return f"on {count} training images set aside"
+    drop = f"a drop of {selection.max_drop_pp:.2f} pp"
+    return f"on {count} training images set aside, where it takes at least {least:,} to tell {drop}"
+
+
 def step_cells(step: Step, selection: Selection) -> tuple[str, ...]:
     """Return the texts of a step of a fallback sequence, in the order of `STEP_COLUMNS`."""
     low, high = step.interval_pp

@@ -108,7 +108,7 @@ def _measure(
 ) -> tuple[dict[str, float], str]:
     """Return the ranges of all tensors of the float network, and the images that they were measured on, in words."""
     if context.data is not None:
-        images = choose_images((config.range_images,), preprocess, context, config.batch_size or _BATCH_SIZE)[0]
+        images = choose_images(config.range_images, preprocess, context, config.batch_size or _BATCH_SIZE)
         batches = (batch.cpu().numpy() for batch in images.batches())
         return measure_ranges(exported, _full(batches, config.batch_size)), f"{len(images)} training images"
     context.execution.progress.say(

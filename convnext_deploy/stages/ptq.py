@@ -19,7 +19,7 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
     source = require_source(source, "ptq")
     scheme = resolve_scheme(config.target, config.sites)
     folding = open_folded(source, scheme, context)
-    (images,) = choose_images([config.calibration_images], folding.preprocess, context, config.batch_size)
+    images = choose_images(config.calibration_images, folding.preprocess, context, config.batch_size)
     network, record = quantize_network(folding.network, scheme, config, images, context, seed=context.execution.seed)
     return write_torch_artifact(
         network,

@@ -15,7 +15,8 @@ from convnext_deploy.artifacts.details import PTQRecord
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.sampling import calibration_indices, divide_training_images
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
@@ -89,33 +90,46 @@ class Images:
         return torch.cat(list(some.batches()))[:count]
 
 
-def choose_images(
-    counts: Sequence[int], preprocess: Preprocess, context: StageContext, batch_size: int
-) -> list[Images]:
-    """Return as many sets of training images as there are counts, all different and none of them validation images.
-
-    The first count is served first; the others share what is left.
+def choose_images(count: int, preprocess: Preprocess, context: StageContext, batch_size: int) -> Images:
+    """Return so many training images for calibration, as many of each class, none of them a validation image.
 
     Raises: DataError: if there is no image at all.
     """
     data = context.need_data()
-    chosen = calibration_indices(data.train, data.validation, sum(counts), context.execution.seed)
+    chosen = calibration_indices(data.train, data.validation, count, context.execution.seed)
+    images = _images(chosen, preprocess, context, batch_size)
+    if len(images) < count:
+        context.execution.progress.say(
+            f"{context.name}: {len(images)} calibration images, as the training set has no more"
+        )
+    return images
+
+
+def choose_images_to_judge(
+    counts: tuple[int, int], preprocess: Preprocess, context: StageContext, batch_size: int
+) -> tuple[Images, Images]:
+    """Return training images for calibration and others to judge by, as `divide_training_images` chooses them.
+
+    Raises: DataError: if there is no image at all.
+    """
+    data = context.need_data()
+    calibrating, judging = divide_training_images(data.train, data.validation, counts, context.execution.seed)
+    images = _images(calibrating, preprocess, context, batch_size)
+    return images, (
+        _images(judging, preprocess, context, batch_size) if judging else dataclasses.replace(images, indices=())
+    )
+
+
+def _images(chosen: Sequence[int], preprocess: Preprocess, context: StageContext, batch_size: int) -> Images:
+    """Return training images in an order that has nothing to do with their classes. Raises: DataError: if there is none."""
+    data = context.need_data()
     if not chosen:
         raise DataError(
             f"every training image of {data.name} is also a validation image; none is left for calibration."
         )
     order = [chosen[i] for i in np.random.default_rng((context.execution.seed, 0x5E7)).permutation(len(chosen))]
-    if len(chosen) < counts[0]:
-        context.execution.progress.say(
-            f"{context.name}: {len(chosen)} calibration images, as the training set has no more"
-        )
     batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // preprocess.image_size**2))
-    sets, start = [], 0
-    for count in counts:
-        part = order[start : start + count]
-        sets.append(Images(data, preprocess, part, batch_size, context.execution.workers, context.execution.device))
-        start += len(part)
-    return sets
+    return Images(data, preprocess, order, batch_size, context.execution.workers, context.execution.device)
 
 
 def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageContext) -> Folding:

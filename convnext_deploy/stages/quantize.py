@@ -4,29 +4,26 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step, TorchDetails
+from convnext_deploy.artifacts.details import Step, TorchDetails
+from convnext_deploy.config.choices import QuantizeMethod
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
-from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.data.sampling import without
 from convnext_deploy.models.fold import Folding
-from convnext_deploy.quantization.prepare import prepare, without_quantizers
+from convnext_deploy.quantization.prepare import prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
-from convnext_deploy.quantization.sensitivity import Effect, choose_float_layers, compute_logits, measure_sensitivity
+from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
 from convnext_deploy.stages.context import StageContext, require_source
-from convnext_deploy.stages.ptq_steps import Images, choose_images, open_folded, quantize_network
+from convnext_deploy.stages.ptq_steps import Images, choose_images_to_judge, open_folded, quantize_network
 from convnext_deploy.stages.quantized_training import check_teachers, train_quantized, training_seconds
-from convnext_deploy.stages.selection import Judge, finite_or_none
+from convnext_deploy.stages.search import Search, say_step, say_who_judges
+from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 
 _SENSITIVITY_IMAGES = 256
-_NAMED = 5  # layers in a message
 
 BARE = PTQSteps("minmax", smoothing=False, bias_correction=False)
 SEQUENCE: dict[str, PTQSteps] = {
@@ -38,30 +35,11 @@ SEQUENCE: dict[str, PTQSteps] = {
 }
 """Name → steps, the cheapest first. After them come layers in float, and training."""
 STRONGEST_OF_ONE_PASS = "bias correction"
-
-
-@dataclass
-class _Search:
-    """Where the sequence stands: what was tried, the best of it, and why it ended."""
-
-    steps: list[Step]
-    best: int = -1
-    network: ConvNeXt | None = None
-    scheme: QuantizationScheme | None = None
-    record: PTQRecord = dataclasses.field(default_factory=lambda: PTQRecord(0))
-    history: History = ()
-    reason: str = ""
-    effects: tuple[Effect, ...] = ()
-
-    def take(
-        self, step: Step, network: ConvNeXt, scheme: QuantizationScheme, record: PTQRecord, history: History = ()
-    ) -> bool:
-        """Take in a step; the best is the first that passed, otherwise the one with the least risk."""
-        self.steps.append(step)
-        if self.best < 0 or step.passed or step.risk_pp < self.steps[self.best].risk_pp:
-            self.best = len(self.steps) - 1
-            self.network, self.scheme, self.record, self.history = network, scheme, record, history
-        return step.passed
+STRONGEST = "learned rounding"
+LOOKS: dict[QuantizeMethod, int] = {"ptq": len(SEQUENCE) + 1, "auto": len(SEQUENCE) + 2, "qat": 2}
+"""Method → how many steps are judged at most: those of the sequence, layers in float, training."""
+_HELD_OUT = 0.25  # most of the training images that training may miss so that they can judge it
+_RESERVE = 1.5  # by how much the risk exceeds the expected drop, beyond that of a step that changes nothing
 
 
 def check(config: QuantizeConfig) -> None:
@@ -79,14 +57,12 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
     check_teachers(source, config.teacher, context)
     start = time.monotonic()
     folding = open_folded(source, scheme, context)
-    search: _Search = from_first(lambda: _try_steps(config, scheme, folding, context, start))
+    search: Search = from_first(lambda: _try_steps(config, scheme, folding, context, start))
     assert search.network is not None  # the first step is always taken
     assert search.scheme is not None
     if not search.reason:
         _train(config, source, folding, search, context)
-    best = search.steps[search.best]
-    context.execution.progress.say(f"{context.name}: selected {best.name}: {search.reason}")
-    effects = tuple(LayerEffect(e.layer, finite_or_none(e.kl), e.changed, e.macs) for e in search.effects)
+    context.execution.progress.say(f"{context.name}: selected {search.chosen.name}: {search.reason}")
     return write_torch_artifact(
         search.network,
         context,
@@ -99,7 +75,7 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
             history=search.history,
             folding=folding.certificate,
             ptq=search.record,
-            selection=Selection(tuple(search.steps), best.name, search.reason, config.max_drop_pp, effects),
+            selection=search.as_record(),
         ),
         source=source,
     )
@@ -107,17 +83,10 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
 
 def _try_steps(
     config: QuantizeConfig, scheme: QuantizationScheme, folding: Folding, context: StageContext, start: float
-) -> _Search:
+) -> Search:
     """Try everything before training. The result has no reason where training is to come."""
-    counts = [config.calibration_images, config.selection_images]
-    images, selection = choose_images(counts, folding.preprocess, context, config.batch_size)
-    if not len(selection):
-        selection = images
-        context.execution.progress.say(
-            f"{context.name}: no training images are left to select by; those of calibration are used"
-        )
-    judge = Judge(folding.network, selection, config.max_drop_pp)
-    search = _Search([])
+    images, judge, held_out = _choose_judge(config, folding, context)
+    search = Search(config.max_drop_pp, judge.enough, held_out=held_out, unseen=judge.unseen)
     deadline = math.inf if config.time_budget_s is None else start + config.time_budget_s
     for name in SEQUENCE if config.method != "qat" else (STRONGEST_OF_ONE_PASS,):
         begun = time.monotonic()
@@ -135,14 +104,16 @@ def _try_steps(
             deadline=deadline - longest,
         )
         step = _timed(judge.judge(name, network), begun)
-        _say(step, context)
-        if search.take(step, network, scheme, record) and config.method != "qat":
-            search.reason = _why(step, config.max_drop_pp)
+        say_step(step, context)
+        passed = search.take(step, network, scheme, record)
+        # what takes no time is all tried where nothing can pass
+        may_end = passed or name in (STRONGEST_OF_ONE_PASS, STRONGEST)
+        if config.method != "qat" and may_end and search.end_if_good_enough():
             return search
     if config.method != "qat":
-        _keep_some_in_float(search, judge, images, context, config, deadline)
+        _keep_some_in_float(search, judge, images, folding, context, deadline)
     if not search.reason and config.method == "ptq":
-        search.reason = _nothing(search, config.max_drop_pp)
+        search.end_without()
     if not search.reason and deadline < math.inf:
         assert search.network is not None  # there is one step at least
         seconds = training_seconds(search.network, folding.preprocess, config.fit, context)
@@ -151,10 +122,33 @@ def _try_steps(
     return search
 
 
+def _choose_judge(
+    config: QuantizeConfig, folding: Folding, context: StageContext
+) -> tuple[Images, Judge, tuple[int, ...]]:
+    """Return the images that calibrate, the judge with others, and which of these training must not see."""
+    data, counts = context.need_data(), (config.calibration_images, config.selection_images)
+    images, selection = choose_images_to_judge(counts, folding.preprocess, context, config.batch_size)
+    held_out = tuple(selection.indices[: max(1, int(_HELD_OUT * len(data.train)))])
+    if not held_out:
+        selection = images
+        context.execution.progress.say(
+            f"{context.name}: no training images are left to select by; those of calibration are used"
+        )
+    unseen = ask_about_unseen(folding.network, data, selection)
+    if config.method == "qat" and held_out:  # one judge for what is before training and after it
+        selection = dataclasses.replace(selection, indices=held_out)
+    judge = Judge(folding.network, selection, config.max_drop_pp, unseen, LOOKS[config.method])
+    say_who_judges(judge, len(images), context)
+    return images, judge, held_out
+
+
 def _keep_some_in_float(
-    search: _Search, judge: Judge, images: Images, context: StageContext, config: QuantizeConfig, deadline: float
+    search: Search, judge: Judge, images: Images, folding: Folding, context: StageContext, deadline: float
 ) -> None:
-    """Find out which layers are sensitive, and try with the worst of them in float."""
+    """Find out which layers are sensitive, and try with the worst of them in float.
+
+    How many it takes is rehearsed on the calibration images, so that the search is not one for luck on those that judge.
+    """
     network, scheme = search.network, search.scheme
     assert network is not None
     assert scheme is not None
@@ -163,23 +157,22 @@ def _keep_some_in_float(
         return
     some = images.first(_SENSITIVITY_IMAGES)
     reference = compute_logits(without_quantizers(network), some)
-    with context.execution.progress.task(f"{context.name}: sensitivity", len(list(_names(network))), "layers") as task:
+    with context.execution.progress.task(
+        f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
+    ) as task:
         search.effects = measure_sensitivity(network, some, reference, task.advance)
     if search.reason:
         return
-    found: list[Step] = []
+    room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
+    rehearsal = Judge(folding.network, images, room, judge.unseen, looks=0)
 
     def passes() -> bool:
-        if time.monotonic() > deadline:
-            return False
-        found.append(judge.judge("layers in float", network))
-        return found[-1].passed
+        return time.monotonic() <= deadline and rehearsal.judge("layers in float", network).passed
 
     chosen = choose_float_layers(network, search.effects, passes)
     if chosen is None:
-        most = ", ".join(effect.layer for effect in search.effects[:_NAMED])
         context.execution.progress.say(
-            f"{context.name}: a few layers in float are not enough; the most sensitive: {most}"
+            f"{context.name}: a few layers in float are not enough; the most sensitive: {search.most_sensitive()}"
         )
         return
     narrower = scheme.with_overrides({**dict(scheme.overrides), **dict.fromkeys(chosen, "float")})
@@ -187,65 +180,40 @@ def _keep_some_in_float(
     kept = result.state_dict().keys()
     result.load_state_dict({key: value for key, value in network.state_dict().items() if key in kept})
     step = _timed(judge.judge("layers in float", result), begun)
-    _say(step, context)
-    if search.take(step, result, narrower, dataclasses.replace(search.record, float_layers=chosen)):
-        search.reason = f"{_why(step, config.max_drop_pp)}, with {', '.join(chosen)} in float"
+    say_step(step, context)
+    search.take(step, result, narrower, dataclasses.replace(search.record, float_layers=chosen))
+    if search.chosen is step and search.end_if_good_enough():
+        search.reason += f", with {', '.join(chosen)} in float"
 
 
-def _names(network: nn.Module) -> Iterator[str]:
-    from convnext_deploy.quantization.prepare import quantized_layers
-
-    return (name for name, _ in quantized_layers(network))
-
-
-def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: _Search, context: StageContext) -> None:
-    """Train the best step on, and judge the result."""
+def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: Search, context: StageContext) -> None:
+    """Train the best step on, without the images that judge the result."""
     assert search.network is not None
     assert search.scheme is not None
     begun = time.monotonic()
     settings = QATConfig(config.fit, config.teacher, config.temperature, config.distill_loss_weight)
     network, scheme = copy.deepcopy(search.network).to(context.execution.device), search.scheme
-    history = train_quantized(network, folding.network, source, folding.preprocess, settings, context)
-    counts = [config.calibration_images, config.selection_images]
+    rest = dataclasses.replace(context, data=without(context.need_data(), search.held_out))
+    history = train_quantized(network, folding.network, source, folding.preprocess, settings, rest)
+    counts = (config.calibration_images, config.selection_images)
 
-    def judged() -> Step:
-        images, selection = choose_images(counts, folding.preprocess, context, config.batch_size)
-        judge = Judge(folding.network, selection if len(selection) else images, config.max_drop_pp)
-        return _timed(judge.judge("training", network), begun)
+    def judged() -> tuple[Step, Enough]:
+        images, selection = choose_images_to_judge(counts, folding.preprocess, context, config.batch_size)
+        images = dataclasses.replace(selection, indices=search.held_out) if search.held_out else images
+        judge = Judge(folding.network, images, config.max_drop_pp, search.unseen, LOOKS[config.method])
+        return _timed(judge.judge("training", network), begun), judge.enough
 
-    step = from_first(judged)
-    _say(step, context)
+    step, search.enough = from_first(judged)
+    say_step(step, context)
     passed = search.take(step, network, scheme, search.record, history)
-    if passed:
-        search.reason = _why(step, config.max_drop_pp)
-    elif config.method == "qat" and step.risk_pp < 100 and step.top1_drop_pp <= config.max_drop_pp:
+    if config.method == "qat" and not passed and step.risk_pp < 100 and step.top1_drop_pp <= config.max_drop_pp:
         # asked for, it may give other answers than the float network, as long as no fewer are right
         search.best, search.network, search.history = len(search.steps) - 1, network, history
         search.reason = f"its drop of {step.top1_drop_pp:+.2f} pp is within the {config.max_drop_pp:.2f} pp allowed"
-    else:
-        search.reason = _nothing(search, config.max_drop_pp)
+        search.reason += "" if search.enough else f", unproven, as {search.enough}"
+    elif not search.end_if_good_enough():
+        search.end_without()
 
 
 def _timed(step: Step, begun: float) -> Step:
     return dataclasses.replace(step, seconds=time.monotonic() - begun)
-
-
-def _say(step: Step, context: StageContext) -> None:
-    low, high = step.interval_pp
-    distance = "" if step.kl is None else f"KL {step.kl:.2g}, "
-    distance += "" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB, "
-    context.execution.progress.say(
-        f"{context.name}: {step.name}: top-1 {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}], "
-        f"agreement {100 * step.agreement:.2f} %, {distance}risk {step.risk_pp:.2f} pp, {step.seconds:.1f} s"
-    )
-
-
-def _why(step: Step, max_drop_pp: float) -> str:
-    return f"its risk of {step.risk_pp:.2f} pp is within the {max_drop_pp:.2f} pp allowed"
-
-
-def _nothing(search: _Search, max_drop_pp: float) -> str:
-    best = search.steps[search.best]
-    worst = ", ".join(effect.layer for effect in search.effects[:_NAMED])
-    sensitive = f"; the most sensitive layers are {worst}" if worst else ""
-    return f"no step's risk is within {max_drop_pp:.2f} pp, and its {best.risk_pp:.2f} pp is the least{sensitive}"

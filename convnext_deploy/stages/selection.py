@@ -1,33 +1,87 @@
 """Is a quantized network good enough, as far as some training images can tell.
 
-A step is judged on training images that nothing else has seen, never on the validation images, which judge the result. Of a few
-hundred or thousand images, top-1 says little: gains and losses cancel. So a step must hold two things against the budget. The
-drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the drop that the float network's own
-probabilities expect of the answers that changed, plus what chance may add to it on `JUDGED_ON` images, with probability 0.95.
+A step is judged on training images that nothing else has seen, in the class mix of all; the validation images judge the result.
+Of a few hundred or thousand images, top-1 says little: gains and losses cancel. So a step must hold two things against the
+budget. The drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the upper 95 % bound of the
+drop on new images (`stages.drop_bound`). Several steps are judged on the same images, and the best-looking is kept; so that luck
+does not choose, the error probability is divided among them (Bonferroni), and the bounds of all hold together.
 """
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.details import Step
+from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.sampling import sample_in_proportion
+from convnext_deploy.metrics.bounds import clopper_pearson_upper, images_without_event
 from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
+from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, bound_drop, sharpest_scale
 from convnext_deploy.stages.ptq_steps import Images
 
-JUDGED_ON = 10_000  # fewer validation images tell less, but that is no reason to go on
-_Z95_ONE_SIDED = 1.6448536269514722
+_CERTAIN = Risk(1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Enough:
+    """Whether `images` can tell a drop of `max_drop_pp`: with fewer than `needed` no step can pass, though no answer changes.
+
+    `needed` None: no number of images is enough.
+    """
+
+    images: int
+    needed: int | None
+    max_drop_pp: float
+
+    def __bool__(self) -> bool:
+        return self.needed is not None and self.images >= self.needed
+
+    def __str__(self) -> str:
+        if self.needed is None:
+            return f"no number of images can show a drop of at most {self.max_drop_pp:.2f} pp"
+        what = "image is" if self.images == 1 else "images are"
+        relation = "enough" if self else "too few"
+        drop = f"a drop of {self.max_drop_pp:.2f} pp, which takes at least {self.needed:,}"
+        return f"{self.images:,} {what} {relation} to tell {drop}"
 
 
 class Judge:
-    """Compares quantized networks with the float one on the selection images."""
+    """Compares quantized networks with the float one on the selection images.
 
-    def __init__(self, folded: ConvNeXt, images: Images, max_drop_pp: float) -> None:
-        self.images, self.max_drop_pp = images, max_drop_pp
+    Attributes:
+        reference: the float network's logits `(N, classes)` of them.
+        enough: whether they can tell a drop as small as the budget.
+        least_risk_pp: the risk of a step that changes no answer.
+    """
+
+    def __init__(
+        self, folded: ConvNeXt, images: Images, max_drop_pp: float, unseen: UnseenImages | None = None, looks: int = 1
+    ) -> None:
+        """Run the float network.
+
+        Args:
+            folded: the float network.
+            images: to judge by.
+            max_drop_pp: the budget.
+            unseen: what the float network says to images that it does not know; None: it knows none.
+            looks: how many steps are judged on these images; 0: by the expected drop alone, which proves nothing.
+        """
+        self.images, self.max_drop_pp, self.unseen = images, max_drop_pp, unseen
         self.labels = images.labels
         self.reference = self.logits(folded)
+        self.level = (1.0 - CONFIDENCE) / looks if looks else None
+        self.sharpness = 1.0 if unseen is None else sharpest_scale(unseen)
+        own = None if self.level is None else self.level / (1 if unseen is None else 2)
+        needed = 1 if own is None else images_without_event(max_drop_pp / 100, own)
+        self.enough = Enough(len(self.labels), needed, max_drop_pp)
+        least = 0.0 if own is None else clopper_pearson_upper(0, len(self.labels), own).item()
+        self.least_risk_pp = 100.0 * least
 
     @torch.no_grad()
     def logits(self, network: nn.Module) -> Tensor:
@@ -43,7 +97,8 @@ class Judge:
         before, now = self.reference.argmax(1), logits.argmax(1)
         drop = compare_predictions(self.labels.numpy(), before.numpy(), now.numpy())
         finite = bool(logits.isfinite().all())
-        risk = expected_drop_pp(self.reference, logits) if finite else 100.0
+        found = self._bound(logits) if finite else _CERTAIN
+        risk = 100.0 * (found.expected if self.level is None else found.bound)
         return Step(
             name=name,
             top1=(drop.both + drop.gained) / len(now),
@@ -55,23 +110,39 @@ class Judge:
             risk_pp=risk,
             seconds=seconds,
             passed=finite and risk <= self.max_drop_pp and drop.interval_pp[0] <= self.max_drop_pp,
+            expected_drop_pp=100.0 * found.expected,
         )
+
+    def _bound(self, logits: Tensor) -> Risk:
+        level = 1.0 - CONFIDENCE if self.level is None else self.level
+        return bound_drop(self.reference, logits, self.unseen, self.sharpness, level)
+
+
+@torch.no_grad()
+def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImages | None:
+    """Return what the float network says to validation images, in their class mix; no quantized network sees them.
+
+    Args:
+        folded: the float network.
+        data: with the validation images.
+        images: those that judge; no more are drawn.
+
+    Returns: None if none has a class that the network knows.
+    """
+    count = len(data.validation)
+    chosen = sample_in_proportion(data.validation.labels, np.arange(count), len(images), 0)
+    batches = EvaluationBatches(data.validation, images.preprocess, images.batch_size, images.workers, chosen)
+    found = [(folded(batch.to(images.device)).float().cpu(), labels) for batch, labels in batches]
+    logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    known = (labels < logits.shape[1]) & logits.isfinite().all(1)
+    return UnseenImages(logits[known], labels[known]) if known.any() else None
+
+
+def confidence(logits: Tensor) -> float:
+    """Return the mean probability of the first guess, of logits `(N, classes)`."""
+    return logits.double().softmax(1).amax(1).mean().item()
 
 
 def finite_or_none(value: float) -> float | None:
     """Return what JSON can hold of a number."""
     return value if math.isfinite(value) else None
-
-
-def expected_drop_pp(reference: Tensor, logits: Tensor) -> float:
-    """Return the drop of top-1 in percentage points that is to be feared, see the module; both `(N, classes)`, >= 0.
-
-    If the float network's probabilities are right, an image whose answer changes from class a to class b costs `p_a - p_b` of a
-    correct answer on average. The number of changed answers on other images varies, and with it, by at most one each, the drop:
-    its standard deviation on `JUDGED_ON` images is at most the root of their share over that number.
-    """
-    probabilities = reference.double().softmax(1)
-    before, now = reference.argmax(1, keepdim=True), logits.argmax(1, keepdim=True)
-    cost = (probabilities.gather(1, before) - probabilities.gather(1, now)).mean().item()
-    changed = (before != now).double().mean().item()
-    return 100.0 * (cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))

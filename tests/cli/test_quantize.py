@@ -73,8 +73,16 @@ def source(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     """A run in which the first step does."""
     out = tmp_path_factory.mktemp("good")
-    options = ("--target", "openvino", "--time-budget", "1.5h", "--method", "ptq", *HERE)
+    options = ("--target", "openvino", "--time-budget", "1.5h", "--method", "ptq", "--max-drop", "60", *HERE)
     command = ("quantize", source, "--data", image_folder, "--out", out, *options)
+    return Quantized(command, out, call(*command))
+
+
+@pytest.fixture(scope="module")
+def few(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """A run in which every step would do, but 18 images cannot tell."""
+    out = tmp_path_factory.mktemp("few")
+    command = ("quantize", source, "--data", image_folder, "--out", out, "--method", "ptq", *HERE)
     return Quantized(command, out, call(*command))
 
 
@@ -103,7 +111,10 @@ def test_it_says_a_line_for_the_step_and_one_for_the_choice(good: Quantized) -> 
     assert good.outcome.code == 0
     step, choice = good.said
     assert step.startswith("min-max: top-1 100.00 %, drop +0.00 pp")
-    assert choice == "selected min-max: its risk of 0.00 pp is within the 0.20 pp allowed"
+    risk = selection_of(good.artifact).steps[0].risk_pp
+    assert 26 < risk < 60  # of 18 images that keep their answers
+    assert choice == f"selected min-max: its risk of {risk:.2f} pp is within the 60.00 pp allowed"
+    assert "quantize: 12 training images calibrate, 18 others judge" in good.outcome.err.splitlines()
     assert_nothing_half_written(good.out)
 
 
@@ -112,7 +123,7 @@ def test_artifact_was_made_with_the_options_given(good: Quantized) -> None:
     assert (artifact.precision, artifact.target, selection_of(artifact).chosen) == ("int8", "openvino", "min-max")
     record = artifact.lineage[-1]
     given = ("method", "target", "time_budget_s", "calibration_images", "selection_images", "max_drop_pp")
-    assert [record.config[name] for name in given] == ["ptq", "openvino", 5400.0, 12, 18, 0.2]
+    assert [record.config[name] for name in given] == ["ptq", "openvino", 5400.0, 12, 18, 60.0]
     assert ptq_of(artifact).calibration_images == 12
 
 
@@ -130,7 +141,27 @@ def test_sequence_with_one_step_stands_in_the_report(good: Quantized) -> None:
     assert row[0] == "min-max"
     assert row[-1] == "passed"
     text = (good.out / "report.md").read_text()
-    assert "Selected min-max: its risk of 0.00 pp is within the 0.20 pp allowed." in text
+    assert f"Selected {selection_of(good.artifact).chosen}: {selection_of(good.artifact).reason}." in text
+    assert "What quantize tried, on 18 training images set aside:" in text
+
+
+def test_too_few_images_to_tell_are_said_and_the_safest_step_is_kept(few: Quantized) -> None:
+    """Nothing passes, what takes no time is all tried, and no time is spent on more. The run does not fail for it."""
+    assert few.outcome.code == 0
+    selection = selection_of(few.artifact)
+    needed = 2738  # (1 - 0.002)^2738 <= 0.05 / 6 steps / 2 halves of the bound
+    assert (selection.images, selection.images_needed) == (18, needed)
+    cannot = f"18 images are too few to tell a drop of 0.20 pp, which takes at least {needed:,}"
+    assert f"quantize: {cannot}; the step with the least risk is kept, unproven" in few.outcome.err.splitlines()
+    assert [step.name for step in selection.steps] == STEPS[:4]
+    assert not any(step.passed for step in selection.steps)
+    risks = {step.name: step.risk_pp for step in selection.steps}
+    assert selection.chosen == min(selection.steps, key=lambda step: step.risk_pp).name  # the cheapest of equals
+    assert risks[selection.chosen] == min(risks.values()) > 26
+    assert selection.reason.startswith(f"unproven, as {cannot}; its risk of {min(risks.values()):.2f} pp is the least")
+    text = (few.out / "report.md").read_text()
+    assert f"on 18 training images set aside, where it takes at least {needed:,} to tell a drop of 0.20 pp:" in text
+    assert f"Selected {selection.chosen}: unproven, as {cannot}" in text
 
 
 def step_rows(run: Quantized) -> list[list[str]]:

@@ -12,7 +12,8 @@ import torch
 
 from convnext_deploy.artifacts.spec import Preprocess, default_preprocess
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, open_data
-from convnext_deploy.data.loaders import EvaluationBatches, calibration_indices
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.sampling import calibration_indices
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder

@@ -70,7 +70,8 @@ def test_numbers_that_are_wrong_are_found_in_the_answers(numbered: Path, tmp_pat
     path = save_colours(tmp_path / "other.pth", dialect)
     report = validate(path, numbered)
     assert top1(report) == pytest.approx(0.1)
-    (note,) = report.rows[0].warnings
+    note, guess = report.rows[0].warnings
+    assert "is chance level" in guess
     assert note.startswith(
         "WRONG NUMBERS: top-1 is 10.00 %, and 100.00 % if the classes are numbered anew: output 1 is '2', "
     )

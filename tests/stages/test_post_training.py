@@ -29,8 +29,14 @@ from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages import ptq, quantize
 from convnext_deploy.stages import ptq_steps as post_training
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.ptq_steps import Images, choose_images, open_folded, quantize_network
-from convnext_deploy.stages.selection import Judge
+from convnext_deploy.stages.ptq_steps import (
+    Images,
+    choose_images,
+    choose_images_to_judge,
+    open_folded,
+    quantize_network,
+)
+from convnext_deploy.stages.selection import Enough, Judge
 from convnext_deploy.system.execution import Execution
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.weights import write_weights
@@ -113,47 +119,81 @@ def normalized(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(values).permute(0, 3, 1, 2).float()
 
 
-def choose(place: Place, counts: list[int], data: Data | None = None, seed: int = 0) -> list[list[int]]:
-    return [list(images.indices) for images in choose_images(counts, PREPROCESS, place(data, seed), 4)]
+def choose(place: Place, count: int, data: Data | None = None, seed: int = 0) -> list[int]:
+    return list(choose_images(count, PREPROCESS, place(data, seed), 4).indices)
+
+
+def choose_both(place: Place, counts: tuple[int, int], data: Data | None = None, seed: int = 0) -> list[list[int]]:
+    chosen = choose_images_to_judge(counts, PREPROCESS, place(data, seed), 4)
+    return [list(images.indices) for images in chosen]
+
+
+@pytest.mark.parametrize("count", [6, 18, 30])
+def test_chosen_images_are_all_different(count: int, place: Place, lines: RecordingProgress) -> None:
+    chosen = choose(place, count)
+    assert len(set(chosen)) == len(chosen) == min(18, count)
+    assert set(chosen) <= set(range(18))
+    fewer = ["ptq: 18 calibration images, as the training set has no more"]
+    assert lines.said == (fewer if count > 18 else [])
 
 
 @pytest.mark.parametrize(
     ("counts", "sizes"),
-    [([6, 4], [6, 4]), ([15, 10], [15, 3]), ([18, 10], [18, 0]), ([30, 10], [18, 0]), ([2, 3, 99], [2, 3, 13])],
+    [
+        ((6, 4), (6, 4)),
+        ((12, 6), (12, 6)),
+        # where there are too few, a third calibrates, or what the judge does not need
+        ((15, 10), (8, 10)),
+        ((18, 10), (8, 10)),
+        ((12, 99), (6, 12)),
+        ((2, 99), (2, 16)),
+        ((512, 4096), (6, 12)),
+    ],
 )
-def test_chosen_images_are_all_different_and_the_first_set_is_served_first(
-    counts: list[int], sizes: list[int], place: Place, lines: RecordingProgress
+def test_images_are_divided_between_calibration_and_the_judge(
+    counts: tuple[int, int], sizes: tuple[int, int], place: Place
 ) -> None:
-    chosen = choose(place, counts)
-    assert [len(part) for part in chosen] == sizes
-    together = [index for part in chosen for index in part]
-    assert len(set(together)) == len(together)
-    assert set(together) <= set(range(18))
-    fewer = ["ptq: 18 calibration images, as the training set has no more"]
-    assert lines.said == (fewer if counts[0] > 18 else [])
+    """Of 520 images, 512 calibrated once and 8 judged."""
+    first, second = choose_both(place, counts)
+    assert (len(first), len(second)) == sizes
+    assert len({*first, *second}) == sum(sizes)
 
 
 def test_chosen_images_are_in_no_order_of_classes_and_as_many_of_each(place: Place) -> None:
-    first, second = choose(place, [6, 6])
-    assert np.bincount(TRAIN.labels[first + second]).tolist() == [4, 4, 4]
+    first = choose(place, 6)
+    assert np.bincount(TRAIN.labels[first]).tolist() == [2, 2, 2]
     assert first != sorted(first)
 
 
+def test_calibration_has_as_many_images_of_each_class_and_the_judge_the_mix_of_the_data(place: Place) -> None:
+    labels = np.repeat(np.arange(3), [60, 30, 10])
+    pixels = np.random.default_rng(1).integers(0, 256, (100, 4, 4, 3)).astype(np.uint8)
+    calibrating, judging = choose_both(place, (9, 50), data_of(ArrayImages(pixels, labels)))
+    assert np.bincount(labels[calibrating]).tolist() == [3, 3, 3]
+    assert np.bincount(labels[judging]).tolist() == [30, 15, 5]
+    assert judging != sorted(judging)
+
+
 def test_seed_decides_which_images_are_chosen(place: Place) -> None:
-    assert choose(place, [4, 4], seed=1) == choose(place, [4, 4], seed=1)
-    assert choose(place, [4, 4], seed=1) != choose(place, [4, 4], seed=2)
+    assert choose(place, 8, seed=1) == choose(place, 8, seed=1) != choose(place, 8, seed=2)
+    assert (
+        choose_both(place, (4, 4), seed=1) == choose_both(place, (4, 4), seed=1) != choose_both(place, (4, 4), seed=2)
+    )
 
 
 def test_no_chosen_image_is_a_validation_image(place: Place) -> None:
     held_out = ArrayImages(np.concatenate([OTHERS.arrays, PIXELS[[3, 11, 12]]]), np.arange(9) % 3)
-    first, second = choose(place, [8, 99], data_of(validation=held_out))
-    assert len(first) == 8
-    assert sorted(first + second) == [index for index in range(18) if index not in (3, 11, 12)]
+    others = [index for index in range(18) if index not in (3, 11, 12)]
+    assert sorted(choose(place, 99, data_of(validation=held_out))) == others
+    for seed in range(4):
+        first, second = choose_both(place, (3, 99), data_of(validation=held_out), seed)
+        assert (len(first), sorted(first + second)) == (3, others)
 
 
 def test_training_images_that_are_all_validation_images_are_refused(place: Place) -> None:
-    with pytest.raises(DataError, match="every training image of some is also a validation image; none is left"):
-        choose(place, [4, 4], data_of(validation=TRAIN))
+    for run in (lambda data: choose(place, 4, data), lambda data: choose_both(place, (4, 4), data)):
+        with pytest.raises(DataError, match="every training image of some is also a validation image; none is left"):
+            run(data_of(validation=TRAIN))
 
 
 def test_batches_are_decoded_once_and_normalized() -> None:
@@ -265,13 +305,20 @@ def test_folded_network_is_left_alone(source: Artifact, place: Place) -> None:
 def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_image(
     source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step is tried, and then layers in float: none may look at what will judge the result."""
-    compare, make = Judge.compare, vars(quantize)["quantize_network"]
+    """Every step is tried, and then layers in float: none may look at what will judge the result. Only the float network may."""
+    compare, make, ask = Judge.compare, vars(quantize)["quantize_network"], vars(quantize)["ask_about_unseen"]
     judged: list[int] = []
     calibrated: list[list[int]] = []
 
+    def ask_and_hide(*arguments: Any) -> Any:
+        others.secret = False
+        found = ask(*arguments)
+        others.secret = True
+        return found
+
     def fail(self: Judge, *arguments: Any) -> Any:
-        judged[:] = self.images.indices
+        if self.level is not None:  # no rehearsal
+            judged[:] = self.images.indices
         return dataclasses.replace(compare(self, *arguments), passed=False)
 
     def watch(folded: Any, scheme: Any, steps: Any, images: Images, *rest: Any, **options: Any) -> Any:
@@ -282,18 +329,21 @@ def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_i
     monkeypatch.setitem(quantize.SEQUENCE, "learned rounding", short)
     monkeypatch.setattr(Judge, "compare", fail)
     monkeypatch.setattr(quantize, "quantize_network", watch)
-    train = Watched(TRAIN)
-    data = data_of(train, Watched(OTHERS, secret=True))
+    monkeypatch.setattr(quantize, "ask_about_unseen", ask_and_hide)
+    monkeypatch.setattr(Enough, "__bool__", lambda _: True)
+    train, others = Watched(TRAIN), Watched(OTHERS, secret=True)
+    data = data_of(train, others)
     quantize.run(QuantizeConfig(method="ptq", calibration_images=7, selection_images=9), source, place(data))
     assert calibrated == [calibrated[0]] * 5
     assert (len(calibrated[0]), len(judged)) == (7, 9)
     assert set(calibrated[0]).isdisjoint(judged)
     # what is kept in memory is decoded once, and nothing else is
     assert sorted(train.loaded) == sorted(calibrated[0] + judged)
+    assert others.loaded == list(range(6))
 
 
 def test_sequence_says_that_it_judges_by_the_images_of_calibration(
     source: Artifact, place: Place, lines: RecordingProgress
 ) -> None:
-    quantize.run(QuantizeConfig(calibration_images=18, max_drop_pp=100.0), source, place())
+    quantize.run(QuantizeConfig(max_drop_pp=100.0), source, place(data_of(ArrayImages(PIXELS[:1], TRAIN.labels[:1]))))
     assert "ptq: no training images are left to select by; those of calibration are used" in lines.said

@@ -24,7 +24,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.stages import quantize, train
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.selection import Judge
+from convnext_deploy.stages.selection import Enough, Judge
 from convnext_deploy.system.execution import Execution
 from tests.details import ptq_of, selection_of, torch_details
 from tests.exporters.recorded_progress import RecordingProgress
@@ -43,7 +43,8 @@ class Seen:
     steps: list[Any] = field(default_factory=list)
     selection: list[list[int]] = field(default_factory=list)
     logits: dict[str, Tensor] = field(default_factory=dict)
-    batches: list[Tensor] = field(default_factory=list)
+    batches: dict[str, list[Tensor]] = field(default_factory=dict)
+    looks: list[int] = field(default_factory=list)
     now: float = 0.0
 
 
@@ -93,14 +94,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.now += 10
         return make(folded, scheme, steps, images, *rest, **{**options, "deadline": float("inf")})
 
-    def watched_begin(self: Judge, folded: Any, images: Any, budget: float) -> None:
-        found.selection.append(list(images.indices))
-        found.now += 7
-        begin(self, folded, images, budget)
-        found.batches = list(images.batches())
+    def watched_begin(self: Judge, folded: Any, images: Any, budget: float, unseen: Any, looks: int) -> None:
+        found.looks.append(looks)
+        if looks:  # no rehearsal
+            found.selection.append(list(images.indices))
+            found.now += 7
+        begin(self, folded, images, budget, unseen, looks)
 
     def watched_judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
-        found.logits[name] = self.logits(network)
+        found.logits[name], found.batches[name] = self.logits(network), list(self.images.batches())
         return judge(self, name, network, seconds)
 
     monkeypatch.setattr(quantize, "quantize_network", watched_make)
@@ -112,8 +114,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.fixture
 def plant(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Say which networks pass, and what their risk is (1 if not said)."""
+    """Say which networks pass, and what their risk is (1 if not said), as if there were enough images to tell."""
     watched = Judge.judge
+    monkeypatch.setattr(Enough, "__bool__", lambda _: True)
 
     def put(passing: Passing, risks: dict[str, float] | None = None) -> None:
         def judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
@@ -142,9 +145,9 @@ def names(artifact: Artifact) -> list[str]:
 
 @torch.no_grad()
 def logits_of(artifact: Artifact, seen: Seen) -> Tensor:
-    """The logits of the opened artifact on the selection images, in the batches of the judge."""
+    """The logits of the opened artifact on the images that judged the chosen step, in the batches of the judge."""
     network = load_network(read_artifact(artifact.path))
-    return torch.cat([network(batch) for batch in seen.batches])
+    return torch.cat([network(batch) for batch in seen.batches[selection_of(artifact).chosen]])
 
 
 def in_float(network: ConvNeXt, layer: str) -> bool:
@@ -226,6 +229,7 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     plant(lambda name, network: in_float(network, layer), {"bias correction": 0.5})
     artifact = run_quantize(sites={"stages.0.0.pwconv1": "float"})
     assert names(artifact) == [*NAMES, "layers in float"]
+    assert seen.looks == [7, 0]  # how many layers it takes was rehearsed on other images
     found = read_artifact(artifact.path)
     assert (selection_of(found).chosen, ptq_of(found).float_layers) == ("layers in float", (layer,))
     assert torch_details(found).sites == {"stages.0.0.pwconv1": "float", layer: "float"}
@@ -236,15 +240,32 @@ def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     assert torch.equal(logits_of(artifact, seen), seen.logits["layers in float"])
 
 
-def test_qat_goes_to_training_from_one_step(run_quantize: Quantize, seen: Seen) -> None:
+def test_qat_goes_to_training_from_one_step(
+    run_quantize: Quantize, seen: Seen, small_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_on = vars(quantize)["train_quantized"]
+    trained: list[Any] = []
+
+    def watch(*arguments: Any) -> Any:
+        trained.append(arguments[-1].need_data().train)
+        return train_on(*arguments)
+
+    monkeypatch.setattr(quantize, "train_quantized", watch)
     artifact = run_quantize(method="qat", max_drop_pp=100.0)
     assert names(artifact) == ["bias correction", "training"]
     assert selection_of(artifact).chosen == "training"
     assert [row["epoch"] for row in torch_details(artifact).history] == [1]
     assert torch.equal(logits_of(artifact, seen), seen.logits["training"])
     assert not torch.equal(seen.logits["training"], seen.logits["bias correction"])
-    # training is judged by the images that judged the step before it
+    # training is judged by the images that judged the step before it, a quarter of all
     assert seen.selection[0] == seen.selection[1]
+    assert (len(seen.selection[0]), seen.looks) == (9, [2, 2])
+    assert selection_of(artifact).images == 9
+    # which training does not see, and all others it does
+    others = [index for index in range(36) if index not in seen.selection[0]]
+    assert len(trained[0]) == len(others)
+    for place, index in enumerate(others):
+        assert trained[0].content(place) == small_data.train.content(index)
 
 
 @pytest.mark.usefixtures("cheap")

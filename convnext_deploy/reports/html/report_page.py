@@ -27,7 +27,7 @@ from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Accuracy, Layer, Report
-from convnext_deploy.reports.stage_table import outcome, remarks, summary, warnings
+from convnext_deploy.reports.stage_table import judged_on, outcome, remarks, summary, warnings
 
 _CONTENTS = {
     "stages": "Stages",
@@ -62,7 +62,11 @@ def render_html(report: Report) -> str:
         ],
         "layers": list(_layers(report, figures)),
         "steps": [
-            {"title": row.name, "table": step_table(tried), "text": f"Selected {tried.chosen}: {tried.reason}."}
+            {
+                "title": row.name,
+                "table": step_table(tried),
+                "text": f"Judged {judged_on(tried)}. Selected {tried.chosen}: {tried.reason}.",
+            }
             for row in report.rows
             if (tried := row.history.selection) is not None
         ],

@@ -1,0 +1,135 @@
+"""Which training images calibrate, which judge, and which are left to train on; none of the former two is a validation image."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, ImageSet
+from convnext_deploy.data.shards import ShardImages
+
+
+def calibration_indices(
+    train: ImageSet, validation: ImageSet, count: int, seed: int, leave_out: Collection[int] = ()
+) -> list[int]:
+    """Choose `count` training images, as many of each class as of any other, none of which is also a validation image.
+
+    Classes with too few images give all they have and the others make up for it; fewer than `count` come back when `train`
+    is smaller. Equal contents are recognised whatever the files are called. Those in `leave_out` are not chosen.
+    """
+    other = _Duplicates(train, validation)
+    rng = np.random.default_rng((seed, 0xCA11B))
+    queues = [list(rng.permutation(np.flatnonzero(train.labels == label))) for label in np.unique(train.labels)]
+    left_out = frozenset(leave_out)
+    chosen: list[int] = []
+    while len(chosen) < count and any(queues):
+        for queue in queues:
+            while queue and len(chosen) < count:
+                index = int(queue.pop())
+                if index in left_out or other.has(index):
+                    continue
+                chosen.append(index)
+                break
+    return sorted(chosen)
+
+
+def divide_training_images(
+    train: ImageSet, validation: ImageSet, counts: tuple[int, int], seed: int
+) -> tuple[list[int], list[int]]:
+    """Choose training images for calibration, as many of each class, and others to judge by, in the class mix of all.
+
+    Where there are fewer images than both `counts` ask for, a third of them calibrates, and the rest judges. Of a single image
+    nothing is left to judge by. None is a validation image.
+    """
+    other = _Duplicates(train, validation)
+
+    def judging(among: NDArray[np.int64]) -> list[int]:
+        most = len(among) - min(counts[0], max(1, len(among) // 3))
+        return sample_in_proportion(train.labels, among, min(counts[1], max(0, most)), seed)
+
+    chosen = judging(np.arange(len(train)))
+    if any(other.has(index) for index in chosen):
+        chosen = judging(np.array([index for index in range(len(train)) if not other.has(index)], np.int64))
+    calibrating = calibration_indices(train, validation, counts[0], seed, chosen)
+    return (calibrating, chosen) if calibrating else (chosen[:1], chosen[1:])
+
+
+def sample_in_proportion(labels: NDArray[np.int64], among: NDArray[np.int64], count: int, seed: int) -> list[int]:
+    """Draw `count` of the indices `among`, or all if there are no more, each class in proportion; sorted.
+
+    The indices are sorted by class, in random order within each, and every `len(among) / count`-th is taken.
+    """
+    count = min(count, len(among))
+    if not count:
+        return []
+    rng = np.random.default_rng((seed, 0x5E1EC7))
+    order = rng.permutation(among)
+    order = order[np.argsort(labels[order], kind="stable")]
+    places = ((np.arange(count) + rng.uniform()) * (len(among) / count)).astype(np.int64)
+    return sorted(int(index) for index in order[np.minimum(places, len(among) - 1)])
+
+
+def without(data: Data, indices: Iterable[int]) -> Data:
+    """Return the data with those training images left out, which so changes its fingerprint."""
+    left_out = frozenset(indices)
+    kept = [index for index in range(len(data.train)) if index not in left_out]
+    return dataclasses.replace(data, train=_only(data.train, kept))
+
+
+def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
+    rows = np.asarray(kept, np.int64)
+    if isinstance(images, ArrayImages):
+        return dataclasses.replace(images, arrays=images.arrays[rows], labels=images.labels[rows])
+    if isinstance(images, FolderImages):
+        return dataclasses.replace(images, paths=tuple(images.paths[i] for i in kept), labels=images.labels[rows])
+    if isinstance(images, ShardImages):
+        return dataclasses.replace(images, rows=images.rows[rows])
+    return _Part(images, rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images of a set of any kind."""
+
+    images: ImageSet
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.images.labels[self.rows]
+
+    def load(self, index: int) -> Image.Image:
+        return self.images.load(int(self.rows[index]))
+
+    def content(self, index: int) -> bytes:
+        return self.images.content(int(self.rows[index]))
+
+    def size_hint(self, index: int) -> int:
+        return self.images.size_hint(int(self.rows[index]))
+
+
+class _Duplicates:
+    """Which training images are validation images too. Contents are read only where what is known without them is equal."""
+
+    def __init__(self, train: ImageSet, validation: ImageSet) -> None:
+        self.train, self.validation = train, validation
+        self.hints = {validation.size_hint(index) for index in range(len(validation))}
+        self.digests: set[bytes] | None = None
+
+    def has(self, index: int) -> bool:
+        if self.train.size_hint(index) not in self.hints:
+            return False
+        if self.digests is None:
+            self.digests = {_digest(self.validation, i) for i in range(len(self.validation))}
+        return _digest(self.train, index) in self.digests
+
+
+def _digest(images: ImageSet, index: int) -> bytes:
+    return hashlib.sha256(images.content(index)).digest()
