@@ -97,8 +97,8 @@ MUTANTS = (
     Mutant(
         "split-leak",
         "an image that lies in two classes is held out, so that validation has a label that training contradicts",
-        "if len(labels) == 1: groups[labels.pop()].append(group)",
-        "if len(labels) >= 1: groups[labels.pop()].append(group)",
+        "if len(labels) == 1: alike[labels.pop()].append(group)",
+        "if len(labels) >= 1: alike[labels.pop()].append(group)",
         ("test_split.py",),
     ),
     Mutant(
@@ -159,10 +159,10 @@ MUTANTS = (
     ),
     Mutant(
         "risk-sign",
-        "what chance may add to a drop is taken off the risk, so that weaker steps pass",
-        "bounds[0] + (np.diff(bounds) * positive).sum()",
-        "-bounds[0] + (np.diff(bounds) * positive).sum()",
-        ("test_judging.py", "test_bounds.py", "test_selection.py"),
+        "what is uncertain of a drop is taken off its risk, so that weaker steps pass",
+        "stringer_bound(own, level / 2) + surcharge",
+        "stringer_bound(own, level / 2) - surcharge",
+        ("test_judging.py", "test_selection.py", "test_drop_bound.py"),
         (
             "(cost + _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",
             "(cost - _Z95_ONE_SIDED * math.sqrt(changed / JUDGED_ON))",

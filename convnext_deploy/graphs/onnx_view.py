@@ -29,10 +29,14 @@ Shape = tuple[int | str | None, ...]
 
 @dataclass(frozen=True)
 class GraphView:
-    """A graph whose constants are initializers. `nodes` are in the order of the file, with those of subgraphs in place."""
+    """A graph whose constants are initializers. `nodes` are in the order of the file, with those of subgraphs in place.
+
+    `guessed`: the values whose types the inference could not tell, and which have the likeliest one.
+    """
 
     model: ir.Model
     nodes: tuple[ir.Node, ...]
+    guessed: tuple[ir.Value, ...] = ()
 
     @property
     def tensors(self) -> tuple[ir.Value, ...]:
@@ -163,10 +167,13 @@ def view_graph(model: ir.Model) -> GraphView:
     for value, shape in declared:
         value.shape = shape
     nodes = tuple(model.graph.all_nodes())
+    guessed = []
     for node in nodes:
         for value in node.outputs:
-            value.dtype = value.dtype or _guess_type(node)
-    return GraphView(model, nodes)
+            if not value.dtype:
+                value.dtype = _guess_type(node)
+                guessed.append(value)
+    return GraphView(model, nodes, tuple(guessed))
 
 
 @contextmanager
@@ -222,5 +229,6 @@ def _guess_type(node: ir.Node) -> ir.DataType:
         return ir.DataType.INT64
     if node.op_type == "QuantizeLinear":
         return type_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else ir.DataType.UINT8
-    sources = node.inputs[1:2] if node.op_type == "DequantizeLinear" else inputs_of(node)
+    scaled = {"DequantizeLinear": 1, "MatMulIntegerToFloat": 2}.get(node.op_type)  # what has the type of a scale
+    sources = inputs_of(node) if scaled is None else node.inputs[scaled : scaled + 1]
     return next((value.dtype for value in sources if value is not None and value.dtype), ir.DataType.UNDEFINED)

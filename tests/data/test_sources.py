@@ -70,7 +70,7 @@ def test_open_data_reads_nested_folders_and_every_image_format(folder: Path) -> 
 @pytest.mark.parametrize(
     ("present", "used"),
     [
-        (("val", "validation", "test"), "val"),
+        (("val", "test"), "val"),
         (("validation", "test"), "validation"),
         (("test",), "test"),
         (("validation",), "validation"),

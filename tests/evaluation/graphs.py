@@ -16,7 +16,7 @@ SIDE, CLASSES = 4, 3
 
 
 def write_classifier(path: Path, width: int = 8, layers: int = 1, *, int8: bool = False) -> Artifact:
-    """Write a chain of `layers` matrix products of `width` by `width`; one that says `int8` has a pair of Q/DQ."""
+    """Write a chain of `layers` matrix products of `width` by `width`; in one that says `int8` the first is quantized."""
     values = 3 * SIDE * SIDE
     rng = np.random.default_rng(0)
     sizes = [values, *[width] * layers, CLASSES]
@@ -33,7 +33,11 @@ def write_classifier(path: Path, width: int = 8, layers: int = 1, *, int8: bool 
         last = "dq"
     for index, (rows, columns) in enumerate(pairwise(sizes)):
         weight = rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(rows**0.5)
-        weights.append(numpy_helper.from_array(weight, f"w{index}"))
+        if int8 and index == 0:
+            weights.append(numpy_helper.from_array(np.rint(weight / 0.05).clip(-127, 127).astype(np.int8), "integers"))
+            nodes.append(helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["w0"]))
+        else:
+            weights.append(numpy_helper.from_array(weight, f"w{index}"))
         name = "logits" if index == len(sizes) - 2 else f"y{index}"
         nodes.append(helper.make_node("MatMul", [last, f"w{index}"], [name]))
         last = name
