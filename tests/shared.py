@@ -101,3 +101,8 @@ def shared_traces() -> Iterator[None]:
 def heavy_except(quick: Collection[Any], values: Iterable[Any]) -> list[ParameterSet]:
     """Return values to parametrize with; those that are not quick are heavy."""
     return [pytest.param(value, marks=[] if value in quick else [pytest.mark.heavy]) for value in values]
+
+
+def slow_except(chosen: Collection[Any], values: Iterable[Any]) -> list[ParameterSet]:
+    """Return values to parametrize with; those that are not chosen repeat for releases what these show."""
+    return [pytest.param(value, marks=[] if value in chosen else [pytest.mark.slow]) for value in values]

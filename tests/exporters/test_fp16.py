@@ -101,6 +101,7 @@ def changed(network: Network, change: Change) -> ConvNeXt:
     return model
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("network", "change"),
     [

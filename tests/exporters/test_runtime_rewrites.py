@@ -93,6 +93,7 @@ def kinds(proto: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in proto.graph.node)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("variant", heavy_except(("convnextv2_atto",), ("convnext_atto", "convnextv2_atto")))
 def test_float_for_onnxruntime_is_convolutions(variant: str) -> None:
     found = kinds(graph(variant, "onnxruntime"))
@@ -130,6 +131,7 @@ def test_version_1_in_int8_is_for_onnxruntime_what_it_is_for_tensorrt() -> None:
     assert kinds(graph("convnext_atto", "onnxruntime", quantized=True)) == kinds(graph("convnext_atto", "tensorrt"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "variant", heavy_except(("convnextv2_atto",), ("convnext_atto", "convnextv2_atto", "convnext_atto_rms"))
 )

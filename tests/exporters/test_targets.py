@@ -37,15 +37,17 @@ from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme, res
 from tests.exporters.conftest import structured_images
 from tests.exporters.layer_by_layer import check_every_layer
 from tests.exporters.test_variants import CASES, SIDE, build, logits_of
-from tests.shared import heavy_except
+from tests.shared import slow_except
 from tests.trained import SIDE as SIDE_OF_WAVES
 from tests.trained import trained_network, wave_images
+
+pytestmark = pytest.mark.heavy
 
 # v1 with an overlapping stem and LayerScale, v2 with GRN, RMS norms, a hidden layer in the head.
 VARIANTS = ("convnext_atto_ols", "v2-patch-2", "convnext_atto_rms", "hidden")
 TARGETS = tuple(SCHEMES)
-_MARKS = {"onnxruntime": [], "tensorrt-depthwise": [pytest.mark.slow]}
-ONE_QUICK = [pytest.param(target, marks=_MARKS.get(target, [pytest.mark.heavy])) for target in TARGETS]
+_MARKS = {"onnxruntime": [], "tensorrt": []}
+ONE_QUICK = [pytest.param(target, marks=_MARKS.get(target, [pytest.mark.slow])) for target in TARGETS]
 EVERYTHING = {"stages.*.pwconv1": "int8-output", "stages.*.pwconv2": "int8-output", "head": "int8-output"}
 
 
@@ -105,7 +107,7 @@ def _parameter(name: str, target: str) -> Any:
     cases = {"v2-patch-2": TARGETS, "convnext_atto_rms": ("tensorrt", "onnxruntime")}
     marks = [] if target in cases.get(name, ()) else [pytest.mark.slow]
     if not marks and (name, target) not in (("v2-patch-2", "onnxruntime"),):
-        marks = [pytest.mark.heavy]
+        marks = [pytest.mark.slow]
     return pytest.param((name, target), marks=marks, id=f"{name}-{target}")
 
 
@@ -129,7 +131,7 @@ def run(
     return found
 
 
-@pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
+@pytest.mark.parametrize("version", slow_except((2,), (1, 2)))
 @pytest.mark.parametrize("target", ONE_QUICK)
 def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizations(version: int, target: str) -> None:
     quantized, graph = export_trained(version, target)
@@ -143,7 +145,7 @@ def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizatio
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
+@pytest.mark.parametrize("version", slow_except((2,), (1, 2)))
 def test_trained_network_has_the_same_logits_in_openvino(version: int, core: Any) -> None:
     quantized, graph = export_trained(version, "openvino")
     images = wave_images(400, seed=4)[0]
@@ -173,7 +175,7 @@ def test_every_layer_computes_in_onnxruntime_what_it_does_in_pytorch(exported: E
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("target", heavy_except(("tensorrt-depthwise",), TARGETS))
+@pytest.mark.parametrize("target", slow_except(("tensorrt-depthwise",), TARGETS))
 def test_every_layer_agrees_when_every_output_is_quantized(target: str) -> None:
     found = export("v2-patch-2", target, everything=True)
     assert found.sites["head"].output is not None
@@ -235,7 +237,7 @@ def test_graph_for_tensorrt_has_no_unsigned_type_and_no_zero_point(target: str) 
         assert not name.endswith("zero_point") or not value.any()
 
 
-@pytest.mark.parametrize("name", heavy_except(("v2-patch-2",), ("convnext_atto_rms", "v2-patch-2")))
+@pytest.mark.parametrize("name", slow_except(("v2-patch-2",), ("convnext_atto_rms", "v2-patch-2")))
 def test_onnxruntime_runs_every_product_of_its_scheme_in_int8(name: str, tmp_path: Path) -> None:
     exported = export(name, "onnxruntime")
     graph = fuse_int8_matmuls(exported.graph)
@@ -275,7 +277,7 @@ class Single(nn.Module):
 
 @pytest.mark.parametrize("groups", [1, 6], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("target", ["tensorrt-depthwise", "onnxruntime"])
-@pytest.mark.parametrize("case", heavy_except(("both",), ("usual", "dead-weight", "zero-input", "both")))
+@pytest.mark.parametrize("case", slow_except(("both",), ("usual", "dead-weight", "zero-input", "both")))
 @torch.no_grad()
 def test_single_convolution_gives_the_same_integers_when_channels_are_dead(case: str, target: str, groups: int) -> None:
     with torch.random.fork_rng([]):

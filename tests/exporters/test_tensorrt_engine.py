@@ -24,6 +24,8 @@ from tests.exporters.conftest import Network
 from tests.exporters.quantized_product import write_product
 from tests.exporters.recorded_progress import RecordingProgress
 
+pytestmark = pytest.mark.heavy
+
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
 
 

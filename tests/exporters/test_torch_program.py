@@ -20,9 +20,11 @@ from convnext_deploy.exporters.tensorrt.torch_program import as_half, export_pro
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import drop_identities, fold
 from convnext_deploy.models.variants import VARIANTS
-from tests.shared import heavy_except
+from tests.shared import slow_except
 from tests.trained import CLASSES, SIDE, trained_network, wave_images
 from tests.weights import random_network
+
+pytestmark = pytest.mark.heavy
 
 PROFILE = Profile(1, 2, 4)
 IMAGE = (3, SIDE, SIDE)
@@ -35,7 +37,7 @@ KINDS = {
     "silu": "test_convnext3",
 }
 """Short versions of what variants differ in, and a small variant."""
-QUICK_KINDS = heavy_except(("v2",), KINDS)
+QUICK_KINDS = slow_except(("v2", "rms"), KINDS)
 PRODUCTS = ("convolution", "addmm", "mm")
 SUMS = ("native_layer_norm", "mean", "sum", "pow", "rsqrt", "sqrt", "linalg_vector_norm", "var", "div")
 
@@ -129,7 +131,7 @@ def test_export_program_takes_and_gives_float32(kind: str, precision: str) -> No
     assert precision == "fp32" or (found != expected).any()
 
 
-@pytest.mark.parametrize("version", heavy_except((2,), (1, 2)))
+@pytest.mark.parametrize("version", slow_except((2,), (1, 2)))
 def test_export_program_in_fp16_keeps_the_predictions_of_a_trained_network(version: int) -> None:
     network = trained_network(version)
     images = torch.from_numpy(wave_images(40, seed=1)[0])
@@ -250,7 +252,7 @@ def test_as_half_raises_when_a_weight_is_too_large_for_float16() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
-@pytest.mark.parametrize("optimal", heavy_except((2,), (1, 2, 4)))
+@pytest.mark.parametrize("optimal", slow_except((2,), (1, 2, 4)))
 def test_export_program_takes_any_batch_of_the_profile(batch: int, optimal: int) -> None:
     network = head_norm_first()
     images = torch.randn(batch, *IMAGE)

@@ -22,7 +22,7 @@ from convnext_deploy.exporters.tensorrt.torch_tensorrt import (
 )
 from convnext_deploy.models.convnext import ConvNeXt
 from tests.exporters.torch_tensorrt_stand_in import Script, install_stand_in
-from tests.shared import heavy_except
+from tests.shared import slow_except
 
 CLASSES, IMAGE = 5, (3, 32, 32)
 PROFILE = Profile(1, 1, 4)
@@ -53,8 +53,9 @@ def compile_small(network: ConvNeXt, profile: Profile = PROFILE, *, half: bool =
     )
 
 
-@pytest.mark.parametrize("half", heavy_except((True,), (False, True)))
-@pytest.mark.parametrize("profile", heavy_except((PROFILE,), (PROFILE, Profile(1, 2, 2), Profile(1, 1, 1))))
+@pytest.mark.heavy
+@pytest.mark.parametrize("half", slow_except((True,), (False, True)))
+@pytest.mark.parametrize("profile", slow_except((PROFILE,), (PROFILE, Profile(1, 2, 2), Profile(1, 1, 1))))
 def test_program_computes_the_network_after_it_was_saved_and_loaded(
     script: Script, network: ConvNeXt, tmp_path: Path, profile: Profile, half: bool
 ) -> None:

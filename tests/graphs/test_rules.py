@@ -22,7 +22,7 @@ from tests.graphs.others_graphs import analyze, conv, scales, zeros
 from tests.graphs.quantized_rule_cases import GRID_CASES, LAYER_CASES, PLACEMENT_CASES
 from tests.graphs.rule_case import Case
 from tests.graphs.validity_rule_cases import VALIDITY_CASES
-from tests.shared import heavy_except
+from tests.shared import slow_except
 
 CASES = (*GRID_CASES, *LAYER_CASES, *PLACEMENT_CASES, *FLOAT_CASES, *FILE_CASES, *VALIDITY_CASES)
 NEEDS_FILES = {"weights-beside-the-file"}  # see test_onnx_file
@@ -74,6 +74,7 @@ def test_tensorrt_rtx_refuses_what_is_called_an_error(case: Case) -> None:
     assert build(case.fixed) is not None
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", [case for case in CASES if case.tensorrt == "float"], ids=lambda case: case.name)
 def test_tensorrt_rtx_computes_in_float_without_a_word_what_is_said_to_do_so(case: Case) -> None:
     broken, fixed = build(case.broken), build(case.fixed)
@@ -89,6 +90,7 @@ def test_our_float_export_breaks_no_rule(network: Network) -> None:
     assert serious(network.graph) == set()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_our_export_of_pixels_breaks_no_rule(network: Network, layout: InputLayout) -> None:
     preprocess = default_preprocess(network.image_size, None, network.in_channels)
@@ -101,7 +103,8 @@ def test_our_int8_export_for_tensorrt_breaks_only_the_rule_for_its_fp32_rest(net
     assert serious(network.quantized.graph) == {"fp32-beside-int8"}
 
 
-@pytest.mark.parametrize("name", heavy_except(("convnext_atto_rms",), VARIANTS))
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", slow_except(("convnext_atto_rms",), VARIANTS))
 def test_our_int8_export_of_any_variant_breaks_only_the_rule_for_its_fp32_rest(name: str) -> None:
     assert serious(export(name, "tensorrt").graph) == {"fp32-beside-int8"}
 

@@ -30,7 +30,7 @@ from tests.exporters.layer_by_layer import check_every_layer
 from tests.models.conftest import assert_equal_logits, assert_equal_states
 from tests.models.test_fold import CLASSES, SPECS, few_blocks, images_of, moved, network_of, preprocess_of
 from tests.models.test_parity import create_timm, create_transformers
-from tests.shared import heavy_except
+from tests.shared import slow_except
 
 KINDS: list[Any] = ["test_convnext", "convnext_atto_ols", "convnext_atto_rms", "convnext_zepto_rms", "convnextv2_atto"]
 KINDS = [*KINDS, "hidden", "grey-v2-patch-2", pytest.param("convnext_tiny_hnf", marks=pytest.mark.heavy)]
@@ -158,7 +158,9 @@ def test_drop_identities_sees_what_smoothing_wrote() -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["test_convnext", "convnext_zepto_rms", "convnextv2_atto"])
+@pytest.mark.parametrize(
+    "name", slow_except(("test_convnext",), ("test_convnext", "convnext_zepto_rms", "convnextv2_atto"))
+)
 def test_folded_graph_is_smaller_and_computes_the_same(name: str) -> None:
     spec = SPECS[name]
     network, images = network_of(spec), images_of(spec)
@@ -181,8 +183,8 @@ def test_folded_graph_is_smaller_and_computes_the_same(name: str) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("target", heavy_except(("onnxruntime",), ("tensorrt", "onnxruntime")))
-@pytest.mark.parametrize("name", heavy_except(("convnextv2_atto",), ("test_convnext", "convnextv2_atto")))
+@pytest.mark.parametrize("target", slow_except(("onnxruntime",), ("tensorrt", "onnxruntime")))
+@pytest.mark.parametrize("name", slow_except(("convnextv2_atto",), ("test_convnext", "convnextv2_atto")))
 def test_folded_network_is_quantized_and_exported(name: str, target: str) -> None:
     spec, scheme = SPECS[name], resolve_scheme(target)
     network, images = network_of(spec), images_of(spec, count=16)

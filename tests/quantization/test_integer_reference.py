@@ -22,8 +22,10 @@ from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
 from convnext_deploy.quantization.prepare import QuantizedSite, activation_quantizers, prepare, read_sites
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
 from tests.quantization.integer_reference import IntegerNetwork
-from tests.shared import heavy_except
+from tests.shared import slow_except
 from tests.trained import SIDE, trained_network, wave_images
+
+pytestmark = pytest.mark.heavy
 
 LEAST_EQUAL = 0.999
 IMAGES = 100
@@ -117,10 +119,10 @@ def in_patches(x: NDArray[np.int64], like: NDArray[np.int64]) -> NDArray[np.int6
 CASES = [(version, target) for version in (1, 2) for target in SCHEMES]
 
 
-QUICK = ((2, "onnxruntime"),)
+QUICK = ((1, "tensorrt"), (2, "onnxruntime"))
 
 
-@pytest.fixture(params=heavy_except(QUICK, CASES), ids=lambda case: f"v{case[0]}-{case[1]}", scope="module")
+@pytest.fixture(params=slow_except(QUICK, CASES), ids=lambda case: f"v{case[0]}-{case[1]}", scope="module")
 def results(request: pytest.FixtureRequest) -> Results:
     return results_of(*request.param)
 

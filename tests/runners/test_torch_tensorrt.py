@@ -101,6 +101,7 @@ def test_program_of_the_real_package_computes_the_network(tmp_path: Path, precis
     assert np.abs(found - expected).max() <= 0.05 * np.ptp(expected)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("count", heavy_except((5,), (1, MAX_BATCH, 5, 9)))
 def test_logits_are_right_for_any_number_of_images(artifact: Artifact, network: ConvNeXt, count: int) -> None:
     runner = open_runner(artifact)

@@ -139,13 +139,13 @@ def plans(folder: Path) -> set[str]:
     return {path.name for path in (folder / "cache" / "teachers").iterdir()}
 
 
-_QUICK = ("seed of the crops", "mixing", "temperature", "teachers")
+_QUICK = ("seed of the crops", "temperature")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(change, id=name, marks=[] if name in _QUICK else [pytest.mark.heavy])
+        pytest.param(change, id=name, marks=[] if name in _QUICK else [pytest.mark.slow])
         for name, change in CHANGES.items()
     ],
 )

@@ -31,7 +31,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from tests.details import fp16_of, onnx_details
 from tests.exporters.recorded_progress import RecordingProgress
-from tests.shared import heavy_except
+from tests.shared import heavy_except, slow_except
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("name", heavy_except(("qat",), ("student", "qat")))
 @pytest.mark.parametrize(
-    "settings", heavy_except(SETTINGS[1:5:3], SETTINGS), ids=lambda settings: "-".join(map(str, settings.values()))
+    "settings", slow_except(SETTINGS[1:5:3], SETTINGS), ids=lambda settings: "-".join(map(str, settings.values()))
 )
 def test_every_setting_gives_a_file_that_answers_as_the_network_does(
     name: str, settings: dict[str, Any], small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path

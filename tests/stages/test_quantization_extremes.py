@@ -34,6 +34,8 @@ from tests.details import ptq_of, selection_of
 from tests.shared import heavy_except
 from tests.weights import random_network
 
+pytestmark = pytest.mark.heavy
+
 # with the usual LayerScale of 1e-6 a block says nothing after so few steps, be it broken or not
 FIT = FitConfig(
     epochs=8, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, layer_scale_init=1.0, autocast="off"
