@@ -46,8 +46,7 @@ pytestmark = pytest.mark.heavy
 # v1 with an overlapping stem and LayerScale, v2 with GRN, RMS norms, a hidden layer in the head.
 VARIANTS = ("convnext_atto_ols", "v2-patch-2", "convnext_atto_rms", "hidden")
 TARGETS = tuple(SCHEMES)
-_MARKS = {"onnxruntime": [], "tensorrt": []}
-ONE_QUICK = [pytest.param(target, marks=_MARKS.get(target, [pytest.mark.slow])) for target in TARGETS]
+ORT_AND_TENSORRT = slow_except(("onnxruntime", "tensorrt"), TARGETS)
 EVERYTHING = {"stages.*.pwconv1": "int8-output", "stages.*.pwconv2": "int8-output", "head": "int8-output"}
 
 
@@ -132,7 +131,7 @@ def run(
 
 
 @pytest.mark.parametrize("version", slow_except((2,), (1, 2)))
-@pytest.mark.parametrize("target", ONE_QUICK)
+@pytest.mark.parametrize("target", ORT_AND_TENSORRT)
 def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizations(version: int, target: str) -> None:
     quantized, graph = export_trained(version, target)
     images = wave_images(400, seed=4)[0]
@@ -250,7 +249,7 @@ def test_onnxruntime_runs_every_product_of_its_scheme_in_int8(name: str, tmp_pat
     assert patches == 4
 
 
-@pytest.mark.parametrize("target", ONE_QUICK)
+@pytest.mark.parametrize("target", ORT_AND_TENSORRT)
 def test_overrides_reach_the_graph(target: str) -> None:
     model = export("v2-patch-2", target).model
     overrides = {"stages.3.*": "float", "head": "int8", "stages.0.0.dwconv": "int8-output"}
