@@ -156,6 +156,18 @@ def test_network_that_knows_its_images_is_judged_as_on_new_ones(which: int) -> N
     assert np.mean([risk.expected for risk in found]) == pytest.approx(drop, abs=0.002)
 
 
+def test_bound_is_wider_where_unseen_images_are_nearer_to_another_answer() -> None:
+    """The known images change no answer, whatever is done to them; of the new ones about a third would."""
+    generator = torch.Generator().manual_seed(0)
+    known = torch.tensor([30.0, 0.0]).repeat(400, 1)
+    quantized = known + torch.randn(400, 2, generator=generator)
+    unseen = UnseenImages(torch.randn(400, 2, generator=generator), torch.zeros(400, dtype=torch.int64))
+    alone, found = bound_drop(known, quantized), bound_drop(known, quantized, unseen)
+    assert alone.expected == 0.0
+    assert found.expected > 0.05
+    assert found.bound > max(alone.bound, found.expected)
+
+
 def test_costs_of_what_is_known_already_are_not_added_twice() -> None:
     """Where the network is as sure of the images that judge as of others, the bound is hardly another one."""
     rng = np.random.default_rng(7)
