@@ -5,7 +5,6 @@ Sources: timm 1.0.31, `timm.utils.misc.natural_key` and `timm.data.readers.reade
 """
 
 import itertools
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.name_files import NameFile
 from convnext_deploy.errors import DataError
 
 CLASS_FILES = ("classes.txt", "classnames.txt", "class_names.txt")
@@ -72,19 +72,15 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
     Raises: DataError: if it cannot be read, or is none of these.
     """
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise DataError(f"{printable(path)} is too large for a file of class names.")
-        text = path.read_text(encoding="utf-8-sig")
-        found = parse_names(json.loads(text)) if path.suffix.lower() == ".json" else text.rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"the class names in {printable(path)} cannot be read ({reason}).") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{printable(path)} does not name classes ({printable(str(error))}); expected a list of names, or a mapping "
-            "between the numbers 0, 1, … and names."
-        ) from None
+    found = NameFile(
+        lambda text: text.rstrip().split("\n"),
+        parse_names,
+        holds="class names",
+        subject="the class names",
+        wrong="does not name classes",
+        expected="a list of names, or a mapping between the numbers 0, 1, … and names",
+        largest=_LARGEST_FILE,
+    ).read(path)
     names = tuple(name.strip() for name in found)
     for number, name in enumerate(names, 1):
         if not name or not name.isprintable():

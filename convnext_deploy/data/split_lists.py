@@ -1,13 +1,13 @@
 """Lists of which images are for training, for validation and for the test, as a file names them."""
 
-import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.name_files import NameFile
 from convnext_deploy.errors import DataError
 
 Item = TypeVar("Item")
@@ -36,20 +36,15 @@ def read_split_lists(path: Path) -> SplitLists:
 
     Raises: DataError: if it cannot be read, or names no validation images.
     """
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise DataError(f"{printable(path)} is too large for a file of names.")
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else text.split("\n")
-        found = _roles(content)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"the split in {printable(path)} cannot be read ({reason}).") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{printable(path)} is not a split ({printable(str(error))}); expected the names of validation images, one a line, or "
-            'JSON: {"train": […], "val": […], "test": […]}.'
-        ) from None
+    found = NameFile(
+        lambda text: _roles(text.split("\n")),
+        _roles,
+        holds="names",
+        subject="the split",
+        wrong="is not a split",
+        expected='the names of validation images, one a line, or JSON: {"train": […], "val": […], "test": […]}',
+        largest=_LARGEST_FILE,
+    ).read(path)
     if not found.get("validation"):
         raise DataError(
             f"{printable(path)} names no validation images; expected their names, one a line or under 'val'."
@@ -111,4 +106,4 @@ def _look_up(names: Iterable[str], by_name: Mapping[str, list[Item]], path: Path
 
 
 def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+    return same_name(name.replace("\\", "/")).removeprefix("./")
