@@ -41,33 +41,27 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import SilentProgress
 
-RECIPE = """
+TRAINING = """[stages.model]
+name = "test_convnext2"
+image_size = 32
+[stages.fit]
+epochs = 1
+batch_size = 12
+base_learning_rate = 0.256
+warmup_epochs = 0"""
+RECIPE = f"""
 name = "altered"
 speed_check = false
 [[stages]]
 kind = "train"
 name = "teacher"
-[stages.model]
-name = "test_convnext2"
-image_size = 32
-[stages.fit]
-epochs = 1
-batch_size = 12
-base_learning_rate = 0.256
-warmup_epochs = 0
+{TRAINING}
 [[stages]]
 kind = "distill"
 name = "student"
 teacher = "teacher"
 teacher_cache = true
-[stages.model]
-name = "test_convnext2"
-image_size = 32
-[stages.fit]
-epochs = 1
-batch_size = 12
-base_learning_rate = 0.256
-warmup_epochs = 0
+{TRAINING}
 [[stages]]
 kind = "ptq"
 target = "onnxruntime"
