@@ -25,3 +25,11 @@ def stage_config(kind: str) -> type[StageConfig]:
     module, _, name = STAGE_KINDS[kind].partition(":")
     config: type[StageConfig] = getattr(importlib.import_module(module), name)
     return config
+
+
+def trains_a_network(kind: str) -> bool:
+    """Whether stages of a kind train a network of their own, rather than one that they are given; False for unknown kinds."""
+    if kind not in STAGE_KINDS:
+        return False
+    config = stage_config(kind)
+    return config.trains and not config.needs_source

@@ -3,10 +3,8 @@
 from itertools import takewhile
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.stages import STAGE_KINDS, stage_config, trains_a_network
 from convnext_deploy.metrics.paired import SIGNIFICANCE, Drop
-
-_TRAININGS = ("train", "distill")  # kinds of stages that make a baseline
-_LEARNING = ("qat", "quantize")  # kinds that may train what they quantize
 
 
 def doubt_gain(drop: Drop | None, artifact: Artifact, baseline: str) -> str | None:
@@ -30,5 +28,6 @@ def doubt_gain(drop: Drop | None, artifact: Artifact, baseline: str) -> str | No
 
 def may_have_learned(artifact: Artifact) -> bool:
     """Whether anything since its FP32 ancestor may have trained an artifact further, so that a gain has a reason."""
-    since = takewhile(lambda record: record.kind not in _TRAININGS, reversed(artifact.lineage))
-    return any(record.kind in _LEARNING and record.config.get("method") != "ptq" for record in since)
+    since = takewhile(lambda record: not trains_a_network(record.kind), reversed(artifact.lineage))
+    known = [record for record in since if record.kind in STAGE_KINDS]
+    return any(stage_config(record.kind).trains and record.config.get("method") != "ptq" for record in known)

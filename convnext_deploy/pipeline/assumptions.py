@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.stages import STAGE_KINDS, stage_config
+from convnext_deploy.config.stages import trains_a_network
 from convnext_deploy.data.agreement import assumed_classes, is_same_place, speaks_of
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.reports.provenance import find_base_model
@@ -60,7 +60,7 @@ def may_have_seen(artifact: Artifact, data: Data) -> bool:
     if not artifact.lineage:
         return True
     first = artifact.lineage[0]
-    kind = stage_config(first.kind) if first.kind in STAGE_KINDS else None
-    trained_here = kind is not None and kind.trains and not kind.needs_source
     brought = {"source", "weights"} & first.inputs.keys() and find_base_model(artifact) is None
-    return not trained_here or bool(brought) or any(record.judged_on != data.judged_on for record in read)
+    return (
+        not trains_a_network(first.kind) or bool(brought) or any(record.judged_on != data.judged_on for record in read)
+    )
