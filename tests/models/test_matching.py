@@ -113,21 +113,6 @@ def load_timm(tmp_path: Path, variant: str, **options: Any) -> ModelSpec:
     return infer_model_spec(load_checkpoint(path).state, path)
 
 
-def test_timm_network_of_patch_size_two_is_refused_because_it_halves_once_more(tmp_path: Path) -> None:
-    message = refusal(lambda: load_timm(tmp_path, "convnext_atto", patch_size=2))
-    assert "halves the first model stage" in message
-
-
-@pytest.mark.parametrize("patch_size", [8, 16])
-def test_timm_network_of_a_large_patch_size_is_refused_because_it_dilates(tmp_path: Path, patch_size: int) -> None:
-    # the weights would fit, but timm keeps the stride at 32 and dilates the last model stage, so the logits would be others
-    path = tmp_path / "w.pth"
-    torch.save(timm.create_model("convnext_atto", num_classes=5, patch_size=patch_size).state_dict(), path)
-    message = refusal(lambda: open_input(path))
-    assert f"patch size of {patch_size}" in message
-    assert "dilates" in message
-
-
 @pytest.mark.parametrize("patch_size", [1, 3])
 def test_timm_network_of_another_patch_size_is_found(tmp_path: Path, patch_size: int) -> None:
     assert load_timm(tmp_path, "convnext_atto", patch_size=patch_size) == ModelSpec("convnext_atto", 5, 3, patch_size)
