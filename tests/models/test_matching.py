@@ -19,7 +19,6 @@ from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import assert_equal_states, meta_state, random_state, refusal
 from tests.models.test_dialects import PAIRS
 
