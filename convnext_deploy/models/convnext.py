@@ -192,6 +192,7 @@ class ConvNeXt(nn.Module):
         layer_scale_init: initial LayerScale, or None for no LayerScale (v2).
         use_grn: global response normalization after the activation (v2).
         head_norm_first: the last norm comes before the global pooling and not after it.
+        head_norm: a LayerNorm of the head's own, with PyTorch's eps, behind pooling and last norm.
         head_hidden_size: width of a hidden layer between pooling and logits, or None.
         head_activation: of the hidden layer.
         drop_path_rate: stochastic depth of the last block; it grows linearly over all blocks of the network.
@@ -220,6 +221,7 @@ class ConvNeXt(nn.Module):
         layer_scale_init: float | None = 1e-6,
         use_grn: bool = False,
         head_norm_first: bool = False,
+        head_norm: bool = False,
         head_hidden_size: int | None = None,
         head_activation: str = "gelu",
         drop_path_rate: float = 0.0,
@@ -263,6 +265,7 @@ class ConvNeXt(nn.Module):
         last_norm = NORMS[norm](dims[-1], norm_eps if head_norm_eps is None else head_norm_eps)
         self.norm_pre = last_norm if head_norm_first else None
         self.norm = None if head_norm_first else last_norm
+        self.head_norm = nn.LayerNorm(dims[-1]) if head_norm else None
         self.pre_logits = nn.Linear(dims[-1], head_hidden_size) if head_hidden_size else None
         self.head_activation = head_activation
         self.head = nn.Linear(head_hidden_size or dims[-1], num_classes)
@@ -300,6 +303,8 @@ class ConvNeXt(nn.Module):
         x = x.mean(dim=(1, 2))
         if self.norm is not None:
             x = self.norm(x)
+        if self.head_norm is not None:
+            x = self.head_norm(x)
         if self.pre_logits is not None:
             x = ACTIVATIONS[self.head_activation](self.pre_logits(self.head_input_dropout(x)))
         return self.head(self.head_dropout(x))  # type: ignore[no-any-return]  # as above

@@ -202,7 +202,10 @@ def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
             if block.gamma is not None:
                 yield "layer_scale", name, f"{name}.pwconv2"
     last_norm = "norm" if network.norm_pre is None else "norm_pre"
-    yield "norm_affine", last_norm, "head" if network.pre_logits is None else "pre_logits"
+    head = "head" if network.pre_logits is None else "pre_logits"
+    yield "norm_affine", last_norm, head if network.head_norm is None else None
+    if network.head_norm is not None:
+        yield "norm_affine", "head_norm", head
 
 
 def _is_shifted(source: nn.Module) -> bool:

@@ -33,7 +33,7 @@ def open_checkpoint(path: Path) -> Artifact:
     if header:
         return open_header(path, "torch", header)
     checkpoint = load_checkpoint(path)
-    spec = infer_model_spec(checkpoint.state, path)
+    spec = dataclasses.replace(infer_model_spec(checkpoint.state, path), **checkpoint.changes)
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
     if checkpoint.dialect == "timm":
