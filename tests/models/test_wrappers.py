@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import ConvNextConfig, ConvNextForImageClassification
+from transformers import ConvNextConfig, ConvNextForImageClassification, DINOv3ConvNextConfig, DINOv3ConvNextModel
 
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
+from convnext_deploy.models.variants import build_model
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import random_weights, refusal
 
@@ -215,3 +219,79 @@ def test_safetensors_with_prefixes_and_others_beside(tmp_path: Path) -> None:
     save_file({**under("model.", network.state_dict()), "n_averaged": torch.ones(1)}, tmp_path / "w.safetensors")
     found = answers(load_network(open_input(tmp_path / "w.safetensors")))
     torch.testing.assert_close(found, answers(network), rtol=1e-5, atol=1e-5)
+
+
+def to_mmpretrain(state: State) -> State:
+    """Name the weights of timm's network as mmpretrain does, see its `models/backbones/convnext.py`."""
+    from convnext_deploy.models.checkpoints.key_maps import to_native
+
+    named = {}
+    for key, value in to_native(state, "timm").items():
+        name = key.replace("dwconv", "depthwise_conv").replace("pwconv", "pointwise_conv")
+        if name.startswith("head."):
+            named[name.replace("head.", "head.fc.")] = value
+        else:
+            named["backbone." + ("norm3." + name[5:] if name.startswith("norm.") else name)] = value
+    return named
+
+
+def test_mmpretrain_is_read_by_its_names(tmp_path: Path) -> None:
+    network = timm_network()
+    torch.save({"meta": {"epoch": 3}, "state_dict": to_mmpretrain(network.state_dict())}, tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    assert "w.pth: weights in the names of mmpretrain" in artifact.notes
+    torch.testing.assert_close(answers(load_network(artifact)), answers(network), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["as saved", "as in the library", "with a head", "within a module"])
+def test_dinov3_of_transformers_gives_its_features(form: str, tmp_path: Path) -> None:
+    config = DINOv3ConvNextConfig(depths=[2, 2, 6, 2], hidden_sizes=[40, 80, 160, 320])
+    network = filled(DINOv3ConvNextModel(config))
+    head = filled(nn.Linear(320, CLASSES))
+    state = {key.removeprefix("model." if form == "as saved" else ""): v for key, v in network.state_dict().items()}
+    if form == "with a head":
+        state = {**under("backbone.", state), **under("head.", head.state_dict())}
+    elif form == "within a module":
+        state = under("net.", state)
+    save_file(state, tmp_path / "model.safetensors")
+    artifact = open_input(tmp_path / "model.safetensors")
+    assert artifact.model.num_classes == (CLASSES if form == "with a head" else 0)
+    full = load_checkpoint(tmp_path / "model.safetensors").state
+    ours = build_model(ModelSpec(artifact.model.variant, CLASSES))
+    load_into(ours, {**full, **under("head.", head.state_dict())}, "w")
+    with torch.no_grad():
+        expected = head(network(IMAGES).pooler_output)
+    torch.testing.assert_close(answers(ours.eval()), expected, rtol=1e-5, atol=1e-5)
+
+
+def write_shards(folder: Path, state: State, parts: int, suffix: str) -> Path:
+    """Write the weights among several files with an index, as transformers does."""
+    keys = sorted(state)
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    places: dict[str, str] = {}
+    for part in range(parts):
+        name = f"{stem}-{part + 1:05}-of-{parts:05}{suffix}"
+        held = {key: state[key].contiguous() for key in keys[part::parts]}
+        save_file(held, folder / name) if suffix == ".safetensors" else torch.save(held, folder / name)
+        places |= dict.fromkeys(held, name)
+    index = folder / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_weights_in_several_files_are_one_network(suffix: str, tmp_path: Path) -> None:
+    network = transformers_network()
+    index = write_shards(tmp_path, network.state_dict(), 3, suffix)
+    for place in (index, tmp_path):
+        artifact = open_input(place)
+        assert len(artifact.files) == 4
+        torch.testing.assert_close(answers(load_network(artifact)), answers(network), rtol=1e-5, atol=1e-5)
+    shard = next(tmp_path.glob(f"*-00002-of-*{suffix}"))
+    assert "is one of the files of a network; give their index" in refusal(lambda: open_input(shard))
+    shard.unlink()
+    assert f"names {shard.name}, which is not there" in refusal(lambda: open_input(index))
+    index.write_text(json.dumps({"weight_map": {"a": "../w.bin"}}))
+    assert "names '../w.bin'; expected the name of a file beside it" in refusal(lambda: open_input(index))
+    index.write_text("[1]")
+    assert "is not an index of files of weights" in refusal(lambda: open_input(index))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints.foreign_names import with_official_names
 from convnext_deploy.models.checkpoints.heads import Head, has_head, head_beside, take_head
 from convnext_deploy.models.checkpoints.key_maps import BASE_MODELS, DIALECTS, MAIN_PARTS, SIGNATURES
 from convnext_deploy.models.checkpoints.safe_reader import check_name, check_tensor
@@ -29,12 +30,13 @@ class FoundNetwork:
     """A network in a file.
 
     `entry`: the names of the tables and prefixes before those of its weights, with dots between; empty for a flat file.
-    `tensors`: its weights under the dialect's names, but for a `head` that is not the library's own. `left_out`: what stands
-    beside them in the same table.
+    `library`: whose names they had in the file. `tensors`: its weights under the dialect's names, but for a `head` that is not the
+    library's own. `left_out`: what stands beside them in the same table.
     """
 
     entry: str
     dialect: Dialect
+    library: str
     tensors: dict[str, Tensor]
     head: Head
     left_out: tuple[str, ...]
@@ -70,6 +72,7 @@ def _tables(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
 
 
 def _in_table(names: tuple[str, ...], table: Mapping[Any, Any], path: Path) -> Iterator[FoundNetwork]:
+    table, libraries = with_official_names(table)
     keys = [key for key, value in table.items() if isinstance(key, str) and isinstance(value, Tensor)]
     known = set(keys)
     for dialect in DIALECTS:
@@ -80,11 +83,11 @@ def _in_table(names: tuple[str, ...], table: Mapping[Any, Any], path: Path) -> I
                 root = prefix
                 for base in BASE_MODELS if dialect == "huggingface" else ():  # the head stands beside the base model
                     root = root.removesuffix(base)
-                yield _gather(names, table, path, dialect, root)
+                yield _gather(names, table, path, dialect, root, libraries.get(root))
 
 
 def _gather(
-    names: tuple[str, ...], table: Mapping[Any, Any], path: Path, dialect: Dialect, prefix: str
+    names: tuple[str, ...], table: Mapping[Any, Any], path: Path, dialect: Dialect, prefix: str, library: str | None
 ) -> FoundNetwork:
     tensors: dict[str, Tensor] = {}
     left_out = []
@@ -108,7 +111,7 @@ def _gather(
         beside = {key: table[key] for key in left_out if isinstance(table[key], Tensor) and key.startswith(parent)}
         head = head_beside(beside, len(parent) + bool(parent), last.shape[0], path)
         left_out = [key for key in left_out if key not in head.taken]
-    return FoundNetwork(entry, dialect, tensors, head, tuple(left_out))
+    return FoundNetwork(entry, dialect, library or dialect, tensors, head, tuple(left_out))
 
 
 def _rank(entry: str) -> tuple[bool, bool]:

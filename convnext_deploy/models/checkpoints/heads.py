@@ -93,7 +93,8 @@ def head_beside(tensors: Mapping[str, Tensor], start: int, width: int, path: Pat
     for name, modules in groups.items():
         with contextlib.suppress(CheckpointError):
             head = read_head(modules, path)
-            first = next(tensor for key, tensor in head.tensors.items() if key != "head_norm.bias")
+            names = ("head_norm.weight", "pre_logits.weight", "head.weight")
+            first = next(head.tensors[name] for name in names if name in head.tensors)
             if first.shape[-1] == width:
                 taken = frozenset(f"{module}.{key}" for module, found in modules.items() for key in found)
                 remark = f"{path.name}: took '{name}' beside the network for its head"
@@ -115,7 +116,7 @@ def read_head(modules: Mapping[str, Mapping[str, Tensor]], path: Path) -> Head:
         return Head(_named(modules, ordered, ("pre_logits", "head")), {"head_activation": "relu"}, (remark,))
     found = ", ".join(f"{name} ({kind})" for name, kind in zip(ordered, kinds, strict=True))
     raise CheckpointError(
-        f"{path} has a head of {found}; read are a Linear, a LayerNorm and a Linear, and two Linear with an activation between them."
+        f"{path} has a head of {found}; read are a Linear, a LayerNorm and a Linear, and two Linear with an activation between."
     )
 
 

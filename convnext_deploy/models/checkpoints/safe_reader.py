@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.system.files import whole_file
 
 METADATA_KEY = "convnext_deploy"
@@ -63,18 +64,26 @@ def load_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_content(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """Read a `.safetensors` file, or a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`.
+    """Read a `.safetensors` file, a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`, or the index of several of them.
 
     Files of today's formats are mapped into memory, so nothing is read before it is used.
 
     Returns: what the file holds, and what its training was called with, `args` or `hyper_parameters` → name → plain value.
     Raises: CheckpointError: if the file is missing, damaged, or holds what would have to be executed.
     """
+    if path.name.endswith(INDEX):
+        tensors: dict[str, Any] = {}
+        for part in read_index(path):
+            content, _ = read_content(part)
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{part} holds no state dict; expected a mapping from names to tensors.")
+            tensors |= content
+        return tensors, {}
     _check_file(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         else:
             content = _unpickle(path)
     except CheckpointError:
@@ -85,6 +94,27 @@ def read_content(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
     return content, _arguments(content)
+
+
+def read_index(path: Path) -> list[Path]:
+    """Return the files among which an index says that the weights are divided, as transformers writes it.
+
+    Raises: CheckpointError: if it is damaged, a file is missing, or a name is that of no file beside it.
+    """
+    _check_file(path)
+    try:
+        found = json.loads(path.read_bytes())["weight_map"]
+        names = sorted(set(found.values()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path} is not an index of files of weights; expected JSON with a 'weight_map'."
+        ) from None
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or name.endswith(INDEX) or "\0" in name:
+            raise CheckpointError(f"{path} names {str(name)[:80]!r}; expected the name of a file beside it.")
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path} names {name}, which is not there; the weights are in {len(names)} files.")
+    return [path.parent / name for name in names]
 
 
 def take_tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], str | None]:

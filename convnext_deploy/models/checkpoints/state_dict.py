@@ -1,5 +1,6 @@
 """Find the network that a state dict belongs to, and load it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
 from convnext_deploy.models.checkpoints.safe_reader import read_content, take_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 # What a checkpoint for fine-tuning may lack or have in another size: the head; the last norm only where the head is missing too,
 # as in the weights of a pretrained backbone.
 _HEAD = ("head.", "pre_logits.", "head_norm.")
@@ -52,7 +55,7 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         return _load_incomplete(content, path, arguments)
     network = choose_network(networks, entry, path)
     notes = [
-        f"{path.name}: weights in the names of {network.dialect}",
+        f"{path.name}: weights in the names of {network.library}",
         *describe_choice(network, networks, path),
         *network.head.remarks,
     ]
@@ -64,6 +67,8 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
 
 def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
     """Return weights that are not all of a network, for `infer_model_spec` to say what is missing."""
+    if _SHARD.search(path.name):
+        raise CheckpointError(f"{path} is one of the files of a network; give their index, *{INDEX}, or their folder.")
     tensors, _ = take_tensors(content, path)
     dialect = recognize(tensors)
     if dialect is None:
