@@ -100,6 +100,12 @@ def _gather(
         else:
             left_out.append(key)
     entry = ".".join((*names, prefix.removesuffix("."))).strip(".")
+    if prefix.startswith("0.") and any(key.startswith("1.") for key in left_out):
+        pooling = next(key for key in left_out if key.startswith("1."))
+        raise CheckpointError(
+            f"{path} is a network of fastai, whose head pools and normalizes in its own way ('{pooling}'); export it to ONNX there, and "
+            "give that file."
+        )
     head = take_head(tensors, dialect, path)
     if prefix and not head.tensors and not has_head(tensors, dialect):
         last = next(
