@@ -8,10 +8,8 @@ put the path before `reason` of either, and what to do behind it. Records are ma
 import errno
 import json
 import os
-import re
 import stat
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +18,6 @@ from convnext_deploy.errors import first_line
 LARGEST = 100_000_000  # bytes of a document; a report with the pictures of its flips has a few million
 _LEAST = 1 << 16
 _DEEPEST = 64  # tables and lists within each other; ours have ten
-_HALF = re.compile("[\ud800-\udfff]")  # of a character, which no encoding can write
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -92,8 +89,8 @@ def read_toml(path: Path, largest: int = LARGEST) -> dict[str, Any]:
 def parse_json(text: str | bytes) -> Any:
     """Return the value in a JSON text. NaN and infinity are read, as Python writes them; records refuse them by their place.
 
-    Raises: ValueError: if it is not JSON, a key stands twice in one table, it is nested deeper than anything sensible, a number has
-        thousands of digits, or a text holds half of a character.
+    Raises: ValueError: if it is not JSON, a key stands twice in one table, it is nested deeper than anything sensible, or a number
+        has thousands of digits.
     """
     try:
         text = text if isinstance(text, str) else _decode(text)
@@ -137,28 +134,17 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(value: object, forbidden: str = "") -> None:
-    """Check how deep a document is, and its texts. Raises: ValueError."""
+    """Check how deep a document is, and that its texts are without some characters. Raises: ValueError."""
     level: list[object] = [value]
     for _ in range(_DEEPEST):
-        below: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                _check_texts(each, forbidden)
-                below += each.values()
-            elif isinstance(each, list):
-                below += each
-            elif isinstance(each, str):
-                _check_texts((each,), forbidden)
-        level = below
+        texts = (text for each in level for text in (each if isinstance(each, dict) else (each,)))
+        if forbidden and any(isinstance(text, str) and forbidden in text for text in texts):
+            raise ValueError(f"a text in it holds {forbidden!r}")
+        inside = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [item for items in inside for item in items]
         if not level:
             return
     raise _too_deep()
-
-
-def _check_texts(texts: Iterable[str], forbidden: str) -> None:
-    for text in texts:
-        if _HALF.search(text) or any(character in text for character in forbidden):
-            raise ValueError(f"the text {text[:80]!a} holds what is no character")
 
 
 def _of_digits(error: ValueError) -> str:

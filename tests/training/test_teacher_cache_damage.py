@@ -76,7 +76,8 @@ def test_cache_says_in_one_line_that_the_disk_is_full_and_goes_on_later(tmp_path
     expected = open_cache(tmp_path / "whole")(batch_of(logits))
     cache, file = open_cache(tmp_path / "full"), tmp_path / "full" / FILE
     text = (
-        rf"^the teacher's predictions cannot be written to {re.escape(str(file))} \(File too large\); make room[^\n]+$"
+        rf"^the teacher's predictions cannot be written to {re.escape(str(file))} \(File too large\); raise the limit on "
+        rf"the size of files by ulimit -f, {10 * size + 7:,} bytes \(it needs {ROWS * size:,} bytes\)[^\n]+ with --cache-dir\.$"
     )
     with largest_file(10 * size + 7), pytest.raises(OutputError, match=text):
         cache(batch_of(logits))
@@ -91,8 +92,12 @@ def test_cache_that_cannot_be_written_is_read_as_far_as_it_goes(
     logits = draw_logits()
     expected = open_cache(tmp_path)(batch_of(logits))
 
-    def refuse(path: Path, *_: int) -> int:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    really_open = os.open
+
+    def refuse(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_WRONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuse)
     cache = open_cache(tmp_path)
