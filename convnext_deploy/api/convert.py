@@ -58,6 +58,7 @@ def convert(
     out: Path | str,
     *,
     model: str | None = None,
+    entry: str | None = None,
     data: DataOptions = DataOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
 ) -> Conversion:
@@ -68,12 +69,13 @@ def convert(
         dialect: the library.
         out: folder for the weights, their config files, the class names and a README with the lines that load them.
         model: variant that the checkpoint must hold.
+        entry: which of several networks in the file, such as `student`; None: an average before the weights, a teacher last.
         data: what it says of the preprocessing counts, for the config files.
         execution: `progress` counts.
 
     Raises: DeployError: if the checkpoint cannot be read, is quantized, or the library has no such network.
     """
-    out, artifact = Path(out), open_artifact(checkpoint, model, data, execution.reporter)
+    out, artifact = Path(out), open_artifact(checkpoint, model, data, execution.reporter, entry)
     if artifact.format != "torch" or artifact.precision != "fp32":
         raise ArtifactError(
             f"{checkpoint} is {artifact.precision} in the format {artifact.format}; other libraries take FP32 weights: "
