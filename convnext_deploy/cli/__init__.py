@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from convnext_deploy.cli.console import abandon_output, prepare_streams, tell, tell_lines
+from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
 from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import launched
@@ -68,8 +68,8 @@ def main() -> None:
     except DeployError as error:
         _say_error(str(error))
         sys.exit(EXIT_ERROR)
-    except BrokenPipeError:
-        abandon_output()  # nobody reads on, as with `| head`: no error to tell of, and no whole result either
+    except UnreadError:
+        abandon_output()  # as with `| head`: no error to tell of, and no whole result either
         sys.exit(EXIT_UNREAD)
     except OSError as error:
         abandon_output()

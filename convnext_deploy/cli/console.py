@@ -6,6 +6,7 @@ Names of classes, files, layers and recipes come from anywhere. Where a text lea
 
 import codecs
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ from convnext_deploy.errors import OutputError, printable
 _SUBSTITUTES = "convnext_deploy.substitutes"
 # for a standard output that has no such character; as wide as these, so that tables stay straight
 _PLAIN = str.maketrans("–—−×·…°«»→≥≤±µ", '---x..o"">><+u')
+
+
+class UnreadError(Exception):
+    """Nobody reads standard output any more. No `OSError`, of which click makes an exit with 1."""
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def prepare_streams() -> None:
@@ -29,7 +39,7 @@ def prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  (for the whole process)
+            setattr(sys, name, _Nowhere())
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_SUBSTITUTES)
 
@@ -50,7 +60,7 @@ def write(text: str, end: str = "\n") -> None:
     """Print lines of our own on standard output, such as JSON or a recipe.
 
     Raises:
-        BrokenPipeError: if nobody reads it any more.
+        UnreadError: if nobody reads it any more.
         OutputError: if it cannot be written for another reason, such as a full disk.
     """
     with writing():
@@ -87,7 +97,7 @@ def writing() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise
+        raise UnreadError from None
     except OSError as error:
         abandon_output()
         raise OutputError(f"standard output cannot be written ({error.strerror}).") from None
