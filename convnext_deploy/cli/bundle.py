@@ -1,6 +1,5 @@
 """`convnext-deploy bundle`."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -56,4 +55,5 @@ def command(as_json: bool, **values: Any) -> None:
     for note in result.notes:
         say(f"- {note}")
     say(f"SHA-256 of its checksums: {result.sha256}")
-    say(f"To verify it here: convnext-deploy verify-bundle {shlex.quote(str(result.path))}")
+    quoted = "'" + str(result.path).replace("'", r"'\''") + "'"
+    say(f"To verify it here: convnext-deploy verify-bundle {quoted}")
