@@ -8,12 +8,14 @@ from typing import Any
 
 import onnx
 
+from convnext_deploy.documents import open_file, parse_json, reason
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
 from convnext_deploy.system.files import write_bytes
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 METADATA_KEY = "convnext_deploy"
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -41,9 +43,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises: ArtifactError: if it cannot be read, or is not an ONNX file.
     """
     try:
+        check_size(path)
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+        raise ArtifactError(f"{path} cannot be read ({reason(error)}).") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(
@@ -53,6 +56,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         missing = "operators" if not proto.graph.node else "operator set"
         raise ArtifactError(f"{path} is not an ONNX file or is cut off: it has no {missing}.")
     return proto
+
+
+def check_size(path: Path) -> None:
+    """Refuse a file that no protobuf message can be, before all of it is read. Raises: OSError."""
+    open_file(path, _LARGEST).close()
 
 
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
@@ -69,8 +77,8 @@ def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
     Raises: ArtifactError: if it is not JSON.
     """
     try:
-        found = json.loads(properties.get(METADATA_KEY, "{}"))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(properties.get(METADATA_KEY, "{}"))
+    except ValueError as error:
         raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
     return found if isinstance(found, dict) else {}
 

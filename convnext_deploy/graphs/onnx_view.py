@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
+from convnext_deploy.documents import leads_out
 from convnext_deploy.errors import ArtifactError, first_line
 from convnext_deploy.graphs.onnx_io import load_onnx
 
@@ -198,7 +199,7 @@ def check_external(model: ir.Model, path: Path) -> None:
         ends[str(tensor.location)] = max(ends[str(tensor.location)], (tensor.offset or 0) + (tensor.length or 0))
     for location, end in ends.items():
         data = path.parent / location
-        if not data.resolve().is_relative_to(path.parent.resolve()):
+        if location and leads_out(path.parent, location):
             raise ArtifactError(
                 f"{path} points to weights outside its folder, '{location}'; expected a file beside it."
             )
