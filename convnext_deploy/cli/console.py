@@ -85,10 +85,13 @@ def _in_lines(text: str) -> str:
 
 
 def abandon_output() -> None:
-    """Write nothing more on standard output, also not what is waiting to be written when the process ends."""
-    stream, sys.stdout = sys.stdout, None
-    with contextlib.suppress(OSError, ValueError):
-        stream.close()
+    """Forget what standard output does not take; it would be tried again, and told of, when the process ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        stream, sys.stdout = sys.stdout, None
+        with contextlib.suppress(OSError, ValueError):
+            stream.close()
 
 
 @contextlib.contextmanager
