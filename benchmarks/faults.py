@@ -81,11 +81,11 @@ DRILLS = (
     _place("non-root", "a user who may write one folder"),
     _place("umask-077", "`umask 077`"),
     _place("home-unset", "`HOME` unset"),
-    _place("tmpdir-not-writable", "no temporary folder"),
+    _place("tmpdir-not-writable", "`TMPDIR` not writable"),
     _place("lang-c", "`LANG=C` and an ASCII terminal"),
     _place("optimize-2", "`PYTHONOPTIMIZE=2`"),
     _place("other-folder", "another working directory"),
-    _place("folder-gone", "a working directory that was removed"),
+    Drill("lost-folders", "no working directory, or no temporary one", 1, "faults_places", "lose_folders", shares=True),
     _place("one-cpu", "one CPU"),
 )
 

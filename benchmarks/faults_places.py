@@ -126,6 +126,39 @@ def _non_root(lab: Lab) -> Iterator[Place]:
     raise NotRunError("no other user can start this Python, by setpriv or unshare of util-linux")
 
 
+def lose_folders(lab: Lab, count: int, seed: int) -> Iterator[Trial]:
+    """Start commands where the working directory was removed, and where no temporary folder at all can be written.
+
+    Nothing is promised there but one line: PyTorch itself needs both.
+    """
+    del count, seed  # there is one of each
+    gone = lab.folder / "gone"
+    prefix = ("sh", "-c", f'mkdir -p "{gone}" && cd "{gone}" && rmdir "{gone}" && exec "$0" "$@"')
+    places = {"a working directory that was removed": Place(prefix)}
+    if closed := _closed_temporary_folders(lab):
+        places["no temporary folder"] = Place(closed, plain_environment(TMPDIR="/proc/nowhere"), cwd=Path("/proc"))
+    for name, place in places.items():
+        commands: list[Words] = [lab.run_words(lab.recipe, lab.images, lab.folder / "out"), ["report", lab.reference]]
+        for words in commands if place.cwd is None else commands[:1]:
+            ended = lab.run(words, fresh=True, environment=place.environment, cwd=place.cwd, prefix=place.prefix)
+            yield Trial(f"{words[0]}: {name}", "one line", ended.fault({1}), ended.seconds)
+
+
+def _closed_temporary_folders(lab: Lab) -> tuple[str, ...]:
+    """Return what starts a command where they are read-only but for the drills' own folder; nothing if that is not allowed."""
+    folder, taken = os.path.commonpath([lab.folder.resolve(), lab.shared.resolve()]), (sys.prefix, str(ROOT))
+    if any(Path(path).resolve().is_relative_to(root) for path in taken for root in ("/tmp", "/var/tmp")):
+        return ()  # Python or the package lies there itself
+    script = (
+        'mount --bind "$0" /mnt && for each in /tmp /var/tmp; do mount -t tmpfs tmpfs $each; done && mkdir -p "$0" && '
+        'mount --bind /mnt "$0" && for each in /tmp /var/tmp; do mount -o remount,ro $each; done && cd /proc && exec "$@"'
+    )
+    prefix = ("unshare", *USER, "--mount", "--propagation", "private", "sh", "-c", script, folder)
+    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        return ()
+    return prefix
+
+
 def _give(folder: Path, user: int) -> None:
     """Let all files of a folder be a user's."""
     for path in (folder, *folder.rglob("*")):
@@ -159,18 +192,7 @@ def _home_unset(lab: Lab) -> Iterator[Place]:
 
 @contextmanager
 def _no_temporary_folder(lab: Lab) -> Iterator[Place]:
-    folder, taken = os.path.commonpath([lab.folder.resolve(), lab.shared.resolve()]), (sys.prefix, str(ROOT))
-    if any(Path(path).resolve().is_relative_to(root) for path in taken for root in ("/tmp", "/var/tmp")):
-        raise NotRunError("Python or the package lies in a temporary folder itself")
-    # the drills' own folder is put back into the one that is closed
-    script = (
-        'mount --bind "$0" /mnt && for each in /tmp /var/tmp; do mount -t tmpfs tmpfs $each; done && mkdir -p "$0" && '
-        'mount --bind /mnt "$0" && for each in /tmp /var/tmp; do mount -o remount,ro $each; done && cd /proc && exec "$@"'
-    )
-    prefix = ("unshare", *USER, "--mount", "--propagation", "private", "sh", "-c", script, folder)
-    if (found := subprocess.run([*prefix, "true"], capture_output=True, text=True)).returncode:
-        raise NotRunError(f"no file system can be mounted by this user: {found.stderr.strip()}")
-    yield Place(prefix, plain_environment(TMPDIR="/proc/nowhere"), cwd=Path("/proc"))
+    yield Place(environment=plain_environment(TMPDIR="/proc/nowhere"))
 
 
 @contextmanager
@@ -191,12 +213,6 @@ def _other_folder(lab: Lab) -> Iterator[Place]:
 
 
 @contextmanager
-def _folder_gone(lab: Lab) -> Iterator[Place]:
-    gone = lab.folder / "gone"
-    yield Place(("sh", "-c", f'mkdir -p "{gone}" && cd "{gone}" && rmdir "{gone}" && exec "$0" "$@"'))
-
-
-@contextmanager
 def _one_cpu(lab: Lab) -> Iterator[Place]:
     if shutil.which("taskset") is None:
         raise NotRunError("there is no taskset, of util-linux, here")
@@ -212,7 +228,6 @@ _PLACES: dict[str, Callable[[Lab], AbstractContextManager[Place]]] = {
     "lang-c": _lang_c,
     "optimize-2": _optimized,
     "other-folder": _other_folder,
-    "folder-gone": _folder_gone,
     "one-cpu": _one_cpu,
 }
 PLACES = tuple(_PLACES)
