@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
-from torchvision import models as torchvision_models
+from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
@@ -19,7 +17,6 @@ from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import assert_equal_states, meta_state, random_state, refusal
 from tests.models.test_dialects import PAIRS
 
@@ -70,27 +67,6 @@ def test_infer_model_spec_finds_no_classes_when_there_is_no_head(variant: str) -
     assert VARIANTS[found.variant].dims == VARIANTS[variant].dims
 
 
-@pytest.mark.parametrize(
-    ("create", "key"),
-    [
-        (torchvision_models.resnet18, "conv1.weight"),
-        (torchvision_models.efficientnet_b0, "stages.0.0.dwconv.weight"),
-        (torchvision_models.swin_t, "stages.0.0.dwconv.weight"),
-        (lambda: timm.create_model("vit_tiny_patch16_224"), "cls_token"),
-        (lambda: timm.create_model("resnet10t"), "conv1.0.weight"),
-        (lambda: timm.create_model("regnetx_002"), "stem.conv.weight"),
-        (lambda: timm.create_model("convmixer_768_32"), "stages.0.0.dwconv.weight"),
-        (lambda: timm.create_model("poolformer_s12"), "stem.conv.weight"),
-    ],
-)
-def test_other_networks_are_refused_with_a_key(tmp_path: Path, create: Callable[[], nn.Module], key: str) -> None:
-    path = tmp_path / "other.pth"
-    torch.save(create().state_dict(), path)
-    message = refusal(lambda: infer_model_spec(load_checkpoint(path).state, path))
-    assert f"{path} is not a ConvNeXt checkpoint" in message
-    assert key in message
-
-
 def isotropic() -> dict[str, Tensor]:
     """The names of the isotropic ConvNeXt of the paper's section 3.3: one stem, no downsampling."""
     state = {"stem.weight": torch.zeros(384, 3, 16, 16), "stem.bias": torch.zeros(384)}
@@ -103,29 +79,16 @@ def isotropic() -> dict[str, Tensor]:
 def test_isotropic_convnext_is_refused_with_its_keys(tmp_path: Path) -> None:
     torch.save({"model": isotropic()}, tmp_path / "w.pth")
     message = refusal(lambda: load_checkpoint(tmp_path / "w.pth"))
-    assert "is not a ConvNeXt checkpoint with the names of timm, torchvision, facebook, huggingface" in message
-    assert "stem.weight, stem.bias, blocks.0.dwconv.weight" in message
+    assert (
+        "is not a ConvNeXt checkpoint: it looks like the isotropic ConvNeXt (it has 'blocks.0.dwconv.weight')"
+        in message
+    )
 
 
 def load_timm(tmp_path: Path, variant: str, **options: Any) -> ModelSpec:
     path = tmp_path / "w.pth"
     torch.save(timm.create_model(variant, num_classes=5, **options).state_dict(), path)
     return infer_model_spec(load_checkpoint(path).state, path)
-
-
-def test_timm_network_of_patch_size_two_is_refused_because_it_halves_once_more(tmp_path: Path) -> None:
-    message = refusal(lambda: load_timm(tmp_path, "convnext_atto", patch_size=2))
-    assert "halves the first model stage" in message
-
-
-@pytest.mark.parametrize("patch_size", [8, 16])
-def test_timm_network_of_a_large_patch_size_is_refused_because_it_dilates(tmp_path: Path, patch_size: int) -> None:
-    # the weights would fit, but timm keeps the stride at 32 and dilates the last model stage, so the logits would be others
-    path = tmp_path / "w.pth"
-    torch.save(timm.create_model("convnext_atto", num_classes=5, patch_size=patch_size).state_dict(), path)
-    message = refusal(lambda: open_input(path))
-    assert f"patch size of {patch_size}" in message
-    assert "dilates" in message
 
 
 @pytest.mark.parametrize("patch_size", [1, 3])
