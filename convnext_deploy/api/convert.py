@@ -12,6 +12,7 @@ from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import Dialect
+from convnext_deploy.documents import read_bytes
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.checkpoints.hub_config import (
     CONFIG,
@@ -121,7 +122,7 @@ def _check_output(out: Path, artifact: Artifact) -> None:
         raise OutputError(f"{out} holds the checkpoint itself; choose another folder with --out.")
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set[str]()
     readme = out / README
-    is_own = readme.is_file() and _SIGNATURE in readme.read_text(encoding="utf-8", errors="replace")
+    is_own = readme.is_file() and _SIGNATURE in read_bytes(readme).decode(errors="replace")
     others = sorted(names - _WRITTEN) or ([] if is_own else sorted(names))
     if others:
         raise OutputError(
