@@ -56,9 +56,9 @@ class Accuracy:
     """What a runner on a device answered to the validation images: counts, and fractions of them.
 
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
-    artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than the
-    baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed; `flips`
-    are the first of them, lost ones before others, and `classes` the changes class by class.
+    artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
+    the baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed;
+    `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
     """
 
     runner: str

@@ -121,7 +121,11 @@ def create_row(
     if reasons and role.gate.judges_change:
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
     loaded = measured.latency.loaded
-    notes = () if loaded is None else (f"{unreliable(loaded)}; --measure-again times it anew",)
+    notes = (
+        ()
+        if loaded is None
+        else (f"{unreliable(loaded)}; time it again on a free machine, in a run with --measure-again",)
+    )
     notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
     return dataclasses.replace(row, notes=notes)
 

@@ -161,7 +161,7 @@ def test_row_of_the_report_says_it(small_run: Any, small_artifacts: dict[str, Ar
     assert measured.score is not None
     row = create_row(Role("x", "train", None), small_artifacts["student"], measured, {"x": measured.score})
     report = dataclasses.replace(small_run.report, rows=(row,))
-    assert remarks(report)[0] == f"x: {SAID}; --measure-again times it anew"
+    assert remarks(report)[0] == f"x: {SAID}; time it again on a free machine, in a run with --measure-again"
 
 
 @pytest.mark.parametrize(
