@@ -18,15 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
+from convnext_deploy.models.checkpoints.stand_ins import load_with_stand_ins
 
 METADATA_KEY = "convnext_deploy"
 
 # Where training scripts put the weights, best first: an exponential moving average is what their authors publish.
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
-# Where training scripts keep what they were called with: timm, torchvision and the official repositories; Lightning.
-_ARGUMENTS = ("args", "hyper_parameters")
-_DEEPEST = 4  # tables within tables of arguments; what lies deeper is no setting
-_MOST_ARGUMENTS = 10_000
+# The training scripts of timm and of the official repositories save their arguments beside the weights. A Namespace is a plain
+# holder of attributes; building one runs nothing.
+_SAFE = (argparse.Namespace,)
+_DEEPEST = 4  # entries within entries, before the weights
 # Prefixes that wrappers of the network leave in every key: DataParallel, torch.compile, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
@@ -59,23 +61,26 @@ def load_metadata(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, dict[str, Any]]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, Beside]:
     """Read the tensors of a `.safetensors` file, or of a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`.
 
     Files of today's formats are mapped into memory, so nothing is read before it is used. A training checkpoint's weights are
-    found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, and prefixes that all keys share are cut off.
+    found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, or in the one entry that is a mapping to tensors; prefixes
+    that all keys share are cut off.
 
-    Returns: the tensors; the entry of a training checkpoint that they came from (None for a flat file); and what its training was
-        called with, `args` or `hyper_parameters` → name → plain value.
+    Returns: the tensors; the entry of a training checkpoint that they came from (None for a flat file); and what lies beside them.
     Raises: CheckpointError: if the file is missing, damaged, or holds anything but tensors, or what would have to be executed.
     """
     _check_file(path)
+    not_made: tuple[str, ...] = ()
+    properties: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                properties = file.metadata() or {}
         else:
-            content = _unpickle(path)
+            content, not_made = _unpickle(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -83,10 +88,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, d
     except Exception as error:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
-    entry, arguments = None, _arguments(content)
-    while isinstance(content, dict) and (
-        name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
-    ):
+    entry, arguments = None, read_arguments(content, _WRAPPERS)
+    if told := read_properties({name: text for name, text in properties.items() if name != METADATA_KEY}):
+        arguments["the metadata"] = told
+    while isinstance(content, dict) and (name := _find_wrapper(content)) is not None:
         entry, content = entry or name, content.pop(name)  # taken out, so that a dict that holds itself comes to an end
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict; expected a mapping from names to tensors.")
@@ -105,46 +110,57 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, d
                 "expected a mapping from names to tensors."
             )
         _check_tensor(path, key, value)
-    return _strip_prefixes(content), entry, arguments
+    return _strip_prefixes(content), entry, Beside(arguments, not_made)
 
 
-def plain(value: Any) -> Any:
-    """Return a value of a file made of nothing but text, numbers, lists and tables with names; whatever else is in it is None.
-
-    So is what lies deeper than settings do, and all that comes after as many values as no training was called with.
-    """
-    left = _MOST_ARGUMENTS  # a list that holds itself many times would have no end
-
-    def copy(value: Any, deepest: int) -> Any:
-        nonlocal left
-        left -= 1
-        if isinstance(value, argparse.Namespace):
-            value = vars(value)
-        if left < 0 or (deepest == 0 and isinstance(value, Mapping | list | tuple)):
-            return None
-        if isinstance(value, Mapping):
-            return {key: copy(item, deepest - 1) for key, item in value.items() if type(key) is str and left > 0}
-        if isinstance(value, list | tuple):
-            return [copy(item, deepest - 1) for item in value if left > 0]
-        return value if type(value) in (bool, int, float, str) else None
-
-    return copy(value, _DEEPEST)
+def _find_wrapper(content: Mapping[Any, Any]) -> str | None:
+    """Return the entry with the weights; None for a flat file. Under names of its own it must be the only mapping of tensors."""
+    known = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+    if known is not None or any(isinstance(value, Tensor) for value in content.values()):
+        return known
+    likely = [
+        name
+        for name, value in content.items()
+        if type(name) is str
+        and isinstance(value, dict)
+        and value
+        and all(isinstance(t, Tensor) for t in value.values())
+    ]
+    return likely[0] if len(likely) == 1 else None
 
 
-def _arguments(content: Any) -> dict[str, dict[str, Any]]:
-    found = {name: plain(content.get(name)) for name in _ARGUMENTS} if isinstance(content, dict) else {}
-    return {name: table for name, table in found.items() if isinstance(table, dict) and table}
-
-
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return what a file holds, and the names of the classes that were stood in for."""
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         _check_archive(path)
-    # The training scripts of timm and of the official repositories save their arguments beside the weights. A Namespace is a
-    # plain holder of attributes; building one runs nothing.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        try:
+            with torch.serialization.safe_globals(list[Any](_SAFE)):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive), ()
+        except pickle.UnpicklingError:
+            found = _read_with_stand_ins(path) if is_archive else None
+            if found is None:
+                raise
+            return found
+
+
+def _read_with_stand_ins(path: Path) -> tuple[Any, tuple[str, ...]] | None:
+    """Read a training checkpoint whose settings are objects of other packages; None if anything in its weights is one too."""
+    try:
+        found = load_with_stand_ins(path, _SAFE)
+    except Exception:  # of every kind, as in `read_tensors`; what was refused first is said
+        return None
+    if found is None:
+        return None
+    weights: Any = found[0]
+    for _ in range(_DEEPEST):
+        if not isinstance(weights, dict) or (name := _find_wrapper(weights)) is None:
+            break
+        weights = weights[name]
+    is_training = isinstance(weights, dict) and weights is not found[0]
+    return found if is_training and all(isinstance(value, Tensor) for value in weights.values()) else None
 
 
 def _check_file(path: Path) -> None:

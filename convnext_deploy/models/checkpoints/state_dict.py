@@ -19,13 +19,14 @@ from convnext_deploy.models.variants import VARIANTS, Variant
 # as in the weights of a pretrained backbone.
 _HEAD = ("head.", "pre_logits.")
 _LAST_NORM = ("norm.", "norm_pre.")
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file.
 
-    `arguments`: what its training was called with, `args` or `hyper_parameters` → name → plain value; empty if it does not say.
+    `arguments`: what its training was called with, by where that stands in the file → name → plain value; empty if it does not say.
     """
 
     state: dict[str, Tensor]
@@ -39,7 +40,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
     """
-    tensors, entry, arguments = read_tensors(path)
+    tensors, entry, beside = read_tensors(path)
     dialect = recognize(tensors)
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
@@ -51,7 +52,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         notes.append(f"{path.name}: took the weights under '{entry}'")
     if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}):
         notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
-    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes), arguments)
+    if beside.not_made:
+        packages = {name.partition(".")[0] for name in beside.not_made}
+        named = sorted(packages - {"builtins", "collections", "typing"} or packages)
+        others = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        notes.append(
+            f"{path.name}: beside the weights are objects of {', '.join(named[:_MOST_NAMED])}{others}: paths, attributes and "
+            "OmegaConf's tables were read as plain values, all else was left out, and nothing was run"
+        )
+    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes), beside.arguments)
 
 
 def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
