@@ -36,9 +36,11 @@ class Block(nn.Module):
         layer_scale_init: float | None,
         use_grn: bool,
         drop_path_rate: float,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        padding = dilation * (kernel_size // 2)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
         self.norm = norm(dim)
         self.pwconv1 = nn.Linear(dim, MLP_RATIO * dim)
         self.activation = activation
@@ -89,7 +91,8 @@ class Stem(nn.Sequential):
     """Convolutions and a norm: `(N, C_in, H, W)` to `(N, H/p, W/p, C)`.
 
     `patch`: one convolution with kernel and stride `patch_size`. `overlap`: two 3×3 convolutions with stride 2, of which the
-    first has `stem_dim` channels. `overlap_act`: the same with an activation between them.
+    first has `stem_dim` channels. `overlap_act`: the same with an activation between them. With `halve`, a norm and a 2×2
+    convolution with stride 2 follow, which timm counts to the first model stage.
 
     Attributes:
         mean, std: buffers `(C_in, 1, 1)` where the first convolution takes pixel values in [0, 1], as folding may make it do: the
@@ -108,6 +111,8 @@ class Stem(nn.Sequential):
         patch_size: int,
         norm: Callable[[int], nn.Module],
         activation: str,
+        *,
+        halve: bool = False,
     ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)]
         if kind != "patch":
@@ -116,7 +121,8 @@ class Stem(nn.Sequential):
                 *([Activation(activation)] if kind == "overlap_act" else []),
                 nn.Conv2d(stem_dim, dim, 3, stride=2, padding=1),
             ]
-        super().__init__(*layers, norm(dim))
+        self.convolutions = len(layers)
+        super().__init__(*layers, norm(dim), *(Downsample(dim, dim, norm) if halve else ()))
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
 
@@ -130,20 +136,39 @@ class Stem(nn.Sequential):
         x = input.contiguous(memory_format=torch.channels_last)
         if self.mean is not None and self.std is not None:
             x = x * self.std + self.mean
-        for layer in itertools.islice(self, len(self) - 1):
+        for layer in itertools.islice(self, self.convolutions):
             x = layer(x)
-        return self[-1](x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # modules return Any
+        x = self[self.convolutions](x.permute(0, 2, 3, 1))
+        return downsample(x, self[-2], self[-1]) if len(self) > self.convolutions + 1 else x
 
 
 class Downsample(nn.Sequential):
-    """Norm and 2×2 convolution with stride 2: `(N, H, W, C)` to `(N, H/2, W/2, C')`."""
+    """Norm and 2×2 convolution with stride 2: `(N, H, W, C)` to `(N, H/2, W/2, C')`.
 
-    def __init__(self, dim: int, out_dim: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__(norm(dim), nn.Conv2d(dim, out_dim, 2, stride=2))
+    With stride 1 the map keeps its size, for a model stage with `dilation` > 1 behind it, and the convolution sees zeros beyond the
+    border: on both sides with a dilation of its own, otherwise to the right and below. That is half of the stage's, at most 2, as
+    in timm.
+    """
+
+    def __init__(
+        self, dim: int, out_dim: int, norm: Callable[[int], nn.Module], stride: int = 2, dilation: int = 1
+    ) -> None:
+        if stride > 1:
+            convolution = nn.Conv2d(dim, out_dim, 2, stride=stride)
+        else:
+            convolution = nn.Conv2d(dim, out_dim, 2, padding=1, dilation=1 if dilation <= 2 else 2)
+        super().__init__(norm(dim), convolution)
+        # `padding="same"` would warn, and copy the input to pad it on one side
+        self.crop = int(convolution.padding == convolution.dilation == (1, 1))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
-        x: Tensor = self[0](input)
-        return self[1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # as above
+        x = downsample(input, self[0], self[1])
+        return x[:, self.crop :, self.crop :] if self.crop else x
+
+
+def downsample(x: Tensor, norm: nn.Module, convolution: nn.Module) -> Tensor:
+    """Norm and convolution, `(N, H, W, C)` to `(N, H', W', C')`."""
+    return convolution(norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # modules return Any
 
 
 class ConvNeXt(nn.Module):
@@ -162,6 +187,8 @@ class ConvNeXt(nn.Module):
         norm_eps: of every norm.
         head_norm_eps: of the last norm; None: `norm_eps`.
         activation: `gelu`, `gelu_tanh`, `silu` or `relu` in blocks and stem.
+        strides: of the downsampling before each model stage, 1 or 2; the first one's belongs to the stem.
+        dilations: of the depthwise convolutions of each model stage; a stage with stride 1 has one > 1.
         layer_scale_init: initial LayerScale, or None for no LayerScale (v2).
         use_grn: global response normalization after the activation (v2).
         head_norm_first: the last norm comes before the global pooling and not after it.
@@ -188,6 +215,8 @@ class ConvNeXt(nn.Module):
         norm_eps: float = 1e-6,
         head_norm_eps: float | None = None,
         activation: str = "gelu",
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
         layer_scale_init: float | None = 1e-6,
         use_grn: bool = False,
         head_norm_first: bool = False,
@@ -203,9 +232,13 @@ class ConvNeXt(nn.Module):
         def create_norm(channels: int) -> nn.Module:
             return NORMS[norm](channels, norm_eps)
 
+        widths = (in_channels, stem_dim or dims[0], dims[0])
         self.downsample_layers = nn.ModuleList(
-            [Stem(stem, in_channels, stem_dim or dims[0], dims[0], patch_size, create_norm, activation)]
-            + [Downsample(dim, out_dim, create_norm) for dim, out_dim in itertools.pairwise(dims)]
+            [Stem(stem, *widths, patch_size, create_norm, activation, halve=strides[0] > 1)]
+            + [
+                Downsample(*pair, create_norm, stride, dilation)
+                for pair, stride, dilation in zip(itertools.pairwise(dims), strides[1:], dilations[1:], strict=True)
+            ]
         )
         # One linspace over the whole depth; it does not restart in each model stage.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -220,11 +253,12 @@ class ConvNeXt(nn.Module):
                         layer_scale_init=layer_scale_init,
                         use_grn=use_grn,
                         drop_path_rate=next(rates),
+                        dilation=dilation,
                     )
                     for _ in range(depth)
                 )
             )
-            for depth, dim, kernel_size in zip(depths, dims, kernel_sizes, strict=True)
+            for depth, dim, kernel_size, dilation in zip(depths, dims, kernel_sizes, dilations, strict=True)
         )
         last_norm = NORMS[norm](dims[-1], norm_eps if head_norm_eps is None else head_norm_eps)
         self.norm_pre = last_norm if head_norm_first else None

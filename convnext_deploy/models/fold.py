@@ -50,7 +50,8 @@ STEM, MEAN_AND_STD = "downsample_layers.0.0", "mean and std"
 _RANDOM_IMAGES = 2
 _RANDOM_SIDE = 96  # pixels; what a rewrite changes is the same at every position, so larger images tell no more
 _ALREADY = "it already changes nothing"
-_RESIDUAL = "its output is also the residual stream, which no layer multiplies"
+_RESIDUAL = "its output is also the residual stream, which no layer multiplies, or goes into another norm"
+_PADDED_LAYER = "the layer after it pads with zeros, to which a norm adds no bias"
 _PADDED = f"{STEM} overlaps and pads with zeros, which are the mean colour after normalization and black before it"
 _NEUTRAL: tuple[tuple[type[nn.Module], str, float], ...] = (
     (Block, "gamma", 1.0),
@@ -176,6 +177,8 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
             continue
         if target is None:
             kept.append(Kept(rewrite, source, _RESIDUAL))
+        elif _is_shifted(network.get_submodule(source)) and _is_padded(network.get_submodule(target)):
+            kept.append(Kept(rewrite, source, _PADDED_LAYER))
         elif _fold_module(network.get_submodule(source), network.get_submodule(target)):
             folds.append(Fold(rewrite, source, target))
         else:
@@ -185,9 +188,12 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
 
 def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
     """Yield each rewrite, the module that has the constants, and the layer that they go into (None: there is none), by name."""
-    for s, layers in enumerate(network.downsample_layers):
-        names = [f"downsample_layers.{s}.{name}" for name, _ in layers.named_children()]
-        yield ("norm_affine", names[0], names[1]) if s else ("norm_affine", names[-1], None)
+    after_stem = network.stem.convolutions
+    yield "norm_affine", f"downsample_layers.0.{after_stem}", None
+    if len(network.stem) > after_stem + 1:
+        yield "norm_affine", f"downsample_layers.0.{after_stem + 1}", f"downsample_layers.0.{after_stem + 2}"
+    for s in range(1, len(network.downsample_layers)):
+        yield "norm_affine", f"downsample_layers.{s}.0", f"downsample_layers.{s}.1"
     for name, block in network.named_modules():
         if isinstance(block, Block):
             yield "norm_affine", f"{name}.norm", f"{name}.pwconv1"
@@ -197,6 +203,15 @@ def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
                 yield "layer_scale", name, f"{name}.pwconv2"
     last_norm = "norm" if network.norm_pre is None else "norm_pre"
     yield "norm_affine", last_norm, "head" if network.pre_logits is None else "pre_logits"
+
+
+def _is_shifted(source: nn.Module) -> bool:
+    bias = getattr(source, "bias", None)
+    return bias is not None and bool(bias.any())
+
+
+def _is_padded(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), "valid")
 
 
 def _fold_module(source: nn.Module, layer: nn.Module) -> bool:

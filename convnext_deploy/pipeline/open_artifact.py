@@ -68,10 +68,8 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
     if not asked.asked():
         return artifact
     side = asked.image_size
-    if side is not None and artifact.format == "torch" and side < 8 * artifact.model.patch_size:
-        raise ArtifactError(
-            f"--image-size {side} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
-        )
+    if side is not None and artifact.format == "torch" and side < (least := artifact.model.output_stride):
+        raise ArtifactError(f"--image-size {side} is too small for {path}; expected >= {least}.")
     traced = artifact.format != "torch" and artifact.model.variant != "unknown"
     if traced and side not in (None, artifact.preprocess.image_size):
         raise ArtifactError(

@@ -34,12 +34,10 @@ def open_checkpoint(path: Path) -> Artifact:
         return open_header(path, "torch", header)
     checkpoint = load_checkpoint(path)
     spec = infer_model_spec(checkpoint.state, path)
-    if checkpoint.dialect == "timm" and spec.patch_size >= 8:
-        raise CheckpointError(
-            f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
-        )
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
+    if checkpoint.dialect == "timm":
+        spec = _as_timm_lays_out(path, checkpoint, spec, config)
     if config is not None:
         spec = dataclasses.replace(spec, **config.changes)
     elif checkpoint.dialect == "huggingface":
@@ -68,6 +66,25 @@ def open_checkpoint(path: Path) -> Artifact:
         notes=notes,
         class_order=_numbered_by(checkpoint) if class_names is None else None,
     )
+
+
+def _as_timm_lays_out(path: Path, checkpoint: Checkpoint, spec: ModelSpec, config: HubConfig | None) -> ModelSpec:
+    """Return the network with timm's strides and dilations, which follow from the patch size and an output stride.
+
+    Raises: CheckpointError: if the weights are of other strides.
+    """
+    from convnext_deploy.models.checkpoints.told_settings import read_output_stride
+    from convnext_deploy.models.variants import TIMM_OUTPUT_STRIDE, timm_layout
+
+    told = config.output_stride if config is not None else read_output_stride(checkpoint.arguments, path, spec)
+    strides, dilations = timm_layout(spec.patch_size, told or TIMM_OUTPUT_STRIDE)
+    if strides[0] != spec.strides[0]:
+        has = "a" if spec.strides[0] > 1 else "no"
+        raise CheckpointError(
+            f"{path} has {has} downsampling before the first model stage behind a patch size of {spec.patch_size}; "
+            "timm has one for a patch size of 2 alone."
+        )
+    return dataclasses.replace(spec, strides=strides, dilations=dilations)
 
 
 def open_header(path: Path, format: Format, header: Mapping[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)

@@ -8,8 +8,8 @@ from typing import Any
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoints.beside_weights import read_properties
-from convnext_deploy.models.checkpoints.hub_config import CONFIG, read_config, read_processor
-from convnext_deploy.models.checkpoints.image_processor import interpret_processor
+from convnext_deploy.models.checkpoints.hub_config import CONFIG, read_config
+from convnext_deploy.models.checkpoints.image_processor import interpret_processor, read_processor
 from convnext_deploy.models.checkpoints.told_settings import Told, interpret_settings
 from convnext_deploy.pipeline.told_classes import find_class_names, names_of_tables
 

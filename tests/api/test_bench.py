@@ -80,8 +80,8 @@ def test_int8_that_is_faster_is_not_remarked_upon(large: Path, tmp_path: Path) -
 def test_images_of_different_sizes_are_said(small: Path, tmp_path: Path) -> None:
     other = write_graph(tmp_path / "other.onnx", LOGITS)
     assert quick([small, other]).notes[0] == (
-        "the images have different sizes, and the times tell that too, in pixels: model.onnx 4, other.onnx 16 (--image-size sets one "
-        "for all)"
+        "the images have different sizes, and the times tell that too, in pixels: model.onnx 4, other.onnx 16 (--image-size "
+        "sets one for all)"
     )
 
 

@@ -3,7 +3,6 @@
 timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.json` and `preprocessor_config.json`.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,12 +17,20 @@ from convnext_deploy.models.checkpoints.image_processor import (
     RESAMPLE,
     SQUASHED_FROM,
     interpret_processor,
+    read_json,
+    read_processor,
 )
 from convnext_deploy.models.checkpoints.told_settings import adapt_channels
-from convnext_deploy.models.variants import VARIANTS, complete_spec
+from convnext_deploy.models.variants import (
+    TIMM_OUTPUT_STRIDE,
+    TIMM_OUTPUT_STRIDES,
+    VARIANTS,
+    complete_spec,
+    timm_output_stride,
+)
 
 CONFIG, PREPROCESSOR = "config.json", PROCESSOR_FILES[0]
-_LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
+
 _TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu"}
 _TIMM_NORM_VARIANTS = ("", "2d", "fp32", "2dfp32")  # of one norm, such as `layernorm2d`: they compute the same
 _TRANSFORMERS_ACTIVATIONS = {
@@ -47,6 +54,7 @@ class HubConfig:
     """What a config file says: `changes` to the fields of a `ModelSpec`, `license` of the weights; None where it says nothing.
 
     `told`: of the preprocessing, where the file does not say all of it. `remarks`: what of the files was not taken, and why.
+    `output_stride` of timm's network.
     """
 
     preprocess: Preprocess | None = None
@@ -55,6 +63,7 @@ class HubConfig:
     license: str | None = None
     told: Mapping[str, Any] = field(default_factory=dict, compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
+    output_stride: int = TIMM_OUTPUT_STRIDE
 
 
 def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
@@ -65,7 +74,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    config = _read_json(path)
+    config = read_json(path)
     try:
         if "architecture" in config or "pretrained_cfg" in config:
             return _read_timm(config, spec, path)
@@ -78,30 +87,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the config of the network in a folder. Raises: CheckpointError: if it cannot be read."""
-    return _read_json(folder / CONFIG)
-
-
-def read_processor(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Return the config of the image processor in a folder, and its file; empty if there is none. Raises: CheckpointError."""
-    for path in (folder / name for name in PROCESSOR_FILES):
-        if path.is_file():
-            found = _read_json(path)
-            inner = found.get("image_processor", found if path.name == PREPROCESSOR else {})
-            return (inner if isinstance(inner, dict) else {}), path
-    return {}, folder / PREPROCESSOR
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-        if size > _LARGEST_CONFIG:
-            raise CheckpointError(f"{path} has {size} bytes; expected a config file of a few thousand.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
-    return found
+    return read_json(folder / CONFIG)
 
 
 def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubConfig:
@@ -113,6 +99,9 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         changes["activation"] = _look_up(_TIMM_ACTIVATIONS, arguments.pop("act_layer"), "act_layer", path)
     if "norm_eps" in arguments:
         changes["norm_eps"] = _positive(arguments.pop("norm_eps"))
+    output_stride = arguments.pop("output_stride", TIMM_OUTPUT_STRIDE)
+    if output_stride not in TIMM_OUTPUT_STRIDES:
+        raise CheckpointError(f"{path} sets output_stride {output_stride!r}; timm knows {TIMM_OUTPUT_STRIDES}.")
     norms = [row.norm + variant for variant in _TIMM_NORM_VARIANTS]
     if "norm_layer" in arguments and arguments["norm_layer"] not in norms:
         # norms with equal weights compute different things
@@ -148,6 +137,7 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         changes,
         None if settings.get("license") is None else str(settings["license"]),
         remarks=remarks,
+        output_stride=output_stride,
     )  # fmt: skip
 
 
@@ -219,6 +209,7 @@ def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str,
     arguments = {
         "in_chans": (spec.in_channels, 3),
         "patch_size": (spec.patch_size, 4),
+        "output_stride": (timm_output_stride(spec), TIMM_OUTPUT_STRIDE),
         "head_hidden_size": (row.head_hidden_size or 0, table.head_hidden_size or 0),
         "norm_eps": (row.norm_eps, table.norm_eps),
         "act_layer": (row.activation, table.activation),

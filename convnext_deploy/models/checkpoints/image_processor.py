@@ -3,6 +3,7 @@
 Sources: transformers 5, `ConvNextImageProcessor`, and the processors with `do_center_crop`, such as those of BiT, CLIP and ViT.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ RESAMPLE: dict[int, Interpolation] = {  # Pillow's numbers
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
 }  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
 _USUAL = [0.5, 0.5, 0.5]  # mean and std of ConvNextImageProcessor where its config has none
 
 
@@ -26,6 +28,33 @@ class Processed:
 
     values: Mapping[str, Any]
     remarks: tuple[str, ...] = ()
+
+
+def read_processor(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return the config of the image processor in a folder, and its file; empty if there is none.
+
+    Raises: CheckpointError: if it cannot be read.
+    """
+    for path in (folder / name for name in PROCESSOR_FILES):
+        if path.is_file():
+            found = read_json(path)
+            inner = found.get("image_processor", found if path.name == PROCESSOR_FILES[0] else {})
+            return (inner if isinstance(inner, dict) else {}), path
+    return {}, folder / PROCESSOR_FILES[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a config file. Raises: CheckpointError: if there is none."""
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_CONFIG:
+            raise CheckpointError(f"{path} has {size} bytes; expected a config file of a few thousand.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
+    return found
 
 
 def interpret_processor(processor: Mapping[str, Any], channels: int, path: Path) -> Processed:

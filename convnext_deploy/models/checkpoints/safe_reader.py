@@ -20,6 +20,7 @@ from torch import Tensor
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
 from convnext_deploy.models.checkpoints.stand_ins import load_with_stand_ins
+from convnext_deploy.system.files import whole_file
 
 METADATA_KEY = "convnext_deploy"
 
@@ -42,7 +43,9 @@ _LARGEST_EXPANSION = 1 << 20  # bytes that the records of an archive may unpack 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file whose header carries `metadata` (JSON) under one key, so that its bytes are reproducible."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    header = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    with whole_file(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as partial:
+        save_file(tensors, partial, metadata=header)
 
 
 def load_metadata(path: Path) -> dict[str, Any]:

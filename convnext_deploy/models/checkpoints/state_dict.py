@@ -85,12 +85,9 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         raise CheckpointError(
             f"{path} is not a ConvNeXt checkpoint: the shapes of stem, convolutions and head are {found}."
         )
-    if "stages.0.downsample.0.weight" in state:
-        raise CheckpointError(
-            f"{path} halves the first model stage, as timm does for a patch size of 2; no variant here does that."
-        )
     convolutions = [i for i in range(4) if getattr(state.get(f"downsample_layers.0.{i}.weight"), "ndim", 0) == 4]
-    kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act"}
+    kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act", (0, 3): "patch"}
+    halves = tuple(convolutions) == (0, 3)
     found_row = {
         "version": 2 if any(".grn." in key for key in state) else 1,
         "depths": tuple(len({k.split(".")[2] for k in state if k.startswith(f"stages.{i}.")}) for i in range(4)),
@@ -112,6 +109,7 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         int(stem.shape[1]),
         int(stem.shape[2]) if found_row["stem"] == "patch" else ModelSpec.patch_size,
         head_hidden_size=None if exact else hidden,
+        strides=(2, 2, 2, 2) if halves else ModelSpec.strides,
     )
 
 
