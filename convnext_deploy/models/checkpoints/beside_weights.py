@@ -14,7 +14,9 @@ _ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg", "opt", "me
 BESIDE = "other entries"
 """The name under which the plain values beside the weights stand among the arguments of a training."""
 _MOST_ARGUMENTS = 50_000  # the names of 21,841 classes are the most that anybody gives
-_LONGEST_PROPERTY = 5_000_000  # characters; 21,841 class names with descriptions take about 2 million
+# Characters that are read as JSON and as literals; these take a hundred times as much memory. 21,841 class names with descriptions
+# take about 2 million.
+_LONGEST_JSON, _LONGEST_LITERAL = 5_000_000, 1_000_000
 _DEEPEST = 4  # tables within tables of arguments; what lies deeper is no setting
 
 
@@ -58,9 +60,10 @@ def read_properties(properties: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval) if len(text) <= _LONGEST_PROPERTY else ():
+    for parse, longest in ((json.loads, _LONGEST_JSON), (ast.literal_eval, _LONGEST_LITERAL)):
         try:
-            return parse(text)
+            if len(text) <= longest:
+                return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
     return text
