@@ -33,7 +33,8 @@ class ModelSpec:
     """Which network the weights belong to. None: as in the table of variants.
 
     `num_classes` 0: the weights have no classification head. `norm_eps` holds for all norms, `head_norm_eps` for the last.
-    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it.
+    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it. `head_norm`: a
+    LayerNorm of the head's own, after the network's last norm.
     `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
     have others than the papers' where the patch size is not 4, or an `output_stride` was asked for.
     """
@@ -47,6 +48,7 @@ class ModelSpec:
     activation: Activation | None = None
     norm_eps: _Epsilon | None = None
     head_norm_eps: _Epsilon | None = None
+    head_norm: bool = False
     strides: tuple[_Stride, _Stride, _Stride, _Stride] = (1, 2, 2, 2)
     dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
 

@@ -182,6 +182,7 @@ def build_model(
         layer_scale_init=layer_scale_init if row.version == 1 else None,
         use_grn=row.version == 2,
         head_norm_first=row.head_norm_first,
+        head_norm=spec.head_norm,
         head_hidden_size=row.head_hidden_size,
         head_activation=spec.head_activation,
         drop_path_rate=drop_path_rate,

@@ -12,13 +12,16 @@ from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
 
 _EQUAL = 1e-3  # of mean and std, as people round them
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def open_input(path: Path, *, model: str | None = None, asked: PreprocessSettings = PreprocessSettings()) -> Artifact:
+def open_input(
+    path: Path, *, model: str | None = None, asked: PreprocessSettings = PreprocessSettings(), entry: str | None = None
+) -> Artifact:
     """Describe an artifact folder, a checkpoint, an ONNX file or published weights; nothing is written.
 
     Files of this tool carry their own preprocessing and class names. For checkpoints of others the variant, classes, channels,
@@ -30,6 +33,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
         path: folder or file, or the name of published weights such as `timm/convnext_tiny.fb_in1k`.
         model: variant that the file must hold; needed for nothing, checked when given.
         asked: what the user says of the preprocessing, and of the graph of an ONNX file of another origin.
+        entry: which of several networks in a checkpoint; None: the one that is taken first, see `find_networks`.
 
     Raises: ArtifactError, CheckpointError: if it is none of these, not what was asked for, or not what was once recorded of it.
     """
@@ -39,8 +43,8 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
         raise ArtifactError(f"{path} is a symbolic link that leads nowhere; expected a folder or file.")
     elif not path.exists():
         artifact = _open_published(str(path))
-    elif path.suffix in CHECKPOINT_SUFFIXES:
-        artifact = open_checkpoint(path)
+    elif path.suffix in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX):
+        artifact = open_checkpoint(path, entry)
     elif path.suffix == ".onnx":
         artifact = _open_onnx(path, asked)
     else:

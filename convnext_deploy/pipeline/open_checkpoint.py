@@ -13,27 +13,34 @@ from convnext_deploy.artifacts.preprocessing import assume, describe, tell
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.data.class_names import NATURAL
 from convnext_deploy.errors import ArtifactError, CheckpointError
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.pipeline.told_classes import find_class_names
 
 if TYPE_CHECKING:
     from convnext_deploy.models.checkpoints.hub_config import HubConfig
     from convnext_deploy.models.checkpoints.state_dict import Checkpoint
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
+WEIGHT_FILES = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+    "model.pth",
+)
 """The names under which other libraries keep the weights in a folder, best first."""
 
 
-def open_checkpoint(path: Path) -> Artifact:
-    """Describe a file of weights of any library; see `open_input`."""
+def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
+    """Describe a file of weights of any library, and of several networks in it the one named `entry`; see `open_input`."""
     from convnext_deploy.models.checkpoints.hub_config import TRANSFORMERS_DEFAULT_EPS, read_hub_config
-    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
+    from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_index
     from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 
     header = load_metadata(path)
     if header:
         return open_header(path, "torch", header)
-    checkpoint = load_checkpoint(path)
-    spec = infer_model_spec(checkpoint.state, path)
+    checkpoint = load_checkpoint(path, entry)
+    spec = dataclasses.replace(infer_model_spec(checkpoint.state, path), **checkpoint.changes)
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
     if checkpoint.dialect == "timm":
@@ -56,12 +63,12 @@ def open_checkpoint(path: Path) -> Artifact:
     )
     return Artifact(
         path.parent,
-        TorchDetails(),
+        TorchDetails(entry=entry),
         "fp32",
         spec,
         class_names,
         preprocess,
-        (describe_file(path),),
+        tuple(map(describe_file, (path, *(read_index(path) if path.name.endswith(INDEX) else ())))),
         license=config.license if config is not None else None,
         notes=notes,
         class_order=_numbered_by(checkpoint) if class_names is None else None,

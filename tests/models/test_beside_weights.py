@@ -149,14 +149,6 @@ def test_names_of_another_number_are_told(tmp_path: Path) -> None:
     )
 
 
-def test_weights_under_any_name_are_found_where_they_are_the_only_ones(tmp_path: Path) -> None:
-    path = save(tmp_path, model_state_dict=native(), optimizer_state_dict={"state": {}, "param_groups": []}, epoch=3)
-    assert "best.ckpt: took the weights under 'model_state_dict'" in open_input(path).notes
-    two = save(tmp_path, net=native(), ema=native())
-    with pytest.raises(CheckpointError, match="'net' is a dict; expected a mapping from names to tensors"):
-        open_input(two)
-
-
 def test_metadata_of_a_safetensors_file_is_read(tmp_path: Path) -> None:
     save_file(native(), tmp_path / "w.safetensors", {"classes": json.dumps(NAMES), "img_size": "64", "format": "pt"})
     artifact = open_input(tmp_path / "w.safetensors")

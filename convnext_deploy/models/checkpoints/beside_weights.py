@@ -2,11 +2,11 @@
 
 import argparse
 import ast
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from convnext_deploy.documents import parse_json
 from convnext_deploy.models.checkpoints.stand_ins import StandIn
 
 # Where training scripts keep what they were called with: timm, torchvision and the official repositories; Lightning; many others.
@@ -60,7 +60,7 @@ def read_properties(properties: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    for parse, longest in ((json.loads, _LONGEST_JSON), (ast.literal_eval, _LONGEST_LITERAL)):
+    for parse, longest in ((parse_json, _LONGEST_JSON), (ast.literal_eval, _LONGEST_LITERAL)):
         try:
             if len(text) <= longest:
                 return parse(text)

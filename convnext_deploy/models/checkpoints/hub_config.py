@@ -17,7 +17,7 @@ from convnext_deploy.models.checkpoints.image_processor import (
     RESAMPLE,
     SQUASHED_FROM,
     interpret_processor,
-    read_json,
+    read_config_file,
     read_processor,
 )
 from convnext_deploy.models.checkpoints.told_settings import adapt_channels
@@ -74,7 +74,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    config = read_json(path)
+    config = read_config_file(path)
     try:
         if "architecture" in config or "pretrained_cfg" in config:
             return _read_timm(config, spec, path)
@@ -87,7 +87,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the config of the network in a folder. Raises: CheckpointError: if it cannot be read."""
-    return read_json(folder / CONFIG)
+    return read_config_file(folder / CONFIG)
 
 
 def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubConfig:

@@ -3,13 +3,13 @@
 Sources: transformers 5, `ConvNextImageProcessor`, and the processors with `do_center_crop`, such as those of BiT, CLIP and ViT.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.config.choices import Interpolation
+from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import CheckpointError
 
 # From this size on ConvNextImageProcessor resizes both sides and does not crop.
@@ -37,21 +37,20 @@ def read_processor(folder: Path) -> tuple[dict[str, Any], Path]:
     """
     for path in (folder / name for name in PROCESSOR_FILES):
         if path.is_file():
-            found = read_json(path)
+            found = read_config_file(path)
             inner = found.get("image_processor", found if path.name == PROCESSOR_FILES[0] else {})
             return (inner if isinstance(inner, dict) else {}), path
     return {}, folder / PROCESSOR_FILES[0]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
     """Return the object in a config file. Raises: CheckpointError: if there is none."""
     try:
-        size = path.stat().st_size
-        if size > _LARGEST_CONFIG:
+        if (size := path.stat().st_size) > _LARGEST_CONFIG:
             raise CheckpointError(f"{path} has {size} bytes; expected a config file of a few thousand.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
+        found = read_json(path, _LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({reason(error)}).") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
     return found

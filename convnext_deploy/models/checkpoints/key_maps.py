@@ -54,14 +54,33 @@ _HEAD = [
     ("head", "head.fc", "classifier.2", "classifier"),
 ]
 _COLUMN: dict[Dialect, int] = {"facebook": 0, "timm": 1, "torchvision": 2, "huggingface": 3}
-_BASE_MODELS = ("convnext.", "convnextv2.")
+BASE_MODELS = ("convnext.", "convnextv2.")
+"""What transformers puts before the names of all but the head, by version."""
+SIGNATURES: dict[Dialect, tuple[str, str, str]] = {
+    "facebook": ("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", "stages.3.0.dwconv.weight"),
+    "timm": ("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "stages.3.blocks.0.conv_dw.weight"),
+    "torchvision": ("features.0.0.weight", "features.1.0.block.0.weight", "features.7.0.block.0.weight"),
+    "huggingface": (
+        "embeddings.patch_embeddings.weight",
+        "encoder.stages.0.layers.0.dwconv.weight",
+        "encoder.stages.3.layers.0.dwconv.weight",
+    ),
+}
+"""Dialect → weights that every network in it has: the stem's, and those of the first block of the first and last model stage."""
+MAIN_PARTS: dict[Dialect, tuple[str, ...]] = {
+    "facebook": ("downsample_layers", "stages", "norm", "norm_pre", "pre_logits", "head", "head_norm"),
+    "timm": ("stem", "stages", "norm_pre", "head"),
+    "torchvision": ("features", "classifier"),
+    "huggingface": ("embeddings", "encoder", "layernorm", "classifier", *(base.rstrip(".") for base in BASE_MODELS)),
+}
+"""Dialect → how the names of all its weights begin."""
 
 
 def recognize(state: Mapping[str, Tensor]) -> Dialect | None:
     """Return the dialect of a state dict, or None if it is not a ConvNeXt in any of them."""
     names = {_without_base(key) for key in state}
-    # the first weight of the stem, which every network has in one dialect and no network in another
-    return next((dialect for dialect, column in _COLUMN.items() if f"{_STEM[0][column]}.weight" in names), None)
+    # every network has it in one dialect and no network in another
+    return next((dialect for dialect, (stem, *_) in SIGNATURES.items() if stem in names), None)
 
 
 def to_native(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
@@ -86,7 +105,7 @@ def from_native(state: Mapping[str, Tensor], spec: ModelSpec, dialect: Dialect) 
         if name is None:
             raise CheckpointError(f"'{key}' has no name in {dialect}; this network cannot be written for it.")
         if dialect == "huggingface" and not name.startswith("classifier."):
-            name = _BASE_MODELS[row.version - 1] + name
+            name = BASE_MODELS[row.version - 1] + name
         result[name] = _foreign_shape(key, tensor, row, dialect)
     return result
 
@@ -97,7 +116,10 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     Raises: CheckpointError: naming what it lacks.
     """
     row = complete_spec(spec)
-    lacking: list[tuple[bool, str]] = [(spec.num_classes < 1, "networks without a classification head")]
+    lacking: list[tuple[bool, str]] = [
+        (spec.num_classes < 1, "networks without a classification head"),
+        (spec.head_norm, "a second norm before the head"),
+    ]
     if dialect == "timm":
         lacking += [
             (
@@ -133,7 +155,7 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
 
 
 def _without_base(key: str) -> str:
-    return next((key.removeprefix(base) for base in _BASE_MODELS if key.startswith(base)), key)
+    return next((key.removeprefix(base) for base in BASE_MODELS if key.startswith(base)), key)
 
 
 @cache

@@ -2,9 +2,9 @@
 
 import argparse
 import json
+import os
 import pickle
 import re
-import stat
 import struct
 import warnings
 import zipfile
@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from convnext_deploy.documents import open_file, parse_json, reason
 from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
 from convnext_deploy.models.checkpoints.stand_ins import load_with_stand_ins
 from convnext_deploy.system.files import whole_file
@@ -29,7 +31,6 @@ _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 # The training scripts of timm and of the official repositories save their arguments beside the weights. A Namespace is a plain
 # holder of attributes; building one runs nothing.
 _SAFE = (argparse.Namespace,)
-_DEEPEST = 4  # entries within entries, before the weights
 # Prefixes that wrappers of the network leave in every key: DataParallel, torch.compile, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
@@ -58,22 +59,28 @@ def load_metadata(path: Path) -> dict[str, Any]:
     _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            found = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
     return found if isinstance(found, dict) else {}
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, Beside]:
-    """Read the tensors of a `.safetensors` file, or of a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`.
+def read_content(path: Path) -> tuple[Any, Beside]:
+    """Read a `.safetensors` file, a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`, or the index of several of them.
 
-    Files of today's formats are mapped into memory, so nothing is read before it is used. A training checkpoint's weights are
-    found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, or in the one entry that is a mapping to tensors; prefixes
-    that all keys share are cut off.
+    Files of today's formats are mapped into memory, so nothing is read before it is used.
 
-    Returns: the tensors; the entry of a training checkpoint that they came from (None for a flat file); and what lies beside them.
-    Raises: CheckpointError: if the file is missing, damaged, or holds anything but tensors, or what would have to be executed.
+    Returns: what the file holds, and what lies beside the weights.
+    Raises: CheckpointError: if the file is missing, damaged, or holds what would have to be executed.
     """
+    if path.name.endswith(INDEX):
+        tensors: dict[str, Any] = {}
+        for part in read_index(path):
+            held, _ = read_content(part)
+            if not isinstance(held, dict):
+                raise CheckpointError(f"{part} holds no state dict; expected a mapping from names to tensors.")
+            tensors |= held
+        return tensors, Beside()
     _check_file(path)
     not_made: tuple[str, ...] = ()
     properties: dict[str, str] = {}
@@ -91,45 +98,68 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, Beside]:
     except Exception as error:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
-    entry, arguments = None, read_arguments(content, _WRAPPERS)
+    arguments = read_arguments(content, _WRAPPERS)
     if told := read_properties({name: text for name, text in properties.items() if name != METADATA_KEY}):
         arguments["the metadata"] = told
-    while isinstance(content, dict) and (name := _find_wrapper(content)) is not None:
+    return content, Beside(arguments, not_made)
+
+
+def read_index(path: Path) -> list[Path]:
+    """Return the files among which an index says that the weights are divided, as transformers writes it.
+
+    Raises: CheckpointError: if it is damaged, a file is missing, or a name is that of no file beside it.
+    """
+    _check_file(path)
+    try:
+        found = json.loads(path.read_bytes())["weight_map"]
+        names = sorted(set(found.values()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path} is not an index of files of weights; expected JSON with a 'weight_map'."
+        ) from None
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or name.endswith(INDEX) or "\0" in name:
+            raise CheckpointError(f"{path} names {str(name)[:80]!r}; expected the name of a file beside it.")
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path} names {name}, which is not there; the weights are in {len(names)} files.")
+    return [path.parent / name for name in names]
+
+
+def take_tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors in what `read_content` gave.
+
+    A training checkpoint's weights are found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, and prefixes that all
+    keys share are cut off.
+
+    Returns: the tensors, and the entry of a training checkpoint that they came from (None for a flat file).
+    Raises: CheckpointError: if there is anything but tensors.
+    """
+    entry = None
+    while isinstance(content, dict) and (
+        name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
+    ):
         entry, content = entry or name, content.pop(name)  # taken out, so that a dict that holds itself comes to an end
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict; expected a mapping from names to tensors.")
     for key, value in content.items():
-        if not isinstance(key, str):
-            raise CheckpointError(
-                f"{path} holds no state dict: one of its names is a {type(key).__name__} and not a text."
-            )
-        if len(key) > _LONGEST_NAME or not key.isprintable():
-            raise CheckpointError(
-                f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is not the name of a weight."
-            )
+        check_name(path, key)
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path} holds no state dict: '{key}' is a {type(value).__name__}; "
                 "expected a mapping from names to tensors."
             )
-        _check_tensor(path, key, value)
-    return _strip_prefixes(content), entry, Beside(arguments, not_made)
+        check_tensor(path, key, value)
+    return _strip_prefixes(content), entry
 
 
-def _find_wrapper(content: Mapping[Any, Any]) -> str | None:
-    """Return the entry with the weights; None for a flat file. Under names of its own it must be the only mapping of tensors."""
-    known = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
-    if known is not None or any(isinstance(value, Tensor) for value in content.values()):
-        return known
-    likely = [
-        name
-        for name, value in content.items()
-        if type(name) is str
-        and isinstance(value, dict)
-        and value
-        and all(isinstance(t, Tensor) for t in value.values())
-    ]
-    return likely[0] if len(likely) == 1 else None
+def check_name(path: Path, key: object) -> None:
+    """Raises: CheckpointError: if a weight cannot be called that."""
+    if not isinstance(key, str):
+        raise CheckpointError(f"{path} holds no state dict: one of its names is a {type(key).__name__} and not a text.")
+    if not 0 < len(key) <= _LONGEST_NAME or not key.isprintable():
+        raise CheckpointError(
+            f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is not the name of a weight."
+        )
 
 
 def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
@@ -150,36 +180,21 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _read_with_stand_ins(path: Path) -> tuple[Any, tuple[str, ...]] | None:
-    """Read a training checkpoint whose settings are objects of other packages; None if anything in its weights is one too."""
     try:
-        found = load_with_stand_ins(path, _SAFE)
-    except Exception:  # of every kind, as in `read_tensors`; what was refused first is said
+        return load_with_stand_ins(path, _SAFE)
+    except Exception:  # of every kind, as in `read_content`; what was refused first is said
         return None
-    if found is None:
-        return None
-    weights: Any = found[0]
-    for _ in range(_DEEPEST):
-        if not isinstance(weights, dict) or (name := _find_wrapper(weights)) is None:
-            break
-        weights = weights[name]
-    is_training = isinstance(weights, dict) and weights is not found[0]
-    return found if is_training and all(isinstance(value, Tensor) for value in weights.values()) else None
 
 
 def _check_file(path: Path) -> None:
     """Refuse what is not a file of weights at first sight, before any library reads it."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            # to open a pipe would wait for its writer
-            raise CheckpointError(f"{path} cannot be read; expected a file of weights.")
-        size = status.st_size
-        with path.open("rb") as file:
-            start = file.read(256)
+        with open_file(path) as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(256)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); expected a file of weights.") from None
+        raise CheckpointError(f"{path} cannot be read ({reason(error)}); expected a file of weights.") from None
     if size == 0:
         raise CheckpointError(f"{path} is empty; was it copied completely?")
     if start.startswith(b"version https://git-lfs"):
@@ -237,7 +252,8 @@ def _describe_refusal(path: Path, message: str) -> str:
     )
 
 
-def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
+def check_tensor(path: Path, key: str, tensor: Tensor) -> None:
+    """Raises: CheckpointError: if it is no plain tensor, or claims to be larger than the file can hold."""
     kinds = {
         "nested": tensor.is_nested,
         str(tensor.layout): tensor.layout != torch.strided,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,7 +59,8 @@ def load_with_stand_ins(path: Path, safe: Iterable[type]) -> tuple[Any, tuple[st
         path: of an archive that has been checked.
         safe: classes that are made as they are.
 
-    Returns: what it holds, and the names of what is stood in for; None if there is none, or one may be more than a value.
+    Returns: what it holds, and the names of what is stood in for; None if there is none, one may be more than a value, or one is
+        among weights.
     Raises: Exception: of any kind, as the unpickler does.
     """
     import torch
@@ -71,7 +72,25 @@ def load_with_stand_ins(path: Path, safe: Iterable[type]) -> tuple[Any, tuple[st
         return None
     stand_ins = [(type("StandIn", (StandIn,), {"name": name}), name) for name in names]
     with torch.serialization.safe_globals([*classes, *stand_ins]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), tuple(names)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with_weights = [
+        table
+        for table in _tables(content)
+        if any(isinstance(value, torch.Tensor) and value.ndim for value in table.values())
+    ]
+    among_weights = any(isinstance(value, StandIn) for table in with_weights for value in table.values())
+    return (content, tuple(names)) if with_weights and not among_weights else None
+
+
+def _tables(content: Any) -> Iterator[Mapping[Any, Any]]:
+    """Yield the tables in what a file holds, each once."""
+    pending, seen = [content], set[int]()
+    while pending:
+        table = pending.pop()
+        if isinstance(table, dict) and id(table) not in seen:
+            seen.add(id(table))
+            yield table
+            pending += table.values()
 
 
 def _holds_values(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Find the network that a state dict belongs to, and load it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
-from convnext_deploy.models.checkpoints.safe_reader import read_tensors
+from convnext_deploy.models.checkpoints.other_networks import name_network
+from convnext_deploy.models.checkpoints.safe_reader import read_content, take_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 # What a checkpoint for fine-tuning may lack or have in another size: the head; the last norm only where the head is missing too,
 # as in the weights of a pretrained backbone.
-_HEAD = ("head.", "pre_logits.")
+_HEAD = ("head.", "pre_logits.", "head_norm.")
 _LAST_NORM = ("norm.", "norm_pre.")
 _MOST_NAMED = 5
 
@@ -27,40 +32,68 @@ class Checkpoint:
     """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file.
 
     `arguments`: what its training was called with, by where that stands in the file → name → plain value; empty if it does not say.
+    `changes`: to the fields of the `ModelSpec` that the weights show, for a head that is not the library's own.
     """
 
     state: dict[str, Tensor]
     dialect: Dialect
     notes: tuple[str, ...]
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read a file of weights in any dialect.
+
+    Args:
+        path: the file.
+        entry: which of several networks in it, see `choose_network`; None: the one to take first.
 
     Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
     """
-    tensors, entry, beside = read_tensors(path)
+    content, beside = read_content(path)
+    networks = find_networks(content, path)
+    if not networks:
+        return _load_incomplete(content, path, beside.arguments)
+    network = choose_network(networks, entry, path)
+    notes = [
+        f"{path.name}: weights in the names of {network.library}",
+        *describe_choice(network, networks, path),
+        *network.head.remarks,
+        *_describe_objects(beside.not_made, path),
+    ]
+    state = {**to_native(network.tensors, network.dialect), **network.head.tensors}
+    if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in state.values()} - {"float32"}):
+        notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
+    return Checkpoint(state, network.dialect, tuple(notes), beside.arguments, network.head.changes)
+
+
+def _describe_objects(names: tuple[str, ...], path: Path) -> Iterator[str]:
+    """Say of which packages the objects beside the weights are."""
+    if names:
+        packages = {name.partition(".")[0] for name in names}
+        named = sorted(packages - {"builtins", "collections", "typing"} or packages)
+        others = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        yield (
+            f"{path.name}: beside the weights are objects of {', '.join(named[:_MOST_NAMED])}{others}: paths, attributes and "
+            "OmegaConf's tables were read as plain values, all else was left out, and nothing was run"
+        )
+
+
+def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    """Return weights that are not all of a network, for `infer_model_spec` to say what is missing."""
+    if _SHARD.search(path.name):
+        raise CheckpointError(f"{path} is one of the files of a network; give their index, *{INDEX}, or their folder.")
+    tensors, _ = take_tensors(content, path)
     dialect = recognize(tensors)
+    if (other := name_network(tensors)) is not None:
+        raise CheckpointError(f"{path} is not a ConvNeXt checkpoint: it looks like {other}.")
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
             f"{path} is not a ConvNeXt checkpoint with the names of {', '.join(DIALECTS)}; its first keys are {some}."
         )
-    notes = [f"{path.name}: weights in the names of {dialect}"]
-    if entry is not None:
-        notes.append(f"{path.name}: took the weights under '{entry}'")
-    if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}):
-        notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
-    if beside.not_made:
-        packages = {name.partition(".")[0] for name in beside.not_made}
-        named = sorted(packages - {"builtins", "collections", "typing"} or packages)
-        others = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-        notes.append(
-            f"{path.name}: beside the weights are objects of {', '.join(named[:_MOST_NAMED])}{others}: paths, attributes and "
-            "OmegaConf's tables were read as plain values, all else was left out, and nothing was run"
-        )
-    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes), beside.arguments)
+    return Checkpoint(to_native(tensors, dialect), dialect, (), arguments)
 
 
 def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
@@ -110,6 +143,7 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         int(stem.shape[2]) if found_row["stem"] == "patch" else ModelSpec.patch_size,
         head_hidden_size=None if exact else hidden,
         strides=(2, 2, 2, 2) if halves else ModelSpec.strides,
+        head_norm="head_norm.weight" in state,
     )
 
 

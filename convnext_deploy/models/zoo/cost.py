@@ -51,6 +51,7 @@ def count_parameters(spec: ModelSpec) -> int:
     downsampling = _downsampling(spec, row, (0, 0, 0, 0))
     # the norm behind the stem, those before each downsampling, and the last one
     norms = sum(_norm_parameters(row, dim) for dim in (row.dims[0], *row.dims, *row.dims[: spec.strides[0] - 1]))
+    norms += 2 * row.dims[-1] * spec.head_norm
     blocks = sum(
         depth * _block_parameters(row, dim, kernel)
         for depth, dim, kernel in zip(row.depths, row.dims, row.kernel_sizes, strict=True)
