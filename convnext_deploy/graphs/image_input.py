@@ -47,7 +47,8 @@ def count_channels(view: GraphView) -> int:
 
 def _layout(view: GraphView) -> tuple[int, bool, Shape]:
     """Return the number of channels, whether it is the last dimension, and the shape of the input."""
-    shapes = [shape_of(value) for value in view.inputs]
+    # of a sequence only the shape of its tensors is known
+    shapes = [shape_of(value) if isinstance(value.type, ir.TensorType) else () for value in view.inputs]
     shape = shapes[0] if shapes else ()
     last = len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
     channels = shape[3 if last else 1] if len(shape) == 4 else None

@@ -56,7 +56,7 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
     )
     preprocess, remarks = _preprocess(path, taken, told, of_file)
     notes = (
-        f"{path.name}: {given.describe()}" + (", as asked for" if asked.output_name else ""),
+        f"{path.name}: {given.describe()}" + (", as asked for" if asked.output_name else "") + _only_these(io),
         f"{path.name}: {_describe_values(taken, asked, io)}",
         *remarks,
         evaluation_note(path, preprocess),
@@ -85,6 +85,13 @@ def _preprocess(
             )
         found = tell(found, {name: value for name, value in each.values.items() if name not in values}, each.origin)
     return tell(found, values, "from the graph"), remarks
+
+
+def _only_these(io: GraphIO) -> str:
+    """Say what is not known where the largest logits alone are given."""
+    if not io.gives_best_logits:
+        return ""
+    return "; how probable they are among all classes is not known: percentages are shares of them, without a calibration error"
 
 
 def _describe_values(taken: ImageInput, asked: PreprocessSettings, io: GraphIO) -> str:
