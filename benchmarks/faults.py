@@ -75,6 +75,7 @@ DRILLS = (
     Drill("sigint", "Ctrl-C, likewise", 20, "faults_kills", "interrupt"),
     Drill("disk", "a full disk, then space", 8, "faults_space", "fill_disk", shares=True),
     Drill("shm", "a small `/dev/shm`", 4, "faults_space", "shrink_shm"),
+    Drill("documents", "a mutated document, over all readers", 300, "faults_documents", "mutate"),
     Drill("bytes", "a flipped bit of a run, its caches or a bundle", 200, "faults_bytes", "alter"),
     Drill("recipes", "an absurd recipe", 30, "faults_recipes", "refuse", shares=True),
     _place("non-root", "a user who may write one folder"),

@@ -181,7 +181,7 @@ def _work(words: list[str], out: Path, err: Path, cwd: Path) -> None:
         os.close(number)
     os.chdir(cwd)
     sys.argv = ["convnext-deploy", *words]
-    from convnext_deploy.cli import main
+    from convnext_deploy.__main__ import main
 
     main()
 
