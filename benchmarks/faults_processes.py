@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -181,9 +182,7 @@ def _work(words: list[str], out: Path, err: Path, cwd: Path) -> None:
         os.close(number)
     os.chdir(cwd)
     sys.argv = ["convnext-deploy", *words]
-    from convnext_deploy.__main__ import main
-
-    main()
+    runpy.run_module("convnext_deploy", run_name="__main__", alter_sys=True)
 
 
 def _is_alive(session: int) -> bool:
