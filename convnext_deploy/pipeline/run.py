@@ -256,7 +256,7 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    images = [data.fingerprint, artifact.preprocess.settings(), artifact.class_names]
+    images = [data.validation_fingerprint, artifact.preprocess.settings(), artifact.class_names]
     # the same bytes may be those of networks that differ in what no weight shows, such as the activation
     network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
     scheme = None if artifact.scheme is None else artifact.scheme.details()
