@@ -32,6 +32,7 @@ class DistillConfig(StageConfig):
     implementation: ClassVar[str | None] = "convnext_deploy.stages.distill"
     trains: ClassVar[bool] = True
     needs_source: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ("model.weights", "teacher")
     model: ModelConfig
     teacher: str | tuple[str, ...]
     fit: FitConfig = field(default_factory=FitConfig)

@@ -63,6 +63,7 @@ class TrainConfig(StageConfig):
     implementation: ClassVar[str | None] = "convnext_deploy.stages.train"
     trains: ClassVar[bool] = True
     needs_source: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ("model.weights",)
     model: ModelConfig
     fit: FitConfig = field(default_factory=FitConfig)
 

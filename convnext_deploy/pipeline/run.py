@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,19 +13,23 @@ from typing import TYPE_CHECKING
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
 from convnext_deploy.data.agreement import check_classes, name_classes
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.read_contents import read_contents
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
+from convnext_deploy.pipeline.ingredients import ingredients_of
+from convnext_deploy.pipeline.kept import check_kept, make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.pipeline.run_folder import check_report, claim
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.reports.record import Report
-from convnext_deploy.system.distributed import announce, receive, world
+from convnext_deploy.system.distributed import announce, from_first, receive, world
 from convnext_deploy.system.environment import conditions_of
-from convnext_deploy.system.files import create_output_folder
 
 if TYPE_CHECKING:
     from convnext_deploy.evaluation.measure import Measurement
@@ -61,10 +64,31 @@ def run_recipe(
     """
     source, weights = _name_classes(source, weights or {}, data)
     if not world().is_first:
-        return _follow(recipe, settings, source, data, dict(weights))
-    create_output_folder(settings.out)
-    with _lock(settings.out):
+        contents = receive()
+        known = None if data is None else replace(data, contents=contents)
+        return _follow(recipe, settings, source, known, dict(weights))
+    with claim(settings.out):
+        from_first(lambda: check_replacements(recipe, settings, source, data, weights))
         return _run(recipe, settings, source, data, weights)
+
+
+def check_replacements(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> Contents | None:
+    """Check that a run would replace nothing that was made otherwise.
+
+    Returns: what the files of the images hold, which is read for that. Raises: OutputError: naming what differs.
+    """
+    artifacts = {**weights, **({} if source is None else {SOURCE: source})}
+    if data is not None:
+        data.contents.keep_in(settings.execution.cache_dir or settings.out / "cache")
+        if any(stage.config.reads_images for stage in recipe.stages):
+            read_contents(data, settings.execution.progress)
+    check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
+    brought = {} if source is None else {BASELINE: None, SOURCE: source.sha256}
+    rows = {**brought, **{stage.name: None for stage in recipe.stages}}
+    check_report(settings.out, recipe.name, rows, data, restart=settings.restart)
+    return None if data is None else data.contents
 
 
 def plan_recipe(
@@ -72,6 +96,8 @@ def plan_recipe(
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
     source, weights = _name_classes(source, weights, data)
+    if data is not None:
+        data.contents.keep_in(out / "cache", write=False)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
     plan = []
     for stage in recipe.stages:
@@ -152,12 +178,14 @@ def _bring(run: _Run, source: Artifact) -> None:
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
     """Execute a stage unless its artifact is up to date, and measure what it made."""
-    key = cache_key(stage, inputs, run.data, run.recipe.seed)
-    artifact = reusable(stage_folder(run.settings, stage), key, run.settings.execution.progress)
+    made_of = ingredients_of(stage, inputs, run.data, run.recipe.seed)
+    artifact = reusable(stage_folder(run.settings, stage), made_of.key, run.settings.execution.progress)
+    if artifact is None:
+        make_room(stage, run.settings, made_of)
     if _is_joint(stage):
         announce(artifact is None)
     if artifact is None:
-        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, key)
+        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of)
         run.executed.append(stage.name)
     else:
         run.settings.execution.progress.say(f"{stage.name}: up to date")
@@ -216,7 +244,8 @@ def _follow(
         for name in stage.inputs.values():
             if name not in artifacts:
                 artifacts[name] = _see_artifact(settings.out / "stages" / name)
-        execute_stage(stage, artifacts, recipe, settings, data, cache_key(stage, artifacts, data, recipe.seed))
+        made_of = ingredients_of(stage, artifacts, data, recipe.seed)
+        execute_stage(stage, artifacts, recipe, settings, data, made_of)
     finished: RunResult = receive()
     return finished
 
@@ -270,20 +299,3 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if measured.score is not None:
             write_kept(path, key, measured)
     return measured
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl; there the user takes care
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
-        yield

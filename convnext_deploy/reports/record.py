@@ -197,6 +197,7 @@ class Report:
     `Accuracy.flips` as data URIs, by their index in decimal digits.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence. `test`: what the test gave, at the end.
+    `judged_on`: a hash of which the validation images are, see `Data`.
     """
 
     recipe: str
@@ -215,6 +216,7 @@ class Report:
     images: str = "which were not trained on"
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    judged_on: str | None = None
 
     @property
     def passed(self) -> bool:

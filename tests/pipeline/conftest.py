@@ -115,9 +115,9 @@ Rerun = Callable[..., RunResult]
 
 @pytest.fixture
 def rerun(copied: Path, light_recipe: Recipe, small_data: Data) -> Rerun:
-    """Run a recipe (the light one unless given) in the copy, on the same data unless given."""
+    """Run a recipe (the light one unless given) in the copy, on the same data unless given; `restart`: replace what differs."""
 
-    def run(recipe: Recipe = light_recipe, data: Data = small_data) -> RunResult:
-        return run_recipe(recipe, settings_for(copied), data=data)
+    def run(recipe: Recipe = light_recipe, data: Data = small_data, *, restart: bool = False) -> RunResult:
+        return run_recipe(recipe, dataclasses.replace(settings_for(copied), restart=restart), data=data)
 
     return run

@@ -69,7 +69,7 @@ def test_run_recipe_keeps_the_old_artifact_when_its_stage_fails_with_new_setting
     rerun: Rerun, copied: Path, light_recipe: Recipe, light_run: RunResult
 ) -> None:
     with failing(PTQConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
-        rerun(change_stage(light_recipe, "ptq", calibration_images=9))
+        rerun(change_stage(light_recipe, "ptq", calibration_images=9), restart=True)
     assert stage_folders(copied) == set(STAGES)
     assert read_artifact(copied / "stages" / "ptq").sha256 == hashes(light_run)["ptq"]
     assert rerun().executed == ()
@@ -155,6 +155,6 @@ def test_run_recipe_raises_when_another_process_works_in_the_folder(
 
 def test_run_recipe_gives_the_lock_back_when_it_fails(rerun: Rerun, light_recipe: Recipe) -> None:
     with failing(PTQConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
-        rerun(change_stage(light_recipe, "ptq", calibration_images=9))
+        rerun(change_stage(light_recipe, "ptq", calibration_images=9), restart=True)
     result: RunResult = rerun()
     assert result.executed == ()
