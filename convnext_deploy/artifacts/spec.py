@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from convnext_deploy.config.choices import CropMode, GraphOutput, HeadActivation, InputLayout, InputType, Interpolation
-from convnext_deploy.config.records import Between
+from convnext_deploy.config.records import between
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
@@ -13,8 +13,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # far beyond every published network
-_Epsilon = Annotated[float, Between(0.0, 0.999)]
-_Positive = Annotated[float, Between(1e-30, 1e30)]
+_Epsilon = Annotated[float, between(0.0, 0.999)]
+_Positive = Annotated[float, between(1e-30, 1e30)]
 
 _INPUTS: dict[InputType, tuple[str, float | None]] = {
     "float32": ("images", None),
@@ -34,10 +34,10 @@ class ModelSpec:
     """
 
     variant: str
-    num_classes: Annotated[int, Between(0, 10**7)]
-    in_channels: Annotated[int, Between(1, 10**4)] = 3
-    patch_size: Annotated[int, Between(1, 1024)] = 4
-    head_hidden_size: Annotated[int, Between(0, 10**6)] | None = None
+    num_classes: Annotated[int, between(0, 10**7)]
+    in_channels: Annotated[int, between(1, 10**4)] = 3
+    patch_size: Annotated[int, between(1, 1024)] = 4
+    head_hidden_size: Annotated[int, between(0, 10**6)] | None = None
     head_activation: HeadActivation = "gelu"
     activation: Activation | None = None
     norm_eps: _Epsilon | None = None
@@ -55,10 +55,10 @@ class Preprocess:
     the transform: records that differ in it alone are equal. See `artifacts.preprocessing`.
     """
 
-    image_size: Annotated[int, Between(1, 16384)]
-    crop_pct: Annotated[float, Between(0.05, 1.0)]
+    image_size: Annotated[int, between(1, 16384)]
+    crop_pct: Annotated[float, between(0.05, 1.0)]
     interpolation: Interpolation
-    mean: tuple[Annotated[float, Between(-1e30, 1e30)], ...]
+    mean: tuple[Annotated[float, between(-1e30, 1e30)], ...]
     std: tuple[_Positive, ...]
     crop_mode: CropMode = "center"
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -90,8 +90,8 @@ class GraphIO:
     input_type: InputType = "float32"
     input_layout: InputLayout = "nchw"
     output: GraphOutput = "logits"
-    top_k: Annotated[int, Between(1, 10**7)] = 5
-    batch_size: Annotated[int, Between(1, 10**9)] | None = None
+    top_k: Annotated[int, between(1, 10**7)] = 5
+    batch_size: Annotated[int, between(1, 10**9)] | None = None
     output_names: tuple[str, ...] = ()
 
     @property
