@@ -29,9 +29,9 @@ _DATA, _CONTENTS = "data", "contents"
 
 @dataclass(frozen=True)
 class Ingredients:
-    """Everything that decides what a stage produces, with defaults written out, and nothing else: no code, no versions, no places.
+    """Everything that decides what a stage produces, with defaults written out: no code, no versions of packages, no places.
 
-    `config`: the settings that count. `readings`: hashes of the contents of each input, and of how that is read, by role and what
+    `config`: the settings. `readings`: hashes of the contents of each input, and of how that is read, by role and what
     they are about. `data`: fingerprint; None where no images are read. `places`: where the inputs and the data lay,
     by role and `data`, for people to read; they do not count.
     """
@@ -47,7 +47,22 @@ class Ingredients:
     @property
     def key(self) -> str:
         """A hash of what counts."""
-        return _hash({**dataclasses.asdict(self), "places": None})
+        return _hash({**dataclasses.asdict(self), "config": self.counted, "places": None})
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """The settings that count: all but names of places and stages, and models under one of their names."""
+        found: dict[str, Any] = json.loads(json.dumps(self.config))
+        for name in stage_config(self.kind).references if self.kind in STAGE_KINDS else ():
+            *above, last = name.split(".")
+            table = found
+            for part in above:
+                table = table.get(part, {})
+            table.pop(last, None)
+        if isinstance(model := found.get("model"), dict) and "name" in model:
+            with contextlib.suppress(DeployError):  # which the stage will say
+                model["name"] = resolve_variant(str(model["name"]))
+        return found
 
     def to_json(self) -> str:
         """Return the text from which `read_ingredients` makes this again."""
@@ -73,7 +88,7 @@ def ingredients_of(stage: StageEntry, artifacts: Mapping[str, Artifact], data: D
     return Ingredients(
         stage.config.kind,
         stage.config.result_version,
-        _what_counts(type(stage.config), dataclasses.asdict(stage.config)),
+        _settle(type(stage.config), dataclasses.asdict(stage.config)),
         {role: _reading(artifact) for role, artifact in inputs.items()},
         None if read is None else read.fingerprint,
         seed,
@@ -87,7 +102,7 @@ def recorded_ingredients(record: StageRecord) -> Ingredients | None:
         return None
     config = dict(record.config)
     if record.kind in STAGE_KINDS:
-        config = _what_counts(stage_config(record.kind), config)
+        config = _settle(stage_config(record.kind), config)
     data = None if record.data == "none" else record.data_fingerprint
     places = dict(record.input_paths) if data is None else {**record.input_paths, _DATA: record.data}
     return Ingredients(record.kind, record.result_version, config, record.readings, data, record.seed, places)
@@ -101,7 +116,7 @@ def read_ingredients(text: str) -> Ingredients | None:
         return None
     if found.kind not in STAGE_KINDS:
         return found
-    return dataclasses.replace(found, config=_what_counts(stage_config(found.kind), found.config))
+    return dataclasses.replace(found, config=_settle(stage_config(found.kind), found.config))
 
 
 def is_same(old: Ingredients | None, new: Ingredients) -> bool:
@@ -118,7 +133,7 @@ def differences(old: Ingredients, new: Ingredients, unknown: Collection[str] = (
         unknown: roles of inputs of which nothing is known yet.
     """
     found = [] if old.kind == new.kind else [f"kind {old.kind} → {new.kind}"]
-    before, after = (dict(_flatten(each.config)) for each in (old, new))
+    before, after = (dict(_flatten(each.counted)) for each in (old, new))
     for name in (*after, *(name for name in before if name not in after)):
         if (left := before.get(name, "none")) != (right := after.get(name, "none")):
             found.append(f"{name} {_show(left)} → {_show(right)}")
@@ -144,22 +159,13 @@ def join_differences(found: Collection[str]) -> str:
     return ", ".join(texts[:_SHOWN]) + more
 
 
-def _what_counts(config_type: type[StageConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON has them: numbers of the types that they are declared with, without names of places and stages."""
+def _settle(config_type: type[StageConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON has them, with defaults, and numbers of the types that they are declared with."""
     try:
         settings = dataclasses.asdict(read_record(config_type, settings, config_type.kind))
     except (ValueError, DeployError):  # of another version, or of a caller who is told by the stage itself
         settings = dict(settings)
     found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    for name in config_type.references:
-        *above, last = name.split(".")
-        table = found
-        for part in above:
-            table = table.get(part, {})
-        table.pop(last, None)
-    if isinstance(model := found.get("model"), dict) and "name" in model:
-        with contextlib.suppress(DeployError):  # which the stage will say
-            model["name"] = resolve_variant(str(model["name"]))  # a model has several names
     return found
 
 

@@ -99,9 +99,10 @@ def open_weights(recipe: Recipe) -> dict[str, Artifact]:
 def find_baseline(artifact: Artifact) -> Artifact | str:
     """Return the nearest FP32 PyTorch ancestor of an artifact, evaluated as the artifact is; or in words why it is not at hand.
 
-    It must lie where the lineage says, unaltered, or beside the artifact, as in a run whose folder was moved. Stages between the two keep what the network is shown, its classes and what its
-    weights belong to, so all of that is the artifact's, also where the user asks for something else. Mean and std may have been
-    folded into a quantized network: those are what the lineage says the ancestor had.
+    It must lie where the lineage says, unaltered, or beside the artifact, as in a run whose folder was moved. Stages between the
+    two keep what the network is shown, its classes and what its weights belong to, so all of that is the artifact's, also where the
+    user asks for something else. Mean and std may have been folded into a quantized network: those are what the lineage says the
+    ancestor had.
     """
     for record in reversed(artifact.lineage):
         if "source" in record.input_paths:

@@ -1,6 +1,9 @@
 """Files and folders that are written completely or not at all."""
 
+import os
 import shutil
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +12,27 @@ from convnext_deploy.errors import OutputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
+    """Write a text file completely or not at all. Raises: OutputError: if something lies there that is no file."""
+    path = resolve_target(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def resolve_target(path: Path) -> Path:
+    """Return what a file is to be written as: where a link leads to, so that the link stays.
+
+    Raises: OutputError: if a folder, device, pipe or socket lies there, which a file would take the place of.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.lstat().st_mode
+    except OSError:  # there is nothing, or whoever writes will say what is wrong
+        return target
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file but a device, pipe or socket"
+        raise OutputError(f"{path} is {what} and is not overwritten; give the name of another file.")
+    return target
 
 
 def create_output_folder(path: Path) -> None:
@@ -22,7 +42,7 @@ def create_output_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
+        probe = path / f".write-test-{uuid.uuid4().hex}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
@@ -40,7 +60,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.partial")
     old = target.with_name(f".{target.name}.old")
     for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -54,4 +74,11 @@ def replace_folder(target: Path) -> Iterator[Path]:
             raise
     finally:
         for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():  # the folder that it leads to is not ours to remove
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,33 +108,6 @@ def test_run_recipe_raises_when_the_output_folder_is_a_file(
     with pytest.raises(OutputError, match=r"the output folder .* cannot be written"):
         run_recipe(light_recipe, settings_for(tmp_path / place), data=small_data)
     assert (tmp_path / "out").read_text() == "mine"
-
-
-@pytest.fixture
-def hold_lock() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Let another process work in a folder until the test kills it."""
-    code = """
-import fcntl, sys
-file = open(sys.argv[1], "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("locked", flush=True)
-sys.stdin.read()
-"""
-    started: list[subprocess.Popen[str]] = []
-
-    def hold(out: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, str(out / ".lock")]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        return process
-
-    yield hold
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def test_run_recipe_raises_when_another_process_works_in_the_folder(

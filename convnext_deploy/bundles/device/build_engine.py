@@ -133,7 +133,9 @@ def use_timing_cache(config: Any, path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all."""
+    """Write a file completely or not at all. Raises: BuildError: if a folder or device lies there."""
+    if path.exists() and not path.is_file():
+        raise BuildError(f"{path} is no regular file and is not overwritten; choose another folder with --out.")
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)
