@@ -1,5 +1,6 @@
 """The records of a network, its evaluation transform and its graph's ends, with the limits of what a file may say of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # far beyond every published network
 _Epsilon = Annotated[float, between(0.0, 0.999)]
 _Positive = Annotated[float, between(1e-30, 1e30)]
+_Stride = Annotated[int, between(1, 2)]
+_Dilation = Annotated[int, between(1, 64)]
 
 _INPUTS: dict[InputType, tuple[str, float | None]] = {
     "float32": ("images", None),
@@ -30,7 +33,10 @@ class ModelSpec:
     """Which network the weights belong to. None: as in the table of variants.
 
     `num_classes` 0: the weights have no classification head. `norm_eps` holds for all norms, `head_norm_eps` for the last.
-    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it.
+    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it. `head_norm`: a
+    LayerNorm of the head's own, after the network's last norm.
+    `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
+    have others than the papers' where the patch size is not 4, or an `output_stride` was asked for.
     """
 
     variant: str
@@ -42,6 +48,14 @@ class ModelSpec:
     activation: Activation | None = None
     norm_eps: _Epsilon | None = None
     head_norm_eps: _Epsilon | None = None
+    head_norm: bool = False
+    strides: tuple[_Stride, _Stride, _Stride, _Stride] = (1, 2, 2, 2)
+    dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels of the image to a pixel of the last feature map, which is the least side of an image."""
+        return self.patch_size * math.prod(self.strides)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.decoding import map_files, printable
-from convnext_deploy.errors import DataError
+from convnext_deploy.errors import DataError, OutputError
+from convnext_deploy.system.files import whole_file
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 LARGEST_WHOLE = 64 << 20  # bytes; of larger files blocks are read, evenly from the first to the last
@@ -163,14 +163,8 @@ def _load(file: Path) -> NDArray[np.void]:
 def _save(file: Path, table: NDArray[np.void]) -> None:
     """Keep a table, completely or not at all. Where that fails nothing is lost but time, and nothing is said."""
     body = table.tobytes()
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(_checksum(body) + body)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    with contextlib.suppress(OutputError), whole_file(file, shared=True) as partial:
+        partial.write_bytes(_checksum(body) + body)
 
 
 def _checksum(body: bytes | memoryview) -> bytes:
