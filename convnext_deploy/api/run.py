@@ -11,8 +11,9 @@ from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.kept import check_replacements
 from convnext_deploy.pipeline.open_artifact import open_weights
-from convnext_deploy.pipeline.run import RunResult, check_replacements, plan_recipe, run_recipe
+from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convnext_deploy.api import options
 from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
-from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
 from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
 from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import CHANGE_LIMITS
@@ -54,6 +54,8 @@ def validate(
         raise RecipeError(f"{about}, and there is nothing to compare with; give --baseline ARTIFACT.")
     if gate_on == "upper" and not asked:
         raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
+    if out is None:
+        refuse(ExecutionOptions(restart=execution.restart), "validate without out", "no report is written")
     how = create_execution(execution, data.data)
     paths = {"baseline": baseline, "artifact": artifact}
     given = {name: path for name, path in paths.items() if path is not None}

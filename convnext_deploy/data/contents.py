@@ -19,7 +19,8 @@ LARGEST_WHOLE = 64 << 20  # bytes; of larger files blocks are read, evenly from 
 BLOCKS, BLOCK = 256, 64 << 10
 DIGEST = np.dtype("V16")
 _VERSION = 1  # of digests and of the file that keeps them
-_AT_ONCE = 8192  # files between two reports
+_AT_ONCE = 4096  # files between two reports; of fewer nobody need know
+_MANY_BYTES = 1 << 30  # which take seconds to read
 _FRESH_NS = (
     2_000_000_000  # a file changed so shortly ago may change once more within one tick of the file system's clock
 )
@@ -70,7 +71,9 @@ class Contents:
         unknown = np.flatnonzero(~known)
         if not len(unknown):
             return rows["digest"]
-        with (progress or SilentProgress()).task("read the contents of the images", len(unknown), "files") as task:
+        takes_long = len(unknown) > _AT_ONCE or rows["size"][unknown].sum() > _MANY_BYTES
+        shown = progress if progress is not None and takes_long else SilentProgress()
+        with shown.task("read the contents of the images", len(unknown), "files") as task:
             for start in range(0, len(unknown), _AT_ONCE):
                 chosen = unknown[start : start + _AT_ONCE]
                 rows["digest"][chosen] = np.frombuffer(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import MANIFEST, SCHEMA, Artifact, read_artifact
-from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.read_contents import read_contents
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.pipeline.ingredients import (
     Ingredients,
@@ -19,11 +20,30 @@ from convnext_deploy.pipeline.ingredients import (
     read_ingredients,
     recorded_ingredients,
 )
-from convnext_deploy.pipeline.run_folder import WAYS_OUT
+from convnext_deploy.pipeline.run_folder import WAYS_OUT, check_report, is_of_another_version
 from convnext_deploy.pipeline.stage import Settings, reusable, training_folder
 
 _MADE = "model."  # so begin the names of all files that stages write beside the manifest
 _EARLIER = "made by an earlier version, which did not record all that it depends on"
+
+
+def check_replacements(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> Contents | None:
+    """Check that a run would replace nothing that was made otherwise.
+
+    Returns: what the files of the images hold, which is read for that. Raises: OutputError: naming what differs.
+    """
+    artifacts = {**weights, **({} if source is None else {SOURCE: source})}
+    if data is not None:
+        data.contents.keep_in(settings.execution.cache_dir or settings.out / "cache")
+        if any(stage.config.reads_images for stage in recipe.stages):
+            read_contents(data, settings.execution.progress)
+    check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
+    brought = {} if source is None else {BASELINE: None, SOURCE: source.sha256}
+    rows = {**brought, **{stage.name: None for stage in recipe.stages}}
+    check_report(settings.out, recipe.name, rows, data, restart=settings.restart)
+    return None if data is None else data.contents
 
 
 def check_kept(
@@ -118,7 +138,7 @@ def _compare_artifact(folder: Path, wanted: Ingredients, unknown: Collection[str
     try:
         artifact = read_artifact(folder)
     except ArtifactError:
-        other = _is_of_another_version(folder / MANIFEST)
+        other = is_of_another_version(folder / MANIFEST, SCHEMA)
         return False, "written by another version of this tool" if other else None
     if not artifact.lineage:
         return True, "an artifact without a history"
@@ -130,11 +150,3 @@ def _compare_artifact(folder: Path, wanted: Ingredients, unknown: Collection[str
         return True, _EARLIER
     found = differences(recorded, wanted, unknown)
     return True, join_differences(found) if found else None
-
-
-def _is_of_another_version(manifest: Path) -> bool:
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        return isinstance(content, dict) and content.get("schema", SCHEMA) != SCHEMA
-    except (OSError, ValueError, RecursionError):
-        return False

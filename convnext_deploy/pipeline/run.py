@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
 from convnext_deploy.data.agreement import check_classes, name_classes
-from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.read_contents import read_contents
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.ingredients import ingredients_of
-from convnext_deploy.pipeline.kept import check_kept, make_room
+from convnext_deploy.pipeline.kept import check_replacements, make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import check_report, claim
+from convnext_deploy.pipeline.run_folder import claim
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.reports.record import Report
@@ -70,25 +68,6 @@ def run_recipe(
     with claim(settings.out):
         from_first(lambda: check_replacements(recipe, settings, source, data, weights))
         return _run(recipe, settings, source, data, weights)
-
-
-def check_replacements(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
-) -> Contents | None:
-    """Check that a run would replace nothing that was made otherwise.
-
-    Returns: what the files of the images hold, which is read for that. Raises: OutputError: naming what differs.
-    """
-    artifacts = {**weights, **({} if source is None else {SOURCE: source})}
-    if data is not None:
-        data.contents.keep_in(settings.execution.cache_dir or settings.out / "cache")
-        if any(stage.config.reads_images for stage in recipe.stages):
-            read_contents(data, settings.execution.progress)
-    check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
-    brought = {} if source is None else {BASELINE: None, SOURCE: source.sha256}
-    rows = {**brought, **{stage.name: None for stage in recipe.stages}}
-    check_report(settings.out, recipe.name, rows, data, restart=settings.restart)
-    return None if data is None else data.contents
 
 
 def plan_recipe(
@@ -180,10 +159,16 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
     """Execute a stage unless its artifact is up to date, and measure what it made."""
     made_of = ingredients_of(stage, inputs, run.data, run.recipe.seed)
     artifact = reusable(stage_folder(run.settings, stage), made_of.key, run.settings.execution.progress)
-    if artifact is None:
-        make_room(stage, run.settings, made_of)
+
+    def is_to_be_made() -> bool:
+        if artifact is None:
+            make_room(stage, run.settings, made_of)
+        return artifact is None
+
     if _is_joint(stage):
-        announce(artifact is None)
+        from_first(is_to_be_made)
+    else:
+        is_to_be_made()
     if artifact is None:
         artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of)
         run.executed.append(stage.name)

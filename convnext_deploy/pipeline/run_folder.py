@@ -7,11 +7,13 @@ import json
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.errors import ArtifactError, OutputError
-from convnext_deploy.reports.record import REPORT_JSON, Report, read_report
+from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
 from convnext_deploy.system.files import create_output_folder
+from convnext_deploy.system.sealed_json import unseal
 
 VIEWS = ("report.md", "report.html", "model_card.md")
 WAYS_OUT = "Nothing was changed; give another --out to keep that, or --restart to replace it."
@@ -53,7 +55,7 @@ def _refuse_foreign(out: Path) -> None:
         if stat.S_ISREG(lock.lstat().st_mode):
             return
         raise OutputError(f"{lock} is no file of this tool; choose another --out.")
-    if read_earlier(out) is not None or _is_of_another_version(out):
+    if read_earlier(out) is not None or {"schema", "recipe", "rows"} <= _content_of(out / REPORT_JSON).keys():
         return
     files = [out / name for name in (REPORT_JSON, *VIEWS) if (out / name).exists() or (out / name).is_symlink()]
     folders = [out / name for name in _FOLDERS if (out / name).is_file() or _has_entries(out / name)]
@@ -75,13 +77,23 @@ def read_earlier(out: Path) -> Report | None:
         return None
 
 
-def _is_of_another_version(out: Path) -> bool:
-    """Whether there is a report that another version of this tool wrote."""
+def is_of_another_version(file: Path, schema: int) -> bool:
+    """Whether a record, of which this version writes such a schema, was written by another one, and is as it was written."""
+    content = _content_of(file)
     try:
-        content = json.loads((out / REPORT_JSON).read_text(encoding="utf-8"))
-        return isinstance(content, dict) and {"schema", "recipe", "rows"} <= content.keys()
-    except (OSError, ValueError, RecursionError):
+        unseal(content)
+    except ValueError:
         return False
+    return bool(content.get("schema", schema) != schema)
+
+
+def _content_of(file: Path) -> dict[str, Any]:
+    """Return the entries of a JSON file; none if it cannot be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_report(out: Path, what: str, rows: Mapping[str, str | None], data: Data | None, *, restart: bool) -> None:
@@ -100,7 +112,7 @@ def check_report(out: Path, what: str, rows: Mapping[str, str | None], data: Dat
         return
     report = read_earlier(out)
     if report is None:
-        if _is_of_another_version(out):
+        if is_of_another_version(out / REPORT_JSON, SCHEMA):
             raise OutputError(f"{out} holds a report that another version of this tool wrote. {WAYS_OUT}")
         return
     lost = [row.name for row in report.rows if row.name not in rows and not row.provenance.for_comparison]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
-from convnext_deploy.errors import OutputError
+from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.reports.record import read_report
@@ -208,6 +209,8 @@ def test_validate_replaces_its_own_report_of_the_same_artifact_alone(
     first = validate(student, out=out, data=data)
     assert validate(student, out=out, data=data).rows[0].identity == first.rows[0].identity
     text = refused(out, lambda: validate(teacher, out=out, data=data))
+    with pytest.raises(RecipeError, match="validate without out does not use restart: no report is written"):
+        validate(student, data=data, execution=ExecutionOptions(restart=True))
     assert text == f"{out} holds the report of 'validate' on another artifact ({student}). {WAYS_OUT}"
     other = DataOptions(str(write_image_folder(tmp_path / "other", train=2, validation=1)))
     assert "on other validation images (data" in refused(out, lambda: validate(student, out=out, data=other))
@@ -241,12 +244,27 @@ def test_a_stage_never_deletes_what_is_not_its_own(rerun: Rerun, copied: Path) -
     )
 
 
+def as_another_version(path: Path) -> None:
+    """Write a record as version 0.1.0 would have: with another schema, and without a checksum."""
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps({**content, "schema": 1}))
+
+
+@pytest.mark.parametrize("name", ["report.json", "stages/minmax/manifest.json"])
+def test_a_damaged_record_is_not_taken_for_one_of_another_version(rerun: Rerun, copied: Path, name: str) -> None:
+    text = (copied / name).read_text()
+    (copied / name).write_text(text.replace('"schema": 2', '"schema": 3'))
+    assert rerun().executed == (("minmax",) if "stages" in name else ())
+    assert (copied / name).read_text().startswith('{\n "schema": 2')
+
+
 def test_what_another_version_made_is_kept(rerun: Rerun, copied: Path) -> None:
     manifest = copied / "stages" / "minmax" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 1'))
+    as_another_version(manifest)
     assert "minmax (written by another version of this tool)" in refused(copied, rerun)
     report = copied / "report.json"
-    report.write_text(report.read_text().replace('"schema": 2', '"schema": 1'))
+    as_another_version(report)
     shutil.rmtree(copied / "stages")
     shutil.rmtree(copied / "checkpoints")
     assert "holds a report that another version of this tool wrote" in refused(copied, rerun)
