@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.decoding import map_files, printable
 from convnext_deploy.errors import DataError, OutputError
-from convnext_deploy.system.files import whole_file
+from convnext_deploy.system.files import write_bytes
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 LARGEST_WHOLE = 64 << 20  # bytes; of larger files blocks are read, evenly from the first to the last
@@ -166,8 +166,8 @@ def _load(file: Path) -> NDArray[np.void]:
 def _save(file: Path, table: NDArray[np.void]) -> None:
     """Keep a table, completely or not at all. Where that fails nothing is lost but time, and nothing is said."""
     body = table.tobytes()
-    with contextlib.suppress(OutputError), whole_file(file, shared=True) as partial:
-        partial.write_bytes(_checksum(body) + body)
+    with contextlib.suppress(OutputError):
+        write_bytes(file, _checksum(body) + body)
 
 
 def _checksum(body: bytes | memoryview) -> bytes:
