@@ -154,7 +154,7 @@ def _mixed(rows: NDArray[np.void]) -> NDArray[np.uint64]:
 def _load(file: Path) -> NDArray[np.void]:
     """Return a kept table; an empty one if there is none that is as it was written."""
     try:
-        content = file.read_bytes()
+        content = file.read_bytes() if file.is_file() else b""
     except OSError:
         return np.empty(0, _ROW)
     body = memoryview(content)[_CHECKSUM:]

@@ -18,7 +18,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
+from convnext_deploy.documents import leads_out, reason
 from convnext_deploy.errors import ArtifactError, first_line
+from convnext_deploy.graphs.onnx_io import check_size
 
 LAYOUT = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -135,9 +137,10 @@ def open_view(path: Path) -> GraphView:
     Raises: ArtifactError: if it is not an ONNX file, is cut off or damaged, or weights beside it are missing.
     """
     try:
+        check_size(path)
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+        raise ArtifactError(f"{path} cannot be read ({reason(error)}).") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(
@@ -209,7 +212,7 @@ def check_external(model: ir.Model, path: Path) -> None:
         ends[str(tensor.location)] = max(ends[str(tensor.location)], (tensor.offset or 0) + (tensor.length or 0))
     for location, end in ends.items():
         data = path.parent / location
-        if not data.resolve().is_relative_to(path.parent.resolve()):
+        if location and leads_out(path.parent, location):
             raise ArtifactError(
                 f"{path} points to weights outside its folder, '{location}'; expected a file beside it."
             )

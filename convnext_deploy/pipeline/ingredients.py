@@ -18,6 +18,7 @@ from convnext_deploy.config.records import read_record
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.pipeline.open_artifact import find_baseline
@@ -111,8 +112,8 @@ def recorded_ingredients(record: StageRecord) -> Ingredients | None:
 def read_ingredients(text: str) -> Ingredients | None:
     """Return what `to_json` wrote, as `recorded_ingredients`; None if it is something else."""
     try:
-        found = read_record(Ingredients, json.loads(text), "ingredients")
-    except (ValueError, RecursionError):
+        found = read_record(Ingredients, parse_json(text), "ingredients")
+    except ValueError:
         return None
     if found.kind not in STAGE_KINDS:
         return found
@@ -179,6 +180,7 @@ def _reading(artifact: Artifact) -> dict[str, str]:
         "preprocessing": _hash(artifact.preprocess.settings()),
         "graph": _hash([artifact.format, _told(artifact.io), None if scheme is None else scheme.details()]),
         "license": _hash(artifact.license),
+        **({"entry": _hash(entry)} if (entry := getattr(artifact.details, "entry", None)) is not None else {}),
     }
 
 

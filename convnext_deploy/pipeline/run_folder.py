@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
 from convnext_deploy.system.files import create_output_folder
@@ -90,8 +90,8 @@ def is_of_another_version(file: Path, schema: int) -> bool:
 def _content_of(file: Path) -> dict[str, Any]:
     """Return the entries of a JSON file; none if it cannot be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        content = read_json(file)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

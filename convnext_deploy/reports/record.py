@@ -13,6 +13,7 @@ from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
+from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
@@ -235,7 +236,7 @@ def read_report(run: Path) -> Report:
     """
     path = run / REPORT_JSON if run.is_dir() else run
     try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
+        sealed = read_json(path)
         content = {key: value for key, value in sealed.items() if key != SEAL}
         content.pop("passed")
         if content.pop("schema") == SCHEMA:
@@ -244,6 +245,8 @@ def read_report(run: Path) -> Report:
             return report
     except FileNotFoundError:
         raise ArtifactError(f"{run} is not a finished run: it has no {REPORT_JSON}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a report of this tool ({error}).") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path} is not a report of this tool (it does not begin as one).") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a report of this tool ({reason(error)}).") from None
     raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")
