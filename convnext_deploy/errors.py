@@ -44,6 +44,10 @@ class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 
 
+class TooLittleMemoryError(DeployError):
+    """The memory of the machine, or of its GPU, is too small for what was asked."""
+
+
 class ProcessLostError(DeployError):
     """The processes of a training on several GPUs or machines did not meet, or one of them is gone."""
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import QuantizeMethod, Target
 from convnext_deploy.config.distill import check_distillation
-from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.ptq import check_calibration
+from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
+from convnext_deploy.config.ptq import CALIBRATION_TAKES_LESS, check_calibration
 from convnext_deploy.config.stage import StageConfig
 
 
@@ -24,6 +24,7 @@ class QATConfig(StageConfig):
     implementation: ClassVar[str | None] = "convnext_deploy.stages.qat"
     trains: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = ("teacher",)
+    takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_baseline: ClassVar[bool] = True
     result_version: ClassVar[int] = 2  # the FP32 ancestor teaches at the image size of its student's source
     fit: FitConfig = field(
@@ -61,6 +62,7 @@ class QuantizeConfig(StageConfig):
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
     trains: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = ("teacher",)
+    takes_less_memory: ClassVar[str] = CALIBRATION_TAKES_LESS
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)
     method: QuantizeMethod = "auto"

@@ -22,6 +22,7 @@ class StageConfig:
         needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one and nothing else teaches.
         references: settings, with dots between tables, that only say where something lies or which stage makes it. What that is
             counts for the result, and not how it is called.
+        takes_less_memory: what a user can do when it runs out of memory.
     """
 
     kind: ClassVar[str]
@@ -32,6 +33,7 @@ class StageConfig:
     needs_source: ClassVar[bool] = True
     needs_baseline: ClassVar[bool] = False
     references: ClassVar[tuple[str, ...]] = ()
+    takes_less_memory: ClassVar[str] = "close other programs, or use a machine with more memory"
 
     def __post_init__(self) -> None:
         check_choices(self)

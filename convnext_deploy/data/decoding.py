@@ -134,6 +134,8 @@ def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Ima
     try:
         with quiet(), open_stream() as stream, _open_image(stream) as image:
             return to_8_bit(image)
+    except MemoryError:
+        raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         raise DataError(
             f"{printable(name)} cannot be read as an image ({_reason(error)}); repair or remove it."
@@ -182,6 +184,8 @@ def find_defect(stream: BinaryIO) -> str | None:
             # integers of 32 bits and floats may be out of range
             if image.mode in ("I", "F") or _ends_oddly(image, stream):
                 to_8_bit(image)
+    except MemoryError:
+        raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         return _reason(error)
     return None

@@ -156,7 +156,10 @@ def open_view(path: Path) -> GraphView:
         raise ArtifactError(f"{path} is damaged ({first_line(_cause(error))}); export it again.") from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     check_external(model, path)
-    return view_graph(model)
+    try:
+        return view_graph(model)
+    except (TypeError, ValueError, LookupError) as error:  # as of functions that were written for another opset
+        raise ArtifactError(f"{path} contradicts itself ({first_line(error)}); export it again.") from None
 
 
 def view_graph(model: ir.Model) -> GraphView:
