@@ -1,17 +1,21 @@
 """The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
 
 import importlib
+import io
 import os
 import signal
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
 from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError, OutputError
+from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 
 COMMANDS = (
     "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",
@@ -19,7 +23,7 @@ COMMANDS = (
 )  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
-EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 3, 130, 141
 
 
 class _LazyGroup(click.Group):
@@ -31,6 +35,11 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name.replace('-', '_')}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # also what is imported for a command, and what it prints
+        with needing_memory("this command", LESS_MEMORY), naming_disk_faults():
+            return super().invoke(ctx)
 
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -65,6 +74,7 @@ def _check_working_folder() -> None:
 
 def main() -> None:
     """Run the command line; every error that a user can mend is one line on standard error."""
+    prepare_streams()
     if launched().size > 1:
         signal.signal(signal.SIGTERM, _on_end)
     try:
@@ -72,23 +82,25 @@ def main() -> None:
         code = group(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        tell_lines(shown.getvalue())
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except DeployError as error:
         _say_error(str(error))
         sys.exit(EXIT_ERROR)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_ERROR)
+    except UnreadError:
+        abandon_output()  # as with `| head`: no error to tell of, and no whole result either
+        sys.exit(EXIT_UNREAD)
     except OSError as error:
+        abandon_output()
         where = f" ({error.filename})" if error.filename else ""
         _say_error(f"{error.strerror or error}{where}")
         sys.exit(EXIT_ERROR)
     except (KeyboardInterrupt, click.Abort):
         kept = "; finished stages are kept, the same command goes on from there" if {*sys.argv} & {*_JOINT} else ""
-        click.echo(f"interrupted{kept}", err=True)
+        tell(f"interrupted{kept}")
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -97,10 +109,10 @@ def _say_error(text: str) -> None:
     if launched().is_first:
         if launched().size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of an error and of being told to end, the error is said
-        click.echo(f"error: {text}", err=True)
+        tell(f"error: {text}")
     else:
         time.sleep(_PATIENCE_S)
-        click.echo(f"error (process {launched().rank}): {text}", err=True)
+        tell(f"error (process {launched().rank}): {text}")
 
 
 def _on_end(*_: object) -> NoReturn:

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
 from convnext_deploy.errors import DataError, first_line
+from convnext_deploy.errors import printable as printable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,11 +216,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which stands before it
     return printable(first_line(error))
-
-
-def printable(text: object) -> str:
-    """Return `str(text)` with line breaks, control characters and bytes that are not text written as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @functools.cache
