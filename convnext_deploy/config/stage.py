@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from convnext_deploy.config.checks import check_choices
+from convnext_deploy.config.checks import check_fields
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StageConfig:
     takes_less_memory: ClassVar[str] = "close other programs, or use a machine with more memory"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
 
     @property
     def reads_images(self) -> bool:

@@ -223,7 +223,7 @@ def test_anything_but_a_record_is_refused_in_one_line(verb: str, wrong: Any) -> 
 @pytest.mark.parametrize(
     ("record", "wrong", "text"),
     [
-        ("data", {"image_size": 0}, "image_size = 0 is out of range; expected >= 1."),
+        ("data", {"image_size": 0}, "image_size = 0 is out of range; expected 1 to 16384."),
         ("data", {"crop_pct": 2.0}, "crop_pct = 2.0 is out of range; expected 0.1 to 1.0."),
         ("evaluation", {"batch_size": -1}, "batch_size = -1 is out of range; expected >= 1."),
         ("execution", {"workers": -1}, "workers = -1 is out of range; expected >= 0."),
