@@ -14,6 +14,8 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
+import stat
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import BinaryIO
 
     import numpy as np
 
@@ -28,6 +31,7 @@ SUMS, RECORD, SCHEMA = "SHA256SUMS", "bundle.json", 1
 BUILT = "built"  # what build_on_device.sh and build_engine.py make; no checksum was known for it
 BUILT_HERE: dict[str, Any] = {"kind": "tensorrt", "gpus": [], "version": None, "host_code": False}
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+LARGEST = 100_000_000  # bytes of a text
 
 
 class BundleError(Exception):
@@ -47,20 +51,38 @@ class Check:
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the contents of `bundle.json`. Raises: BundleError: if there is none, or it is of another version."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(read_text(folder / RECORD))
         if record["schema"] != SCHEMA:
-            raise BundleError(f"{folder / RECORD} has the schema {record['schema']}; this program reads {SCHEMA}.")
+            raise BundleError(f"{folder / RECORD} has schema {record['schema']!r:.80}; this program reads {SCHEMA}.")
+        load_sibling("bundle_index").check_shape(record)
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {RECORD}.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / RECORD} cannot be read ({error!r}); copy the bundle again.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{folder / RECORD} cannot be read ({str(error)[:200]!r}); copy the bundle again.") from None
     return dict(record)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file: a pipe would wait for ever, a device has no end. Raises: OSError."""
+    descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8. Raises: OSError: if it cannot be read, or is too large. ValueError: if it is in another encoding."""
+    with open_file(path) as stream:
+        if os.fstat(stream.fileno()).st_size > LARGEST:
+            raise OSError(f"it is larger than {LARGEST} bytes")
+        return stream.read().decode("utf-8")
 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -74,7 +96,7 @@ def is_made_on_device(name: str) -> bool:
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Return what `SHA256SUMS` says of each file. Raises: OSError, ValueError: if it cannot be read."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    lines = read_text(folder / SUMS).splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -86,6 +108,7 @@ def check_files(folder: Path) -> Check:
         return Check(SUMS, "files", FAILED, f"cannot be read ({error}); copy the bundle again")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found)]
+    problems += [f"{name} is a link" for name in sorted(found) if (folder / name).is_symlink()]
     problems += [
         f"{name} was altered" for name in sorted(expected.keys() & found) if hash_file(folder / name) != expected[name]
     ]
@@ -208,14 +231,20 @@ def verify(folder: Path, built: Path | None = None) -> list[Check]:
     files = check_files(folder)
     if files.status == FAILED:
         return [files]
+    if others := [name for name in load_sibling("bundle_index").named_files(record) if name not in read_sums(folder)]:
+        raise BundleError(
+            f"{folder / RECORD} names {others[0][:200]!r}, which is no file of the bundle; copy it again."
+        )
     try:
         import numpy as np  # noqa: F401  (is it there?)
     except ImportError as error:
         return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
     try:
         return [files, *Verifier(folder, record, built or folder / BUILT).checks()]
-    except (KeyError, TypeError, OSError, ValueError) as error:
-        raise BundleError(f"{folder / RECORD} does not say what this program expects ({error!r}).") from None
+    except (LookupError, TypeError, OSError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
+        raise BundleError(
+            f"{folder / RECORD} does not say what this program expects ({str(error)[:200]!r}); copy the bundle again."
+        ) from None
 
 
 def missing(checks: list[Check], required: list[str]) -> list[str]:
