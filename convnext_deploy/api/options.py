@@ -12,6 +12,7 @@ from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
+from convnext_deploy.system.memory_faults import needing_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 Parameters = ParamSpec("Parameters")
@@ -176,13 +177,16 @@ RECORDS: dict[str, type[Options]] = {
 }
 """Parameter of a verb → its record."""
 
+_LESS_MEMORY = "close other programs, use fewer --workers where there are some, or use a machine with more memory"
 _INSTEAD = {"run": "set it in the recipe"}  # others: leave it out
 
 
 def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Let a verb, which is named as its file, refuse what it does not use before it opens anything.
 
-    Raises: RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
+    Raises:
+        RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
+        TooLittleMemoryError: from the verb, if memory runs out.
     """
     name = function.__module__.rpartition(".")[2]
 
@@ -190,7 +194,8 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         for record in RECORDS.keys() & kwargs.keys():
             _check(name, record, kwargs[record])
-        return function(*args, **kwargs)
+        with needing_memory(name, _LESS_MEMORY):
+            return function(*args, **kwargs)
 
     return checked
 

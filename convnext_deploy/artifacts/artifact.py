@@ -132,9 +132,14 @@ class Artifact:
         return sum(file.size_bytes for file in self.files)
 
     @property
+    def place(self) -> Path:
+        """What opens this artifact again, as it was given: its folder, or the bare file that it is."""
+        return self.path if (self.path / MANIFEST).is_file() else self.main_file
+
+    @property
     def location(self) -> Path:
-        """What opens this artifact again: its folder, or the bare file that it is."""
-        return (self.path if (self.path / MANIFEST).is_file() else self.main_file).resolve()
+        """What opens this artifact again, from any folder."""
+        return self.place.resolve()
 
     @property
     def sha256(self) -> str:

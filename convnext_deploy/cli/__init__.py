@@ -1,6 +1,7 @@
 """The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -9,8 +10,9 @@ from typing import NoReturn
 
 import click
 
+from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
 from convnext_deploy.cli.options import quiet_option
-from convnext_deploy.errors import DeployError
+from convnext_deploy.errors import DeployError, OutputError
 from convnext_deploy.system.distributed import launched
 
 COMMANDS = (
@@ -19,7 +21,7 @@ COMMANDS = (
 )  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
-EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 3, 130, 141
 
 
 class _LazyGroup(click.Group):
@@ -44,12 +46,28 @@ def group(context: click.Context) -> None:
 
     Words: recipes/how-to/glossary.md explains those of the output.
     """
+    _check_working_folder()
     if context.invoked_subcommand not in _JOINT and not launched().is_first:
         context.exit()
 
 
+def _check_working_folder() -> None:
+    """Look where this process works: where that folder is gone, libraries such as MKL end the process in words of their own.
+
+    Raises: OutputError: if it was removed, or may not be read.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  (Path.cwd is the same, and pathlib need not be imported for it)
+    except OSError as error:
+        raise OutputError(
+            f"the folder that this command was started in cannot be found ({error.strerror}); it may have been removed: change "
+            "into one that is there, such as with `cd`."
+        ) from None
+
+
 def main() -> None:
     """Run the command line; every error that a user can mend is one line on standard error."""
+    prepare_streams()
     if launched().size > 1:
         signal.signal(signal.SIGTERM, _on_end)
     try:
@@ -57,23 +75,25 @@ def main() -> None:
         code = group(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        tell_lines(shown.getvalue())
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except DeployError as error:
         _say_error(str(error))
         sys.exit(EXIT_ERROR)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_ERROR)
+    except UnreadError:
+        abandon_output()  # as with `| head`: no error to tell of, and no whole result either
+        sys.exit(EXIT_UNREAD)
     except OSError as error:
+        abandon_output()
         where = f" ({error.filename})" if error.filename else ""
         _say_error(f"{error.strerror or error}{where}")
         sys.exit(EXIT_ERROR)
     except (KeyboardInterrupt, click.Abort):
         kept = "; finished stages are kept, the same command goes on from there" if {*sys.argv} & {*_JOINT} else ""
-        click.echo(f"interrupted{kept}", err=True)
+        tell(f"interrupted{kept}")
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -82,10 +102,10 @@ def _say_error(text: str) -> None:
     if launched().is_first:
         if launched().size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of an error and of being told to end, the error is said
-        click.echo(f"error: {text}", err=True)
+        tell(f"error: {text}")
     else:
         time.sleep(_PATIENCE_S)
-        click.echo(f"error (process {launched().rank}): {text}", err=True)
+        tell(f"error (process {launched().rank}): {text}")
 
 
 def _on_end(*_: object) -> NoReturn:

@@ -11,6 +11,7 @@ from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
+from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
 
 
@@ -19,7 +20,8 @@ class Score:
     """Counts over the validation images.
 
     `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
-    by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they were not recorded.
+    by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they are not known, as of a graph that
+    gives the largest logits alone.
     """
 
     correct: int
@@ -68,15 +70,22 @@ def score_runner(
         io: what the runner's graph gives; None: logits.
         foreign: whether the graph is of another origin, and may give probabilities without saying so.
 
-    Raises: ArtifactError: if a logit is not finite.
+    Where the memory is too small for a batch, it goes on with smaller ones and says so.
+
+    Raises:
+        ArtifactError: if a logit is not finite.
+        TooLittleMemoryError: if it is too small for a single image.
     """
     predictions: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
     confidences: list[NDArray[np.float64]] = []
     correct_top5 = 0
+    compute = Halving(runner.logits, np.concatenate, description, progress)
+    io = io or GraphIO()
+    knows = not io.gives_best_logits
     with progress.task(description, total, "images") as task:
         for images, targets in batches:
-            logits = runner.logits(np.ascontiguousarray(images.numpy()))
+            logits = compute(np.ascontiguousarray(images.numpy()))
             if outputs is not None:
                 logits = logits[:, outputs]
             if not np.isfinite(logits).all():
@@ -86,9 +95,11 @@ def score_runner(
             order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
             correct_top5 += int((order == target[:, None]).any(axis=1).sum())
             predictions.append(order[:, 0])
-            confidences.append(to_probabilities(logits, io or GraphIO(), foreign).max(axis=1))
+            if knows:
+                confidences.append(to_probabilities(logits, io, foreign).max(axis=1))
             labels.append(target)
             task.advance(len(target))
-    guessed, truth, sure = np.concatenate(predictions), np.concatenate(labels), np.concatenate(confidences)
+    guessed, truth = np.concatenate(predictions), np.concatenate(labels)
+    sure = np.concatenate(confidences) if knows else np.zeros(0)
     correct = int((guessed == truth).sum())
     return Score(correct, correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()), tuple(sure.tolist()))

@@ -1,18 +1,23 @@
-"""What `verify.py` and `build_engine.py` read of `bundle.json`, and the check that it is there; needs nothing but Python 3.8."""
+"""Read the texts of a bundle, and check that `bundle.json` has what `verify.py` and `build_engine.py` read of it."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LARGEST = 100_000_000  # bytes of a text
 
 SHAPE: dict[str, Any] = {
     "preprocess": dict,
-    "golden": {"pixels": str},
+    "golden": {"pixels": str, "images": int},
     "models": [
         {
             **dict.fromkeys(("name", "file", "precision", "triton"), str),
             "input": dict,
             "outputs": [{"name": str, "golden": str}],
-            "tolerance": {"onnx": dict, "engine": dict},
+            "tolerance": dict,
             "batch": {"maximum": int},
             "buildable": bool,
         }
@@ -42,3 +47,20 @@ def named_files(record: dict[str, Any]) -> list[str]:
     models = record["models"]
     outputs = [output["golden"] for model in models for output in model["outputs"]]
     return [record["golden"]["pixels"], *outputs, *(entry["file"] for entry in [*models, *record["engines"]])]
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file: a pipe would wait for ever, a device has no end. Raises: OSError."""
+    descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8. Raises: OSError: if it cannot be read, or is too large. ValueError: if it is in another encoding."""
+    with open_file(path) as stream:
+        if os.fstat(stream.fileno()).st_size > LARGEST:
+            raise OSError(f"it is larger than {LARGEST} bytes")
+        return stream.read().decode("utf-8")

@@ -14,8 +14,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
-import stat
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
 
     import numpy as np
 
@@ -31,7 +28,6 @@ SUMS, RECORD, SCHEMA = "SHA256SUMS", "bundle.json", 1
 BUILT = "built"  # what build_on_device.sh and build_engine.py make; no checksum was known for it
 BUILT_HERE: dict[str, Any] = {"kind": "tensorrt", "gpus": [], "version": None, "host_code": False}
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-LARGEST = 100_000_000  # bytes of a text
 
 
 class BundleError(Exception):
@@ -51,38 +47,26 @@ class Check:
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the contents of `bundle.json`. Raises: BundleError: if there is none, or it is of another version."""
     try:
-        record = json.loads(read_text(folder / RECORD))
+        record = json.loads(load_sibling("bundle_index").read_text(folder / RECORD))
         if record["schema"] != SCHEMA:
-            raise BundleError(f"{folder / RECORD} has schema {record['schema']!r:.80}; this program reads {SCHEMA}.")
-        load_sibling("bundle_index").check_shape(record)
+            raise BundleError(
+                f"{folder / RECORD} has the schema {record['schema']!r:.80}; this program reads {SCHEMA}."
+            )
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {RECORD}.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{folder / RECORD} cannot be read ({str(error)[:200]!r}); copy the bundle again.") from None
+    try:
+        load_sibling("bundle_index").check_shape(record)
+    except TypeError as error:
+        raise BundleError(f"{folder / RECORD} does not say what this program expects ({error}).") from None
     return dict(record)
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file: a pipe would wait for ever, a device has no end. Raises: OSError."""
-    descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_text(path: Path) -> str:
-    """Return a text in UTF-8. Raises: OSError: if it cannot be read, or is too large. ValueError: if it is in another encoding."""
-    with open_file(path) as stream:
-        if os.fstat(stream.fileno()).st_size > LARGEST:
-            raise OSError(f"it is larger than {LARGEST} bytes")
-        return stream.read().decode("utf-8")
 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
-    with open_file(path) as stream:
+    with load_sibling("bundle_index").open_file(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -96,7 +80,7 @@ def is_made_on_device(name: str) -> bool:
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Return what `SHA256SUMS` says of each file. Raises: OSError, ValueError: if it cannot be read."""
-    lines = read_text(folder / SUMS).splitlines()
+    lines = load_sibling("bundle_index").read_text(folder / SUMS).splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -121,6 +105,21 @@ def check_files(folder: Path) -> Check:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         return Check(SUMS, "files", FAILED, "; ".join(problems[:5]) + more)
     return Check(SUMS, "files", PASSED, f"{len(expected)} files are as they were")
+
+
+def check_contents(folder: Path, record: dict[str, Any]) -> Check:
+    """Check that something would be proved: there are models, each with answers to images, and no model that is not listed."""
+    listed = {entry["file"] for entry in (*record["models"], *record["engines"])}
+    there = {name for name in read_sums(folder) if name.startswith(("onnx/", "engines/"))}
+    problems = [] if record["models"] else ["lists no model"]
+    problems += [f"does not list {name}" for name in sorted(there - listed)]
+    problems += [f"lists {name}, which is not there" for name in sorted(listed - there)]
+    problems += [f"has no answers of {model['name']}" for model in record["models"] if not model["outputs"]]
+    if not record["golden"]["images"]:
+        problems.append("has no golden images")
+    if problems:
+        return Check(RECORD, "files", FAILED, "; ".join(problems[:5]) + "; make the bundle again")
+    return Check(RECORD, "files", PASSED, f"{len(listed)} models and engines")
 
 
 class Verifier:
@@ -231,15 +230,20 @@ def verify(folder: Path, built: Path | None = None) -> list[Check]:
     files = check_files(folder)
     if files.status == FAILED:
         return [files]
-    if others := [name for name in load_sibling("bundle_index").named_files(record) if name not in read_sums(folder)]:
-        raise BundleError(
-            f"{folder / RECORD} names {others[0][:200]!r}, which is no file of the bundle; copy it again."
-        )
     try:
-        import numpy as np  # noqa: F401  (is it there?)
-    except ImportError as error:
-        return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
-    try:
+        contents = check_contents(folder, record)
+        if contents.status == FAILED:
+            return [files, contents]
+        if others := [
+            name for name in load_sibling("bundle_index").named_files(record) if name not in read_sums(folder)
+        ]:
+            raise BundleError(
+                f"{folder / RECORD} names {others[0][:200]!r}, which is no file of the bundle; copy it again."
+            )
+        try:
+            import numpy as np  # noqa: F401  (is it there?)
+        except ImportError as error:
+            return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
         return [files, *Verifier(folder, record, built or folder / BUILT).checks()]
     except (LookupError, TypeError, OSError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
         raise BundleError(
@@ -250,6 +254,13 @@ def verify(folder: Path, built: Path | None = None) -> list[Check]:
 def missing(checks: list[Check], required: list[str]) -> list[str]:
     """Return those of `onnx` and `engine` that are required and of which none passed."""
     return [kind for kind in required if not any(c.kind == kind and c.status == PASSED for c in checks)]
+
+
+def printable(text: object) -> str:
+    """Return a text on one line that does nothing to a terminal, and that every terminal has characters for."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def main() -> int:
@@ -270,14 +281,14 @@ def main() -> int:
     try:
         checks = verify(arguments.bundle, arguments.built)
     except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     unmet = missing(checks, arguments.require)
     if arguments.json:
         print(json.dumps({"checks": [asdict(check) for check in checks], "required_and_not_run": unmet}, indent=1))
     else:
         for check in checks:
-            print(f"{check.status:8} {check.what}: {check.detail}")
+            print(printable(f"{check.status:8} {check.what}: {check.detail}"))
         for kind in unmet:
             print(f"failed   no {kind} could be run here, and one was required")
     return int(bool(unmet) or any(check.status == FAILED for check in checks))
