@@ -12,7 +12,8 @@ from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.system.memory_faults import needing_memory
+from convnext_deploy.system.disk_faults import naming_disk_faults
+from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 Parameters = ParamSpec("Parameters")
@@ -177,7 +178,6 @@ RECORDS: dict[str, type[Options]] = {
 }
 """Parameter of a verb → its record."""
 
-_LESS_MEMORY = "close other programs, use fewer --workers where there are some, or use a machine with more memory"
 _INSTEAD = {"run": "set it in the recipe"}  # others: leave it out
 
 
@@ -186,7 +186,7 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
     Raises:
         RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
-        TooLittleMemoryError: from the verb, if memory runs out.
+        TooLittleMemoryError, OutputError: from the verb, if memory runs out, or a disk takes no more of a library's files.
     """
     name = function.__module__.rpartition(".")[2]
 
@@ -194,7 +194,7 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         for record in RECORDS.keys() & kwargs.keys():
             _check(name, record, kwargs[record])
-        with needing_memory(name, _LESS_MEMORY):
+        with needing_memory(name, LESS_MEMORY), naming_disk_faults():
             return function(*args, **kwargs)
 
     return checked

@@ -6,14 +6,16 @@ import os
 import signal
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
 from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError, OutputError
+from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 
 COMMANDS = (
     "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",
@@ -33,6 +35,11 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name.replace('-', '_')}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # also what is imported for a command, and what it prints
+        with needing_memory("this command", LESS_MEMORY), naming_disk_faults():
+            return super().invoke(ctx)
 
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

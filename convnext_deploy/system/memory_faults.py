@@ -17,6 +17,7 @@ from convnext_deploy.system.progress import Progress
 
 Result = TypeVar("Result")
 
+LESS_MEMORY = "close other programs, use fewer --workers where there are some, or use a machine with more memory"
 _WORDS = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|bad_alloc|bad allocation|not enough memory|"
     r"_ALLOC_FAILED|outofmemory|failed to map segment|could not create a (primitive|memory object)$",  # the last are oneDNN's

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
+import importlib
 import os
 import re
 import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,7 @@ from convnext_deploy.system.memory_faults import Halving, needing_memory, out_of
 from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training import checkpoint_store
 from convnext_deploy.training.checkpoint_store import TrainingStore
+from tests.cli.conftest import call
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.2 GiB is free."
@@ -236,6 +239,29 @@ def test_verb_that_runs_out_of_memory_ends_in_one_line() -> None:
     inspect.__module__ = "convnext_deploy.api.inspect"
     with pytest.raises(TooLittleMemoryError, match=r"^inspect: there is too little memory; close other programs"):
         verb(inspect)()
+
+
+def test_command_line_tells_memory_and_disks_wherever_they_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tempfile.gettempdir()
+    for error, text in (
+        (MemoryError(), "this command: there is too little memory; close other programs"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            f"a temporary file cannot be written to {temporary} (No space",
+        ),
+        (
+            OSError(errno.EIO, os.strerror(errno.EIO), "/x/y"),
+            "/x/y cannot be written (Input/output error); see what dmesg says",
+        ),
+    ):
+
+        def fail(_: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(importlib, "import_module", fail)
+        outcome = call("models")
+        assert (outcome.code, outcome.out) == (1, "")
+        assert re.fullmatch(rf"error: {re.escape(text)}[^\n]+\.\n", outcome.err)
 
 
 def test_image_is_not_called_unreadable_for_want_of_memory(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
