@@ -44,6 +44,10 @@ class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 
 
+class LoaderError(DeployError):
+    """A process that loads images cannot be started, died, or does not answer."""
+
+
 class ProcessLostError(DeployError):
     """The processes of a training on several GPUs or machines did not meet, or one of them is gone."""
 

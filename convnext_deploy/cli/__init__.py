@@ -1,17 +1,17 @@
 """The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
 
+import contextlib
 import importlib
-import os
 import signal
 import sys
 import time
-from typing import NoReturn
 
 import click
 
 from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
 
 COMMANDS = (
     "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",
@@ -19,7 +19,7 @@ COMMANDS = (
 )  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
-EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_ERROR, EXIT_GATE_FAILED = 1, 3
 
 
 class _LazyGroup(click.Group):
@@ -40,7 +40,8 @@ class _LazyGroup(click.Group):
 def group(context: click.Context) -> None:
     """Make a trained ConvNeXt small and fast, and prove on every step's own artifact that it still works.
 
-    Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written).
+    Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written), 130 and 143
+    interrupted by Ctrl-C and by SIGTERM (the same command goes on).
 
     Words: recipes/how-to/glossary.md explains those of the output.
     """
@@ -49,32 +50,66 @@ def group(context: click.Context) -> None:
 
 
 def main() -> None:
-    """Run the command line; every error that a user can mend is one line on standard error."""
-    if launched().size > 1:
-        signal.signal(signal.SIGTERM, _on_end)
+    """Run the command line; every error that a user can mend is one line on standard error, and so is a signal to end."""
+    with interruptible() as interruption:
+        try:
+            code = _run(interruption)
+        except Interrupted as error:
+            interruption.settle()
+            _say_interrupted(error)
+            interruption.told = True
+            code = error.code
+        sys.exit(code)
+
+
+def _run(interruption: Interruption) -> int:
+    """Return the exit code. Raises: Interrupted."""
     try:
         # without standalone mode click returns the code of `Exit` and does not raise it
-        code = group(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        code = _until_interrupted(interruption)
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except DeployError as error:
         _say_error(str(error))
-        sys.exit(EXIT_ERROR)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(EXIT_ERROR)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _say_error(f"{error.strerror or error}{where}")
-        sys.exit(EXIT_ERROR)
     except (KeyboardInterrupt, click.Abort):
-        kept = "; finished stages are kept, the same command goes on from there" if {*sys.argv} & {*_JOINT} else ""
-        click.echo(f"interrupted{kept}", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        raise Interrupted(signal.SIGINT) from None
+    return EXIT_ERROR
+
+
+def _until_interrupted(interruption: Interruption) -> object:
+    """Call the command. Raises: Interrupted: whatever a signal has become on its way here, and what it has made fail."""
+    try:
+        return group(standalone_mode=False)
+    except Interrupted:
+        raise
+    except BaseException:
+        if interruption.signum is not None:
+            raise Interrupted(interruption.signum) from None
+        raise
+
+
+def _say_interrupted(error: Interrupted) -> None:
+    """Print in one line that a signal ended the command, and what is kept."""
+    if not launched().is_first:
+        return
+    name = "" if error.signum == signal.SIGINT else f" ({signal.Signals(error.signum).name})"
+    if launched().size > 1 and error.signum == signal.SIGTERM:  # which torchrun also sends when one process has ended
+        name += ", or another process ended: see what it said, and torchrun's summary"
+    kept = ""
+    if {*sys.argv} & {*_JOINT}:
+        state = f"{error.saved} and" if error.saved else "the last saved state and"
+        kept = f"; {state} finished stages are kept, the same command goes on from there"
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        click.echo(f"interrupted{name}{kept}", err=True)
 
 
 def _say_error(text: str) -> None:
@@ -86,15 +121,3 @@ def _say_error(text: str) -> None:
     else:
         time.sleep(_PATIENCE_S)
         click.echo(f"error (process {launched().rank}): {text}", err=True)
-
-
-def _on_end(*_: object) -> NoReturn:
-    """What `torchrun` does to the others when one process has ended."""
-    if launched().is_first:
-        # The signal may come while something else is printed, and a stream in Python does not take a second writer.
-        os.write(
-            2,
-            b"error: another process ended (see what it said, and torchrun's summary), and this one was told to; the same command "
-            b"goes on from the last saved state\n",
-        )
-    sys.exit(EXIT_ERROR)
