@@ -91,8 +91,7 @@ def bundle(
             folder = Path(temporary) / out.stem
             folder.mkdir()
             digest = assemble(folder, contents, golden, batch, how.progress)
-            write_archive(folder, Path(temporary) / "archive.zip")
-            (Path(temporary) / "archive.zip").replace(out)
+            write_archive(folder, out.resolve())
         size = out.stat().st_size
     return Bundle(
         out,

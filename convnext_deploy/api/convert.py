@@ -23,7 +23,7 @@ from convnext_deploy.models.checkpoints.hub_config import (
 )
 from convnext_deploy.models.checkpoints.key_maps import check_writable, from_native
 from convnext_deploy.models.variants import complete_spec
-from convnext_deploy.system.files import replace_folder
+from convnext_deploy.system.files import replace_folder, whole_file, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,21 +84,23 @@ def convert(
     tensors = {key: t.contiguous() for key, t in from_native(state, artifact.model, dialect).items()}
     if dialect == "huggingface" and (difference := preprocessor_difference(artifact.preprocess)):
         notes.append(difference)
-    load = _loading_lines(artifact, dialect)
+    load, size = _loading_lines(artifact, dialect), sum(tensor.nbytes for tensor in tensors.values())
     with replace_folder(out.resolve()) as folder:
         if dialect in ("timm", "huggingface"):
             from safetensors.torch import save_file
 
-            save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+            with whole_file(folder / SAFETENSORS, needed=size) as partial:
+                save_file(tensors, partial, metadata={"format": "pt"})
         else:
             import torch
 
-            torch.save({"model": tensors} if dialect == "facebook" else tensors, folder / PICKLE)
+            with whole_file(folder / PICKLE, needed=size) as partial, partial.open("wb") as file:
+                torch.save({"model": tensors} if dialect == "facebook" else tensors, file)
         for name, content in _config_files(artifact, dialect).items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / name, json.dumps(content, indent=2) + "\n")
         if artifact.class_names is not None:
-            (folder / CLASSES).write_text("\n".join(artifact.class_names) + "\n", encoding="utf-8")
-        (folder / README).write_text(_readme(artifact, dialect, load, notes), encoding="utf-8")
+            write_text(folder / CLASSES, "\n".join(artifact.class_names) + "\n")
+        write_text(folder / README, _readme(artifact, dialect, load, notes))
         files = tuple(sorted(entry.name for entry in folder.iterdir()))
     return Conversion(out, dialect, artifact.model.variant, files, tuple(notes), load)
 

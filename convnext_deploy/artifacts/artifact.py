@@ -21,7 +21,7 @@ from convnext_deploy.artifacts.details import (
 )
 from convnext_deploy.artifacts.hashes import altered, hash_file
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess
-from convnext_deploy.config.records import Between, Matching, read_record
+from convnext_deploy.config.records import between, matching, read_record
 from convnext_deploy.errors import ArtifactError, DeployError
 from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.system.files import write_text
@@ -51,7 +51,7 @@ class StageRecord:
     data_fingerprint: str
     seed: int
     versions: Mapping[str, str]
-    wall_s: Annotated[float, Between(0.0, 1e12)]
+    wall_s: Annotated[float, between(0.0, 1e12)]
     cache_key: str
     validation_fraction: Fraction | None = None
     split: str | None = None
@@ -63,8 +63,8 @@ class StageRecord:
 class ArtifactFile:
     """A file of an artifact, relative to its folder."""
 
-    name: Annotated[str, Matching(r"(?!\.\.?$)[^/\\\0]+", "the name of a file in the folder")]
-    sha256: Annotated[str, Matching("[0-9a-f]{64}", "64 hexadecimal digits")]
+    name: Annotated[str, matching(r"(?!\.\.?$)[^/\\\0]+", "the name of a file in the folder")]
+    sha256: Annotated[str, matching("[0-9a-f]{64}", "64 hexadecimal digits")]
     size_bytes: Count
 
 
@@ -82,7 +82,7 @@ class Artifact:
     path: Path
     details: Details
     precision: Annotated[
-        str, Matching(PRECISIONS, "fp32, fp16, int8 or int8-fp16; files of others also int4, int16, fp8 or bf16")
+        str, matching(PRECISIONS, "fp32, fp16, int8 or int8-fp16; files of others also int4, int16, fp8 or bf16")
     ]
     model: ModelSpec
     class_names: tuple[str, ...] | None
@@ -91,7 +91,7 @@ class Artifact:
     lineage: tuple[StageRecord, ...] = ()
     license: str | None = None
     notes: tuple[str, ...] = ()
-    class_order: Annotated[str, Matching("natural|sorted", "natural or sorted")] | None = None
+    class_order: Annotated[str, matching("natural|sorted", "natural or sorted")] | None = None
 
     @property
     def format(self) -> Format:

@@ -1,22 +1,28 @@
 """What a manifest records of an artifact beyond weights and images: one frozen record for each format."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from dataclasses import Field, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.config.choices import Flavor, Runtime, Target
-from convnext_deploy.config.records import Between, Matching
+from convnext_deploy.config.records import between, matching
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 
 Format = Literal["torch", "onnx", "tensorrt", "torch-tensorrt"]
 History = tuple[Mapping[str, int | float | None], ...]
 """What training measured after each epoch, by name; None where it was not finite, which JSON cannot hold."""
 
-Count = Annotated[int, Between(0, 2**53)]
-Fraction = Annotated[float, Between(0.0, 1.0)]
-BatchSize = Annotated[int, Between(1, 2**31)]
-GPU = Annotated[str, Matching(r"SM\d{2,3}", "a compute capability such as SM86")]
+Count = Annotated[int, between(0, 2**53)]
+Fraction = Annotated[float, between(0.0, 1.0)]
+BatchSize = Annotated[int, between(1, 2**31)]
+GPU = Annotated[str, matching(r"SM\d{2,3}", "a compute capability such as SM86")]
+
+
+class Details:
+    """Base of what is recorded of one format alone, as its manifest has it under `details`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # each of them is a dataclass
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Step:
     kl: float | None
     sqnr_db: float | None
     risk_pp: float
-    seconds: Annotated[float, Between(0.0, 1e12)]
+    seconds: Annotated[float, between(0.0, 1e12)]
     passed: bool
     expected_drop_pp: float = 0.0
 
@@ -116,7 +122,7 @@ class Selection:
     steps: tuple[Step, ...]
     chosen: str
     reason: str
-    max_drop_pp: Annotated[float, Between(0.0, 100.0)]
+    max_drop_pp: Annotated[float, between(0.0, 100.0)]
     effects: tuple[LayerEffect, ...] = ()
     images: Count = 0
     images_needed: Count | None = None
@@ -133,7 +139,7 @@ class PTQRecord:
 
 
 @dataclass(frozen=True)
-class SchemeDetails:
+class SchemeDetails(Details):
     """The quantization target and the user's choices for single layers, see `QuantizationScheme`; target None: it is in float."""
 
     target: Target | None = None
@@ -210,7 +216,7 @@ class PrecisionReport:
 
 
 @dataclass(frozen=True)
-class EngineDetails:
+class EngineDetails(Details):
     """Of TensorRT engines, one for each of `gpus`, or of the GPU that built it where there are none.
 
     `tensorrt` is the release that built them. `built_on`: the GPU that built it, with its name, where there are no `gpus`; None in
@@ -230,7 +236,7 @@ class EngineDetails:
 
 
 @dataclass(frozen=True)
-class TorchTensorRTDetails:
+class TorchTensorRTDetails(Details):
     """Of a Torch-TensorRT program: the release that compiled it, the compute capability and the largest batch it is for."""
 
     torch_tensorrt: str
@@ -238,5 +244,9 @@ class TorchTensorRTDetails:
     max_batch_size: BatchSize
 
 
-Details = TorchDetails | ONNXDetails | EngineDetails | TorchTensorRTDetails
-DETAILS: dict[Format, type[Details]] = dict(zip(get_args(Format), get_args(Details), strict=True))
+DETAILS: dict[Format, type[Details]] = {
+    "torch": TorchDetails,
+    "onnx": ONNXDetails,
+    "tensorrt": EngineDetails,
+    "torch-tensorrt": TorchTensorRTDetails,
+}

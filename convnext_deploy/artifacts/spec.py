@@ -1,11 +1,12 @@
 """The records of a network, its evaluation transform and its graph's ends, with the limits of what a file may say of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from convnext_deploy.config.choices import CropMode, GraphOutput, HeadActivation, InputLayout, InputType, Interpolation
-from convnext_deploy.config.records import Between
+from convnext_deploy.config.records import between
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
@@ -13,8 +14,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # far beyond every published network
-_Epsilon = Annotated[float, Between(0.0, 0.999)]
-_Positive = Annotated[float, Between(1e-30, 1e30)]
+_Epsilon = Annotated[float, between(0.0, 0.999)]
+_Positive = Annotated[float, between(1e-30, 1e30)]
+_Stride = Annotated[int, between(1, 2)]
+_Dilation = Annotated[int, between(1, 64)]
 
 _INPUTS: dict[InputType, tuple[str, float | None]] = {
     "float32": ("images", None),
@@ -30,18 +33,29 @@ class ModelSpec:
     """Which network the weights belong to. None: as in the table of variants.
 
     `num_classes` 0: the weights have no classification head. `norm_eps` holds for all norms, `head_norm_eps` for the last.
-    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it.
+    `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it. `head_norm`: a
+    LayerNorm of the head's own, after the network's last norm.
+    `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
+    have others than the papers' where the patch size is not 4, or an `output_stride` was asked for.
     """
 
     variant: str
-    num_classes: Annotated[int, Between(0, 10**7)]
-    in_channels: Annotated[int, Between(1, 10**4)] = 3
-    patch_size: Annotated[int, Between(1, 1024)] = 4
-    head_hidden_size: Annotated[int, Between(0, 10**6)] | None = None
+    num_classes: Annotated[int, between(0, 10**7)]
+    in_channels: Annotated[int, between(1, 10**4)] = 3
+    patch_size: Annotated[int, between(1, 1024)] = 4
+    head_hidden_size: Annotated[int, between(0, 10**6)] | None = None
     head_activation: HeadActivation = "gelu"
     activation: Activation | None = None
     norm_eps: _Epsilon | None = None
     head_norm_eps: _Epsilon | None = None
+    head_norm: bool = False
+    strides: tuple[_Stride, _Stride, _Stride, _Stride] = (1, 2, 2, 2)
+    dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels of the image to a pixel of the last feature map, which is the least side of an image."""
+        return self.patch_size * math.prod(self.strides)
 
 
 @dataclass(frozen=True)
@@ -55,10 +69,10 @@ class Preprocess:
     the transform: records that differ in it alone are equal. See `artifacts.preprocessing`.
     """
 
-    image_size: Annotated[int, Between(1, 16384)]
-    crop_pct: Annotated[float, Between(0.05, 1.0)]
+    image_size: Annotated[int, between(1, 16384)]
+    crop_pct: Annotated[float, between(0.05, 1.0)]
     interpolation: Interpolation
-    mean: tuple[Annotated[float, Between(-1e30, 1e30)], ...]
+    mean: tuple[Annotated[float, between(-1e30, 1e30)], ...]
     std: tuple[_Positive, ...]
     crop_mode: CropMode = "center"
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -90,8 +104,8 @@ class GraphIO:
     input_type: InputType = "float32"
     input_layout: InputLayout = "nchw"
     output: GraphOutput = "logits"
-    top_k: Annotated[int, Between(1, 10**7)] = 5
-    batch_size: Annotated[int, Between(1, 10**9)] | None = None
+    top_k: Annotated[int, between(1, 10**7)] = 5
+    batch_size: Annotated[int, between(1, 10**9)] | None = None
     output_names: tuple[str, ...] = ()
 
     @property

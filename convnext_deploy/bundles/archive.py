@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 
 from convnext_deploy.bundles.device import verify
 from convnext_deploy.errors import ArtifactError, first_line
+from convnext_deploy.system.disk_faults import DISK_FAULTS, Target, cannot_write, system_error
+from convnext_deploy.system.files import whole_file
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # of every entry
 _BLOCK = 1 << 20
@@ -17,8 +19,9 @@ _BLOCK = 1 << 20
 
 def write_archive(folder: Path, target: Path) -> None:
     """Write all files of a folder, under its name."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with whole_file(target) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
             name = (PurePosixPath(folder.name) / path.relative_to(folder).as_posix()).as_posix()
             entry = zipfile.ZipInfo(name, _DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
@@ -44,12 +47,16 @@ def unpacked(path: Path) -> Iterator[Path]:
     Raises: ArtifactError: if the file is not an archive, is damaged, has no bundle in it, or would be unpacked elsewhere.
     """
     with TemporaryDirectory(prefix="convnext-deploy-bundle-") as temporary:
+        size = 0
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
                 size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(temporary).free
                 if size > free:
-                    raise ArtifactError(f"{path} needs {size} bytes unpacked, and {temporary} has {free}.")
+                    raise ArtifactError(
+                        f"{path} needs {size:,} bytes unpacked, and {temporary} has {free:,}; make room, or choose another folder "
+                        "with TMPDIR."
+                    )
                 for entry in entries:
                     parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
                     if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or _is_link(entry):
@@ -58,6 +65,10 @@ def unpacked(path: Path) -> Iterator[Path]:
                         )
                 archive.extractall(temporary)
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            if (found := system_error(error)) is not None and found.errno in DISK_FAULTS:
+                raise cannot_write(
+                    Target(Path(temporary), size, str(path), "another folder with TMPDIR"), found
+                ) from None
             raise ArtifactError(f"{path} cannot be unpacked ({first_line(error)}); copy the bundle again.") from None
         records = [*Path(temporary).glob(verify.RECORD), *Path(temporary).glob(f"*/{verify.RECORD}")]
         if len(records) != 1:

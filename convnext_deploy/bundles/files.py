@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.bundles import device
@@ -20,6 +17,7 @@ from convnext_deploy.bundles.triton import model_config, write_entry
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.reports.phrases import one_line
 from convnext_deploy.system.environment import package_versions
+from convnext_deploy.system.files import copy_file, write_array, write_text
 from convnext_deploy.system.progress import Progress
 
 PROGRAMS = ("verify.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
@@ -41,8 +39,7 @@ def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: Batc
     """
     names = contents.first.class_names
     labels = None if names is None else "".join(f"{one_line(name)}\n" for name in names)
-    (folder / "golden").mkdir()
-    np.save(folder / PIXELS, golden.pixels)
+    write_array(folder / PIXELS, golden.pixels)
     records = []
     with progress.task("bundle", len(contents.models) + len(contents.engines), "files") as task:
         for model in contents.models:
@@ -55,19 +52,18 @@ def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: Batc
     for model in contents.models:
         _write_triton(folder / "triton", folder, contents, model, batch, labels)
     if labels is not None:
-        (folder / CLASSES).write_text(labels, encoding="utf-8")
+        write_text(folder / CLASSES, labels)
     for name in PROGRAMS:
-        shutil.copyfile(Path(device.__path__[0]) / name, folder / name)
+        copy_file(Path(device.__path__[0]) / name, folder / name)
     record = _describe(contents, golden, records)
-    (folder / verify.RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / TABLE).write_text(_table(records), encoding="utf-8")
-    (folder / CARD).write_text(render_card(contents, golden, record), encoding="utf-8")
+    write_text(folder / verify.RECORD, json.dumps(record, indent=1) + "\n")
+    write_text(folder / TABLE, _table(records))
+    write_text(folder / CARD, render_card(contents, golden, record))
     return _write_sums(folder)
 
 
 def _copy(source: Path, target: Path, artifact: Artifact) -> None:
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, target)
+    copy_file(source, target)
     expected = next(file.sha256 for file in artifact.files if file.name == source.name)
     if describe_file(target).sha256 != expected:
         raise ArtifactError(f"{source} is not the file that its manifest describes; make the artifact again.")
@@ -80,7 +76,7 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
     images = answers.model_inputs(golden.pixels, preprocess, takes)
     outputs = compute_outputs(model, folder / model.file, images)
     for tensor in model.outputs:
-        np.save(folder / _golden_file(model, tensor), outputs[tensor.name])
+        write_array(folder / _golden_file(model, tensor), outputs[tensor.name])
     return {
         "name": model.name,
         "file": model.file,
@@ -164,5 +160,5 @@ def _table(models: list[dict[str, Any]]) -> str:
 def _write_sums(folder: Path) -> str:
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     lines = [f"{verify.hash_file(folder / name)}  {name}\n" for name in files]
-    (folder / verify.SUMS).write_text("".join(lines), encoding="utf-8")
+    write_text(folder / verify.SUMS, "".join(lines))
     return verify.hash_file(folder / verify.SUMS)

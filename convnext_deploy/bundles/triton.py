@@ -1,9 +1,10 @@
 """Write model repositories for the Triton inference server: of ONNX files, and of engines built on the device."""
 
-import shutil
+import contextlib
 from pathlib import Path
 
 from convnext_deploy.bundles.contents import Model, Tensor
+from convnext_deploy.system.files import copy_file, write_text
 
 LABELS, CONFIG = "labels.txt", "config.pbtxt"
 _TYPES = {
@@ -71,18 +72,17 @@ def _quoted(text: str) -> str:
 
 def write_entry(folder: Path, config: str, labels: str | None, file: Path | None) -> None:
     """Write a model's folder, with `file` as version 1; without one, which the device builds, there is no version yet."""
-    folder.mkdir(parents=True)
-    (folder / CONFIG).write_text(config, encoding="utf-8")
+    write_text(folder / CONFIG, config)
     if labels is not None:
-        (folder / LABELS).write_text(labels, encoding="utf-8")
+        write_text(folder / LABELS, labels)
     if file is not None:
-        (folder / "1").mkdir()
         link_or_copy(file, folder / "1" / f"model{file.suffix}")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name where the file system can, and copy it where it cannot."""
-    try:
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
+        return
+    copy_file(source, target)

@@ -1,11 +1,15 @@
 """The settings of TensorRT engines and of Torch-TensorRT programs."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import Annotated, ClassVar, get_args
+
+import msgspec
 
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import Flavor, Precision
 from convnext_deploy.config.stage import StageConfig
+
+_PRECISIONS = "'fp32' or 'fp16'; INT8 goes through ONNX, to a stage of the kind tensorrt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,8 @@ class TorchTensorRTConfig(EngineConfig):
     kind: ClassVar[str] = "torch-tensorrt"
     done: ClassVar[str] = "built into a Torch-TensorRT program"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.torch_tensorrt"
-    precision: Precision = "fp16"
+    precision: Annotated[Precision, msgspec.Meta(description=_PRECISIONS)] = "fp16"
 
     def __post_init__(self) -> None:
-        known = "'fp32' or 'fp16'; INT8 goes through ONNX, to a stage of the kind tensorrt"
-        require(self.precision in get_args(Precision), "precision", self.precision, known)
+        require(self.precision in get_args(Precision), "precision", self.precision, _PRECISIONS)
         super().__post_init__()

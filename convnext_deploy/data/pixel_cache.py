@@ -1,10 +1,9 @@
 """Decode small images once and keep them as uint8, in memory or in a file that is mapped into it."""
 
 import contextlib
+import math
 import os
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from torch import Tensor
 from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import ImageSet
-from convnext_deploy.errors import OutputError
+from convnext_deploy.system.disk_faults import CACHE_DIR
+from convnext_deploy.system.files import whole_file
 
 LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch
 LARGEST_IN_MEMORY = 2 << 30  # bytes
@@ -68,39 +68,29 @@ def decode_small(
 
 def _write(file: Path, shape: tuple[int, int, int, int], images: ImageSet) -> bool:
     """Decode into a file, completely or not at all, and return whether all images have one size."""
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    _remove_leftovers(file.parent)
     try:
-        with _naming(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(file.parent)
+        with whole_file(
+            file, needed=math.prod(shape), what="decoded images", instead=CACHE_DIR, shared=True
+        ) as partial:
             mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             with partial.open("r+b") as opened:
                 # what is mapped and finds no room ends the process when it is written
                 os.posix_fallocate(opened.fileno(), 0, partial.stat().st_size + _CHECKSUM)
-        if not _fill(mapped, images):
-            return False
-        with _naming(file):
+            if not _fill(mapped, images):
+                raise _SizesDifferError
             mapped.flush()
             checksum = bytes.fromhex(hash_file(partial, end=_CHECKSUM))
             with partial.open("r+b") as opened:
                 opened.seek(-_CHECKSUM, os.SEEK_END)
                 opened.write(checksum)
-            partial.replace(file)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    except _SizesDifferError:
+        return False
     return True
 
 
-@contextlib.contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"decoded images cannot be written to {file} ({error.strerror or error}); "
-            "make room, or choose another folder with --cache-dir."
-        ) from None
+class _SizesDifferError(Exception):
+    """Images of one set have several sizes."""
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convnext_deploy.data.decoding import map_files, printable, quiet
+from convnext_deploy.data.decoding import map_files, quiet
 from convnext_deploy.data.shard_scan import SAMPLE, Defect, Shard, describe_shard, load_grouping, scan_shard
-from convnext_deploy.errors import DataError
+from convnext_deploy.system.disk_faults import CACHE_DIR
+from convnext_deploy.system.files import whole_file
 
 _VERSION = 1  # of the files in the cache
 
@@ -46,8 +46,9 @@ def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
         paths: the tar files.
         cache_dir: made when missing; holds a file for each set of shards, by their paths, sizes and times.
 
-    Raises: DataError: if webdataset is missing, a shard cannot be read to its end, has no samples or has one key twice, or the
-        index cannot be written.
+    Raises:
+        DataError: if webdataset is missing, a shard cannot be read to its end, has no samples or has one key twice.
+        OutputError: if the index cannot be written.
     """
     shards = tuple(map(describe_shard, paths))
     cached = None
@@ -75,25 +76,19 @@ def _scan(shards: tuple[Shard, ...]) -> ShardIndex:
 
 
 def _save(index: ShardIndex, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Processes that find no index at the same time all write one, each its own; they are equal.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".shards-", delete=False) as stream:
-            partial = Path(stream.name)
-            try:
-                np.savez(
-                    stream,
-                    samples=index.samples,
-                    names=np.frombuffer(index.names, np.uint8),
-                    defects=np.frombuffer(json.dumps(index.defects).encode(), np.uint8),
-                )
-                stream.flush()  # a full disk may show only here
-            except BaseException:
-                partial.unlink()
-                raise
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"the index of the shards cannot be written to {printable(path)} ({error.strerror}).") from None
+    # Processes that find no index at the same time all write one.
+    needed = index.samples.nbytes + len(index.names)
+    what = "the index of the shards"
+    with (
+        whole_file(path, needed=needed, what=what, instead=CACHE_DIR, shared=True) as partial,
+        partial.open("wb") as stream,
+    ):
+        np.savez(
+            stream,
+            samples=index.samples,
+            names=np.frombuffer(index.names, np.uint8),
+            defects=np.frombuffer(json.dumps(index.defects).encode(), np.uint8),
+        )
 
 
 def _load(path: Path, shards: tuple[Shard, ...]) -> ShardIndex | None:

@@ -145,5 +145,4 @@ def write_flips(path: Path, name: str, baseline: str, total: int, flips: Sequenc
     head = {"artifact": name, "baseline": baseline, "total": total, "flipped": len(flips), **counts}
     names = None if data is None else data.class_names
     lines = ",\n".join(json.dumps(dataclasses.asdict(flip)) for flip in flips)
-    path.parent.mkdir(exist_ok=True)
     write_text(path, f'{json.dumps(head | {"class_names": names})[:-1]}, "images": [\n{lines}\n]}}\n')

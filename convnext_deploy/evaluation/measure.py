@@ -74,7 +74,6 @@ def measure_artifact(
 
 def write_kept(path: Path, key: str, record: Any) -> None:
     """Keep a record, with a checksum of itself; the folder of the file is made."""
-    path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(seal({"key": key, **dataclasses.asdict(record)})))
 
 

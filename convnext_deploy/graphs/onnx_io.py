@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
+from convnext_deploy.system.files import write_bytes
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -18,7 +19,7 @@ METADATA_KEY = "convnext_deploy"
 def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
     """Check the model and write it with `metadata` (JSON) inside, its nodes named by `name_nodes`.
 
-    Raises: ExportError: if the ONNX checker finds it invalid.
+    Raises: ExportError, OutputError: if the ONNX checker finds it invalid, or it cannot be written.
     """
     saved = onnx.ModelProto()
     saved.CopyFrom(proto)
@@ -31,7 +32,7 @@ def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -
         raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
     for node in saved.graph.node:
         node.doc_string = ""
-    path.write_bytes(saved.SerializeToString(deterministic=True))
+    write_bytes(path, saved.SerializeToString(deterministic=True))
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convnext_deploy.models.downsampling import Downsample, Stem
 from convnext_deploy.models.layers import ACTIVATIONS, GRN, NORMS, drop_path
 
 MLP_RATIO = 4
@@ -36,9 +37,11 @@ class Block(nn.Module):
         layer_scale_init: float | None,
         use_grn: bool,
         drop_path_rate: float,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        padding = dilation * (kernel_size // 2)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
         self.norm = norm(dim)
         self.pwconv1 = nn.Linear(dim, MLP_RATIO * dim)
         self.activation = activation
@@ -73,79 +76,6 @@ class Block(nn.Module):
         return images if images < len(x) else 0
 
 
-class Activation(nn.Module):
-    """A named activation as a module, so that it can stand in a stem."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map a tensor to one of the same shape."""
-        return ACTIVATIONS[self.name](x)
-
-
-class Stem(nn.Sequential):
-    """Convolutions and a norm: `(N, C_in, H, W)` to `(N, H/p, W/p, C)`.
-
-    `patch`: one convolution with kernel and stride `patch_size`. `overlap`: two 3×3 convolutions with stride 2, of which the
-    first has `stem_dim` channels. `overlap_act`: the same with an activation between them.
-
-    Attributes:
-        mean, std: buffers `(C_in, 1, 1)` where the first convolution takes pixel values in [0, 1], as folding may make it do: the
-            stem still takes normalized images, and undoes the normalization. None everywhere else.
-    """
-
-    mean: Tensor | None
-    std: Tensor | None
-
-    def __init__(
-        self,
-        kind: str,
-        in_channels: int,
-        stem_dim: int,
-        dim: int,
-        patch_size: int,
-        norm: Callable[[int], nn.Module],
-        activation: str,
-    ) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)]
-        if kind != "patch":
-            layers = [
-                nn.Conv2d(in_channels, stem_dim, 3, stride=2, padding=1),
-                *([Activation(activation)] if kind == "overlap_act" else []),
-                nn.Conv2d(stem_dim, dim, 3, stride=2, padding=1),
-            ]
-        super().__init__(*layers, norm(dim))
-        self.register_buffer("mean", None)
-        self.register_buffer("std", None)
-
-    def undo_normalization(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Undo a normalization before the first convolution, in place; None: let it see the images as they are again."""
-        device = next(self.parameters()).device
-        for name, values in (("mean", mean), ("std", std)):
-            setattr(self, name, None if values is None else torch.tensor(values, device=device).view(-1, 1, 1))
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
-        x = input.contiguous(memory_format=torch.channels_last)
-        if self.mean is not None and self.std is not None:
-            x = x * self.std + self.mean
-        for layer in itertools.islice(self, len(self) - 1):
-            x = layer(x)
-        return self[-1](x.permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # modules return Any
-
-
-class Downsample(nn.Sequential):
-    """Norm and 2×2 convolution with stride 2: `(N, H, W, C)` to `(N, H/2, W/2, C')`."""
-
-    def __init__(self, dim: int, out_dim: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__(norm(dim), nn.Conv2d(dim, out_dim, 2, stride=2))
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Sequential's)
-        x: Tensor = self[0](input)
-        return self[1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]  # as above
-
-
 class ConvNeXt(nn.Module):
     """A ConvNeXt classifier.
 
@@ -162,9 +92,12 @@ class ConvNeXt(nn.Module):
         norm_eps: of every norm.
         head_norm_eps: of the last norm; None: `norm_eps`.
         activation: `gelu`, `gelu_tanh`, `silu` or `relu` in blocks and stem.
+        strides: of the downsampling before each model stage, 1 or 2; the first one's belongs to the stem.
+        dilations: of the depthwise convolutions of each model stage; a stage with stride 1 has one > 1.
         layer_scale_init: initial LayerScale, or None for no LayerScale (v2).
         use_grn: global response normalization after the activation (v2).
         head_norm_first: the last norm comes before the global pooling and not after it.
+        head_norm: a LayerNorm of the head's own, with PyTorch's eps, behind pooling and last norm.
         head_hidden_size: width of a hidden layer between pooling and logits, or None.
         head_activation: of the hidden layer.
         drop_path_rate: stochastic depth of the last block; it grows linearly over all blocks of the network.
@@ -188,9 +121,12 @@ class ConvNeXt(nn.Module):
         norm_eps: float = 1e-6,
         head_norm_eps: float | None = None,
         activation: str = "gelu",
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
         layer_scale_init: float | None = 1e-6,
         use_grn: bool = False,
         head_norm_first: bool = False,
+        head_norm: bool = False,
         head_hidden_size: int | None = None,
         head_activation: str = "gelu",
         drop_path_rate: float = 0.0,
@@ -203,9 +139,13 @@ class ConvNeXt(nn.Module):
         def create_norm(channels: int) -> nn.Module:
             return NORMS[norm](channels, norm_eps)
 
+        widths = (in_channels, stem_dim or dims[0], dims[0])
         self.downsample_layers = nn.ModuleList(
-            [Stem(stem, in_channels, stem_dim or dims[0], dims[0], patch_size, create_norm, activation)]
-            + [Downsample(dim, out_dim, create_norm) for dim, out_dim in itertools.pairwise(dims)]
+            [Stem(stem, *widths, patch_size, create_norm, activation, halve=strides[0] > 1)]
+            + [
+                Downsample(*pair, create_norm, stride, dilation)
+                for pair, stride, dilation in zip(itertools.pairwise(dims), strides[1:], dilations[1:], strict=True)
+            ]
         )
         # One linspace over the whole depth; it does not restart in each model stage.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -220,15 +160,17 @@ class ConvNeXt(nn.Module):
                         layer_scale_init=layer_scale_init,
                         use_grn=use_grn,
                         drop_path_rate=next(rates),
+                        dilation=dilation,
                     )
                     for _ in range(depth)
                 )
             )
-            for depth, dim, kernel_size in zip(depths, dims, kernel_sizes, strict=True)
+            for depth, dim, kernel_size, dilation in zip(depths, dims, kernel_sizes, dilations, strict=True)
         )
         last_norm = NORMS[norm](dims[-1], norm_eps if head_norm_eps is None else head_norm_eps)
         self.norm_pre = last_norm if head_norm_first else None
         self.norm = None if head_norm_first else last_norm
+        self.head_norm = nn.LayerNorm(dims[-1]) if head_norm else None
         self.pre_logits = nn.Linear(dims[-1], head_hidden_size) if head_hidden_size else None
         self.head_activation = head_activation
         self.head = nn.Linear(head_hidden_size or dims[-1], num_classes)
@@ -266,6 +208,8 @@ class ConvNeXt(nn.Module):
         x = x.mean(dim=(1, 2))
         if self.norm is not None:
             x = self.norm(x)
+        if self.head_norm is not None:
+            x = self.head_norm(x)
         if self.pre_logits is not None:
             x = ACTIVATIONS[self.head_activation](self.pre_logits(self.head_input_dropout(x)))
         return self.head(self.head_dropout(x))  # type: ignore[no-any-return]  # as above

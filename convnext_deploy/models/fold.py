@@ -38,7 +38,7 @@ from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import CheckpointError, DataError, RecipeError, suggest
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.equivalence import compare, compute_logits, dtype_name
-from convnext_deploy.models.layers import GRN, ScaleNorm
+from convnext_deploy.models.identities import constants
 
 Rewrite = Literal["layer_scale", "norm_affine", "grn_bias"]
 REWRITES: tuple[Rewrite, ...] = get_args(Rewrite)
@@ -50,15 +50,9 @@ STEM, MEAN_AND_STD = "downsample_layers.0.0", "mean and std"
 _RANDOM_IMAGES = 2
 _RANDOM_SIDE = 96  # pixels; what a rewrite changes is the same at every position, so larger images tell no more
 _ALREADY = "it already changes nothing"
-_RESIDUAL = "its output is also the residual stream, which no layer multiplies"
+_RESIDUAL = "its output is also the residual stream, which no layer multiplies, or goes into another norm"
+_PADDED_LAYER = "the layer after it pads with zeros, to which a norm adds no bias"
 _PADDED = f"{STEM} overlaps and pads with zeros, which are the mean colour after normalization and black before it"
-_NEUTRAL: tuple[tuple[type[nn.Module], str, float], ...] = (
-    (Block, "gamma", 1.0),
-    (nn.LayerNorm, "weight", 1.0),
-    (nn.LayerNorm, "bias", 0.0),
-    (ScaleNorm, "weight", 1.0),
-    (GRN, "beta", 0.0),
-)
 
 
 @dataclass(frozen=True)
@@ -132,41 +126,6 @@ def fold(
     return Folding(folded, preprocess, Certificate(tuple(folds), tuple(kept), differences))
 
 
-def identity_parameters(network: ConvNeXt) -> tuple[str, ...]:
-    """Return the names of the parameters that change nothing: norm weights and LayerScale of 1, norm and GRN biases of 0.
-
-    A training that is to leave a folded network folded keeps them frozen.
-    """
-    return tuple(f"{name}.{attribute}" for name, _, attribute in _identities(network))
-
-
-def drop_identities(network: ConvNeXt) -> ConvNeXt:
-    """Take what `identity_parameters` names out of a network that will only run or be exported, in place, and return it.
-
-    It computes the same bits in fewer passes over its tensors. It has fewer parameters than its `ModelSpec` says, so it is not for
-    saving. The weight of a LayerNorm stays, because ONNX knows no LayerNormalization without a scale.
-    """
-    for _, module, attribute in list(_identities(network)):
-        if not (isinstance(module, nn.LayerNorm) and attribute == "weight"):
-            setattr(module, attribute, None)
-    return network
-
-
-def _identities(network: ConvNeXt) -> Iterator[tuple[str, nn.Module, str]]:
-    for name, module in network.named_modules():
-        for attribute, parameter, neutral in _constants(module):
-            if (parameter == neutral).all():
-                yield name, module, attribute
-
-
-def _constants(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Yield the parameters of one module that can be folded away, by name, each with the value at which it changes nothing."""
-    for kind, attribute, neutral in _NEUTRAL:
-        parameter = getattr(module, attribute) if isinstance(module, kind) else None
-        if parameter is not None:
-            yield attribute, parameter, neutral
-
-
 def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], list[Kept]]:
     """Do the rewrites inside the network, in place."""
     folds: list[Fold] = []
@@ -176,6 +135,8 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
             continue
         if target is None:
             kept.append(Kept(rewrite, source, _RESIDUAL))
+        elif _is_shifted(network.get_submodule(source)) and _is_padded(network.get_submodule(target)):
+            kept.append(Kept(rewrite, source, _PADDED_LAYER))
         elif _fold_module(network.get_submodule(source), network.get_submodule(target)):
             folds.append(Fold(rewrite, source, target))
         else:
@@ -185,9 +146,12 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
 
 def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
     """Yield each rewrite, the module that has the constants, and the layer that they go into (None: there is none), by name."""
-    for s, layers in enumerate(network.downsample_layers):
-        names = [f"downsample_layers.{s}.{name}" for name, _ in layers.named_children()]
-        yield ("norm_affine", names[0], names[1]) if s else ("norm_affine", names[-1], None)
+    after_stem = network.stem.convolutions
+    yield "norm_affine", f"downsample_layers.0.{after_stem}", None
+    if len(network.stem) > after_stem + 1:
+        yield "norm_affine", f"downsample_layers.0.{after_stem + 1}", f"downsample_layers.0.{after_stem + 2}"
+    for s in range(1, len(network.downsample_layers)):
+        yield "norm_affine", f"downsample_layers.{s}.0", f"downsample_layers.{s}.1"
     for name, block in network.named_modules():
         if isinstance(block, Block):
             yield "norm_affine", f"{name}.norm", f"{name}.pwconv1"
@@ -196,20 +160,32 @@ def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
             if block.gamma is not None:
                 yield "layer_scale", name, f"{name}.pwconv2"
     last_norm = "norm" if network.norm_pre is None else "norm_pre"
-    yield "norm_affine", last_norm, "head" if network.pre_logits is None else "pre_logits"
+    head = "head" if network.pre_logits is None else "pre_logits"
+    yield "norm_affine", last_norm, head if network.head_norm is None else None
+    if network.head_norm is not None:
+        yield "norm_affine", "head_norm", head
+
+
+def _is_shifted(source: nn.Module) -> bool:
+    bias = getattr(source, "bias", None)
+    return bias is not None and bool(bias.any())
+
+
+def _is_padded(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), "valid")
 
 
 def _fold_module(source: nn.Module, layer: nn.Module) -> bool:
     """Move the constants of a norm, GRN or block into a layer, in place; False where they change nothing already."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)  # what _places names
-    constants = {name: parameter for name, parameter, neutral in _constants(source) if (parameter != neutral).any()}
+    found = {name: parameter for name, parameter, neutral in constants(source) if (parameter != neutral).any()}
     if isinstance(source, Block):
-        _scale_output(layer, constants.get("gamma"))
+        _scale_output(layer, found.get("gamma"))
     else:
-        _absorb_input(layer, constants.get("weight"), constants.get("bias", constants.get("beta")))
-    for _, parameter, neutral in _constants(source):
+        _absorb_input(layer, found.get("weight"), found.get("bias", found.get("beta")))
+    for _, parameter, neutral in constants(source):
         parameter.fill_(neutral)
-    return bool(constants)
+    return bool(found)
 
 
 def _absorb_input(layer: nn.Linear | nn.Conv2d, scale: Tensor | None, shift: Tensor | None) -> None:

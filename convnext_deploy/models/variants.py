@@ -6,7 +6,7 @@ Sources: arXiv 2201.03545 (v1 tiny to xlarge), arXiv 2301.00808 (v2), timm (all 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from convnext_deploy.errors import RecipeError, suggest
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from convnext_deploy.models.convnext import ConvNeXt
 
 Four = tuple[int, int, int, int]
+TIMM_OUTPUT_STRIDES = (32, 16, 8)
+"""What timm takes as `output_stride`, the usual one first."""
+TIMM_OUTPUT_STRIDE = TIMM_OUTPUT_STRIDES[0]
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,32 @@ def complete_spec(spec: ModelSpec) -> Variant:
     )
 
 
+def timm_layout(patch_size: int, output_stride: int = TIMM_OUTPUT_STRIDE) -> tuple[Four, Four]:
+    """Return the strides and dilations of the model stages of timm's ConvNeXt, whose stem has the stride `patch_size`.
+
+    A stem of stride 2 is followed by a downsampling at once. Where the map would become smaller than 1/`output_stride` of the
+    image, a model stage is dilated instead.
+
+    Source: timm, `models/convnext.py`, `ConvNeXt.__init__`.
+    """
+    reached, dilation = patch_size, 1
+    strides, dilations = [], []
+    for stage in range(4):
+        stride = 2 if reached == 2 or stage else 1
+        if reached >= output_stride and stride > 1:
+            dilation, stride = 2 * dilation, 1
+        reached *= stride
+        strides.append(stride)
+        dilations.append(dilation)
+    return cast(Four, tuple(strides)), cast(Four, tuple(dilations))
+
+
+def timm_output_stride(spec: ModelSpec) -> int | None:
+    """Return the `output_stride` with which timm makes a network with these strides and dilations; None: it makes none."""
+    layout = spec.strides, spec.dilations
+    return next((stride for stride in TIMM_OUTPUT_STRIDES if timm_layout(spec.patch_size, stride) == layout), None)
+
+
 def build_model(
     spec: ModelSpec,
     *,
@@ -144,6 +173,8 @@ def build_model(
         stem=row.stem,
         stem_dim=row.stem_dim,
         kernel_sizes=row.kernel_sizes,
+        strides=spec.strides,
+        dilations=spec.dilations,
         norm=row.norm,
         norm_eps=row.norm_eps,
         head_norm_eps=spec.head_norm_eps,
@@ -151,6 +182,7 @@ def build_model(
         layer_scale_init=layer_scale_init if row.version == 1 else None,
         use_grn=row.version == 2,
         head_norm_first=row.head_norm_first,
+        head_norm=spec.head_norm,
         head_hidden_size=row.head_hidden_size,
         head_activation=spec.head_activation,
         drop_path_rate=drop_path_rate,

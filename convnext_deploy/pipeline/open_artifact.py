@@ -11,6 +11,7 @@ from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -37,7 +38,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
         raise ArtifactError(f"{path} is a symbolic link that leads nowhere; expected a folder or file.")
     elif not path.exists():
         artifact = _open_published(str(path))
-    elif path.suffix in CHECKPOINT_SUFFIXES:
+    elif path.suffix in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX):
         artifact = open_checkpoint(path)
     elif path.suffix == ".onnx":
         artifact = _open_onnx(path, asked)
@@ -66,10 +67,8 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
     if not asked.asked():
         return artifact
     side = asked.image_size
-    if side is not None and artifact.format == "torch" and side < 8 * artifact.model.patch_size:
-        raise ArtifactError(
-            f"--image-size {side} is too small for {path}; expected >= {8 * artifact.model.patch_size}."
-        )
+    if side is not None and artifact.format == "torch" and side < (least := artifact.model.output_stride):
+        raise ArtifactError(f"--image-size {side} is too small for {path}; expected >= {least}.")
     traced = artifact.format != "torch" and artifact.model.variant != "unknown"
     if traced and side not in (None, artifact.preprocess.image_size):
         raise ArtifactError(

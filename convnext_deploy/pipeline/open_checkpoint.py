@@ -13,33 +13,38 @@ from convnext_deploy.artifacts.preprocessing import assume, describe, tell
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.data.class_names import NATURAL
 from convnext_deploy.errors import ArtifactError, CheckpointError
+from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.pipeline.told_classes import find_class_names
 
 if TYPE_CHECKING:
     from convnext_deploy.models.checkpoints.hub_config import HubConfig
     from convnext_deploy.models.checkpoints.state_dict import Checkpoint
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
+WEIGHT_FILES = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+    "model.pth",
+)
 """The names under which other libraries keep the weights in a folder, best first."""
 
 
 def open_checkpoint(path: Path) -> Artifact:
     """Describe a file of weights of any library; see `open_input`."""
     from convnext_deploy.models.checkpoints.hub_config import TRANSFORMERS_DEFAULT_EPS, read_hub_config
-    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
+    from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_index
     from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 
     header = load_metadata(path)
     if header:
         return open_header(path, "torch", header)
     checkpoint = load_checkpoint(path)
-    spec = infer_model_spec(checkpoint.state, path)
-    if checkpoint.dialect == "timm" and spec.patch_size >= 8:
-        raise CheckpointError(
-            f"{path} has a patch size of {spec.patch_size}, with which timm dilates the last model stage; no variant does here."
-        )
+    spec = dataclasses.replace(infer_model_spec(checkpoint.state, path), **checkpoint.changes)
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
+    if checkpoint.dialect == "timm":
+        spec = _as_timm_lays_out(path, checkpoint, spec, config)
     if config is not None:
         spec = dataclasses.replace(spec, **config.changes)
     elif checkpoint.dialect == "huggingface":
@@ -63,11 +68,30 @@ def open_checkpoint(path: Path) -> Artifact:
         spec,
         class_names,
         preprocess,
-        (describe_file(path),),
+        tuple(map(describe_file, (path, *(read_index(path) if path.name.endswith(INDEX) else ())))),
         license=config.license if config is not None else None,
         notes=notes,
         class_order=NATURAL if class_names is None and checkpoint.dialect == "timm" else None,
     )
+
+
+def _as_timm_lays_out(path: Path, checkpoint: Checkpoint, spec: ModelSpec, config: HubConfig | None) -> ModelSpec:
+    """Return the network with timm's strides and dilations, which follow from the patch size and an output stride.
+
+    Raises: CheckpointError: if the weights are of other strides.
+    """
+    from convnext_deploy.models.checkpoints.told_settings import read_output_stride
+    from convnext_deploy.models.variants import TIMM_OUTPUT_STRIDE, timm_layout
+
+    told = config.output_stride if config is not None else read_output_stride(checkpoint.arguments, path, spec)
+    strides, dilations = timm_layout(spec.patch_size, told or TIMM_OUTPUT_STRIDE)
+    if strides[0] != spec.strides[0]:
+        has = "a" if spec.strides[0] > 1 else "no"
+        raise CheckpointError(
+            f"{path} has {has} downsampling before the first model stage behind a patch size of {spec.patch_size}; "
+            "timm has one for a patch size of 2 alone."
+        )
+    return dataclasses.replace(spec, strides=strides, dilations=dilations)
 
 
 def open_header(path: Path, format: Format, header: Mapping[str, Any]) -> Artifact:  # noqa: A002  (the manifest's key)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -73,10 +73,10 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
 
     Raises: RecipeError: if the scheme leaves every layer in float, or an override matches no layer; the model is then unchanged.
     """
-    layers = {name: module for name, module in model.named_modules() if type(module) in _REPLACEMENTS}
+    layers = _layers(model)
     chosen = scheme.select(layers)
     for name, grids in chosen.items():
-        if grids.input_shift and any(getattr(layers[name], "padding", ())):
+        if grids.input_shift and _is_padded(layers[name]):
             raise RecipeError(
                 f"sites: '{name}' pads its input with zeros, which a shifted input would no longer be; choose 'int8' for it."
             )
@@ -94,6 +94,24 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
         layer.input_shift = grids.input_shift
         layer.to(layer.weight.device)
     return model
+
+
+def fit_scheme(scheme: QuantizationScheme, model: nn.Module) -> QuantizationScheme:
+    """Return a scheme that a network can have: a padded convolution whose input it shifts is `int8`, unless that was asked for.
+
+    The zeros beyond the border would no longer be zeros after a shift; timm's dilated networks pad where others do not.
+    """
+    padded = [name for name, layer in _layers(model).items() if _is_padded(layer)]
+    shifted = [name for name in padded if scheme.choice(name) == scheme.usual_choice(name) == "int8-zero-point-shift"]
+    return scheme.with_overrides({**dict(scheme.overrides), **dict.fromkeys(shifted, "int8")}) if shifted else scheme
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if type(module) in _REPLACEMENTS}
+
+
+def _is_padded(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), "valid")
 
 
 def _cuts_patches(layer: nn.Module) -> bool:

@@ -112,6 +112,10 @@ class QuantizationScheme:
                 said = " and ".join(f"'{pattern}' = '{choice}'" for choice, pattern in sorted(best.items()))
                 raise RecipeError(f"sites: {said} disagree about '{layer_name}'; write its choice under its full name.")
             return next(iter(best))
+        return self.usual_choice(layer_name)
+
+    def usual_choice(self, layer_name: str) -> str:
+        """Return how the layer of that name is computed without overrides, a key of `CHOICES`."""
         return next((choice for pattern, choice in self.sites if fnmatchcase(layer_name, pattern)), "float")
 
     def layer(self, layer_name: str) -> LayerScheme | None:
@@ -187,7 +191,8 @@ _U8_PER_CHANNEL = TensorScheme(0, 255, symmetric=True, per_channel=True)
 _POINTWISE = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8"))
 # The second linear layer reads a GELU, whose values begin at -0.17: a symmetric grid would leave half its codes unused.
 _SHIFTED = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8-zero-point-shift"))
-_DOWNSAMPLING = ("downsample_layers.[123].1", "int8")
+_DOWNSAMPLING = ("downsample_layers.[123].1", "downsample_layers.0.3")  # the last: of timm, behind a stem of stride 2
+_INT8_DOWNSAMPLING = tuple((pattern, "int8") for pattern in _DOWNSAMPLING)
 
 SCHEMES: dict[str, QuantizationScheme] = {
     scheme.target: scheme
@@ -195,11 +200,14 @@ SCHEMES: dict[str, QuantizationScheme] = {
         # TensorRT runs a MatMul or Conv in INT8 when both its inputs are quantized, knows symmetric grids only, and is fastest when
         # the outputs stay in float for the GELU or residual add that follows. Depthwise convolutions are memory-bound and split
         # into padded groups in INT8; stem and head are small and sensitive. All of these stay in float.
-        QuantizationScheme("tensorrt", (*_SHIFTED, _DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
+        QuantizationScheme("tensorrt", (*_SHIFTED, *_INT8_DOWNSAMPLING), _S8, _S8_PER_CHANNEL),
         # Standard TensorRT has kernels of depthwise convolutions with INT8 on both sides, and takes slower ones where the norm
         # reads float; so the convolution's output, which is the norm's input, is quantized (Model Optimizer, pull request 1117).
         QuantizationScheme(
-            "tensorrt-depthwise", (*_SHIFTED, _DOWNSAMPLING, ("stages.*.dwconv", "int8-output")), _S8, _S8_PER_CHANNEL
+            "tensorrt-depthwise",
+            (*_SHIFTED, *_INT8_DOWNSAMPLING, ("stages.*.dwconv", "int8-output")),
+            _S8,
+            _S8_PER_CHANNEL,
         ),
         # ONNX Runtime on x86 multiplies unsigned by signed. Its linear layers give float from INT8 in one kernel, its convolutions
         # round what they give to 8 bits; so patches go through a linear layer. Depthwise convolutions in INT8 cost more for the
@@ -217,7 +225,7 @@ SCHEMES: dict[str, QuantizationScheme] = {
         # have too, and gives inputs all 256 codes. Depthwise convolutions and outputs in INT8 cost more conversions than they save.
         QuantizationScheme(
             "openvino",
-            (("stages.*.pwconv?", "int8-zero-point-shift"), ("downsample_layers.[123].1", "int8-zero-point-shift")),
+            tuple((pattern, "int8-zero-point-shift") for pattern in ("stages.*.pwconv?", *_DOWNSAMPLING)),
             _U8,
             _S8_PER_CHANNEL,
         ),

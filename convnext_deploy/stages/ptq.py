@@ -3,6 +3,7 @@
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.ptq import PTQConfig
+from convnext_deploy.quantization.prepare import fit_scheme
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.ptq_steps import choose_images, open_folded, quantize_network
@@ -19,6 +20,7 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
     source = require_source(source, "ptq")
     scheme = resolve_scheme(config.target, config.sites)
     folding = open_folded(source, scheme, context)
+    scheme = fit_scheme(scheme, folding.network)
     images = choose_images(config.calibration_images, folding.preprocess, context, config.batch_size)
     network, record = quantize_network(folding.network, scheme, config, images, context, seed=context.execution.seed)
     return write_torch_artifact(

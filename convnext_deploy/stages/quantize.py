@@ -12,7 +12,7 @@ from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.data.sampling import without
 from convnext_deploy.models.fold import Folding
-from convnext_deploy.quantization.prepare import prepare, quantized_layers, without_quantizers
+from convnext_deploy.quantization.prepare import fit_scheme, prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
 from convnext_deploy.stages.context import StageContext, require_source
@@ -57,6 +57,7 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
     check_teachers(source, config.teacher, context)
     start = time.monotonic()
     folding = open_folded(source, scheme, context)
+    scheme = fit_scheme(scheme, folding.network)
     search: Search = from_first(lambda: _try_steps(config, scheme, folding, context, start))
     assert search.network is not None  # the first step is always taken
     assert search.scheme is not None

@@ -13,7 +13,7 @@ from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import identity_parameters
+from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import check_teacher, distillation_objective
 from convnext_deploy.stages.training_setup import fit_network

@@ -25,6 +25,7 @@ from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.system.cuda_driver import describe_gpu
+from convnext_deploy.system.files import write_bytes
 from convnext_deploy.system.gpu_models import resolve_gpus
 
 THIS_GPU = "this GPU"
@@ -65,7 +66,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
             source.main_file, flavor=config.flavor, gpu=gpu, options=options, progress=context.execution.progress
         )
         path = context.output / (f"model.{gpu.lower()}.plan" if gpu else "model.plan")
-        path.write_bytes(engine.plan)
+        write_bytes(path, engine.plan)
         files.append(describe_file(path))
         place = gpu or THIS_GPU
         found = _report(trt, config, engine, path, view)

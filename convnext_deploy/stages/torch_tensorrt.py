@@ -8,7 +8,8 @@ from convnext_deploy.config.engine import TorchTensorRTConfig
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import compile_program, import_torch_tensorrt, save_program
 from convnext_deploy.models.checkpoints.load_network import load_network
-from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.models.fold import fold
+from convnext_deploy.models.identities import drop_identities
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.system.cuda_driver import gpu_name
 

@@ -1,18 +1,120 @@
-"""Files and folders that are written completely or not at all."""
+"""Files and folders that are written completely or not at all, and are readable as the umask says."""
 
+from __future__ import annotations
+
+import contextlib
+import io
+import os
 import shutil
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from convnext_deploy.errors import OutputError
+from convnext_deploy.errors import DeployError, OutputError
+from convnext_deploy.system.disk_faults import OUT, Target, cannot_write, system_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@contextmanager
+def whole_file(
+    path: Path, *, needed: int | None = None, what: str = "", instead: str = OUT, shared: bool = False
+) -> Iterator[Path]:
+    """Yield an empty file that takes the place of `path` when the block ends without an error; its folder is made.
+
+    The block does nothing but write it. The umask decides who may read it, also where a library makes files for its owner alone.
+
+    Args:
+        path: of the file.
+        needed: its size in bytes, for the message when there is no room; None: not known.
+        what: it holds, for that message; empty: the path says it.
+        instead: what a user may choose when it cannot be written.
+        shared: several processes may write it at the same time, each its own; they are equal, and the last one stays.
+
+    Raises: OutputError: if it cannot be written; nothing is left of it then, and what was there before stays.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial" if shared else f".{path.name}.partial")
+    least = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        try:
+            yield partial
+            if stat.S_IMODE(partial.stat().st_mode) != mode:
+                partial.chmod(mode)
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                least = partial.stat().st_size
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+    except DeployError:
+        raise
+    except Exception as error:
+        if (found := system_error(error)) is None:
+            raise
+        raise cannot_write(Target(path, needed, what, instead), found, least) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all. Raises: OutputError: if it cannot be written."""
+    with whole_file(path, needed=len(content)) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a text file completely or not at all. Raises: OutputError: if it cannot be written."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a small array as a `.npy` file. Raises: OutputError: if it cannot be written."""
+    import numpy as np
+
+    content = io.BytesIO()  # NumPy tells of a full disk how many items it wrote, and not what the system said
+    np.save(content, array)
+    write_bytes(path, content.getvalue())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the contents of a file completely or not at all. Raises: DeployError: if it cannot be written or read."""
+
+    def read() -> bytes:
+        try:
+            return file.read(1 << 20)
+        except OSError as error:
+            raise DeployError(f"{source} cannot be read ({error.strerror}).") from None
+
+    with (
+        source.open("rb") as file,
+        whole_file(target, needed=os.fstat(file.fileno()).st_size) as partial,
+        partial.open("wb") as written,
+    ):
+        while block := read():
+            written.write(block)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file all of `content` or nothing; file and folder are made. Raises: OutputError: if it cannot be written."""
+    left = content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                while left:  # a disk that is nearly full takes a part, and only then raises
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise cannot_write(Target(path, len(content)), error) from None
 
 
 def create_output_folder(path: Path) -> None:
@@ -20,9 +122,9 @@ def create_output_folder(path: Path) -> None:
 
     Raises: OutputError: if it is a file, or cannot be created or written.
     """
+    probe = path / ".write-test"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
@@ -36,14 +138,27 @@ def replace_folder(target: Path) -> Iterator[Path]:
     """Yield a new empty folder that takes the place of `target` when the block ends without an error.
 
     A reader of `target` sees the old folder or the complete new one; what a killed process left is removed by the next.
+
+    Raises: OutputError: if the folder cannot be made or put in its place.
     """
     partial = target.with_name(f".{target.name}.partial")
     old = target.with_name(f".{target.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(Target(target), error) from None
     try:
         yield partial
+        _put(partial, target, old)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put(partial: Path, target: Path, old: Path) -> None:
+    try:
         if target.exists():
             target.replace(old)
         try:
@@ -52,6 +167,5 @@ def replace_folder(target: Path) -> Iterator[Path]:
             if old.exists():
                 old.replace(target)
             raise
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(Target(target), error) from None

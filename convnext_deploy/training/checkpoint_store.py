@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.hashes import SUMS, hash_file
 from convnext_deploy.system.distributed import world
-from convnext_deploy.system.files import write_text
+from convnext_deploy.system.files import whole_file, write_text
 from convnext_deploy.system.progress import Progress, SilentProgress
 from convnext_deploy.training.tensorboard import TensorBoardEvents
 
@@ -53,13 +53,10 @@ class TrainingStore:
         """Write a state of tensors, numbers and texts, completely or not at all."""
         if not world().is_first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{LAST}.partial"
-        with partial.open("wb") as file:
+        with whole_file(self.folder / LAST, needed=_size(state)) as partial, partial.open("wb") as file:
             torch.save({"key": self.key, **state}, file)
             file.flush()
             os.fsync(file.fileno())  # a state that is lost with the power is no worse than none, half of one is
-        partial.replace(self.folder / LAST)
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -82,19 +79,25 @@ class TrainingStore:
         """Write the weights of the epoch with the best validation and their checksum, completely or not at all."""
         if not world().is_first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial, sums = self.folder / f".{BEST}.partial", self.folder / SUMS
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
-        line, before = f"{hash_file(partial)}  {BEST}\n", sums.read_text("utf-8") if sums.is_file() else ""
-        write_text(sums, line + before)  # whenever this process is killed, the weights that are there are named
-        partial.replace(self.folder / BEST)
+        sums = self.folder / SUMS
+        with whole_file(self.folder / BEST, needed=_size(weights)) as partial:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+            line, before = f"{hash_file(partial)}  {BEST}\n", sums.read_text("utf-8") if sums.is_file() else ""
+            write_text(sums, line + before)  # whenever this process is killed, the weights that are there are named
         write_text(sums, line)
 
     def save_history(self, history: list[dict[str, float]]) -> None:
         """Write the figures of the finished epochs."""
         if not world().is_first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / HISTORY, json.dumps(history, indent=1) + "\n")
         if self.events is not None:
             self.events.write(history[-1])
+
+
+def _size(state: Any) -> int:
+    """Return the bytes of all tensors in a state."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_size, parts))

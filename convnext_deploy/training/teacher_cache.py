@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.errors import OutputError
+from convnext_deploy.system.disk_faults import CACHE_DIR, Target, cannot_write
 
 RESULT_VERSION = 1
 """In the name of a plan: raised when a teacher gives other predictions for the same crops, the plan has other crops, or the layout
@@ -121,10 +121,8 @@ class TeacherCache:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise OutputError(
-                f"the teacher's predictions cannot be written to {path} ({error.strerror or error}); "
-                "make room, or choose another folder with --cache-dir."
-            ) from None
+            target = Target(path, self.rows * self._row.itemsize, "the teacher's predictions", CACHE_DIR)
+            raise cannot_write(target, error) from None
 
     def _encode(self, logits: Tensor) -> NDArray[np.void]:
         """Return the rows of logits, without their check sums."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.system.files import append
 
 
 def check_tensorboard() -> None:
@@ -33,7 +34,7 @@ class TensorBoardEvents:
     def write(self, row: Mapping[str, float]) -> None:
         """Write an epoch's figures, `epoch` being the step; what an earlier process wrote of this epoch or later is dropped.
 
-        Raises: BackendUnavailableError: without TensorBoard.
+        Raises: BackendUnavailableError, OutputError: without TensorBoard, or if they cannot be written.
         """
         check_tensorboard()
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
@@ -43,7 +44,6 @@ class TensorBoardEvents:
         now, step = time.time(), int(row["epoch"])
         events = []
         if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads files in the order of their names, and forgets the steps from a start's own on
             self._file = self.folder / f"events.out.tfevents.{now:.6f}"
             start = SessionLog(status=SessionLog.START)
@@ -54,5 +54,4 @@ class TensorBoardEvents:
         for event in events:
             event.wall_time = now
             RecordWriter(records).write(event.SerializeToString())
-        with self._file.open("ab") as file:
-            file.write(records.getvalue())
+        append(self._file, records.getvalue())

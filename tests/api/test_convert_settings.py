@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -278,14 +278,19 @@ def test_convert_leaves_the_earlier_result_alone_when_writing_fails(
     convert(source, "huggingface", tmp_path / "out")
     before = contents(tmp_path)
 
-    def fail(content: object, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(content: object, target: Path | BinaryIO, **_: object) -> None:
+        if isinstance(target, Path):
+            target.write_bytes(b"half")
+        else:
+            target.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     monkeypatch.setattr(torch, "save", fail)
     for out in (tmp_path / "out", tmp_path / "new"):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(
+            OutputError, match=r"/model\.\w+ cannot be written \(No space left[^\n]+it needs [\d,]+ bytes"
+        ):
             convert(source, dialect, out)
         assert contents(tmp_path) == before
         assert not (tmp_path / "new").exists()

@@ -242,7 +242,9 @@ def test_decode_small_says_in_one_line_that_the_disk_is_full_before_it_decodes(
     if not is_limited:
         monkeypatch.setattr(os, "posix_fallocate", no_room)
     file, reason = tmp_path / "a.npy", "File too large" if is_limited else "No space left on device"
-    text = rf"^decoded images cannot be written to {re.escape(str(file))} \({reason}\); make room[^\n]+--cache-dir\.$"
+    advice = "raise the limit on the size of files by ulimit -f, 60,000 bytes" if is_limited else "make room"
+    needs = rf"\(it needs {IMAGES.arrays.nbytes:,} bytes[^\n]+"
+    text = rf"^decoded images cannot be written to {re.escape(str(file))} \({reason}\); {advice} {needs}--cache-dir\.$"
     with largest_file(60_000 if is_limited else 1 << 30), pytest.raises(OutputError, match=text):
         decode_small(IMAGES, 3, file, most_in_memory=0)
     assert list(tmp_path.iterdir()) == []
@@ -251,7 +253,8 @@ def test_decode_small_says_in_one_line_that_the_disk_is_full_before_it_decodes(
 def test_decode_small_says_in_one_line_that_the_folder_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(
-        OutputError, match=r"^decoded images cannot be written to [^\n]+ \(Not a directory\); make room"
+        OutputError,
+        match=r"^decoded images cannot be written to [^\n]+ \(Not a directory\); choose another folder with --cache-dir",
     ):
         decode_small(IMAGES, 3, tmp_path / "taken" / "pixels" / "a.npy", most_in_memory=0)
     assert (tmp_path / "taken").read_text() == "a file"

@@ -18,7 +18,8 @@ from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.torch_program import as_half, export_program
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.models.fold import fold
+from convnext_deploy.models.identities import drop_identities
 from convnext_deploy.models.variants import VARIANTS
 from tests.shared import slow_except
 from tests.trained import CLASSES, SIDE, trained_network, wave_images

@@ -28,7 +28,8 @@ from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_pre
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import drop_identities, fold
+from convnext_deploy.models.fold import fold
+from convnext_deploy.models.identities import drop_identities
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, read_sites

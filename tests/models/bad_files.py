@@ -213,7 +213,7 @@ CONTENTS = [
     Bad("numbers", torch_save(lambda _: {"a": 1, "b": 2.5}), "'a' is a int"),
     Bad("int keys", torch_save(lambda _: dict(enumerate(good_state().values()))), "holds no state dict"),
     Bad("tensor keys", torch_save(key_is_tensor), "holds no state dict"),
-    Bad("nested beyond", torch_save(lambda _: {"model": {"net": {"state_dict": good_state()}}}), "'net' is a dict"),
+    Bad("nested beyond", torch_save(lambda _: {"model": {"net": {"x": torch.ones(3)}}}), "'net' is a dict"),
     Bad("cycle", torch_save(cycle), "holds no state dict"),
     Bad("nan", torch_save(with_value(float("nan"))), "not finite"),
     Bad("inf", torch_save(with_value(float("inf"))), "not finite"),
@@ -231,6 +231,6 @@ CONTENTS = [
     Bad("escape in key", torch_save(renamed("\x1b[2J\x1b]0;owned\x07")), "bad.pth"),
     Bad("long key", torch_save(renamed("x" * 1_000_000)), "xxx"),
     Bad("only odd keys", torch_save(lambda _: {"a\nb": torch.ones(1), "c" * 100_000: torch.ones(1)}), "bad.pth"),
-    Bad("empty key", torch_save(renamed("")), "has ''"),
+    Bad("empty key", torch_save(renamed("")), "'' (0 characters)"),
     Bad("prefix only", torch_save(lambda _: {"module.": torch.ones(1)}), "not a ConvNeXt checkpoint"),
 ]  # fmt: skip

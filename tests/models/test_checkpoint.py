@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_tensors, save_state
+from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_content, save_state, take_tensors
 from tests.models.conftest import assert_equal_states, mapped_ranges, random_state, refusal
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, dict[str, Any]]]:
+    """Return the tensors of a file, their entry, and what its training was called with."""
+    content, arguments = read_content(path)
+    return (*take_tensors(content, path), arguments)
 
 
 @pytest.fixture(scope="module")

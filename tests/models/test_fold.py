@@ -15,7 +15,8 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import REWRITES, Folding, Rewrite, fold, identity_parameters
+from convnext_deploy.models.fold import REWRITES, Folding, Rewrite, fold
+from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.models.variants import VARIANTS, build_model, complete_spec
 from tests.models.conftest import assert_equal_states, random_state
 from tests.weights import WIDEST

@@ -21,7 +21,8 @@ from convnext_deploy.models.checkpoints.key_maps import from_native
 from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import drop_identities, fold, identity_parameters
+from convnext_deploy.models.fold import fold
+from convnext_deploy.models.identities import drop_identities, identity_parameters
 from convnext_deploy.models.variants import VARIANTS, build_model
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, quantized_layers

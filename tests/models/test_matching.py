@@ -19,7 +19,6 @@ from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS
-from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import assert_equal_states, meta_state, random_state, refusal
 from tests.models.test_dialects import PAIRS
 
@@ -111,21 +110,6 @@ def load_timm(tmp_path: Path, variant: str, **options: Any) -> ModelSpec:
     path = tmp_path / "w.pth"
     torch.save(timm.create_model(variant, num_classes=5, **options).state_dict(), path)
     return infer_model_spec(load_checkpoint(path).state, path)
-
-
-def test_timm_network_of_patch_size_two_is_refused_because_it_halves_once_more(tmp_path: Path) -> None:
-    message = refusal(lambda: load_timm(tmp_path, "convnext_atto", patch_size=2))
-    assert "halves the first model stage" in message
-
-
-@pytest.mark.parametrize("patch_size", [8, 16])
-def test_timm_network_of_a_large_patch_size_is_refused_because_it_dilates(tmp_path: Path, patch_size: int) -> None:
-    # the weights would fit, but timm keeps the stride at 32 and dilates the last model stage, so the logits would be others
-    path = tmp_path / "w.pth"
-    torch.save(timm.create_model("convnext_atto", num_classes=5, patch_size=patch_size).state_dict(), path)
-    message = refusal(lambda: open_input(path))
-    assert f"patch size of {patch_size}" in message
-    assert "dilates" in message
 
 
 @pytest.mark.parametrize("patch_size", [1, 3])

@@ -76,7 +76,8 @@ def test_cache_says_in_one_line_that_the_disk_is_full_and_goes_on_later(tmp_path
     expected = open_cache(tmp_path / "whole")(batch_of(logits))
     cache, file = open_cache(tmp_path / "full"), tmp_path / "full" / FILE
     text = (
-        rf"^the teacher's predictions cannot be written to {re.escape(str(file))} \(File too large\); make room[^\n]+$"
+        rf"^the teacher's predictions cannot be written to {re.escape(str(file))} \(File too large\); raise the limit on "
+        rf"the size of files by ulimit -f, {10 * size + 7:,} bytes \(it needs {ROWS * size:,} bytes\)[^\n]+ with --cache-dir\.$"
     )
     with largest_file(10 * size + 7), pytest.raises(OutputError, match=text):
         cache(batch_of(logits))

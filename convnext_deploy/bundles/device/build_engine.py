@@ -10,9 +10,11 @@ Exit codes: 0 built, 1 not built, 2 usage.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,10 +135,19 @@ def use_timing_cache(config: Any, path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all."""
+    """Write a file completely or not at all. Raises: BuildError: if it cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise BuildError(
+            f"{path} cannot be written ({error.strerror}): it needs {len(content)} bytes, and {free} are free; make room, or "
+            "choose another folder with --out."
+        ) from None
 
 
 def check_unaltered(bundle: Path, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import shutil
@@ -214,6 +215,11 @@ def place_for_triton(bundle: Path, plan: Path, model: str) -> Path | None:
     target = folder / "1" / "model.plan"
     target.parent.mkdir(exist_ok=True)
     partial = target.with_name(".model.plan.partial")
-    shutil.copyfile(plan, partial)
-    partial.replace(target)
+    try:
+        shutil.copyfile(plan, partial)
+        partial.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OSError(f"{target} cannot be written ({error.strerror}); make room, and copy {plan} there") from None
     return target

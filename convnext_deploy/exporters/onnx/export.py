@@ -10,7 +10,7 @@ from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.fold import drop_identities
+from convnext_deploy.models.identities import drop_identities
 from convnext_deploy.quantization.prepare import QuantizedSite, quantized_layers, read_sites, without_quantizers
 
 

@@ -1,11 +1,11 @@
 """Read and write the timing cache of standard TensorRT, which makes the next build on the same GPU faster."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.errors import ExportError
+from convnext_deploy.system.files import whole_file
 
 
 def check_cache_file(path: Path) -> None:
@@ -40,18 +40,14 @@ def use_timing_cache(config: Any, path: Path, logger: Any) -> None:
 def save_timing_cache(config: Any, path: Path, logger: Any) -> None:
     """Write the cache of a build, with what another build has written there in the meantime; completely or not at all.
 
-    Raises: ExportError: if it cannot be written.
+    Raises: OutputError: if it cannot be written.
     """
     cache = config.get_timing_cache()
     if path.exists() and not cache.combine(_read(config, path.read_bytes(), path, logger), False):
         raise ExportError(f"the timing cache {path} is {_OTHER}")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            stream.write(bytes(cache.serialize()))
-        Path(stream.name).replace(path)
-    except OSError as error:
-        Path(stream.name).unlink(missing_ok=True)
-        raise ExportError(f"the timing cache {path} cannot be written ({error.strerror}).") from None
+    content = bytes(cache.serialize())
+    with whole_file(path, needed=len(content), what="the timing cache", instead="another file", shared=True) as partial:
+        partial.write_bytes(content)
 
 
 _OTHER = "not a timing cache, or one of another TensorRT release or GPU; give another file, or delete it to begin anew."

@@ -27,6 +27,7 @@ from convnext_deploy.errors import ArtifactError, BackendUnavailableError, Expor
 from convnext_deploy.exporters.tensorrt.torch_program import dynamic_shapes, example_images, export_program
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.cuda_driver import cuda_driver_error
+from convnext_deploy.system.disk_faults import Target, cannot_write, system_error
 
 INSTALL = "pip install 'convnext_deploy[torch-tensorrt]'"
 DEVICE = "cuda"
@@ -88,7 +89,7 @@ def compile_program(
 def save_program(compiled: nn.Module, path: Path, *, profile: Profile, image: tuple[int, int, int]) -> None:
     """Write what `compile_program` gave as an exported program; `profile` and `image` are those it was compiled for.
 
-    Raises: ExportError: with the words of Torch-TensorRT.
+    Raises: ExportError, OutputError: with the words of Torch-TensorRT, or if it cannot be written.
     """
     torch_tensorrt = import_torch_tensorrt()
     try:
@@ -101,6 +102,8 @@ def save_program(compiled: nn.Module, path: Path, *, profile: Profile, image: tu
                 dynamic_shapes=dynamic_shapes(profile),
             )
     except Exception as error:
+        if (found := system_error(error)) is not None:
+            raise cannot_write(Target(path), found) from None
         raise ExportError(f"Torch-TensorRT could not save {path.name}: {_reason(error, problems)}") from error
 
 

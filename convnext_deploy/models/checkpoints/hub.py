@@ -7,7 +7,8 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line, suggest
+from convnext_deploy.errors import BackendUnavailableError, CheckpointError, OutputError, first_line, suggest
+from convnext_deploy.system.disk_faults import DISK_FAULTS, Target, cannot_write, system_error
 
 # Owners on the Hugging Face hub whose ConvNeXt repositories are meant by their bare names; others take the prefix `hf-hub:`.
 _OWNERS = ("timm", "facebook")
@@ -48,6 +49,7 @@ def fetch_weights(name: str) -> Pretrained:
     Raises:
         BackendUnavailableError: if the package that downloads is missing.
         CheckpointError: if there are no such weights, or they are not in the cache and cannot be downloaded.
+        OutputError: if what is downloaded cannot be written.
     """
     return _fetch_torchvision(name) if _TORCHVISION.fullmatch(name) else _fetch_hub(name.removeprefix(_HUB_PREFIX))
 
@@ -73,10 +75,18 @@ def _fetch_hub(repository: str) -> Pretrained:
         raise CheckpointError(_offline(repository)) from None
     except Exception as error:
         # the hub's client raises whatever its HTTP library, the proxy and the file system raise
+        if (found := system_error(error)) is not None and found.errno in DISK_FAULTS:
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            raise _no_room(Path(HF_HUB_CACHE), repository, "HF_HOME", found) from None
         raise CheckpointError(f"{_offline(repository)} ({first_line(error)})") from None
     if not any((folder / name).is_file() for name in _FILES[2:]):
         raise CheckpointError(f"there are no weights of '{repository}' in {folder}: {_offline(repository)}")
     return Pretrained(folder)
+
+
+def _no_room(path: Path, name: str, variable: str, error: OSError) -> OutputError:
+    return cannot_write(Target(path, what=f"'{name}'", instead=f"another folder with {variable}"), error)
 
 
 def _offline(repository: str) -> str:
@@ -109,6 +119,8 @@ def _fetch_torchvision(name: str) -> Pretrained:
             torch.hub.download_url_to_file(weights.url, str(path), digits, progress=sys.stderr.isatty())
         except Exception as error:
             # urllib, sockets, the file system and the hash check each raise their own
+            if (fault := system_error(error)) is not None and fault.errno in DISK_FAULTS:
+                raise _no_room(path, name, "TORCH_HOME", fault) from None
             raise CheckpointError(
                 f"'{name}' is not in the cache, and downloading it failed ({first_line(error)}). Where there is a network, "
                 f"download {weights.url}; bring the file here and give it in the place of the name."

@@ -15,7 +15,13 @@ from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoints.told_settings import adapt_channels
-from convnext_deploy.models.variants import VARIANTS, complete_spec
+from convnext_deploy.models.variants import (
+    TIMM_OUTPUT_STRIDE,
+    TIMM_OUTPUT_STRIDES,
+    VARIANTS,
+    complete_spec,
+    timm_output_stride,
+)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
@@ -46,7 +52,7 @@ TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6,
 class HubConfig:
     """What a config file says: `changes` to the fields of a `ModelSpec`, `license` of the weights; None where it says nothing.
 
-    `image_size` of one that says no more of the preprocessing.
+    `image_size` of one that says no more of the preprocessing. `output_stride` of timm's network.
     """
 
     preprocess: Preprocess | None = None
@@ -54,6 +60,7 @@ class HubConfig:
     changes: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
     image_size: int | None = None
+    output_stride: int = TIMM_OUTPUT_STRIDE
 
 
 def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
@@ -98,6 +105,9 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         changes["activation"] = _look_up(_TIMM_ACTIVATIONS, arguments.pop("act_layer"), "act_layer", path)
     if "norm_eps" in arguments:
         changes["norm_eps"] = _positive(arguments.pop("norm_eps"))
+    output_stride = arguments.pop("output_stride", TIMM_OUTPUT_STRIDE)
+    if output_stride not in TIMM_OUTPUT_STRIDES:
+        raise CheckpointError(f"{path} sets output_stride {output_stride!r}; timm knows {TIMM_OUTPUT_STRIDES}.")
     norms = [row.norm + variant for variant in _TIMM_NORM_VARIANTS]
     if "norm_layer" in arguments and arguments["norm_layer"] not in norms:
         # norms with equal weights compute different things
@@ -131,6 +141,7 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         _class_names(names, spec),
         changes,
         None if settings.get("license") is None else str(settings["license"]),
+        output_stride=output_stride,
     )  # fmt: skip
 
 
@@ -200,6 +211,7 @@ def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str,
     arguments = {
         "in_chans": (spec.in_channels, 3),
         "patch_size": (spec.patch_size, 4),
+        "output_stride": (timm_output_stride(spec), TIMM_OUTPUT_STRIDE),
         "head_hidden_size": (row.head_hidden_size or 0, table.head_hidden_size or 0),
         "norm_eps": (row.norm_eps, table.norm_eps),
         "act_layer": (row.activation, table.activation),

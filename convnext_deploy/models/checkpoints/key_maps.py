@@ -14,7 +14,7 @@ from torch import Tensor
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.models.variants import Variant, complete_spec
+from convnext_deploy.models.variants import Variant, complete_spec, timm_output_stride
 
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
@@ -31,6 +31,9 @@ _DOWNSAMPLE = [
      f"encoder.stages.{{s}}.downsampling_layer.{i}")
     for i in (0, 1)
 ]  # fmt: skip
+_HALVE = [  # of timm's networks with a patch size of 2, before the first model stage; here the end of the stem
+    (f"downsample_layers.0.{2 + i}", f"stages.0.downsample.{i}", None, None) for i in (0, 1)
+]
 _BLOCK = [
     (f"stages.{{s}}.*.{own}", f"stages.{{s}}.blocks.*.{timm}", torchvision and f"features.{{odd}}.*.{torchvision}",
      f"encoder.stages.{{s}}.layers.*.{huggingface}")
@@ -51,21 +54,40 @@ _HEAD = [
     ("head", "head.fc", "classifier.2", "classifier"),
 ]
 _COLUMN: dict[Dialect, int] = {"facebook": 0, "timm": 1, "torchvision": 2, "huggingface": 3}
-_BASE_MODELS = ("convnext.", "convnextv2.")
+BASE_MODELS = ("convnext.", "convnextv2.")
+"""What transformers puts before the names of all but the head, by version."""
+SIGNATURES: dict[Dialect, tuple[str, str, str]] = {
+    "facebook": ("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", "stages.3.0.dwconv.weight"),
+    "timm": ("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "stages.3.blocks.0.conv_dw.weight"),
+    "torchvision": ("features.0.0.weight", "features.1.0.block.0.weight", "features.7.0.block.0.weight"),
+    "huggingface": (
+        "embeddings.patch_embeddings.weight",
+        "encoder.stages.0.layers.0.dwconv.weight",
+        "encoder.stages.3.layers.0.dwconv.weight",
+    ),
+}
+"""Dialect → weights that every network in it has: the stem's, and those of the first block of the first and last model stage."""
+MAIN_PARTS: dict[Dialect, tuple[str, ...]] = {
+    "facebook": ("downsample_layers", "stages", "norm", "norm_pre", "pre_logits", "head", "head_norm"),
+    "timm": ("stem", "stages", "norm_pre", "head"),
+    "torchvision": ("features", "classifier"),
+    "huggingface": ("embeddings", "encoder", "layernorm", "classifier", *(base.rstrip(".") for base in BASE_MODELS)),
+}
+"""Dialect → how the names of all its weights begin."""
 
 
 def recognize(state: Mapping[str, Tensor]) -> Dialect | None:
     """Return the dialect of a state dict, or None if it is not a ConvNeXt in any of them."""
     names = {_without_base(key) for key in state}
-    # the first weight of the stem, which every network has in one dialect and no network in another
-    return next((dialect for dialect, column in _COLUMN.items() if f"{_STEM[0][column]}.weight" in names), None)
+    # every network has it in one dialect and no network in another
+    return next((dialect for dialect, (stem, *_) in SIGNATURES.items() if stem in names), None)
 
 
 def to_native(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
     """Return the same weights under their own names and in their own shapes; names that the dialect lacks stay as they are."""
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        name = key if dialect == "facebook" else _rename(_without_base(key), dialect, reverse=True)
+        name = key if dialect == "facebook" else _rename(_without_base(key), dialect, reverse=True, halved=True)
         result[name or key] = _native_shape(name or key, tensor)
     return result
 
@@ -79,11 +101,11 @@ def from_native(state: Mapping[str, Tensor], spec: ModelSpec, dialect: Dialect) 
     check_writable(spec, dialect)
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        name = key if dialect == "facebook" else _rename(key, dialect, reverse=False)
+        name = key if dialect == "facebook" else _rename(key, dialect, reverse=False, halved=spec.strides[0] > 1)
         if name is None:
             raise CheckpointError(f"'{key}' has no name in {dialect}; this network cannot be written for it.")
         if dialect == "huggingface" and not name.startswith("classifier."):
-            name = _BASE_MODELS[row.version - 1] + name
+            name = BASE_MODELS[row.version - 1] + name
         result[name] = _foreign_shape(key, tensor, row, dialect)
     return result
 
@@ -94,13 +116,15 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     Raises: CheckpointError: naming what it lacks.
     """
     row = complete_spec(spec)
-    lacking: list[tuple[bool, str]] = [(spec.num_classes < 1, "networks without a classification head")]
+    lacking: list[tuple[bool, str]] = [
+        (spec.num_classes < 1, "networks without a classification head"),
+        (spec.head_norm, "a second norm before the head"),
+    ]
     if dialect == "timm":
         lacking += [
-            (spec.patch_size == 2, "a patch size of 2 (there it also halves the first model stage)"),
             (
-                spec.patch_size >= 8,
-                f"a patch size of {spec.patch_size} (there the last model stage is dilated instead)",
+                timm_output_stride(spec) is None,
+                f"strides of {spec.strides} and dilations of {spec.dilations} behind a patch size of {spec.patch_size}",
             ),
             (bool(row.head_hidden_size) and row.head_norm_first, "a hidden layer with the norm before the pooling"),
             (bool(row.head_hidden_size) and spec.head_activation != "gelu", f"a {spec.head_activation} in the head"),
@@ -116,6 +140,8 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
             (bool(row.head_hidden_size), "a hidden layer in the head"),
             (row.activation != "gelu" and dialect != "huggingface", f"the activation {row.activation}"),
             (spec.patch_size != 4 and dialect != "huggingface", f"a patch size of {spec.patch_size}"),
+            (spec.strides != ModelSpec.strides, f"strides of {spec.strides}"),
+            (spec.dilations != ModelSpec.dilations, f"dilations of {spec.dilations}"),
         ]
     if dialect == "torchvision":
         lacking += [(row.version == 2, "ConvNeXt v2"), (spec.in_channels != 3, f"{spec.in_channels} input channels")]
@@ -129,25 +155,26 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
 
 
 def _without_base(key: str) -> str:
-    return next((key.removeprefix(base) for base in _BASE_MODELS if key.startswith(base)), key)
+    return next((key.removeprefix(base) for base in BASE_MODELS if key.startswith(base)), key)
 
 
 @cache
-def _patterns(dialect: Dialect, reverse: bool) -> list[tuple[re.Pattern[str], str]]:
+def _patterns(dialect: Dialect, reverse: bool, halved: bool) -> list[tuple[re.Pattern[str], str]]:
     return [
         (
             re.compile(re.escape(source).replace(r"\*", r"(\d+)") + r"((?:\.weight|\.bias)?)"),
             target.replace("*", r"\1") + (r"\2" if "*" in target else r"\1"),
         )
-        for own, theirs in _rows(dialect)
+        for own, theirs in _rows(dialect, halved)
         for source, target in [(theirs, own) if reverse else (own, theirs)]
     ]
 
 
-def _rows(dialect: Dialect) -> Iterator[tuple[str, str]]:
+def _rows(dialect: Dialect, halved: bool) -> Iterator[tuple[str, str]]:
     column = _COLUMN[dialect]
     numbered: list[tuple[int, Sequence[tuple[str | None, ...]]]]
-    numbered = [(0, _STEM), *((s, _DOWNSAMPLE) for s in (1, 2, 3)), *((s, _BLOCK) for s in range(4)), (0, _HEAD)]
+    numbered = [(0, _HALVE)] if halved else []  # before the names of an overlapping stem, whose numbers are the same
+    numbered += [(0, _STEM), *((s, _DOWNSAMPLE) for s in (1, 2, 3)), *((s, _BLOCK) for s in range(4)), (0, _HEAD)]
     for s, rows in numbered:
         for row in rows:
             own, theirs = row[0], row[column]
@@ -156,8 +183,8 @@ def _rows(dialect: Dialect) -> Iterator[tuple[str, str]]:
                 yield own.format(**numbers), theirs.format(**numbers)
 
 
-def _rename(key: str, dialect: Dialect, *, reverse: bool) -> str | None:
-    for pattern, target in _patterns(dialect, reverse):
+def _rename(key: str, dialect: Dialect, *, reverse: bool, halved: bool) -> str | None:
+    for pattern, target in _patterns(dialect, reverse, halved):
         if found := pattern.fullmatch(key):
             return found.expand(target)
     return None

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.system.files import whole_file
 
 METADATA_KEY = "convnext_deploy"
 
@@ -40,7 +42,9 @@ _LARGEST_EXPANSION = 1 << 20  # bytes that the records of an archive may unpack 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file whose header carries `metadata` (JSON) under one key, so that its bytes are reproducible."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    header = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    with whole_file(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as partial:
+        save_file(tensors, partial, metadata=header)
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
@@ -59,21 +63,27 @@ def load_metadata(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, dict[str, Any]]]:
-    """Read the tensors of a `.safetensors` file, or of a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`.
+def read_content(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """Read a `.safetensors` file, a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`, or the index of several of them.
 
-    Files of today's formats are mapped into memory, so nothing is read before it is used. A training checkpoint's weights are
-    found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, and prefixes that all keys share are cut off.
+    Files of today's formats are mapped into memory, so nothing is read before it is used.
 
-    Returns: the tensors; the entry of a training checkpoint that they came from (None for a flat file); and what its training was
-        called with, `args` or `hyper_parameters` → name → plain value.
-    Raises: CheckpointError: if the file is missing, damaged, or holds anything but tensors, or what would have to be executed.
+    Returns: what the file holds, and what its training was called with, `args` or `hyper_parameters` → name → plain value.
+    Raises: CheckpointError: if the file is missing, damaged, or holds what would have to be executed.
     """
+    if path.name.endswith(INDEX):
+        tensors: dict[str, Any] = {}
+        for part in read_index(path):
+            content, _ = read_content(part)
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{part} holds no state dict; expected a mapping from names to tensors.")
+            tensors |= content
+        return tensors, {}
     _check_file(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         else:
             content = _unpickle(path)
     except CheckpointError:
@@ -83,7 +93,40 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, d
     except Exception as error:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
-    entry, arguments = None, _arguments(content)
+    return content, _arguments(content)
+
+
+def read_index(path: Path) -> list[Path]:
+    """Return the files among which an index says that the weights are divided, as transformers writes it.
+
+    Raises: CheckpointError: if it is damaged, a file is missing, or a name is that of no file beside it.
+    """
+    _check_file(path)
+    try:
+        found = json.loads(path.read_bytes())["weight_map"]
+        names = sorted(set(found.values()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path} is not an index of files of weights; expected JSON with a 'weight_map'."
+        ) from None
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or name.endswith(INDEX) or "\0" in name:
+            raise CheckpointError(f"{path} names {str(name)[:80]!r}; expected the name of a file beside it.")
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path} names {name}, which is not there; the weights are in {len(names)} files.")
+    return [path.parent / name for name in names]
+
+
+def take_tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors in what `read_content` gave.
+
+    A training checkpoint's weights are found under `model_ema`, `state_dict_ema`, `model` or `state_dict`, and prefixes that all
+    keys share are cut off.
+
+    Returns: the tensors, and the entry of a training checkpoint that they came from (None for a flat file).
+    Raises: CheckpointError: if there is anything but tensors.
+    """
+    entry = None
     while isinstance(content, dict) and (
         name := next((w for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
     ):
@@ -91,21 +134,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, d
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict; expected a mapping from names to tensors.")
     for key, value in content.items():
-        if not isinstance(key, str):
-            raise CheckpointError(
-                f"{path} holds no state dict: one of its names is a {type(key).__name__} and not a text."
-            )
-        if len(key) > _LONGEST_NAME or not key.isprintable():
-            raise CheckpointError(
-                f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is not the name of a weight."
-            )
+        check_name(path, key)
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path} holds no state dict: '{key}' is a {type(value).__name__}; "
                 "expected a mapping from names to tensors."
             )
-        _check_tensor(path, key, value)
-    return _strip_prefixes(content), entry, arguments
+        check_tensor(path, key, value)
+    return _strip_prefixes(content), entry
+
+
+def check_name(path: Path, key: object) -> None:
+    """Raises: CheckpointError: if a weight cannot be called that."""
+    if not isinstance(key, str):
+        raise CheckpointError(f"{path} holds no state dict: one of its names is a {type(key).__name__} and not a text.")
+    if not 0 < len(key) <= _LONGEST_NAME or not key.isprintable():
+        raise CheckpointError(
+            f"{path} holds no state dict: {key[:80]!r} ({len(key)} characters) is not the name of a weight."
+        )
 
 
 def plain(value: Any) -> Any:
@@ -218,7 +264,8 @@ def _describe_refusal(path: Path, message: str) -> str:
     )
 
 
-def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
+def check_tensor(path: Path, key: str, tensor: Tensor) -> None:
+    """Raises: CheckpointError: if it is no plain tensor, or claims to be larger than the file can hold."""
     kinds = {
         "nested": tensor.is_nested,
         str(tensor.layout): tensor.layout != torch.strided,

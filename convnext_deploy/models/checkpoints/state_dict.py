@@ -1,5 +1,6 @@
 """Find the network that a state dict belongs to, and load it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
-from convnext_deploy.models.checkpoints.safe_reader import read_tensors
+from convnext_deploy.models.checkpoints.safe_reader import read_content, take_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 # What a checkpoint for fine-tuning may lack or have in another size: the head; the last norm only where the head is missing too,
 # as in the weights of a pretrained backbone.
-_HEAD = ("head.", "pre_logits.")
+_HEAD = ("head.", "pre_logits.", "head_norm.")
 _LAST_NORM = ("norm.", "norm_pre.")
 
 
@@ -26,32 +30,53 @@ class Checkpoint:
     """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file.
 
     `arguments`: what its training was called with, `args` or `hyper_parameters` → name → plain value; empty if it does not say.
+    `changes`: to the fields of the `ModelSpec` that the weights show, for a head that is not the library's own.
     """
 
     state: dict[str, Tensor]
     dialect: Dialect
     notes: tuple[str, ...]
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read a file of weights in any dialect.
+
+    Args:
+        path: the file.
+        entry: which of several networks in it, see `choose_network`; None: the one to take first.
 
     Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
     """
-    tensors, entry, arguments = read_tensors(path)
+    content, arguments = read_content(path)
+    networks = find_networks(content, path)
+    if not networks:
+        return _load_incomplete(content, path, arguments)
+    network = choose_network(networks, entry, path)
+    notes = [
+        f"{path.name}: weights in the names of {network.library}",
+        *describe_choice(network, networks, path),
+        *network.head.remarks,
+    ]
+    state = {**to_native(network.tensors, network.dialect), **network.head.tensors}
+    if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in state.values()} - {"float32"}):
+        notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
+    return Checkpoint(state, network.dialect, tuple(notes), arguments, network.head.changes)
+
+
+def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    """Return weights that are not all of a network, for `infer_model_spec` to say what is missing."""
+    if _SHARD.search(path.name):
+        raise CheckpointError(f"{path} is one of the files of a network; give their index, *{INDEX}, or their folder.")
+    tensors, _ = take_tensors(content, path)
     dialect = recognize(tensors)
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
             f"{path} is not a ConvNeXt checkpoint with the names of {', '.join(DIALECTS)}; its first keys are {some}."
         )
-    notes = [f"{path.name}: weights in the names of {dialect}"]
-    if entry is not None:
-        notes.append(f"{path.name}: took the weights under '{entry}'")
-    if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32"}):
-        notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
-    return Checkpoint(to_native(tensors, dialect), dialect, tuple(notes), arguments)
+    return Checkpoint(to_native(tensors, dialect), dialect, (), arguments)
 
 
 def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
@@ -76,12 +101,9 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         raise CheckpointError(
             f"{path} is not a ConvNeXt checkpoint: the shapes of stem, convolutions and head are {found}."
         )
-    if "stages.0.downsample.0.weight" in state:
-        raise CheckpointError(
-            f"{path} halves the first model stage, as timm does for a patch size of 2; no variant here does that."
-        )
     convolutions = [i for i in range(4) if getattr(state.get(f"downsample_layers.0.{i}.weight"), "ndim", 0) == 4]
-    kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act"}
+    kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act", (0, 3): "patch"}
+    halves = tuple(convolutions) == (0, 3)
     found_row = {
         "version": 2 if any(".grn." in key for key in state) else 1,
         "depths": tuple(len({k.split(".")[2] for k in state if k.startswith(f"stages.{i}.")}) for i in range(4)),
@@ -103,6 +125,8 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         int(stem.shape[1]),
         int(stem.shape[2]) if found_row["stem"] == "patch" else ModelSpec.patch_size,
         head_hidden_size=None if exact else hidden,
+        strides=(2, 2, 2, 2) if halves else ModelSpec.strides,
+        head_norm="head_norm.weight" in state,
     )
 
 

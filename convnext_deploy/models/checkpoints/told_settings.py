@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpe
 from convnext_deploy.config.records import read_value
 from convnext_deploy.errors import CheckpointError, DeployError, first_line
 from convnext_deploy.models.checkpoints.safe_reader import plain
-from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.models.variants import TIMM_OUTPUT_STRIDES, resolve_variant
 
 ARGUMENTS_FILE = "args.yaml"
 _LARGEST_FILE = 1_000_000  # bytes
@@ -47,13 +47,30 @@ def read_told_settings(arguments: Mapping[str, Mapping[str, Any]], path: Path, s
 
     Raises: CheckpointError: if `args.yaml` cannot be read, or a network is for images that are not square.
     """
-    found = [(table, f"from {name} in the file") for name, table in arguments.items()]
+    return tuple(_interpret(table, origin, path, spec) for table, origin in _tables(arguments, path, spec))
+
+
+def read_output_stride(arguments: Mapping[str, Mapping[str, Any]], path: Path, spec: ModelSpec) -> int | None:
+    """Return the `output_stride` that timm's network was trained with, which its weights do not show; None: nothing tells.
+
+    Args and `Raises:` as `read_told_settings`.
+    """
+    found = (_flatten(table).get("output_stride") for table, _ in _tables(arguments, path, spec))
+    return next((stride for stride in found if stride in TIMM_OUTPUT_STRIDES), None)
+
+
+def _tables(
+    arguments: Mapping[str, Mapping[str, Any]], path: Path, spec: ModelSpec
+) -> list[tuple[Mapping[str, Any], str]]:
+    found: list[tuple[Mapping[str, Any], str]] = [
+        (table, f"from {name} in the file") for name, table in arguments.items()
+    ]
     beside = path.parent / ARGUMENTS_FILE
     if not arguments and beside.is_file():
         table = _read_yaml(beside)
         if _is_of(table, spec):
             found.append((table, f"from {ARGUMENTS_FILE} beside it"))
-    return tuple(_interpret(table, origin, path, spec) for table, origin in found)
+    return found
 
 
 def adapt_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:

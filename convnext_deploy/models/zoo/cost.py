@@ -4,13 +4,15 @@ The formulas follow `convnext.py` layer by layer; the tests compare them with th
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.models.variants import Variant, complete_spec
+from convnext_deploy.models.variants import Four, Variant, complete_spec
 
 MLP_RATIO = 4  # as in `convnext.py`, which imports PyTorch
 _STEM_KERNEL = 3  # of both convolutions of an overlapping stem
@@ -46,9 +48,10 @@ def count_parameters(spec: ModelSpec) -> int:
     """Return the number of trainable values of a network, its head for `spec.num_classes` logits included."""
     row = complete_spec(spec)
     stem = _stem(spec, row, 0)
-    downsampling = _downsampling(row, (0, 0, 0, 0))
+    downsampling = _downsampling(spec, row, (0, 0, 0, 0))
     # the norm behind the stem, those before each downsampling, and the last one
-    norms = sum(_norm_parameters(row, dim) for dim in (row.dims[0], *row.dims))
+    norms = sum(_norm_parameters(row, dim) for dim in (row.dims[0], *row.dims, *row.dims[: spec.strides[0] - 1]))
+    norms += 2 * row.dims[-1] * spec.head_norm
     blocks = sum(
         depth * _block_parameters(row, dim, kernel)
         for depth, dim, kernel in zip(row.depths, row.dims, row.kernel_sizes, strict=True)
@@ -67,7 +70,7 @@ def count_macs(spec: ModelSpec, image_size: int) -> int:
     """
     row = complete_spec(spec)
     sides = feature_map_sides(spec, image_size)
-    convolutions = sum(layer.macs for layer in (*_stem(spec, row, image_size), *_downsampling(row, sides)))
+    convolutions = sum(layer.macs for layer in (*_stem(spec, row, image_size), *_downsampling(spec, row, sides)))
     blocks = sum(
         depth * (kernel**2 * dim + 2 * MLP_RATIO * dim**2) * side**2
         for depth, dim, kernel, side in zip(row.depths, row.dims, row.kernel_sizes, sides, strict=True)
@@ -103,6 +106,8 @@ def activation_bytes(
     values += _norm_values(row) * stem[-1].values
     # Downsampling keeps the input of its norm and of its convolution; its output is the input of the next block.
     values += sum((2 + _norm_values(row)) * dim * side**2 for dim, side in zip(row.dims[:-1], sides[:-1], strict=True))
+    if spec.strides[0] > 1:  # the stem's norm keeps its output for the norm before this downsampling
+        values += (2 + _norm_values(row)) * stem[-1].values
     if row.head_norm_first:
         values += (1 + _norm_values(row)) * row.dims[-1] * sides[-1] ** 2
     insides = [_block_values(row, dim) * side**2 for dim, side in zip(row.dims, sides, strict=True)]
@@ -111,16 +116,16 @@ def activation_bytes(
     return round(values * bytes_per_value)
 
 
-def feature_map_sides(spec: ModelSpec, image_size: int) -> tuple[int, int, int, int]:
+def feature_map_sides(spec: ModelSpec, image_size: int) -> Four:
     """Return the sides in pixels of the feature maps of the four model stages.
 
     Raises: RecipeError: if nothing is left of the last one.
     """
     row = complete_spec(spec)
     side = image_size // spec.patch_size if row.stem == "patch" else _overlap_side(_overlap_side(image_size))
-    sides = (side, side // 2, side // 4, side // 8)
+    sides = cast(Four, tuple(side // math.prod(spec.strides[: stage + 1]) for stage in range(4)))
     if sides[-1] < 1:
-        least = 8 * spec.patch_size if row.stem == "patch" else 29  # two overlapping convolutions round 29 / 4 up to 8
+        least = spec.output_stride if row.stem == "patch" else 29  # two overlapping convolutions round 29 / 4 up to 8
         raise RecipeError(f"image_size = {image_size} is too small for {spec.variant}; expected >= {least} pixels.")
     return sides
 
@@ -140,7 +145,9 @@ def _stem(spec: ModelSpec, row: Variant, image_size: int) -> tuple[_Convolution,
     )
 
 
-def _downsampling(row: Variant, sides: tuple[int, int, int, int]) -> Iterator[_Convolution]:
+def _downsampling(spec: ModelSpec, row: Variant, sides: Four) -> Iterator[_Convolution]:
+    if spec.strides[0] > 1:
+        yield _Convolution(row.dims[0], row.dims[0], _DOWNSAMPLE_KERNEL, sides[0])
     for (dim, out_dim), side in zip(itertools.pairwise(row.dims), sides[1:], strict=True):
         yield _Convolution(dim, out_dim, _DOWNSAMPLE_KERNEL, side)
 

@@ -1,0 +1,155 @@
+"""Find the network in whatever a training script wrapped around it, by the names that every ConvNeXt has.
+
+A file may hold several networks, in tables within tables and under prefixes: raw weights and their average, a student and its
+teacher, a backbone in a Lightning module. Each is found by its stem and first block, whatever stands before their names.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from convnext_deploy.config.choices import Dialect
+from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints.foreign_names import with_official_names
+from convnext_deploy.models.checkpoints.heads import Head, has_head, head_beside, take_head
+from convnext_deploy.models.checkpoints.key_maps import BASE_MODELS, DIALECTS, MAIN_PARTS, SIGNATURES
+from convnext_deploy.models.checkpoints.safe_reader import check_name, check_tensor
+
+_DEEPEST = 6  # tables within tables
+_MOST_TABLES = 1000
+_SHOWN = 3  # names of what is left out
+_WORDS = re.compile(r"[a-z]+")
+
+
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network in a file.
+
+    `entry`: the names of the tables and prefixes before those of its weights, with dots between; empty for a flat file.
+    `library`: whose names they had in the file. `tensors`: its weights under the dialect's names, but for a `head` that is not the
+    library's own. `left_out`: what stands beside them in the same table.
+    """
+
+    entry: str
+    dialect: Dialect
+    library: str
+    tensors: dict[str, Tensor]
+    head: Head
+    left_out: tuple[str, ...]
+
+
+def find_networks(content: Any, path: Path) -> list[FoundNetwork]:
+    """Return the ConvNeXts in what a file holds, the one to take first.
+
+    An average of the weights comes before the weights, since its authors publish that; a teacher comes last.
+
+    Args:
+        content: of `read_content`.
+        path: the file, for messages.
+
+    Raises: CheckpointError: if a name or tensor of a table with a network is none that weights can have.
+    """
+    found = [network for names, table in _tables(content) for network in _in_table(names, table, path)]
+    return sorted(found, key=lambda network: _rank(network.entry))
+
+
+def _tables(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Yield the tables that hold tensors, with the names that lead to them."""
+    pending: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen: set[int] = set()
+    while pending and len(seen) < _MOST_TABLES:
+        names, table = pending.pop(0)
+        if not isinstance(table, Mapping) or id(table) in seen or len(names) > _DEEPEST:
+            continue
+        seen.add(id(table))
+        if any(isinstance(value, Tensor) for value in table.values()):
+            yield names, table
+        pending += [((*names, key), value) for key, value in table.items() if isinstance(key, str)]
+
+
+def _in_table(names: tuple[str, ...], table: Mapping[Any, Any], path: Path) -> Iterator[FoundNetwork]:
+    table, libraries = with_official_names(table)
+    keys = [key for key, value in table.items() if isinstance(key, str) and isinstance(value, Tensor)]
+    known = set(keys)
+    for dialect in DIALECTS:
+        stem, block, _ = SIGNATURES[dialect]
+        prefixes = [key.removesuffix(stem) for key in keys if key.endswith(stem)]
+        for prefix in prefixes:
+            if (not prefix or prefix.endswith(".")) and prefix + block in known:
+                root = prefix
+                for base in BASE_MODELS if dialect == "huggingface" else ():  # the head stands beside the base model
+                    root = root.removesuffix(base)
+                yield _gather(names, table, path, dialect, root, libraries.get(root))
+
+
+def _gather(
+    names: tuple[str, ...], table: Mapping[Any, Any], path: Path, dialect: Dialect, prefix: str, library: str | None
+) -> FoundNetwork:
+    tensors: dict[str, Tensor] = {}
+    left_out = []
+    for key, value in table.items():
+        check_name(path, key)
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and isinstance(value, Tensor) and name.partition(".")[0] in MAIN_PARTS[dialect]:
+            check_tensor(path, key, value)
+            tensors[name] = value
+        else:
+            left_out.append(key)
+    entry = ".".join((*names, prefix.removesuffix("."))).strip(".")
+    head = take_head(tensors, dialect, path)
+    if prefix and not head.tensors and not has_head(tensors, dialect):
+        last = next(
+            tensors[base + SIGNATURES[dialect][2]]
+            for base in ("", *BASE_MODELS)
+            if base + SIGNATURES[dialect][2] in tensors
+        )
+        parent = ".".join(prefix.split(".")[:-2])
+        beside = {key: table[key] for key in left_out if isinstance(table[key], Tensor) and key.startswith(parent)}
+        head = head_beside(beside, len(parent) + bool(parent), last.shape[0], path)
+        left_out = [key for key in left_out if key not in head.taken]
+    return FoundNetwork(entry, dialect, library or dialect, tensors, head, tuple(left_out))
+
+
+def _rank(entry: str) -> tuple[bool, bool]:
+    words = set(_WORDS.findall(entry.lower()))
+    return "teacher" in words, "ema" not in words
+
+
+def choose_network(networks: list[FoundNetwork], entry: str | None, path: Path) -> FoundNetwork:
+    """Return the network that the user named, or the first.
+
+    Args:
+        networks: of `find_networks`, at least one.
+        entry: the `entry` of one, or the end of it.
+        path: the file, for messages.
+
+    Raises: CheckpointError: if none or several have that name.
+    """
+    if entry is None:
+        return networks[0]
+    fitting = [each for each in networks if each.entry == entry or each.entry.endswith(f".{entry}")]
+    if len(fitting) != 1:
+        known = ", ".join(each.entry or "the file itself" for each in networks)
+        raise CheckpointError(
+            f"{path} has {'several networks' if fitting else 'no network'} '{entry}'; it has: {known}."
+        )
+    return fitting[0]
+
+
+def describe_choice(chosen: FoundNetwork, networks: list[FoundNetwork], path: Path) -> list[str]:
+    """Say which network of the file was taken, and what was left out."""
+    others = [each.entry or "the file itself" for each in networks if each is not chosen]
+    notes = []
+    if chosen.entry or others:
+        also = f", and not {', '.join(others)}" if others else ""
+        notes.append(f"{path.name}: took the weights under '{chosen.entry}'{also}")
+    prefixes = tuple(f"{each.entry.rpartition('.')[2]}." for each in networks if each is not chosen and each.entry)
+    rest = [key for key in chosen.left_out if not (prefixes and key.startswith(prefixes))]
+    if rest:
+        shown = ", ".join(rest[:_SHOWN]) + (f" and {len(rest) - _SHOWN} more" if len(rest) > _SHOWN else "")
+        notes.append(f"{path.name}: left out {shown}, which are no part of the network")
+    return notes

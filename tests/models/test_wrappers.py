@@ -1,0 +1,297 @@
+"""Networks in what training scripts wrap around them, and with the heads that people give them, answer as where they come from."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import ConvNextConfig, ConvNextForImageClassification, DINOv3ConvNextConfig, DINOv3ConvNextModel
+
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
+from convnext_deploy.models.variants import build_model
+from convnext_deploy.pipeline.open_artifact import open_input
+from tests.models.conftest import random_weights, refusal
+
+CLASSES = 7
+State = dict[str, Tensor]
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def timm_network(**options: Any) -> nn.Module:
+    return filled(timm.create_model("test_convnext2", **{"num_classes": CLASSES, **options}))
+
+
+def transformers_network() -> nn.Module:
+    config = ConvNextConfig(depths=[2, 2, 6, 2], hidden_sizes=[40, 80, 160, 320], image_size=64)
+    config.num_labels = CLASSES
+    return filled(ConvNextForImageClassification(config))
+
+
+def filled(network: nn.Module, seed: int = 0) -> nn.Module:
+    network.load_state_dict(random_weights(network.state_dict(), seed))
+    return network.eval()
+
+
+def answers(network: Any) -> Tensor:
+    with torch.no_grad():
+        found = network(IMAGES)
+    return found if isinstance(found, Tensor) else found.logits
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def other(state: State) -> State:
+    """The same network with other weights, which must not be taken."""
+    return {key: value * 0.5 for key, value in state.items()}
+
+
+OPTIMIZER = {
+    "state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(3)}},
+    "param_groups": [{"lr": 0.1, "params": [0]}],
+}
+WRAPPERS: dict[str, Callable[[State], Any]] = {
+    "flat": lambda s: s,
+    "DataParallel": lambda s: under("module.", s),
+    "torch.compile": lambda s: {"model": under("_orig_mod.", s), "epoch": 3},
+    "DataParallel of torch.compile": lambda s: {"state_dict": under("module._orig_mod.", s)},
+    "Lightning": lambda s: {"state_dict": under("model.", s), "hyper_parameters": {"lr": 0.1}, "global_step": 5},
+    "Lightning with a loss": lambda s: {"state_dict": {**under("net.", s), "criterion.weight": torch.ones(CLASSES)}},
+    "Lightning with metrics": lambda s: {"state_dict": {**under("encoder.", s), "val_acc.tp": torch.ones(3), "n": torch.ones(1)}},
+    "distillation": lambda s: {"state_dict": {**under("teacher.", other(s)), **under("student.", s)}},
+    "distillation of modules": lambda s: {"model": {**under("module.student.", s), **under("module.teacher.", other(s))}},
+    "average beside": lambda s: {"state_dict": {**under("model.", other(s)), **under("ema_model.", s)}},
+    "torchvision's average": lambda s: {"model": other(s), "model_ema": {"n_averaged": torch.ones(1), **under("module.", s)}},
+    "ema": lambda s: {"model": other(s), "ema": s, "updates": 100},
+    "ema in a table": lambda s: {"ema": {"state_dict": s, "decay": 0.99}, "net": other(s)},
+    "empty average": lambda s: {"state_dict": s, "state_dict_ema": {}},
+    "no average": lambda s: {"model": s, "model_ema": None},
+    "PyTorch's tutorials": lambda s: {"epoch": 1, "model_state_dict": s, "optimizer_state_dict": OPTIMIZER, "loss": 0.3},
+    "net": lambda s: {"net": s, "acc": 93.1, "epoch": 3},
+    "DeepSpeed": lambda s: {"module": s, "dp_world_size": 8, "ds_version": "0.15"},
+    "FSDP": lambda s: under("_fsdp_wrapped_module._orig_mod.", s),
+    "a module in a module": lambda s: {"state_dict": under("backbone.model.", s)},
+    "networks as tables": lambda s: {"models": {"student": s, "teacher": other(s)}, "optimizer": OPTIMIZER},
+    "generations": lambda s: {"model": {"module": {"net": under("0.", s)}}},
+}  # fmt: skip
+BASES: dict[str, Callable[[], nn.Module]] = {"timm": timm_network, "transformers": transformers_network}
+
+
+@pytest.fixture(scope="module", params=["timm", pytest.param("transformers", marks=pytest.mark.heavy)])
+def base(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    network = BASES[request.param]()
+    return network, answers(network)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrapped_networks_give_their_logits(
+    wrap: Callable[[State], Any], base: tuple[nn.Module, Tensor], tmp_path: Path
+) -> None:
+    network, expected = base
+    torch.save(wrap(dict(network.state_dict())), tmp_path / "w.pth")
+    found = answers(load_network(open_input(tmp_path / "w.pth")))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_taken_and_left_is_said(tmp_path: Path) -> None:
+    state = timm_network().state_dict()
+    content = {**under("student.", state), **under("teacher.", other(state)), "criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": content}, tmp_path / "w.pth")
+    notes = open_input(tmp_path / "w.pth").notes
+    assert "w.pth: took the weights under 'state_dict.student', and not state_dict.teacher" in notes
+    assert "w.pth: left out criterion.weight, which are no part of the network" in notes
+    torch.save(under("module.", state), tmp_path / "w.pth")
+    assert not [note for note in open_input(tmp_path / "w.pth").notes if "left out" in note]
+
+
+def with_head(network: Any, head: nn.Module) -> nn.Module:
+    network.head.fc = head
+    return filled(network)
+
+
+def with_classifier(network: Any, *head: nn.Module) -> nn.Module:
+    network.classifier = head[0] if len(head) == 1 else nn.Sequential(*head)
+    return filled(network)
+
+
+class Backbone(nn.Module):
+    """A network of features and a head of one's own beside it, as people write them."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = timm.create_model("test_convnext2", num_classes=0)
+        self.classifier = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.backbone(images))  # type: ignore[no-any-return]  # modules return Any
+
+
+def hidden(width: int, *, dropout: bool = True) -> nn.Sequential:
+    """The head of many tutorials."""
+    layers = [nn.Dropout(0.3), nn.Linear(width, 12), nn.ReLU(), nn.Dropout(0.25), nn.Linear(12, CLASSES)]
+    return nn.Sequential(*(layer for layer in layers if dropout or not isinstance(layer, nn.Dropout)))
+
+
+def torchvision_network() -> Any:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    # the widths and depths of zepto or atto as torchvision would have them
+    sizes = [(40, 80, 2), (80, 160, 2), (160, 320, 6), (320, None, 2)]
+    return ConvNeXt([CNBlockConfig(*size) for size in sizes], num_classes=CLASSES)
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "timm, dropout": lambda: with_head(timm_network(), nn.Sequential(nn.Dropout(0.5), nn.Linear(128, CLASSES))),
+    "timm, hidden layer": lambda: with_head(timm_network(), hidden(128)),
+    "timm, hidden layer without dropout": lambda: with_head(timm_network(), hidden(128, dropout=False)),
+    "timm, norm": lambda: with_head(timm_network(), nn.Sequential(nn.LayerNorm(128), nn.Linear(128, CLASSES))),
+    "torchvision, dropout": lambda: with_classifier(
+        (net := torchvision_network()), *list(net.classifier)[:2], nn.Dropout(0.2), nn.Linear(320, CLASSES)
+    ),
+    "torchvision, dropout within": lambda: with_classifier(
+        (net := torchvision_network()),
+        *list(net.classifier)[:2],
+        nn.Sequential(nn.Dropout(0.2), nn.Linear(320, CLASSES)),
+    ),
+    "torchvision, hidden layer": lambda: with_classifier(
+        (net := torchvision_network()), *list(net.classifier)[:2], *hidden(320)
+    ),
+    "torchvision, hidden layer within": lambda: with_classifier(
+        (net := torchvision_network()), *list(net.classifier)[:2], hidden(320)
+    ),
+    "transformers, dropout": lambda: with_classifier(transformers_network(), nn.Dropout(0.1), nn.Linear(320, CLASSES)),
+    "transformers, hidden layer": lambda: with_classifier(transformers_network(), hidden(320)),
+    "beside, Linear": lambda: filled(Backbone(nn.Linear(128, CLASSES))),
+    "beside, dropout": lambda: filled(Backbone(nn.Sequential(nn.Dropout(0.5), nn.Linear(128, CLASSES)))),
+    "beside, hidden layer": lambda: filled(Backbone(hidden(128))),
+    "beside, norm": lambda: filled(Backbone(nn.Sequential(nn.LayerNorm(128), nn.Linear(128, CLASSES)))),
+}
+
+
+@pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
+def test_heads_of_other_forms_give_their_logits(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    network = make()
+    torch.save({"model": network.state_dict()}, tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    assert artifact.model.num_classes == CLASSES
+    torch.testing.assert_close(answers(load_network(artifact)), answers(network), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (hidden(128), "activation is taken to be ReLU, which the file does not tell"),
+        (nn.Sequential(nn.LayerNorm(128), nn.Linear(128, CLASSES)), "eps is taken to be 1e-5"),
+    ],
+)
+def test_what_is_assumed_of_a_head_is_said(head: nn.Module, said: str, tmp_path: Path) -> None:
+    torch.save(with_head(timm_network(), copy.deepcopy(head)).state_dict(), tmp_path / "w.pth")
+    assert said in " ".join(open_input(tmp_path / "w.pth").notes)
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        (nn.Sequential(nn.Linear(128, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, CLASSES)), "head.fc.1 (BatchNorm)"),
+        (nn.Sequential(nn.Linear(128, 12), nn.Linear(12, CLASSES)), "head.fc.0 (Linear), head.fc.1 (Linear)"),
+        (nn.Sequential(nn.Linear(128, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, CLASSES)), "head.fc.4 (Linear)"),
+        (nn.Sequential(nn.PReLU(128), nn.Linear(128, CLASSES)), "head.fc.0 (PReLU or scale)"),
+    ],
+)  # fmt: skip
+def test_heads_of_other_modules_are_refused_by_name(head: nn.Module, named: str, tmp_path: Path) -> None:
+    torch.save(with_head(timm_network(), copy.deepcopy(head)).state_dict(), tmp_path / "w.pth")
+    assert named in refusal(lambda: open_input(tmp_path / "w.pth"))
+
+
+def test_safetensors_with_prefixes_and_others_beside(tmp_path: Path) -> None:
+    network = timm_network()
+    save_file({**under("model.", network.state_dict()), "n_averaged": torch.ones(1)}, tmp_path / "w.safetensors")
+    found = answers(load_network(open_input(tmp_path / "w.safetensors")))
+    torch.testing.assert_close(found, answers(network), rtol=1e-5, atol=1e-5)
+
+
+def to_mmpretrain(state: State) -> State:
+    """Name the weights of timm's network as mmpretrain does, see its `models/backbones/convnext.py`."""
+    from convnext_deploy.models.checkpoints.key_maps import to_native
+
+    named = {}
+    for key, value in to_native(state, "timm").items():
+        name = key.replace("dwconv", "depthwise_conv").replace("pwconv", "pointwise_conv")
+        if name.startswith("head."):
+            named[name.replace("head.", "head.fc.")] = value
+        else:
+            named["backbone." + ("norm3." + name[5:] if name.startswith("norm.") else name)] = value
+    return named
+
+
+def test_mmpretrain_is_read_by_its_names(tmp_path: Path) -> None:
+    network = timm_network()
+    torch.save({"meta": {"epoch": 3}, "state_dict": to_mmpretrain(network.state_dict())}, tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    assert "w.pth: weights in the names of mmpretrain" in artifact.notes
+    torch.testing.assert_close(answers(load_network(artifact)), answers(network), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["as saved", "as in the library", "with a head", "within a module"])
+def test_dinov3_of_transformers_gives_its_features(form: str, tmp_path: Path) -> None:
+    config = DINOv3ConvNextConfig(depths=[2, 2, 6, 2], hidden_sizes=[40, 80, 160, 320])
+    network = filled(DINOv3ConvNextModel(config))
+    head = filled(nn.Linear(320, CLASSES))
+    state = {key.removeprefix("model." if form == "as saved" else ""): v for key, v in network.state_dict().items()}
+    if form == "with a head":
+        state = {**under("backbone.", state), **under("head.", head.state_dict())}
+    elif form == "within a module":
+        state = under("net.", state)
+    save_file(state, tmp_path / "model.safetensors")
+    artifact = open_input(tmp_path / "model.safetensors")
+    assert artifact.model.num_classes == (CLASSES if form == "with a head" else 0)
+    full = load_checkpoint(tmp_path / "model.safetensors").state
+    ours = build_model(ModelSpec(artifact.model.variant, CLASSES))
+    load_into(ours, {**full, **under("head.", head.state_dict())}, "w")
+    with torch.no_grad():
+        expected = head(network(IMAGES).pooler_output)
+    torch.testing.assert_close(answers(ours.eval()), expected, rtol=1e-5, atol=1e-5)
+
+
+def write_shards(folder: Path, state: State, parts: int, suffix: str) -> Path:
+    """Write the weights among several files with an index, as transformers does."""
+    keys = sorted(state)
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    places: dict[str, str] = {}
+    for part in range(parts):
+        name = f"{stem}-{part + 1:05}-of-{parts:05}{suffix}"
+        held = {key: state[key].contiguous() for key in keys[part::parts]}
+        save_file(held, folder / name) if suffix == ".safetensors" else torch.save(held, folder / name)
+        places |= dict.fromkeys(held, name)
+    index = folder / f"{stem}{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_weights_in_several_files_are_one_network(suffix: str, tmp_path: Path) -> None:
+    network = transformers_network()
+    index = write_shards(tmp_path, network.state_dict(), 3, suffix)
+    for place in (index, tmp_path):
+        artifact = open_input(place)
+        assert len(artifact.files) == 4
+        torch.testing.assert_close(answers(load_network(artifact)), answers(network), rtol=1e-5, atol=1e-5)
+    shard = next(tmp_path.glob(f"*-00002-of-*{suffix}"))
+    assert "is one of the files of a network; give their index" in refusal(lambda: open_input(shard))
+    shard.unlink()
+    assert f"names {shard.name}, which is not there" in refusal(lambda: open_input(index))
+    index.write_text(json.dumps({"weight_map": {"a": "../w.bin"}}))
+    assert "names '../w.bin'; expected the name of a file beside it" in refusal(lambda: open_input(index))
+    index.write_text("[1]")
+    assert "is not an index of files of weights" in refusal(lambda: open_input(index))
