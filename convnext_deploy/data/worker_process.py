@@ -6,6 +6,7 @@ also lie there. The process ends with the one that started it, however that ends
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import pickle
@@ -98,6 +99,7 @@ def start(items: Items, shared: Shared) -> Worker:
             try:
                 own.close()
                 ignore_from_now_on()
+                faulthandler.disable()  # the one that started it says how it ended
                 _serve(items, other, shared, parent)
             finally:
                 os._exit(0)
