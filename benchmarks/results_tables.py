@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import faults_table
 import latency_table
 from mutants_list import MUTANTS
 
@@ -134,18 +135,9 @@ def _teacher_cache(results: Path) -> str:
     )
 
 
-def _kills(results: Path) -> str:
-    found = _read(results, "kills")
-    same = "yes" if all(found["same_bytes"].values()) else "no"
-    head = [
-        "`python benchmarks/kills.py`: times killed",
-        "starts",
-        "seconds uninterrupted",
-        "the same bytes at the end",
-    ]
-    return as_table(
-        head, [[str(len(found["kills_after_s"])), str(found["starts"]), f"{found['uninterrupted_s']:.0f}", same]]
-    )
+def _faults(results: Path) -> str:
+    head = ["`python benchmarks/faults.py`", "times", "longest s", "what came of it"]
+    return as_table(head, faults_table.rows(_read(results, "faults")["drills"]))
 
 
 def _loading(results: Path) -> str:
@@ -318,7 +310,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "eager": _eager,
     "training": _training,
     "teacher_cache": _teacher_cache,
-    "kills": _kills,
+    "faults": _faults,
     "mutants": _mutants,
     "evidence": _evidence,
     "evidence-facts": _evidence_facts,

@@ -76,9 +76,8 @@ BENCHMARKS = (
     ),
     Benchmark("latency-ablation", "latency.py", ("--ablation",), 60),
     Benchmark("latency-profile", "latency.py", ("--profile",), 5),
-    Benchmark("kills", "kills.py", (), 20),
     Benchmark("evidence", "evidence.py", (), 10),
-    Benchmark("altered_bytes", "altered_bytes.py", (), 20),
+    Benchmark("faults", "faults.py", (), 40),
     Benchmark("mutants", "mutants.py", (), 30),
     Benchmark(
         "quantization_peers-tiny-224",

@@ -15,6 +15,7 @@ from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.bundles.device import verify
 from convnext_deploy.bundles.files import BatchSizes, assemble
 from convnext_deploy.bundles.golden import GoldenImages, choose_images
+from convnext_deploy.bundles.reported_accuracy import find_doubts
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.system.files import create_output_folder, replace_folder
 
@@ -100,7 +101,7 @@ def bundle(
         golden.origin,
         size,
         digest,
-        _notes(contents, golden),
+        (*find_doubts(contents), *_notes(contents, golden)),
     )
 
 

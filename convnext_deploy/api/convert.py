@@ -12,6 +12,7 @@ from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import Dialect
+from convnext_deploy.documents import read_bytes
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.checkpoints.hub_config import (
     CONFIG,
@@ -57,6 +58,7 @@ def convert(
     out: Path | str,
     *,
     model: str | None = None,
+    entry: str | None = None,
     data: DataOptions = DataOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
 ) -> Conversion:
@@ -67,12 +69,13 @@ def convert(
         dialect: the library.
         out: folder for the weights, their config files, the class names and a README with the lines that load them.
         model: variant that the checkpoint must hold.
+        entry: which of several networks in the file, such as `student`; None: an average before the weights, a teacher last.
         data: what it says of the preprocessing counts, for the config files.
         execution: `progress` counts.
 
     Raises: DeployError: if the checkpoint cannot be read, is quantized, or the library has no such network.
     """
-    out, artifact = Path(out), open_artifact(checkpoint, model, data, execution.reporter)
+    out, artifact = Path(out), open_artifact(checkpoint, model, data, execution.reporter, entry)
     if artifact.format != "torch" or artifact.precision != "fp32":
         raise ArtifactError(
             f"{checkpoint} is {artifact.precision} in the format {artifact.format}; other libraries take FP32 weights: "
@@ -119,7 +122,7 @@ def _check_output(out: Path, artifact: Artifact) -> None:
         raise OutputError(f"{out} holds the checkpoint itself; choose another folder with --out.")
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set[str]()
     readme = out / README
-    is_own = readme.is_file() and _SIGNATURE in readme.read_text(encoding="utf-8", errors="replace")
+    is_own = readme.is_file() and _SIGNATURE in read_bytes(readme).decode(errors="replace")
     others = sorted(names - _WRITTEN) or ([] if is_own else sorted(names))
     if others:
         raise OutputError(

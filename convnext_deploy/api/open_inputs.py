@@ -66,13 +66,15 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
     return found.in_order(read_class_names(Path(options.classes)), str(options.classes))
 
 
-def open_artifact(path: Path | str, model: str | None, options: DataOptions, progress: Progress) -> Artifact:
+def open_artifact(
+    path: Path | str, model: str | None, options: DataOptions, progress: Progress, entry: str | None = None
+) -> Artifact:
     """Open what the user brought, as `open_artifacts`."""
-    return open_artifacts([path], model, options, progress)[0]
+    return open_artifacts([path], model, options, progress, entry)[0]
 
 
 def open_artifacts(
-    paths: Sequence[Path | str], model: str | None, options: DataOptions, progress: Progress
+    paths: Sequence[Path | str], model: str | None, options: DataOptions, progress: Progress, entry: str | None = None
 ) -> list[Artifact]:
     """Open what the user brought and say what was found out about it.
 
@@ -81,12 +83,13 @@ def open_artifacts(
         model: variant that they must hold; None: any.
         options: what was said of their input, and `classes`, counts; `output_name` and `input_range` for foreign ONNX files.
         progress: where to say it.
+        entry: which network of a file that holds several, see `open_input`.
 
     Raises: DeployError: if one cannot be opened, or does not hold the model named, or an option counts for none of them.
     """
     found = []
     for path in paths:
-        opened = open_input(Path(path), model=model, asked=options.preprocess)
+        opened = open_input(Path(path), model=model, asked=options.preprocess, entry=entry)
         for note in opened.notes:
             progress.say(note)
         found.append(opened if options.classes is None else _with_classes(opened, options, progress))

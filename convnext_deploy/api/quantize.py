@@ -6,12 +6,13 @@ from convnext_deploy.api.open_inputs import open_artifact, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN
-from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.pipeline.run import RunResult
 
 
@@ -62,6 +63,7 @@ def quantize(
         refuse(ExecutionOptions(tensorboard=execution.tensorboard), what, "it does not train")
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
+    _check_source(source)
     images = open_data_for(source, data, how)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
@@ -85,3 +87,16 @@ def quantize(
         f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess
     )
     return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)
+
+
+def _check_source(source: Artifact) -> None:
+    """Check that there is a float network to quantize, before any image is looked at. Raises: ArtifactError: if not."""
+    ancestor = next((record.input_paths["source"] for record in source.lineage if "source" in record.input_paths), None)
+    instead = "the PyTorch checkpoint that it was made from" + (f", {ancestor}" if ancestor else "")
+    if source.format != "torch":
+        raise ArtifactError(
+            f"{source.main_file} is in the format {source.format}; quantization starts from a PyTorch network: give {instead}."
+        )
+    if source.precision != "fp32":
+        also = f", {ancestor}" if ancestor else ""
+        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor{also}.")

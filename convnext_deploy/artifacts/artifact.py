@@ -22,6 +22,7 @@ from convnext_deploy.artifacts.details import (
 from convnext_deploy.artifacts.hashes import altered, hash_file
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess
 from convnext_deploy.config.records import between, matching, read_record
+from convnext_deploy.documents import leads_out, read_json, reason
 from convnext_deploy.errors import ArtifactError, DeployError
 from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.system.files import write_text
@@ -131,9 +132,14 @@ class Artifact:
         return sum(file.size_bytes for file in self.files)
 
     @property
+    def place(self) -> Path:
+        """What opens this artifact again, as it was given: its folder, or the bare file that it is."""
+        return self.path if (self.path / MANIFEST).is_file() else self.main_file
+
+    @property
     def location(self) -> Path:
-        """What opens this artifact again: its folder, or the bare file that it is."""
-        return (self.path if (self.path / MANIFEST).is_file() else self.main_file).resolve()
+        """What opens this artifact again, from any folder."""
+        return self.place.resolve()
 
     @property
     def sha256(self) -> str:
@@ -185,11 +191,11 @@ def read_artifact(folder: Path) -> Artifact:
     """
     path = folder / MANIFEST
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except FileNotFoundError:
         raise ArtifactError(f"{folder} is not an artifact folder: it has no {MANIFEST}.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Make the artifact again.") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {reason(error)}. Make the artifact again.") from None
     if not isinstance(record, dict) or "schema" not in record:
         raise ArtifactError(f"{path} is not a manifest of this tool.")
     if record["schema"] != SCHEMA:
@@ -205,6 +211,8 @@ def read_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{path} cannot be relied on: {error}. Make the artifact again.") from None
     for file in artifact.files:
         target = folder / file.name
+        if leads_out(folder, file.name):
+            raise ArtifactError(f"{target} leads out of its folder; expected the file itself. Copy it there.")
         found = target.stat().st_size if target.is_file() else None
         if found != file.size_bytes:
             state = "is missing" if found is None else f"has {found} bytes"
@@ -214,7 +222,7 @@ def read_artifact(folder: Path) -> Artifact:
         try:
             contents = hash_file(target)
         except OSError as error:
-            raise ArtifactError(f"{target} cannot be read ({error.strerror}).") from None
+            raise ArtifactError(f"{target} cannot be read ({reason(error)}).") from None
         if contents != file.sha256:
             raise altered(target, "its manifest", contents, file.sha256)
     return artifact

@@ -153,12 +153,16 @@ class SchemeDetails(Details):
 
 @dataclass(frozen=True)
 class TorchDetails(SchemeDetails):
-    """Of a PyTorch artifact: how it was trained, folded and quantized."""
+    """Of a PyTorch artifact: how it was trained, folded and quantized.
+
+    `entry`: which of several networks in a file of another origin it is, where one was asked for.
+    """
 
     history: History = ()
     folding: Certificate | None = None
     ptq: PTQRecord | None = None
     selection: Selection | None = None
+    entry: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The hashes of files: computed, remembered for large ones while they stay as they are, and compared with what is recorded."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from convnext_deploy.documents import open_file, read_bytes, read_json
 from convnext_deploy.errors import ArtifactError
 
 SUMS = "SHA256SUMS"
@@ -24,7 +24,7 @@ def hash_file(path: Path, end: int = 0) -> str:
     Within a process a large file is hashed once for each inode, size and time of change; no other process relies on that,
     because what goes wrong on a disk leaves all of them as they were. Raises: OSError.
     """
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         status = os.fstat(stream.fileno())
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, end)
         if key in _known:
@@ -71,9 +71,9 @@ def altered(path: Path, record: str, found: str, expected: str) -> ArtifactError
 def _recorded(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield what is written of a file nearby: in which record, and the hashes that it may have."""
     try:
-        files = json.loads((path.parent / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(path.parent / _MANIFEST)["files"]
         found = [str(file["sha256"]) for file in files if file["name"] == path.name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         found = []  # there is none, or not one of ours
     if found:
         yield "its manifest", found
@@ -83,7 +83,7 @@ def _recorded(path: Path) -> Iterator[tuple[str, list[str]]]:
     for folder in place.parents[: _DEPTH + 1]:
         name = place.relative_to(folder).as_posix()
         try:
-            lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_bytes(folder / SUMS).decode(errors="replace").splitlines()
         except OSError:
             continue  # there is none
         # after the digest two spaces, or a space and a star for files read as binary

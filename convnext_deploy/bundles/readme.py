@@ -63,12 +63,26 @@ def _row(file: str, precision: str, where: str, size: int, found: Mapping[str, A
 
 def _measured_on(models: Mapping[str, Any]) -> list[str]:
     found = {
-        f"Top-1 was measured on {m['total']} validation images of '{m['data']}' with {m['runner']} ({m['cpu']}); drops are against "
-        "the FP32 network in PyTorch, a positive one is a loss."
+        f"Top-1 was measured on {m['total']} validation images of '{m['data']}' with {m['runner']} ({m['cpu']})"
+        + (
+            "."
+            if m["baseline"] is None
+            else f"; drops are against {_baseline(m['baseline'])}, a positive one is a loss."
+        )
         for model in models.values()
         if (m := model["measured"]) is not None
     }
-    return sorted(found)
+    return [*sorted(found), *_doubts(models, "warnings", "**Warning.** "), *_doubts(models, "assumptions", "Assumed: ")]
+
+
+def _baseline(kind: str) -> str:
+    return "the FP32 network in PyTorch" if kind == "torch fp32" else f"the {kind} artifact that it was compared with"
+
+
+def _doubts(models: Mapping[str, Any], key: str, before: str) -> list[str]:
+    """Return what is to be known of the figures, each once."""
+    texts = [text for model in models.values() if model["measured"] is not None for text in model["measured"][key]]
+    return [f"{before}{text[0].upper()}{text[1:]}." for text in dict.fromkeys(texts)]
 
 
 def _building(contents: Contents) -> str:

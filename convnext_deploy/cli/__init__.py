@@ -9,7 +9,7 @@ import time
 import click
 
 from convnext_deploy.cli.options import quiet_option
-from convnext_deploy.errors import DeployError
+from convnext_deploy.errors import DeployError, OutputError
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
 
@@ -45,8 +45,23 @@ def group(context: click.Context) -> None:
 
     Words: recipes/how-to/glossary.md explains those of the output.
     """
+    _check_working_folder()
     if context.invoked_subcommand not in _JOINT and not launched().is_first:
         context.exit()
+
+
+def _check_working_folder() -> None:
+    """Look where this process works: where that folder is gone, libraries such as MKL end the process in words of their own.
+
+    Raises: OutputError: if it was removed, or may not be read.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  (Path.cwd is the same, and pathlib need not be imported for it)
+    except OSError as error:
+        raise OutputError(
+            f"the folder that this command was started in cannot be found ({error.strerror}); it may have been removed: change "
+            "into one that is there, such as with `cd`."
+        ) from None
 
 
 def main() -> None:

@@ -23,6 +23,11 @@ from convnext_deploy.config.choices import Dialect
     shell_complete=variants,
     help="Model that CHECKPOINT must hold; found from its names and shapes if not given.",
 )
+@click.option(
+    "--entry",
+    metavar="NAME",
+    help="Which network of CHECKPOINT, where it holds several; a note of every command names them.",
+)
 @common_options("convert")
 def command(as_json: bool, **values: Any) -> None:
     """Write the FP32 weights of CHECKPOINT (an artifact, a file or a published name) as another library keeps them."""

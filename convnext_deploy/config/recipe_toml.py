@@ -1,14 +1,16 @@
 """Recipes as TOML files, read strictly: an unknown key or a wrong type is an error that names it."""
 
 import dataclasses
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.config.recipe import SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.config.records import read_record, read_value
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
+from convnext_deploy.documents import read_toml, reason
 from convnext_deploy.errors import RecipeError, suggest
+
+_LARGEST = 1_000_000  # bytes
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -18,13 +20,13 @@ def load_recipe(path: Path) -> Recipe:
         to a stage that does not come earlier.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path, _LARGEST)
     except FileNotFoundError:
         raise RecipeError(
             f"there is no recipe {path}; see recipes/README.md for those that come with the project."
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {reason(error)}") from None
     try:
         return _parse_recipe(table)
     except (RecipeError, ValueError) as error:

@@ -75,7 +75,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     found = NameFile(
         lambda text: text.rstrip().split("\n"),
         parse_names,
-        holds="class names",
         subject="the class names",
         wrong="does not name classes",
         expected="a list of names, or a mapping between the numbers 0, 1, … and names",

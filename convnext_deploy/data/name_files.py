@@ -1,12 +1,12 @@
 """Files of names that people write, text or JSON: read with a limit, and refused in one line."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from convnext_deploy.data.decoding import printable
+from convnext_deploy.documents import parse_json, read_text, reason
 from convnext_deploy.errors import DataError
 
 T = TypeVar("T")
@@ -19,7 +19,6 @@ class NameFile(Generic[T]):
     Attributes:
         parse_text: of what is no `.json`.
         parse_json: of the value in a `.json`. Both raise ValueError or TypeError for what they cannot take.
-        holds: what is in it, such as `class names`, for a file that is too large.
         subject: the same as the subject of a sentence.
         wrong: what a file of something else does or is, such as `does not name classes`.
         expected: what should be in it.
@@ -28,7 +27,6 @@ class NameFile(Generic[T]):
 
     parse_text: Callable[[str], T]
     parse_json: Callable[[Any], T]
-    holds: str
     subject: str
     wrong: str
     expected: str
@@ -37,14 +35,12 @@ class NameFile(Generic[T]):
     def read(self, path: Path) -> T:
         """Read a file. Raises: DataError: if it is too large, cannot be read, or holds something else."""
         try:
-            if path.stat().st_size > self.largest:
-                raise DataError(f"{printable(path)} is too large for a file of {self.holds}.")
-            text = path.read_text(encoding="utf-8-sig")
-            return self.parse_json(json.loads(text)) if path.suffix.lower() == ".json" else self.parse_text(text)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise DataError(f"{self.subject} in {printable(path)} cannot be read ({reason}).") from None
-        except (ValueError, TypeError, RecursionError) as error:
+            text = read_text(path, self.largest)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.subject} in {printable(path)} cannot be read ({reason(error)}).") from None
+        try:
+            return self.parse_json(parse_json(text)) if path.suffix.lower() == ".json" else self.parse_text(text)
+        except (ValueError, TypeError) as error:
             raise DataError(
                 f"{printable(path)} {self.wrong} ({printable(str(error))}); expected {self.expected}."
             ) from None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.decoding import map_files, quiet
 from convnext_deploy.data.shard_scan import SAMPLE, Defect, Shard, describe_shard, load_grouping, scan_shard
+from convnext_deploy.documents import open_file, parse_json
 from convnext_deploy.system.disk_faults import CACHE_DIR
 from convnext_deploy.system.files import whole_file
 
@@ -95,8 +96,8 @@ def _load(path: Path, shards: tuple[Shard, ...]) -> ShardIndex | None:
     """Return a kept index, or None where there is none that can be used."""
     try:
         # opened here, because numpy leaves a damaged file open
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            samples, names, defects = file["samples"], file["names"].tobytes(), json.loads(file["defects"].tobytes())
+        with open_file(path) as stream, np.load(stream, allow_pickle=False) as file:
+            samples, names, defects = file["samples"], file["names"].tobytes(), parse_json(file["defects"].tobytes())
         index = ShardIndex(
             shards, samples, names, tuple((int(shard), str(key), str(why)) for shard, key, why in defects)
         )

@@ -6,7 +6,6 @@ from front to back only (its `wids`, which indexed them, has left the package) a
 
 import hashlib
 import io
-import json
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from convnext_deploy.data.decoding import find_defect, printable
 from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS
 from convnext_deploy.data.splits import TAIL_BYTES
+from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import DataError, first_line
 
 # `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
@@ -161,8 +161,8 @@ def _read_label(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
     if "json" not in sample:
         raise _UnusableError("has no label: neither a .cls nor a .json file")
     try:
-        label = json.loads(_read(tar, sample["json"], _JSON_BYTES))["label"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        label = parse_json(_read(tar, sample["json"], _JSON_BYTES))["label"]
+    except (ValueError, LookupError, TypeError):
         raise _UnusableError("has no label: no .cls file, and no 'label' in its .json file") from None
     if type(label) is not int or not 0 <= label < 10**9:
         raise _UnusableError(f"has no class index as 'label' in its .json file, but {str(label)[:20]!r}")

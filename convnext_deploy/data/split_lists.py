@@ -39,7 +39,6 @@ def read_split_lists(path: Path) -> SplitLists:
     found = NameFile(
         lambda text: _roles(text.split("\n")),
         _roles,
-        holds="names",
         subject="the split",
         wrong="is not a split",
         expected='the names of validation images, one a line, or JSON: {"train": […], "val": […], "test": […]}',

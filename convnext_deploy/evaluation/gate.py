@@ -68,16 +68,21 @@ def judge(
     reasons = []
     if gate.min_top1 is not None and score.top1 < gate.min_top1:
         reasons.append(f"top-1 {100 * score.top1:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
+    on_calibration = list(_limit_calibration(gate.max_ece_increase_pp, calibration, score.total))
     limits = [
         *_limit_top1(gate.max_top1_drop_pp, drop, score.total),
-        *_limit_calibration(gate.max_ece_increase_pp, calibration, score.total),
+        *on_calibration,
         *_limit_class(gate.max_class_drop_pp, worst, score.total, class_names),
     ]
     for limit in limits:
         reasons += _exceeded(limit, gate.on)
-    if not limits:
+    unknown = gate.max_ece_increase_pp is not None and drop is not None and not on_calibration
+    if not limits and not unknown:
         return Verdict(None if gate.min_top1 is None else not reasons, tuple(reasons))
     found = Verdict(not reasons, tuple(reasons))
+    if unknown:
+        note = "the expected calibration error is not judged: not both artifacts tell how probable their answers are"
+        found = replace(found, proven=False, notes=(note,))
     for limit in limits:
         if limit.allowed_pp > 0 or limit.what != _TOP1:  # no loss at all speaks of these images only
             found = _weigh(found, limit)

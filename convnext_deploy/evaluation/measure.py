@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.records import read_record
 from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.documents import read_json
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.score import Score, score_runner
@@ -80,7 +81,7 @@ def write_kept(path: Path, key: str, record: Any) -> None:
 def read_kept(kind: type[Record], path: Path, key: str) -> Record | None:
     """Return the record kept in `path`, or None if there is none with this key, or it was altered."""
     try:
-        content = unseal(json.loads(path.read_text(encoding="utf-8")))
+        content = unseal(read_json(path))
         # what was written has every field, also one that may be left out
         whole = content.keys() == {"key", *(field.name for field in dataclasses.fields(cast(Any, kind)))}
         return read_record(kind, content, "record") if content.pop("key") == key and whole else None

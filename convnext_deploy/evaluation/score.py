@@ -19,7 +19,8 @@ class Score:
     """Counts over the validation images.
 
     `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
-    by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they were not recorded.
+    by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they are not known, as of a graph that
+    gives the largest logits alone.
     """
 
     correct: int
@@ -74,6 +75,8 @@ def score_runner(
     labels: list[NDArray[np.int64]] = []
     confidences: list[NDArray[np.float64]] = []
     correct_top5 = 0
+    io = io or GraphIO()
+    knows = not io.gives_best_logits
     with progress.task(description, total, "images") as task:
         for images, targets in batches:
             logits = runner.logits(np.ascontiguousarray(images.numpy()))
@@ -86,9 +89,11 @@ def score_runner(
             order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
             correct_top5 += int((order == target[:, None]).any(axis=1).sum())
             predictions.append(order[:, 0])
-            confidences.append(to_probabilities(logits, io or GraphIO(), foreign).max(axis=1))
+            if knows:
+                confidences.append(to_probabilities(logits, io, foreign).max(axis=1))
             labels.append(target)
             task.advance(len(target))
-    guessed, truth, sure = np.concatenate(predictions), np.concatenate(labels), np.concatenate(confidences)
+    guessed, truth = np.concatenate(predictions), np.concatenate(labels)
+    sure = np.concatenate(confidences) if knows else np.zeros(0)
     correct = int((guessed == truth).sum())
     return Score(correct, correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()), tuple(sure.tolist()))

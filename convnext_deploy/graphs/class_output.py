@@ -118,7 +118,7 @@ def _scores(value: ir.Value) -> ClassOutput | None:
     last = _last_function(value)
     if value.dtype not in _FLOATS or not isinstance(columns, int) or columns < 1 or last == "TopK":
         return None
-    is_probability = last in _SOFTMAX or (columns == 1 and last in _SIGMOID)
+    is_probability = last in (*_SOFTMAX, *_SIGMOID)  # of a sigmoid each class for itself
     return ClassOutput((str(value.name),), "probabilities" if is_probability else "logits", max(columns, 2), columns)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
 from convnext_deploy.artifacts.details import EngineDetails
+from convnext_deploy.documents import read_bytes, reason
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes
 
+LARGEST_PLAN = 1 << 34  # bytes
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 _HEADERS = {b"vtrt": "tensorrt-rtx", b"ftrt": "tensorrt"}
 """First bytes of a plan → which TensorRT wrote it."""
@@ -47,9 +49,9 @@ def inspect_plan(path: Path) -> EngineRecord:
     Raises: ArtifactError: if it cannot be read, or neither its header nor its contents are those of a plan.
     """
     try:
-        plan = path.read_bytes()
+        plan = read_bytes(path, LARGEST_PLAN)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+        raise ArtifactError(f"{path} cannot be read ({reason(error)}).") from None
     flavor, version = read_header(plan)
     nodes = read_plan_nodes(plan)
     if flavor is None and not nodes:

@@ -49,7 +49,8 @@ def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInp
 
     Raises: ArtifactError: if that is not one square image of a known size and number of channels; without the file's name.
     """
-    shapes = [shape_of(value) for value in view.inputs]
+    # of a sequence only the shape of its tensors is known
+    shapes = [shape_of(value) if isinstance(value.type, ir.TensorType) else () for value in view.inputs]
     shape = shapes[0] if shapes else ()
     last = len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
     channels = shape[3 if last else 1] if len(shape) == 4 else None

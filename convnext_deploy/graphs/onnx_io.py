@@ -8,12 +8,14 @@ from typing import Any
 
 import onnx
 
+from convnext_deploy.documents import open_file, parse_json, reason
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
 from convnext_deploy.system.files import write_bytes
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 METADATA_KEY = "convnext_deploy"
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -41,15 +43,21 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises: ArtifactError: if it is missing or not an ONNX file.
     """
     try:
+        check_size(path)
         proto = onnx.load(path)
     except FileNotFoundError:
         raise ArtifactError(f"there is no ONNX file {path}.") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
-        raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}).") from None
+        raise ArtifactError(f"{path} is not a readable ONNX file ({reason(error)}).") from None
     if not proto.graph.node:
         raise ArtifactError(f"{path} is not a readable ONNX file: it has no graph.")
     return proto
+
+
+def check_size(path: Path) -> None:
+    """Refuse a file that no protobuf message can be, before all of it is read. Raises: OSError."""
+    open_file(path, _LARGEST).close()
 
 
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
@@ -66,8 +74,8 @@ def parse_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
     Raises: ArtifactError: if it is not JSON.
     """
     try:
-        found = json.loads(properties.get(METADATA_KEY, "{}"))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(properties.get(METADATA_KEY, "{}"))
+    except ValueError as error:
         raise ArtifactError(f"the ONNX file has damaged metadata ({error}); export it again.") from None
     return found if isinstance(found, dict) else {}
 

@@ -18,7 +18,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
+from convnext_deploy.documents import leads_out, reason
 from convnext_deploy.errors import ArtifactError, first_line
+from convnext_deploy.graphs.onnx_io import check_size
 
 LAYOUT = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -135,9 +137,10 @@ def open_view(path: Path) -> GraphView:
     Raises: ArtifactError: if it is not an ONNX file, is cut off or damaged, or weights beside it are missing.
     """
     try:
+        check_size(path)
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+        raise ArtifactError(f"{path} cannot be read ({reason(error)}).") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
         raise ArtifactError(
@@ -153,7 +156,10 @@ def open_view(path: Path) -> GraphView:
         raise ArtifactError(f"{path} is damaged ({first_line(_cause(error))}); export it again.") from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     check_external(model, path)
-    return view_graph(model)
+    try:
+        return view_graph(model)
+    except (TypeError, ValueError, LookupError) as error:  # as of functions that were written for another opset
+        raise ArtifactError(f"{path} contradicts itself ({first_line(error)}); export it again.") from None
 
 
 def view_graph(model: ir.Model) -> GraphView:
@@ -209,7 +215,7 @@ def check_external(model: ir.Model, path: Path) -> None:
         ends[str(tensor.location)] = max(ends[str(tensor.location)], (tensor.offset or 0) + (tensor.length or 0))
     for location, end in ends.items():
         data = path.parent / location
-        if not data.resolve().is_relative_to(path.parent.resolve()):
+        if location and leads_out(path.parent, location):
             raise ArtifactError(
                 f"{path} points to weights outside its folder, '{location}'; expected a file beside it."
             )

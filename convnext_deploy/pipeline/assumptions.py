@@ -41,7 +41,7 @@ def find_assumptions(artifacts: Iterable[Artifact], data: Data | None) -> Assump
             "trained on them: its top-1 may be higher than on new images, and drops smaller. Name images that it has not seen with "
             "--split FILE, or put them into a val/ folder"
         )
-    elif any(not artifact.lineage for artifact in own):
+    elif not all(_trained_here(artifact) for artifact in own):
         images = "which the data sets apart from those to train on"
     return Assumptions(tuple(dict.fromkeys(texts)), data.leaks, images)
 
@@ -57,10 +57,12 @@ def may_have_seen(artifact: Artifact, data: Data) -> bool:
     chosen = data.split is not None and data.split.file is None
     if not chosen:
         return any(is_same_place(record.data, data) and record.judged_on != data.judged_on for record in read)
-    if not artifact.lineage:
-        return True
-    first = artifact.lineage[0]
-    brought = {"source", "weights"} & first.inputs.keys() and find_base_model(artifact) is None
-    return (
-        not trains_a_network(first.kind) or bool(brought) or any(record.judged_on != data.judged_on for record in read)
-    )
+    return not _trained_here(artifact) or any(record.judged_on != data.judged_on for record in read)
+
+
+def _trained_here(artifact: Artifact) -> bool:
+    """Whether all training that an artifact has seen was done here, but for that of published weights."""
+    if not artifact.lineage or not trains_a_network(artifact.lineage[0].kind):
+        return False
+    brought = {"source", "weights"} & artifact.lineage[0].inputs.keys()
+    return not brought or find_base_model(artifact) is not None

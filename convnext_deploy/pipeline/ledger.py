@@ -139,6 +139,7 @@ def open_ledger(
         assumptions=known.texts,
         leaks=known.leaks,
         images=known.images,
+        judged_on=None if data is None else data.judged_on,
     )
     return Ledger(report, out, data, dict(artifacts or {}))
 

@@ -17,7 +17,9 @@ from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_no
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def open_input(path: Path, *, model: str | None = None, asked: PreprocessSettings = PreprocessSettings()) -> Artifact:
+def open_input(
+    path: Path, *, model: str | None = None, asked: PreprocessSettings = PreprocessSettings(), entry: str | None = None
+) -> Artifact:
     """Describe an artifact folder, a checkpoint, an ONNX file or published weights; nothing is written.
 
     Files of this tool carry their own preprocessing and class names. For checkpoints of others the variant, classes, channels,
@@ -29,6 +31,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
         path: folder or file, or the name of published weights such as `timm/convnext_tiny.fb_in1k`.
         model: variant that the file must hold; needed for nothing, checked when given.
         asked: what the user says of the preprocessing, and of the graph of an ONNX file of another origin.
+        entry: which of several networks in a checkpoint; None: the one that is taken first, see `find_networks`.
 
     Raises: ArtifactError, CheckpointError: if it is none of these, not what was asked for, or not what was once recorded of it.
     """
@@ -39,7 +42,7 @@ def open_input(path: Path, *, model: str | None = None, asked: PreprocessSetting
     elif not path.exists():
         artifact = _open_published(str(path))
     elif path.suffix in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX):
-        artifact = open_checkpoint(path)
+        artifact = open_checkpoint(path, entry)
     elif path.suffix == ".onnx":
         artifact = _open_onnx(path, asked)
     else:

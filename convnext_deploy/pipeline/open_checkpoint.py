@@ -30,8 +30,8 @@ WEIGHT_FILES = (
 """The names under which other libraries keep the weights in a folder, best first."""
 
 
-def open_checkpoint(path: Path) -> Artifact:
-    """Describe a file of weights of any library; see `open_input`."""
+def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
+    """Describe a file of weights of any library, and of several networks in it the one named `entry`; see `open_input`."""
     from convnext_deploy.models.checkpoints.hub_config import TRANSFORMERS_DEFAULT_EPS, read_hub_config
     from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_index
     from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
@@ -39,7 +39,7 @@ def open_checkpoint(path: Path) -> Artifact:
     header = load_metadata(path)
     if header:
         return open_header(path, "torch", header)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, entry)
     spec = dataclasses.replace(infer_model_spec(checkpoint.state, path), **checkpoint.changes)
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
@@ -63,7 +63,7 @@ def open_checkpoint(path: Path) -> Artifact:
     )
     return Artifact(
         path.parent,
-        TorchDetails(),
+        TorchDetails(entry=entry),
         "fp32",
         spec,
         class_names,

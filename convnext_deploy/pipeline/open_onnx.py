@@ -52,7 +52,7 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
     )
     preprocess = _preprocess(taken, told)
     notes = (
-        f"{path.name}: {given.describe()}" + (", as asked for" if asked.output_name else ""),
+        f"{path.name}: {given.describe()}" + (", as asked for" if asked.output_name else "") + _only_these(io),
         f"{path.name}: {_describe_values(taken, asked, io)}",
         evaluation_note(path, preprocess),
     )
@@ -67,6 +67,13 @@ def _preprocess(taken: ImageInput, told: Normalization | None) -> Preprocess:
     if told is not None:
         values |= {"mean": told.mean, "std": told.std}
     return tell(found, values, "from the graph")
+
+
+def _only_these(io: GraphIO) -> str:
+    """Say what is not known where the largest logits alone are given."""
+    if not io.gives_best_logits:
+        return ""
+    return "; how probable they are among all classes is not known: percentages are shares of them, without a calibration error"
 
 
 def _describe_values(taken: ImageInput, asked: PreprocessSettings, io: GraphIO) -> str:

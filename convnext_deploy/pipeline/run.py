@@ -260,7 +260,7 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
     # the same bytes may be those of networks that differ in what no weight shows, such as the activation
     network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
     scheme = None if artifact.scheme is None else artifact.scheme.details()
-    where = [execution.device, conditions_of(run.ledger.report.environment)]
+    where = [execution.device, conditions_of(run.ledger.report.environment), _threads_of(artifact)]
     content = [artifact.sha256, artifact.format, network, scheme, images, where, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
@@ -270,6 +270,15 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if measured.score is not None:
             write_kept(path, key, measured)
     return measured
+
+
+def _threads_of(artifact: Artifact) -> int | None:
+    """Return with how many threads PyTorch computes, where it does: who calls a verb from Python may have set it."""
+    if artifact.format != "torch":
+        return None
+    import torch
+
+    return torch.get_num_threads()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import verdict
+from convnext_deploy.reports.stage_table import verdict, warnings
 
 SCHEMA = 1
 _ABSENT = "–"
@@ -102,11 +102,17 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     data = {run.name: (PurePath(run.report.data).name, run.report.validation_images) for run in runs if run.report.rows}
     classes = {run.report.class_names for run in runs if run.report.class_names}
     named = "; ".join(f"{run}: '{name}', {count:,} images" for run, (name, count) in data.items())
+    judged_on = {run.report.judged_on for run in runs if run.report.rows and run.report.judged_on is not None}
     if len({count for _, count in data.values()}) > 1 or len(classes) > 1:
         other = "" if len(classes) <= 1 else ", and the classes differ"
         yield f"top-1 was measured on different images and cannot be compared ({named}{other})"
     elif len(set(data.values())) > 1:
         yield f"top-1 was measured on data of different names, and can be compared only if it is the same ({named})"
+    elif len(judged_on) > 1:
+        yield f"top-1 was measured on images of different names or sizes, and can be compared only if they are the same ({named})"
+    for run in runs:
+        for text in warnings(run.report):
+            yield f"{run.name}: {text}"
     machines = {run.name: _machine(run.report) for run in runs if any(row.speed.latency for row in run.report.rows)}
     if len(set(machines.values())) > 1:
         named = "; ".join(f"{run}: {machine}" for run, machine in machines.items())
@@ -127,6 +133,12 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
         if not run.report.complete:
             count = len(run.report.rows)
             yield f"{run.name} is not complete: {count} artifact{'' if count == 1 else 's'} so far"
+    assumed: dict[str, list[str]] = {}
+    for run in runs:
+        for text in run.report.assumptions:
+            assumed.setdefault(text, []).append(run.name)
+    for text, names in assumed.items():
+        yield f"{', '.join(names)}: assumed: {text}"
     unknown = [
         run.name for run in runs if run.report.rows and not any(row.provenance.config for row in run.report.rows)
     ]
@@ -137,7 +149,10 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
 def _machine(report: Report) -> str:
     devices = sorted({row.accuracy.device for row in report.rows if row.accuracy})
     known = report.environment
-    parts = [f"{known.get('cores', '?')} cores", *(known[name] for name in ("threads", "gpus") if name in known)]
+    parts = [
+        f"{known.get('cores', '?')} cores",
+        *(known[name] for name in ("threads", "variables", "gpus") if name in known),
+    ]
     return ", ".join([known.get("cpu", "unknown"), *parts, "/".join(devices)])
 
 

@@ -12,6 +12,7 @@ from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import describe_test, drop_text, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
+from convnext_deploy.system.load import unreliable
 
 _MOST_CLASSES = 20  # named on the card
 _COLUMNS = (
@@ -145,13 +146,21 @@ def _place(row: StageRow) -> str:
 def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
     if shipped is None:
         return
+    own, preprocess = shipped.identity, shipped.provenance.preprocess
     place = shlex.quote(_place(shipped))
     data = "" if report.data == "none" else f"convnext-deploy validate {place} --data {shlex.quote(report.data)}\n"
     yield f"From the folder that this card lies in:\n\n```sh\nconvnext-deploy predict {place} image.jpg\n{data}```"
-    own, preprocess = shipped.identity, shipped.provenance.preprocess
     if own.format == "onnx" and own.file is not None and preprocess is not None:
-        code = write_usage(_place(shipped), own.file, preprocess, shipped.provenance.graph)
+        folder = _place(shipped).removesuffix(f"/{own.file}")  # of a bare file
+        code = write_usage(folder, own.file, preprocess, shipped.provenance.graph)
         yield f"With ONNX Runtime alone:\n\n```python\n{code}\n```"
+
+
+def _loaded(report: Report) -> str:
+    """Say which times were measured while the machine did other work; empty where none were."""
+    found = [(row.name, row.speed.latency.loaded) for row in report.rows if row.speed.latency is not None]
+    words = [f"{name}: {loaded}" for name, loaded in found if loaded is not None]
+    return f" The machine did other work then, and times are not to be relied on: {'; '.join(words)}." if words else ""
 
 
 def _lineage(report: Report) -> Iterator[str]:
@@ -185,7 +194,7 @@ def _evaluation(report: Report) -> Iterator[str]:
     yield "\n".join(lines)
     yield (
         "Drops are against the nearest FP32 PyTorch ancestor on the same images, with the 95 % interval of the paired predictions; "
-        "a positive one is a loss. Latency is of single images."
+        "a positive one is a loss. Latency is of single images." + _loaded(report)
     )
     if quality := quality_rows(report.rows):
         titles, lines = ("artifact", *QUALITY_COLUMNS[1:]), []
@@ -202,5 +211,7 @@ def _evaluation(report: Report) -> Iterator[str]:
         if row.speed.against_float is not None
         for line in map(_text, describe_speed(row.speed.against_float))
     ]
+    loaded = [row.speed.against_float.loaded for row in report.rows if row.speed.against_float is not None]
+    speeds += [f"- {unreliable(words)}." for words in dict.fromkeys(loaded) if words is not None]
     if speeds:
         yield "\n".join(["Beside its float baseline, on the runtime that it is for:", "", *speeds])

@@ -9,8 +9,8 @@ from convnext_deploy.reports.record import Report
 
 _ALWAYS = (
     "Top-1 is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor, with "
-    "the 95 % interval of the paired predictions; «vs source» is against the first row. A positive drop is a loss. Agree: share of "
-    "equal first guesses. Latency is the median of single images in one process."
+    "the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first row. A positive drop is a "
+    "loss. Agree: share of equal first guesses. Latency is the median of single images in one process."
 )
 _QUALITY = (
     "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that "

@@ -13,6 +13,7 @@ from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
+from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
@@ -55,10 +56,10 @@ class Identity:
 class Accuracy:
     """What a runner on a device answered to the validation images: counts, and fractions of them.
 
-    `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the first artifact of the run, None
-    for that one. `calibration`: its expected calibration error, and how much more that is than the baseline's; `worst_class`: the
-    class that loses most against the baseline. The first guess of `flipped` images changed; `flips` are the first of them, lost
-    ones before others, and `classes` the changes class by class.
+    `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
+    artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
+    the baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed;
+    `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
     """
 
     runner: str
@@ -193,10 +194,10 @@ class Report:
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
-    `command` what was typed or called. `thumbnails` are the images in
-    `Accuracy.flips` as data URIs, by their index in decimal digits.
+    `command` what was typed or called. `thumbnails` are the images in `Accuracy.flips` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
-    sides. `images`: what is known of the validation images, as the end of a sentence. `test`: what the test gave, at the end.
+    sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
+    without files or in an old report. `test`: what the test gave, at the end.
     """
 
     recipe: str
@@ -213,6 +214,7 @@ class Report:
     assumptions: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
     images: str = "which were not trained on"
+    judged_on: str | None = None
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
@@ -233,7 +235,7 @@ def read_report(run: Path) -> Report:
     """
     path = run / REPORT_JSON if run.is_dir() else run
     try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
+        sealed = read_json(path)
         content = {key: value for key, value in sealed.items() if key != SEAL}
         content.pop("passed")
         if content.pop("schema") == SCHEMA:
@@ -242,6 +244,8 @@ def read_report(run: Path) -> Report:
             return report
     except FileNotFoundError:
         raise ArtifactError(f"{run} is not a finished run: it has no {REPORT_JSON}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a report of this tool ({error}).") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path} is not a report of this tool (it does not begin as one).") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a report of this tool ({reason(error)}).") from None
     raise ArtifactError(f"{path} was written by another version of this tool; run the recipe again.")

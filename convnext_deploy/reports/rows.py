@@ -62,7 +62,7 @@ def create_row(
         role: what it is in the run.
         artifact: as read from its folder.
         measured: what its runner gave.
-        scores: all scores of the run so far, its own among them; the first is that of the run's source.
+        scores: all scores of the run so far, its own among them; the first is that of the run's source, or of its FP32 ancestor.
         earlier: rows of the run so far.
         data: what was scored, for the names of classes and images; None: they go by number.
     """
@@ -70,7 +70,7 @@ def create_row(
         Identity(
             name=role.name,
             kind=role.kind,
-            artifact=str(artifact.path),
+            artifact=str(artifact.place),
             variant=artifact.model.variant,
             format=artifact.format,
             precision=artifact.precision,
@@ -113,12 +113,19 @@ def create_row(
     reasons = []
     if gain is not None and not may_have_learned(artifact):
         reasons.append(f"nothing explains that it is better than {role.baseline}")
+    brought = next((each for each in earlier if each.name == role.baseline), None)
+    if brought is not None and brought.warnings:
+        reasons.append(f"{role.baseline} seems not to work as it is evaluated here")
     suspect = [name for name in (role.name, role.baseline) if name and _guesses(scores.get(name), artifact)]
     reasons += [f"{name} is no better than guessing" for name in suspect]
     if reasons and role.gate.judges_change:
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
     loaded = measured.latency.loaded
-    notes = () if loaded is None else (f"{unreliable(loaded)}; --measure-again times it anew",)
+    notes = (
+        ()
+        if loaded is None
+        else (f"{unreliable(loaded)}; time it again on a free machine, in a run with --measure-again",)
+    )
     notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
     return dataclasses.replace(row, notes=notes)
 
@@ -141,7 +148,7 @@ def _guesses(score: Score | None, artifact: Artifact) -> bool:
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:
     """Return the score of an artifact, compared with its baseline, where that was scored, and with the run's source."""
-    score, first = measured.score, next(iter(scores))
+    score, first = measured.score, SOURCE if SOURCE in scores else next(iter(scores))
     assert score is not None
     baseline = scores.get(row.provenance.baseline or "")
     accuracy = Accuracy(

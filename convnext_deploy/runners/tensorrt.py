@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails
+from convnext_deploy.documents import read_bytes, reason
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, first_line
 from convnext_deploy.exporters.tensorrt.bindings import import_tensorrt
 from convnext_deploy.exporters.tensorrt.load import load_engine
+from convnext_deploy.graphs.engine_plan import LARGEST_PLAN
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_sources
 from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_parts, to_logits
 from convnext_deploy.runners.profiling import Kernel, median_kernels
@@ -56,9 +58,9 @@ class TensorRTRunner:
             self._file = artifact.path / f"model.{here.lower()}.plan"
         trt = import_tensorrt(flavor)
         try:
-            plan = self._file.read_bytes()
+            plan = read_bytes(self._file, LARGEST_PLAN)
         except OSError as error:
-            raise ArtifactError(f"{self._file} cannot be read ({error.strerror}); build it again.") from None
+            raise ArtifactError(f"{self._file} cannot be read ({reason(error)}); build it again.") from None
         try:
             self._loaded = load_engine(trt, flavor, plan, self._file, host_code=details.version_compatible)
         except ArtifactError as error:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext_deploy.artifacts.hashes import SUMS, hash_file
+from convnext_deploy.documents import open_file, read_text
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import whole_file, write_text
 from convnext_deploy.system.progress import Progress, SilentProgress
@@ -63,7 +64,7 @@ class TrainingStore:
         """Return the last state of this very training, or None if there is none that is as it was written."""
         path = self.folder / LAST
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_file(path) as stream, zipfile.ZipFile(stream) as archive:
                 # PyTorch writes a checksum of every record and does not look at them when it reads
                 if (damaged := archive.testzip()) is not None:
                     raise zipfile.BadZipFile(damaged)
@@ -82,7 +83,7 @@ class TrainingStore:
         sums = self.folder / SUMS
         with whole_file(self.folder / BEST, needed=_size(weights)) as partial:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
-            line, before = f"{hash_file(partial)}  {BEST}\n", sums.read_text("utf-8") if sums.is_file() else ""
+            line, before = f"{hash_file(partial)}  {BEST}\n", read_text(sums) if sums.is_file() else ""
             write_text(sums, line + before)  # whenever this process is killed, the weights that are there are named
         write_text(sums, line)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.data.loaders import Batch
+from convnext_deploy.documents import open_file
 from convnext_deploy.system.disk_faults import CACHE_DIR, Target, cannot_write
 
 RESULT_VERSION = 1
@@ -99,7 +100,7 @@ class TeacherCache:
         """Return the rows of a batch, or None if any of them is not there or cannot be read."""
         size = self._row.itemsize
         try:
-            with self._path(batch.epoch).open("rb") as file:
+            with open_file(self._path(batch.epoch)) as file:
                 content = os.pread(file.fileno(), len(batch) * size, batch.first_row * size)
         except OSError:
             return None

@@ -140,35 +140,33 @@ def test_convert_says_when_the_last_norm_changes(dialect: Dialect, tmp_path: Pat
 
 
 REFUSED: list[tuple[Dialect, ModelSpec, str]] = [
-    ("torchvision", ModelSpec("convnextv2_atto", 3), "no ConvNeXt v2"),
-    ("torchvision", ModelSpec("convnext_atto", 3, in_channels=1), "no 1 input channels"),
-    ("torchvision", ModelSpec("convnext_atto", 3, patch_size=8), "no a patch size of 8"),
-    ("torchvision", ModelSpec("convnext_atto_ols", 3), "no overlapping stems"),
-    ("torchvision", ModelSpec("test_convnext", 3), "no norms with eps 1e-05"),
-    ("facebook", ModelSpec("convnext_atto", 3, patch_size=2), "no a patch size of 2"),
-    ("facebook", ModelSpec("convnext_atto", 3, activation="silu"), "no the activation silu"),
-    ("facebook", ModelSpec("convnext_zepto_rms", 3), "no a simplenorm"),
-    ("facebook", ModelSpec("convnext_atto", 3, head_hidden_size=8), "no a hidden layer in the head"),
-    ("huggingface", ModelSpec("convnext_atto_rms", 3), "no a rmsnorm"),
-    ("huggingface", ModelSpec("convnext_atto", 3, norm_eps=1e-5), "no norms with eps 1e-05"),
-    ("huggingface", ModelSpec("test_convnext3", 3), "no"),
-    ("timm", ModelSpec("convnext_atto", 3, patch_size=2), "no a patch size of 2"),
+    ("torchvision", ModelSpec("convnextv2_atto", 3), "ConvNeXt v2"),
+    ("torchvision", ModelSpec("convnext_atto", 3, in_channels=1), "1 input channels"),
+    ("torchvision", ModelSpec("convnext_atto", 3, patch_size=8), "a patch size of 8"),
+    ("torchvision", ModelSpec("convnext_atto_ols", 3), "overlapping stems"),
+    ("torchvision", ModelSpec("test_convnext", 3), "norms with eps 1e-05"),
+    ("facebook", ModelSpec("convnext_atto", 3, patch_size=2), "a patch size of 2"),
+    ("facebook", ModelSpec("convnext_atto", 3, activation="silu"), "the activation silu"),
+    ("facebook", ModelSpec("convnext_zepto_rms", 3), "a simplenorm"),
+    ("facebook", ModelSpec("convnext_atto", 3, head_hidden_size=8), "a hidden layer in the head"),
+    ("huggingface", ModelSpec("convnext_atto_rms", 3), "a rmsnorm"),
+    ("huggingface", ModelSpec("convnext_atto", 3, norm_eps=1e-5), "norms with eps 1e-05"),
+    ("huggingface", ModelSpec("test_convnext3", 3), ""),
+    ("timm", ModelSpec("convnext_atto", 3, patch_size=2), "a patch size of 2"),
     # its strides end at 32: from there on it dilates, so the last model stage would see twice the pixels
-    ("timm", ModelSpec("convnext_atto", 3, patch_size=8), "no a patch size of 8"),
-    ("timm", ModelSpec("convnext_atto", 3, head_hidden_size=8, head_activation="relu"), "no a relu in the head"),
+    ("timm", ModelSpec("convnext_atto", 3, patch_size=8), "a patch size of 8"),
+    ("timm", ModelSpec("convnext_atto", 3, head_hidden_size=8, head_activation="relu"), "a relu in the head"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("dialect", "spec", "lacking"), REFUSED, ids=[f"{d}-{lacking[3:]}" for d, _, lacking in REFUSED]
-)
+@pytest.mark.parametrize(("dialect", "spec", "lacking"), REFUSED, ids=[f"{d}-{lacking}" for d, _, lacking in REFUSED])
 def test_convert_refuses_when_the_library_has_no_such_network(
     dialect: Dialect, spec: ModelSpec, lacking: str, tmp_path: Path
 ) -> None:
     source = write_weights(tmp_path / "source.safetensors", spec)
     with pytest.raises(CheckpointError) as error:
         convert(source, dialect, tmp_path / "out")
-    start = f"{spec.variant} cannot be written for {dialect}, whose ConvNeXt has {lacking}"
+    start = f"{spec.variant} cannot be written for {dialect}, whose ConvNeXt lacks {lacking}"
     assert str(error.value).startswith(start)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
@@ -179,7 +177,7 @@ def test_convert_refuses_when_the_weights_have_no_head(tmp_path: Path) -> None:
         key: value for key, value in build_model(ATTO).state_dict().items() if not key.startswith(("head", "norm."))
     }
     torch.save(state, tmp_path / "backbone.pth")
-    with pytest.raises(CheckpointError, match="no networks without a classification head"):
+    with pytest.raises(CheckpointError, match="has no classification head"):
         convert(tmp_path / "backbone.pth", "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

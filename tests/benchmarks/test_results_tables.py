@@ -31,13 +31,13 @@ def test_changed_result_changes_its_table(tmp_path: Path) -> None:
     from results_tables import RESULTS, fill
 
     shutil.copytree(RESULTS, tmp_path / "results")
-    file = tmp_path / "results" / "kills.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "starts": 4711}))
-    before = "a\n<!-- results: kills -->\nold\n<!-- end -->\nb\n<!-- results: eager -->\n<!-- end -->\n"
+    file = tmp_path / "results" / "distillation.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mean_gain_pp": 47.11}))
+    before = "a\n<!-- results: distillation -->\nold\n<!-- end -->\nb\n<!-- results: eager -->\n<!-- end -->\n"
     after = fill(before, tmp_path / "results")
-    assert "| 4711 |" in after
+    assert "+47.11 [" in after
     assert "old" not in after
-    assert after.startswith("a\n<!-- results: kills -->\n")
+    assert after.startswith("a\n<!-- results: distillation -->\n")
     assert "<!-- end -->\nb\n" in after
     assert "`--model tiny --batch-size 8`" in after
     assert fill(after, tmp_path / "results") == after

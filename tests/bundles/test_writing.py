@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -18,8 +19,11 @@ from convnext_deploy.api.bundle import bundle
 from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, RecipeError
+from convnext_deploy.pipeline.ledger import write_report
+from convnext_deploy.pipeline.run import RunResult
 from tests.bundles.conftest import read_record
 from tests.bundles.graphs import FP32, INT8, row_sum_graph, write_onnx_artifact
+from tests.reports.conftest import change
 
 FILES = {
     "README.md",
@@ -259,3 +263,28 @@ def test_result_as_json(graphs: dict[str, Artifact], tmp_path: Path) -> None:
     files = {name: content for name, content in files_of(tmp_path / "out").items() if not name.startswith(served)}
     texts = [path for path in (tmp_path / "out" / served).rglob("*") if path.is_file() and path.suffix != ".onnx"]
     assert record["size_bytes"] == sum(map(len, files.values())) + sum(path.stat().st_size for path in texts)
+
+
+def test_bundle_of_what_was_measured_says_what_that_rests_on(
+    small_run: RunResult, small_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    graph = small_artifacts["onnx-fp32"]
+    run = shutil.copytree(graph.path.parents[1], tmp_path / "run")
+    rows = tuple(
+        dataclasses.replace(row, warnings=("top-1 is chance level",)) if row.name == "student" else row
+        for row in small_run.report.rows
+    )
+    assumed = (f"the 18 images were taken here from {small_run.report.data}",)
+    write_report(dataclasses.replace(small_run.report, rows=rows, assumptions=assumed), run)
+    found = bundle([run / "stages" / "onnx-fp32"], tmp_path / "b")
+    assert found.notes[0] == "WARNING: top-1 is chance level"
+    (model,) = read_record(tmp_path / "b")["models"]
+    assert (model["measured"]["warnings"], model["measured"]["baseline"]) == (["top-1 is chance level"], "torch fp32")
+    card = (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
+    assert "\n\n**Warning.** Top-1 is chance level.\n\n" in card
+    assert f"Assumed: The 18 images were taken here from {Path(small_run.report.data).name}." in card
+    assert "drops are against the FP32 network in PyTorch" in card
+    others = tuple(change(row, precision="int8") if row.name == "student" else row for row in small_run.report.rows)
+    write_report(dataclasses.replace(small_run.report, rows=others), run)
+    bundle([run / "stages" / "onnx-fp32"], tmp_path / "b")
+    assert "drops are against the torch int8 artifact" in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")

@@ -180,7 +180,7 @@ ARTIFACT_CASES: list[Case] = [
     ),
     ("INT8 to quantize", artifact("quantize", name="ptq"), "is already int8; quantize its FP32 ancestor"),
     ("INT8 to quantize with training", artifact("quantize", name="qat", after=("--method", "qat")), "is already int8"),
-    ("ONNX to quantize", artifact("quantize", name="onnx-fp32"), "this step needs a PyTorch artifact"),
+    ("ONNX to quantize", artifact("quantize", name="onnx-fp32"), "quantization starts from a PyTorch network"),
     ("ONNX to ONNX", artifact("export", name="onnx-fp32"), "is in the format onnx already"),
     ("engine to ONNX", artifact("export", name="engine"), "is in the format tensorrt already"),
     (

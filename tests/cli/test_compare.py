@@ -24,7 +24,9 @@ def two_runs(failed_run: FailedRun, tmp_path: Path) -> tuple[Path, Path]:
 def test_compare_prints_both_runs(two_runs: tuple[Path, Path]) -> None:
     outcome = call("compare", *two_runs)
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.count("guess") == 2
+    rows, _, warnings = outcome.out.partition("warning: ")
+    assert rows.count("guess") == 2
+    assert "chance level" in warnings
 
 
 def test_compare_prints_json_and_writes_the_page(two_runs: tuple[Path, Path], tmp_path: Path) -> None:

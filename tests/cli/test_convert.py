@@ -108,7 +108,7 @@ def damaged_config(folder: Path) -> list[str | Path]:
 
 
 CASES: list[tuple[Callable[[Path], list[str | Path]], str]] = [
-    (v2, "convnextv2_atto cannot be written for torchvision, whose ConvNeXt has no ConvNeXt v2"),
+    (v2, "convnextv2_atto cannot be written for torchvision, whose ConvNeXt lacks ConvNeXt v2"),
     (quantized, "is int8 in the format torch; other libraries take FP32 weights"),
     (another_model, "holds a convnext_atto, not the convnext_femto asked for with --model"),
     (missing, "none.pth does not exist"),

@@ -144,3 +144,14 @@ def test_process_names_an_unreadable_image_that_another_process_decodes(place: P
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "val/dog/3.png cannot be read as an image" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_working_folder_that_was_removed_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    outcome = call("models")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: the folder that this command was started in cannot be found (No such file")
+    assert len(outcome.err.splitlines()) == 1
+    assert call("--help").code == 0

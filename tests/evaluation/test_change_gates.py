@@ -115,3 +115,11 @@ def test_gate_checks_its_limits(name: str) -> None:
     for value in (-0.1, 100.1):
         with pytest.raises(RecipeError, match=f"{name} = .* is out of range; expected 0 to 100"):
             Gate(**(asked | {name: value}))
+
+
+def test_gate_on_calibration_that_is_not_known_proves_nothing() -> None:
+    note = "the expected calibration error is not judged: not both artifacts tell how probable their answers are"
+    for found in (None, Calibration(0.1, (0.0, 0.2))):
+        assert judge(SCORE, SAME, Gate(max_ece_increase_pp=1.0), found) == Verdict(True, proven=False, notes=(note,))
+    failed = judge(SCORE, SAME, Gate(max_ece_increase_pp=1.0, min_top1=1.0), None)
+    assert (failed.passed, failed.notes) == (False, (note,))

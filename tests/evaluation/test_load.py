@@ -18,7 +18,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed, Speedup, judge_spee
 from convnext_deploy.reports.comparison import Run, compare_runs
 from convnext_deploy.reports.html.accuracy_plot import find_points, pareto_front
 from convnext_deploy.reports.html.tiles import create_tiles
-from convnext_deploy.reports.model_card import shipped_row
+from convnext_deploy.reports.model_card import render_model_card, shipped_row
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import remarks
 from convnext_deploy.system import load
@@ -161,4 +161,53 @@ def test_row_of_the_report_says_it(small_run: Any, small_artifacts: dict[str, Ar
     assert measured.score is not None
     row = create_row(Role("x", "train", None), small_artifacts["student"], measured, {"x": measured.score})
     report = dataclasses.replace(small_run.report, rows=(row,))
-    assert remarks(report)[0] == f"x: {SAID}; --measure-again times it anew"
+    assert remarks(report)[0] == f"x: {SAID}; time it again on a free machine, in a run with --measure-again"
+
+
+@pytest.mark.parametrize(
+    ("found", "loaded", "passed", "proven"),
+    [
+        ((0.93, 0.83, 1.23), WORDS, True, False),  # neither slower nor faster: not known
+        ((0.93, 0.83, 1.23), None, False, False),
+        ((0.93, 0.83, 0.97), WORDS, False, False),  # slower in every round, whatever else ran
+    ],
+)
+def test_median_under_a_load_that_the_interval_contradicts_fails_nothing(
+    found: tuple[float, float, float], loaded: str | None, *, passed: bool, proven: bool
+) -> None:
+    speed = Speed(
+        "float", "out/float", "onnxruntime", "onnxruntime", "cpu", (Speedup(1, *found, 1.0, 1.0),), (), loaded
+    )
+    verdict = judge_speed(speed, None)
+    assert (verdict.passed, verdict.proven) == (passed, proven)
+    if passed:
+        assert verdict.reasons == ()
+        assert verdict.notes[0].endswith("; the median is below, and the interval ends above the 1× asked for")
+        assert verdict.notes[1] == (
+            f"{SAID}; whether it reaches that is not known, time it again on a free machine: --measure-again"
+        )
+
+
+def test_model_card_says_which_times_are_not_to_be_relied_on(small_run: Any) -> None:
+    report: Report = small_run.report
+    assert "not to be relied on" not in render_model_card(dataclasses.replace(report, rows=_free(report.rows)))
+    rows = tuple(loaded_row(row) if row.name == "onnx-int8" else row for row in _free(report.rows))
+    speed = Speed(
+        "onnx-fp32", "", "onnxruntime", "onnxruntime", "cpu", (Speedup(1, 2.0, 1.9, 2.1, 1.0, 2.0),), (), WORDS
+    )
+    slow = dataclasses.replace(rows[-1], speed=dataclasses.replace(rows[-1].speed, against_float=speed))
+    card = render_model_card(dataclasses.replace(report, rows=(*rows[:-1], slow)))
+    assert f"The machine did other work then, and times are not to be relied on: onnx-int8: {WORDS}." in card
+    assert f"- {SAID}." in card
+
+
+def _free(rows: tuple[StageRow, ...]) -> tuple[StageRow, ...]:
+    """Return rows that were timed while nothing else ran."""
+    return tuple(
+        row
+        if row.speed.latency is None
+        else dataclasses.replace(
+            row, speed=dataclasses.replace(row.speed, latency=dataclasses.replace(row.speed.latency, loaded=None))
+        )
+        for row in rows
+    )

@@ -12,7 +12,9 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType
 
+from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, count_operators, inspect_onnx
+from convnext_deploy.pipeline.open_artifact import open_input
 from tests.exporters.conftest import Network
 from tests.graphs.others_graphs import (
     analyze,
@@ -224,3 +226,27 @@ def test_record_is_json(network: Network) -> None:
     assert record["quantized"][0]["weight"]["type"] == "INT8"
     assert len(record["layers"]) == len(found.layers)
     assert record["findings"][0]["places"] == list(found.findings[0].places)
+
+
+def test_function_of_another_opset_is_one_line_for_every_verb(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20, "own" : 1]>\n'
+        "g (float[n,3,8,8] images) => (float[n,3,8,8] y) { y = own.f (images) }\n"
+        '<domain: "own", opset_import: ["" : 17]>\nf (a) => (b) { b = Relu (a) }'
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    for read in (inspect_onnx, open_input):
+        with pytest.raises(ArtifactError, match=r"a\.onnx contradicts itself \(Opset mismatch .*export it again\.$"):
+            read(tmp_path / "a.onnx")
+
+
+def test_sequence_is_no_image(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]>\n'
+        "g (seq(float[n,3,8,8]) images) => (float y) <int64 z = {0}> { y = SequenceAt (images, z) }"
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    found = {finding.name: finding for finding in inspect_onnx(tmp_path / "a.onnx").findings}
+    assert found["input-type"].places == ("images, no tensor but a sequence",)
+    with pytest.raises(ArtifactError, match="is not an image classifier"):
+        open_input(tmp_path / "a.onnx")

@@ -25,6 +25,14 @@ def reversed_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def without_type(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with an input of which only the shape is known."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.input[0].type.tensor_type.elem_type = 0
+    return result
+
+
 VALIDITY_CASES = (
     Case(
         "operator-not-in-opset",
@@ -63,6 +71,21 @@ VALIDITY_CASES = (
         reversed_nodes(graph_of("a = Relu (x) y = Relu (a)")),
         graph_of("a = Relu (x) y = Relu (a)"),
         ("Relu_1",),
+    ),
+    Case(
+        "made-of-itself",
+        "circle",
+        graph_of("a = Add (x, b) b = Relu (a) y = Relu (b)"),
+        graph_of("a = Add (x, x) b = Relu (a) y = Relu (b)"),
+        ("Add_0", "Relu_1"),
+        "refuses",
+    ),
+    Case(
+        "against-the-standard",
+        "no-type",
+        without_type(graph_of("y = Cast <to = 1> (x)")),
+        RELU,
+        ("Invalid tensor data type 0.",),
     ),
     Case(
         "against-the-standard",

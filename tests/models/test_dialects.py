@@ -125,7 +125,7 @@ def test_check_writable_agrees_with_the_table(dialect: Dialect) -> None:
             assert check_writable(spec, dialect) == []
             continue
         message = refusal(lambda spec=spec: check_writable(spec, dialect))  # type: ignore[misc]
-        assert message.startswith(f"{variant} cannot be written for {dialect}, whose ConvNeXt has no ")
+        assert message.startswith(f"{variant} cannot be written for {dialect}, whose ConvNeXt lacks ")
         assert ("ConvNeXt v2" if variant.startswith("convnextv2") else LACKING[variant]) in message
 
 
@@ -148,7 +148,7 @@ def test_check_writable_agrees_with_the_table(dialect: Dialect) -> None:
         ("convnext_atto", "facebook", {"head_hidden_size": 8}, "a hidden layer in the head"),
         ("convnextv2_atto", "huggingface", {"norm_eps": 1e-5}, "norms with eps 1e-05"),
         ("convnext_atto", "huggingface", {"head_hidden_size": 8}, "a hidden layer in the head"),
-        *((("convnext_atto", dialect, {"num_classes": 0}, "without a classification head")) for dialect in DIALECTS),
+        *((("convnext_atto", dialect, {"num_classes": 0}, "has no classification head")) for dialect in DIALECTS),
     ],
 )
 def test_check_writable_refuses_when_library_lacks_an_option(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
-from torchvision import models as torchvision_models
+from torch import Tensor
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
@@ -69,27 +67,6 @@ def test_infer_model_spec_finds_no_classes_when_there_is_no_head(variant: str) -
     assert VARIANTS[found.variant].dims == VARIANTS[variant].dims
 
 
-@pytest.mark.parametrize(
-    ("create", "key"),
-    [
-        (torchvision_models.resnet18, "conv1.weight"),
-        (torchvision_models.efficientnet_b0, "stages.0.0.dwconv.weight"),
-        (torchvision_models.swin_t, "stages.0.0.dwconv.weight"),
-        (lambda: timm.create_model("vit_tiny_patch16_224"), "cls_token"),
-        (lambda: timm.create_model("resnet10t"), "conv1.0.weight"),
-        (lambda: timm.create_model("regnetx_002"), "stem.conv.weight"),
-        (lambda: timm.create_model("convmixer_768_32"), "stages.0.0.dwconv.weight"),
-        (lambda: timm.create_model("poolformer_s12"), "stem.conv.weight"),
-    ],
-)
-def test_other_networks_are_refused_with_a_key(tmp_path: Path, create: Callable[[], nn.Module], key: str) -> None:
-    path = tmp_path / "other.pth"
-    torch.save(create().state_dict(), path)
-    message = refusal(lambda: infer_model_spec(load_checkpoint(path).state, path))
-    assert f"{path} is not a ConvNeXt checkpoint" in message
-    assert key in message
-
-
 def isotropic() -> dict[str, Tensor]:
     """The names of the isotropic ConvNeXt of the paper's section 3.3: one stem, no downsampling."""
     state = {"stem.weight": torch.zeros(384, 3, 16, 16), "stem.bias": torch.zeros(384)}
@@ -102,8 +79,10 @@ def isotropic() -> dict[str, Tensor]:
 def test_isotropic_convnext_is_refused_with_its_keys(tmp_path: Path) -> None:
     torch.save({"model": isotropic()}, tmp_path / "w.pth")
     message = refusal(lambda: load_checkpoint(tmp_path / "w.pth"))
-    assert "is not a ConvNeXt checkpoint with the names of timm, torchvision, facebook, huggingface" in message
-    assert "stem.weight, stem.bias, blocks.0.dwconv.weight" in message
+    assert (
+        "is not a ConvNeXt checkpoint: it looks like the isotropic ConvNeXt (it has 'blocks.0.dwconv.weight')"
+        in message
+    )
 
 
 def load_timm(tmp_path: Path, variant: str, **options: Any) -> ModelSpec:

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextForImageClassification, DINOv3ConvNextConfig, DINOv3ConvNextModel
 
+from convnext_deploy.api.convert import convert
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.pipeline.open_artifact import open_input
-from tests.models.conftest import random_weights, refusal
+from tests.models.conftest import assert_equal_states, random_weights, refusal
 
 CLASSES = 7
 State = dict[str, Tensor]
@@ -109,10 +110,26 @@ def test_what_was_taken_and_left_is_said(tmp_path: Path) -> None:
     content = {**under("student.", state), **under("teacher.", other(state)), "criterion.weight": torch.ones(3)}
     torch.save({"state_dict": content}, tmp_path / "w.pth")
     notes = open_input(tmp_path / "w.pth").notes
-    assert "w.pth: took the weights under 'state_dict.student', and not state_dict.teacher" in notes
+    assert (
+        "w.pth: took the weights under 'state_dict.student', and not state_dict.teacher (convert --entry NAME writes one of these)"
+        in notes
+    )
     assert "w.pth: left out criterion.weight, which are no part of the network" in notes
     torch.save(under("module.", state), tmp_path / "w.pth")
     assert not [note for note in open_input(tmp_path / "w.pth").notes if "left out" in note]
+
+
+def test_convert_writes_the_network_that_is_named(tmp_path: Path) -> None:
+    state = timm_network().state_dict()
+    content = {
+        "model": {**under("student.", state), **under("teacher.", other(state)), **under("ema.", other(other(state)))}
+    }
+    torch.save(content, tmp_path / "w.pth")
+    for entry, expected in (("student", state), ("model.teacher", other(state)), (None, other(other(state)))):
+        convert(tmp_path / "w.pth", "timm", tmp_path / "out", entry=entry)
+        assert_equal_states(load_file(tmp_path / "out" / "model.safetensors"), expected)
+    message = refusal(lambda: convert(tmp_path / "w.pth", "timm", tmp_path / "out", entry="teacher2"))
+    assert "has no network 'teacher2'; it has: model.ema, model.student, model.teacher" in message
 
 
 def with_head(network: Any, head: nn.Module) -> nn.Module:

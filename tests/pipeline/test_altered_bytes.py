@@ -1,4 +1,4 @@
-"""One altered byte of a run folder is found by its reader, or says nothing else: `benchmarks/altered_bytes.py` in short."""
+"""One altered byte of a run folder is found by its reader, or says nothing else: `benchmarks/faults_bytes.py` in short."""
 
 from __future__ import annotations
 

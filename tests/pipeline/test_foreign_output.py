@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import convnext_deploy as api
-from convnext_deploy.api.options import DataOptions
+from convnext_deploy.api.options import DataOptions, EvaluationOptions
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -155,3 +156,23 @@ def test_folder_is_classified_by_the_output_that_was_named(tmp_path: Path) -> No
     assert named == {"a": 1.0, "b": pytest.approx(1 / 3)}
     (first, *_) = api.predict(path, [folder / "val" / "rot"], data=DataOptions(output_name="a"))
     assert first.guesses[0].index == 2
+
+
+def test_probabilities_are_those_of_the_file_or_not_known(tmp_path: Path) -> None:
+    folder = coloured_folder(tmp_path / "data")
+    sigmoid = write_graph(tmp_path / "sigmoid.onnx", f"{LOGITS} y = Sigmoid (logits)", "float[n,3] y")
+    assert open_input(sigmoid).io.output == "probabilities"
+    (first, *_) = api.predict(sigmoid, [folder / "val" / "rot"])
+    logit = float(np.log(first.guesses[0].probability / (1 - first.guesses[0].probability)))
+    runner = open_runner(open_input(write_graph(tmp_path / "logits.onnx", LOGITS)))
+    pixels = np.asarray(Image.open(first.path))[None]
+    assert np.allclose(runner.logits(pixels).max(), logit, atol=1e-4)
+    runner.close()
+    # the best logits say nothing of how probable they are among all
+    outputs = ["float[n,2] values", "int64[n,2] indices"]
+    best = write_graph(tmp_path / "best.onnx", f"{LOGITS.replace('logits', 'scores')} {TOP_2}", *outputs, **K)
+    assert "how probable they are among all classes is not known" in open_input(best).notes[0]
+    gate = EvaluationOptions(max_ece_increase_pp=1.0)
+    row = api.validate(best, baseline=sigmoid, data=DataOptions(folder), evaluation=gate).rows[-1]
+    assert (accuracy_of(row).top1, accuracy_of(row).calibration) == (1.0, None)
+    assert (row.verdict.passed, row.verdict.proven) == (True, False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from convnext_deploy.artifacts.artifact import Artifact, write_manifest
 from convnext_deploy.artifacts.details import EngineDetails, Profile, TorchTensorRTDetails
@@ -62,13 +63,17 @@ def test_scores_and_latencies_are_of_this_machine_and_these_versions(
     assert again() == []
     other_versions(monkeypatch, convnext_deploy="99.0")  # its records have versions of their own
     assert again() == []
-    for name in ("onnxruntime", "torch", "pillow"):
+    for name in ("onnxruntime", "onnxruntime_openvino", "tensorrt_cu13", "torch", "pillow"):
         other_versions(monkeypatch, **{name: "99.0"})
         assert (again(), again()) == (["model"], []), name
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert (again(), again()) == (["model"], [])
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    assert (again(), again()) == (["model"], [])
     known = describe_environment()
-    assert known["threads"] == "OMP_NUM_THREADS=7"
+    assert (known["threads"], known["variables"]) == ("OMP_NUM_THREADS=7", "DNNL_MAX_CPU_ISA=AVX2")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 11)
+    assert (again(), again()) == (["model"], [])
     for change in ({"cpu": "another"}, {"cores": 3}, {"gpus": "NVIDIA L4 (SM89); CUDA 13.0"}):
         monkeypatch.setattr(ledger, "describe_environment", lambda change=change: {**known, **change})
         assert (again(), again()) == (["model"], []), change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError
+from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.reports.record import read_report
 from tests.colours import COUNT, save_colours, write_colours
 from tests.rows import accuracy_of
@@ -80,3 +84,13 @@ def test_the_test_is_scored_once_at_the_end(tmp_path: Path) -> None:
     assert read_report(out) == report
     for name in ("report.md", "model_card.md"):
         assert "on the 10 test images, scored once at the end: ptq 80.00 %, source 80.00 %" in (out / name).read_text()
+
+
+def test_what_was_only_quantized_here_may_have_been_trained_anywhere(
+    small_artifacts: dict[str, Artifact], small_data: Data
+) -> None:
+    trained = small_artifacts["ptq"]
+    assert find_assumptions([trained], small_data).images == "which were not trained on"
+    elsewhere = dataclasses.replace(trained, lineage=trained.lineage[-1:])
+    found = find_assumptions([elsewhere], small_data).images
+    assert found in ("which it may have been trained on", "which the data sets apart from those to train on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
+from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.reports.record import Accuracy, MeasuredSpeed, StageRow
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from tests.reports.conftest import INT8_ROW, SPEED, change
@@ -311,3 +313,34 @@ def test_add_speed_says_why_nothing_was_measured_and_leaves_the_verdict() -> Non
     assert add_speed(row, "no GPU") == change(
         row, not_measured="no GPU", notes=(*row.notes, "speed not measured: no GPU")
     )
+
+
+def test_gate_proves_nothing_beside_a_baseline_that_seems_not_to_work(small_artifacts: dict[str, Artifact]) -> None:
+    scores = {"a": GOOD, "ptq": GOOD}
+    baseline = create_row(Role("a", "train", "a"), small_artifacts["student"], measurement(GOOD), {"a": GOOD})
+    doubted = dataclasses.replace(baseline, warnings=("top-1 is far below what is published",))
+    role = Role("ptq", "ptq", "a", Gate(max_top1_drop_pp=100.0))
+    for earlier, proven in ((baseline, True), (doubted, False)):
+        row = create_row(role, small_artifacts["ptq"], measurement(GOOD), scores, (earlier,))
+        assert (row.verdict.passed, row.verdict.proven) == (True, proven)
+    assert row.verdict.notes[-1] == "passed, which proves nothing: a seems not to work as it is evaluated here"
+
+
+def test_create_row_compares_with_the_source_where_its_ancestor_comes_first(
+    small_artifacts: dict[str, Artifact],
+) -> None:
+    scores = {"baseline": GOOD, "source": WORSE, "onnx": WORSE}
+    found = []
+    for name, kind in (("source", "source"), ("onnx", "onnx")):
+        row = create_row(Role(name, kind, "baseline"), small_artifacts["ptq"], measurement(WORSE), scores)
+        assert row.accuracy is not None
+        assert drop_of(row).top1_drop_pp == 25.0
+        found.append(row.accuracy.source_drop_pp)
+    assert found == [None, 0.0]
+
+
+def test_row_says_what_opens_a_bare_file_again(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    file = tmp_path / "bare.onnx"
+    shutil.copy(small_artifacts["onnx-fp32"].main_file, file)
+    row = create_row(Role("a", "source", "a"), open_input(file), measurement(GOOD), {"a": GOOD})
+    assert row.identity.artifact == str(tmp_path / "bare.onnx")

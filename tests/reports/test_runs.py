@@ -92,12 +92,17 @@ def test_settings_that_differ_are_named_stage_by_stage(tmp_path: Path) -> None:
         ({"class_names": ("dog", "cat")}, ["and the classes differ"]),
         ({"environment": {**ENVIRONMENT, "cpu": "Other"}}, ["latency was measured on different machines"]),
         ({"environment": {**ENVIRONMENT, "cores": 64}}, ["latency was measured on different machines"]),
+        ({"environment": {**ENVIRONMENT, "variables": "DNNL_MAX_CPU_ISA=AVX2"}}, ["latency was measured on different"]),
+        ({"judged_on": "others"}, ["top-1 was measured on images of different names or sizes"]),
+        ({"judged_on": None}, []),  # an old report
+        ({"leaks": ("3 images are in train and val",)}, ["second: 3 images are in train and val"]),
+        ({"rows": (change(BASELINE_ROW, warnings=("chance level",)),)}, ["second: student: chance level"]),
     ],
 )
 def test_figures_that_cannot_be_compared_are_warned_of(
     tmp_path: Path, changes: dict[str, Any], words: list[str]
 ) -> None:
-    first = create_report(BASELINE_ROW, class_names=("cat", "dog"))
+    first = create_report(BASELINE_ROW, class_names=("cat", "dog"), judged_on="these")
     out = tmp_path / "page.html"
     found = compare_reports(tmp_path, first, dataclasses.replace(first, **changes), out=out)
     assert len(found.warnings) == len(words)
@@ -186,3 +191,9 @@ def test_json_says_all(tmp_path: Path) -> None:
 )
 def test_distinct_names_are_as_short_as_can_be(folders: tuple[str, ...], expected: list[str]) -> None:
     assert distinct_names([Path(folder) for folder in folders]) == expected
+
+
+def test_what_is_assumed_of_runs_is_noted(tmp_path: Path) -> None:
+    first = create_report(BASELINE_ROW, assumptions=("the order is timm's",))
+    found = compare_reports(tmp_path, first, dataclasses.replace(first, assumptions=()))
+    assert found.notes[0] == "first: assumed: the order is timm's"

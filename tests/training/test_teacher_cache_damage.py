@@ -92,8 +92,12 @@ def test_cache_that_cannot_be_written_is_read_as_far_as_it_goes(
     logits = draw_logits()
     expected = open_cache(tmp_path)(batch_of(logits))
 
-    def refuse(path: Path, *_: int) -> int:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    really_open = os.open
+
+    def refuse(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_WRONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuse)
     cache = open_cache(tmp_path)

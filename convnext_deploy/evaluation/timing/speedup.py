@@ -154,10 +154,12 @@ def _responsible(layers: Sequence[LayerExcess]) -> tuple[LayerExcess, ...]:
 def judge_speed(speed: Speed, min_speedup: float | None) -> Verdict:
     """Say whether an INT8 artifact is fast enough at every batch size; `min_speedup` None: not slower than float.
 
-    The median decides, and the interval tells whether that is `proven`; on a machine that did other work meanwhile nothing is.
+    The median decides, and the interval tells whether that is `proven`; on a machine that did other work meanwhile nothing is, and
+    a median that the interval contradicts decides nothing either.
     """
     wanted = NOT_SLOWER if min_speedup is None else min_speedup
-    failed = [speedup for speedup in speed.speedups if speedup.median < wanted]
+    slow = [speedup for speedup in speed.speedups if speedup.median < wanted]
+    failed = [speedup for speedup in slow if speed.loaded is None or speedup.high < wanted]
     if failed:
         reasons = [f"{_describe(speedup, speed, wanted)}, and {_wanted(wanted)}" for speedup in failed]
         proven = any(speedup.high < wanted for speedup in failed)
@@ -171,9 +173,14 @@ def judge_speed(speed: Speed, min_speedup: float | None) -> Verdict:
     proven = all(speedup.low >= wanted for speedup in speed.speedups)
     notes = describe_speed(speed)
     if not proven:
-        notes[-1] += f"; passed by the median, and the interval begins below the {wanted:g}× asked for"
+        ends = "ends above" if slow else "begins below"
+        median = "the median is below" if slow else "passed by the median"
+        notes[-1] += f"; {median}, and the interval {ends} the {wanted:g}× asked for"
     if speed.loaded is not None:
-        notes.append(unreliable(speed.loaded))
+        again = (
+            "; whether it reaches that is not known, time it again on a free machine: --measure-again" if slow else ""
+        )
+        notes.append(unreliable(speed.loaded) + again)
         proven = False
     return Verdict(True, proven=proven, notes=tuple(notes))
 

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.documents import read_bytes, reason
 from convnext_deploy.errors import ExportError
 from convnext_deploy.system.files import whole_file
+
+_LARGEST = 1 << 30  # bytes
 
 
 def check_cache_file(path: Path) -> None:
@@ -31,7 +34,7 @@ def use_timing_cache(config: Any, path: Path, logger: Any) -> None:
 
     Raises: ExportError: if the file is not a timing cache of this release and GPU.
     """
-    content = path.read_bytes() if path.exists() else b""
+    content = _content(path) if path.exists() else b""
     cache = _read(config, content, path, logger)
     if not config.set_timing_cache(cache, False):
         raise ExportError(f"the timing cache {path} is {_OTHER}")
@@ -43,7 +46,7 @@ def save_timing_cache(config: Any, path: Path, logger: Any) -> None:
     Raises: OutputError: if it cannot be written.
     """
     cache = config.get_timing_cache()
-    if path.exists() and not cache.combine(_read(config, path.read_bytes(), path, logger), False):
+    if path.exists() and not cache.combine(_read(config, _content(path), path, logger), False):
         raise ExportError(f"the timing cache {path} is {_OTHER}")
     content = bytes(cache.serialize())
     with whole_file(path, needed=len(content), what="the timing cache", instead="another file", shared=True) as partial:
@@ -51,6 +54,13 @@ def save_timing_cache(config: Any, path: Path, logger: Any) -> None:
 
 
 _OTHER = "not a timing cache, or one of another TensorRT release or GPU; give another file, or delete it to begin anew."
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path, _LARGEST)
+    except OSError as error:
+        raise ExportError(f"the timing cache {path} cannot be read ({reason(error)}); give another file.") from None
 
 
 def _read(config: Any, content: bytes, path: Path, logger: Any) -> Any:

@@ -14,7 +14,7 @@ from convnext_deploy.graphs.onnx_view import inputs_of, type_name
 IMAGE_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.UINT8)
 _STANDARD = ("", "ai.onnx")
 _SHAPES = ("Shape", "Size")  # read no pixels
-_CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+_CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, TypeError, ValueError)
 
 
 @invalid(
@@ -71,10 +71,41 @@ def not_sorted(graph: AnalyzedGraph) -> Iterator[Place]:
     """Nodes that read what a later node makes."""
     made: set[ir.Node] = set()
     has_subgraphs = len(graph.view.model.graph) < len(graph.view.nodes)
-    for node in () if has_subgraphs else graph.view.nodes:
+    for node in () if has_subgraphs or any(True for _ in made_of_itself.find(graph)) else graph.view.nodes:
         if not made.issuperset(node.predecessors()):
             yield node
         made.add(node)
+
+
+@invalid(
+    "no runtime can begin to compute what needs its own result, and all refuse the file",
+    "export the model again; no order of the nodes would do",
+)
+def made_of_itself(graph: AnalyzedGraph) -> Iterator[Place]:
+    """Nodes of a circle: each needs what another of them makes."""
+    waiting = {node: len(set(node.predecessors())) for node in graph.view.nodes}
+    ready = [node for node, count in waiting.items() if not count]
+    while ready:
+        node = ready.pop()
+        for reader in set(node.successors()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    # what only comes after a circle is not named
+    yield from (node for node, count in waiting.items() if count and _leads_back(node))
+
+
+def _leads_back(node: ir.Node) -> bool:
+    """Whether a node's own result is made of it."""
+    seen, after = set[ir.Node](), list(node.successors())
+    while after:
+        reader = after.pop()
+        if reader is node:
+            return True
+        if reader not in seen:
+            seen.add(reader)
+            after += reader.successors()
+    return False
 
 
 @invalid(
@@ -83,7 +114,11 @@ def not_sorted(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def against_the_standard(graph: AnalyzedGraph) -> Iterator[Place]:
     """What the ONNX checker says of a graph in which no other rule finds what makes it invalid."""
-    if any(True for rule in (operator_not_in_opset, value_nothing_makes, not_sorted) for _ in rule.find(graph)):
+    if any(
+        True
+        for rule in (operator_not_in_opset, value_nothing_makes, not_sorted, made_of_itself)
+        for _ in rule.find(graph)
+    ):
         return
     guesses = [(value, value.type) for value in graph.view.guessed]
     for value, _ in guesses:
@@ -105,7 +140,9 @@ def against_the_standard(graph: AnalyzedGraph) -> Iterator[Place]:
 def input_type(graph: AnalyzedGraph) -> Iterator[Place]:
     """Inputs of another type than images have."""
     for value in graph.view.inputs:
-        if value.dtype not in IMAGE_TYPES:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            yield f"{value.name}, no tensor but a {type(value.type).__name__.removesuffix('Type').lower()}"
+        elif value.dtype not in IMAGE_TYPES:
             yield f"{value.name} {type_name(value)}"
 
 
@@ -121,5 +158,6 @@ def uint8_input_not_cast(graph: AnalyzedGraph) -> Iterator[Place]:
 
 
 VALIDITY_RULES: tuple[Rule, ...] = (
-    operator_not_in_opset, value_nothing_makes, not_sorted, against_the_standard, input_type, uint8_input_not_cast,
+    operator_not_in_opset, value_nothing_makes, not_sorted, made_of_itself, against_the_standard, input_type,
+    uint8_input_not_cast,
 )  # fmt: skip

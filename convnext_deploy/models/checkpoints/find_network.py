@@ -100,6 +100,12 @@ def _gather(
         else:
             left_out.append(key)
     entry = ".".join((*names, prefix.removesuffix("."))).strip(".")
+    if prefix.startswith("0.") and any(key.startswith("1.") for key in left_out):
+        pooling = next(key for key in left_out if key.startswith("1."))
+        raise CheckpointError(
+            f"{path} is a network of fastai, whose head pools and normalizes in its own way ('{pooling}'); export it to ONNX there "
+            "and give that file."
+        )
     head = take_head(tensors, dialect, path)
     if prefix and not head.tensors and not has_head(tensors, dialect):
         last = next(
@@ -145,8 +151,10 @@ def describe_choice(chosen: FoundNetwork, networks: list[FoundNetwork], path: Pa
     others = [each.entry or "the file itself" for each in networks if each is not chosen]
     notes = []
     if chosen.entry or others:
-        also = f", and not {', '.join(others)}" if others else ""
-        notes.append(f"{path.name}: took the weights under '{chosen.entry}'{also}")
+        took = f"{path.name}: took the weights under '{chosen.entry}'"
+        notes.append(
+            f"{took}, and not {', '.join(others)} (convert --entry NAME writes one of these)" if others else took
+        )
     prefixes = tuple(f"{each.entry.rpartition('.')[2]}." for each in networks if each is not chosen and each.entry)
     rest = [key for key in chosen.left_out if not (prefixes and key.startswith(prefixes))]
     if rest:

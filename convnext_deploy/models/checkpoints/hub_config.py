@@ -3,7 +3,6 @@
 timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.json` and `preprocessor_config.json`.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.config.records import read_record
+from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoints.told_settings import adapt_channels
 from convnext_deploy.models.variants import (
@@ -85,12 +85,11 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        if size > _LARGEST_CONFIG:
+        if (size := path.stat().st_size) > _LARGEST_CONFIG:
             raise CheckpointError(f"{path} has {size} bytes; expected a config file of a few thousand.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
+        found = read_json(path, _LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({reason(error)}).") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
     return found

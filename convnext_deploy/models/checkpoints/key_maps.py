@@ -116,15 +116,17 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     Raises: CheckpointError: naming what it lacks.
     """
     row = complete_spec(spec)
-    lacking: list[tuple[bool, str]] = [
-        (spec.num_classes < 1, "networks without a classification head"),
-        (spec.head_norm, "a second norm before the head"),
-    ]
+    if spec.num_classes < 1:
+        raise CheckpointError(
+            f"{spec.variant} cannot be written for {dialect}: it has no classification head; give it one with "
+            "'convnext-deploy train --weights FILE --data DIR'."
+        )
+    lacking: list[tuple[bool, str]] = [(spec.head_norm, "a second norm before the head")]
     if dialect == "timm":
         lacking += [
             (
                 timm_output_stride(spec) is None,
-                f"strides of {spec.strides} and dilations of {spec.dilations} behind a patch size of {spec.patch_size}",
+                f"a patch size of {spec.patch_size} with strides of {spec.strides} and dilations of {spec.dilations}",
             ),
             (bool(row.head_hidden_size) and row.head_norm_first, "a hidden layer with the norm before the pooling"),
             (bool(row.head_hidden_size) and spec.head_activation != "gelu", f"a {spec.head_activation} in the head"),
@@ -147,7 +149,7 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
         lacking += [(row.version == 2, "ConvNeXt v2"), (spec.in_channels != 3, f"{spec.in_channels} input channels")]
     for missing, what in lacking:
         if missing:
-            raise CheckpointError(f"{spec.variant} cannot be written for {dialect}, whose ConvNeXt has no {what}.")
+            raise CheckpointError(f"{spec.variant} cannot be written for {dialect}, whose ConvNeXt lacks {what}.")
     eps = spec.head_norm_eps
     if dialect == "huggingface" or eps is None or eps == row.norm_eps:
         return []

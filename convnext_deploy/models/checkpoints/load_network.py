@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.channel_scaling import add_gains
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
@@ -39,7 +40,7 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
         model = build_model(artifact.model, **training)
         if scheme is not None:
             prepare(model, scheme)
-        state = load_checkpoint(artifact.main_file).state
+        state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
         add_gains(model, state)
         if _PIXEL_STEM in state:  # what its buffers are is in the file
             model.stem.undo_normalization(*[[0.0] * artifact.model.in_channels] * 2)

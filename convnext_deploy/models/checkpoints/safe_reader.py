@@ -2,9 +2,9 @@
 
 import argparse
 import json
+import os
 import pickle
 import re
-import stat
 import struct
 import warnings
 import zipfile
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from convnext_deploy.documents import open_file, parse_json, reason
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.system.files import whole_file
@@ -57,8 +58,8 @@ def load_metadata(path: Path) -> dict[str, Any]:
     _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            found = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
     return found if isinstance(found, dict) else {}
 
@@ -196,17 +197,12 @@ def _unpickle(path: Path) -> Any:
 def _check_file(path: Path) -> None:
     """Refuse what is not a file of weights at first sight, before any library reads it."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            # to open a pipe would wait for its writer
-            raise CheckpointError(f"{path} cannot be read; expected a file of weights.")
-        size = status.st_size
-        with path.open("rb") as file:
-            start = file.read(256)
+        with open_file(path) as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(256)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); expected a file of weights.") from None
+        raise CheckpointError(f"{path} cannot be read ({reason(error)}); expected a file of weights.") from None
     if size == 0:
         raise CheckpointError(f"{path} is empty; was it copied completely?")
     if start.startswith(b"version https://git-lfs"):

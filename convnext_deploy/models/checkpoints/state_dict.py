@@ -15,6 +15,7 @@ from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
+from convnext_deploy.models.checkpoints.other_networks import name_network
 from convnext_deploy.models.checkpoints.safe_reader import read_content, take_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 
@@ -71,6 +72,8 @@ def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[s
         raise CheckpointError(f"{path} is one of the files of a network; give their index, *{INDEX}, or their folder.")
     tensors, _ = take_tensors(content, path)
     dialect = recognize(tensors)
+    if (other := name_network(tensors)) is not None:
+        raise CheckpointError(f"{path} is not a ConvNeXt checkpoint: it looks like {other}.")
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(

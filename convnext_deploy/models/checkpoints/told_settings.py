@@ -11,7 +11,8 @@ from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from convnext_deploy.config.records import read_value
-from convnext_deploy.errors import CheckpointError, DeployError, first_line
+from convnext_deploy.documents import read_text, reason
+from convnext_deploy.errors import CheckpointError, DeployError
 from convnext_deploy.models.checkpoints.safe_reader import plain
 from convnext_deploy.models.variants import TIMM_OUTPUT_STRIDES, resolve_variant
 
@@ -82,11 +83,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; expected a file of settings.")
-        found = plain(yaml.safe_load(path.read_text(encoding="utf-8")))
+        found = plain(yaml.safe_load(read_text(path, _LARGEST_FILE)))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} cannot be read as YAML ({first_line(error)}).") from None
+        raise CheckpointError(f"{path} cannot be read as YAML ({reason(error)}).") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -1,0 +1,43 @@
+"""Name the network that a file holds in place of a ConvNeXt that is read here, by the names of its weights."""
+
+import re
+from collections.abc import Iterable
+
+_SIGNS: tuple[tuple[str, str], ...] = (
+    (
+        r"dwconv\.kernel",
+        "the FCMAE pre-training of ConvNeXt V2, with sparse convolutions; give the weights of its dense encoder",
+    ),
+    (
+        r"stages_\d\.blocks\.0\.conv_dw\.",
+        "a ConvNeXt of timm with features_only, without last norm and head; give the whole network",
+    ),
+    (r"^blocks\.0\.dwconv\.weight", "the isotropic ConvNeXt"),
+    (r"(^|\.)cls_token", "a vision transformer"),
+    (r"attn_block\.|attn_grid\.|token_mixer", "a MaxViT, MetaFormer or another network of timm"),
+    (r"relative_position_bias_table", "a Swin transformer"),
+    (r"mlp_tokens", "an MLP-Mixer"),
+    (r"patch_embed\.proj\.weight|vision_model\.embeddings|conv_proj\.weight", "a vision transformer"),
+    (r"embeddings\.cls_token|vit\.encoder|encoder\.layer\.0\.attention", "a vision transformer"),
+    (r"(^|\.)layer1\.0\.conv\d\.weight|resnet\.encoder", "a ResNet"),
+    (r"denseblock1\.", "a DenseNet"),
+    (r"^(model\.)?\d+\.(conv\.weight|cv\d\.)", "a YOLO of Ultralytics"),
+    (r"conv_stem\.weight", "an EfficientNet or MobileNet"),
+    (r"features\.0\.0\.weight", "a MobileNet, an EfficientNet or another network of torchvision"),
+    (r"features\.0\.weight", "a VGG, an AlexNet or another network of torchvision"),
+    (r"trunk_output\.|regnet|(^|\.)s1\.b1\.", "a RegNet"),
+    (r"stages\.0\.blocks\.0\.(mlp|norm1|conv)", "a MetaFormer or another network of timm"),
+    (r"lora_[AB]\.", "the difference of weights that PEFT trains, and no network; merge it with its base first"),
+    (r"(^|\.)embed_tokens|transformer\.h\.0|(^|\.)layers\.0\.self_attn", "a language model"),
+)
+"""What some of the names of a network's weights look like → what it is, in the order of asking."""
+
+
+def name_network(keys: Iterable[str]) -> str | None:
+    """Return what the names of weights are those of, and one of them, as the end of a sentence; None if that is not known."""
+    keys = list(keys)
+    for pattern, network in _SIGNS:
+        found = next((key for key in keys if re.search(pattern, key)), None)
+        if found is not None:
+            return f"{network} (it has '{found}')"
+    return None
