@@ -1,5 +1,6 @@
 """`python -m convnext_deploy` is `convnext-deploy`."""
 
+import contextlib
 import os
 import sys
 
@@ -19,7 +20,8 @@ def main() -> None:
             if not interruption.told:
                 interruption.told = True
                 if os.environ.get("RANK", "0") == "0":
-                    sys.stderr.write("interrupted\n")
+                    with contextlib.suppress(OSError):
+                        os.write(2, b"interrupted\n")
         sys.exit(error.code)
 
 

@@ -3,9 +3,29 @@
 import difflib
 from collections.abc import Iterable
 
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")  # letters and marks, by Unicode, that nobody sees
+
+
+def printable(text: object) -> str:
+    r"""Return a text on one line that shows all that is in it, and does nothing to a terminal.
+
+    Names come from anywhere: line ends, terminal escapes, the controls of writing direction, characters of no width and what stands
+    for bytes that are no text are written as Python does, such as `\n`, `\x1b` or `\u202e`.
+    """
+    found = str(text)
+    if found.isprintable() and _UNSEEN.isdisjoint(found):
+        return found
+    return "".join(c if c.isprintable() and c not in _UNSEEN else ascii(c)[1:-1] for c in found)
+
 
 class DeployError(Exception):
-    """Base of every error that a user can cause and mend. The command line prints its text and exits with 1."""
+    """Base of every error that a user can cause and mend. The command line prints its text and exits with 1.
+
+    The text is one line, whatever the names in it.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class RecipeError(DeployError):
@@ -46,6 +66,10 @@ class OutputError(DeployError):
 
 class LoaderError(DeployError):
     """A process that loads images cannot be started, died, or does not answer."""
+
+
+class TooLittleMemoryError(DeployError):
+    """The memory of the machine, or of its GPU, is too small for what was asked."""
 
 
 class ProcessLostError(DeployError):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import verb
+from convnext_deploy.artifacts.places import check_run
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.comparison import Comparison, Run, compare_runs, distinct_names
 from convnext_deploy.reports.record import REPORT_JSON, read_report
@@ -27,6 +28,8 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
         raise ArtifactError(
             f"{len(paths) or 'no'} run was given, and comparing needs two; name the folders of more runs."
         )
+    for path in paths:
+        check_run(path)
     folders = [(path if path.is_dir() or path.name != REPORT_JSON else path.parent).resolve() for path in paths]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:

@@ -12,6 +12,8 @@ from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
+from convnext_deploy.system.disk_faults import naming_disk_faults
+from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 Parameters = ParamSpec("Parameters")
@@ -182,7 +184,9 @@ _INSTEAD = {"run": "set it in the recipe"}  # others: leave it out
 def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Let a verb, which is named as its file, refuse what it does not use before it opens anything.
 
-    Raises: RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
+    Raises:
+        RecipeError: from the verb, if it is given an option that `USES` does not have for it, or something else than a record.
+        TooLittleMemoryError, OutputError: from the verb, if memory runs out, or a disk takes no more of a library's files.
     """
     name = function.__module__.rpartition(".")[2]
 
@@ -190,7 +194,8 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         for record in RECORDS.keys() & kwargs.keys():
             _check(name, record, kwargs[record])
-        return function(*args, **kwargs)
+        with needing_memory(name, LESS_MEMORY), naming_disk_faults():
+            return function(*args, **kwargs)
 
     return checked
 

@@ -22,6 +22,7 @@ from convnext_deploy.evaluation.measure import BATCH_SIZE
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.execution import decoding_processes, resolve_device
+from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
 
 _WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
@@ -138,12 +139,13 @@ def _classify(
 
     names, foreign = artifact.class_names, artifact.model.variant == "unknown"
     labels = FolderLabels(names)
+    compute = Halving(runner.logits, np.concatenate, "predict", progress)
     try:
         with progress.task("predict", len(paths), "images") as task:
             for batch in FileBatches(paths, artifact.preprocess, batch_size, workers):
                 rows: Iterator[tuple[Guess, ...]] = iter(())
                 if len(batch.pixels):
-                    logits = runner.logits(batch.pixels)
+                    logits = compute(batch.pixels)
                     if not np.isfinite(logits).all():
                         raise ArtifactError(
                             f"{artifact.main_file}: the logits are not finite; the artifact is unusable."

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from convnext_deploy.api.options import verb
+from convnext_deploy.artifacts.places import check_run
 from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.reports.record import Report, read_report
 
@@ -16,6 +17,7 @@ def report(run: Path | str) -> Report:
 
     Raises: ArtifactError: if there is no report, or it cannot be read.
     """
+    check_run(Path(run))
     found = read_report(Path(run))
     if Path(run).is_dir():
         write_report(found, Path(run))

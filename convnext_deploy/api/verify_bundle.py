@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_deploy.api.options import verb
+from convnext_deploy.artifacts.places import check_place
 from convnext_deploy.bundles.archive import unpacked
 from convnext_deploy.bundles.device import verify
 from convnext_deploy.config.choices import BundledKind
@@ -44,14 +45,13 @@ def verify_bundle(
     Raises: ArtifactError: if it is not a bundle. For a damaged bundle, or other answers, `Verification.passed` is false.
     """
     bundle, built = Path(bundle), None if built is None else Path(built)
+    check_place(bundle, "the folder of a bundle, or a .zip of it")
     try:
         if bundle.is_dir():
             checks = verify.verify(bundle, built)
-        elif bundle.is_file():
+        else:
             with unpacked(bundle) as folder:
                 checks = verify.verify(folder, built)
-        else:
-            raise ArtifactError(f"{bundle} does not exist; expected the folder of a bundle, or a .zip of it.")
     except verify.BundleError as error:
         raise ArtifactError(str(error)) from None
     return Verification(tuple(checks), tuple(verify.missing(checks, list(require))))

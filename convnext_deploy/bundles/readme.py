@@ -6,7 +6,10 @@ from typing import Any
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.bundles.contents import Contents, Engine, Model
 from convnext_deploy.bundles.golden import GoldenImages
+from convnext_deploy.reports.escaping import clean, code, markdown
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
+
+_NO_LICENSE = "not recorded; that of the weights and images that it was trained from holds"
 
 
 def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, Any]) -> str:
@@ -30,11 +33,11 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
         _triton(contents),
         "## How it was made",
         _histories(contents, models),
-        f"Licence: {contents.license or 'not recorded; that of the weights and images that it was trained from holds'}.",
+        f"Licence: {markdown(contents.license or _NO_LICENSE)}.",
         "## Golden answers and limits",
         "\n".join(f"- {text}" for text in _limits(contents, golden, models)),
     ]
-    return "\n\n".join(sections) + "\n"
+    return clean("\n\n".join(sections) + "\n")
 
 
 def _files(contents: Contents, models: Mapping[str, Any]) -> str:
@@ -63,7 +66,8 @@ def _row(file: str, precision: str, where: str, size: int, found: Mapping[str, A
 
 def _measured_on(models: Mapping[str, Any]) -> list[str]:
     found = {
-        f"Top-1 was measured on {m['total']} validation images of '{m['data']}' with {m['runner']} ({m['cpu']})"
+        f"Top-1 was measured on {m['total']} validation images of '{markdown(m['data'])}' with {m['runner']} "
+        f"({markdown(m['cpu'])})"
         + (
             "."
             if m["baseline"] is None
@@ -113,10 +117,10 @@ def _building(contents: Contents) -> str:
 def _preprocessing(preprocess: Preprocess, models: Sequence[Model]) -> str:
     *steps, normalize = preprocessing_steps(preprocess)
     takes = [
-        f"`{model.name}` takes `{model.input.name}` {_shape(model.input.shape)} {model.input.dtype} {model.layout}"
+        f"`{model.name}` takes {code(model.input.name)} {_shape(model.input.shape)} {model.input.dtype} {model.layout}"
         + ("" if model.white is None else f", pixels from 0 to {model.white:g}: it normalizes them itself")
         + " and gives "
-        + ", ".join(f"`{output.name}` {_shape(output.shape)} {output.dtype}" for output in model.outputs)
+        + ", ".join(f"{code(output.name)} {_shape(output.shape)} {output.dtype}" for output in model.outputs)
         + "."
         for model in models
     ]
@@ -145,7 +149,7 @@ def _triton(contents: Contents) -> str:
 def _histories(contents: Contents, models: Mapping[str, Any]) -> str:
     lines = []
     for model in contents.models:
-        steps = [describe_step(record) for record in models[model.name]["history"]]
+        steps = [markdown(describe_step(record)) for record in models[model.name]["history"]]
         lines.append(f"- `{model.name}`: {'; '.join(steps) or 'not recorded'}.")
     lines += [f"- `{engine.file}`: {_origin(engine)}." for engine in contents.engines]
     return "\n".join(lines)
@@ -158,7 +162,7 @@ def _origin(engine: Engine) -> str:
 
 
 def _limits(contents: Contents, golden: GoldenImages, models: Mapping[str, Any]) -> list[str]:
-    texts = [f"Golden images: {golden.origin} (`golden/pixels.npy`), answered by ONNX Runtime on a CPU."]
+    texts = [f"Golden images: {markdown(golden.origin)} (`golden/pixels.npy`), answered by ONNX Runtime on a CPU."]
     if golden.kind == "synthetic":
         texts.append("They show whether a machine computes what it should, and nothing of accuracy on photographs.")
     texts += [
@@ -168,7 +172,7 @@ def _limits(contents: Contents, golden: GoldenImages, models: Mapping[str, Any])
     ]
     for model in contents.models:
         if model.obstacle is not None:
-            texts.append(f"`{model.name}` is for CPUs and is not built with TensorRT: {model.obstacle}.")
+            texts.append(f"`{model.name}` is for CPUs and is not built with TensorRT: {markdown(model.obstacle)}.")
         if model.frozen_batch is not None:
             texts.append(f"`{model.name}` takes batches of {model.frozen_batch} and no others.")
     if any(one_line(name) != name for name in contents.first.class_names or ()):

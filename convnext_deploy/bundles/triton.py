@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from convnext_deploy.bundles.contents import Model, Tensor
+from convnext_deploy.reports.escaping import quoted
 from convnext_deploy.system.files import copy_file, write_text
 
 LABELS, CONFIG = "labels.txt", "config.pbtxt"
@@ -29,7 +30,7 @@ def model_config(model: Model, *, runtime: str, max_batch_size: int, has_labels:
     frozen = model.frozen_batch is not None
     classes = model.artifact.model.num_classes
     lines = [
-        f"name: {_quoted(model.name)}",
+        f"name: {quoted(model.name)}",
         'backend: "onnxruntime"' if runtime == "onnxruntime" else 'platform: "tensorrt_plan"',
         f'default_model_filename: "{"model.onnx" if runtime == "onnxruntime" else "model.plan"}"',
         f"max_batch_size: {0 if frozen else max_batch_size}",
@@ -37,7 +38,7 @@ def model_config(model: Model, *, runtime: str, max_batch_size: int, has_labels:
     ]
     for output in model.outputs:
         is_scores = output.dtype.startswith("float") and output.shape[1] == classes
-        labels = f" label_filename: {_quoted(LABELS)}" if has_labels and is_scores else ""
+        labels = f" label_filename: {quoted(LABELS)}" if has_labels and is_scores else ""
         lines.append(f"output [ {{ {_signature(output, frozen)}{labels} }} ]")
     if not frozen and max_batch_size > 1:
         preferred = sorted({max(1, max_batch_size // 2), max_batch_size})
@@ -52,22 +53,18 @@ def model_config(model: Model, *, runtime: str, max_batch_size: int, has_labels:
         data = f"data_type: {_TYPES[model.input.dtype]} dims: {_dims(model.input, frozen)} zero_data: true"
         lines.append(
             f'model_warmup [ {{ name: "batch of {model.frozen_batch or size}" batch_size: {size} '
-            f"inputs {{ key: {_quoted(model.input.name)} value: {{ {data} }} }} }} ]"
+            f"inputs {{ key: {quoted(model.input.name)} value: {{ {data} }} }} }} ]"
         )
     return "\n".join(lines) + "\n"
 
 
 def _signature(tensor: Tensor, frozen: bool) -> str:
-    return f"name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: {_dims(tensor, frozen)}"
+    return f"name: {quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: {_dims(tensor, frozen)}"
 
 
 def _dims(tensor: Tensor, frozen: bool) -> list[int | None]:
     """Return the shape, without the batch where Triton adds it."""
     return list(tensor.shape if frozen else tensor.shape[1:])
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def write_entry(folder: Path, config: str, labels: str | None, file: Path | None) -> None:

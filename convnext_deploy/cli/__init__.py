@@ -1,18 +1,22 @@
 """The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
 
-import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
 import time
+from typing import Any
 
 import click
 
+from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
 from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError, OutputError
+from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
+from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 
 COMMANDS = (
     "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",
@@ -20,7 +24,7 @@ COMMANDS = (
 )  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
-EXIT_ERROR, EXIT_GATE_FAILED = 1, 3
+EXIT_ERROR, EXIT_GATE_FAILED, EXIT_UNREAD = 1, 3, 141
 
 
 class _LazyGroup(click.Group):
@@ -32,6 +36,11 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name.replace('-', '_')}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # also what is imported for a command, and what it prints
+        with needing_memory("this command", LESS_MEMORY), naming_disk_faults():
+            return super().invoke(ctx)
 
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -67,6 +76,7 @@ def _check_working_folder() -> None:
 
 def main() -> None:
     """Run the command line; every error that a user can mend is one line on standard error, and so is a signal to end."""
+    prepare_streams()
     with interruptible() as interruption:
         try:
             code = _run(interruption)
@@ -85,15 +95,18 @@ def _run(interruption: Interruption) -> int:
         code = _until_interrupted(interruption)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        tell_lines(shown.getvalue())
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
     except DeployError as error:
         _say_error(str(error))
-    except BrokenPipeError:
-        sys.stderr.close()
+    except UnreadError:
+        abandon_output()  # as with `| head`: no error to tell of, and no whole result either
+        return EXIT_UNREAD
     except OSError as error:
+        abandon_output()
         where = f" ({error.filename})" if error.filename else ""
         _say_error(f"{error.strerror or error}{where}")
     except (KeyboardInterrupt, click.Abort):
@@ -124,8 +137,7 @@ def _say_interrupted(error: Interrupted) -> None:
     if {*sys.argv} & {*_JOINT}:
         state = f"{error.saved} and" if error.saved else "the last saved state and"
         kept = f"; {state} finished stages are kept, the same command goes on from there"
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        click.echo(f"interrupted{name}{kept}", err=True)
+    tell(f"interrupted{name}{kept}")
 
 
 def _say_error(text: str) -> None:
@@ -133,7 +145,7 @@ def _say_error(text: str) -> None:
     if launched().is_first:
         if launched().size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of an error and of being told to end, the error is said
-        click.echo(f"error: {text}", err=True)
+        tell(f"error: {text}")
     else:
         time.sleep(_PATIENCE_S)
-        click.echo(f"error (process {launched().rank}): {text}", err=True)
+        tell(f"error (process {launched().rank}): {text}")

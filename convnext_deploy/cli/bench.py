@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli import completions as candidates
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def command(as_json: bool, **values: Any) -> None:
 
     found = bench(**arguments_of("bench", values))
     if as_json:
-        click.echo(found.to_json())
+        write(found.to_json())
     else:
         _print(found)
     if any(timing.failed for timing in found.timings):
@@ -85,13 +86,12 @@ def command(as_json: bool, **values: Any) -> None:
 
 def _print(found: Benchmark) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     from convnext_deploy.cli.tables import FILE_WIDTH, create_console
 
     console = create_console()
     title = f"{found.environment['cpu']}, {found.environment['cores']} cores"
-    table = Table(title=Text(title), padding=(0, 1) if console.width >= FILE_WIDTH else (0, 0))
+    table = Table(title=title, padding=(0, 1) if console.width >= FILE_WIDTH else (0, 0))
     columns = _columns(found)
     for name in columns:
         table.add_column(
@@ -99,7 +99,7 @@ def _print(found: Benchmark) -> None:
         )
     for timing in found.timings:
         style = "bold red" if timing.failed else "dim" if timing.not_run else None
-        table.add_row(*(Text(cell(timing)) for cell in columns.values()), style=style)
+        table.add_row(*(cell(timing) for cell in columns.values()), style=style)
     console.print(table)
     reasons: dict[tuple[str, str], list[str]] = {}
     for timing in found.timings:

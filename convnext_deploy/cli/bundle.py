@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
 
 
@@ -46,12 +47,13 @@ def command(as_json: bool, **values: Any) -> None:
 
     result = bundle(**arguments_of("bundle", values))
     if as_json:
-        click.echo(result.to_json())
+        write(result.to_json())
         return
-    click.echo(f"{result.path}: {result.size_bytes / 1e6:.1f} MB, golden answers to {result.golden}")
+    say(f"{result.path}: {result.size_bytes / 1e6:.1f} MB, golden answers to {result.golden}")
     for file in (*result.models, *result.engines):
-        click.echo(f"  {file}")
+        say(f"  {file}")
     for note in result.notes:
-        click.echo(f"- {note}")
-    click.echo(f"SHA-256 of its checksums: {result.sha256}")
-    click.echo(f"To verify it here: convnext-deploy verify-bundle '{result.path}'")
+        say(f"- {note}")
+    say(f"SHA-256 of its checksums: {result.sha256}")
+    quoted = "'" + str(result.path).replace("'", r"'\''") + "'"
+    say(f"To verify it here: convnext-deploy verify-bundle {quoted}")

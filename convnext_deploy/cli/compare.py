@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from convnext_deploy.cli import completions as candidates
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options, is_quiet
 
 
@@ -29,7 +30,6 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     if len(runs) < 2:
         raise click.UsageError("give at least two runs.")
     from rich.table import Table
-    from rich.text import Text
 
     from convnext_deploy.api.compare import compare
     from convnext_deploy.cli.tables import create_console
@@ -37,7 +37,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     found = compare(runs, out=out)
     if as_json:
-        click.echo(found.to_json())
+        write(found.to_json())
         return
     console = create_console()
     table = Table(padding=(0, 1))
@@ -46,12 +46,12 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
             column, justify="left" if column in ("run", "stage", "artifact", "verdict") else "right", overflow="fold"
         )
     for texts, (_, row) in zip(comparison_cells(found), found.rows, strict=True):
-        table.add_row(*map(Text, texts), style="bold red" if row.verdict.passed is False else None)
+        table.add_row(*texts, style="bold red" if row.verdict.passed is False else None)
     console.print(table)
     if found.differences:
         differing = Table("differs", *(run.name for run in found.runs), padding=(0, 1))
         for difference in found.differences:
-            differing.add_row(*map(Text, (difference.what, *difference.values)))
+            differing.add_row(difference.what, *difference.values)
         console.print(differing)
     for text in () if is_quiet() else found.notes:
         console.print(f"- {text}")

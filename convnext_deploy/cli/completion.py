@@ -2,6 +2,7 @@
 
 import click
 
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import quiet_option
 
 _PROGRAM, _VARIABLE = "convnext-deploy", "_CONVNEXT_DEPLOY_COMPLETE"  # the variable that click looks at
@@ -23,4 +24,4 @@ def command(context: click.Context, shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(context.find_root().command, {}, _PROGRAM, _VARIABLE).source())
+    write(kind(context.find_root().command, {}, _PROGRAM, _VARIABLE).source())

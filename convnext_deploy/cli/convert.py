@@ -6,6 +6,7 @@ from typing import Any, get_args
 import click
 
 from convnext_deploy.cli.completions import artifacts, variants
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import arguments_of, common_options
 from convnext_deploy.config.choices import Dialect
 
@@ -35,9 +36,9 @@ def command(as_json: bool, **values: Any) -> None:
 
     result = convert(**arguments_of("convert", values))
     if as_json:
-        click.echo(result.to_json())
+        write(result.to_json())
         return
-    click.echo(f"{result.variant} for {result.dialect} in {result.path}: {', '.join(result.files)}")
+    say(f"{result.variant} for {result.dialect} in {result.path}: {', '.join(result.files)}")
     for note in result.notes:
-        click.echo(f"- {note}")
-    click.echo(f"To load it, in that folder:\n\n{result.load}")
+        say(f"- {note}")
+    write(f"To load it, in that folder:\n\n{result.load}")

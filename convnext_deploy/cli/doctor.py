@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def command(timeout_s: float, as_json: bool) -> None:
     from convnext_deploy.cli import EXIT_ERROR
 
     found = doctor(timeout_s=timeout_s)
-    click.echo(found.to_json() if as_json else "\n".join(_describe(found, _width())))
+    write(found.to_json() if as_json else "\n".join(_describe(found, _width())))
     if not found.works:
         raise click.exceptions.Exit(EXIT_ERROR)
 

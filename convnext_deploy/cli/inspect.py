@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def command(file: Path, as_json: bool) -> None:
 
     found = inspect(file)
     if as_json:
-        click.echo(found.to_json())
+        write(found.to_json())
         return
     console = create_console()
     if isinstance(found, ONNXRecord):
@@ -63,15 +64,21 @@ def _print_onnx(found: ONNXRecord, console: Console) -> None:
     )
     print_table(console, ("operator", *precisions), operators, left=("operator",))
     if found.quantized:
-        console.print(f"\nQuantized MatMul and Conv nodes: {len(found.quantized)}\n")
+        _print_heading(console, f"Quantized MatMul and Conv nodes: {len(found.quantized)}")
         titles = ("layer", "operator", "runs in", "input", "weight", "output")
         print_table(console, titles, map(_quantized_cells, found.quantized), left=titles)
     total = sum(layer.size_bytes for layer in found.layers) or 1
     shown = found.layers[:_LARGEST_LAYERS]
-    console.print(f"\nLargest layers: {len(shown)} of {len(found.layers)}\n")
+    _print_heading(console, f"Largest layers: {len(shown)} of {len(found.layers)}")
     layers = ((x.layer, x.operator, f"{x.size_bytes / 1e3:,.1f}", f"{100 * x.size_bytes / total:.1f}") for x in shown)
     print_table(console, ("layer", "operator", "kB", "%"), layers, left=("layer", "operator"))
     _print_findings(found, console)
+
+
+def _print_heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(text)
+    console.print()
 
 
 def _quantized_cells(node: QuantizedRecord) -> tuple[str, ...]:
@@ -85,13 +92,16 @@ def _print_findings(found: ONNXRecord, console: Console) -> None:
 
     counts = {kind: sum(finding.severity == kind for finding in found.findings) for kind in SEVERITIES}
     listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
-    console.print(f"\nRules for TensorRT: {listed or 'all kept'}", style="bold")
+    console.print()
+    console.print(f"Rules for TensorRT: {listed or 'all kept'}", style="bold")
     for rule in found.findings:
         more = len(rule.places) - _NAMES
         names = ", ".join(rule.places[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
         severity = f"{rule.severity} for every runtime" if rule.everywhere else rule.severity
-        console.print(f"\n{severity}: {rule.name} ({len(rule.places):,}): {names}", style=_STYLES[rule.severity])
-        console.print(f"  Cost: {rule.cost}.\n  Fix: {rule.fix}.", soft_wrap=True)
+        console.print()
+        console.print(f"{severity}: {rule.name} ({len(rule.places):,}): {names}", style=_STYLES[rule.severity])
+        console.print(f"  Cost: {rule.cost}.", soft_wrap=True)
+        console.print(f"  Fix: {rule.fix}.", soft_wrap=True)
 
 
 def _print_engine(found: EngineRecord, console: Console) -> None:
@@ -109,7 +119,8 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
     print_facts(console, facts)
     console.print()
     if found.nodes.get("INT8") and found.float_nodes:
-        console.print(f"\nMatMul/Conv nodes in float: {len(found.float_nodes)}")
+        console.print()
+        console.print(f"MatMul/Conv nodes in float: {len(found.float_nodes)}")
         for name in found.float_nodes:
             console.print(f"  {name}")
     for note in found.notes:

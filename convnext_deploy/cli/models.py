@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from convnext_deploy.cli.completions import variants
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def command(name: str | None, as_json: bool) -> None:
 
     rows = list_models(name)
     if as_json:
-        click.echo(to_json(rows))
+        write(to_json(rows))
         return
     from convnext_deploy.cli.tables import create_console
 

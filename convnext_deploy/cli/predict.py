@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.completions import artifacts, runners
+from convnext_deploy.cli.console import say, tell, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 
 if TYPE_CHECKING:
@@ -33,12 +33,11 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     classified all the same; the exit code is then 1, or 0 with --skip-unreadable if any could be read.
     """
     from convnext_deploy.api.predict import predict
-    from convnext_deploy.data.decoding import printable
     from convnext_deploy.errors import DataError
 
     arguments = arguments_of("predict", values)
-    say = arguments["execution"].reporter.say
-    tell = say if skip_unreadable else functools.partial(click.echo, err=True)
+    progress = arguments["execution"].reporter
+    complain = progress.say if skip_unreadable else tell
     unreadable = total = 0
 
     def watched(found: Iterable[Prediction]) -> Iterator[Prediction]:
@@ -47,7 +46,7 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
             total += 1
             if prediction.error is not None:
                 unreadable += 1
-                tell(prediction.error)
+                complain(prediction.error)
             yield prediction
 
     found = watched(predict(**arguments))
@@ -56,12 +55,12 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     else:
         for prediction in found:
             if prediction.error is None:
-                click.echo(f"{printable(prediction.path)}: {_describe(prediction)}")
+                say(f"{prediction.path}: {_describe(prediction)}")
     if unreadable and (unreadable == total or not skip_unreadable):
         hint = "repair or remove them" if unreadable == total else "repair or remove them, or give --skip-unreadable"
         raise DataError(f"{unreadable} of {total} files cannot be read as images; {hint}.")
     if unreadable:
-        say(f"{unreadable} of {total} files cannot be read as images and were left out")
+        progress.say(f"{unreadable} of {total} files cannot be read as images and were left out")
 
 
 def _describe(prediction: Prediction) -> str:
@@ -78,6 +77,6 @@ def _print_json(found: Iterable[Prediction]) -> None:
 
     separator = "[\n"
     for prediction in found:
-        click.echo(f"{separator}{json.dumps(prediction.to_record())}", nl=False)
+        write(f"{separator}{json.dumps(prediction.to_record())}", end="")
         separator = ",\n"
-    click.echo("\n]")
+    write("\n]")

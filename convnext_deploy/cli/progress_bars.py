@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 from rich.progress import Task as RichTask
 from rich.text import Text
 
+from convnext_deploy.cli.console import tell
+from convnext_deploy.cli.tables import create_error_console
+from convnext_deploy.errors import printable
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
@@ -36,14 +37,14 @@ class _PlainTask:
             left = timedelta(seconds=round((self.total - self.done) / rate))
             where = f"{self.description}: {self.done:,}/{self.total:,} {self.unit}"
             parts = (where, describe_rate(rate, self.unit), f"{left} left", self.note)
-            click.echo(", ".join(part for part in parts if part), err=True)
+            tell(", ".join(part for part in parts if part))
 
     def finish(self) -> None:
         seconds = time.monotonic() - self.started
         done = self.done - self.before
         rate = describe_rate(done / max(seconds, 1e-9), self.unit) if done > 1 and seconds >= 0.1 else ""
         parts = (f"{self.description}: done in {seconds:.1f} s", rate, self.note)
-        click.echo(", ".join(part for part in parts if part), err=True)
+        tell(", ".join(part for part in parts if part))
 
 
 def describe_rate(rate: float, unit: str) -> str:
@@ -63,7 +64,7 @@ class PlainProgress:
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
-        click.echo(message, err=True)
+        tell(message)
 
 
 class _BarTask:
@@ -71,7 +72,7 @@ class _BarTask:
         self.bars, self.task = bars, task
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self.bars.update(self.task, advance=steps, note=note)
+        self.bars.update(self.task, advance=steps, note=printable(note))
 
 
 class _RateColumn(ProgressColumn):
@@ -89,7 +90,7 @@ class BarProgress:
     """Bars, for terminals."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = create_error_console()
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
@@ -106,12 +107,13 @@ class BarProgress:
         # Results that go to a file meanwhile must not be drawn above the bar in their place.
         with RichBars(*columns, console=self.console, redirect_stdout=sys.stdout.isatty()) as bars:
             yield _BarTask(
-                bars, bars.add_task(description, total=total, completed=done, note="", unit=unit, before=done)
+                bars,
+                bars.add_task(printable(description), total=total, completed=done, note="", unit=unit, before=done),
             )
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
-        self.console.print(message, highlight=False, markup=False)
+        self.console.print(message)
 
 
 def create_progress(quiet: bool = False) -> Progress:

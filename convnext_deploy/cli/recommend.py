@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 
 if TYPE_CHECKING:
@@ -50,17 +52,19 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
     if as_json:
         import json
 
-        click.echo(json.dumps(found.to_record(), indent=1))
+        write(json.dumps(found.to_record(), indent=1))
         return
     _print_list(found, create_console())
-    click.echo(
-        "\nSee also, in the project's repository: "
+    write("")
+    say(
+        "See also, in the project's repository: "
         f"{found.size_recipe} for networks like {found.candidates[0].variant}, {found.data_recipe} for so many images."
     )
     if out is None:
-        click.echo(f"\nA recipe to start from; --out FILE writes it:\n\n{found.recipe_text}", nl=False)
+        write(f"\nA recipe to start from; --out FILE writes it:\n\n{found.recipe_text}", end="")
     else:
-        click.echo(f"\nThe recipe is in {out}: convnext-deploy run {out} --data DIR")
+        write("")
+        say(f"The recipe is in {out}: convnext-deploy run {shlex.quote(str(out))} --data DIR")
 
 
 def _print_list(found: Recommendation, console: Console) -> None:
@@ -73,9 +77,11 @@ def _print_list(found: Recommendation, console: Console) -> None:
     cells = ([cell(candidate) for cell in columns.values()] for candidate in found.candidates)
     print_table(console, list(columns), cells, left=("model",))
     for place, candidate in enumerate(found.candidates, start=1):
-        console.print(f"\n{place}. {candidate.variant}", style="bold")
+        console.print()
+        console.print(f"{place}. {candidate.variant}", style="bold")
         print_items(console, candidate.reasons)
-    console.print("\nLeft out", style="bold")
+    console.print()
+    console.print("Left out", style="bold")
     variants: dict[str, list[str]] = {}
     for exclusion in found.exclusions:
         variants.setdefault(exclusion.reason, []).append(exclusion.variant)

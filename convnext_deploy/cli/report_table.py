@@ -2,9 +2,9 @@
 
 import click
 from rich.table import Table
-from rich.text import Text
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
+from convnext_deploy.cli.console import write
 from convnext_deploy.cli.tables import create_console, print_table
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
@@ -18,7 +18,7 @@ _STYLES: dict[Outcome, str | None] = {"failed": "bold red", "warned": "bold yell
 def create_table(report: Report, width: int) -> Table:
     """Return the stage table for so many columns of a terminal. What does not fit is broken into lines, and nothing cut off."""
     narrow = width < _NARROW
-    title = Text(f"{report.recipe}: {report.data}, {report.validation_images} validation images")
+    title = f"{report.recipe}: {report.data}, {report.validation_images} validation images"
     table = Table(title=title, padding=(0, 0 if narrow else 1))
     titles = columns(report.rows)
     for index, column in enumerate(titles):
@@ -28,7 +28,7 @@ def create_table(report: Report, width: int) -> Table:
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", max_width=widest)
     for row in report.rows:
         style = "bold red" if row.verdict.passed is False else None
-        table.add_row(*(Text(text) for text in cells(row, titles)), style=style)
+        table.add_row(*cells(row, titles), style=style)
     return table
 
 
@@ -37,7 +37,7 @@ def show_report(report: Report, as_json: bool) -> None:
     if not launched().is_first:
         return
     if as_json:
-        click.echo(report.to_json())
+        write(report.to_json())
     else:
         console = create_console()
         console.print(create_table(report, console.width))

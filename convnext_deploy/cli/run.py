@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.completions import recipes
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import arguments_of, common_options
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def _print_plan(plan: list[tuple[StageEntry, bool]], as_json: bool) -> None:
             {"name": stage.name, "kind": stage.config.kind, "inputs": dict(stage.inputs), "would_run": would_run}
             for stage, would_run in plan
         ]
-        click.echo(json.dumps({"stages": stages}, indent=1))
+        write(json.dumps({"stages": stages}, indent=1))
         return
     for stage, would_run in plan:
         inputs = ", ".join(stage.inputs.values()) or "the data"
-        click.echo(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")
+        say(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")

@@ -1,19 +1,44 @@
 """Tables on standard output, which rich draws; where that is not a terminal, for 160 columns."""
 
+import contextlib
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convnext_deploy.cli.console import writing
+from convnext_deploy.errors import printable
+
 FILE_WIDTH = 160
 
 
+class _Printing(Console):
+    """Shows texts as they are, what is not printable as escapes: all of them pass through `render_str`, also those of tables."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(printable(text), **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        with contextlib.suppress(OSError) if self.stderr else writing():
+            super().print(*objects, **settings)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def create_console() -> Console:
-    """Return standard output, on which texts are shown as they are."""
-    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False, markup=False)
+    """Return standard output for what rich draws."""
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    return _Printing(width=width, highlight=False, markup=False, emoji=False)
+
+
+def create_error_console() -> Console:
+    """Return standard error for what rich draws."""
+    return _Printing(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_table(
@@ -22,9 +47,9 @@ def print_table(
     """Print rows without lines between them; columns are set to the right, but for those with a title in `left`."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
-        table.add_column(title, justify="left" if title in left else "right", overflow="fold")
+        table.add_column(Text(title), justify="left" if title in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     console.print(table)
 
 
@@ -32,7 +57,7 @@ def print_facts(console: Console, facts: Mapping[str, str]) -> None:
     """Print a text beside each name."""
     grid = Table.grid(padding=(0, 2))
     for name, text in facts.items():
-        grid.add_row(Text(name, style="bold"), Text(text))
+        grid.add_row(Text(name, style="bold"), text)
     console.print(grid)
 
 
@@ -40,5 +65,5 @@ def print_items(console: Console, texts: Iterable[str]) -> None:
     """Print a list, a mark before each text."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     for text in texts:
-        grid.add_row("  -", Text(text))
+        grid.add_row("  -", text)
     console.print(grid)

@@ -5,6 +5,7 @@ from typing import get_args
 
 import click
 
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import common_options
 from convnext_deploy.config.choices import BundledKind
 
@@ -34,11 +35,11 @@ def command(bundle: Path, require: tuple[BundledKind, ...], built: Path | None, 
 
     result = verify_bundle(bundle, require=require, built=built)
     if as_json:
-        click.echo(result.to_json())
+        write(result.to_json())
     else:
         for check in result.checks:
-            click.echo(f"{check.status:8} {check.what}: {check.detail}")
+            say(f"{check.status:8} {check.what}: {check.detail}")
         for kind in result.unmet:
-            click.echo(f"failed   no {kind} could be run here, and one was required")
+            say(f"failed   no {kind} could be run here, and one was required")
     if not result.passed:
         raise click.exceptions.Exit(EXIT_ERROR)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import DistillMethod
-from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.errors import RecipeError
@@ -31,6 +31,7 @@ class DistillConfig(StageConfig):
     done: ClassVar[str] = "distilled"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.distill"
     trains: ClassVar[bool] = True
+    takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
     model: ModelConfig
     teacher: str | tuple[str, ...]

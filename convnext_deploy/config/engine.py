@@ -20,6 +20,7 @@ class EngineConfig(StageConfig):
     max_batch_size: int = 8
     workspace_mib: int = 1024
     optimization_level: int = 3
+    takes_less_memory: ClassVar[str] = "lower workspace_mib or max_batch_size"
 
     def __post_init__(self) -> None:
         super().__post_init__()

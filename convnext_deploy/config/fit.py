@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from convnext_deploy.config.checks import check_choices, require
 from convnext_deploy.config.choices import AugmentationPolicy, Autocast
 
+TAKES_LESS_MEMORY = (
+    "lower batch_size or image_size, raise accumulation_steps, which computes the same in smaller parts, or set "
+    "gradient_checkpointing = true; of the machine's memory fewer --workers take less, too"
+)
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -7,6 +7,8 @@ from convnext_deploy.config.checks import check_choices, require
 from convnext_deploy.config.choices import CalibrationMethod, Target
 from convnext_deploy.config.stage import StageConfig
 
+CALIBRATION_TAKES_LESS = "lower batch_size or calibration_images"  # what was observed depends a little on both
+
 
 @dataclass(frozen=True)
 class PTQSteps:
@@ -44,6 +46,7 @@ class PTQConfig(PTQSteps, StageConfig):
     done: ClassVar[str] = "quantized after training"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.ptq"
     result_version: ClassVar[int] = 2
+    takes_less_memory: ClassVar[str] = CALIBRATION_TAKES_LESS
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)
     calibration_images: int = 512

@@ -6,8 +6,8 @@ from typing import ClassVar
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import QuantizeMethod, Target
 from convnext_deploy.config.distill import check_distillation
-from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.ptq import check_calibration
+from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
+from convnext_deploy.config.ptq import CALIBRATION_TAKES_LESS, check_calibration
 from convnext_deploy.config.stage import StageConfig
 
 
@@ -23,6 +23,7 @@ class QATConfig(StageConfig):
     done: ClassVar[str] = "trained with quantization"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.qat"
     trains: ClassVar[bool] = True
+    takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_baseline: ClassVar[bool] = True
     result_version: ClassVar[int] = 2  # the FP32 ancestor teaches at the image size of its student's source
     fit: FitConfig = field(
@@ -59,6 +60,7 @@ class QuantizeConfig(StageConfig):
     result_version: ClassVar[int] = 3
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
     trains: ClassVar[bool] = True
+    takes_less_memory: ClassVar[str] = CALIBRATION_TAKES_LESS
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)
     method: QuantizeMethod = "auto"

@@ -101,6 +101,7 @@ class Recipe:
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     def __post_init__(self) -> None:
+        _check_name("the recipe's name", self.name)
         if self.source is None and self.source_preprocess.asked():
             raise RecipeError(f"recipe '{self.name}' has source_preprocess and no source; name the source too.")
         require(self.seed >= 0, "seed", self.seed, ">= 0")
@@ -112,6 +113,7 @@ class Recipe:
                 raise RecipeError(
                     f"stage name {stage.name!r} is not usable; expected letters, digits, '-', '_' and '.'."
                 )
+            _check_name("the stage name", stage.name)
             if stage.name in {*known, SOURCE, BASELINE}:
                 raise RecipeError(
                     f"the stage name '{stage.name}' is taken; names must differ, and '{SOURCE}' and '{BASELINE}' are reserved."
@@ -131,4 +133,18 @@ class Recipe:
             known.add(stage.name)
 
 
+def _check_name(what: str, name: str) -> None:
+    """Check a name that a folder will have. Raises: RecipeError: if a folder cannot have it, or it leads out of its place."""
+    fits = 0 < len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
+    if not fits or not name.isprintable() or name[0] in ". " or name[-1] in ". " or not {*"/\\"}.isdisjoint(name):
+        raise RecipeError(
+            f"{what} {name[:_LONGEST_NAME]!r} cannot be that of a folder; expected 1 to {_LONGEST_NAME} bytes of text on one "
+            "line, without / and \\, that neither begin nor end with a dot or space."
+        )
+    if name.split(".", 1)[0].upper() in _RESERVED:
+        raise RecipeError(f"{what} {name!r} is reserved on Windows, where no folder can have it; choose another.")
+
+
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+_LONGEST_NAME = 200  # a file system takes 255, and files in the making have something added
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}

@@ -20,6 +20,7 @@ class StageConfig:
         trains: where there are several processes all of them take part, and the state of the training is kept.
         needs_source: False: it can start from nothing, a source gives initial weights alone, and only one that is named counts.
         needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one.
+        takes_less_memory: what a user can do when it runs out of memory.
     """
 
     kind: ClassVar[str]
@@ -29,6 +30,7 @@ class StageConfig:
     trains: ClassVar[bool] = False
     needs_source: ClassVar[bool] = True
     needs_baseline: ClassVar[bool] = False
+    takes_less_memory: ClassVar[str] = "close other programs, or use a machine with more memory"
 
     def __post_init__(self) -> None:
         check_choices(self)

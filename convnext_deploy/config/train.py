@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from convnext_deploy.config.checks import check_choices, require
 from convnext_deploy.config.choices import CropMode, HeadActivation, Interpolation
-from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 
@@ -62,6 +62,7 @@ class TrainConfig(StageConfig):
     done: ClassVar[str] = "trained"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.train"
     trains: ClassVar[bool] = True
+    takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
     model: ModelConfig
     fit: FitConfig = field(default_factory=FitConfig)

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
 from convnext_deploy.errors import DataError, first_line
+from convnext_deploy.errors import printable as printable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -134,6 +135,8 @@ def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Ima
     try:
         with quiet(), open_stream() as stream, _open_image(stream) as image:
             return to_8_bit(image)
+    except MemoryError:
+        raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         raise DataError(
             f"{printable(name)} cannot be read as an image ({_reason(error)}); repair or remove it."
@@ -182,6 +185,8 @@ def find_defect(stream: BinaryIO) -> str | None:
             # integers of 32 bits and floats may be out of range
             if image.mode in ("I", "F") or _ends_oddly(image, stream):
                 to_8_bit(image)
+    except MemoryError:
+        raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         return _reason(error)
     return None
@@ -211,11 +216,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which stands before it
     return printable(first_line(error))
-
-
-def printable(text: object) -> str:
-    """Return `str(text)` with line breaks, control characters and bytes that are not text written as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @functools.cache

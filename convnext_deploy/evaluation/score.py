@@ -11,6 +11,7 @@ from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
+from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
 
 
@@ -69,17 +70,22 @@ def score_runner(
         io: what the runner's graph gives; None: logits.
         foreign: whether the graph is of another origin, and may give probabilities without saying so.
 
-    Raises: ArtifactError: if a logit is not finite.
+    Where the memory is too small for a batch, it goes on with smaller ones and says so.
+
+    Raises:
+        ArtifactError: if a logit is not finite.
+        TooLittleMemoryError: if it is too small for a single image.
     """
     predictions: list[NDArray[np.int64]] = []
     labels: list[NDArray[np.int64]] = []
     confidences: list[NDArray[np.float64]] = []
     correct_top5 = 0
+    compute = Halving(runner.logits, np.concatenate, description, progress)
     io = io or GraphIO()
     knows = not io.gives_best_logits
     with progress.task(description, total, "images") as task:
         for images, targets in batches:
-            logits = runner.logits(np.ascontiguousarray(images.numpy()))
+            logits = compute(np.ascontiguousarray(images.numpy()))
             if outputs is not None:
                 logits = logits[:, outputs]
             if not np.isfinite(logits).all():

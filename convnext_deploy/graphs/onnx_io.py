@@ -38,20 +38,23 @@ def save_onnx(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
+    """Read an ONNX file, without the tensors that it keeps in files beside it.
 
-    Raises: ArtifactError: if it is missing or not an ONNX file.
+    Raises: ArtifactError: if it cannot be read, or is not an ONNX file.
     """
     try:
         check_size(path)
-        proto = onnx.load(path)
-    except FileNotFoundError:
-        raise ArtifactError(f"there is no ONNX file {path}.") from None
+        proto = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({reason(error)}).") from None
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all its implementations
-        raise ArtifactError(f"{path} is not a readable ONNX file ({reason(error)}).") from None
-    if not proto.graph.node:
-        raise ArtifactError(f"{path} is not a readable ONNX file: it has no graph.")
+        raise ArtifactError(
+            f"{path} is not an ONNX file or is cut off ({first_line(error)}); expected a file that an ONNX exporter wrote."
+        ) from None
+    if not proto.graph.node or not proto.opset_import:
+        missing = "operators" if not proto.graph.node else "operator set"
+        raise ArtifactError(f"{path} is not an ONNX file or is cut off: it has no {missing}.")
     return proto
 
 

@@ -13,14 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
-from convnext_deploy.documents import leads_out, reason
+from convnext_deploy.documents import leads_out
 from convnext_deploy.errors import ArtifactError, first_line
-from convnext_deploy.graphs.onnx_io import check_size
+from convnext_deploy.graphs.onnx_io import load_onnx
 
 LAYOUT = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze"})
 PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -136,19 +135,7 @@ def open_view(path: Path) -> GraphView:
 
     Raises: ArtifactError: if it is not an ONNX file, is cut off or damaged, or weights beside it are missing.
     """
-    try:
-        check_size(path)
-        proto = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({reason(error)}).") from None
-    except Exception as error:
-        # protobuf's DecodeError has no public home that is the same in all its implementations
-        raise ArtifactError(
-            f"{path} is not an ONNX file or is cut off ({first_line(error)}); expected a file that an ONNX exporter wrote."
-        ) from None
-    if not proto.graph.node or not proto.opset_import:
-        missing = "operators" if not proto.graph.node else "operator set"
-        raise ArtifactError(f"{path} is not an ONNX file or is cut off: it has no {missing}.")
+    proto = load_onnx(path)
     try:
         with _without_words():
             model = ir.from_proto(proto)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
 from convnext_deploy.artifacts.hashes import check_recorded
+from convnext_deploy.artifacts.places import check_place, no_artifact
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
 from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
 
+EXPECTED = "an artifact folder, a checkpoint or an ONNX file"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -35,12 +39,11 @@ def open_input(
 
     Raises: ArtifactError, CheckpointError: if it is none of these, not what was asked for, or not what was once recorded of it.
     """
+    if is_weights_name(str(path)) and not os.path.lexists(path):
+        return ask_for(_of_model(_open_published(str(path)), path, model), asked, path)
+    check_place(path, EXPECTED)
     if path.is_dir():
         artifact = _open_folder(path)
-    elif path.is_symlink() and not path.exists():
-        raise ArtifactError(f"{path} is a symbolic link that leads nowhere; expected a folder or file.")
-    elif not path.exists():
-        artifact = _open_published(str(path))
     elif path.suffix in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX):
         artifact = open_checkpoint(path, entry)
     elif path.suffix == ".onnx":
@@ -54,12 +57,17 @@ def open_input(
         artifact = _with_parts(artifact)
     for file in artifact.files:
         check_recorded(artifact.path / file.name, file.sha256)
+    return ask_for(_of_model(artifact, path, model), asked, path)
+
+
+def _of_model(artifact: Artifact, path: Path, model: str | None) -> Artifact:
+    """Return an artifact that holds what was asked for. Raises: CheckpointError: if it holds another model."""
     if model is not None:
         from convnext_deploy.models.variants import resolve_variant
 
         if (known := resolve_variant(model)) != artifact.model.variant and artifact.model.variant != "unknown":
             raise CheckpointError(f"{path} holds a {artifact.model.variant}, not the {known} asked for with --model.")
-    return ask_for(artifact, asked, path)
+    return artifact
 
 
 def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifact:
@@ -150,16 +158,12 @@ def _open_folder(path: Path) -> Artifact:
     weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if weights is not None:
         return open_checkpoint(weights)
-    inside = sorted(p.parent for p in path.glob(f"stages/*/{MANIFEST}"))
-    hint = f" It is a run; point at one of its artifacts, such as {inside[-1]}." if inside else ""
-    raise ArtifactError(f"{path} is not an artifact folder: it has no {MANIFEST} and no {WEIGHT_FILES[0]}.{hint}")
+    raise no_artifact(path)
 
 
 def _open_published(name: str) -> Artifact:
-    from convnext_deploy.models.checkpoints.hub import fetch_weights, is_weights_name, license_of
+    from convnext_deploy.models.checkpoints.hub import fetch_weights, license_of
 
-    if not is_weights_name(name):
-        raise ArtifactError(f"{name} does not exist; expected an artifact folder, a checkpoint or an ONNX file.")
     found = fetch_weights(name)
     artifact = _open_folder(found.path) if found.path.is_dir() else open_checkpoint(found.path)
     artifact = dataclasses.replace(artifact, license=artifact.license or license_of(name))

@@ -24,6 +24,7 @@ from convnext_deploy.system.distributed import world
 from convnext_deploy.system.environment import installed_version, package_versions
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import replace_folder
+from convnext_deploy.system.memory_faults import needing_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def execute_stage(
             baseline=_find_teacher(stage, inputs, settings),
             store=_open_store(stage, settings, key) if stage.config.trains else None,
         )
-        artifact = run_stage(stage.config, inputs.get("source"), context)
+        with needing_memory(f"{stage.name} ({stage.config.kind})", stage.config.takes_less_memory):
+            artifact = run_stage(stage.config, inputs.get("source"), context)
         if not world().is_first:
             return artifact
         read = data if stage.config.reads_images else None

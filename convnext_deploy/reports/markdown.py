@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from convnext_deploy.reports.escaping import clean, markdown
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, TITLE, quality_rows
 from convnext_deploy.reports.record import Report
@@ -20,15 +21,17 @@ from convnext_deploy.reports.stage_table import (
 def render_markdown(report: Report) -> str:
     """Return the text of `report.md`."""
     environment, titles = report.environment, columns(report.rows)
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    versions = ", ".join(markdown(f"{name} {version}") for name, version in environment["versions"].items())
     lines = [
-        f"# {report.recipe}",
+        f"# {markdown(report.recipe)}",
         "",
-        f"{summary(report)[0].upper()}{summary(report)[1:]}." if report.complete else "The run is not complete.",
+        f"{markdown(summary(report)[0].upper() + summary(report)[1:])}."
+        if report.complete
+        else "The run is not complete.",
         "",
-        *(line for text in warnings(report) for line in (f"**Warning.** {text}.", "")),
-        f"Data: {report.data}, {report.validation_images} validation images. Seed {report.seed}. "
-        f"Machine: {environment['cpu']}, {environment['cores']} cores.",
+        *(line for text in warnings(report) for line in (f"**Warning.** {markdown(text)}.", "")),
+        f"Data: {markdown(report.data)}, {report.validation_images} validation images. Seed {report.seed}. "
+        f"Machine: {markdown(str(environment['cpu']))}, {environment['cores']} cores.",
         "",
         *_table(titles, [cells(row, titles) for row in report.rows]),
         "",
@@ -40,23 +43,23 @@ def render_markdown(report: Report) -> str:
         if (tried := row.history.selection) is not None:
             lines += [
                 "",
-                f"What {row.name} tried, {judged_on(tried)}:",
+                f"What {markdown(row.name)} tried, {judged_on(tried)}:",
                 "",
                 *_table(STEP_COLUMNS, [step_cells(step, tried) for step in tried.steps]),
                 "",
-                f"Selected {tried.chosen}: {tried.reason}.",
+                f"Selected {markdown(tried.chosen)}: {markdown(tried.reason)}.",
             ]
     if notes := remarks(report):
-        lines += ["", *(f"- {text}" for text in notes)]
+        lines += ["", *(f"- {markdown(text)}" for text in notes)]
     if any(row.accuracy and row.accuracy.flipped for row in report.rows):
         lines += [
             "",
             "`flips/STAGE.json` lists the images whose first guess changed, `report.json` the change of each class.",
         ]
     lines += ["", f"Versions: {versions}.", ""]
-    return "\n".join(lines)
+    return clean("\n".join(lines))
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in (titles, *rows)]
+    lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in (titles, *rows)]
     return [lines[0], "|" + "---|" * len(titles), *lines[1:]]

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from convnext_deploy.errors import printable
 from convnext_deploy.evaluation.timing.speedup import describe_speed
-from convnext_deploy.reports.escaping import clean
+from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
-from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
+from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import describe_test, drop_text, verdict, warnings
@@ -31,11 +32,11 @@ _COLUMNS = (
 
 def render_model_card(report: Report) -> str:
     """Return the text of `model_card.md`."""
-    name = one_line(report.recipe)
+    name = printable(report.recipe)
     shipped = shipped_row(report)
     sections = [
         write_front_matter(report, name),
-        f"# {_text(name)}",
+        f"# {markdown(name)}",
         _description(report, shipped),
         "## Intended use and limits",
         "\n".join(f"- {text}" for text in _limits(report)),
@@ -49,14 +50,14 @@ def render_model_card(report: Report) -> str:
             taken = (
                 "as they are, 0 to 255, and does the last step" if graph.white == 255 else "over 255, and does the rest"
             )
-            sections.append(f"The graph of `{shipped.name}` takes pixels {taken} itself.")
+            sections.append(f"The graph of {code(shipped.name)} takes pixels {taken} itself.")
     sections += ["## How it was made", *_lineage(report)]
     if report.rows:
         sections += ["## Evaluation", *_evaluation(report)]
     versions = report.environment.get("versions", {})
     sections += [
         "## Environment",
-        f"Measured on {_text(str(report.environment.get('cpu', 'an unknown machine')))}, {report.environment.get('cores', '?')} "
+        f"Measured on {markdown(str(report.environment.get('cpu', 'an unknown machine')))}, {report.environment.get('cores', '?')} "
         f"cores. {', '.join(f'{package} {version}' for package, version in versions.items())}.",
     ]
     return clean("\n\n".join(sections) + "\n")
@@ -80,25 +81,19 @@ def shipped_row(report: Report) -> StageRow | None:
     return chosen[-1] if chosen else None
 
 
-def _text(text: str) -> str:
-    """Return a user's text that Markdown and its tables show as it is."""
-    shown = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{character}" if character in "\\`*_[]|#" else character for character in shown)
-
-
 def _description(report: Report, shipped: StageRow | None) -> str:
     if shipped is None:
         return "The run has no artifact yet."
     own, accuracy, latency = shipped.identity, shipped.accuracy, shipped.speed.latency
     classes = own.num_classes or len(report.class_names)
     text = f"An image classifier, {own.variant}" + (f", for {classes:,} classes" if classes else "")
-    names = [_text(name) for name in report.class_names]
+    names = [markdown(name) for name in report.class_names]
     if names and len(names) <= _MOST_CLASSES:
         text += f": {', '.join(names)}"
     text += "."
     if accuracy is not None:
         text += (
-            f" The artifact to take is `{shipped.name}` ({own.format}, {own.precision}): "
+            f" The artifact to take is {code(shipped.name)} ({own.format}, {own.precision}): "
             f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, {report.images}; "
             f"{own.size_bytes / 1e6:.1f} MB"
         )
@@ -107,13 +102,15 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if not report.complete:
         text += " **The run is not complete.**"
     if not report.passed:
-        failed = ", ".join(f"`{row.name}`" for row in report.rows if row.verdict.passed is False)
+        failed = ", ".join(f"{code(row.name)}" for row in report.rows if row.verdict.passed is False)
         text += f" **Failed gates: {failed}; do not ship these.**"
-    unproven = ", ".join(f"`{row.name}`" for row in report.rows if row.verdict.passed and row.verdict.proven is False)
+    unproven = ", ".join(
+        f"{code(row.name)}" for row in report.rows if row.verdict.passed and row.verdict.proven is False
+    )
     if unproven:
         text += f" **Passed unproven: {unproven}.**"
     for warning in warnings(report):
-        text += f"\n\n**Warning.** {_text(warning)}."
+        text += f"\n\n**Warning.** {markdown(warning)}."
     return text
 
 
@@ -121,20 +118,21 @@ def _limits(report: Report) -> Iterator[str]:
     yield "For images of the classes above, taken like those it was trained on. It names one of them for any image."
     if report.validation_images:
         yield (
-            f"Accuracy is that on {report.validation_images:,} images of '{_text(PurePath(report.data).name)}', {report.images}; "
-            "other images may give another."
+            f"Accuracy is that on {report.validation_images:,} images of '{markdown(PurePath(report.data).name)}', "
+            f"{report.images}; other images may give another."
         )
     if report.test is not None:
-        yield f"Accuracy {_text(describe_test(report.test))}."
+        yield f"Accuracy {markdown(describe_test(report.test))}."
     for text in report.assumptions:
-        yield f"Assumed: {_text(text)}."
+        yield f"Assumed: {markdown(text)}."
     yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
     if any(row.identity.is_int8 and row.identity.format == "torch" for row in report.rows):
         yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."
     if any(row.identity.format == "tensorrt" for row in report.rows):
         yield "Engines run with the TensorRT version and on the GPUs that they were built for."
     license_ = known_license(report)
-    yield f"License: {_text(license_) if license_ else 'not recorded; that of the weights and images it was trained from holds'}."
+    unknown = "not recorded; that of the weights and images it was trained from holds"
+    yield f"License: {markdown(license_) if license_ else unknown}."
 
 
 def _place(row: StageRow) -> str:
@@ -148,12 +146,14 @@ def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
         return
     own, preprocess = shipped.identity, shipped.provenance.preprocess
     place = shlex.quote(_place(shipped))
-    data = "" if report.data == "none" else f"convnext-deploy validate {place} --data {shlex.quote(report.data)}\n"
-    yield f"From the folder that this card lies in:\n\n```sh\nconvnext-deploy predict {place} image.jpg\n{data}```"
+    commands = [f"convnext-deploy predict {place} image.jpg"]
+    if report.data != "none":
+        commands.append(f"convnext-deploy validate {place} --data {shlex.quote(report.data)}")
+    yield "From the folder that this card lies in:\n\n" + fenced("\n".join(commands), "sh")
     if own.format == "onnx" and own.file is not None and preprocess is not None:
         folder = _place(shipped).removesuffix(f"/{own.file}")  # of a bare file
-        code = write_usage(folder, own.file, preprocess, shipped.provenance.graph)
-        yield f"With ONNX Runtime alone:\n\n```python\n{code}\n```"
+        usage = write_usage(folder, own.file, preprocess, shipped.provenance.graph)
+        yield f"With ONNX Runtime alone:\n\n{fenced(usage, 'python')}"
 
 
 def _loaded(report: Report) -> str:
@@ -166,14 +166,14 @@ def _loaded(report: Report) -> str:
 def _lineage(report: Report) -> Iterator[str]:
     lines = []
     if (base := base_model(report)) is not None:
-        lines.append(f"- It began with the published weights `{base}`.")
+        lines.append(f"- It began with the published weights {code(base)}.")
     for row in report.rows:
-        steps = "; ".join(_text(describe_step(step)) for step in row.provenance.lineage)
-        lines.append(f"- `{row.name}`: {steps or 'not recorded'}.")
+        steps = "; ".join(markdown(describe_step(step)) for step in row.provenance.lineage)
+        lines.append(f"- {code(row.name)}: {steps or 'not recorded'}.")
     if lines:
         yield "\n".join(lines)
     if report.command:
-        yield f"```sh\n{report.command}\n```"
+        yield fenced(report.command, "sh")
     yield "`report.html` has the settings of every stage, training curves, and what became of each layer, class and image."
 
 
@@ -189,7 +189,8 @@ def _evaluation(report: Report) -> Iterator[str]:
             "–" if row.speed.latency is None else f"{row.speed.latency.p90_ms:.2f}",
         )
         lines.append(
-            f"| `{row.name}` | {row.identity.format} | {row.identity.precision} | {' | '.join(numbers)} | {_text(verdict(row))} |"
+            f"| {code(row.name)} | {row.identity.format} | {row.identity.precision} | {' | '.join(numbers)} | "
+            f"{markdown(verdict(row))} |"
         )
     yield "\n".join(lines)
     yield (
@@ -199,17 +200,17 @@ def _evaluation(report: Report) -> Iterator[str]:
     if quality := quality_rows(report.rows):
         titles, lines = ("artifact", *QUALITY_COLUMNS[1:]), []
         for texts in quality:
-            lines.append(f"| `{texts[0]}` | {' | '.join(map(_text, texts[1:]))} |")
+            lines.append(f"| {code(texts[0])} | {' | '.join(map(markdown, texts[1:]))} |")
         yield "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *lines])
         yield (
             "ECE: expected calibration error (arXiv 1706.04599), the gap between how sure an artifact is and how often it is "
             "right; rises are against the same ancestor. The interval of the worst class holds for all classes at once."
         )
     speeds = [
-        f"- `{row.name}` is {line}."
+        f"- {code(row.name)} is {line}."
         for row in report.rows
         if row.speed.against_float is not None
-        for line in map(_text, describe_speed(row.speed.against_float))
+        for line in map(markdown, describe_speed(row.speed.against_float))
     ]
     loaded = [row.speed.against_float.loaded for row in report.rows if row.speed.against_float is not None]
     speeds += [f"- {unreliable(words)}." for words in dict.fromkeys(loaded) if words is not None]

@@ -26,7 +26,7 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
         "import onnxruntime",
         "from PIL import Image, ImageOps",
         "",
-        f"FOLDER = {quoted(folder)}",
+        f"FOLDER, FILE = {quoted(folder)}, {quoted(file)}",
         f'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("{"L" if grey else "RGB"}")',
         f"image = image.resize({size}, Image.Resampling.{preprocess.interpolation.upper()})",
         f"left, top = round((image.width - {side}) / 2), round((image.height - {side}) / 2)",
@@ -42,7 +42,7 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
         lines.append("pixels = pixels.transpose(2, 0, 1)")
     batch = "pixels[None]" if io.batch_size in (None, 1) else f"np.stack([pixels] * {io.batch_size})"
     lines += [
-        f'session = onnxruntime.InferenceSession(f"{{FOLDER}}/{file}", providers=["CPUExecutionProvider"])',
+        'session = onnxruntime.InferenceSession(f"{FOLDER}/{FILE}", providers=["CPUExecutionProvider"])',
         f"outputs = session.run({list(io.output_names) or None}, {{session.get_inputs()[0].name: {batch}}})",
     ]
     if len(io.output_names) > 1:

@@ -50,7 +50,7 @@ class ONNXRuntimeRunner:
         if self.device == "cuda" and (missing := cuda_driver_error()):
             raise BackendUnavailableError(f"{name} was not run: {missing}")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what is an error is raised, and need not be printed as well
         if threads is not None:
             options.intra_op_num_threads = threads
         for key, value in onnxruntime_entries(alone=alone).items():

@@ -3,6 +3,9 @@
 import errno
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +59,35 @@ def cannot_write(target: Target, error: OSError, least: int = 0) -> OutputError:
     start = f"{target.what} cannot be written to {shown}" if target.what else f"{shown} cannot be written"
     advice = _ADVICE.get(error.errno or 0, "")
     if error.errno in FULL:
-        needs = f"it needs {target.needed:,} bytes" if target.needed else f"it needs more than {least:,} bytes"
+        more = "" if target.needed else "more than "
+        needs = f"it needs {more}{target.needed or least:,} bytes" if target.needed or least else "it needs more"
         advice = f"{_room(target.path, error.errno or 0, needs)}, and give the same command again"
     advice = f"{advice}, or choose {target.instead}" if advice else f"choose {target.instead}"
     return OutputError(f"{start} ({error.strerror or error}); {advice}.")
 
 
+@contextmanager
+def naming_disk_faults() -> Iterator[None]:
+    """Let what a library writes by itself, in the folder of temporary files, end in one line when the disk takes no more.
+
+    Raises: OutputError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        folder = Path(tempfile.gettempdir())
+        path = folder if error.filename is None else Path(os.fsdecode(error.filename))
+        what = "a temporary file" if error.filename is None else ""
+        instead = "another folder with TMPDIR" if path.is_relative_to(folder) else OUT
+        raise cannot_write(Target(path, what=what, instead=instead), error) from None
+
+
 def _room(path: Path, number: int, needs: str) -> str:
     """Say what has to be done for a file to find its room, and how much there is, of bytes or of entries."""
-    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+    places = (path.absolute(), *path.absolute().parents)
+    folder = next((place for place in places if place.is_dir()), Path("/"))
     status = os.statvfs(folder)
     if number == errno.EDQUOT:
         return f"raise the quota or remove files of yours ({needs})"

@@ -16,6 +16,7 @@ from convnext_deploy.artifacts.hashes import SUMS, hash_file
 from convnext_deploy.documents import open_file, read_text
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import whole_file, write_text
+from convnext_deploy.system.memory_faults import out_of_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 from convnext_deploy.training.tensorboard import TensorBoardEvents
 
@@ -71,7 +72,9 @@ class TrainingStore:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
-        except Exception:  # a state that cannot be read, for whatever reason, is no state
+        except Exception as error:  # a state that cannot be read, for whatever reason, is no state
+            if out_of_memory(error) is not None:
+                raise  # which says nothing of the state
             self._progress.say(f"the state of the training in {path} is damaged; the training begins again")
             return None
         return state if isinstance(state, dict) and state.get("key") == self.key else None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convnext_deploy.api.verify_bundle import verify_bundle
 from convnext_deploy.bundles import device
 from convnext_deploy.bundles.device.verify import Check, hash_file, verify
 from convnext_deploy.bundles.files import PROGRAMS
@@ -137,6 +138,26 @@ def test_damage_is_found_and_nothing_of_it_is_run(copied: Path, spoil: Callable[
     (line,) = done.stdout.splitlines()
     assert line.startswith("failed ")
     assert re.search(text, line)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda r: r.update(models=[], engines=[]), "lists no model; does not list engines/"),
+        (lambda r: r["models"].pop(), r"does not list onnx/\S+; make"),
+        (lambda r: r["engines"].clear(), "does not list engines/"),
+        (lambda r: r["models"][0].update(file="onnx/other.onnx"), "lists onnx/other.onnx, which is not there"),
+        (lambda r: r["models"][0].update(outputs=[]), "has no answers of "),
+        (lambda r: r["golden"].update(images=0), "has no golden images"),
+    ],
+)
+def test_what_would_prove_nothing_fails(copied: Path, spoil: Callable[[dict[str, Any]], object], text: str) -> None:
+    rewrite(copied, spoil)
+    result = verify_bundle(copied)
+    assert not result.passed
+    files, contents = result.checks
+    assert (files.status, contents.what, contents.status) == ("passed", "bundle.json", "failed")
+    assert re.search(text, contents.detail)
 
 
 @pytest.mark.parametrize(

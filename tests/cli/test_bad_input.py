@@ -157,7 +157,7 @@ ARTIFACT_CASES: list[Case] = [
     ("missing baseline", artifact("validate", name="student", after=("--baseline", "/none")), "/none does not exist"),
     ("run folder for an artifact", run_folder, "It is a run; point at one of its artifacts"),
     ("wrong suffix", wrong_suffix, "a file ending in .safetensors, .pth, .pt, .bin, .ckpt, .tar or .onnx"),
-    ("no ONNX file", no_onnx, "is not a readable ONNX file"),
+    ("no ONNX file", no_onnx, "is not an ONNX file or is cut off"),
     (
         "another model to quantize",
         artifact("quantize", name="student", after=("--model", "femto")),

@@ -78,7 +78,7 @@ def with_weights_elsewhere(path: Path) -> None:
         (with_a_name_that_is_no_text, "is damaged"),
         (with_a_shape_that_is_not_the_tensors, "is damaged"),
         (with_weights_elsewhere, "outside its folder, '../secret'"),
-        (lambda path: path.mkdir(), "is a folder without manifest.json"),
+        (lambda path: path.mkdir(), "is not an artifact folder: it has no manifest.json"),
         (lambda path: None, "does not exist"),
     ],
 )

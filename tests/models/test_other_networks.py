@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import refusal
+from tests.shared import heavy_except
 
 TIMM = {
     "vit_tiny_patch16_224": "a vision transformer",
@@ -51,6 +52,12 @@ TORCHVISION = {
     "densenet121": "a DenseNet",
     "squeezenet1_0": "of torchvision",
 }
+TRANSFORMERS = {
+    "ViT": "a vision transformer",
+    "Swin": "transformer",
+    "ResNet": "a ResNet",
+    "Dinov2": "a vision transformer",
+}
 
 
 def keys_of(network: nn.Module) -> dict[str, Tensor]:
@@ -64,33 +71,36 @@ def check(state: object, says: str, folder: Path) -> None:
     assert says in message
 
 
-@pytest.mark.parametrize(("name", "says"), TIMM.items())
-def test_networks_of_timm_are_named(name: str, says: str, tmp_path: Path) -> None:
+QUICK = (
+    "vit_tiny_patch16_224",
+    "resnet10t",
+    "mobilenetv3_small_100",
+    "convmixer_768_32",
+    "resnet18",
+    "squeezenet1_0",
+    "ViT",
+)
+
+
+@pytest.mark.parametrize("name", heavy_except(QUICK, TIMM))
+def test_networks_of_timm_are_named(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         network = timm.create_model(name)
-    check({"state_dict": keys_of(network)}, says, tmp_path)
+    check({"state_dict": keys_of(network)}, TIMM[name], tmp_path)
 
 
-@pytest.mark.parametrize(("name", "says"), TORCHVISION.items())
-def test_networks_of_torchvision_are_named(name: str, says: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", heavy_except(QUICK, TORCHVISION))
+def test_networks_of_torchvision_are_named(name: str, tmp_path: Path) -> None:
     network = torchvision.models.get_model(name)
-    check({"model": keys_of(network)}, says, tmp_path)
+    check({"model": keys_of(network)}, TORCHVISION[name], tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [
-        ("ViT", "a vision transformer"),
-        ("Swin", "transformer"),
-        ("ResNet", "a ResNet"),
-        ("Dinov2", "a vision transformer"),
-    ],
-)
-def test_networks_of_transformers_are_named(kind: str, says: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", heavy_except(QUICK, TRANSFORMERS))
+def test_networks_of_transformers_are_named(kind: str, tmp_path: Path) -> None:
     config = getattr(transformers, f"{kind}Config")()
     with torch.device("meta"):
         network = getattr(transformers, f"{kind}ForImageClassification")(config)
-    check(keys_of(network), says, tmp_path)
+    check(keys_of(network), TRANSFORMERS[kind], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_open_input_raises_when_an_onnx_file_has_no_input(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", [b"", b"not an ONNX file"])
 def test_open_input_raises_when_an_onnx_file_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.onnx").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"a\.onnx is not a readable ONNX file"):
+    with pytest.raises(ArtifactError, match=r"a\.onnx is (empty|not an ONNX file)"):
         open_input(tmp_path / "a.onnx")
 
 

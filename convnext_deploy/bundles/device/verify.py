@@ -100,6 +100,21 @@ def check_files(folder: Path) -> Check:
     return Check(SUMS, "files", PASSED, f"{len(expected)} files are as they were")
 
 
+def check_contents(folder: Path, record: dict[str, Any]) -> Check:
+    """Check that something would be proved: there are models, each with answers to images, and no model that is not listed."""
+    listed = {entry["file"] for entry in (*record["models"], *record["engines"])}
+    there = {name for name in read_sums(folder) if name.startswith(("onnx/", "engines/"))}
+    problems = [] if record["models"] else ["lists no model"]
+    problems += [f"does not list {name}" for name in sorted(there - listed)]
+    problems += [f"lists {name}, which is not there" for name in sorted(listed - there)]
+    problems += [f"has no answers of {model['name']}" for model in record["models"] if not model["outputs"]]
+    if not record["golden"]["images"]:
+        problems.append("has no golden images")
+    if problems:
+        return Check(RECORD, "files", FAILED, "; ".join(problems[:5]) + "; make the bundle again")
+    return Check(RECORD, "files", PASSED, f"{len(listed)} models and engines")
+
+
 class Verifier:
     """A bundle whose files are whole, with its golden images and answers loaded when they are needed."""
 
@@ -209,18 +224,28 @@ def verify(folder: Path, built: Path | None = None) -> list[Check]:
     if files.status == FAILED:
         return [files]
     try:
-        import numpy as np  # noqa: F401  (is it there?)
-    except ImportError as error:
-        return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
-    try:
+        contents = check_contents(folder, record)
+        if contents.status == FAILED:
+            return [files, contents]
+        try:
+            import numpy as np  # noqa: F401  (is it there?)
+        except ImportError as error:
+            return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
         return [files, *Verifier(folder, record, built or folder / BUILT).checks()]
-    except (KeyError, TypeError, OSError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
         raise BundleError(f"{folder / RECORD} does not say what this program expects ({error!r}).") from None
 
 
 def missing(checks: list[Check], required: list[str]) -> list[str]:
     """Return those of `onnx` and `engine` that are required and of which none passed."""
     return [kind for kind in required if not any(c.kind == kind and c.status == PASSED for c in checks)]
+
+
+def printable(text: object) -> str:
+    """Return a text on one line that does nothing to a terminal, and that every terminal has characters for."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def main() -> int:
@@ -241,14 +266,14 @@ def main() -> int:
     try:
         checks = verify(arguments.bundle, arguments.built)
     except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     unmet = missing(checks, arguments.require)
     if arguments.json:
         print(json.dumps({"checks": [asdict(check) for check in checks], "required_and_not_run": unmet}, indent=1))
     else:
         for check in checks:
-            print(f"{check.status:8} {check.what}: {check.detail}")
+            print(printable(f"{check.status:8} {check.what}: {check.detail}"))
         for kind in unmet:
             print(f"failed   no {kind} could be run here, and one was required")
     return int(bool(unmet) or any(check.status == FAILED for check in checks))

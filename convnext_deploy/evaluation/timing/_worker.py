@@ -97,13 +97,14 @@ def peak_memory_bytes() -> int:
 
 def _describe(error: BaseException) -> dict[str, str]:
     from convnext_deploy.errors import BackendUnavailableError, DeployError, first_line
+    from convnext_deploy.system.memory_faults import out_of_memory
 
     if isinstance(error, BackendUnavailableError):
         return {"unavailable": str(error)}
+    if out_of_memory(error) is not None:
+        return {"failed": "too little memory"}
     if isinstance(error, DeployError):
         return {"failed": str(error)}
-    if isinstance(error, MemoryError):
-        return {"failed": "too little memory"}
     return {"failed": f"{type(error).__name__}: {first_line(error)}"}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from convnext_deploy.reports.escaping import clean
 
@@ -30,7 +31,7 @@ def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **value
     """
     library = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
     scripts = [library, (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if figures else []
-    return clean(
+    return (
         _environment()
         .get_template(template)
         .render(
@@ -44,12 +45,18 @@ def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **value
     )
 
 
+def _shown(value: Any) -> Any:
+    """Return what a template prints as it may be shown; what is safe is our own."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @functools.cache
 def _environment() -> Environment:
     """Return what compiles the templates, and keeps them for the pages of the stages to come."""
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
