@@ -14,8 +14,8 @@ from convnext_deploy.api.options import DataOptions, EvaluationOptions, Executio
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.data.agreement import check_takes_images
-from convnext_deploy.data.decoding import printable
-from convnext_deploy.data.image_folder import IMAGE_EXTENSIONS, list_images
+from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
+from convnext_deploy.data.image_folder import list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.folder_labels import FolderLabels
 from convnext_deploy.evaluation.measure import BATCH_SIZE

@@ -11,6 +11,7 @@ from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.pipeline.foresee import check_plan
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
 from convnext_deploy.pipeline.stage import Settings
@@ -48,9 +49,14 @@ def plan_run(
     evaluation: EvaluationOptions = EvaluationOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
 ) -> list[tuple[StageEntry, bool]]:
-    """Return the stages of a recipe with whether `run`, given the same, would execute each; nothing is executed or written."""
+    """Return the stages of a recipe with whether `run`, given the same, would execute each; nothing is executed or written.
+
+    Raises: DeployError: as `run`, also what would end one of the later stages, as far as it can be known before any work.
+    """
     loaded, settings, source, images, weights = _open(recipe, out, data, evaluation, execution)
-    return plan_recipe(loaded, settings.out, source, images, weights)
+    plan = plan_recipe(loaded, settings.out, source, images, weights)
+    check_plan(plan, settings, source, images, weights)
+    return plan
 
 
 def _open(

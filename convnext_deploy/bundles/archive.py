@@ -67,7 +67,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             if (found := system_error(error)) is not None and found.errno in DISK_FAULTS:
                 raise cannot_write(
-                    Target(Path(temporary), size, str(path), "another folder with TMPDIR"), found
+                    Target(Path(temporary), size, f"what {path} holds", "another folder with TMPDIR"), found
                 ) from None
             raise ArtifactError(f"{path} cannot be unpacked ({first_line(error)}); copy the bundle again.") from None
         records = [*Path(temporary).glob(verify.RECORD), *Path(temporary).glob(f"*/{verify.RECORD}")]

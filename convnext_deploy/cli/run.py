@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
-@click.option("--dry-run", is_flag=True, help="Show which stages would run, and run none.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show which stages would run, run none, and find what would end one of them."
+)
 @common_options("run", "out")
 def command(dry_run: bool, as_json: bool, **values: Any) -> None:
     """Run RECIPE (a TOML file): every stage in order, each artifact validated, what is up to date not repeated."""

@@ -21,8 +21,20 @@ from convnext_deploy.errors import printable as printable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# What photographs come in, whatever the file is called. Pillow's other readers are left out: EPS runs Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
+# What photographs come in, and how such files are called; the content decides. Pillow's other readers are left out: EPS runs
+# Ghostscript.
+_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+}
+IMAGE_EXTENSIONS = tuple(extension for extensions in _FORMATS.values() for extension in extensions)
 # Where these end; a file that does not has been cut, or has something appended to it.
 _ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _ENDING_BYTES = 64

@@ -46,14 +46,14 @@ def find_guessing(score: Score, num_classes: int, class_names: Sequence[str] | N
     low, high = wilson_interval(score.correct, total)
     counts = np.bincount(score.labels)
     most, share = int(counts.argmax()), float(counts.max() / total)
-    measured = f"top-1 {100 * top1:.2f} % on {total:,} images"
+    measured = f"top-1 {100 * top1:.2f} % on {total:,} image{'' if total == 1 else 's'}"
 
     def name(label: int) -> str:
         return str(label) if class_names is None else f"'{class_names[label]}'"
 
     if len(set(score.predictions)) == 1 and share < 1:
         return f"{measured}: it answers {name(score.predictions[0])} to every image"
-    by_chance = f"guessing gives {100 * guessed:.3g} % with {num_classes:,} classes"
+    by_chance = f"guessing gives {100 * guessed:.3g} % with {num_classes:,} class{'' if num_classes == 1 else 'es'}"
     if high < guessed:
         return f"{measured} is worse than guessing: {by_chance}"
     if top1 < min(2 * guessed, guessed + _NEAR * (1 - guessed)):

@@ -187,9 +187,10 @@ def _cause(error: BaseException) -> BaseException:
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Yield the tensors that are kept in files beside the model's own."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield value.const_value
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
 
 
 def check_external(model: ir.Model, path: Path) -> None:

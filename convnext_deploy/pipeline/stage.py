@@ -178,7 +178,9 @@ def _outdated(artifact: Artifact) -> str | None:
     """Return why an engine would be another one if it were built now; what cannot be built here is left as it is."""
     details = artifact.details
     if isinstance(details, EngineDetails):
-        packages, built_on = [details.flavor.replace("-", "_")], details.built_on
+        package = details.flavor.replace("-", "_")
+        # the libraries may be installed without the package that only names them
+        packages, built_on = [package, f"{package}_cu12", f"{package}_cu13"], details.built_on
     elif isinstance(details, TorchTensorRTDetails):
         packages, built_on = ["torch_tensorrt", "tensorrt", "torch"], details.gpu
     else:

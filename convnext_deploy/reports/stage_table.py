@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from convnext_deploy.artifacts.details import Selection, Step
+from convnext_deploy.config.recipe import Gate
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
@@ -117,8 +118,12 @@ def summary(report: Report) -> str:
     failed = [row.name for row in report.rows if row.verdict.passed is False]
     unproven = [row.name for row in report.rows if row.verdict.passed and row.verdict.proven is False]
     judged = sum(row.verdict.passed is not None for row in report.rows)
+    left = [
+        row.name for row in report.rows if row.verdict.passed is None and row.not_run and row.provenance.gate != Gate()
+    ]
+    not_judged = f"{len(left)} not judged, because not run: {', '.join(left)}" if left else ""
     if not judged:
-        return "no gates were set"
+        return not_judged or "no gates were set"
     text = (
         f"{len(failed)} of {judged} gates failed: {', '.join(failed)}"
         if failed
@@ -126,7 +131,7 @@ def summary(report: Report) -> str:
     )
     if unproven:
         text += f"{';' if failed else ','} {len(unproven)} unproven: {', '.join(unproven)}"
-    return text
+    return f"{text}; {not_judged}" if not_judged else text
 
 
 def outcome(report: Report) -> Outcome:

@@ -45,14 +45,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     source = require_source(source, "tensorrt")
     if source.format != "onnx":
         raise ArtifactError(f"{source.path} is in the format {source.format}; engines are built from an ONNX artifact.")
-    options = BuildOptions(
-        Profile(1, config.optimal_batch_size, config.max_batch_size),
-        config.workspace_mib,
-        config.optimization_level,
-        Path(config.timing_cache).expanduser() if config.timing_cache else None,
-        config.version_compatible,
-        config.stripped,
-    )
+    options = build_options(config)
     # All that can be wrong is found out before the first build, which on a device takes minutes.
     require_gpu(config.flavor)
     trt = import_tensorrt(config.flavor)
@@ -88,6 +81,18 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         None if RELEASES[config.flavor].builds_for_gpus else describe_gpu(),
     )
     return dataclasses.replace(source, path=context.output, files=tuple(files), details=details)
+
+
+def build_options(config: TensorRTConfig) -> BuildOptions:
+    """Return what the settings ask of a build."""
+    return BuildOptions(
+        Profile(1, config.optimal_batch_size, config.max_batch_size),
+        config.workspace_mib,
+        config.optimization_level,
+        Path(config.timing_cache).expanduser() if config.timing_cache else None,
+        config.version_compatible,
+        config.stripped,
+    )
 
 
 def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[str | None, ...]:

@@ -12,7 +12,8 @@ from convnext_deploy.system.distributed import usable_cores
 
 _PACKAGES = (
     "convnext_deploy", "torch", "torchvision", "numpy", "pillow", "pillow_simd", "onnx", "onnxruntime", "onnxruntime_gpu",
-    "onnxruntime_openvino", "openvino", "tensorrt_rtx", "tensorrt", "tensorrt_cu12", "tensorrt_cu13", "torch_tensorrt",
+    "onnxruntime_openvino", "openvino", "tensorrt_rtx", "tensorrt_rtx_cu12", "tensorrt_rtx_cu13", "tensorrt", "tensorrt_cu12",
+    "tensorrt_cu13", "torch_tensorrt",
 )  # fmt: skip
 _THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # which instructions and kernels are used, how threads are placed and wait, and who gives memory

@@ -124,7 +124,7 @@ def test_quiet_predict_says_errors_alone(student: Path, images: Path) -> None:
     ("arguments", "message"),
     [
         (("ARTIFACT", "none.png"), "none.png does not exist; expected an image or a folder of images"),
-        (("ARTIFACT", "empty"), "empty has no images; expected files that end in .jpg, .jpeg, .png"),
+        (("ARTIFACT", "empty"), "empty has no images; expected files that end in .jpg, .jpeg, .jpe, .jfif, .png"),
         (("none", "image.png"), "none does not exist; expected an artifact folder, a checkpoint or an ONNX file"),
         (("ARTIFACT", "image.png", "--runner", "torhc"), "there is no runner 'torhc'"),
         (("ARTIFACT", "image.png", "--runner", "openvino"), "the runner openvino opens no torch artifacts"),

@@ -110,7 +110,6 @@ def test_open_data_takes_class_folders_alone_and_splits_them_the_same(whole: Pat
     (whole / "train").rmdir()
     (whole / "README.txt").write_text("about")
     (whole / ".cache").mkdir()
-    (whole / "empty").mkdir()
     direct = open_data(str(whole))
     assert direct.class_names == CLASSES
     assert held_out(direct) == held_out(nested)

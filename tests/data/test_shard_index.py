@@ -230,7 +230,7 @@ def test_a_class_without_validation_images_is_refused(tmp_path: Path) -> None:
             "line 2 of {root}/classes.txt is not a class name; expected one per line, in plain text.",
         ),
         ((0, 1, 1), "", "line 1 of {root}/classes.txt is not a class name"),
-        ((0, 1, 1), b"\xff", "the class names in {root}/classes.txt cannot be read (not UTF-8 text)."),
+        ((0, 1, 1), b"\xff", "the class names in {root}/classes.txt cannot be read (it is not UTF-8 text (byte 1))."),
     ],
 )
 @pytest.mark.parametrize("validation", [True, False])

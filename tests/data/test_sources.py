@@ -136,7 +136,9 @@ def test_open_data_refuses_when_there_is_a_validation_folder_alone(folder: Path)
 def test_open_data_refuses_when_a_split_has_no_images(folder: Path, split: str) -> None:
     for path in (folder / split).rglob("*.png"):
         path.rename(path.with_suffix(".txt"))
-    assert f"{folder / split} has no images" in refusal(folder)
+    message = refusal(folder)
+    assert f"the class folder {folder / split / 'cat'} has no image that can be read" in message
+    assert "files (.txt), such as" in message
 
 
 @pytest.mark.parametrize(("lacking", "other"), [("train", "val"), ("val", "train")])
@@ -147,7 +149,12 @@ def test_open_data_refuses_when_a_class_is_in_one_split_only(folder: Path, lacki
         (folder / lacking / "dog").mkdir()
     if how == "no image in it":
         (folder / lacking / "dog" / "readme.txt").write_text("x")
-    assert f"class 'dog' has no images in {folder / lacking};" in refusal(folder)
+    expected = {
+        "no folder": f"class 'dog' has no images in {folder / lacking};",
+        "empty folder": f"the class folder {folder / lacking / 'dog'} is empty; put images into it, or remove it",
+        "no image in it": f"{folder / lacking / 'dog'} has no image that can be read: 1 files (.txt), such as readme.txt;",
+    }
+    assert expected[how] in refusal(folder)
     assert (folder / other / "dog").is_dir()
 
 

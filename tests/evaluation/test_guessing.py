@@ -122,3 +122,11 @@ def test_doubt_of_a_baseline_far_below_what_its_training_measured(now: str, doub
     assert (found is not None) is doubted
     assert doubt_score(score(880, 1000, 5), trained, data) is None
     assert doubt_score(score(600, 1000, 5), dataclasses.replace(trained, precision="int8"), data) is None
+
+
+def test_one_image_and_one_class_are_said_as_such() -> None:
+    found = find_guessing(Score(0, 0, (0,), (1,)), 1)
+    assert found is not None
+    assert "on 1 image " in found
+    assert "with 1 class" in found
+    assert not found.endswith("classes")

@@ -14,6 +14,7 @@ from onnxruntime.quantization import QuantFormat, QuantType
 
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord, count_operators, inspect_onnx
+from convnext_deploy.graphs.onnx_view import external_tensors, open_view
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.exporters.conftest import Network
 from tests.graphs.others_graphs import (
@@ -250,3 +251,27 @@ def test_sequence_is_no_image(tmp_path: Path) -> None:
     assert found["input-type"].places == ("images, no tensor but a sequence",)
     with pytest.raises(ArtifactError, match="is not an image classifier"):
         open_input(tmp_path / "a.onnx")
+
+
+def test_weights_that_a_subgraph_keeps_beside_the_file_count(tmp_path: Path) -> None:
+    branch = "() => (float[n,4] o) <float[4] v = {1, 2, 3, 4}> { o = Add (x, v) }"
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]>\n'
+        "g (float[n,4] x) => (float[n,4] y) <bool c = {1}> "
+        f"{{ y = If (c) <then_branch = t {branch}, else_branch = e {branch}> }}"
+    )
+    for place, name in enumerate(("then.bin", "else.bin")):
+        tensor = model.graph.node[0].attribute[place].g.initializer[0]
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(values, "v"))
+        (tmp_path / name).write_bytes(values.tobytes())
+        onnx.external_data_helper.set_external_data(tensor, name)
+        tensor.ClearField("raw_data")
+    onnx.save(model, tmp_path / "a.onnx")
+    assert sorted(str(each.location) for each in external_tensors(open_view(tmp_path / "a.onnx").model)) == [
+        "else.bin",
+        "then.bin",
+    ]
+    (tmp_path / "then.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"keeps its weights in 'then\.bin' beside it, which is missing"):
+        open_view(tmp_path / "a.onnx")

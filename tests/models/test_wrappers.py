@@ -132,6 +132,29 @@ def test_convert_writes_the_network_that_is_named(tmp_path: Path) -> None:
     assert "has no network 'teacher2'; it has: model.ema, model.student, model.teacher" in message
 
 
+def test_one_logit_is_read_as_two_classes(tmp_path: Path) -> None:
+    network = timm_network(num_classes=1)
+    torch.save({"model": network.state_dict()}, tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    assert artifact.model.num_classes == 2
+    assert (
+        "w.pth: its one logit is taken for that of the second of two classes; the first has a logit of 0"
+        in artifact.notes
+    )
+    found = answers(load_network(artifact)).softmax(1)[:, 1:]
+    torch.testing.assert_close(found, answers(network).sigmoid(), rtol=1e-5, atol=1e-5)
+
+
+def test_many_classes_and_four_channels_are_read(tmp_path: Path) -> None:
+    network = timm_network(num_classes=21841, in_chans=4)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    assert (artifact.model.num_classes, artifact.model.in_channels) == (21841, 4)
+    images = torch.cat([IMAGES, IMAGES[:, :1]], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(load_network(artifact)(images), network(images), rtol=1e-4, atol=1e-4)
+
+
 def with_head(network: Any, head: nn.Module) -> nn.Module:
     network.head.fc = head
     return filled(network)

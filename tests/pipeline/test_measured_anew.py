@@ -147,6 +147,8 @@ PROGRAM = TorchTensorRTDetails("2.14.0", "SM89", 8)
         (ON_L4, {}, None, None),  # nothing could build it here: it stays, and is not run
         (ENGINE, {"tensorrt_rtx": "1.7.1"}, "NVIDIA L40 (SM89)", None),  # it names its GPUs
         (ENGINE, {"tensorrt_rtx": "1.8"}, None, "built with tensorrt_rtx 1.7.1, and here is 1.8"),
+        # the libraries alone, without the package that names them
+        (ENGINE, {"tensorrt_rtx_cu13": "1.8"}, None, "built with tensorrt_rtx_cu13 1.7.1, and here is 1.8"),
         (PROGRAM, {"torch": "2.14"}, "NVIDIA L4 (SM89)", None),
         (PROGRAM, {"torch": "2.15"}, "NVIDIA L4 (SM89)", "built with torch 2.14, and here is 2.15"),
         (PROGRAM, {"torch": "2.14"}, "NVIDIA H100 (SM90)", "built on SM89, and here is NVIDIA H100 (SM90)"),
@@ -162,7 +164,7 @@ def test_engine_is_built_again_when_tensorrt_or_the_gpu_changed(
     reason: str | None,
 ) -> None:
     artifact = create_artifact(tmp_path / "engine", details)
-    versions = {"torch": "2.14", "tensorrt": "10.3.0", "tensorrt_rtx": "1.7.1"}
+    versions = {"torch": "2.14", "tensorrt": "10.3.0", "tensorrt_rtx": "1.7.1", "tensorrt_rtx_cu13": "1.7.1"}
     record = dataclasses.replace(artifact.lineage[-1], versions=versions)
     write_manifest(dataclasses.replace(artifact, lineage=(record,)))
     monkeypatch.setattr(stage, "installed_version", here.get)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.cli.report_table import show_report
+from convnext_deploy.config.recipe import Gate
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.worst_class import WorstClass
 from convnext_deploy.pipeline.run import RunResult
@@ -93,6 +94,11 @@ def test_verdict_says(row: StageRow, expected: str) -> None:
     [
         ((BASELINE_ROW, ENGINE_ROW), "no gates were set"),
         ((BASELINE_ROW, PASSED_ROW, ENGINE_ROW), "1 of 1 gates passed"),
+        (
+            (BASELINE_ROW, PASSED_ROW, change(ENGINE_ROW, gate=Gate(max_top1_drop_pp=0.5))),
+            "1 of 1 gates passed; 1 not judged, because not run: engine",
+        ),
+        ((change(ENGINE_ROW, gate=Gate(min_speedup=2.0)),), "1 not judged, because not run: engine"),
         ((PASSED_ROW, INT8_ROW, change(INT8_ROW, name="qat")), "2 of 3 gates failed: onnx-INT8, qat"),
         ((PASSED_ROW, UNPROVEN_ROW), "2 of 2 gates passed, 1 unproven: qat"),
         ((PASSED_ROW, UNPROVEN_ROW, INT8_ROW), "1 of 3 gates failed: onnx-INT8; 1 unproven: qat"),

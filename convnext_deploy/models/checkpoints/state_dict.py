@@ -61,9 +61,21 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         *network.head.remarks,
     ]
     state = {**to_native(network.tensors, network.dialect), **network.head.tensors}
+    if _gives_one_logit(state):
+        for name in ("head.weight", "head.bias"):
+            state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
+        notes.append(
+            f"{path.name}: its one logit is taken for that of the second of two classes; the first has a logit of 0"
+        )
     if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in state.values()} - {"float32"}):
         notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
     return Checkpoint(state, network.dialect, tuple(notes), arguments, network.head.changes)
+
+
+def _gives_one_logit(state: Mapping[str, Tensor]) -> bool:
+    """Whether a network was trained with a sigmoid: softmax of the logits (0, z) gives the same probabilities."""
+    weight, bias = state.get("head.weight"), state.get("head.bias")
+    return weight is not None and bias is not None and weight.ndim == 2 and len(weight) == len(bias) == 1
 
 
 def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
