@@ -103,7 +103,8 @@ def bench(
         timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=execution.reporter)
     _check_any_ran(timings)
     loaded = load.describe()
-    notes = (*_notes_on_batches(timings), *_notes_on_int8(timings), *([] if loaded is None else [unreliable(loaded)]))
+    notes = (*_notes_on_sizes(timings), *_notes_on_batches(timings), *_notes_on_int8(timings))
+    notes += () if loaded is None else (unreliable(loaded),)
     return Benchmark(timings, rounds, seconds, time.perf_counter() - start, describe_environment(), notes)
 
 
@@ -198,6 +199,13 @@ def _notes_on_int8(timings: Sequence[Timing]) -> Iterator[str]:
             f"{timing.label} is INT8 and {faster} than {fastest.label} ({fastest.candidate.artifact.precision}) at batch "
             f"{candidate.batch_size}: {ratio.median:.2f}× its time [{ratio.low:.2f}, {ratio.high:.2f}]{why}"
         )
+
+
+def _notes_on_sizes(timings: Sequence[Timing]) -> Iterator[str]:
+    sizes = {timing.candidate.name: timing.candidate.artifact.preprocess.image_size for timing in timings}
+    if len(set(sizes.values())) > 1:
+        named = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        yield f"the images have different sizes, and the times tell that too, in pixels: {named} (--image-size sets one for all)"
 
 
 def _is_int8(artifact: Artifact) -> bool:

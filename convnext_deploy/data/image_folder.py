@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_deploy.data.class_names import same_name
@@ -71,7 +71,7 @@ def read_folder(root: Path, split: Split, skip_unreadable: bool) -> FolderConten
     Raises: DataError: if the folder, a split or a class is missing or empty, or an image cannot be read.
     """
     try:
-        places = _find_splits(root)
+        places = _without_unlabelled_test(_find_splits(root))
         folders = [place for place in (places.train, places.validation, places.test) if place is not None]
         splits = {folder: _scan(folder) for folder in folders}
     except OSError as error:
@@ -153,6 +153,14 @@ def _find_splits(root: Path) -> Places:
     test = test if named else None
     used = {"train", *(place.name for place in (validation, test) if place is not None)}
     return Places(root / "train", validation, test, tuple(f"{name}/" for name in splits if name not in used))
+
+
+def _without_unlabelled_test(places: Places) -> Places:
+    """Return the places without a test whose images lie in no folders of classes, as those of competitions: it is not read."""
+    test = places.test
+    if test is None or has_images(test):
+        return places
+    return replace(places, test=None, unused=(*places.unused, f"{test.name}/, which has no folders of classes,"))
 
 
 def has_images(root: Path) -> bool:
@@ -260,13 +268,19 @@ def _spell_alike(found: dict[Path, ClassFiles]) -> None:
 
 def _check_classes(found: Mapping[Path, ClassFiles], test: Path | None) -> None:
     """Raise if a class has images in one split only, or there is one class only. The test may lack classes, and not add any."""
-    for split, files in found.items():
-        missing = sorted({name for others in found.values() for name in others} - set(files))
-        if missing and split != test:
+    own = {split: files for split, files in found.items() if split != test}
+    known = {name for files in own.values() for name in files}
+    for split, files in own.items():
+        if missing := sorted(known - set(files)):
             raise DataError(
                 f"class '{missing[0]}' has no images in {printable(split)}; every class needs images in both splits."
             )
     split, files = next(iter(found.items()))
+    if test is not None and (added := sorted(set(found.get(test, {})) - known)):
+        raise DataError(
+            f"class '{added[0]}' of {printable(test)} has no images in {printable(split)}; name its folder as there, or move "
+            "what is no test of these classes away."
+        )
     if len(files) < 2:
         raise DataError(f"{printable(split)} has only the class '{next(iter(files))}'; at least 2 are needed.")
 

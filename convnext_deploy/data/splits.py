@@ -145,9 +145,10 @@ def group_finder(pattern: str) -> Callable[[bytes], str]:
     def find(name: bytes) -> str:
         text = os.fsdecode(name)
         match = compiled.search(text)
-        if match is None:
+        found = "" if match is None else next((part for part in match.groups() if part is not None), match[0])
+        if not found:
             raise DataError(f"--groups '{pattern}' finds nothing in {printable(text)}; every image needs a group.")
-        return next((part for part in match.groups() if part is not None), match[0])
+        return found
 
     return find
 

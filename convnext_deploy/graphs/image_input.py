@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.config.choices import InputRange
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.onnx_view import GraphView, array, attribute, inputs_of, shape_of, shape_words
+from convnext_deploy.graphs.onnx_view import GraphView, Shape, array, attribute, inputs_of, shape_of, shape_words
 
 _CHANNELS = (1, 3)  # images of no other library have 1 or 3 rows
 _SHAPES = ("Shape", "Size")  # read no pixels
@@ -40,15 +40,13 @@ class ImageInput:
     normalization: Normalization | None
 
 
-def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInput:
-    """Return what a graph takes.
+def count_channels(view: GraphView) -> int:
+    """Return the channels of the images that a graph takes. Raises: ArtifactError: if it takes none; without the file's name."""
+    return _layout(view)[0]
 
-    Args:
-        view: the graph.
-        image_size: height and width in pixels, for a graph in which they are dynamic.
 
-    Raises: ArtifactError: if that is not one square image of a known size and number of channels; without the file's name.
-    """
+def _layout(view: GraphView) -> tuple[int, bool, Shape]:
+    """Return the number of channels, whether it is the last dimension, and the shape of the input."""
     # of a sequence only the shape of its tensors is known
     shapes = [shape_of(value) if isinstance(value.type, ir.TensorType) else () for value in view.inputs]
     shape = shapes[0] if shapes else ()
@@ -60,6 +58,20 @@ def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInp
             "is not an image classifier: expected one input (batch, channels, height, width) with fixed channels, found "
             f"{len(shapes)} input(s), {found or 'nothing'}."
         )
+    return channels, last, shape
+
+
+def find_image_input(view: GraphView, image_size: int | None = None, usual_size: int | None = None) -> ImageInput:
+    """Return what a graph takes.
+
+    Args:
+        view: the graph.
+        image_size: height and width in pixels, for a graph in which they are dynamic.
+        usual_size: those that are told of such a graph, where `image_size` is None.
+
+    Raises: ArtifactError: if that is not one square image of a known size and number of channels; without the file's name.
+    """
+    channels, last, shape = _layout(view)
     sides = shape[1:3] if last else shape[2:]
     known = {size for size in sides if isinstance(size, int)}
     if len(known) > 1:
@@ -67,11 +79,12 @@ def find_image_input(view: GraphView, image_size: int | None = None) -> ImageInp
             f"takes images of {sides[0]} rows and {sides[1]} columns; only square ones are known here: export it for such."
         )
     fixed = known.pop() if known else None
-    side = image_size or fixed
+    is_dynamic = not all(isinstance(size, int) for size in sides)
+    asked = image_size or (usual_size if is_dynamic and fixed in (None, usual_size) else None)
+    side = asked or fixed
     if fixed not in (None, side):
         raise ArtifactError(f"takes images of {fixed}×{fixed} pixels, not of {side}; leave --image-size out.")
-    is_dynamic = not all(isinstance(size, int) for size in sides)
-    if side is None or (is_dynamic and image_size is None):
+    if side is None or (is_dynamic and asked is None):
         raise ArtifactError(
             f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at. Engines and bundles "
             "need a file in which it is fixed."

@@ -2,6 +2,7 @@
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.preprocessing import assumed_fields, difference
+from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.errors import ArtifactError
 
 
@@ -19,8 +20,7 @@ def check_comparable(name: str, artifact: Artifact, baseline_name: str, baseline
             f"{name} and its baseline {baseline_name} are shown other images ({found}); evaluate both alike, with --image-size, "
             "--crop-pct, --crop-mode or --interpolation."
         )
-    inside = artifact.precision.startswith("int8") or any(each.io.white is not None for each in (artifact, baseline))
-    found = None if inside else difference(one, other, ("mean", "std"))
+    found = None if _is_folded(one) or _is_folded(other) else difference(one, other, ("mean", "std"))
     guessed = [
         label
         for label, preprocess in ((name, one), (baseline_name, other))
@@ -31,3 +31,8 @@ def check_comparable(name: str, artifact: Artifact, baseline_name: str, baseline
             f"{name} and its baseline {baseline_name} are normalized differently ({found}), and no file tells mean and std of "
             f"{' and '.join(guessed)}; give --mean and --std."
         )
+
+
+def _is_folded(preprocess: Preprocess) -> bool:
+    """Whether a network takes pixels from 0 to 1, as files of 0.2.0 with the normalization in the stem say: then both differ."""
+    return not any(preprocess.mean) and all(value == 1 for value in preprocess.std)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
 
+_EQUAL = 1e-3  # of mean and std, as people round them
 EXPECTED = "an artifact folder, a checkpoint or an ONNX file"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
@@ -86,15 +88,34 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
             f"{path} takes images of {artifact.preprocess.image_size} pixels alone; export its PyTorch artifact again with "
             f"--image-size {side}."
         )
-    if (asked.mean or asked.std) and (artifact.scheme is not None or artifact.io.white is not None):
-        fixed = "it was quantized with" if artifact.scheme is not None else "the graph has inside"
-        raise ArtifactError(
-            f"{path} keeps the mean and std that {fixed}; leave out --mean and --std, or give them where it is made."
-        )
+    if artifact.scheme is not None or artifact.io.white is not None:
+        asked = _without_equal(artifact, asked)
+        if asked.mean or asked.std:
+            fixed = "it was quantized with" if artifact.scheme is not None else "the graph has inside"
+            raise ArtifactError(
+                f"{path} keeps the mean and std that {fixed}; leave out --mean and --std, or give them where it is made."
+            )
+        if not asked.asked():
+            return artifact
     preprocess = ask(artifact.preprocess, asked, str(path))
     earlier = artifact.notes[:-1] if artifact.notes and ": evaluated at " in artifact.notes[-1] else artifact.notes
     notes = (*earlier, evaluation_note(artifact.main_file, preprocess))
     return dataclasses.replace(artifact, preprocess=preprocess, notes=notes)
+
+
+def _without_equal(artifact: Artifact, asked: PreprocessSettings) -> PreprocessSettings:
+    """Return what is asked for without the mean and std that are inside the artifact anyhow: beside it others may need them."""
+    own = artifact.preprocess
+    equal = [
+        name
+        for name, values in (("mean", own.mean), ("std", own.std))
+        if (wanted := getattr(asked, name)) and len(wanted) in (1, len(values))
+        if all(
+            math.isclose(a, b, abs_tol=_EQUAL)
+            for a, b in zip(values, wanted * (len(values) // len(wanted)), strict=True)
+        )
+    ]
+    return dataclasses.replace(asked, **dict.fromkeys(equal))
 
 
 def open_weights(recipe: Recipe) -> dict[str, Artifact]:

@@ -71,7 +71,7 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
         tuple(map(describe_file, (path, *(read_index(path) if path.name.endswith(INDEX) else ())))),
         license=config.license if config is not None else None,
         notes=notes,
-        class_order=NATURAL if class_names is None and checkpoint.dialect == "timm" else None,
+        class_order=_numbered_by(checkpoint) if class_names is None else None,
     )
 
 
@@ -108,6 +108,18 @@ def evaluation_note(path: Path, preprocess: Preprocess) -> str:
     return f"{path.name}: evaluated at {describe(preprocess)}"
 
 
+def _numbered_by(checkpoint: Checkpoint) -> str | None:
+    """Return the order in which the library that trained a network without names numbers folders; None: that of their characters.
+
+    Lightning has no folders of its own, and its users take torchvision's, also for networks of timm.
+    """
+    from convnext_deploy.models.checkpoints.beside_weights import BESIDE
+
+    told = checkpoint.arguments
+    is_lightning = "hyper_parameters" in told or "pytorch-lightning_version" in told.get(BESIDE, {})
+    return NATURAL if checkpoint.dialect == "timm" and not is_lightning else None
+
+
 def _preprocess(
     path: Path, checkpoint: Checkpoint, spec: ModelSpec, config: HubConfig | None
 ) -> tuple[Preprocess, list[str]]:
@@ -116,13 +128,13 @@ def _preprocess(
     from convnext_deploy.models.checkpoints.told_settings import read_told_settings
 
     beside = f"from {CONFIG} beside it"
+    remarks = [f"{path.name}: {remark}" for remark in (config.remarks if config is not None else ())]
     if config is not None and config.preprocess is not None:
-        return tell(config.preprocess, config.preprocess.settings(), beside), []
+        return tell(config.preprocess, config.preprocess.settings(), beside), remarks
     preprocess = _as_published(spec, checkpoint.dialect)
-    if config is not None and config.image_size is not None:
-        preprocess = tell(preprocess, {"image_size": config.image_size}, beside)
-    remarks = []
-    for told in read_told_settings(checkpoint.arguments, path, spec):
+    if config is not None and config.told:
+        preprocess = tell(preprocess, config.told, beside)
+    for told in reversed(read_told_settings(checkpoint.arguments, path, spec)):
         preprocess = tell(preprocess, told.values, told.origin)
         remarks += [f"{path.name}: {reason}" for reason in told.reasons]
     return preprocess, remarks

@@ -11,10 +11,11 @@ from convnext_deploy.config.choices import InputType
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.class_output import find_class_output
-from convnext_deploy.graphs.image_input import ImageInput, Normalization, find_image_input
+from convnext_deploy.graphs.image_input import ImageInput, Normalization, count_channels, find_image_input
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.graphs.precision import read_precision
 from convnext_deploy.pipeline.open_checkpoint import evaluation_note
+from convnext_deploy.pipeline.told_onnx import ToldOfFile, read_told
 
 _INPUT_TYPES: dict[str, InputType] = {"normalized": "float32", "0-1": "float32-0-1", "0-255": "float32-0-255"}
 
@@ -29,9 +30,12 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
     Raises: ArtifactError: if it does not take one square image of a known size, or its scores cannot be told from its outputs.
     """
     view = open_view(path)
+    properties = view.model.metadata_props
     try:
-        taken = find_image_input(view, asked.image_size)
         given = find_class_output(view, asked.output_name)
+        channels = count_channels(view)
+        of_file = read_told(path, properties, channels, given.classes)
+        taken = find_image_input(view, asked.image_size, of_file.image_size)
     except ArtifactError as error:
         raise ArtifactError(f"{path} {error}") from None
     if taken.is_uint8 and asked.input_range not in (None, "0-255"):
@@ -50,23 +54,37 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
         taken.batch_size,
         given.names,
     )
-    preprocess = _preprocess(taken, told)
+    preprocess, remarks = _preprocess(path, taken, told, of_file)
     notes = (
         f"{path.name}: {given.describe()}" + (", as asked for" if asked.output_name else "") + _only_these(io),
         f"{path.name}: {_describe_values(taken, asked, io)}",
+        *remarks,
         evaluation_note(path, preprocess),
     )
     spec = ModelSpec("unknown", given.classes, taken.channels)
     files = (describe_file(path),)
-    return Artifact(path.parent, ONNXDetails(io=io), read_precision(view), spec, None, preprocess, files, notes=notes)
+    return Artifact(
+        path.parent, ONNXDetails(io=io), read_precision(view), spec, of_file.class_names, preprocess, files, notes=notes
+    )
 
 
-def _preprocess(taken: ImageInput, told: Normalization | None) -> Preprocess:
+def _preprocess(
+    path: Path, taken: ImageInput, told: Normalization | None, of_file: ToldOfFile
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Return how a file is evaluated, and what is worth knowing: the graph tells most surely, then what is told of the file."""
     found = assume(default_preprocess(taken.side, None, taken.channels), "usual, because an ONNX file does not tell")
     values: dict[str, Any] = {} if taken.is_dynamic else {"image_size": taken.side}
     if told is not None:
         values |= {"mean": told.mean, "std": told.std}
-    return tell(found, values, "from the graph")
+    remarks = of_file.remarks
+    for each in reversed(of_file.settings):
+        size = each.values.get("image_size")
+        if size not in (None, taken.side) and not taken.is_dynamic:
+            remarks += (
+                f"{path.name}: image_size {size} {each.origin} is not what the graph takes, {taken.side}, and is not taken",
+            )
+        found = tell(found, {name: value for name, value in each.values.items() if name not in values}, each.origin)
+    return tell(found, values, "from the graph"), remarks
 
 
 def _only_these(io: GraphIO) -> str:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from convnext_deploy.artifacts.preprocessing import assumed_fields
+from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import verdict, warnings
 
@@ -110,6 +112,9 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
         yield f"top-1 was measured on data of different names, and can be compared only if it is the same ({named})"
     elif len(judged_on) > 1:
         yield f"top-1 was measured on images of different names or sizes, and can be compared only if they are the same ({named})"
+    text, is_assumed = _other_images(runs)
+    if text is not None and is_assumed:
+        yield f"{text}; some of it is only assumed of a file, so that differences in top-1 may come from that alone"
     for run in runs:
         for text in warnings(run.report):
             yield f"{run.name}: {text}"
@@ -128,7 +133,39 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
         yield f"latency was measured on a machine that did other work, and is not to be relied on ({named})"
 
 
+def _other_images(runs: Sequence[Run]) -> tuple[str | None, bool]:
+    """Say how networks of several runs are shown other images, None if they are not; and whether any of it is only assumed.
+
+    Mean and std belong to a network, and count where they are assumed.
+    """
+    shown: dict[str, str] = {}
+    assumed = False
+    for run in runs:
+        known = [row.provenance.preprocess for row in run.report.rows if row.accuracy is not None]
+        own = [preprocess for preprocess in known if preprocess is not None]
+        if own:
+            shown[run.name] = "; ".join(dict.fromkeys(map(_describe, own)))
+            assumed = assumed or any(map(assumed_fields, own))
+    if len(set(shown.values())) < 2:
+        return None, False
+    return f"the networks are shown other images ({' | '.join(f'{run}: {how}' for run, how in shown.items())})", assumed
+
+
+def _describe(own: Preprocess) -> str:
+    text = f"{own.image_size} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}"
+    if {"mean", "std"} & {*assumed_fields(own)}:
+        text += f", mean {_numbers(own.mean)} and std {_numbers(own.std)} assumed"
+    return text
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.3g}" for value in (values[:1] if len(set(values)) == 1 else values))
+
+
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    text, is_assumed = _other_images(runs)
+    if text is not None and not is_assumed:
+        yield f"{text}: top-1 and latency are those of each with its own"
     for run in runs:
         if not run.report.complete:
             count = len(run.report.rows)

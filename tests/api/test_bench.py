@@ -17,6 +17,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from tests.evaluation.graphs import write_classifier
 from tests.exporters.recorded_progress import RecordingProgress
+from tests.pipeline.foreign_graphs import LOGITS, write_graph
 
 CPU = ExecutionOptions(device="cpu")
 
@@ -74,6 +75,14 @@ def test_int8_that_is_not_faster_is_said_of_each_batch_size(small: Path, large_i
 def test_int8_that_is_faster_is_not_remarked_upon(large: Path, tmp_path: Path) -> None:
     fast = write_classifier(tmp_path / "fast.onnx", int8=True).main_file
     assert quick([large, fast]).notes == ()
+
+
+def test_images_of_different_sizes_are_said(small: Path, tmp_path: Path) -> None:
+    other = write_graph(tmp_path / "other.onnx", LOGITS)
+    assert quick([small, other]).notes[0] == (
+        "the images have different sizes, and the times tell that too, in pixels: model.onnx 4, other.onnx 16 (--image-size "
+        "sets one for all)"
+    )
 
 
 def test_same_file_twice_has_two_names_and_a_file_of_the_same_name_its_path(small: Path, tmp_path: Path) -> None:

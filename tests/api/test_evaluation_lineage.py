@@ -130,6 +130,20 @@ def test_mean_and_std_of_a_quantized_network_stay(quantized: RunResult) -> None:
         open_input(artifact_of(quantized).path, asked=PreprocessSettings(mean=(0.5,)))
 
 
+def test_mean_and_std_that_are_inside_anyhow_may_be_given_for_what_is_beside_it(
+    quantized: RunResult, brought: Path, image_folder: Path
+) -> None:
+    artifact = artifact_of(quantized)
+    rounded = PreprocessSettings(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert open_input(artifact.path, asked=rounded).preprocess == artifact.preprocess
+    with pytest.raises(
+        ArtifactError, match=r"normalized differently \(mean 0\.485 .* no file tells mean and std of .*best"
+    ):
+        validate(artifact.path, baseline=brought, data=DataOptions(image_folder, image_size=32, crop_pct=1.0))
+    report = validate(artifact.path, baseline=brought, data=DataOptions(image_folder, **ASKED.asked()))
+    assert drop_of(report.rows[-1]) == drop_of(quantized.report.rows[-1])
+
+
 def test_teacher_of_qat_sees_images_as_the_network_was_evaluated(
     quantized: RunResult, small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

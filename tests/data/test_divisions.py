@@ -52,6 +52,17 @@ def test_every_split_is_used_for_what_it_is_called(folder: Path) -> None:
     assert "has both val/ and valid/; move one of them away" in refusal(folder)
 
 
+def test_a_test_without_labels_is_not_read_and_one_of_other_classes_is_refused(folder: Path) -> None:
+    (folder / "test").mkdir()
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "test")  # as competitions hand them out
+    data = open_data(str(folder))
+    assert (len(data.validation), data.test) == (6, None)
+    assert f"{folder}: test/, which has no folders of classes, not used" in data.notes
+    (folder / "test" / "unknown").mkdir()
+    (folder / "test" / "0.png").rename(folder / "test" / "unknown" / "0.png")
+    assert f"class 'unknown' of {folder / 'test'} has no images in {folder / 'train'}; name" in refusal(folder)
+
+
 def test_images_on_both_sides_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "train" / "cat" / "0.png", folder / "val" / "cat" / "again.png")
     shutil.copy(folder / "train" / "cat" / "1.png", folder / "val" / "dog" / "other.png")  # under another class, too
@@ -130,6 +141,7 @@ def test_groups_stay_on_one_side(kind: str, folder: Path, tmp_path: Path) -> Non
 def test_groups_that_cannot_be_divided_are_refused(folder: Path) -> None:
     shutil.rmtree(folder / "val")
     assert "finds nothing in cat/0.png; every image needs a group" in refusal(folder, groups="p[0-9]+")
+    assert "finds nothing in cat/0.png; every image needs a group" in refusal(folder, groups="(p[0-9]+)?")
     assert "is not a regular expression" in refusal(folder, groups="(")
     assert "class 'cat' has no group of images that can be held out" in refusal(folder, groups=r"^\w+")
 

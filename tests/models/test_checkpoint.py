@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_c
 from tests.models.conftest import assert_equal_states, mapped_ranges, random_state, refusal
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, dict[str, dict[str, Any]]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None, Mapping[str, Mapping[str, Any]]]:
     """Return the tensors of a file, their entry, and what its training was called with."""
-    content, arguments = read_content(path)
-    return (*take_tensors(content, path), arguments)
+    content, beside = read_content(path)
+    return (*take_tensors(content, path), beside.arguments)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.models.checkpoints.safe_reader import plain
+from convnext_deploy.models.checkpoints.beside_weights import plain
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import random_state
 
@@ -189,7 +189,7 @@ def test_open_input_leaves_the_arguments_of_another_network_alone(other: dict[st
         ({"mean": [0.5], "std": ["wide"]}, "std ['wide']"),
         ({"crop_pct": 1.5}, "crop_pct 1.5"),
         ({"img_size": "large"}, "image_size 'large'"),
-        ({"train": {"img_size": 64}, "validation": {"img_size": 96}}, None),
+        ({"train": {"img_size": 64}, "validation": {"img_size": 96}}, "img_size"),
         ({"std": [0.1] * 3}, "std [0.1, 0.1, 0.1]"),
         ({"mean": [0.1] * 3}, "mean and std"),
     ],

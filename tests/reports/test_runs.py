@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import convnext_deploy
+from convnext_deploy.artifacts.preprocessing import assume, tell
+from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.pipeline.ledger import write_report
 from convnext_deploy.reports.comparison import Comparison, distinct_names
@@ -191,6 +193,33 @@ def test_json_says_all(tmp_path: Path) -> None:
 )
 def test_distinct_names_are_as_short_as_can_be(folders: tuple[str, ...], expected: list[str]) -> None:
     assert distinct_names([Path(folder) for folder in folders]) == expected
+
+
+def test_networks_that_are_shown_other_images_are_warned_of(tmp_path: Path) -> None:
+    own = Preprocess(64, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    larger = dataclasses.replace(own, image_size=96)
+    row = change(BASELINE_ROW, config=CONFIG, preprocess=own)
+
+    def compared(name: str, other: Preprocess) -> Comparison:
+        (tmp_path / name).mkdir()
+        second = change(BASELINE_ROW, config=CONFIG, preprocess=other)
+        return compare_reports(tmp_path / name, create_report(row), create_report(second))
+
+    known = compared("known", larger)
+    assert known.warnings == ()
+    assert known.notes == (
+        "the networks are shown other images (first: 64 pixels, center crop 1, bicubic | second: 96 pixels, center crop 1, "
+        "bicubic): top-1 and latency are those of each with its own",
+    )
+    (warning,) = compared("assumed", assume(larger, "usual")).warnings
+    assert (
+        "second: 96 pixels, center crop 1, bicubic, mean 0.5 and std 0.5 assumed); some of it is only assumed"
+        in warning
+    )
+    (warning,) = compared("only mean", tell(own, {"mean": (0.4,) * 3}, "assumed: usual")).warnings
+    assert "mean 0.4 and std 0.5 assumed" in warning
+    normalized = compared("told mean", dataclasses.replace(own, mean=(0.4,) * 3))
+    assert (normalized.warnings, normalized.notes) == ((), ())
 
 
 def test_what_is_assumed_of_runs_is_noted(tmp_path: Path) -> None:

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.config.records import read_record
-from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints.image_processor import (
+    PROCESSOR_FILES,
+    RESAMPLE,
+    SQUASHED_FROM,
+    interpret_processor,
+    read_config_file,
+    read_processor,
+)
 from convnext_deploy.models.checkpoints.told_settings import adapt_channels
 from convnext_deploy.models.variants import (
     TIMM_OUTPUT_STRIDE,
@@ -23,13 +29,8 @@ from convnext_deploy.models.variants import (
     timm_output_stride,
 )
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-_LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
-# From this size on transformers' ConvNextImageProcessor resizes both sides and does not crop.
-_SQUASHED_FROM = 384
-_RESAMPLE: dict[int, Interpolation] = {  # Pillow's numbers
-    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
-}  # fmt: skip
+CONFIG, PREPROCESSOR = "config.json", PROCESSOR_FILES[0]
+
 _TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu"}
 _TIMM_NORM_VARIANTS = ("", "2d", "fp32", "2dfp32")  # of one norm, such as `layernorm2d`: they compute the same
 _TRANSFORMERS_ACTIVATIONS = {
@@ -52,14 +53,16 @@ TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6,
 class HubConfig:
     """What a config file says: `changes` to the fields of a `ModelSpec`, `license` of the weights; None where it says nothing.
 
-    `image_size` of one that says no more of the preprocessing. `output_stride` of timm's network.
+    `told`: of the preprocessing, where the file does not say all of it. `remarks`: what of the files was not taken, and why.
+    `output_stride` of timm's network.
     """
 
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
-    image_size: int | None = None
+    told: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
     output_stride: int = TIMM_OUTPUT_STRIDE
 
 
@@ -71,28 +74,20 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    config = _read_json(path)
+    config = read_config_file(path)
     try:
         if "architecture" in config or "pretrained_cfg" in config:
             return _read_timm(config, spec, path)
         if str(config.get("model_type", "")) in ("convnext", "convnextv2"):
-            processor = folder / PREPROCESSOR
-            return _read_transformers(config, _read_json(processor) if processor.is_file() else {}, spec, path)
+            return _read_transformers(config, *read_processor(folder), spec, path)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} or {PREPROCESSOR} is damaged ({type(error).__name__}: {error}).") from None
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if (size := path.stat().st_size) > _LARGEST_CONFIG:
-            raise CheckpointError(f"{path} has {size} bytes; expected a config file of a few thousand.")
-        found = read_json(path, _LARGEST_CONFIG)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({reason(error)}).") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
-    return found
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of the network in a folder. Raises: CheckpointError: if it cannot be read."""
+    return read_config_file(folder / CONFIG)
 
 
 def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubConfig:
@@ -131,50 +126,49 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     names = next((found for found in places if found), None)
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
+    known, remarks = _class_names(names, spec, path)
     return HubConfig(
         _preprocess(
             spec, height, settings.get("crop_pct", 0.875), interpolation,
             adapt_channels(settings.get("mean") or IMAGENET_MEAN, spec.in_channels),
             adapt_channels(settings.get("std") or IMAGENET_STD, spec.in_channels), mode,
         ),
-        _class_names(names, spec),
+        known,
         changes,
         None if settings.get("license") is None else str(settings["license"]),
+        remarks=remarks,
         output_stride=output_stride,
     )  # fmt: skip
 
 
 def _read_transformers(
-    config: Mapping[str, Any], processor: Mapping[str, Any], spec: ModelSpec, path: Path
+    config: Mapping[str, Any], processor: Mapping[str, Any], processor_path: Path, spec: ModelSpec, path: Path
 ) -> HubConfig:
     activation = _look_up(_TRANSFORMERS_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act", path)
     changes: dict[str, Any] = {"head_norm_eps": _positive(config.get("layer_norm_eps", TRANSFORMERS_DEFAULT_EPS))}
     if activation != complete_spec(spec).activation:
         changes["activation"] = activation
-    labels = config.get("id2label") or {}
-    names = [labels[key] for key in sorted(labels, key=int)]
-    if names == [f"LABEL_{i}" for i in range(len(names))]:
-        names = []
+    names, remarks = _class_names(_labels(config), spec, path)
     if not processor:
         side = config.get("image_size")
-        return HubConfig(None, _class_names(names, spec), changes, image_size=side if type(side) is int else None)
-    size = processor.get("size", _SQUASHED_FROM)
-    if isinstance(size, dict):
-        side = int(size.get("shortest_edge") or size.get("height") or 0)
-        squash = "shortest_edge" not in size or side >= _SQUASHED_FROM
-        if not side or ("height" in size and size.get("width") != side):
-            raise CheckpointError(f"{path.with_name(PREPROCESSOR)} has size {size}; expected a square.")
-    else:
-        side, squash = int(size), int(size) >= _SQUASHED_FROM
-    crop_pct = 1.0 if squash else processor.get("crop_pct") or 224 / 256
-    # (p·f - m)/s with another factor f than 1/255 is (p/255 - m/(255 f)) / (s/(255 f))
-    unit = 255.0 * (processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0)
-    normalized = processor.get("do_normalize", True)
-    mean = [value / unit for value in processor["image_mean"]] if normalized else [0.0] * spec.in_channels
-    std = [value / unit for value in processor["image_std"]] if normalized else [1.0 / unit] * spec.in_channels
-    interpolation = _RESAMPLE[3 if processor.get("resample") is None else processor["resample"]]
-    preprocess = _preprocess(spec, side, crop_pct, interpolation, mean, std, "squash" if squash else "center")
-    return HubConfig(preprocess, _class_names(names, spec), changes)
+        told = {"image_size": side} if type(side) is int else {}
+        return HubConfig(None, names, changes, told=told, remarks=remarks)
+    found = interpret_processor(processor, spec.in_channels, processor_path)
+    remarks += found.remarks
+    if "mean" not in found.values:
+        filled = {"mean": (0.5,), "std": (0.5,), **found.values}
+        checked = read_record(Preprocess, filled, "preprocessing")
+        return HubConfig(
+            None, names, changes, told={name: getattr(checked, name) for name in found.values}, remarks=remarks
+        )
+    return HubConfig(read_record(Preprocess, found.values, "preprocessing"), names, changes, remarks=remarks)
+
+
+def _labels(config: Mapping[str, Any]) -> list[Any]:
+    """Return the names of the classes of a config of transformers, in order; none where it has only its own numbers for them."""
+    labels = config.get("id2label") or {number: name for name, number in (config.get("label2id") or {}).items()}
+    names = [labels[key] for key in sorted(labels, key=int)]
+    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def _positive(value: Any) -> float:
@@ -200,8 +194,13 @@ def _preprocess(
     return read_record(Preprocess, {**found, "crop_mode": mode}, "preprocessing")
 
 
-def _class_names(names: Any, spec: ModelSpec) -> tuple[str, ...] | None:
-    return tuple(str(name) for name in names) if names and len(names) == spec.num_classes else None
+def _class_names(names: Any, spec: ModelSpec, path: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Return names that are as many as the classes; otherwise None, and what is wrong."""
+    if not names or len(names) == spec.num_classes:
+        return (tuple(str(name) for name in names) if names else None), ()
+    return None, (
+        f"{path.name} names {len(names):,} classes, and the network has {spec.num_classes:,}: they are not taken",
+    )
 
 
 def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str, ...] | None) -> dict[str, Any]:
@@ -269,7 +268,7 @@ def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
         "do_resize": True,
         "size": {"shortest_edge": preprocess.image_size},
         "crop_pct": preprocess.crop_pct,
-        "resample": next(number for number, name in _RESAMPLE.items() if name == preprocess.interpolation),
+        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -280,7 +279,7 @@ def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
 
 def preprocessor_difference(preprocess: Preprocess) -> str | None:
     """Return how transformers' image processor will differ from `preprocess`, which it cannot express; None if not at all."""
-    squashes = preprocess.image_size >= _SQUASHED_FROM
+    squashes = preprocess.image_size >= SQUASHED_FROM
     if squashes == (preprocess.crop_mode == "squash") and not (squashes and preprocess.crop_pct < 1):
         return None
     how = "resizes both sides without a crop" if squashes else "resizes the shorter side and crops"

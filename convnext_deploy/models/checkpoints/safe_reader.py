@@ -20,16 +20,17 @@ from torch import Tensor
 from convnext_deploy.documents import open_file, parse_json, reason
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
+from convnext_deploy.models.checkpoints.stand_ins import load_with_stand_ins
 from convnext_deploy.system.files import whole_file
 
 METADATA_KEY = "convnext_deploy"
 
 # Where training scripts put the weights, best first: an exponential moving average is what their authors publish.
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
-# Where training scripts keep what they were called with: timm, torchvision and the official repositories; Lightning.
-_ARGUMENTS = ("args", "hyper_parameters")
-_DEEPEST = 4  # tables within tables of arguments; what lies deeper is no setting
-_MOST_ARGUMENTS = 10_000
+# The training scripts of timm and of the official repositories save their arguments beside the weights. A Namespace is a plain
+# holder of attributes; building one runs nothing.
+_SAFE = (argparse.Namespace,)
 # Prefixes that wrappers of the network leave in every key: DataParallel, torch.compile, Lightning modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
@@ -64,29 +65,32 @@ def load_metadata(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_content(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
+def read_content(path: Path) -> tuple[Any, Beside]:
     """Read a `.safetensors` file, a `.pth`, `.pt`, `.bin`, `.ckpt` or `.tar` file of `torch.save`, or the index of several of them.
 
     Files of today's formats are mapped into memory, so nothing is read before it is used.
 
-    Returns: what the file holds, and what its training was called with, `args` or `hyper_parameters` → name → plain value.
+    Returns: what the file holds, and what lies beside the weights.
     Raises: CheckpointError: if the file is missing, damaged, or holds what would have to be executed.
     """
     if path.name.endswith(INDEX):
         tensors: dict[str, Any] = {}
         for part in read_index(path):
-            content, _ = read_content(part)
-            if not isinstance(content, dict):
+            held, _ = read_content(part)
+            if not isinstance(held, dict):
                 raise CheckpointError(f"{part} holds no state dict; expected a mapping from names to tensors.")
-            tensors |= content
-        return tensors, {}
+            tensors |= held
+        return tensors, Beside()
     _check_file(path)
+    not_made: tuple[str, ...] = ()
+    properties: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                properties = file.metadata() or {}
         else:
-            content = _unpickle(path)
+            content, not_made = _unpickle(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -94,7 +98,10 @@ def read_content(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
     except Exception as error:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
-    return content, _arguments(content)
+    arguments = read_arguments(content, _WRAPPERS)
+    if told := read_properties({name: text for name, text in properties.items() if name != METADATA_KEY}):
+        arguments["the metadata"] = told
+    return content, Beside(arguments, not_made)
 
 
 def read_index(path: Path) -> list[Path]:
@@ -155,43 +162,28 @@ def check_name(path: Path, key: object) -> None:
         )
 
 
-def plain(value: Any) -> Any:
-    """Return a value of a file made of nothing but text, numbers, lists and tables with names; whatever else is in it is None.
-
-    So is what lies deeper than settings do, and all that comes after as many values as no training was called with.
-    """
-    left = _MOST_ARGUMENTS  # a list that holds itself many times would have no end
-
-    def copy(value: Any, deepest: int) -> Any:
-        nonlocal left
-        left -= 1
-        if isinstance(value, argparse.Namespace):
-            value = vars(value)
-        if left < 0 or (deepest == 0 and isinstance(value, Mapping | list | tuple)):
-            return None
-        if isinstance(value, Mapping):
-            return {key: copy(item, deepest - 1) for key, item in value.items() if type(key) is str and left > 0}
-        if isinstance(value, list | tuple):
-            return [copy(item, deepest - 1) for item in value if left > 0]
-        return value if type(value) in (bool, int, float, str) else None
-
-    return copy(value, _DEEPEST)
-
-
-def _arguments(content: Any) -> dict[str, dict[str, Any]]:
-    found = {name: plain(content.get(name)) for name in _ARGUMENTS} if isinstance(content, dict) else {}
-    return {name: table for name, table in found.items() if isinstance(table, dict) and table}
-
-
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return what a file holds, and the names of the classes that were stood in for."""
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         _check_archive(path)
-    # The training scripts of timm and of the official repositories save their arguments beside the weights. A Namespace is a
-    # plain holder of attributes; building one runs nothing.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        try:
+            with torch.serialization.safe_globals(list[Any](_SAFE)):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive), ()
+        except pickle.UnpicklingError:
+            found = _read_with_stand_ins(path) if is_archive else None
+            if found is None:
+                raise
+            return found
+
+
+def _read_with_stand_ins(path: Path) -> tuple[Any, tuple[str, ...]] | None:
+    try:
+        return load_with_stand_ins(path, _SAFE)
+    except Exception:  # of every kind, as in `read_content`; what was refused first is said
+        return None
 
 
 def _check_file(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Find the network that a state dict belongs to, and load it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ _SHARD = re.compile(r"-\d+-of-\d+\.")
 # as in the weights of a pretrained backbone.
 _HEAD = ("head.", "pre_logits.", "head_norm.")
 _LAST_NORM = ("norm.", "norm_pre.")
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights under the network's own names, the dialect they came in, and what is worth knowing about the file.
 
-    `arguments`: what its training was called with, `args` or `hyper_parameters` → name → plain value; empty if it does not say.
+    `arguments`: what its training was called with, by where that stands in the file → name → plain value; empty if it does not say.
     `changes`: to the fields of the `ModelSpec` that the weights show, for a head that is not the library's own.
     """
 
@@ -50,15 +51,16 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
 
     Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
     """
-    content, arguments = read_content(path)
+    content, beside = read_content(path)
     networks = find_networks(content, path)
     if not networks:
-        return _load_incomplete(content, path, arguments)
+        return _load_incomplete(content, path, beside.arguments)
     network = choose_network(networks, entry, path)
     notes = [
         f"{path.name}: weights in the names of {network.library}",
         *describe_choice(network, networks, path),
         *network.head.remarks,
+        *_describe_objects(beside.not_made, path),
     ]
     state = {**to_native(network.tensors, network.dialect), **network.head.tensors}
     if _gives_one_logit(state):
@@ -69,7 +71,19 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         )
     if kinds := sorted({str(t.dtype).removeprefix("torch.") for t in state.values()} - {"float32"}):
         notes.append(f"{path.name}: weights in {', '.join(kinds)} are converted to float32")
-    return Checkpoint(state, network.dialect, tuple(notes), arguments, network.head.changes)
+    return Checkpoint(state, network.dialect, tuple(notes), beside.arguments, network.head.changes)
+
+
+def _describe_objects(names: tuple[str, ...], path: Path) -> Iterator[str]:
+    """Say of which packages the objects beside the weights are."""
+    if names:
+        packages = {name.partition(".")[0] for name in names}
+        named = sorted(packages - {"builtins", "collections", "typing"} or packages)
+        others = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        yield (
+            f"{path.name}: beside the weights are objects of {', '.join(named[:_MOST_NAMED])}{others}: paths, attributes and "
+            "OmegaConf's tables were read as plain values, all else was left out, and nothing was run"
+        )
 
 
 def _gives_one_logit(state: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""What a training was called with tells how its network is evaluated: `args` or `hyper_parameters` in a file, `args.yaml` beside.
+"""What a training was called with tells how its network is evaluated: in tables of a file, `args.yaml` beside.
 
 Read as the script that wrote them uses them: timm's `resolve_data_config`, the `build_transform` of the official repositories,
 torchvision's `references/classification`, and the usual names of Lightning modules.
@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpe
 from convnext_deploy.config.records import read_value
 from convnext_deploy.documents import read_text, reason
 from convnext_deploy.errors import CheckpointError, DeployError
-from convnext_deploy.models.checkpoints.safe_reader import plain
+from convnext_deploy.models.checkpoints.beside_weights import plain
 from convnext_deploy.models.variants import TIMM_OUTPUT_STRIDES, resolve_variant
 
 ARGUMENTS_FILE = "args.yaml"
@@ -23,6 +23,8 @@ _STATISTICS = {
     "mean": ("mean", "img_mean", "image_mean", "pixel_mean"),
     "std": ("std", "img_std", "image_std", "pixel_std"),
 }
+_USED = {*_SIZES, "crop_pct", "crop_mode", "interpolation", *_STATISTICS["mean"], *_STATISTICS["std"]}
+_OF_SCRIPTS = {"args", "hyper_parameters"}  # where all that a training was called with stands
 _INCEPTION = 0.5  # mean and std of the official repositories without --imagenet_default_mean_and_std
 _SQUASHED_FROM = 384  # from this size on the official repositories resize both sides and do not crop
 _NOT_RESIZED = 32  # up to this size they take images as they are
@@ -48,7 +50,9 @@ def read_told_settings(arguments: Mapping[str, Mapping[str, Any]], path: Path, s
 
     Raises: CheckpointError: if `args.yaml` cannot be read, or a network is for images that are not square.
     """
-    return tuple(_interpret(table, origin, path, spec) for table, origin in _tables(arguments, path, spec))
+    return tuple(
+        interpret_settings(table, origin, path, spec.in_channels) for table, origin in _tables(arguments, path, spec)
+    )
 
 
 def read_output_stride(arguments: Mapping[str, Mapping[str, Any]], path: Path, spec: ModelSpec) -> int | None:
@@ -56,7 +60,7 @@ def read_output_stride(arguments: Mapping[str, Mapping[str, Any]], path: Path, s
 
     Args and `Raises:` as `read_told_settings`.
     """
-    found = (_flatten(table).get("output_stride") for table, _ in _tables(arguments, path, spec))
+    found = (_flatten(table)[0].get("output_stride") for table, _ in _tables(arguments, path, spec))
     return next((stride for stride in found if stride in TIMM_OUTPUT_STRIDES), None)
 
 
@@ -67,7 +71,7 @@ def _tables(
         (table, f"from {name} in the file") for name, table in arguments.items()
     ]
     beside = path.parent / ARGUMENTS_FILE
-    if not arguments and beside.is_file():
+    if not arguments.keys() & _OF_SCRIPTS and beside.is_file():
         table = _read_yaml(beside)
         if _is_of(table, spec):
             found.append((table, f"from {ARGUMENTS_FILE} beside it"))
@@ -101,22 +105,35 @@ def _is_of(table: Mapping[str, Any], spec: ModelSpec) -> bool:
     return not isinstance(classes, int) or classes == spec.num_classes
 
 
-def _interpret(table: Mapping[str, Any], origin: str, path: Path, spec: ModelSpec) -> Told:
-    flat = _flatten(table)
+def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channels: int) -> Told:
+    """Return what a table of settings tells of how a network of so many channels is evaluated.
+
+    Args:
+        table: name → plain value, or a table of such.
+        origin: of the table, in words.
+        path: of the file, for messages.
+        channels: of the network's input.
+
+    Raises: CheckpointError: if it is for images that are not square.
+    """
+    flat, unlike = _flatten(table)
     if "val_crop_size" in flat:
-        found = _of_torchvision(flat, spec)
+        found = _of_torchvision(flat, channels)
     elif "imagenet_default_mean_and_std" in flat:
-        found = _of_official(flat, spec)
+        found = _of_official(flat, channels)
     else:
         found = _of_timm(flat)
     if isinstance(size := found.get("image_size"), list):
         found["image_size"] = _side(size, f"{path}: {origin.removeprefix('from ')}")
     values: dict[str, Any] = {}
-    reasons = []
+    reasons = [
+        f"{name} {origin} has several values, {', '.join(map(str, unlike[name][:3]))}, and is not taken"
+        for name in unlike.keys() & _USED
+    ]
     for name, value in found.items():
         try:
             if value is not None:
-                usable = _per_channel(value, found, spec.in_channels) if name in _STATISTICS else value
+                usable = _per_channel(value, found, channels) if name in _STATISTICS else value
                 values[name] = read_value(_HINTS[name], usable, name)
         except ValueError:
             reasons.append(f"{name} {value!r} {origin} is not what this network can be given, and is not taken")
@@ -126,15 +143,16 @@ def _interpret(table: Mapping[str, Any], origin: str, path: Path, spec: ModelSpe
     return Told(values, origin, tuple(reasons))
 
 
-def _flatten(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return names and values without tables; of a name that inner tables give several values, the outer one counts or none."""
+def _flatten(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return names and values without tables, and the names to which inner tables, and none above them, give several values."""
     own = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
     inner = [_flatten(value) for value in table.values() if isinstance(value, Mapping)]
     seen: dict[str, list[Any]] = {}
-    for name, value in (pair for each in inner for pair in each.items()):
-        seen.setdefault(name, []).append(value)
+    for flat, unlike in inner:
+        for name, values in (*((name, [value]) for name, value in flat.items()), *unlike.items()):
+            seen.setdefault(name, []).extend(values)
     agreed = {name: values[0] for name, values in seen.items() if all(value == values[0] for value in values)}
-    return {**agreed, **own}
+    return {**agreed, **own}, {name: values for name, values in seen.items() if name not in agreed and name not in own}
 
 
 def _of_timm(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +167,7 @@ def _of_timm(table: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _of_official(table: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _of_official(table: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """facebookresearch/ConvNeXt and ConvNeXt-V2, `datasets.py`, `build_transform`."""
     size = table.get("input_size")
     found: dict[str, Any] = {"image_size": size, "interpolation": "bicubic"}
@@ -159,10 +177,10 @@ def _of_official(table: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         found["crop_pct"] = 1.0 if squash else table.get("crop_pct") or 224 / 256
     if table["imagenet_default_mean_and_std"] is False:
         return {**found, "mean": [_INCEPTION], "std": [_INCEPTION]}
-    return {**found, **_imagenet(spec)}
+    return {**found, **_imagenet(channels)}
 
 
-def _of_torchvision(table: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+def _of_torchvision(table: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """pytorch/vision, `references/classification/presets.py`, `ClassificationPresetEval`."""
     crop, resize = table["val_crop_size"], table.get("val_resize_size")
     both = all(isinstance(size, int) and size > 0 for size in (crop, resize))
@@ -171,13 +189,13 @@ def _of_torchvision(table: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]
         "crop_pct": crop / resize if both else None,
         "crop_mode": "center",
         "interpolation": table.get("interpolation"),
-        **_imagenet(spec),
+        **_imagenet(channels),
     }
 
 
-def _imagenet(spec: ModelSpec) -> dict[str, Any]:
+def _imagenet(channels: int) -> dict[str, Any]:
     """Return the statistics that a script has built in, which are for RGB."""
-    return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)} if spec.in_channels == 3 else {}
+    return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)} if channels == 3 else {}
 
 
 def _side(size: list[Any], where: str) -> Any:
