@@ -37,7 +37,7 @@ TEXTS: dict[str, str | bytes] = {
     "batch_size as text": _instead("batch_size = 12", 'batch_size = "12"'),
     "a rate of nan": _instead("base_learning_rate = 0.256", "base_learning_rate = nan"),
     "a rate of inf": _instead("base_learning_rate = 0.256", "base_learning_rate = inf"),
-    "a rate of 1e308": _instead("base_learning_rate = 0.256", "base_learning_rate = 1e308"),
+    "calibration_images = 10**12": _instead("calibration_images = 4", "calibration_images = 1000000000000"),
     "a rate of 5,000 digits": _instead("base_learning_rate = 0.256", f"base_learning_rate = {_DIGITS}"),
     "calibration_images = -4": _instead("calibration_images = 4", "calibration_images = -4"),
     "seed = 2**70": f"seed = {2**70}\n{_TEXT}",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
+from convnext_deploy.config.checks import LARGEST_SIDE
 from convnext_deploy.config.choices import CropMode, GraphOutput, HeadActivation, InputLayout, InputType, Interpolation
 from convnext_deploy.config.records import between
 
@@ -69,7 +70,7 @@ class Preprocess:
     the transform: records that differ in it alone are equal. See `artifacts.preprocessing`.
     """
 
-    image_size: Annotated[int, between(1, 16384)]
+    image_size: Annotated[int, between(1, LARGEST_SIDE)]
     crop_pct: Annotated[float, between(0.05, 1.0)]
     interpolation: Interpolation
     mean: tuple[Annotated[float, between(-1e30, 1e30)], ...]

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from convnext_deploy.errors import RecipeError, suggest
 
+LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1
+LARGEST_SIDE = 16384  # pixels of a network's input
+
 
 def require(condition: bool, field_name: str, found: object, expected: str) -> None:
     """Check a value. Raises: RecipeError: naming the field, what was found and what was expected."""
@@ -24,10 +27,17 @@ def require_choice(field_name: str, found: object, known: Collection[object]) ->
         )
 
 
-def check_choices(record: object) -> None:
-    """Check every field of a dataclass whose type is a `Literal`. Raises: RecipeError: as `require_choice`."""
+def check_fields(record: object) -> None:
+    """Check every field of a dataclass whose type is a `Literal`, and that no count is beyond what libraries in C can take.
+
+    Raises: RecipeError: as `require` and `require_choice`.
+    """
     for name, known in _choices_of(type(record)).items():  # type: ignore[arg-type]  # classes are hashable
         require_choice(name, getattr(record, name), known)
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]  # likewise
+        value, largest = getattr(record, field.name), LARGEST_SEED if field.name.endswith("seed") else LARGEST_COUNT
+        within = not isinstance(value, int) or abs(value) <= largest
+        require(within, field.name, value, f"at most {largest}")
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.checks import check_fields, require
 from convnext_deploy.config.choices import AugmentationPolicy, Autocast
 
 TAKES_LESS_MEMORY = (
@@ -46,7 +46,7 @@ class Augmentation:
     mixing_probability: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         require(0 < self.crop_scale_min <= 1, "crop_scale_min", self.crop_scale_min, "0 < value <= 1")
         for name in ("flip_probability", "random_erasing_probability", "mixing_probability"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from convnext_deploy.config.checks import require, require_choice
+from convnext_deploy.config.checks import LARGEST_SIDE, require, require_choice
 from convnext_deploy.config.choices import CropMode, InputRange, Interpolation
 
 
@@ -36,7 +36,8 @@ class PreprocessSettings:
     output_name: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, ">= 1")
+        side = self.image_size
+        require(side is None or 1 <= side <= LARGEST_SIDE, "image_size", side, f"1 to {LARGEST_SIDE}")
         require(self.crop_pct is None or 0.1 <= self.crop_pct <= 1, "crop_pct", self.crop_pct, "0.1 to 1.0")
         choices = {"crop_mode": CropMode, "interpolation": Interpolation, "input_range": InputRange}
         for name, known in choices.items():

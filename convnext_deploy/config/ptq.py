@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.checks import check_fields, require
 from convnext_deploy.config.choices import CalibrationMethod, Target
 from convnext_deploy.config.stage import StageConfig
 
@@ -30,7 +30,7 @@ class PTQSteps:
     reconstruction_steps: int = 300
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         require(50 < self.percentile <= 100, "percentile", self.percentile, "50 < value <= 100")
         if self.smoothing_alpha is not None:
             require(0 <= self.smoothing_alpha <= 1, "smoothing_alpha", self.smoothing_alpha, "0 to 1")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.checks import LARGEST_SEED, check_fields, require
 from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
@@ -48,7 +48,7 @@ class Gate:
         return any(getattr(self, name) is not None for name in CHANGE_LIMITS)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.on == "upper" and not self.judges_change:
             raise RecipeError("on = 'upper' is about the drop, and no max_top1_drop_pp is given; give both.")
         for name in CHANGE_LIMITS:
@@ -104,7 +104,7 @@ class Recipe:
         _check_name("the recipe's name", self.name)
         if self.source is None and self.source_preprocess.asked():
             raise RecipeError(f"recipe '{self.name}' has source_preprocess and no source; name the source too.")
-        require(self.seed >= 0, "seed", self.seed, ">= 0")
+        require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"0 to {LARGEST_SEED}")
         known = {SOURCE} if self.source else set()
         if not self.stages:
             raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")

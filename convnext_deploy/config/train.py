@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from convnext_deploy.config.checks import check_choices, require
+from convnext_deploy.config.checks import check_fields, require
 from convnext_deploy.config.choices import CropMode, HeadActivation, Interpolation
 from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -34,7 +34,7 @@ class ModelConfig:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         require(self.patch_size in (2, 4, 8), "patch_size", self.patch_size, "2 (small images), 4 (usual) or 8")
         require(self.in_channels in (1, 3), "in_channels", self.in_channels, "1 (grey) or 3 (RGB)")
         least = 8 * self.patch_size
@@ -64,6 +64,7 @@ class TrainConfig(StageConfig):
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ("model.weights",)
     model: ModelConfig
     fit: FitConfig = field(default_factory=FitConfig)
 

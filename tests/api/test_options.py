@@ -70,6 +70,7 @@ VALUES: dict[str, Any] = {
     "cache_dir": "cache",
     "tensorboard": True,
     "measure_again": True,
+    "restart": True,
     "progress": OtherProgress(),
     "command": "typed",
 }
@@ -113,6 +114,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
         ("api.validate", "create_gate", lambda *args: keep(create_gate(*args))),
+        ("api.validate", "check_report", keep),
         ("api.validate", "open_ledger", keep),
         ("evaluation.measure", "measure_artifact", stop),
         ("api.predict", "open_runner", keep),
@@ -135,7 +137,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "distill": {"teacher": "tiny", "student": "atto", "data": DataOptions("photos")},
     "quantize": {"checkpoint": "model", "data": DataOptions("photos")},
     "export": {"artifact": "int8", "data": DataOptions("photos")},
-    "validate": {"artifact": "model", "baseline": "other", "data": DataOptions("photos")},
+    "validate": {"artifact": "model", "baseline": "other", "out": "out", "data": DataOptions("photos")},
     "predict": {"artifact": "model", "images": ["image.png"]},
     "bench": {"artifacts": ["model"]},
     "convert": {"checkpoint": "model", "dialect": "timm", "out": "out"},
@@ -221,7 +223,7 @@ def test_anything_but_a_record_is_refused_in_one_line(verb: str, wrong: Any) -> 
 @pytest.mark.parametrize(
     ("record", "wrong", "text"),
     [
-        ("data", {"image_size": 0}, "image_size = 0 is out of range; expected >= 1."),
+        ("data", {"image_size": 0}, "image_size = 0 is out of range; expected 1 to 16384."),
         ("data", {"crop_pct": 2.0}, "crop_pct = 2.0 is out of range; expected 0.1 to 1.0."),
         ("evaluation", {"batch_size": -1}, "batch_size = -1 is out of range; expected >= 1."),
         ("execution", {"workers": -1}, "workers = -1 is out of range; expected >= 0."),

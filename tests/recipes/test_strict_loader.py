@@ -174,6 +174,16 @@ def test_load_recipe_names_a_value_of_the_wrong_type(tmp_path: Path, text: str, 
         ),
         (PTQ + "gate = { max_top1_drop_pp = -1 }\n", "max_top1_drop_pp = -1.0 is out of range; expected 0 to 100"),
         (START + "seed = -1\n" + MODEL, "seed = -1 is out of range"),
+        (START + f"seed = {2**70}\n" + MODEL, f"seed = {2**70} is out of range; expected 0 to {2**63 - 1}"),
+        (START + MODEL + "image_size = 1000000000\n", "image_size = 1000000000 is out of range; expected 1 to 16384"),
+        (
+            PTQ + "calibration_images = 1000000000000\n",
+            "calibration_images = 1000000000000 is out of range; expected at most 2",
+        ),
+        (
+            START + MODEL + "[stages.fit]\nepochs = 1000000000000000000\n",
+            "epochs = 1000000000000000000 is out of range; expected at most 2147483647",
+        ),
     ],
 )
 def test_load_recipe_names_a_value_out_of_range(tmp_path: Path, text: str, expected: str) -> None:
