@@ -135,7 +135,9 @@ def use_timing_cache(config: Any, path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all. Raises: BuildError: if it cannot be written."""
+    """Write a file completely or not at all. Raises: BuildError: if it cannot be written, or no file lies there but a device."""
+    if path.exists() and not path.is_file():
+        raise BuildError(f"{path} is no regular file and is not overwritten; choose another folder with --out.")
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content)
