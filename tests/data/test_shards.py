@@ -80,7 +80,6 @@ def test_every_tar_format_is_read(folder: Path, tmp_path: Path, kind: int, prefi
     assert sorted(places(data.validation))[0] == prefix.removeprefix("./") + "0000.png"
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_equal_those_of_the_folder(folder: Path, tmp_path: Path, workers: int) -> None:
     data, expected = open_data(str(make_shards(folder, tmp_path / "shards", 4))), open_data(str(folder))
@@ -165,7 +164,6 @@ def test_nothing_is_unpacked_or_executed(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "train.tar", "val.tar"]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("change", "reason"),
