@@ -193,6 +193,8 @@ def test_large_batches_are_loaded_where_shared_memory_is_small(size: str) -> Non
         "from convnext_deploy.data.loaders import BatchPlan, TrainingBatches\n"
         "batches = TrainingBatches(noise_images(256, 100), default_preprocess(224), BatchPlan(64, 5), workers=2)\n"
         "print(sum(len(batch) for batch in batches.epoch(0)))\n"
+        "from convnext_deploy.data.digits import read_digits\n"
+        "read_digits()\n"
     )
     mount = (
         f'mount -t tmpfs -o size={size} tmpfs /dev/shm && head -c 3000 /dev/zero > /dev/shm/full && exec "$0" -c "$1"'
