@@ -218,8 +218,8 @@ MUTANTS = (
     Mutant(
         "exit-code",
         "a failed gate ends with exit code 0, so that a pipeline ships the artifact",
-        "EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 3, 130",
-        "EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED = 1, 0, 130",
+        "EXIT_ERROR, EXIT_GATE_FAILED, EXIT_UNREAD = 1, 3, 141",
+        "EXIT_ERROR, EXIT_GATE_FAILED, EXIT_UNREAD = 1, 0, 141",
         ("test_results.py", "test_usage.py", "test_quantize.py"),
     ),
     Mutant(

@@ -35,8 +35,9 @@ from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.open_artifact import open_input
-from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
+from convnext_deploy.pipeline.stage import Settings, execute_stage, reusable, stage_folder
 from convnext_deploy.stages.quantize import BARE, SEQUENCE
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
@@ -129,10 +130,10 @@ def execute(stage: StageEntry, artifacts: dict[str, Artifact], data: Data, work:
     """Execute a stage, or take what an earlier run made of the same; return its artifact and the seconds that it took."""
     settings = Settings(work, Execution(progress=create_progress()))
     recipe = Recipe("quantization", (StageEntry("placeholder", ONNXConfig(), SOURCE),), source="given")
-    key = cache_key(stage, artifacts, data, recipe.seed)
-    artifact = reusable(stage_folder(settings, stage), key)
+    made_of = ingredients_of(stage, artifacts, data, recipe.seed)
+    artifact = reusable(stage_folder(settings, stage), made_of.key)
     if artifact is None:
-        artifact = execute_stage(stage, artifacts, recipe, settings, data, key)
+        artifact = execute_stage(stage, artifacts, recipe, settings, data, made_of)
     return artifact, artifact.lineage[-1].wall_s
 
 

@@ -64,6 +64,10 @@ class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 
 
+class LoaderError(DeployError):
+    """A process that loads images cannot be started, died, or does not answer."""
+
+
 class TooLittleMemoryError(DeployError):
     """The memory of the machine, or of its GPU, is too small for what was asked."""
 

@@ -17,7 +17,7 @@ from convnext_deploy.bundles.files import BatchSizes, assemble
 from convnext_deploy.bundles.golden import GoldenImages, choose_images
 from convnext_deploy.bundles.reported_accuracy import find_doubts
 from convnext_deploy.errors import OutputError, RecipeError
-from convnext_deploy.system.files import create_output_folder, replace_folder
+from convnext_deploy.system.files import create_output_folder, replace_folder, resolve_target
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def bundle(
 def _check_output(out: Path) -> None:
     """Refuse to replace anything but a bundle from which no engine was built."""
     if out.suffix == ".zip":
-        if out.exists() and not is_archived_bundle(out):
+        if resolve_target(out).exists() and not is_archived_bundle(out):
             raise OutputError(f"{out} is there already and is not a bundle; choose another place with --out.")
         return
     if out.exists() and not out.is_dir():
@@ -117,10 +117,27 @@ def _check_output(out: Path) -> None:
         return
     if not (out / verify.RECORD).is_file() or not (out / verify.SUMS).is_file():
         raise OutputError(f"{out} holds something that is not a bundle; choose an empty folder with --out.")
+    others = sorted(set(_files(out)) - _listed(out))
+    if others and not (out / verify.BUILT).exists():
+        raise OutputError(
+            f"{out} holds '{others[0]}', which is no part of the bundle; choose another folder with --out."
+        )
     if (out / verify.BUILT).exists():
         raise OutputError(
             f"{out} holds engines that were built from it ({verify.BUILT}/); choose another folder with --out."
         )
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+
+
+def _listed(bundle: Path) -> set[str]:
+    """Return the files that a bundle says it has."""
+    try:
+        return {verify.SUMS, *verify.read_sums(bundle)}
+    except (OSError, ValueError):
+        return {verify.SUMS}
 
 
 def _size(folder: Path) -> int:

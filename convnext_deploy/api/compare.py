@@ -8,7 +8,7 @@ from convnext_deploy.artifacts.places import check_run
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.comparison import Comparison, Run, compare_runs, distinct_names
 from convnext_deploy.reports.record import REPORT_JSON, read_report
-from convnext_deploy.system.files import create_output_folder, write_text
+from convnext_deploy.system.files import create_output_folder, resolve_target, write_text
 
 
 @verb
@@ -21,7 +21,7 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
 
     Raises:
         ArtifactError: if there are fewer than two runs, one of them has no report, or the same is given twice.
-        OutputError: if `out` cannot be written.
+        OutputError: if `out` cannot be written, or is something else than such a page.
     """
     paths = [Path(path) for path in runs]
     if len(paths) < 2:
@@ -36,13 +36,30 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
             raise ArtifactError(
                 f"{paths[folders.index(folder)]} and {paths[place]} are the same run; give each run once."
             )
+    if out is not None:
+        _check_output(Path(out))
     comparison = compare_runs(tuple(map(Run, distinct_names(folders), paths, map(read_report, paths))))
     if out is not None:
         from convnext_deploy.reports.html.comparison_page import render_comparison
 
         out = Path(out)
-        if out.is_dir():
-            raise OutputError(f"{out} is a folder; give the name of a file, such as {out / 'comparison.html'}.")
         create_output_folder(out.resolve().parent)
         write_text(out, render_comparison(comparison))
     return comparison
+
+
+def _check_output(out: Path) -> None:
+    from convnext_deploy.reports.html.comparison_page import is_comparison
+
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; give the name of a file, such as {out / 'comparison.html'}.")
+    target = resolve_target(out)
+    try:
+        if target.exists() and not is_comparison(target):
+            raise OutputError(
+                f"{out} is there already and is not a comparison; give the name of another file with --out."
+            )
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be read ({error.strerror}); give the name of another file with --out."
+        ) from None

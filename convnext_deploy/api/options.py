@@ -145,6 +145,8 @@ class ExecutionOptions:
         tensorboard: write TensorBoard events to `out/tensorboard` as well.
         measure_again: score and time also what an earlier run into the same folder has measured. None: only where the artifact, the
             images, the machine, its threads or a version has changed since.
+        restart: replace what an earlier run into the same folder made with other settings, inputs or images, or with a release
+            that gives other results; what is the same is kept. None: that is refused, with what differs.
         progress: where to report; None: nowhere.
         command: what the report says was typed; None: that the function was called.
     """
@@ -155,6 +157,7 @@ class ExecutionOptions:
     cache_dir: Path | str | None = None
     tensorboard: bool | None = None
     measure_again: bool | None = None
+    restart: bool | None = None
     progress: Progress | None = None
     command: str | None = None
 

@@ -43,8 +43,15 @@ def create_settings(
         check_tensorboard()
     folder = Path("runs") / name if out is None else Path(out)
     command = options.command or f"convnext_deploy.{verb}(…)  # called from Python"
-    again = options.measure_again or False
-    return Settings(folder, execution, options.tensorboard or False, command, speed_check is not False, again)
+    return Settings(
+        folder,
+        execution,
+        options.tensorboard or False,
+        command,
+        speed_check is not False,
+        options.measure_again or False,
+        options.restart or False,
+    )
 
 
 def create_recipe(

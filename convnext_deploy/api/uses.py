@@ -15,13 +15,13 @@ _NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_s
 _TRAINED = {
     "data": (*_IMAGES, *_INPUT),
     "training": (*_FIT, *_NETWORK),
-    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", "measure_again", *_REPORTED),
+    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", "measure_again", "restart", *_REPORTED),
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "data": _IMAGES,
         "evaluation": ("speed_check",),
-        "execution": ("device", "workers", "cache_dir", "tensorboard", "measure_again", *_REPORTED),
+        "execution": ("device", "workers", "cache_dir", "tensorboard", "measure_again", "restart", *_REPORTED),
     },
     "train": _TRAINED,
     "distill": _TRAINED,
@@ -29,12 +29,12 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "export": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": (*_CHANGES, "min_speedup", "speed_check"),
-        "execution": ("device", "workers", "seed", "cache_dir", "measure_again", *_REPORTED),
+        "execution": ("device", "workers", "seed", "cache_dir", "measure_again", "restart", *_REPORTED),
     },
     "validate": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": ("batch_size", *_CHANGES),
-        "execution": ("device", "workers", "cache_dir", *_REPORTED),
+        "execution": ("device", "workers", "cache_dir", "restart", *_REPORTED),
     },
     "predict": {
         "data": (*_INPUT, *_GRAPH, "classes"),

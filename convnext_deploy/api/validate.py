@@ -1,10 +1,11 @@
 """`validate`: score an artifact, and compare it with a baseline image by image."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from convnext_deploy.api import options
 from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
-from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
+from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
 from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
 from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import CHANGE_LIMITS
@@ -14,8 +15,8 @@ from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.ledger import open_ledger
+from convnext_deploy.pipeline.run_folder import check_report, claim
 from convnext_deploy.reports.record import Report
-from convnext_deploy.system.files import create_output_folder
 
 
 @verb
@@ -37,12 +38,13 @@ def validate(
         baseline: artifact to compare with, of any kind; None: nothing is compared.
         model: variant that both must hold.
         gate_on: what must be within the limits of `evaluation`: changes as measured, or the upper ends of their 95 % intervals.
-        out: folder for the report; None: none is written.
+        out: folder for the report, not that of a run, which has its own; None: none is written.
         data: images; none named: the digits, for what was trained on them.
         evaluation: images per step, and how much may be lost.
         execution: how work is done.
 
-    Raises: DeployError: if there are no images, an artifact cannot be run, or a gate is given for a drop that is not measured.
+    Raises: DeployError: if there are no images, an artifact cannot be run, a gate is given for a drop that is not measured, or
+        another report would be replaced.
     """
     from convnext_deploy.evaluation.measure import BATCH_SIZE, measure_artifact
 
@@ -52,6 +54,8 @@ def validate(
         raise RecipeError(f"{about}, and there is nothing to compare with; give --baseline ARTIFACT.")
     if gate_on == "upper" and not asked:
         raise RecipeError("--gate-on upper needs to know how much may be lost; give --max-drop.")
+    if out is None:
+        refuse(ExecutionOptions(restart=execution.restart), "validate without out", "no report is written")
     how = create_execution(execution, data.data)
     paths = {"baseline": baseline, "artifact": artifact}
     given = {name: path for name, path in paths.items() if path is not None}
@@ -60,8 +64,6 @@ def validate(
     if images is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
     folder = None if out is None else Path(out)
-    if folder is not None:
-        create_output_folder(folder)
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
         opened[name] = name_classes(entry, images)
@@ -72,11 +74,15 @@ def validate(
     assumptions = find_assumptions(opened.values(), images)
     for text in assumptions.texts:
         how.progress.say(text)
-    ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
-    for name, entry in opened.items():
-        measured = measure_artifact(entry, images, how, name, evaluation.batch_size or BATCH_SIZE)
-        ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
     batch_size = evaluation.batch_size or BATCH_SIZE
-    score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
-    ledger.change(complete=True)
+    with nullcontext() if folder is None else claim(folder):
+        if folder is not None:
+            rows = {name: entry.sha256 for name, entry in opened.items()}
+            check_report(folder, "validate", rows, images, restart=execution.restart or False)
+        ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
+        for name, entry in opened.items():
+            measured = measure_artifact(entry, images, how, name, batch_size)
+            ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
+        score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
+        ledger.change(complete=True)
     return ledger.report

@@ -41,6 +41,8 @@ class StageRecord:
     `validation_fraction` is the share of the data that was held out, None where the validation images came with the data;
     `split` what else was said of that, as options. `judged_on` is the hash of which images those were, see `Data`.
     `preprocess` is how each input was evaluated, by role: files of other origin do not tell, or were given something else.
+    `result_version` of the kind and `readings`, hashes of how each input was read, tell with the rest what the artifact depends on,
+    see `pipeline.ingredients`; None of an earlier version.
     """
 
     name: str
@@ -58,6 +60,8 @@ class StageRecord:
     split: str | None = None
     judged_on: str | None = None
     preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
+    result_version: int | None = None
+    readings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from convnext_deploy.system.environment import package_versions
 from convnext_deploy.system.files import copy_file, write_array, write_text
 from convnext_deploy.system.progress import Progress
 
-PROGRAMS = ("verify.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
+PROGRAMS = ("verify.py", "bundle_index.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
 CLASSES, CARD, TABLE, PIXELS = "classes.txt", "README.md", "models.tsv", "golden/pixels.npy"
 
 

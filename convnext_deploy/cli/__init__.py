@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -15,6 +15,7 @@ from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.errors import DeployError, OutputError
 from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
 from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 
 COMMANDS = (
@@ -23,7 +24,7 @@ COMMANDS = (
 )  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
-EXIT_ERROR, EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 3, 130, 141
+EXIT_ERROR, EXIT_GATE_FAILED, EXIT_UNREAD = 1, 3, 141
 
 
 class _LazyGroup(click.Group):
@@ -49,7 +50,8 @@ class _LazyGroup(click.Group):
 def group(context: click.Context) -> None:
     """Make a trained ConvNeXt small and fast, and prove on every step's own artifact that it still works.
 
-    Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written).
+    Exit codes: 0 all gates passed, 1 an error, 2 wrong usage, 3 a gate failed (the report is written), 130 and 143
+    interrupted by Ctrl-C and by SIGTERM (the same command goes on).
 
     Words: recipes/how-to/glossary.md explains those of the output.
     """
@@ -73,35 +75,69 @@ def _check_working_folder() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error that a user can mend is one line on standard error."""
+    """Run the command line; every error that a user can mend is one line on standard error, and so is a signal to end."""
     prepare_streams()
-    if launched().size > 1:
-        signal.signal(signal.SIGTERM, _on_end)
+    with interruptible() as interruption:
+        try:
+            code = _run(interruption)
+        except Interrupted as error:
+            interruption.settle()
+            _say_interrupted(error)
+            interruption.told = True
+            code = error.code
+        sys.exit(code)
+
+
+def _run(interruption: Interruption) -> int:
+    """Return the exit code. Raises: Interrupted."""
     try:
         # without standalone mode click returns the code of `Exit` and does not raise it
-        code = group(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        code = _until_interrupted(interruption)
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show(shown := io.StringIO())
         tell_lines(shown.getvalue())
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except DeployError as error:
         _say_error(str(error))
-        sys.exit(EXIT_ERROR)
     except UnreadError:
         abandon_output()  # as with `| head`: no error to tell of, and no whole result either
-        sys.exit(EXIT_UNREAD)
+        return EXIT_UNREAD
     except OSError as error:
         abandon_output()
         where = f" ({error.filename})" if error.filename else ""
         _say_error(f"{error.strerror or error}{where}")
-        sys.exit(EXIT_ERROR)
     except (KeyboardInterrupt, click.Abort):
-        kept = "; finished stages are kept, the same command goes on from there" if {*sys.argv} & {*_JOINT} else ""
-        tell(f"interrupted{kept}")
-        sys.exit(EXIT_INTERRUPTED)
+        raise Interrupted(signal.SIGINT) from None
+    return EXIT_ERROR
+
+
+def _until_interrupted(interruption: Interruption) -> object:
+    """Call the command. Raises: Interrupted: whatever a signal has become on its way here, and what it has made fail."""
+    try:
+        return group(standalone_mode=False)
+    except Interrupted:
+        raise
+    except BaseException:
+        if interruption.signum is not None:
+            raise Interrupted(interruption.signum) from None
+        raise
+
+
+def _say_interrupted(error: Interrupted) -> None:
+    """Print in one line that a signal ended the command, and what is kept."""
+    if not launched().is_first:
+        return
+    name = "" if error.signum == signal.SIGINT else f" ({signal.Signals(error.signum).name})"
+    if launched().size > 1 and error.signum == signal.SIGTERM:  # which torchrun also sends when one process has ended
+        name += ", or another process ended: see what it said, and torchrun's summary"
+    kept = ""
+    if {*sys.argv} & {*_JOINT}:
+        state = f"{error.saved} and" if error.saved else "the last saved state and"
+        kept = f"; {state} finished stages are kept, the same command goes on from there"
+    tell(f"interrupted{name}{kept}")
 
 
 def _say_error(text: str) -> None:
@@ -113,15 +149,3 @@ def _say_error(text: str) -> None:
     else:
         time.sleep(_PATIENCE_S)
         tell(f"error (process {launched().rank}): {text}")
-
-
-def _on_end(*_: object) -> NoReturn:
-    """What `torchrun` does to the others when one process has ended."""
-    if launched().is_first:
-        # The signal may come while something else is printed, and a stream in Python does not take a second writer.
-        os.write(
-            2,
-            b"error: another process ended (see what it said, and torchrun's summary), and this one was told to; the same command "
-            b"goes on from the last saved state\n",
-        )
-    sys.exit(EXIT_ERROR)

@@ -90,9 +90,17 @@ def _machine(machine: Machine) -> dict[str, list[str]]:
     return {
         "CPU": [f"{machine.cpu}, {cores}{features}", machine.int8_on_cpu],
         "memory": [f"{_gb(machine.memory_bytes)}, {_gb(machine.memory_available_bytes)} free"],
+        **_shared(machine),
         "disk": [f"{_gb(machine.disk_free_bytes)} free in this folder"],
         "GPU": gpus or [machine.gpu_error or "no GPU"],
     }
+
+
+def _shared(machine: Machine) -> dict[str, list[str]]:
+    if machine.shared_bytes is None:
+        return {}
+    sizes = [f"{size / 1e6:,.1f} MB" for size in (machine.shared_bytes, machine.shared_free_bytes or 0)]
+    return {"/dev/shm": [f"{sizes[0]}, {sizes[1]} free; {machine.shared_allows}"]}
 
 
 def _packages(found: Diagnosis) -> dict[str, list[str]]:

@@ -196,6 +196,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Score and time again what an earlier run has measured.  [default: what changed, on another machine, with other versions]",
         _SWITCH,
     ),
+    "restart": (
+        bool,
+        "Replace what an earlier run into OUT made with other settings, inputs or images; what is the same is kept.  [default: "
+        "that is refused, with what differs]",
+        _SWITCH,
+    ),
 }
 artifacts_argument = click.argument(
     "artifacts",

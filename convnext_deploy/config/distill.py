@@ -33,6 +33,7 @@ class DistillConfig(StageConfig):
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ("model.weights", "teacher")
     model: ModelConfig
     teacher: str | tuple[str, ...]
     fit: FitConfig = field(default_factory=FitConfig)

@@ -49,6 +49,7 @@ class TensorRTConfig(EngineConfig):
     kind: ClassVar[str] = "tensorrt"
     done: ClassVar[str] = "built into engines"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.tensorrt"
+    references: ClassVar[tuple[str, ...]] = ("timing_cache",)
     flavor: Flavor = "tensorrt-rtx"
     gpus: tuple[str, ...] = ("sm86", "sm89")
     timing_cache: str | None = None

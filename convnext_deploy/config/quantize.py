@@ -23,6 +23,7 @@ class QATConfig(StageConfig):
     done: ClassVar[str] = "trained with quantization"
     implementation: ClassVar[str | None] = "convnext_deploy.stages.qat"
     trains: ClassVar[bool] = True
+    references: ClassVar[tuple[str, ...]] = ("teacher",)
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_baseline: ClassVar[bool] = True
     result_version: ClassVar[int] = 2  # the FP32 ancestor teaches at the image size of its student's source
@@ -60,6 +61,7 @@ class QuantizeConfig(StageConfig):
     result_version: ClassVar[int] = 3
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
     trains: ClassVar[bool] = True
+    references: ClassVar[tuple[str, ...]] = ("teacher",)
     takes_less_memory: ClassVar[str] = CALIBRATION_TAKES_LESS
     target: Target = "tensorrt"
     sites: dict[str, str] = field(default_factory=dict)

@@ -84,7 +84,7 @@ def _parts(hint: Any, value: object, where: str) -> Iterator[Part]:
         hints = typing.get_type_hints(hint, include_extras=True)
         yield from ((hints[key], item, f"{where}: {key}") for key, item in value.items())
     elif isinstance(value, Mapping) and isinstance(origin, type) and issubclass(origin, Mapping):
-        yield from ((arguments[1], item, f"{where}: {_name(key)}") for key, item in value.items())
+        yield from ((arguments[1], item, f"{where}: {name_shown(key)}") for key, item in value.items())
     elif isinstance(value, list | tuple) and origin is tuple:
         each = (arguments[0],) * len(value) if arguments[1:] == (...,) else arguments
         if len(value) != len(each):
@@ -119,7 +119,7 @@ def _check_rest(made: object, value: object, where: str) -> None:
             _check_keys(type(made), value, where)
         inside = made if isinstance(made, Mapping) else vars(made)
         for key, item in value.items():
-            _check_rest(inside[key], item, f"{where}: {_name(key)}")
+            _check_rest(inside[key], item, f"{where}: {name_shown(key)}")
     elif isinstance(made, tuple | list) and isinstance(value, tuple | list):
         for place, (each, item) in enumerate(zip(made, value, strict=True)):
             _check_rest(each, item, f"{where}[{place}]")
@@ -133,7 +133,8 @@ def _check_keys(record_type: Any, table: Mapping[Any, object], where: str) -> No
             raise ValueError(f"{where}: unknown key {shown(key)}.{nearest} Known: {', '.join(known)}.")
 
 
-def _name(key: object) -> str:
+def name_shown(key: object) -> str:
+    """Return a key as it may stand in a message."""
     return key if isinstance(key, str) and key.isprintable() and len(key) <= _SHOWN else shown(key)
 
 

@@ -19,7 +19,9 @@ class StageConfig:
             up before any work; None: the module of the subclass.
         trains: where there are several processes all of them take part, and the state of the training is kept.
         needs_source: False: it can start from nothing, a source gives initial weights alone, and only one that is named counts.
-        needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one.
+        needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one and nothing else teaches.
+        references: settings, with dots between tables, that only say where something lies or which stage makes it. What that is
+            counts for the result, and not how it is called.
         takes_less_memory: what a user can do when it runs out of memory.
     """
 
@@ -30,6 +32,7 @@ class StageConfig:
     trains: ClassVar[bool] = False
     needs_source: ClassVar[bool] = True
     needs_baseline: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ()
     takes_less_memory: ClassVar[str] = "close other programs, or use a machine with more memory"
 
     def __post_init__(self) -> None:

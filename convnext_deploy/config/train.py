@@ -64,6 +64,7 @@ class TrainConfig(StageConfig):
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ("model.weights",)
     model: ModelConfig
     fit: FitConfig = field(default_factory=FitConfig)
 

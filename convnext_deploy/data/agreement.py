@@ -63,6 +63,8 @@ def _check_split(what: str, artifact: Artifact, data: Data) -> None:
         before = (record.validation_fraction, record.split)
         if before in ((None, None), now) or not is_same_place(record.data, data):
             continue
+        if record.judged_on is not None and record.judged_on == data.judged_on:
+            continue  # the same images, otherwise said
         learned = "is, so that it would be judged on images it has learned"
         if before[1] == now[1] and record.validation_fraction is not None and fraction is not None:
             raise DataError(

@@ -112,3 +112,15 @@ def missing_names(names: Sequence[str], others: Sequence[str]) -> tuple[list[str
     return [n for n in names if left[same_name(n)] > right[same_name(n)]], [
         n for n in others if right[same_name(n)] > left[same_name(n)]
     ]
+
+
+def describe_mismatch(names: Sequence[str], where: str, others: Sequence[str], whose: str) -> str:
+    """Say in what names differ that should be the same, and what to do; `where` and `whose` say whose they are."""
+    first, second = missing_names(names, others)
+    return (
+        f"{where} has {len(names)} classes and {whose} {len(others)}"
+        + (f"; '{first[0]}' is not in {whose}" if first else "")
+        + (f"; '{second[0]}' is not in {where}" if second else "")
+        + ("" if first or second else "; a name stands there twice")
+        + ". Name each class once, as its folder is called."
+    )

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.data.class_names import match_names, missing_names
+from convnext_deploy.data.class_names import describe_mismatch, match_names
+from convnext_deploy.data.contents import Contents, names_below
 from convnext_deploy.data.decoding import printable, read_image
 from convnext_deploy.data.digits import read_digits
 from convnext_deploy.data.division import Division
@@ -65,6 +65,13 @@ class FolderImages:
         """Size of the file in bytes."""
         return self.paths[index].stat().st_size
 
+    def identify(self, root: Path, contents: Contents) -> bytes:
+        """Return a hash of the names below a folder and of what the files hold."""
+        # names are bytes to the system, and not always valid text
+        digest = hashlib.sha256(b"\0".join(os.fsencode(name) for name in names_below(root, self.paths)))
+        digest.update(contents.read(self.paths).tobytes())
+        return digest.digest()
+
 
 @dataclass(frozen=True)
 class ArrayImages:
@@ -87,6 +94,10 @@ class ArrayImages:
         """Sum of all pixel values."""
         return int(self.arrays[index].sum())
 
+    def identify(self, root: Path, contents: Contents) -> bytes:
+        """Return a hash of the pixels; both arguments are for files."""
+        return hashlib.sha256(repr(self.arrays.shape).encode() + self.arrays.tobytes()).digest()
+
 
 @dataclass(frozen=True)
 class Data:
@@ -95,7 +106,7 @@ class Data:
     `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out;
     `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself gives the classes
     their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images that are scored once, at the
-    end. `division`: where the images of each split come from, and what is on both sides.
+    end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
     """
 
     name: str
@@ -109,6 +120,7 @@ class Data:
     named: bool = True
     test: ImageSet | None = None
     division: Division = field(default_factory=Division)
+    contents: Contents = field(default_factory=Contents, compare=False, repr=False)
 
     def in_order(self, names: tuple[str, ...], where: str) -> "Data":
         """Return the same images with the classes numbered as in `names`, of which `where` says whose they are.
@@ -117,14 +129,7 @@ class Data:
         """
         places = match_names(names, self.class_names)
         if places is None:
-            first, second = missing_names(names, self.class_names)
-            raise DataError(
-                f"{where} has {len(names)} classes and {self.name} {len(self.class_names)}"
-                + (f"; '{first[0]}' is not in {self.name}" if first else "")
-                + (f"; '{second[0]}' is not in {where}" if second else "")
-                + ("" if first or second else "; a name stands there twice")
-                + ". Name each class once, as its folder is called."
-            )
+            raise DataError(describe_mismatch(names, where, self.class_names, self.name))
         if places == tuple(range(len(names))):
             return self
         numbers = np.array(places, np.int64)
@@ -165,19 +170,20 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that changes when an image is added, removed, renamed, re-labelled or rewritten."""
+        """A hash of classes, labels, names in the folder and contents of all images but those of the test, wherever they lie."""
+        return self._identify(self.train, self.validation)
+
+    @cached_property
+    def validation_fingerprint(self) -> str:
+        """The same of the validation images alone, on which scores depend."""
+        return self._identify(self.validation)
+
+    def _identify(self, *sets: ImageSet) -> str:
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for images in (self.train, self.validation):
-            digest.update(images.labels.tobytes())
-            if isinstance(images, ArrayImages):
-                digest.update(images.arrays.tobytes())
-            elif isinstance(images, FolderImages):
-                for path in images.paths:
-                    status = path.stat()
-                    # names are bytes to the system, and not always valid text
-                    digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-            elif isinstance(images, ShardImages):
-                digest.update(images.fingerprint)
+        for images in sets:
+            digest.update(images.labels.astype("<i8").tobytes())
+            if isinstance(images, ArrayImages | FolderImages | ShardImages):
+                digest.update(images.identify(Path(self.name), self.contents))
         return digest.hexdigest()
 
 
@@ -205,7 +211,8 @@ def open_data(
         split_file: lists of the images for training, validation and test, see `split_lists`; None: the folders tell them.
         skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
             when all pixels are decoded raises from `ImageSet.load` in any case.
-        cache_dir: where to keep what was found in the headers of shards, so that they are not read again; None: nowhere.
+        cache_dir: where to keep what was found in the headers of shards and what files hold, so that they are not read again;
+            None: nowhere.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
         small to hold out an image of it, or an image cannot be opened.
@@ -219,15 +226,16 @@ def open_data(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
     split = Split(validation_fraction, split_seed, groups, split_file)
+    known = Contents(root, cache_dir)
     if shards := find_shards(root):
         inside = read_shards(root, shards, split, skip_unreadable, cache_dir)
         own = Data(str(root), inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
-        own = replace(own, test=inside.test if len(inside.test) else None)
+        own = replace(own, contents=known, test=inside.test if len(inside.test) else None)
         return _finish(own, inside, split)
     contents = read_folder(root, split, skip_unreadable)
     names = tuple(sorted(contents.train))
     train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
-    own = Data(str(root), train, validation, names, contents.ignored, test=test if len(test) else None)
+    own = Data(str(root), train, validation, names, contents.ignored, contents=known, test=test if len(test) else None)
     return _finish(own, contents, split)
 
 
@@ -253,12 +261,10 @@ def _finish(data: Data, contents: FolderContents | ShardContents, split: Split) 
 def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:
     """Return what images are called below a folder; those without files have no names."""
     if isinstance(images, FolderImages):
-        places: Iterable[Path] = images.paths
-    elif isinstance(images, ShardImages):
-        places = map(images.place, range(len(images)))
-    else:
-        return ()
-    return tuple((path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in places)
+        return tuple(names_below(root, images.paths))
+    if isinstance(images, ShardImages):
+        return tuple(names_below(root, map(images.place, range(len(images)))))
+    return ()
 
 
 def _find_repeated(images: ImageSet, train: ImageSet) -> tuple[Path, ...]:
@@ -288,8 +294,6 @@ def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
 
 def _digits() -> Data:
     found = read_digits()
-    train, validation = (
-        ArrayImages(found.train, found.train_labels),
-        ArrayImages(found.validation, found.validation_labels),
-    )
+    train = ArrayImages(found.train, found.train_labels)
+    validation = ArrayImages(found.validation, found.validation_labels)
     return Data(BUILT_IN, train, validation, found.class_names, numbered=True)

@@ -1,5 +1,6 @@
 """The built-in data: scikit-learn's handwritten digits."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,10 @@ class Digits:
 
 def read_digits() -> Digits:
     """Return scikit-learn's 1797 digits (8×8, 16 grey levels) as 32×32 RGB images, 540 of them for validation."""
-    from sklearn.datasets import load_digits
+    with warnings.catch_warnings():
+        # joblib, which is not used here, wants semaphores in /dev/shm, and warns where that is full
+        warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     grey = (bunch.images * (255.0 / 16.0)).round().astype(np.uint8)

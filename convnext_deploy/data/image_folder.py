@@ -9,23 +9,13 @@ from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, find_unreadable, printable
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
+from convnext_deploy.data.useless_folder import describe_useless
 from convnext_deploy.errors import DataError
 
 VALIDATION_FOLDERS = ("val", "validation", "valid")
 TEST_FOLDER = "test"  # for validation where there is nothing else
 # Names of splits that are not read, but must not be taken for classes or passed over either.
 SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, TEST_FOLDER, "dev", "eval", "evaluation", "testing"}
-_HEIC = "convert them with 'heif-convert IN.heic OUT.jpg', or let the phone send JPEG"
-_CURES = {
-    ".heic": _HEIC,
-    ".heif": _HEIC,
-    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"), "develop these raw photographs into JPEG or PNG"),
-    **dict.fromkeys(
-        (".mp4", ".avi", ".mov", ".mkv"), "take frames from these videos, as 'ffmpeg -i IN.mp4 OUT_%05d.jpg' does"
-    ),
-    ".npy": "write these arrays as PNG",
-    ".zip": "unpack it",
-}
 _EXPECTED = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone"
 
 
@@ -187,7 +177,7 @@ def _scan(split: Path) -> tuple[ClassFiles, int]:
         images = [path for path in paths if _is_image(path)]
         ignored += len(paths) - len(images)
         if not images and paths:
-            raise DataError(_describe_useless(folder, paths))
+            raise DataError(describe_useless(folder, paths))
         if images:
             if not folder.name.isprintable():  # class names are written into files and printed
                 raise DataError(f"the name of the class folder {printable(folder)} is not plain text; rename it.")
@@ -205,17 +195,6 @@ def _scan(split: Path) -> tuple[ClassFiles, int]:
             f"{printable(split)} has no images; expected one folder per class with {extensions} files{loose}."
         )
     return found, ignored
-
-
-def _describe_useless(folder: Path, paths: list[Path]) -> str:
-    """Say what a class folder has in the place of images, and what to do."""
-    endings = sorted({path.suffix.lower() or "no ending" for path in paths})
-    some = ", ".join(map(printable, endings[:4]))
-    cure = next((cure for ending, cure in _CURES.items() if ending in endings), "convert them, or move the folder away")
-    return (
-        f"the class folder {printable(folder)} has no image that can be read: {len(paths)} files ({some}), such as "
-        f"{printable(min(paths).name)}; {cure}. Images end in {', '.join(IMAGE_EXTENSIONS)}."
-    )
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import Augmentation
@@ -24,8 +23,11 @@ from convnext_deploy.data.augmentation import (
     erase,
 )
 from convnext_deploy.data.datasets import ImageSet
+from convnext_deploy.data.items import EvaluationItems, name_image
 from convnext_deploy.data.mixup import mix
 from convnext_deploy.data.pixel_cache import PixelCache, decode_small
+from convnext_deploy.data.worker_process import Chunk
+from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.system.distributed import World
 
@@ -61,6 +63,7 @@ class EvaluationBatches:
     """Images through the evaluation transform, each exactly once and in order.
 
     `as_pixels`: as they are, for a runner, which knows what its artifact takes; otherwise normalized, for a network.
+    `keeps_workers`: the processes wait for the next pass, until `close`; otherwise each pass starts its own.
     """
 
     images: ImageSet
@@ -69,6 +72,13 @@ class EvaluationBatches:
     workers: int = 0
     indices: Sequence[int] | None = None
     as_pixels: bool = False
+    keeps_workers: bool = False
+    _loader: Loader = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Start nothing yet."""
+        loader = Loader(EvaluationItems(self.images, self.preprocess), self.batch_size, self.workers)
+        object.__setattr__(self, "_loader", loader)
 
     def __len__(self) -> int:
         return -(-len(self.images if self.indices is None else self.indices) // self.batch_size)
@@ -77,10 +87,17 @@ class EvaluationBatches:
         """Yield normalized images `(N, C, S, S)` float32, or pixels `(N, S, S, C)` uint8, and labels `(N,)` int64."""
         order = list(range(len(self.images)) if self.indices is None else self.indices)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        loaded = _load(EvaluationItems(self.images, self.preprocess), chunks, self.workers)
-        for pixels, chunk in zip(loaded, chunks, strict=True):
-            images = pixels if self.as_pixels else transforms.normalize(pixels, self.preprocess)
-            yield images, torch.from_numpy(self.images.labels[chunk])
+        try:
+            for pixels, chunk in zip(_load(self._loader, chunks), chunks, strict=True):
+                images = pixels if self.as_pixels else transforms.normalize(pixels, self.preprocess)
+                yield images, torch.from_numpy(self.images.labels[chunk])
+        finally:
+            if not self.keeps_workers:
+                self.close()
+
+    def close(self) -> None:
+        """End the processes that load images."""
+        self._loader.close()
 
 
 @dataclass(frozen=True)
@@ -149,9 +166,14 @@ class TrainingBatches:
         cache = cache or decode_small(images, len(preprocess.mean))
         # what is mapped from a file is more than the device should hold
         self._small = None if cache is None else cache.pixels if cache.is_mapped else cache.pixels.to(device)
+        self._loader = Loader(_TrainingItems(images, preprocess, plan), self.batch_size, workers)
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
+
+    def close(self) -> None:
+        """End the processes that load images, which otherwise wait for the next epoch."""
+        self._loader.close()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch `start` on, without computing those before.
@@ -197,8 +219,7 @@ class TrainingBatches:
         size, wanted = self.preprocess.image_size, self.plan.augmentation
         own = [self._own(chunks[number]) for number in numbers]
         if self._small is None:
-            dataset = _Training(self.images, self.preprocess, self.plan, epoch)
-            yield from _load(dataset, [chunk.tolist() for chunk in own], self.workers)
+            yield from _load(self._loader, own, epoch)
             return
         _, height, width, _ = self._small.shape
         for number, chunk in zip(numbers.tolist(), own, strict=True):
@@ -217,54 +238,35 @@ def _generator(stream: int, *parts: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class EvaluationItems(Dataset[Any]):
-    """Images through the evaluation transform, `(S, S, C)` uint8, and for one that cannot be read the error."""
+class _TrainingItems:
+    """Images as they are in an epoch, `(S, S, C)` uint8."""
 
-    images: ImageSet
-    preprocess: Preprocess
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8] | DataError:
-        try:
-            return transforms.evaluation_transform(self.images.load(index), self.preprocess)
-        except DataError as error:
-            return error
-
-
-@dataclass(frozen=True)
-class _Training(Dataset[Any]):
     images: ImageSet
     preprocess: Preprocess
     plan: BatchPlan
-    epoch: int
 
-    def __getitem__(self, index: int) -> NDArray[np.uint8] | DataError:
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.preprocess.image_size, self.preprocess.image_size, len(self.preprocess.mean)
+
+    def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
         try:
             image = transforms.to_channels(self.images.load(index), len(self.preprocess.mean))
         except DataError as error:
             return error
-        rng = _generator(_IMAGE, self.plan.seed, self.epoch, index)
+        rng = _generator(_IMAGE, self.plan.seed, epoch, index)
         box = transforms.sample_crops(rng, 1, image.height, image.width, self.plan.augmentation.crop_scale_min)[0]
         flip = rng.uniform() < self.plan.augmentation.flip_probability
         pixels = transforms.crop_image(image, box, flip, self.preprocess.image_size)
         return change_image(pixels, self.plan.augmentation, rng)
 
-
-def _load(dataset: Dataset[Any], chunks: Sequence[list[int]], workers: int) -> Iterator[Tensor]:
-    """Yield `(N, S, S, C)` uint8 batches; an unreadable image is raised here, not in a worker, so that its text survives."""
-    loader = DataLoader(
-        dataset, batch_sampler=chunks, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    def name(self, index: int) -> str:
+        return name_image(self.images, index)
 
 
-def _collate(items: list[NDArray[np.uint8] | DataError]) -> Tensor | DataError:
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-    return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]  # errors are gone by now
+def _load(loader: Loader, chunks: Sequence[Chunk], epoch: int = 0) -> Iterator[Tensor]:
+    """Yield `(N, S, S, C)` uint8 batches. Raises: DataError: of the first unreadable image in a batch."""
+    for pixels, errors in loader.load(chunks, epoch):
+        if errors:
+            raise errors[min(errors)]
+        yield torch.from_numpy(pixels)

@@ -45,7 +45,7 @@ def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
 
     Args:
         paths: the tar files.
-        cache_dir: made when missing; holds a file for each set of shards, by their paths, sizes and times.
+        cache_dir: made when missing; holds a file for each set of shards, by their paths, sizes and times of change.
 
     Raises:
         DataError: if webdataset is missing, a shard cannot be read to its end, has no samples or has one key twice.
@@ -54,7 +54,7 @@ def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
     shards = tuple(map(describe_shard, paths))
     cached = None
     if cache_dir is not None:
-        described = [(str(shard.path.resolve()), shard.size, shard.modified_ns) for shard in shards]
+        described = [(str(shard.path.resolve()), shard.size, shard.modified_ns, shard.changed_ns) for shard in shards]
         key = hashlib.sha256(repr((_VERSION, PIL.__version__, described)).encode()).hexdigest()[:32]
         cached = cache_dir / f"shards-{key}.npz"
         if (index := _load(cached, shards)) is not None:

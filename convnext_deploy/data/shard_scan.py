@@ -39,11 +39,12 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip,
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file as it was when it was read."""
+    """A tar file as it was when it was read. `changed_ns` is set by the system alone, also where somebody sets the other time."""
 
     path: Path
     size: int
     modified_ns: int
+    changed_ns: int = 0
 
 
 def describe_shard(path: Path) -> Shard:
@@ -54,7 +55,7 @@ def describe_shard(path: Path) -> Shard:
         raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{printable(path)} is not a regular file; expected a tar file.")
-    return Shard(path, status.st_size, status.st_mtime_ns)
+    return Shard(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def load_grouping(shard: Shard) -> Group:

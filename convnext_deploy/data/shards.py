@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import decode_image, printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES, has_images
 from convnext_deploy.data.shard_index import ShardIndex, read_index
@@ -67,12 +68,15 @@ class ShardImages:
         row = int(self.rows[index])
         return _place(self.index, int(self.index.samples["shard"][row]), os.fsdecode(self.index.name(row)))
 
-    @property
-    def fingerprint(self) -> bytes:
-        """A hash that changes when a shard is renamed or rewritten, and with the samples and their labels."""
-        digest = hashlib.sha256(self.index.samples[self.rows].tobytes())
-        for shard in self.index.shards:
-            digest.update(os.fsencode(shard.path) + f"\0{shard.size}\0{shard.modified_ns}\n".encode())
+    def identify(self, root: Path, contents: Contents) -> bytes:
+        """Return a hash of the names of shards and samples, of where these lie and end, and of what the shards hold."""
+        index, samples = self.index, self.index.samples[self.rows]
+        digest = hashlib.sha256(b"\0".join(index.name(int(row)) for row in self.rows))
+        for name in ("shard", "offset", "size", "tail"):
+            digest.update(samples[name].tobytes())
+        paths = [shard.path for shard in index.shards]
+        digest.update(b"\0".join(os.fsencode(path.relative_to(root)) for path in paths))
+        digest.update(contents.read(paths).tobytes())
         return digest.digest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.system.distributed import usable_cores
+from convnext_deploy.system.memory import memory_sizes
 
 # Words in /proc/cpuinfo → what they are called. x86 lists `flags`, Arm `Features`.
 _CPU_FEATURES = {
@@ -20,7 +21,8 @@ _CPU_FEATURES = {
     "dot products": ("asimddp",),
     "I8MM": ("i8mm",),
 }
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_SHARED = "/dev/shm"
+_ENOUGH_SHARED = 1 << 30  # bytes, for NCCL between the GPUs of one machine
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class GPU:
 class Machine:
     """What was found. None: not known here.
 
-    `cores` may be used by this process; `cpu_features` are those that matter here; `memory_bytes` is the limit of this process's
-    container where there is one. `gpu_error` says why there is no GPU; `driver_cuda` is the newest CUDA that the driver runs.
+    `cores` may be used by this process; `cpu_features` are those that matter here; `memory_bytes` is the limit of this
+    process's container where there is one. `shared_bytes` is the size of `/dev/shm`. `gpu_error` says why there is no GPU;
+    `driver_cuda` is the newest CUDA that the driver runs.
     """
 
     cpu: str
@@ -60,10 +63,19 @@ class Machine:
     memory_bytes: int | None
     memory_available_bytes: int | None
     disk_free_bytes: int | None
+    shared_bytes: int | None = None
+    shared_free_bytes: int | None = None
     gpus: tuple[GPU, ...] = ()
     gpu_error: str | None = None
     driver: str | None = None
     driver_cuda: str | None = None
+
+    @property
+    def shared_allows(self) -> str:
+        """What the size of `/dev/shm` allows."""
+        if len(self.gpus) > 1 and self.shared_bytes is not None and self.shared_bytes < _ENOUGH_SHARED:
+            return "images are loaded without it, but GPUs that train together need more: docker run --shm-size=1g"
+        return "enough: images are loaded without it"
 
     @property
     def int8_on_cpu(self) -> str:
@@ -87,18 +99,18 @@ def examine_machine(driver: Mapping[str, Any]) -> Machine:
         driver: what `cuda_driver` says: `error`, or `cuda` and `gpus`.
     """
     info = _read("/proc/cpuinfo")
-    memory, available = _memory()
-    try:
-        free: int | None = shutil.disk_usage(Path.cwd()).free
-    except OSError:
-        free = None
+    memory, available = memory_sizes()
+    shared = _disk(Path(_SHARED))
+    disk = _disk(Path())
     return Machine(
         cpu=_field(info, "model name") or platform.processor() or platform.machine(),
         cores=usable_cores(),
         cpu_features=_features(info),
         memory_bytes=memory,
         memory_available_bytes=available,
-        disk_free_bytes=free,
+        disk_free_bytes=disk[1],
+        shared_bytes=shared[0],
+        shared_free_bytes=shared[1],
         gpus=tuple(GPU(**gpu) for gpu in driver.get("gpus", ())),
         gpu_error=driver.get("error"),
         driver=_driver_version(),
@@ -113,17 +125,13 @@ def _features(info: str) -> tuple[str, ...] | None:
     return tuple(name for name, names in _CPU_FEATURES.items() if words & set(names))
 
 
-def _memory() -> tuple[int | None, int | None]:
-    """Return the memory in bytes, and how much of it is free."""
-    info = _read("/proc/meminfo")
-    sizes = [_field(info, name) for name in ("MemTotal", "MemAvailable")]
-    total, available = (int(size.split()[0]) * 1024 if size else None for size in sizes)
-    for path in _CGROUP_LIMITS:
-        limit = _read(path).strip()
-        if total is not None and limit.isdigit() and int(limit) < total:
-            total = int(limit)
-            available = None if available is None else min(available, total)
-    return total, available
+def _disk(path: Path) -> tuple[int | None, int | None]:
+    """Return the size in bytes of the disk or memory behind a folder, and how much of it is free."""
+    try:
+        found = shutil.disk_usage(path)
+    except OSError:
+        return None, None
+    return found.total, found.free
 
 
 def _driver_version() -> str | None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.data.datasets import Data
 
@@ -26,11 +26,18 @@ def find_reference(artifact: Artifact, data: Data) -> Reference | None:
     """
     if not artifact.is_baseline or not isinstance(artifact.details, TorchDetails):
         return None
-    if artifact.lineage and artifact.lineage[-1].data_fingerprint == data.fingerprint and artifact.details.history:
+    if artifact.lineage and _is_judged_alike(artifact.lineage[-1], data) and artifact.details.history:
         last = artifact.details.history[-1]
         top1 = last.get("ema_validation_top1", last.get("validation_top1"))
         return None if top1 is None else Reference(top1, "measured on them after its training")
     return None if artifact.lineage else _published(artifact, data)
+
+
+def _is_judged_alike(record: StageRecord, data: Data) -> bool:
+    """Whether a training was judged on these images: by their names and sizes, for which no training image need be read."""
+    if record.judged_on is None or data.judged_on is None:
+        return record.data_fingerprint == data.fingerprint
+    return record.judged_on == data.judged_on
 
 
 def _published(artifact: Artifact, data: Data) -> Reference | None:

@@ -130,22 +130,35 @@ def open_weights(recipe: Recipe) -> dict[str, Artifact]:
 def find_baseline(artifact: Artifact) -> Artifact | str:
     """Return the nearest FP32 PyTorch ancestor of an artifact, evaluated as the artifact is; or in words why it is not at hand.
 
-    It must lie where the lineage says, unaltered. Stages between the two keep what the network is shown, its classes and what its
-    weights belong to, so all of that is the artifact's, also where the user asks for something else. Mean and std may have been
-    folded into a quantized network: those are what the lineage says the ancestor had.
+    It must lie where the lineage says, unaltered, or beside the artifact, as in a run whose folder was moved. Stages between the
+    two keep what the network is shown, its classes and what its weights belong to, so all of that is the artifact's, also where the
+    user asks for something else. Mean and std may have been folded into a quantized network: those are what the lineage says the
+    ancestor had.
     """
     for record in reversed(artifact.lineage):
         if "source" in record.input_paths:
-            path = Path(record.input_paths["source"])
-            try:
-                ancestor = open_input(path)
-            except DeployError as error:
-                return first_line(error)
-            if ancestor.sha256 != record.inputs["source"]:
-                return f"{path} is no longer the file that {record.name} was made of"
+            ancestor = _open_ancestor(record, artifact.path.parent)
+            if isinstance(ancestor, str):
+                return ancestor
             if ancestor.is_baseline:
                 return _evaluated_alike(ancestor, artifact, record)
     return "the artifact does not say what it was made of"
+
+
+def _open_ancestor(record: StageRecord, beside: Path) -> Artifact | str:
+    """Return what a stage was made of, or in words why it is not at hand."""
+    path = Path(record.input_paths["source"])
+    reasons = []
+    for place in dict.fromkeys((path, beside / path.name)):
+        try:
+            found = open_input(place)
+        except DeployError as error:
+            reasons.append(first_line(error))
+            continue
+        if found.sha256 == record.inputs["source"]:
+            return found
+        reasons.append(f"{place} is no longer the file that {record.name} was made of")
+    return reasons[0]
 
 
 def _evaluated_alike(ancestor: Artifact, artifact: Artifact, record: StageRecord) -> Artifact:

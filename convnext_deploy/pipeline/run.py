@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +18,16 @@ from convnext_deploy.errors import ArtifactError, DataError, DeployError, Output
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
+from convnext_deploy.pipeline.ingredients import ingredients_of
+from convnext_deploy.pipeline.kept import check_replacements, make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.pipeline.run_folder import claim
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.reports.record import Report
-from convnext_deploy.system.distributed import announce, receive, world
+from convnext_deploy.system.distributed import announce, from_first, receive, world
 from convnext_deploy.system.environment import conditions_of
-from convnext_deploy.system.files import create_output_folder
 
 if TYPE_CHECKING:
     from convnext_deploy.evaluation.measure import Measurement
@@ -61,9 +62,11 @@ def run_recipe(
     """
     source, weights = _name_classes(source, weights or {}, data)
     if not world().is_first:
-        return _follow(recipe, settings, source, data, dict(weights))
-    create_output_folder(settings.out)
-    with _lock(settings.out):
+        contents = receive()
+        known = None if data is None else replace(data, contents=contents)
+        return _follow(recipe, settings, source, known, dict(weights))
+    with claim(settings.out):
+        from_first(lambda: check_replacements(recipe, settings, source, data, weights))
         return _run(recipe, settings, source, data, weights)
 
 
@@ -72,6 +75,8 @@ def plan_recipe(
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
     source, weights = _name_classes(source, weights, data)
+    if data is not None:
+        data.contents.keep_in(out / "cache", write=False)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
     plan = []
     for stage in recipe.stages:
@@ -152,12 +157,20 @@ def _bring(run: _Run, source: Artifact) -> None:
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
     """Execute a stage unless its artifact is up to date, and measure what it made."""
-    key = cache_key(stage, inputs, run.data, run.recipe.seed)
-    artifact = reusable(stage_folder(run.settings, stage), key, run.settings.execution.progress)
+    made_of = ingredients_of(stage, inputs, run.data, run.recipe.seed)
+    artifact = reusable(stage_folder(run.settings, stage), made_of.key, run.settings.execution.progress)
+
+    def is_to_be_made() -> bool:
+        if artifact is None:
+            make_room(stage, run.settings, made_of)
+        return artifact is None
+
     if _is_joint(stage):
-        announce(artifact is None)
+        from_first(is_to_be_made)
+    else:
+        is_to_be_made()
     if artifact is None:
-        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, key)
+        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of)
         run.executed.append(stage.name)
     else:
         run.settings.execution.progress.say(f"{stage.name}: up to date")
@@ -216,7 +229,8 @@ def _follow(
         for name in stage.inputs.values():
             if name not in artifacts:
                 artifacts[name] = _see_artifact(settings.out / "stages" / name)
-        execute_stage(stage, artifacts, recipe, settings, data, cache_key(stage, artifacts, data, recipe.seed))
+        made_of = ingredients_of(stage, artifacts, data, recipe.seed)
+        execute_stage(stage, artifacts, recipe, settings, data, made_of)
     finished: RunResult = receive()
     return finished
 
@@ -256,7 +270,7 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    images = [data.fingerprint, artifact.preprocess.settings(), artifact.class_names]
+    images = [data.validation_fingerprint, artifact.preprocess.settings(), artifact.class_names]
     # the same bytes may be those of networks that differ in what no weight shows, such as the activation
     network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
     scheme = None if artifact.scheme is None else artifact.scheme.details()
@@ -279,20 +293,3 @@ def _threads_of(artifact: Artifact) -> int | None:
     import torch
 
     return torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl; there the user takes care
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
-        yield

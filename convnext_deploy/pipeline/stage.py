@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -18,6 +16,13 @@ from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.data.agreement import order_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.pipeline.ingredients import (
+    Ingredients,
+    ingredients_of,
+    is_same,
+    read_ingredients,
+    recorded_ingredients,
+)
 from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.distributed import world
@@ -37,7 +42,7 @@ class Settings:
 
     `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`.
     `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float baseline.
-    `measure_again`: score and time also what an earlier run has measured.
+    `measure_again`: score and time also what an earlier run has measured. `restart`: replace what differs from what is asked for.
     """
 
     out: Path
@@ -46,6 +51,7 @@ class Settings:
     command: str | None = None
     speed_check: bool = True
     measure_again: bool = False
+    restart: bool = False
 
 
 def execute_stage(
@@ -54,7 +60,7 @@ def execute_stage(
     recipe: Recipe,
     settings: Settings,
     data: Data | None,
-    key: str,
+    made_of: Ingredients,
 ) -> Artifact:
     """Run a stage and write its artifact into `settings.out`, completely or not at all.
 
@@ -78,7 +84,7 @@ def execute_stage(
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
             baseline=_find_teacher(stage, inputs, settings),
-            store=_open_store(stage, settings, key) if stage.config.trains else None,
+            store=_open_store(stage, settings, made_of) if stage.config.trains else None,
         )
         with needing_memory(f"{stage.name} ({stage.config.kind})", stage.config.takes_less_memory):
             artifact = run_stage(stage.config, inputs.get("source"), context)
@@ -97,11 +103,13 @@ def execute_stage(
             seed=recipe.seed,
             versions=package_versions(),
             wall_s=time.perf_counter() - start,
-            cache_key=key,
+            cache_key=made_of.key,
             validation_fraction=None if chosen is None or chosen.file is not None else chosen.fraction,
             split=None if chosen is None else chosen.options,
             judged_on=None if read is None else read.judged_on,
             preprocess={role: source.preprocess for role, source in inputs.items()},
+            result_version=made_of.result_version,
+            readings=made_of.readings,
         )
         write_manifest(dataclasses.replace(artifact, lineage=(*artifact.lineage, record)))
     return read_artifact(folder)
@@ -118,35 +126,26 @@ def _find_teacher(stage: StageEntry, inputs: Mapping[str, Artifact], settings: S
     return None
 
 
-def _open_store(stage: StageEntry, settings: Settings, key: str) -> TrainingStore:
-    from convnext_deploy.training.checkpoint_store import TrainingStore
+def _open_store(stage: StageEntry, settings: Settings, made_of: Ingredients) -> TrainingStore:
+    from convnext_deploy.training.checkpoint_store import TrainingStore, read_owner
     from convnext_deploy.training.tensorboard import TensorBoardEvents
 
     events = TensorBoardEvents(settings.out / "tensorboard" / stage.name) if settings.tensorboard else None
-    folder, progress = settings.out / "checkpoints" / stage.name, settings.execution.progress
-    return TrainingStore(folder, key, events=events, progress=progress)
+    folder, progress = training_folder(settings.out, stage), settings.execution.progress
+    owner = read_owner(folder)
+    # settings that have come since with their defaults give another key for the same training
+    key = owner.key if owner is not None and is_same(read_ingredients(owner.made_of), made_of) else made_of.key
+    return TrainingStore(folder, key, events=events, progress=progress, made_of=made_of.to_json())
 
 
 def cache_key(stage: StageEntry, artifacts: Mapping[str, Artifact], data: Data | None, seed: int) -> str:
-    """Hash everything that decides what a stage produces, with defaults written out, and nothing else: no code, no versions."""
-    inputs = {
-        role: [
-            artifacts[name].sha256,
-            artifacts[name].class_names,
-            dataclasses.asdict(artifacts[name].model),
-            artifacts[name].preprocess.settings(),
-        ]
-        for role, name in stage.inputs.items()
-    }
-    content = {
-        "kind": stage.config.kind,
-        "config": dataclasses.asdict(stage.config),
-        "inputs": inputs,
-        "data": data.fingerprint if data is not None and stage.config.reads_images else None,
-        "seed": seed,
-        "result_version": stage.config.result_version,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Hash everything that decides what a stage produces; see `Ingredients`."""
+    return ingredients_of(stage, artifacts, data, seed).key
+
+
+def training_folder(out: Path, stage: StageEntry) -> Path:
+    """Return where the state of a stage's training lies."""
+    return out / "checkpoints" / stage.name
 
 
 def stage_folder(settings: Settings, stage: StageEntry) -> Path:
@@ -166,12 +165,17 @@ def reusable(folder: Path, key: str, progress: Progress | None = None) -> Artifa
         if folder.is_dir():
             say(str(error))
         return None
-    if not artifact.lineage or artifact.lineage[-1].cache_key != key:
+    if not artifact.lineage or not _has_key(artifact.lineage[-1], key):
         return None
     reason = _outdated(artifact)
     if reason is not None:
         say(f"{folder.name}: {reason}; it is built again")
     return artifact if reason is None else None
+
+
+def _has_key(record: StageRecord, key: str) -> bool:
+    found = recorded_ingredients(record)
+    return record.cache_key == key or (found is not None and found.key == key)
 
 
 def _outdated(artifact: Artifact) -> str | None:

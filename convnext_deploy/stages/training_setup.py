@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+from contextlib import closing
 from typing import Any
 
 import PIL
@@ -127,6 +128,7 @@ def fit_network(
         config.batch_size,
         execution.workers,
         range(own.rank, len(data.validation), own.size),
+        keeps_workers=True,
     )
     batches = TrainingBatches(
         data.train,
@@ -139,16 +141,17 @@ def fit_network(
         cache=_decode_small(data, len(preprocess.mean), context),
         world=own,
     )
-    history = fit(
-        network,
-        batches,
-        objective,
-        _schedule(config, execution.device),
-        execution,
-        description=context.name,
-        evaluate=lambda model: evaluate_classifier(model, validation, execution.device),
-        store=context.store,
-    )
+    with closing(batches), closing(validation):
+        history = fit(
+            network,
+            batches,
+            objective,
+            _schedule(config, execution.device),
+            execution,
+            description=context.name,
+            evaluate=lambda model: evaluate_classifier(model, validation, execution.device),
+            store=context.store,
+        )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run
     return tuple(
         {name: figure if math.isfinite(figure) else None for name, figure in row.items() if name != "images_per_s"}

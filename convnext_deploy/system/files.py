@@ -37,6 +37,7 @@ def whole_file(
 
     Raises: OutputError: if it cannot be written; nothing is left of it then, and what was there before stays.
     """
+    path = resolve_target(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial" if shared else f".{path.name}.partial")
     least = 0
     try:
@@ -117,12 +118,28 @@ def append(path: Path, content: bytes) -> None:
         raise cannot_write(Target(path, len(content)), error) from None
 
 
+def resolve_target(path: Path) -> Path:
+    """Return what a file is to be written as: where a link leads to, so that the link stays.
+
+    Raises: OutputError: if a folder, device, pipe or socket lies there, which a file would take the place of.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.lstat().st_mode
+    except OSError:  # there is nothing, or whoever writes will say what is wrong
+        return target
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file but a device, pipe or socket"
+        raise OutputError(f"{path} is {what} and is not overwritten; give the name of another file.")
+    return target
+
+
 def create_output_folder(path: Path) -> None:
     """Make `path` and check that files can be written there.
 
     Raises: OutputError: if it is a file, or cannot be created or written.
     """
-    probe = path / ".write-test"
+    probe = path / f".write-test-{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
@@ -144,7 +161,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.partial")
     old = target.with_name(f".{target.name}.old")
     for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -154,7 +171,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
         _put(partial, target, old)
     finally:
         for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
 
 
 def _put(partial: Path, target: Path, old: Path) -> None:
@@ -169,3 +186,10 @@ def _put(partial: Path, target: Path, old: Path) -> None:
             raise
     except OSError as error:
         raise cannot_write(Target(target), error) from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():  # the folder that it leads to is not ours to remove
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

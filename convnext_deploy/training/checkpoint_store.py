@@ -5,6 +5,7 @@ import os
 import time
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.hashes import SUMS, hash_file
 from convnext_deploy.documents import open_file, read_text
+from convnext_deploy.errors import OutputError
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import whole_file, write_text
 from convnext_deploy.system.memory_faults import out_of_memory
@@ -22,6 +24,35 @@ from convnext_deploy.training.tensorboard import TensorBoardEvents
 
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
 SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Of which training a state is: its key, what that is a hash of, as text, and the step that it stands at."""
+
+    key: str
+    made_of: str
+    step: int
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """Return of which training the state in a folder is, without reading its tensors; None if there is none, or it is damaged."""
+    if not (folder / LAST).is_file():
+        return None
+    try:
+        state = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)
+        return Owner(str(state["key"]), str(state.get("made_of", "")), int(state["step"]))
+    except Exception:  # whatever the reason, there is nothing that could go on
+        return None
+
+
+def remove_state(folder: Path) -> None:
+    """Remove what a training left in its folder. Raises: OutputError: if that cannot be done."""
+    try:
+        for name in (LAST, BEST, SUMS, HISTORY):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"the training in {folder} cannot be removed ({error.strerror}).") from None
 
 
 class TrainingStore:
@@ -33,6 +64,7 @@ class TrainingStore:
         save_every_s: least time between two states; what was done since the last one is done again after a kill.
         events: where the figures of each epoch also go as TensorBoard events.
         progress: where to say that a state is damaged; None: nowhere.
+        made_of: what the key is a hash of, as text, which `read_owner` returns.
     """
 
     def __init__(
@@ -42,8 +74,10 @@ class TrainingStore:
         save_every_s: float = SAVE_EVERY_S,
         events: TensorBoardEvents | None = None,
         progress: Progress | None = None,
+        made_of: str = "",
     ) -> None:
         self.folder, self.key, self.save_every_s, self.events = folder, key, save_every_s, events
+        self._made_of = made_of
         self._progress = progress or SilentProgress()
         self._saved_at = time.monotonic()
 
@@ -56,7 +90,7 @@ class TrainingStore:
         if not world().is_first:
             return
         with whole_file(self.folder / LAST, needed=_size(state)) as partial, partial.open("wb") as file:
-            torch.save({"key": self.key, **state}, file)
+            torch.save({"key": self.key, "made_of": self._made_of, **state}, file)
             file.flush()
             os.fsync(file.fileno())  # a state that is lost with the power is no worse than none, half of one is
         self._saved_at = time.monotonic()

@@ -2,24 +2,24 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
-from convnext_deploy.errors import DeployError
+from convnext_deploy.errors import DataError, DeployError, LoaderError
 from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
 from convnext_deploy.system.progress import Task
 from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
+from convnext_deploy.training.parallel import keeping_gradients, shared
 from convnext_deploy.training.schedule import Schedule
 from convnext_deploy.training.training_state import TrainingState
 
@@ -46,6 +46,9 @@ def fit(
     Where there are several processes, each calls this with the same model and its own part of the batches; gradients and losses
     are averaged over all, and every one ends with the same weights.
 
+    A signal that asks this process to end, or in one process an image that cannot be loaded, ends the training between two steps,
+    after its state was saved.
+
     Args:
         model: on the device of `batches`.
         batches: of all epochs.
@@ -65,18 +68,25 @@ def fit(
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     body = [parameter for name, parameter in trained.items() if not name.startswith(_HEAD)]
     state, progress = _first_state(model, batches, schedule), execution.progress
-    loop = _Loop(batches, objective, schedule, description, evaluate, store, state, body, list(trained.values()))
     total_steps = schedule.epochs * len(batches)
     is_cuda = torch.device(batches.device).type == "cuda"
-    with torch.random.fork_rng([batches.device] if is_cuda else []), _trainable(body), losing_others():
+    with (
+        torch.random.fork_rng([batches.device] if is_cuda else []),
+        _trainable(body),
+        losing_others(),
+        postponed() as signals,
+    ):
+        parts = body, list(trained.values())
+        loop = _Loop(batches, objective, schedule, description, evaluate, store, state, *parts, signals)
         state.seed(execution.seed)
         if state.restore(store.load() if store is not None else None):
             progress.say(f"{description}: goes on at step {state.step} of {total_steps}")
         images = batches.batch_size
         with progress.task(description, total_steps * images, "images", done=state.step * images) as task:
             model.train()
-            while state.step < total_steps:
-                _train_epoch(loop, task)
+            while state.step < total_steps or state.is_before_evaluation(len(batches)):
+                if not state.is_before_evaluation(len(batches)):
+                    _train_epoch(loop, task)
                 _end_epoch(loop)
     if state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
@@ -100,6 +110,7 @@ class _Loop:
     state: TrainingState
     body: list[nn.Parameter]
     trained: list[nn.Parameter]
+    signals: Postponement
     network: nn.Module | None = None
 
     def rate_at(self, step: int) -> float:
@@ -123,34 +134,65 @@ def _train_epoch(loop: _Loop, task: Task) -> None:
     state, steps, store = loop.state, len(loop.batches), loop.store
     head_only_steps = round(loop.schedule.head_only_epochs * steps)
     epoch, first = divmod(state.step, steps)
+    batches = loop.batches.epoch(epoch, first)
     started = time.perf_counter()
-    for batch in loop.batches.epoch(epoch, first):
+    while (batch := _next(loop, batches)) is not None:
         if loop.network is None or state.step == head_only_steps:
             for parameter in loop.body:
                 parameter.requires_grad_(state.step >= head_only_steps)
             loop.network = None  # its hooks on the gradients go with it, before there are new ones
-            loop.network = _shared(state.model)
-        loss, is_due = _step(loop, loop.network, batch)
+            loop.network = shared(state.model)
+        loss, is_due, is_last = _step(loop, loop.network, batch)
+        now = time.perf_counter()
+        state.sums["seconds"] += now - started
+        started = now
+        if is_last:
+            _save(loop)
+            raise Interrupted(loop.signals.request())
         task.advance(loop.batches.batch_size, f"epoch {epoch + 1}/{loop.schedule.epochs} loss {loss:.3f}")
         if store is not None and is_due and state.step % steps:
-            state.sums["seconds"] += time.perf_counter() - started
-            started = time.perf_counter()
             store.save(state.snapshot())
-    state.sums["seconds"] += time.perf_counter() - started
 
 
-def _step(loop: _Loop, network: nn.Module, batch: Batch) -> tuple[float, bool]:
-    """Take one step, and return the loss and whether the state should be saved: the same in all processes."""
+def _next(loop: _Loop, batches: Iterator[Batch]) -> Batch | None:
+    """Return the next batch, or None after the last one."""
+    with _between_steps(loop):
+        return next(batches, None)
+
+
+@contextmanager
+def _between_steps(loop: _Loop) -> Iterator[None]:
+    """Save the state when a signal or an image ends the block; of several processes all would have to, and wait for the block."""
+    if world().size > 1:
+        yield
+        return
+    try:
+        with loop.signals.raising():
+            yield
+    except (Interrupted, LoaderError, DataError):
+        _save(loop)
+        raise
+
+
+def _save(loop: _Loop) -> None:
+    state = loop.state
+    if loop.store is not None:
+        loop.store.save(state.snapshot())
+        loop.signals.saved = f"{loop.description} is saved at step {state.step}"
+
+
+def _step(loop: _Loop, network: nn.Module, batch: Batch) -> tuple[float, bool, bool]:
+    """Take one step; return the loss, whether the state should be saved, and whether to end: the same in all processes."""
     state, optimizer, scaler = loop.state, loop.state.optimizer, loop.state.scaler
     rate = loop.rate_at(state.step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     optimizer.zero_grad(set_to_none=True)
-    loss, is_due = 0.0, False
+    loss, is_due, is_last = 0.0, False, False
     parts = list(batch.chunk(loop.schedule.accumulation_steps))
     for part in parts:
-        with _keeping_gradients(network) if part is not parts[-1] else nullcontext():
-            of_part, is_due = _backward(loop, network, part, len(part) / len(batch))
+        with keeping_gradients(network) if part is not parts[-1] else nullcontext():
+            of_part, is_due, is_last = _backward(loop, network, part, len(part) / len(batch))
             loss += of_part
     if loop.schedule.gradient_clip_norm is not None:
         scaler.unscale_(optimizer)
@@ -161,16 +203,16 @@ def _step(loop: _Loop, network: nn.Module, batch: Batch) -> tuple[float, bool]:
         state.average.update_parameters(state.model)
     state.sums["loss"] += loss
     state.step += 1
-    return loss, is_due
+    return loss, is_due, is_last
 
 
-def _backward(loop: _Loop, network: nn.Module, part: Batch, share: float) -> tuple[float, bool]:
-    """Add the gradients of a part of a batch; return its `share` of the loss, and whether the state should be saved."""
+def _backward(loop: _Loop, network: nn.Module, part: Batch, share: float) -> tuple[float, bool, bool]:
+    """Add the gradients of a part of a batch; return its `share` of the loss, and what `_step` returns after that."""
     dtype, store = loop.schedule.autocast, loop.store
     with torch.autocast(part.images.device.type, dtype=dtype, enabled=dtype is not None):
         loss = loop.objective(network, part) * share
     is_due = world().is_first and store is not None and store.is_due()
-    mean, due = total([loss.item() / world().size, float(is_due)])
+    mean, due, ending = total([loss.item() / world().size, float(is_due), float(loop.signals.requested)])
     if not math.isfinite(mean):
         step = loop.state.step
         raise DeployError(
@@ -178,7 +220,7 @@ def _backward(loop: _Loop, network: nn.Module, part: Batch, share: float) -> tup
             'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
         )
     loop.state.scaler.scale(loss).backward()
-    return mean, bool(due)
+    return mean, bool(due), bool(ending)
 
 
 def _end_epoch(loop: _Loop) -> None:
@@ -191,33 +233,17 @@ def _end_epoch(loop: _Loop) -> None:
         "images_per_s": steps * loop.batches.batch_size / state.sums["seconds"],
     }
     if loop.evaluate is not None:
-        row |= loop.evaluate(state.model)
-        state.model.train()
-        if state.average is not None:
-            row |= {f"ema_{name}": figure for name, figure in loop.evaluate(state.average.module).items()}
+        with _between_steps(loop):
+            row |= loop.evaluate(state.model)
+            state.model.train()
+            if state.average is not None:
+                row |= {f"ema_{name}": figure for name, figure in loop.evaluate(state.average.module).items()}
     state.history.append(row)
     state.sums = {"loss": 0.0, "seconds": 0.0}
     if store is not None:
         result = state.model if state.average is None else state.average.module
         _keep(store, state.history, result, averaged=state.average is not None)
         store.save(state.snapshot())
-
-
-def _shared(model: nn.Module) -> nn.Module:
-    """Return the network as it is to be called, so that gradients are averaged over the processes while they are computed."""
-    if world().size == 1:
-        return model
-    device = next(model.parameters()).device
-    # depthwise weights have a dimension of 1, whose stride autograd and DDP write differently; it costs a small copy
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
-    )
-
-
-def _keeping_gradients(network: nn.Module) -> AbstractContextManager[None]:
-    """Leave the gradients of a part of a batch where they are until those of the last part are there too."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:

@@ -26,6 +26,10 @@ class TrainingState:
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "seconds": 0.0})
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def is_before_evaluation(self, steps: int) -> bool:
+        """Whether an epoch of so many steps has ended and its figures have not been written down."""
+        return self.step % steps == 0 and self.sums["seconds"] > 0
+
     def seed(self, seed: int) -> None:
         """Seed stochastic depth and dropout, for each process its own."""
         torch.manual_seed(seed + _RANK_STRIDE * world().rank)

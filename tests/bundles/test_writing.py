@@ -33,6 +33,7 @@ FILES = {
     "models.tsv",
     "verify.py",
     "answers.py",
+    "bundle_index.py",
     "tensorrt_device.py",
     "build_engine.py",
     "build_on_device.sh",

@@ -56,7 +56,9 @@ def call(*arguments: str | Path) -> Outcome:
 def assert_nothing_half_written(folder: Path) -> None:
     """Check that every artifact below a folder is whole and that nothing of an unfinished one is left."""
     left = [
-        path for path in folder.rglob(".*") if path.name.endswith((".partial", ".old")) or path.name == ".write-test"
+        path
+        for path in folder.rglob(".*")
+        if path.name.endswith((".partial", ".old")) or path.name.startswith(".write-test")
     ]
     assert not left
     for stage in folder.rglob("stages/*"):

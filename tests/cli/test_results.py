@@ -163,7 +163,7 @@ def test_validate_compares_with_a_baseline_image_by_image(
     assert row["provenance"]["baseline"] == "baseline"
     assert (row["verdict"]["passed"], rows["baseline"]["verdict"]["passed"]) == (True, None)
     views = ["model_card.md", "report.html", "report.json", "report.md"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flips", *views]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "flips", *views]
     content = json.loads((tmp_path / "out" / "flips" / "artifact.json").read_text())
     assert [path.name for path in (tmp_path / "out" / "flips").iterdir()] == ["artifact.json"]
     assert len(content["images"]) == content["flipped"] == found["flipped"] == round(18 * (1 - drop["agreement"]))

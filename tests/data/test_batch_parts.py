@@ -19,8 +19,6 @@ from convnext_deploy.system.distributed import World
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
 from tests.data.test_training_batches import EVERYTHING, SIDES
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
 SIZE = 12
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {

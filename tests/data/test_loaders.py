@@ -18,8 +18,6 @@ from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
 PLAIN = Preprocess(32, 1.0, "bicubic", (0.0,) * 3, (1 / 255,) * 3)  # normalized values are pixel values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,6 @@ def test_every_tar_format_is_read(folder: Path, tmp_path: Path, kind: int, prefi
     assert sorted(places(data.validation))[0] == prefix.removeprefix("./") + "0000.png"
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_equal_those_of_the_folder(folder: Path, tmp_path: Path, workers: int) -> None:
     data, expected = open_data(str(make_shards(folder, tmp_path / "shards", 4))), open_data(str(folder))
@@ -164,7 +164,6 @@ def test_nothing_is_unpacked_or_executed(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "train.tar", "val.tar"]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -222,7 +221,6 @@ def _repaint(root: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "name": lambda root: (root / "val-0.tar").rename(root / "val-1.tar"),
-    "time": lambda root: os.utime(root / "train-0.tar", ns=(0, 0)),
     "sample": lambda root: numbered(root / "val-0.tar", range(9)),
     "label": _relabel,
     "image": _repaint,
@@ -240,6 +238,15 @@ def test_fingerprint_changes_when_a_shard_changes(tmp_path: Path, change: Callab
     assert open_data(str(tmp_path)).fingerprint == before
     change(tmp_path)
     assert open_data(str(tmp_path)).fingerprint != before
+
+
+def test_fingerprint_is_that_of_a_copy_elsewhere_with_other_times(tmp_path: Path) -> None:
+    numbered(tmp_path / "here" / "train-0.tar", range(8))
+    numbered(tmp_path / "here" / "val-0.tar", range(10, 20))
+    shutil.copytree(tmp_path / "here", tmp_path / "scratch" / "17")
+    os.utime(tmp_path / "scratch" / "17" / "train-0.tar", ns=(0, 0))
+    found = [open_data(str(root)) for root in (tmp_path / "here", tmp_path / "scratch" / "17")]
+    assert len({data.fingerprint for data in found}) == len({data.validation_fingerprint for data in found}) == 1
 
 
 def test_fingerprint_changes_with_the_split_alone(tmp_path: Path) -> None:

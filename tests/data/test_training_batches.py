@@ -20,8 +20,6 @@ from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
 
 def training(
     images: ImageSet, *, seed: int = 0, workers: int = 0, flip: float = 0.5, size: int = 5, **options: Any

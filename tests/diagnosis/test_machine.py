@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
 
 from convnext_deploy.diagnosis import machine
 from convnext_deploy.diagnosis.machine import GPU, Machine, examine_machine
+from convnext_deploy.system import memory
 
 XEON = "processor : 0\nmodel name : Intel(R) Xeon(R)\nflags : fpu avx2 avx512f avx512_vnni avx512_bf16 amx_int8\n"
 OLD = "model name : Old\nflags : fpu sse4_2\n"
@@ -19,8 +21,9 @@ MEMORY = "MemTotal: 8000 kB\nMemFree: 100 kB\nMemAvailable: 6000 kB\n"
 def examine(monkeypatch: pytest.MonkeyPatch, **files: str) -> Machine:
     """Examine a machine with these files: `cpuinfo`, `meminfo`, `limit`, `version`; what is not given is not there."""
     names = {"cpuinfo": "/proc/cpuinfo", "meminfo": "/proc/meminfo", "version": "/proc/driver/nvidia/version"}
-    texts = {names.get(name, machine._CGROUP_LIMITS[0]): text for name, text in files.items()}
-    monkeypatch.setattr(machine, "_read", lambda path: texts.get(path, ""))
+    texts = {names.get(name, memory._CGROUPS[0][0]): text for name, text in files.items()}
+    for module in (machine, memory):
+        monkeypatch.setattr(module, "_read", lambda path: texts.get(path, ""))
     return examine_machine({"error": "no GPU"})
 
 
@@ -53,6 +56,24 @@ def test_memory_is_that_of_the_container_where_it_is_less(monkeypatch: pytest.Mo
     unlimited = examine(monkeypatch, meminfo=MEMORY, limit="max\n")
     assert unlimited.memory_bytes == 8_192_000
     assert examine(monkeypatch).memory_bytes is None
+
+
+def test_memory_of_a_container_is_free_but_for_what_is_used_and_cannot_be_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit, used, statistics, _ = memory._CGROUPS[0]
+    texts = {limit: "5000000", used: "4000000", statistics: "anon 1500000\ninactive_file 2500000\n"}
+    monkeypatch.setattr(memory, "_read", lambda path: texts.get(path, MEMORY if path == "/proc/meminfo" else ""))
+    assert memory.memory_sizes() == (5_000_000, 3_500_000)
+
+
+def test_shared_memory_is_told_with_what_it_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(64 << 20, 1 << 20, 63 << 20))
+    found = examine_machine({"error": "no GPU"})
+    assert (found.shared_bytes, found.shared_free_bytes) == (64 << 20, 63 << 20)
+    assert "without it" in found.shared_allows
+    gpu = GPU("NVIDIA H200", "SM90", 150 * 10**9)
+    assert "--shm-size" in dataclasses.replace(found, gpus=(gpu, gpu)).shared_allows
 
 
 def test_driver_is_told_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:

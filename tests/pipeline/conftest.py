@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,36 @@ Rerun = Callable[..., RunResult]
 
 @pytest.fixture
 def rerun(copied: Path, light_recipe: Recipe, small_data: Data) -> Rerun:
-    """Run a recipe (the light one unless given) in the copy, on the same data unless given."""
+    """Run a recipe (the light one unless given) in the copy, on the same data unless given; `restart`: replace what differs."""
 
-    def run(recipe: Recipe = light_recipe, data: Data = small_data) -> RunResult:
-        return run_recipe(recipe, settings_for(copied), data=data)
+    def run(recipe: Recipe = light_recipe, data: Data = small_data, *, restart: bool = False) -> RunResult:
+        return run_recipe(recipe, dataclasses.replace(settings_for(copied), restart=restart), data=data)
 
     return run
+
+
+@pytest.fixture
+def hold_lock() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Let another process work in a folder until the test kills it."""
+    code = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    started: list[subprocess.Popen[str]] = []
+
+    def hold(out: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(out / ".lock")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()

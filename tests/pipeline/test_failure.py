@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +68,7 @@ def test_run_recipe_keeps_the_old_artifact_when_its_stage_fails_with_new_setting
     rerun: Rerun, copied: Path, light_recipe: Recipe, light_run: RunResult
 ) -> None:
     with failing(PTQConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
-        rerun(change_stage(light_recipe, "ptq", calibration_images=9))
+        rerun(change_stage(light_recipe, "ptq", calibration_images=9), restart=True)
     assert stage_folders(copied) == set(STAGES)
     assert read_artifact(copied / "stages" / "ptq").sha256 == hashes(light_run)["ptq"]
     assert rerun().executed == ()
@@ -111,33 +110,6 @@ def test_run_recipe_raises_when_the_output_folder_is_a_file(
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.fixture
-def hold_lock() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Let another process work in a folder until the test kills it."""
-    code = """
-import fcntl, sys
-file = open(sys.argv[1], "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("locked", flush=True)
-sys.stdin.read()
-"""
-    started: list[subprocess.Popen[str]] = []
-
-    def hold(out: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, str(out / ".lock")]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        return process
-
-    yield hold
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 def test_run_recipe_raises_when_another_process_works_in_the_folder(
     rerun: Rerun, copied: Path, hold_lock: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
@@ -155,6 +127,6 @@ def test_run_recipe_raises_when_another_process_works_in_the_folder(
 
 def test_run_recipe_gives_the_lock_back_when_it_fails(rerun: Rerun, light_recipe: Recipe) -> None:
     with failing(PTQConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
-        rerun(change_stage(light_recipe, "ptq", calibration_images=9))
+        rerun(change_stage(light_recipe, "ptq", calibration_images=9), restart=True)
     result: RunResult = rerun()
     assert result.executed == ()

@@ -45,7 +45,7 @@ def again(copied: Path, light_recipe: Recipe, small_data: Data, monkeypatch: pyt
 
     def run(**changes: Any) -> list[str]:
         names.clear()
-        settings = dataclasses.replace(settings_for(copied), **changes)
+        settings = dataclasses.replace(settings_for(copied), restart=True, **changes)  # of a report with more rows
         assert run_recipe(short, settings, data=small_data).executed == ()
         return list(names)
 

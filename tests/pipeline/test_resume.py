@@ -67,7 +67,7 @@ def test_run_recipe_gives_the_same_bytes_in_another_folder(
 def test_run_recipe_repeats_a_changed_stage_and_only_what_depends_on_it(
     rerun: Rerun, light_recipe: Recipe, stage: str, changes: dict[str, object], executed: tuple[str, ...]
 ) -> None:
-    result = rerun(change_stage(light_recipe, stage, **changes))
+    result = rerun(change_stage(light_recipe, stage, **changes), restart=True)
     assert result.executed == executed
     assert tuple(row.name for row in result.report.rows) == STAGES
     assert rerun(change_stage(light_recipe, stage, **changes)).executed == ()
@@ -76,9 +76,9 @@ def test_run_recipe_repeats_a_changed_stage_and_only_what_depends_on_it(
 def test_run_recipe_returns_to_the_first_result_when_a_change_is_taken_back(
     rerun: Rerun, light_recipe: Recipe, light_run: RunResult
 ) -> None:
-    changed = rerun(change_stage(light_recipe, "qat", temperature=2.0))
+    changed = rerun(change_stage(light_recipe, "qat", temperature=2.0), restart=True)
     assert hashes(changed)["qat"] != hashes(light_run)["qat"]
-    restored = rerun()
+    restored = rerun(restart=True)
     assert restored.executed == ("qat",)
     assert hashes(restored) == hashes(light_run)
 
@@ -87,13 +87,13 @@ def test_run_recipe_repeats_training_when_its_settings_change(rerun: Rerun, ligh
     config = light_recipe.stages[0].config
     assert isinstance(config, TrainConfig)
     short = dataclasses.replace(light_recipe, stages=light_recipe.stages[:2])
-    result = rerun(change_stage(short, "model", fit=dataclasses.replace(config.fit, weight_decay=0.0)))
+    result = rerun(change_stage(short, "model", fit=dataclasses.replace(config.fit, weight_decay=0.0)), restart=True)
     assert result.executed == ("model", "ptq")
 
 
 def test_run_recipe_repeats_everything_when_the_seed_changes(rerun: Rerun, light_recipe: Recipe) -> None:
     short = dataclasses.replace(light_recipe, stages=light_recipe.stages[:2], seed=4)
-    assert rerun(short).executed == ("model", "ptq")
+    assert rerun(short, restart=True).executed == ("model", "ptq")
 
 
 @pytest.mark.slow
@@ -104,7 +104,8 @@ def test_run_recipe_repeats_what_reads_images_when_an_image_was_rewritten(light_
     assert first.executed == STAGES
     image = folder / "val" / CLASSES[0] / "0.png"
     draw_image(0, np.random.default_rng(99)).save(image)
-    second = run_recipe(light_recipe, settings_for(out), data=open_data(str(folder)))
+    again = dataclasses.replace(settings_for(out), restart=True)
+    second = run_recipe(light_recipe, again, data=open_data(str(folder)))
     # Only a validation image changed, so every stage that reads images gives the same bytes; the export reads none.
     assert second.executed == ("model", "ptq", "qat", "minmax")
     assert hashes(second) == hashes(first)

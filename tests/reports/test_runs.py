@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,36 @@ def test_json_says_all(tmp_path: Path) -> None:
 )
 def test_distinct_names_are_as_short_as_can_be(folders: tuple[str, ...], expected: list[str]) -> None:
     assert distinct_names([Path(folder) for folder in folders]) == expected
+
+
+def test_page_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    reports = create_report(BASELINE_ROW), create_report(PASSED_ROW)
+    compare_reports(tmp_path, *reports, out=page)
+    runs = [tmp_path / "first", tmp_path / "second"]
+    (tmp_path / "latest.html").symlink_to(page)
+    convnext_deploy.compare(runs, out=tmp_path / "latest.html")
+    assert (tmp_path / "latest.html").is_symlink()
+    convnext_deploy.compare(runs, out=page)
+    (tmp_path / "own.html").write_text("<html>mine</html>")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    others = {
+        "own.html": "is there already and is not a comparison",
+        "first/report.html": "is there already and is not a comparison",
+        "first": "is a folder",
+        "pipe": "is no regular file but a device, pipe or socket",
+        "link": "is no regular file but a device, pipe or socket",
+    }
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, words in others.items():
+        with pytest.raises(OutputError, match=words):
+            convnext_deploy.compare(runs, out=tmp_path / name)
+    with pytest.raises(OutputError, match="/dev/null is no regular file but a device, pipe or socket"):
+        convnext_deploy.compare(runs, out="/dev/null")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not Path("/dev/null").is_file()
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
 def test_networks_that_are_shown_other_images_are_warned_of(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.errors import OutputError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_weights
 from convnext_deploy.pipeline.run import RunResult, run_recipe
@@ -79,8 +80,9 @@ def write_recipe(folder: Path, weights: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def run_tuned(recipe: Recipe, out: Path, data: Data) -> RunResult:
-    return run_recipe(recipe, Settings(out, Execution()), data=data, weights=open_weights(recipe))
+def run_tuned(recipe: Recipe, out: Path, data: Data, *, restart: bool = False) -> RunResult:
+    settings = Settings(out, Execution(), restart=restart)
+    return run_recipe(recipe, settings, data=data, weights=open_weights(recipe))
 
 
 def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:
@@ -104,7 +106,11 @@ def test_run_recipe_repeats_a_stage_when_its_weights_change(small_data: Data, tm
     assert model.lineage[-1].input_paths == {"weights": str(weights)}
     assert run_tuned(recipe, tmp_path / "out", small_data).executed == ()
     write_start(weights, seed=1)
-    assert run_tuned(recipe, tmp_path / "out", small_data).executed == ("model", "student")
+    with pytest.raises(
+        OutputError, match=r"made otherwise: model \(input weights w.safetensors \(.*…\) → w.safetensors \("
+    ):
+        run_tuned(recipe, tmp_path / "out", small_data)
+    assert run_tuned(recipe, tmp_path / "out", small_data, restart=True).executed == ("model", "student")
     assert read_artifact(tmp_path / "out" / "stages" / "model").sha256 != model.sha256
 
 
@@ -123,6 +129,9 @@ def test_dry_run_says_what_would_run_and_writes_nothing_when_stages_start_from_w
     assert [line.rpartition(": ")[2] for line in outcome.out.splitlines()] == ["up to date"] * 2
     write_start(weights, seed=1)
     outcome = call("run", recipe, *flags)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "model (input weights w.safetensors (" in outcome.err
+    outcome = call("run", recipe, *flags, "--restart")
     assert [line.rpartition(": ")[2] for line in outcome.out.splitlines()] == ["would run"] * 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.stages import STAGE_KINDS
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import RecipeError
+from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import run_recipe
@@ -153,7 +154,10 @@ def test_new_kind_is_made_again_when_its_result_version_rises(
     assert run_recipe(loaded, settings, source, small_data).executed == ("prune", "onnx")
     assert run_recipe(loaded, settings, source, small_data).executed == ()
     monkeypatch.setattr(PruneConfig, "result_version", 2)
-    assert run_recipe(loaded, settings, source, small_data).executed == ("prune",)
+    with pytest.raises(OutputError, match="prune \\(version of the results of prune 1 → 2: this release gives others"):
+        run_recipe(loaded, settings, source, small_data)
+    again = dataclasses.replace(settings, restart=True)
+    assert run_recipe(loaded, again, source, small_data).executed == ("prune",)
 
 
 @pytest.mark.parametrize(

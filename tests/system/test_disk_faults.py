@@ -203,7 +203,7 @@ _WRITERS = {
     "bundles/archive.py": "within whole_file, and what is unpacked into TMPDIR",
     "bundles/triton.py": "a second name of a file, or whole_file",
     "api/convert.py": "within whole_file",
-    "pipeline/run.py": "a lock, which is empty",
+    "pipeline/run_folder.py": "a lock, which is empty",
     "reports/thumbnails.py": "a picture in memory",
 }
 

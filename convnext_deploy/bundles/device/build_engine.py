@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -135,7 +134,9 @@ def use_timing_cache(config: Any, path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all. Raises: BuildError: if it cannot be written."""
+    """Write a file completely or not at all. Raises: BuildError: if it cannot be written, or no file lies there but a device."""
+    if path.exists() and not path.is_file():
+        raise BuildError(f"{path} is no regular file and is not overwritten; choose another folder with --out.")
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content)
@@ -155,7 +156,7 @@ def check_unaltered(bundle: Path, names: list[str]) -> None:
     verify = load_sibling("verify")
     try:
         known = verify.read_sums(bundle)
-        altered = [name for name in names if verify.hash_file(bundle / name) != known.get(name)]
+        altered = [n for n in names if n not in known or verify.hash_file(bundle / n) != known[n]]
     except (OSError, ValueError) as error:
         raise BuildError(f"{bundle} is not whole ({error}); copy the bundle again.") from None
     if altered:
@@ -167,11 +168,12 @@ def check_unaltered(bundle: Path, names: list[str]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Build what was asked for. Raises: BuildError, OSError."""
     bundle = arguments.bundle
+    verify = load_sibling("verify")
     try:
-        record = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-        chosen = choose_models(record, arguments.model, arguments.precision, arguments.all)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"{bundle} is not a bundle ({error}).") from None
+        record = verify.read_record(bundle)
+    except verify.BundleError as error:
+        raise BuildError(str(error)) from None
+    chosen = choose_models(record, arguments.model, arguments.precision, arguments.all)
     check_unaltered(bundle, ["bundle.json", *(model["file"] for model in chosen)])
     work = [(model, batch_sizes(model, arguments.batch, arguments.max_batch)) for model in chosen]
     trt = import_tensorrt()

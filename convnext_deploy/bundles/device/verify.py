@@ -47,20 +47,26 @@ class Check:
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the contents of `bundle.json`. Raises: BundleError: if there is none, or it is of another version."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(load_sibling("bundle_index").read_text(folder / RECORD))
         if record["schema"] != SCHEMA:
-            raise BundleError(f"{folder / RECORD} has the schema {record['schema']}; this program reads {SCHEMA}.")
+            raise BundleError(
+                f"{folder / RECORD} has the schema {record['schema']!r:.80}; this program reads {SCHEMA}."
+            )
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {RECORD}.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / RECORD} cannot be read ({error!r}); copy the bundle again.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{folder / RECORD} cannot be read ({str(error)[:200]!r}); copy the bundle again.") from None
+    try:
+        load_sibling("bundle_index").check_shape(record)
+    except TypeError as error:
+        raise BundleError(f"{folder / RECORD} does not say what this program expects ({error}).") from None
     return dict(record)
 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with load_sibling("bundle_index").open_file(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -74,7 +80,7 @@ def is_made_on_device(name: str) -> bool:
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Return what `SHA256SUMS` says of each file. Raises: OSError, ValueError: if it cannot be read."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    lines = load_sibling("bundle_index").read_text(folder / SUMS).splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -86,6 +92,7 @@ def check_files(folder: Path) -> Check:
         return Check(SUMS, "files", FAILED, f"cannot be read ({error}); copy the bundle again")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found)]
+    problems += [f"{name} is a link" for name in sorted(found) if (folder / name).is_symlink()]
     problems += [
         f"{name} was altered" for name in sorted(expected.keys() & found) if hash_file(folder / name) != expected[name]
     ]
@@ -227,13 +234,21 @@ def verify(folder: Path, built: Path | None = None) -> list[Check]:
         contents = check_contents(folder, record)
         if contents.status == FAILED:
             return [files, contents]
+        if others := [
+            name for name in load_sibling("bundle_index").named_files(record) if name not in read_sums(folder)
+        ]:
+            raise BundleError(
+                f"{folder / RECORD} names {others[0][:200]!r}, which is no file of the bundle; copy it again."
+            )
         try:
             import numpy as np  # noqa: F401  (is it there?)
         except ImportError as error:
             return [files, Check("models", "onnx", NOT_RUN, f"numpy cannot be loaded ({error})")]
         return [files, *Verifier(folder, record, built or folder / BUILT).checks()]
-    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
-        raise BundleError(f"{folder / RECORD} does not say what this program expects ({error!r}).") from None
+    except (LookupError, TypeError, OSError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
+        raise BundleError(
+            f"{folder / RECORD} does not say what this program expects ({str(error)[:200]!r}); copy the bundle again."
+        ) from None
 
 
 def missing(checks: list[Check], required: list[str]) -> list[str]:

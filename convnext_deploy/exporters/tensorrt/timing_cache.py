@@ -21,6 +21,8 @@ def check_cache_file(path: Path) -> None:
         found = "is a folder"
     elif not path.parent.is_dir():
         found = f"cannot be written: there is no folder {path.parent}"
+    elif path.exists() and not path.is_file():
+        found = "is no regular file but a device, pipe or socket"
     elif path.exists() and not os.access(path, os.R_OK):
         found = "cannot be read"
     elif not os.access(path.parent, os.W_OK):

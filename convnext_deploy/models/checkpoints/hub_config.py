@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.config.records import read_record
-from convnext_deploy.errors import CheckpointError
+from convnext_deploy.config.records import name_shown, read_record, shown
+from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints.image_processor import (
     PROCESSOR_FILES,
     RESAMPLE,
@@ -81,7 +81,9 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
         if str(config.get("model_type", "")) in ("convnext", "convnextv2"):
             return _read_transformers(config, *read_processor(folder), spec, path)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path} or {PREPROCESSOR} is damaged ({type(error).__name__}: {error}).") from None
+        raise CheckpointError(
+            f"{path} or {PREPROCESSOR} is damaged ({type(error).__name__}: {first_line(error):.200})."
+        ) from None
     return None
 
 
@@ -101,24 +103,24 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         changes["norm_eps"] = _positive(arguments.pop("norm_eps"))
     output_stride = arguments.pop("output_stride", TIMM_OUTPUT_STRIDE)
     if output_stride not in TIMM_OUTPUT_STRIDES:
-        raise CheckpointError(f"{path} sets output_stride {output_stride!r}; timm knows {TIMM_OUTPUT_STRIDES}.")
+        raise CheckpointError(f"{path} sets output_stride {shown(output_stride)}; timm knows {TIMM_OUTPUT_STRIDES}.")
     norms = [row.norm + variant for variant in _TIMM_NORM_VARIANTS]
     if "norm_layer" in arguments and arguments["norm_layer"] not in norms:
         # norms with equal weights compute different things
         raise CheckpointError(
-            f"{path} sets norm_layer {arguments['norm_layer']!r}; {spec.variant} has a {row.norm} here."
+            f"{path} sets norm_layer {shown(arguments['norm_layer'])}; {spec.variant} has a {row.norm} here."
         )
     pool = arguments.pop("global_pool", config.get("global_pool", "avg"))
     unknown = sorted(set(arguments) - _TIMM_TOLD_BY_SHAPES)
     if unknown or pool != "avg":
-        what = f"model_args.{unknown[0]}" if unknown else f"global_pool '{pool}'"
+        what = f"model_args.{name_shown(unknown[0])}" if unknown else f"global_pool {shown(pool)}"
         raise CheckpointError(f"{path} sets {what}, which this tool's ConvNeXt does not have.")
     _, height, width = settings.get("input_size", (3, 224, 224))
     if height != width:
-        raise CheckpointError(f"{path} asks for images of {height}×{width} pixels; expected square ones.")
+        raise CheckpointError(f"{path} asks for images of {shown(height)}×{shown(width)} pixels; expected square ones.")
     mode = settings.get("crop_mode", "center")
     if mode not in ("center", "squash"):
-        raise CheckpointError(f"{path} has crop_mode '{mode}'; known are 'center' and 'squash'.")
+        raise CheckpointError(f"{path} has crop_mode {shown(mode)}; known are 'center' and 'squash'.")
     interpolation = settings.get("interpolation") or "bicubic"
     if interpolation == "random":  # of training: each image gets one of two
         interpolation = "bicubic"
@@ -180,7 +182,7 @@ def _positive(value: Any) -> float:
 
 def _look_up(known: Mapping[str, str], found: object, name: str, path: Path) -> str:
     if not isinstance(found, str) or found not in known:
-        raise CheckpointError(f"{path} has {name} {found!r}; known are {', '.join(known)}.")
+        raise CheckpointError(f"{path} has {name} {shown(found)}; known are {', '.join(known)}.")
     return known[found]
 
 

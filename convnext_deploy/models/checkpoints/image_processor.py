@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.config.choices import Interpolation
+from convnext_deploy.config.records import shown
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import CheckpointError
 
@@ -93,7 +94,9 @@ def _crop_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if processor.get("do_center_crop", True) and (crop := processor.get("crop_size")) is not None:
         side, _ = _sides(crop, path)
     if side > resized:  # transformers fills the border up with black
-        raise CheckpointError(f"{path} crops {side} pixels out of {resized}; expected a crop within the image.")
+        raise CheckpointError(
+            f"{path} crops {shown(side)} pixels out of {shown(resized)}; expected a crop within the image."
+        )
     return {"image_size": side, "crop_pct": side / resized, "crop_mode": "squash" if squash else "center"}
 
 
@@ -110,7 +113,7 @@ def _sides(size: Any, path: Path) -> tuple[int, bool]:
         return int(size), False
     side = int(size.get("shortest_edge") or size.get("height") or 0)
     if not side or ("height" in size and size.get("width") != side):
-        raise CheckpointError(f"{path} has size {size}; expected a square.")
+        raise CheckpointError(f"{path} has size {shown(size)}; expected a square.")
     return side, "shortest_edge" not in size
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convnext_deploy.documents import open_file, parse_json, reason
+from convnext_deploy.config.records import name_shown
+from convnext_deploy.documents import open_file, parse_json, read_json, reason
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
@@ -60,7 +61,7 @@ def load_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             found = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
     return found if isinstance(found, dict) else {}
 
@@ -111,17 +112,19 @@ def read_index(path: Path) -> list[Path]:
     """
     _check_file(path)
     try:
-        found = json.loads(path.read_bytes())["weight_map"]
+        found = read_json(path)["weight_map"]
         names = sorted(set(found.values()))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         raise CheckpointError(
             f"{path} is not an index of files of weights; expected JSON with a 'weight_map'."
         ) from None
     for name in names:
         if not isinstance(name, str) or name != Path(name).name or name.endswith(INDEX) or "\0" in name:
             raise CheckpointError(f"{path} names {str(name)[:80]!r}; expected the name of a file beside it.")
-        if not (path.parent / name).is_file():
-            raise CheckpointError(f"{path} names {name}, which is not there; the weights are in {len(names)} files.")
+        if not os.path.isfile(path.parent / name):  # noqa: PTH113  (false for names that no file can have)
+            raise CheckpointError(
+                f"{path} names {name_shown(name)}, which is not there; the weights are in {len(names)} files."
+            )
     return [path.parent / name for name in names]
 
 

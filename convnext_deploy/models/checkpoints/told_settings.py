@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.config.records import read_value
+from convnext_deploy.config.records import read_value, shown
 from convnext_deploy.documents import read_text, reason
 from convnext_deploy.errors import CheckpointError, DeployError
 from convnext_deploy.models.checkpoints.beside_weights import plain
@@ -135,8 +135,8 @@ def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channe
             if value is not None:
                 usable = _per_channel(value, found, channels) if name in _STATISTICS else value
                 values[name] = read_value(_HINTS[name], usable, name)
-        except ValueError:
-            reasons.append(f"{name} {value!r} {origin} is not what this network can be given, and is not taken")
+        except (ValueError, OverflowError):
+            reasons.append(f"{name} {shown(value)} {origin} is not what this network can be given, and is not taken")
     if len(values.keys() & _STATISTICS.keys()) == 1:
         reasons.append(f"mean and std {origin} do not belong together, and are not taken")
         values = {name: value for name, value in values.items() if name not in _STATISTICS}
@@ -201,7 +201,7 @@ def _imagenet(channels: int) -> dict[str, Any]:
 def _side(size: list[Any], where: str) -> Any:
     sides = size[-2:]
     if len(set(map(str, sides))) > 1:
-        raise CheckpointError(f"{where} asks for images of {'×'.join(map(str, sides))} pixels; expected square ones.")
+        raise CheckpointError(f"{where} asks for images of {'×'.join(map(shown, sides))} pixels; expected square ones.")
     return sides[0] if sides else None
 
 

@@ -1,20 +1,29 @@
 """Render the comparison of several runs as one HTML page, with the table and the plot of a single run."""
 
+from pathlib import Path
 from typing import Any
 
 from convnext_deploy.reports.comparison import Comparison
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, find_points
-from convnext_deploy.reports.html.page import render_page
+from convnext_deploy.reports.html.page import GENERATOR, render_page
 from convnext_deploy.reports.html.tables import Cell, Table, create_table, point_table, verdict_cell
 from convnext_deploy.reports.stage_table import cells, summary
 
+_TEMPLATE = "comparison.html"
 COLUMNS = ("run", "stage", "artifact", "top-1 %", "drop pp [95 %]", "size MB", "p50 ms", "verdict")
+_HEAD = 4096  # bytes, in which the head of a page tells who made it
 _CELLS = (0, 1, 2, 3, 6, 7, 9)  # of the stage table
 
 
 def comparison_cells(comparison: Comparison) -> list[tuple[str, ...]]:
     """Return the texts of all artifacts of all runs, in the order of `COLUMNS`."""
     return [(run.name, *(cells(row)[place] for place in _CELLS)) for run, row in comparison.rows]
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is a page that `render_comparison` made. Raises: OSError: if it cannot be read."""
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{GENERATOR} {_TEMPLATE}">'.encode() in file.read(_HEAD)
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -25,7 +34,7 @@ def render_comparison(comparison: Comparison) -> str:
         figures["plot-accuracy"] = accuracy_plot(points, comparable=not comparison.warnings)
     names = [run.name for run in comparison.runs]
     return render_page(
-        "comparison.html",
+        _TEMPLATE,
         figures,
         title=f"{' and '.join(names)}: comparison",
         names=names,

@@ -19,6 +19,8 @@ from markupsafe import Markup
 from convnext_deploy.reports.escaping import clean
 
 _TEMPLATES = Path(__file__).parent / "templates"
+GENERATOR = "convnext_deploy"
+"""With the name of the template in the head of every page: what has that may be written again."""
 
 
 def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **values: Any) -> str:
@@ -36,6 +38,7 @@ def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **value
         .get_template(template)
         .render(
             **values,
+            generator=f"{GENERATOR} {template}",
             style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
             scripts=scripts,
             policy=_policy(scripts),

@@ -1,0 +1,66 @@
+"""Read the texts of a bundle, and check that `bundle.json` has what `verify.py` and `build_engine.py` read of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LARGEST = 100_000_000  # bytes of a text
+
+SHAPE: dict[str, Any] = {
+    "preprocess": dict,
+    "golden": {"pixels": str, "images": int},
+    "models": [
+        {
+            **dict.fromkeys(("name", "file", "precision", "triton"), str),
+            "input": dict,
+            "outputs": [{"name": str, "golden": str}],
+            "tolerance": dict,
+            "batch": {"maximum": int},
+            "buildable": bool,
+        }
+    ],
+    "engines": [{**dict.fromkeys(("file", "kind", "model"), str), "gpus": list, "host_code": bool}],
+}
+"""The types of what is read; a list has any number of its one entry."""
+
+
+def check_shape(value: object, shape: Any = SHAPE, where: str = "it") -> None:
+    """Check that a value has what `shape` says, and maybe more. Raises: TypeError: naming the place."""
+    expected = shape if isinstance(shape, type) else type(shape)
+    if not isinstance(value, expected):
+        raise TypeError(f"{where} is a {type(value).__name__}; expected a {expected.__name__}")
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for key, inner in shape.items():
+            if key not in value:
+                raise TypeError(f"{where} has no '{key}'")
+            check_shape(value[key], inner, key if where == "it" else f"{where}.{key}")
+    elif isinstance(shape, list) and isinstance(value, list):
+        for place, item in enumerate(value):
+            check_shape(item, shape[0], f"{where}[{place}]")
+
+
+def named_files(record: dict[str, Any]) -> list[str]:
+    """Return all files that a record of this shape names."""
+    models = record["models"]
+    outputs = [output["golden"] for model in models for output in model["outputs"]]
+    return [record["golden"]["pixels"], *outputs, *(entry["file"] for entry in [*models, *record["engines"]])]
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file: a pipe would wait for ever, a device has no end. Raises: OSError."""
+    descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8. Raises: OSError: if it cannot be read, or is too large. ValueError: if it is in another encoding."""
+    with open_file(path) as stream:
+        if os.fstat(stream.fileno()).st_size > LARGEST:
+            raise OSError(f"it is larger than {LARGEST} bytes")
+        return stream.read().decode("utf-8")

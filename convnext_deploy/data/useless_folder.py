@@ -1,0 +1,31 @@
+"""Say of a class folder without a usable image what is in it, and what can be done."""
+
+from pathlib import Path
+
+from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
+from convnext_deploy.errors import printable
+
+_HEIC = "convert them with 'heif-convert IN.heic OUT.jpg', or let the phone send JPEG"
+_ADVICE = {
+    ".heic": _HEIC,
+    ".heif": _HEIC,
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"), "develop these raw photographs into JPEG or PNG"),
+    **dict.fromkeys(
+        (".mp4", ".avi", ".mov", ".mkv"), "take frames from these videos, as 'ffmpeg -i IN.mp4 OUT_%05d.jpg' does"
+    ),
+    ".npy": "write these arrays as PNG",
+    ".zip": "unpack it",
+}
+
+
+def describe_useless(folder: Path, paths: list[Path]) -> str:
+    """Say what a class folder has in the place of images, and what to do."""
+    endings = sorted({path.suffix.lower() or "no ending" for path in paths})
+    some = ", ".join(map(printable, endings[:4]))
+    advice = next(
+        (advice for ending, advice in _ADVICE.items() if ending in endings), "convert them, or move the folder away"
+    )
+    return (
+        f"the class folder {printable(folder)} has no image that can be read: {len(paths)} files ({some}), such as "
+        f"{printable(min(paths).name)}; {advice}. Images end in {', '.join(IMAGE_EXTENSIONS)}."
+    )

@@ -1,0 +1,143 @@
+"""The folder of a run: locked while somebody works in it, and never taken for one where something else lies."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.documents import read_json
+from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
+from convnext_deploy.system.files import create_output_folder
+from convnext_deploy.system.sealed_json import unseal
+
+VIEWS = ("report.md", "report.html", "model_card.md")
+WAYS_OUT = "Nothing was changed; give another --out to keep that, or --restart to replace it."
+_FOLDERS = ("stages", "scores", "flips", "checkpoints")
+_LOCK = ".lock"
+_NAMED = 3  # rows in a message
+
+
+@contextlib.contextmanager
+def claim(out: Path) -> Iterator[None]:
+    """Make the folder of a run and keep other processes out of it; the lock goes with the process, however that ends.
+
+    Raises: OutputError: if another process works in it, it cannot be written, or holds what no run wrote.
+    """
+    _refuse_foreign(out)
+    create_output_folder(out)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no fcntl; there the user takes care
+        yield
+        return
+    try:
+        file = (out / _LOCK).open("a")
+    except OSError as error:
+        raise OutputError(f"{out / _LOCK} cannot be written ({error.strerror}); choose another --out.") from None
+    with file:
+        try:
+            # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
+        yield
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise if something lies where a run writes its files, and no run has been here."""
+    lock = out / _LOCK
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(lock.lstat().st_mode):
+            return
+        raise OutputError(f"{lock} is no file of this tool; choose another --out.")
+    if read_earlier(out) is not None or {"schema", "recipe", "rows"} <= _content_of(out / REPORT_JSON).keys():
+        return
+    files = [out / name for name in (REPORT_JSON, *VIEWS) if (out / name).exists() or (out / name).is_symlink()]
+    folders = [out / name for name in _FOLDERS if (out / name).is_file() or _has_entries(out / name)]
+    if found := [*files, *folders]:
+        raise OutputError(
+            f"{found[0]} was not written by this tool and would be overwritten; choose another --out, or move it away."
+        )
+
+
+def _has_entries(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def read_earlier(out: Path) -> Report | None:
+    """Return the report of an earlier run in a folder; None if there is none that can be read."""
+    try:
+        return read_report(out) if (out / REPORT_JSON).is_file() else None
+    except ArtifactError:
+        return None
+
+
+def is_of_another_version(file: Path, schema: int) -> bool:
+    """Whether a record, of which this version writes such a schema, was written by another one, and is as it was written."""
+    content = _content_of(file)
+    try:
+        unseal(content)
+    except ValueError:
+        return False
+    return bool(content.get("schema", schema) != schema)
+
+
+def _content_of(file: Path) -> dict[str, Any]:
+    """Return the entries of a JSON file; none if it cannot be read."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_report(out: Path, what: str, rows: Mapping[str, str | None], data: Data | None, *, restart: bool) -> None:
+    """Check that a new report drops no row of the one that is there, and speaks of the same images.
+
+    Args:
+        out: folder of the run.
+        what: the recipe or verb whose report it is to be.
+        rows: that the new report will have, with the hashes of artifacts that the user brought.
+        data: the images; None: there are none.
+        restart: replace it whatever it says.
+
+    Raises: OutputError: naming what would be lost.
+    """
+    if restart:
+        return
+    report = read_earlier(out)
+    if report is None:
+        if is_of_another_version(out / REPORT_JSON, SCHEMA):
+            raise OutputError(f"{out} holds a report that another version of this tool wrote. {WAYS_OUT}")
+        return
+    lost = [row.name for row in report.rows if row.name not in rows and not row.provenance.for_comparison]
+    if lost:
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        raise OutputError(
+            f"{out} holds the report of '{report.recipe}' with {len(report.rows)} rows, and that of '{what}' would drop "
+            f"{', '.join(lost[:_NAMED])}{more}. {WAYS_OUT}"
+        )
+    for row in report.rows:
+        if rows.get(row.name) not in (None, row.identity.sha256):
+            raise OutputError(
+                f"{out} holds the report of '{report.recipe}' on another {row.name} ({row.identity.artifact}). {WAYS_OUT}"
+            )
+    if report.rows and _judged_on_others(report, data):
+        after = "none" if data is None else data.name
+        other = f"data {report.data} → {after}" if report.data != after else f"the images in {after} have changed"
+        raise OutputError(
+            f"{out} holds the report of '{report.recipe}' on other validation images ({other}). {WAYS_OUT}"
+        )
+
+
+def _judged_on_others(report: Report, data: Data | None) -> bool:
+    if data is None or report.data == "none":
+        return report.data != "none"  # what was not judged may be
+    if report.judged_on is None or data.judged_on is None:
+        return (report.data == BUILT_IN) != (data.name == BUILT_IN)
+    return report.judged_on != data.judged_on
