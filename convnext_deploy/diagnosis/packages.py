@@ -45,6 +45,7 @@ LISTED = (
     Listed("jinja2", "jinja2", ("jinja2",)),
     Listed("packaging", "packaging", ("packaging",)),
     Listed("pyyaml", "yaml", ("pyyaml",)),
+    Listed("msgspec", "msgspec", ("msgspec",)),
     Listed("onnx", "onnx", ("onnx",)),
     Listed("onnx-ir", None, ("onnx-ir",)),
     Listed("onnxscript", None, ("onnxscript",)),

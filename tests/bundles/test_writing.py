@@ -170,10 +170,16 @@ def test_a_model_that_is_not_for_tensorrt_is_not_offered_for_building(make: Call
 
 
 def test_an_old_bundle_is_replaced(graphs: dict[str, Artifact], copied: Path) -> None:
-    (copied / "left over").write_text("x")
     bundle([graphs["fp32"].path], copied, golden_images=2)
     assert f"onnx/{INT8}.onnx" not in files_of(copied)
-    assert "left over" not in files_of(copied)
+
+
+def test_a_bundle_with_notes_of_the_user_is_kept(graphs: dict[str, Artifact], copied: Path) -> None:
+    (copied / "notes.txt").write_text("x")
+    before = files_of(copied)
+    with pytest.raises(OutputError, match=r"holds 'notes\.txt', which is no part of the bundle"):
+        bundle([graphs["fp32"].path], copied, golden_images=2)
+    assert files_of(copied) == before
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def network(classes: int, **changes: Any) -> Artifact:
 
 
 def images_of(names: tuple[str, ...], fingerprint: str = "these") -> Data:
-    data: Any = SimpleNamespace(class_names=names, fingerprint=fingerprint)
+    data: Any = SimpleNamespace(class_names=names, judged_on=fingerprint)
     return data  # type: ignore[no-any-return]
 
 
@@ -114,7 +114,7 @@ def test_doubt_of_a_baseline_far_below_its_published_figure(first: str, top1: fl
 
 @pytest.mark.parametrize(("now", "doubted"), [("these", True), ("others", False)])
 def test_doubt_of_a_baseline_far_below_what_its_training_measured(now: str, doubted: bool) -> None:
-    record: Any = SimpleNamespace(data_fingerprint="these")
+    record: Any = SimpleNamespace(judged_on="these")
     history = ({"validation_top1": 0.3}, {"validation_top1": 0.5, "ema_validation_top1": 0.9})
     trained = network(5, details=TorchDetails(history=history), lineage=(record,))
     data = images_of(tuple("abcde"), now)

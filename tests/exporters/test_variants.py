@@ -38,9 +38,12 @@ CASES = {
     "test_convnext2": ModelSpec("test_convnext2", 5),
     "test_convnext3": ModelSpec("test_convnext3", 5),
     "hidden": ModelSpec("convnext_large_mlp", 5, head_hidden_size=24),
-    "hidden-relu-eps": ModelSpec("test_convnext2", 5, head_hidden_size=24, head_activation="relu", head_norm_eps=0.1),
+    "hidden-relu-eps": ModelSpec(
+        "test_convnext2", 5, head_hidden_size=24, head_activation="relu", head_norm_eps=0.1, head_norm=True
+    ),
     "grey-patch-8": ModelSpec("test_convnext2", 5, in_channels=1, patch_size=8, activation="relu", norm_eps=1e-2),
     "v2-patch-2": ModelSpec("convnextv2_atto", 5, patch_size=2),
+    "dilated": ModelSpec("test_convnext2", 5, patch_size=2, strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4)),
 }
 
 

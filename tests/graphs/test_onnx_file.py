@@ -249,7 +249,7 @@ def test_sequence_is_no_image(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "a.onnx")
     found = {finding.name: finding for finding in inspect_onnx(tmp_path / "a.onnx").findings}
     assert found["input-type"].places == ("images, no tensor but a sequence",)
-    with pytest.raises(ArtifactError, match="is not an image classifier"):
+    with pytest.raises(ArtifactError, match="none of which is known to be scores"):
         open_input(tmp_path / "a.onnx")
 
 

@@ -279,7 +279,8 @@ def test_find_baseline_says_when_the_ancestor_is_not_what_it_was(
     if state == "altered":
         shutil.copytree(small_artifacts["teacher"].path, elsewhere)
     record = dataclasses.replace(small_artifacts["ptq"].lineage[-1], input_paths={"source": str(elsewhere)})
-    reason = find_baseline(dataclasses.replace(small_artifacts["ptq"], lineage=(record,)))
+    moved = tmp_path / "moved" / "ptq"  # away from the run, beside which it would be found
+    reason = find_baseline(dataclasses.replace(small_artifacts["ptq"], path=moved, lineage=(record,)))
     assert isinstance(reason, str)
     assert str(elsewhere) in reason
     assert ("does not exist" if state == "missing" else "is no longer the file that ptq was made of") in reason

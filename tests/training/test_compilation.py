@@ -190,7 +190,7 @@ def test_train_compiles_only_when_asked_and_refuses_before_it_trains(
     monkeypatch.setattr(training_setup, "compile_network", lambda network, device: given.append(device))
 
     def run(**options: Any) -> None:
-        path = tmp_path / str(len(given))
+        path = tmp_path / f"{len(given)}{options}"
         api.train(
             "test_convnext",
             out=path,

@@ -61,7 +61,8 @@ def take_head(tensors: dict[str, Tensor], dialect: Dialect, path: Path) -> Head:
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         module, _, parameter = key.rpartition(".")
-        if key.startswith(part) and module != _NORMS[dialect]:
+        of_quantizer = module.endswith("_quantizer")  # of a quantized network of ours
+        if key.startswith(part) and module != _NORMS[dialect] and not of_quantizer:
             modules.setdefault(module, {})[parameter] = tensor
     if not modules or set(modules) == {_STANDARD[dialect]}:
         return Head()
