@@ -73,7 +73,10 @@ def test_compare_classes_corrects_for_the_classes_that_could_be_significant() ->
     assert (p_values[1], p_values[3], p_values[4]) == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize(("classes", "images", "changing"), [(10, 200, 0.1), (100, 50, 0.1), (1000, 50, 0.2)])
+@pytest.mark.parametrize(
+    ("classes", "images", "changing"),
+    [(10, 200, 0.1), *(pytest.param(*case, marks=pytest.mark.heavy) for case in ((100, 50, 0.1), (1000, 50, 0.2)))],
+)
 def test_compare_classes_rarely_names_a_class_when_nothing_was_lost(classes: int, images: int, changing: float) -> None:
     rng = np.random.default_rng(0)
     runs = 400 if classes < 1000 else 40

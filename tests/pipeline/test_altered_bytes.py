@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import read_artifact
@@ -52,6 +53,7 @@ def readers(out: Path) -> dict[Path, Callable[[], Any]]:
     return found
 
 
+@pytest.mark.heavy
 def test_no_altered_byte_of_a_run_folder_is_accepted(copied: Path) -> None:
     known, rng = readers(copied), random.Random(0)
     assert Counter(path.relative_to(copied).parts[0] for path in known).keys() == {

@@ -57,7 +57,7 @@ def test_run_recipe_gives_the_same_bytes_in_another_folder(
     ("stage", "changes", "executed"),
     [
         ("qat", {"temperature": 2.0}, ("qat",)),
-        ("ptq", {"calibration_images": 9}, ("ptq", "qat")),
+        pytest.param("ptq", {"calibration_images": 9}, ("ptq", "qat"), marks=pytest.mark.heavy),
         # The percentile does not count for min-max: the stage runs, gives the same bytes, and what reads them stays.
         ("minmax", {"percentile": 99.0}, ("minmax",)),
         pytest.param("minmax", {"calibration_images": 3}, ("minmax", "onnx"), marks=pytest.mark.heavy),
@@ -73,6 +73,7 @@ def test_run_recipe_repeats_a_changed_stage_and_only_what_depends_on_it(
     assert rerun(change_stage(light_recipe, stage, **changes)).executed == ()
 
 
+@pytest.mark.heavy
 def test_run_recipe_returns_to_the_first_result_when_a_change_is_taken_back(
     rerun: Rerun, light_recipe: Recipe, light_run: RunResult
 ) -> None:

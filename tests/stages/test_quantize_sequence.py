@@ -178,6 +178,7 @@ def test_steps_do_what_their_names_say() -> None:
     assert [steps.calibration_method for steps in quantize.SEQUENCE.values()] == ["minmax", *["auto"] * 4]
 
 
+@pytest.mark.heavy
 def test_step_with_least_risk_is_kept_when_none_passes(
     run_quantize: Quantize, plant: Callable[..., None], seen: Seen, lines: RecordingProgress
 ) -> None:
@@ -222,7 +223,9 @@ def test_manifest_holds_what_was_tried_and_opens_again(
     assert torch.equal(logits_of(artifact, seen), seen.logits["min-max"])
 
 
-@pytest.mark.parametrize("layer", ["stages.2.0.pwconv2", "downsample_layers.1.1"])
+@pytest.mark.parametrize(
+    "layer", ["stages.2.0.pwconv2", pytest.param("downsample_layers.1.1", marks=pytest.mark.heavy)]
+)
 def test_layer_that_hurts_stays_in_float_and_the_manifest_says_so(
     layer: str, run_quantize: Quantize, plant: Callable[..., None], seen: Seen
 ) -> None:
@@ -310,6 +313,7 @@ def test_training_that_would_not_end_within_the_budget_is_not_begun(
 
 
 @pytest.mark.usefixtures("seen")
+@pytest.mark.heavy
 def test_seed_decides_every_bit_of_the_weights(run_quantize: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "SEQUENCE", {"learned rounding": quantize.SEQUENCE["learned rounding"]})
     first, again, other = (run_quantize(seed) for seed in (7, 7, 8))

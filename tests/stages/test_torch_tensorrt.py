@@ -120,6 +120,7 @@ def test_stage_compiles_the_folded_network_as_it_was_asked(script: Script, sourc
     assert [name for name in names if name.endswith("norm.bias")] == []
 
 
+@pytest.mark.heavy
 def test_pipeline_validates_the_program(
     script: Script, source: Artifact, small_data: Data, short_timing: None, tmp_path: Path
 ) -> None:

@@ -158,7 +158,9 @@ class OfSmallMemory:
         raise AssertionError
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), MemoryError()], ids=["GPU", "CPU"])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(CUDA), pytest.param(MemoryError(), marks=pytest.mark.heavy)], ids=["GPU", "CPU"]
+)
 def test_scoring_goes_on_with_half_of_the_batch_and_gives_the_same_score(error: Exception) -> None:
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((23, 1, 3, 3), np.float32))
     batches = list(zip(images.split(10), torch.arange(23).remainder(7).split(10), strict=True))
@@ -220,6 +222,7 @@ def _onnx_logits() -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("runtime", [_torch_logits, _onnx_logits])
+@pytest.mark.heavy
 def test_real_runtimes_compute_the_same_in_little_memory(
     runtime: Callable[[], Callable[[NDArray[np.float32]], NDArray[np.float32]]],
 ) -> None:

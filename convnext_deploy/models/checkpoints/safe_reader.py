@@ -24,6 +24,7 @@ from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
 from convnext_deploy.models.checkpoints.stand_ins import load_with_stand_ins
 from convnext_deploy.system.files import whole_file
+from convnext_deploy.system.memory_faults import out_of_memory
 
 METADATA_KEY = "convnext_deploy"
 
@@ -36,6 +37,7 @@ _SAFE = (argparse.Namespace,)
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to", "unrecognized function")
+_LARGEST_GROWTH = 4  # from the bytes of a file to those of its tensors
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more too, but only after it tried to find them
 _LONGEST_NAME = 200  # characters
 _MANY_RECORDS = 0xFFFF  # what the end of an archive says when it holds this many or more
@@ -85,6 +87,7 @@ def read_content(path: Path) -> tuple[Any, Beside]:
     _check_file(path)
     not_made: tuple[str, ...] = ()
     properties: dict[str, str] = {}
+    damaged: CheckpointError | None = None  # raised where the error that it was made of is no longer at hand
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -98,11 +101,21 @@ def read_content(path: Path) -> tuple[Any, Beside]:
         raise CheckpointError(_describe_refusal(path, str(error))) from None
     except Exception as error:
         # The unpickler raises almost anything on bytes that are not a pickle; all of it means the same to a user.
-        raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
+        if out_of_memory(error) is not None and not _claims_too_much(path, error):
+            raise
+        damaged = CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).")
+    if damaged is not None:
+        raise damaged
     arguments = read_arguments(content, _WRAPPERS)
     if told := read_properties({name: text for name, text in properties.items() if name != METADATA_KEY}):
         arguments["the metadata"] = told
     return content, Beside(arguments, not_made)
+
+
+def _claims_too_much(path: Path, error: Exception) -> bool:
+    """Whether memory ran out for a tensor that is larger than its file."""
+    asked = [int(digits) for digits in re.findall(r"(\d+) bytes", str(error))]
+    return any(count > _LARGEST_GROWTH * path.stat().st_size for count in asked)
 
 
 def read_index(path: Path) -> list[Path]:

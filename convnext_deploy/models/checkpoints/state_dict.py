@@ -16,7 +16,7 @@ from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
 from convnext_deploy.models.checkpoints.other_networks import name_network
-from convnext_deploy.models.checkpoints.safe_reader import read_content, take_tensors
+from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_content, take_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 
 _SHARD = re.compile(r"-\d+-of-\d+\.")
@@ -63,7 +63,7 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         *_describe_objects(beside.not_made, path),
     ]
     state = {**to_native(network.tensors, network.dialect), **network.head.tensors}
-    if _gives_one_logit(state):
+    if _gives_one_logit(state) and not load_metadata(path):  # which our own files have
         for name in ("head.weight", "head.bias"):
             state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
         notes.append(
