@@ -93,6 +93,12 @@ def test_class_map_at_a_path_and_attributes_are_read(tmp_path: Path) -> None:
     assert (artifact.class_names, artifact.preprocess.image_size) == (tuple(NAMES), 64)
 
 
+def test_members_of_enumerations_are_read_however_python_writes_them(tmp_path: Path) -> None:
+    member = Executes(getattr, Colour, "GREY")  # as Python 3.11 did before 3.11.4
+    path = save(tmp_path, state_dict=native(), hyper_parameters={"image_size": 64, "colour": member})
+    assert open_input(path).preprocess.image_size == 64
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -7,6 +7,7 @@ nothing; no package is imported.
 
 from __future__ import annotations
 
+import pickle
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ _BUILT_IN_VALUES = {"dict", "float", "frozenset", "int", "list", "object", "rang
 # pickles name modules as Python 2 did: `commands` for `subprocess`
 _OF_PYTHON = {*sys.stdlib_module_names, *IMPORT_MAPPING, *(module for module, _ in NAME_MAPPING)}
 _MOST_NAMES = 200
+_GETATTR = "builtins.getattr"
 
 
 class StandIn:
@@ -52,6 +54,20 @@ class StandIn:
         return next((self.state[key] for key in ("_content", "_val") if key in self.state), self.state)
 
 
+class MemberStandIn(StandIn):
+    """A member of an enumeration as some releases of Python write it: `getattr(CLASS, NAME)`, of a class that is stood in for."""
+
+    def __new__(cls, *arguments: Any) -> MemberStandIn:
+        """Keep class and name. Raises: pickle.UnpicklingError: for anything else, which may be more than a value."""
+        owner = arguments[0] if len(arguments) == 2 and type(arguments[1]) is str else None
+        stands_in = isinstance(owner, type) and issubclass(owner, StandIn)
+        if owner is None or not stands_in or owner.name.partition(".")[0] in _OF_PYTHON:
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {_GETATTR}")
+        made = super().__new__(cls, *arguments)
+        assert isinstance(made, MemberStandIn)
+        return made
+
+
 def load_with_stand_ins(path: Path, safe: Iterable[type]) -> tuple[Any, tuple[str, ...]] | None:
     """Read an archive of `torch.save` with stand-ins for what PyTorch does not know to be harmless.
 
@@ -70,7 +86,8 @@ def load_with_stand_ins(path: Path, safe: Iterable[type]) -> tuple[Any, tuple[st
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if not 0 < len(names) <= _MOST_NAMES or not all(map(_holds_values, names)):
         return None
-    stand_ins = [(type("StandIn", (StandIn,), {"name": name}), name) for name in names]
+    kinds = {_GETATTR: MemberStandIn}
+    stand_ins = [(type("StandIn", (kinds.get(name, StandIn),), {"name": name}), name) for name in names]
     with torch.serialization.safe_globals([*classes, *stand_ins]):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     with_weights = [
@@ -96,5 +113,5 @@ def _tables(content: Any) -> Iterator[Mapping[Any, Any]]:
 def _holds_values(name: str) -> bool:
     package, _, rest = name.partition(".")
     if package == "builtins":
-        return rest in _BUILT_IN_VALUES
+        return rest in _BUILT_IN_VALUES or name == _GETATTR
     return package in _VALUES or package not in _OF_PYTHON
