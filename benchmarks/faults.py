@@ -179,6 +179,9 @@ def main() -> int:
     from convnext_deploy.system.environment import describe_environment
     from convnext_deploy.system.files import write_text
 
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_IGN:  # as under nohup: what is started would ignore it too
+            signal.signal(signum, signal.SIG_DFL)
     out: Path | None = arguments.out
     known: dict[str, Any] = json.loads(out.read_text("utf-8"))["drills"] if out is not None and out.exists() else {}
     made = json.loads(json.dumps({"code": code_state(), "seed": arguments.seed, **describe_environment()}))
