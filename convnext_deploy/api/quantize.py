@@ -92,11 +92,11 @@ def quantize(
 def _check_source(source: Artifact) -> None:
     """Check that there is a float network to quantize, before any image is looked at. Raises: ArtifactError: if not."""
     ancestor = next((record.input_paths["source"] for record in source.lineage if "source" in record.input_paths), None)
-    instead = "the PyTorch checkpoint that it was made from" + (f", {ancestor}" if ancestor else "")
+    where = f", {ancestor}" if ancestor else ""
     if source.format != "torch":
         raise ArtifactError(
-            f"{source.main_file} is in the format {source.format}; quantization starts from a PyTorch network: give {instead}."
+            f"{source.main_file} is in the format {source.format}; quantization starts from a PyTorch network: give the "
+            f"PyTorch checkpoint that it was made from{where}."
         )
     if source.precision != "fp32":
-        also = f", {ancestor}" if ancestor else ""
-        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor{also}.")
+        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor{where}.")

@@ -39,6 +39,7 @@ from convnext_deploy.errors import CheckpointError, DataError, RecipeError, sugg
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.equivalence import compare, compute_logits, dtype_name
 from convnext_deploy.models.identities import constants
+from convnext_deploy.quantization.prepare import is_padded
 
 Rewrite = Literal["layer_scale", "norm_affine", "grn_bias"]
 REWRITES: tuple[Rewrite, ...] = get_args(Rewrite)
@@ -135,7 +136,7 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
             continue
         if target is None:
             kept.append(Kept(rewrite, source, _RESIDUAL))
-        elif _is_shifted(network.get_submodule(source)) and _is_padded(network.get_submodule(target)):
+        elif _is_shifted(network.get_submodule(source)) and is_padded(network.get_submodule(target)):
             kept.append(Kept(rewrite, source, _PADDED_LAYER))
         elif _fold_module(network.get_submodule(source), network.get_submodule(target)):
             folds.append(Fold(rewrite, source, target))
@@ -169,10 +170,6 @@ def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
 def _is_shifted(source: nn.Module) -> bool:
     bias = getattr(source, "bias", None)
     return bias is not None and bool(bias.any())
-
-
-def _is_padded(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), "valid")
 
 
 def _fold_module(source: nn.Module, layer: nn.Module) -> bool:

@@ -76,7 +76,7 @@ def prepare(model: Model, scheme: QuantizationScheme) -> Model:
     layers = _layers(model)
     chosen = scheme.select(layers)
     for name, grids in chosen.items():
-        if grids.input_shift and _is_padded(layers[name]):
+        if grids.input_shift and is_padded(layers[name]):
             raise RecipeError(
                 f"sites: '{name}' pads its input with zeros, which a shifted input would no longer be; choose 'int8' for it."
             )
@@ -101,7 +101,7 @@ def fit_scheme(scheme: QuantizationScheme, model: nn.Module) -> QuantizationSche
 
     The zeros beyond the border would no longer be zeros after a shift; timm's dilated networks pad where others do not.
     """
-    padded = [name for name, layer in _layers(model).items() if _is_padded(layer)]
+    padded = [name for name, layer in _layers(model).items() if is_padded(layer)]
     shifted = [name for name in padded if scheme.choice(name) == scheme.usual_choice(name) == "int8-zero-point-shift"]
     return scheme.with_overrides({**dict(scheme.overrides), **dict.fromkeys(shifted, "int8")}) if shifted else scheme
 
@@ -110,7 +110,8 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if type(module) in _REPLACEMENTS}
 
 
-def _is_padded(layer: nn.Module) -> bool:
+def is_padded(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution that sees zeros beyond the border of its input."""
     return isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), "valid")
 
 

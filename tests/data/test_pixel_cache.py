@@ -6,10 +6,8 @@ import dataclasses
 import errno
 import os
 import re
-import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from convnext_deploy.data.pixel_cache import LARGEST_SIDE, PixelCache, decode_sm
 from convnext_deploy.errors import DataError, OutputError
 from tests.data.test_loaders import PLAIN, noise_images
 from tests.data.test_training_batches import EVERYTHING
+from tests.system.faulty_disk import largest_file
 
 IMAGES = noise_images(23, 40)
 
@@ -47,17 +46,6 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"image {index} was decoded")
 
     monkeypatch.setattr(ArrayImages, "load", fail)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes, as on a disk that is nearly full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from convnext_deploy.errors import OutputError
-from tests.data.test_pixel_cache import largest_file
+from tests.system.faulty_disk import largest_file
 from tests.training.test_teacher_cache import CLASSES, FILE, ROWS, batch_of, draw_logits, forbidden, open_cache
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.models.checkpoints.foreign_names import with_official_names
+from convnext_deploy.models.checkpoints.foreign_names import prefixes_before, with_official_names
 from convnext_deploy.models.checkpoints.heads import Head, has_head, head_beside, take_head
 from convnext_deploy.models.checkpoints.key_maps import BASE_MODELS, DIALECTS, MAIN_PARTS, SIGNATURES
 from convnext_deploy.models.checkpoints.safe_reader import check_name, check_tensor
@@ -77,9 +77,8 @@ def _in_table(names: tuple[str, ...], table: Mapping[Any, Any], path: Path) -> I
     known = set(keys)
     for dialect in DIALECTS:
         stem, block, _ = SIGNATURES[dialect]
-        prefixes = [key.removesuffix(stem) for key in keys if key.endswith(stem)]
-        for prefix in prefixes:
-            if (not prefix or prefix.endswith(".")) and prefix + block in known:
+        for prefix in prefixes_before(keys, stem):
+            if prefix + block in known:
                 root = prefix
                 for base in BASE_MODELS if dialect == "huggingface" else ():  # the head stands beside the base model
                     root = root.removesuffix(base)
@@ -108,11 +107,7 @@ def _gather(
         )
     head = take_head(tensors, dialect, path)
     if prefix and not head.tensors and not has_head(tensors, dialect):
-        last = next(
-            tensors[base + SIGNATURES[dialect][2]]
-            for base in ("", *BASE_MODELS)
-            if base + SIGNATURES[dialect][2] in tensors
-        )
+        last = next(tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2]))
         parent = ".".join(prefix.split(".")[:-2])
         beside = {key: table[key] for key in left_out if isinstance(table[key], Tensor) and key.startswith(parent)}
         head = head_beside(beside, len(parent) + bool(parent), last.shape[0], path)

@@ -31,7 +31,7 @@ def with_official_names(table: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], di
         (_MMPRETRAIN, "mmpretrain", _rename_mmpretrain),
         (_DINOV3, "transformers' DINOv3", _rename_dinov3),
     ):
-        for prefix in _prefixes(keys, ending):
+        for prefix in prefixes_before(keys, ending):
             outer = prefix.removesuffix("backbone.") if library == "mmpretrain" else prefix.removesuffix("model.")
             libraries[outer] = library
             for key in keys:
@@ -40,7 +40,8 @@ def with_official_names(table: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], di
     return (renamed, libraries) if libraries else (table, {})
 
 
-def _prefixes(keys: Iterable[str], ending: str) -> list[str]:
+def prefixes_before(keys: Iterable[str], ending: str) -> list[str]:
+    """Return what stands before the names that end so, where that is nothing or ends with a dot."""
     prefixes = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
     return [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
 
