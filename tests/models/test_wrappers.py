@@ -119,6 +119,12 @@ def test_what_was_taken_and_left_is_said(tmp_path: Path) -> None:
     assert not [note for note in open_input(tmp_path / "w.pth").notes if "left out" in note]
 
 
+def test_backbone_that_was_cut_is_refused_by_its_missing_name(tmp_path: Path) -> None:
+    state = {key: value for key, value in timm_network(num_classes=0).state_dict().items() if "stages.3" not in key}
+    torch.save(under("backbone.", state), tmp_path / "w.pth")
+    assert "it has no 'stages.3.0.dwconv.weight'" in refusal(lambda: open_input(tmp_path / "w.pth"))
+
+
 def test_convert_writes_the_network_that_is_named(tmp_path: Path) -> None:
     state = timm_network().state_dict()
     content = {

@@ -106,8 +106,8 @@ def _gather(
             "and give that file."
         )
     head = take_head(tensors, dialect, path)
-    if prefix and not head.tensors and not has_head(tensors, dialect):
-        last = next(tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2]))
+    last = next((tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2])), None)
+    if prefix and last is not None and not head.tensors and not has_head(tensors, dialect):
         parent = ".".join(prefix.split(".")[:-2])
         beside = {key: table[key] for key in left_out if isinstance(table[key], Tensor) and key.startswith(parent)}
         head = head_beside(beside, len(parent) + bool(parent), last.shape[0], path)
