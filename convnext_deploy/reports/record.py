@@ -22,6 +22,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
+from convnext_deploy.system.results import Result
 from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 REPORT_JSON = "report.json"
@@ -166,6 +167,27 @@ class StageRow:
         """The name of its stage, which no other row of the report has."""
         return self.identity.name
 
+    def figures(self) -> dict[str, Any]:
+        """Return what was measured, flat: accuracies are fractions, drops percentage points."""
+        own, accuracy, speed = self.identity, self.accuracy, self.speed
+        drop = None if accuracy is None else accuracy.drop
+        against = None if speed.against_float is None else speed.against_float.worst
+        return {
+            "stage": self.name,
+            **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
+            **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
+            "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
+            "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
+            "ece": accuracy and accuracy.calibration and accuracy.calibration.ece,
+            "ece_increase_pp": accuracy and accuracy.calibration and accuracy.calibration.increase_pp,
+            "worst_class_drop_pp": accuracy and accuracy.worst_class and accuracy.worst_class.drop_pp,
+            "baseline": self.provenance.baseline,
+            "latency_p50_ms": None if speed.latency is None else speed.latency.p50_ms,
+            "latency_p90_ms": None if speed.latency is None else speed.latency.p90_ms,
+            "speedup": None if against is None else against.median,
+            "passed": self.verdict.passed,
+        }
+
 
 def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
     """Return the first FP32 artifact of the same network in the same format that the same runner scored."""
@@ -189,8 +211,8 @@ class TestResult:
     drop: Drop | None = None
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
@@ -222,6 +244,19 @@ class Report:
     def passed(self) -> bool:
         """Whether no gate failed."""
         return all(row.verdict.passed is not False for row in self.rows)
+
+    def headline(self) -> str:
+        """Say of what it is, and whether all gates held."""
+        failed = [row.name for row in self.rows if row.verdict.passed is False]
+        judged = sum(row.verdict.passed is not None for row in self.rows)
+        passed = f"{judged} gate{'' if judged == 1 else 's'} passed" if judged else "no gates"
+        verdict = f"FAILED: {', '.join(failed)}" if failed else passed if self.complete else "not complete"
+        images = f"{self.validation_images:,} validation images of {self.data}" if self.validation_images else "no data"
+        return f"{self.recipe}, {len(self.rows)} artifact{'' if len(self.rows) == 1 else 's'}, {images}: {verdict}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each artifact."""
+        return [row.figures() for row in self.rows]
 
     def to_json(self) -> str:
         """Return the text of `report.json`."""
