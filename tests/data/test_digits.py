@@ -42,4 +42,6 @@ def test_file_equals_the_digits_of_scikit_learn() -> None:
 
 def test_licence_and_citation_lie_beside_the_file() -> None:
     text = FILE.with_name("digits_license.md").read_text(encoding="utf-8")
-    assert all(words in text for words in ("CC BY 4.0", "E. Alpaydin and C. Kaynak", "doi.org/10.24432/C50P49", FILE.name))
+    assert all(
+        words in text for words in ("CC BY 4.0", "E. Alpaydin and C. Kaynak", "doi.org/10.24432/C50P49", FILE.name)
+    )
