@@ -7,7 +7,6 @@ from typing import Any
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.bundles.contents import Contents
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.record import REPORT_JSON, read_report
 
 

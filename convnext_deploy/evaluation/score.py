@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.evaluation.metric import MetricName
+from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
@@ -22,7 +22,7 @@ class Score:
 
     `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
     by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they are not known, as of a graph that
-    gives the largest logits alone. `measure`: what the counts are of.
+    gives the largest logits alone. `metric` says what the counts are of.
     """
 
     correct: int

@@ -8,7 +8,6 @@ from typing import Any
 
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import metric_name, verdict, warnings
 
@@ -148,7 +147,7 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _scored(runs: Sequence[Run]) -> str:
-    return " and ".join(metric_name([row for run in runs for row in run.report.rows]))
+    return metric_name([row for run in runs for row in run.report.rows])
 
 
 def _other_images(runs: Sequence[Run]) -> tuple[str | None, bool]:

@@ -6,13 +6,12 @@ from pathlib import PurePath
 
 from convnext_deploy.errors import printable
 from convnext_deploy.evaluation.timing.speedup import describe_speed
-from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import SCORE, describe_test, drop_text, score_title, verdict, warnings
+from convnext_deploy.reports.stage_table import SCORE, describe_test, drop_text, metric_name, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
 from convnext_deploy.system.load import unreliable
 
@@ -169,7 +168,7 @@ def _lineage(report: Report) -> Iterator[str]:
 
 
 def _evaluation(report: Report) -> Iterator[str]:
-    titles = tuple(score_title(report.rows) if title == SCORE else title for title in _COLUMNS)
+    titles = tuple(f"{metric_name(report.rows)} %" if title == SCORE else title for title in _COLUMNS)
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(_COLUMNS)]
     for row in report.rows:
         numbers = (

@@ -18,9 +18,9 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
+from convnext_deploy.evaluation.metric import METRICS, Metric, MetricName
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
-from convnext_deploy.evaluation.metric import METRICS, Metric, MetricName
 from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.paired import Drop
@@ -57,10 +57,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a runner on a device answered to the validation images: counts, and fractions of them.
+    """What a runner on a device answered to the validation images: counts, and fractions of them, of what `metric` says.
 
-    `measure` is what is scored: `value` and `change` are of it, whatever it is. Where it counts images, `correct`, `top1` and
-    `top5` are set; otherwise they are None, and `multi_label` has mAP, AUC and the classes.
+    `value` and `change` are of that, whatever it is. Where it counts images, `correct`, `top1` and `top5` are set; otherwise they
+    are None, and `multi_label` has mAP, AUC and the classes.
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
     artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
     the baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed;
@@ -205,7 +205,7 @@ def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 class TestResult:
     """What is scored on the images of the test, of the artifact to ship and of its baseline, where that was scored: fractions.
 
-    `top1` and `baseline_top1` are what `measure` says, `change` is what was lost; `drop` says more of it where images are counted.
+    `top1` and `baseline_top1` are what `metric` says, `change` is what was lost; `drop` says more of it where images are counted.
     """
 
     name: str
@@ -248,9 +248,9 @@ class Report:
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     @property
-    def measure(self) -> Measure:
-        """What is scored of its artifacts."""
-        return MEASURES[next((row.accuracy.measure for row in self.rows if row.accuracy is not None), "top-1")]
+    def metric(self) -> Metric:
+        """What its artifacts are scored by; of several, the first."""
+        return METRICS[next((row.accuracy.metric for row in self.rows if row.accuracy is not None), "top-1")]
 
     @property
     def passed(self) -> bool:

@@ -5,12 +5,11 @@ from typing import Literal
 
 from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.config.recipe import Gate
-from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
 SCORE = "top-1 %"
-"""The column of what is scored; its title is another where that is no top-1, see `columns`."""
+"""The column of the score; what that is called depends on what was measured, see `columns`."""
 COLUMNS = (
     "stage",
     "artifact",
@@ -28,24 +27,18 @@ SPEEDUP = "speedup [95 %]"
 """The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
 
+def metric_name(rows: Sequence[StageRow]) -> str:
+    """Return what the artifacts were scored by, see `evaluation.metric`: of several, all names."""
+    return " or ".join(dict.fromkeys(row.accuracy.metric for row in rows if row.accuracy is not None)) or "top-1"
+
+
 def columns(rows: Sequence[StageRow]) -> tuple[str, ...]:
-    """Return `COLUMNS`, `SPEEDUP` where there is one, and what is scored under its name."""
-    titles = tuple(score_title(rows) if title == SCORE else title for title in COLUMNS)
+    """Return `COLUMNS` with the name of the score, and `SPEEDUP` where there is one."""
+    titles = tuple(f"{metric_name(rows)} %" if title == SCORE else title for title in COLUMNS)
     if all(row.speed.against_float is None for row in rows):
         return titles
     place = COLUMNS.index("p50 ms") + 1
     return (*titles[:place], SPEEDUP, *titles[place:])
-
-
-def score_title(rows: Sequence[StageRow]) -> str:
-    """Return the title of the column of what is scored."""
-    return " / ".join(f"{name} %" for name in metric_name(rows))
-
-
-def metric_name(rows: Sequence[StageRow]) -> list[str]:
-    """Return what is scored of the artifacts, by name: one, unless networks of several kinds are beside each other."""
-    names = dict.fromkeys(row.accuracy.metric for row in rows if row.accuracy is not None)
-    return list(names) or ["top-1"]
 
 
 def cells(row: StageRow, titles: Sequence[str] = COLUMNS) -> tuple[str, ...]:
@@ -181,7 +174,7 @@ def remarks(report: Report) -> list[str]:
 
 def describe_test(test: TestResult) -> str:
     """Say what the test images gave."""
-    scored = "" if test.measure == "top-1" else f" {MEASURES[test.measure].name}"
+    scored = "" if test.metric == "top-1" else f" {test.metric}"
     text = f"on the {test.total:,} test images, scored once at the end: {test.name}{scored} {100 * test.top1:.2f} %"
     change = test.change or (None if test.drop is None else test.drop.change)
     if test.baseline is None or test.baseline_top1 is None or change is None:

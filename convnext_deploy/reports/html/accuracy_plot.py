@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
 from convnext_deploy.reports.record import Accuracy, StageRow
 from convnext_deploy.reports.stage_table import metric_name
@@ -98,7 +97,7 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[s
         traces,
         height=450,
         xaxis=axis("latency of one image, median, ms" + (", logarithmic" if is_log else ""), range=x_range, **ticks),
-        yaxis=axis(f"{' / '.join(metric_name([point.row for point in points]))}, %", range=y_range),
+        yaxis=axis(f"{metric_name([point.row for point in points])}, %", range=y_range),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
 

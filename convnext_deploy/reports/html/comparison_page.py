@@ -7,7 +7,7 @@ from convnext_deploy.reports.comparison import Comparison
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, find_points
 from convnext_deploy.reports.html.page import GENERATOR, render_page
 from convnext_deploy.reports.html.tables import Cell, Table, create_table, point_table, verdict_cell
-from convnext_deploy.reports.stage_table import SCORE, cells, score_title, summary
+from convnext_deploy.reports.stage_table import SCORE, cells, metric_name, summary
 
 _TEMPLATE = "comparison.html"
 COLUMNS = ("run", "stage", "artifact", SCORE, "drop pp [95 %]", "size MB", "p50 ms", "verdict")
@@ -22,7 +22,7 @@ def comparison_cells(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def comparison_columns(comparison: Comparison) -> tuple[str, ...]:
     """Return `COLUMNS`, with what is scored under its name."""
-    name = score_title([row for _, row in comparison.rows])
+    name = f"{metric_name([row for _, row in comparison.rows])} %"
     return tuple(name if title == SCORE else title for title in COLUMNS)
 
 

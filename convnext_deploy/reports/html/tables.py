@@ -14,7 +14,7 @@ from convnext_deploy.reports.stage_table import (
     cells,
     columns,
     drop_text,
-    score_title,
+    metric_name,
     step_cells,
     verdict,
 )
@@ -115,7 +115,7 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
         "artifact",
         "precision",
         "runner",
-        score_title([point.row for point in points]),
+        f"{metric_name([point.row for point in points])} %",
         "top-5 %",
         "drop pp [95 %]",
         "p50 ms",

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, find_twin
 
 
@@ -43,11 +42,7 @@ def create_tiles(report: Report) -> list[Tile]:
         )
         best, accuracy = max(scored, key=lambda pair: pair[1].value)
         tiles.append(
-            Tile(
-                f"Best {accuracy.metric}",
-                f"{100 * accuracy.value:.2f} %",
-                f"{best.name}, {_counted(accuracy)}",
-            )
+            Tile(f"Best {accuracy.metric}", f"{100 * accuracy.value:.2f} %", f"{best.name}, {_counted(accuracy)}")
         )
     drops = [
         (row, row.accuracy.change)
