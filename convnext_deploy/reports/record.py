@@ -18,6 +18,7 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
+from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.paired import Drop
@@ -54,7 +55,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a runner on a device answered to the validation images: counts, and fractions of them.
+    """What a runner on a device answered to the validation images: counts, and fractions of them, of what `metric` says.
 
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
     artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
@@ -75,6 +76,7 @@ class Accuracy:
     flipped: int | None = None
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
+    metric: MetricName = "top-1"
 
 
 @dataclass(frozen=True)
