@@ -7,9 +7,10 @@ import click
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options, is_quiet
+from convnext_deploy.cli.verbs import Verb
 
 
-@click.command("compare")
+@click.command("compare", cls=Verb)
 @click.argument(
     "runs",
     metavar="RUN RUN...",
