@@ -34,7 +34,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
         "bench: batch_sizes = 8 is of type int; expected a list, each a whole number.",
     ),
     ("bench", ("m",), {"runners": "torch"}, "bench: runners = 'torch' is of type str; expected a list, each a text."),
-    ("recommend", ("many", 3), {}, "recommend: images = 'many' is of type str; expected a whole number or None."),
+    ("recommend", ("many", 3), {}, "recommend: images = 'many' is of type str; expected a whole number"),
     ("quantize", ("m",), {"target": 3}, "quantize: target = 3 is of type int; expected one of 'tensorrt', "),
     (
         "quantize",
