@@ -5,11 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.agreement import check_classes
-from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.stages.foresight import Given
 from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.losses import Distillation, distillation_loss
 
@@ -17,19 +16,28 @@ TeacherLogits = Callable[[Batch], Tensor]
 """Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""
 
 
-def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
-    """Check that teacher and student speak of the same classes and images.
+def check_teachers(given: Given, in_channels: int, *, needed: bool) -> None:
+    """Check that the teachers of a stage and its student speak of the same classes and images.
+
+    Args:
+        given: to the stage.
+        in_channels: of the student.
+        needed: there must be one.
 
     Raises:
-        DataError: if the teacher's classes are not those of the data.
-        ArtifactError: if it takes other images.
+        ArtifactError: if there is none, or one takes other images.
+        DataError: if its classes are not those of the data.
     """
-    check_classes(f"the teacher {teacher.main_file}", teacher, data)
-    if teacher.model.in_channels != in_channels:
-        raise ArtifactError(
-            f"the teacher {teacher.main_file} takes {teacher.model.in_channels} channels, the student {in_channels}; "
-            "both see the same images."
-        )
+    if needed and not given.teachers:
+        raise ArtifactError(f"stage '{given.name}' has no teacher artifact.")
+    for teacher in given.teachers:
+        if teacher.artifact is not None and given.data is not None:
+            check_classes(f"the teacher {teacher.name}", teacher.artifact, given.data)
+        if teacher.model.in_channels != in_channels:
+            raise ArtifactError(
+                f"{given.of_stage(teacher)}the teacher {teacher.name} takes {teacher.model.in_channels} channels, the student "
+                f"{in_channels}; both see the same images."
+            )
 
 
 def distillation_objective(
