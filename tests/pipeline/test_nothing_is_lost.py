@@ -82,18 +82,19 @@ def test_other_settings_are_named_before_any_work_and_replaced_when_asked(
 def test_other_seeds_images_and_results_are_named(
     rerun: Rerun, copied: Path, light_recipe: Recipe, small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "model, ptq, qat, minmax (seed 3 → 4)." in refused(
+    assert "model, ptq, qat, minmax, onnx (seed 3 → 4)." in refused(
         copied, lambda: rerun(dataclasses.replace(light_recipe, seed=4))
     )
     other = open_data(str(write_image_folder(tmp_path / "big", train=2, validation=1)))
     text = refused(copied, lambda: rerun(data=other))
     assert (
-        f"model (data {small_data.name} → {other.name}, which hold other images, or others under these names)" in text
+        f"model, ptq, qat, minmax (data {small_data.name} → {other.name}, which hold other images, or others under these names)"
+        in text
     )
     monkeypatch.setattr(PTQConfig, "result_version", PTQConfig.result_version + 1)
     text = refused(copied, rerun)
-    assert "; minmax (version of the results of ptq 2 → 3: this release gives others for the same settings)" in text
-    assert "model (" not in text
+    assert " ptq, minmax (version of the results of ptq 2 → 3: this release gives others for the same settings)" in text
+    assert "model" not in text.split(": ", 1)[1]
 
 
 def test_images_elsewhere_are_the_same_and_those_that_changed_in_place_are_not(
