@@ -160,6 +160,7 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         top5=score.top5,
         source_drop_pp=None if first == row.name else measure_drop(score, scores[first]).top1_drop_pp,
         calibration=compare_calibration(score, baseline),
+        metric=score.metric,
     )
     if baseline is None:
         return accuracy

@@ -8,10 +8,12 @@ from convnext_deploy.config.recipe import Gate
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
+SCORE = "top-1 %"
+"""The column of the score; what that is called depends on what was measured, see `columns`."""
 COLUMNS = (
     "stage",
     "artifact",
-    "top-1 %",
+    SCORE,
     "drop pp [95 %]",
     "vs source pp",
     "agree %",
@@ -25,30 +27,36 @@ SPEEDUP = "speedup [95 %]"
 """The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
 
+def metric_name(rows: Sequence[StageRow]) -> str:
+    """Return what the artifacts were scored by, see `evaluation.metric`: of several, all names."""
+    return " or ".join(dict.fromkeys(row.accuracy.metric for row in rows if row.accuracy is not None)) or "top-1"
+
+
 def columns(rows: Sequence[StageRow]) -> tuple[str, ...]:
-    """Return `COLUMNS`, and `SPEEDUP` where there is one."""
+    """Return `COLUMNS` with the name of the score, and `SPEEDUP` where there is one."""
+    titles = tuple(f"{metric_name(rows)} %" if title == SCORE else title for title in COLUMNS)
     if all(row.speed.against_float is None for row in rows):
-        return COLUMNS
+        return titles
     place = COLUMNS.index("p50 ms") + 1
-    return (*COLUMNS[:place], SPEEDUP, *COLUMNS[place:])
+    return (*titles[:place], SPEEDUP, *titles[place:])
 
 
 def cells(row: StageRow, titles: Sequence[str] = COLUMNS) -> tuple[str, ...]:
     """Return the texts of a row, in the order of the columns."""
     texts = dict(zip(COLUMNS, _texts(row), strict=True)) | {SPEEDUP: speedup_text(row)}
-    return tuple(texts[title] for title in titles)
+    return tuple(texts.get(title, texts[SCORE]) for title in titles)
 
 
 def _texts(row: StageRow) -> tuple[str, ...]:
     own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
-    drop = None if accuracy is None else accuracy.drop
+    change = None if accuracy is None else accuracy.change
     return (
         row.name,
         f"{own.variant} {own.format} {own.precision}",
-        "–" if accuracy is None else f"{100 * accuracy.top1:.2f}",
+        "–" if accuracy is None else f"{100 * accuracy.value:.2f}",
         drop_text(row),
         "–" if accuracy is None or accuracy.source_drop_pp is None else f"{accuracy.source_drop_pp:+.2f}",
-        "–" if drop is None else f"{100 * drop.agreement:.2f}",
+        "–" if change is None else f"{100 * change.agreement:.2f}",
         f"{own.size_bytes / 1e6:.1f}",
         "–" if latency is None else f"{latency.p50_ms:.2f}",
         f"{row.history.wall_s:.1f}",
@@ -60,10 +68,10 @@ def drop_text(row: StageRow) -> str:
     """Return the drop with its interval, or why there is none."""
     if row.accuracy is None:
         return "–"
-    if row.accuracy.drop is None:
+    if row.accuracy.change is None:
         return "baseline"
-    low, high = row.accuracy.drop.interval_pp
-    return f"{row.accuracy.drop.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = row.accuracy.change.interval_pp
+    return f"{row.accuracy.change.drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def speedup_text(row: StageRow) -> str:
@@ -166,12 +174,14 @@ def remarks(report: Report) -> list[str]:
 
 def describe_test(test: TestResult) -> str:
     """Say what the test images gave."""
-    text = f"on the {test.total:,} test images, scored once at the end: {test.name} {100 * test.top1:.2f} %"
-    if test.baseline is None or test.baseline_top1 is None or test.drop is None:
+    scored = "" if test.metric == "top-1" else f" {test.metric}"
+    text = f"on the {test.total:,} test images, scored once at the end: {test.name}{scored} {100 * test.top1:.2f} %"
+    change = test.change or (None if test.drop is None else test.drop.change)
+    if test.baseline is None or test.baseline_top1 is None or change is None:
         return text
-    low, high = test.drop.interval_pp
+    low, high = change.interval_pp
     return (
-        f"{text}, {test.baseline} {100 * test.baseline_top1:.2f} %, drop {test.drop.top1_drop_pp:+.2f} pp "
+        f"{text}, {test.baseline} {100 * test.baseline_top1:.2f} %, drop {change.drop_pp:+.2f} pp "
         f"[{low:+.2f}, {high:+.2f}]"
     )
 
