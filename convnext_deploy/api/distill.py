@@ -12,7 +12,7 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb
