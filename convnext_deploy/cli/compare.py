@@ -34,7 +34,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         raise click.UsageError("give at least two runs.")
     from convnext_deploy.api.compare import compare
     from convnext_deploy.cli.tables import create_console, print_table
-    from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
+    from convnext_deploy.reports.html.comparison_page import comparison_cells, comparison_columns
 
     found = compare(runs, out=out)
     if as_json:
@@ -43,7 +43,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     console = create_console()
     styles = ["bold red" if row.verdict.passed is False else None for _, row in found.rows]
     words = ("run", "stage", "artifact", "verdict")
-    print_table(console, COLUMNS, comparison_cells(found), words, styles=styles, first=_FIRST)
+    print_table(console, comparison_columns(found), comparison_cells(found), words, styles=styles, first=_FIRST)
     if found.differences:
         console.print()
         titles = ("differs", *(run.name for run in found.runs))
