@@ -80,6 +80,7 @@ def validate(
             rows = {name: entry.sha256 for name, entry in opened.items()}
             check_report(folder, "validate", rows, images, restart=execution.restart or False)
         ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
+        ledger.change(source_preprocess=data.preprocess)
         for name, entry in opened.items():
             measured = measure_artifact(entry, images, how, name, batch_size)
             ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))

@@ -67,12 +67,12 @@ def judge(
     """
     reasons = []
     if gate.min_top1 is not None and score.top1 < gate.min_top1:
-        reasons.append(f"top-1 {100 * score.top1:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
+        reasons.append(f"{score.metric} {100 * score.top1:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
     on_calibration = list(_limit_calibration(gate.max_ece_increase_pp, calibration, score.total))
     limits = [
-        *_limit_top1(gate.max_top1_drop_pp, drop, score.total),
+        *_limit_score(gate.max_top1_drop_pp, drop, score),
         *on_calibration,
-        *_limit_class(gate.max_class_drop_pp, worst, score.total, class_names),
+        *_limit_class(gate.max_class_drop_pp, worst, score, class_names),
     ]
     for limit in limits:
         reasons += _exceeded(limit, gate.on)
@@ -84,7 +84,7 @@ def judge(
         note = "the expected calibration error is not judged: not both artifacts tell how probable their answers are"
         found = replace(found, proven=False, notes=(note,))
     for limit in limits:
-        if limit.allowed_pp > 0 or limit.what != _TOP1:  # no loss at all speaks of these images only
+        if limit.allowed_pp > 0 or not limit.is_main:  # no loss at all speaks of these images only
             found = _weigh(found, limit)
     return found
 
@@ -97,15 +97,13 @@ def withhold(verdict: Verdict, reason: str) -> Verdict:
     return replace(verdict, proven=False, notes=(*verdict.notes, note))
 
 
-_TOP1 = "top-1"
-
-
 @dataclass(frozen=True)
 class _Limit:
     """A change in percentage points, and how much of it is allowed.
 
     `what` was measured on `images`, and `change` is what it does: it `drops` or `rises`. `needed` is about how many images, of all
     or of a class as `enough` says, would tell, where there are `total`; None: that is not known. `details` follow the change.
+    `is_main`: it is the score itself, see `evaluation.metric`.
     """
 
     what: str
@@ -118,19 +116,21 @@ class _Limit:
     images: str
     enough: str
     details: str = ""
+    is_main: bool = False
 
     @property
     def noun(self) -> str:
         """What is limited."""
-        return f"{self.what} drop" if self.what == _TOP1 else f"{self.change[:-1]} of {self.what}"
+        return f"{self.what} drop" if self.is_main else f"{self.change[:-1]} of {self.what}"
 
 
-def _limit_top1(allowed_pp: float | None, drop: Drop | None, total: int) -> Iterator[_Limit]:
+def _limit_score(allowed_pp: float | None, drop: Drop | None, score: Score) -> Iterator[_Limit]:
     if allowed_pp is None or drop is None:
         return
+    total = score.total
     needed = images_needed(allowed_pp / 100, (drop.lost + drop.gained) / total) if allowed_pp > 0 else None
     yield _Limit(
-        _TOP1,
+        score.metric,
         "drops",
         drop.top1_drop_pp,
         drop.interval_pp,
@@ -139,6 +139,7 @@ def _limit_top1(allowed_pp: float | None, drop: Drop | None, total: int) -> Iter
         needed,
         f"{total:,} images",
         "would do if nothing was lost",
+        is_main=True,
     )
 
 
@@ -164,21 +165,21 @@ def _limit_calibration(allowed_pp: float | None, found: Calibration | None, tota
 
 
 def _limit_class(
-    allowed_pp: float | None, found: WorstClass | None, total: int, names: Sequence[str] | None
+    allowed_pp: float | None, found: WorstClass | None, score: Score, names: Sequence[str] | None
 ) -> Iterator[_Limit]:
     if allowed_pp is None or found is None:
         return
     z, discordance = simultaneous_z(found.classes), found.changed / found.total
     name = str(found.label) if names is None else names[found.label]
     yield _Limit(
-        "top-1 of a class",
+        f"{score.metric} of a class",
         "drops",
         found.drop_pp,
         found.interval_pp,
         allowed_pp,
         found.fewest,
         images_needed(allowed_pp / 100, discordance, z) if allowed_pp > 0 else None,
-        f"{total:,} images of {found.classes:,} classes",
+        f"{score.total:,} images of {found.classes:,} classes",
         "a class would do if nothing was lost",
         f" (class '{name}', {found.total:,} images)",
     )
@@ -211,11 +212,11 @@ def _weigh(verdict: Verdict, limit: _Limit) -> Verdict:
             f"{limit.images} cannot tell whether {limit.what} {limit.change} by more than {allowed:.2f} pp ({interval}); "
             f"about {_round_up(limit.needed):,} {limit.enough}"
         )
-        needed = limit.needed if limit.what == _TOP1 else verdict.images_needed
+        needed = limit.needed if limit.is_main else verdict.images_needed
         return replace(verdict, images_needed=needed, notes=(*verdict.notes, note))
     if not verdict.passed:
         return verdict
-    which = "drop" if limit.what == _TOP1 else limit.noun
+    which = "drop" if limit.is_main else limit.noun
     note = f"passed by what was measured; the {which} may be more than {allowed:.2f} pp ({interval})"
     return replace(verdict, notes=(*verdict.notes, note))
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.memory_faults import Halving
@@ -21,7 +22,7 @@ class Score:
 
     `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
     by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they are not known, as of a graph that
-    gives the largest logits alone.
+    gives the largest logits alone. `metric` says what the counts are of.
     """
 
     correct: int
@@ -29,6 +30,7 @@ class Score:
     predictions: tuple[int, ...]
     labels: tuple[int, ...]
     confidences: tuple[float, ...] = ()
+    metric: MetricName = "top-1"
 
     @property
     def total(self) -> int:

@@ -19,6 +19,7 @@ from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
+from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.paired import Drop
@@ -55,7 +56,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a runner on a device answered to the validation images: counts, and fractions of them.
+    """What a runner on a device answered to the validation images: counts, and fractions of them, of what `metric` says.
 
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
     artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
@@ -80,6 +81,7 @@ class Accuracy:
     per_class: tuple[ClassScore, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     errors: tuple[SureError, ...] = ()
+    metric: MetricName = "top-1"
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ class TestResult:
 class Report:
     """All rows of a run in order, and what is needed to understand them.
 
-    `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
+    `started_in` is the folder from which its paths lead, None in the report of an earlier version; `data_options` what was said of
+    how the data is read, as words of the command line. `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
     `command` what was typed or called. `thumbnails` are the images in `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
@@ -214,6 +217,8 @@ class Report:
     complete: bool = False
     command: str | None = None
     source: str | None = None
+    started_in: str | None = None
+    data_options: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()

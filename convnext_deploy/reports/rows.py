@@ -165,6 +165,7 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         per_class=score_classes(score),
         confusions=find_confusions(score, baseline),
         errors=find_sure_errors(score, image_namer(data), _MOST_ERRORS),
+        metric=score.metric,
     )
     if baseline is None:
         return accuracy

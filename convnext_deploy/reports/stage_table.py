@@ -8,10 +8,12 @@ from convnext_deploy.config.recipe import Gate
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
+SCORE = "top-1 %"
+"""The column of the score; what that is called depends on what was measured, see `columns`."""
 COLUMNS = (
     "stage",
     "artifact",
-    "top-1 %",
+    SCORE,
     "drop pp [95 %]",
     "vs source pp",
     "agree %",
@@ -25,18 +27,24 @@ SPEEDUP = "speedup [95 %]"
 """The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
 
+def metric_name(rows: Sequence[StageRow]) -> str:
+    """Return what the artifacts were scored by, see `evaluation.metric`: of several, all names."""
+    return " or ".join(dict.fromkeys(row.accuracy.metric for row in rows if row.accuracy is not None)) or "top-1"
+
+
 def columns(rows: Sequence[StageRow]) -> tuple[str, ...]:
-    """Return `COLUMNS`, and `SPEEDUP` where there is one."""
+    """Return `COLUMNS` with the name of the score, and `SPEEDUP` where there is one."""
+    titles = tuple(f"{metric_name(rows)} %" if title == SCORE else title for title in COLUMNS)
     if all(row.speed.against_float is None for row in rows):
-        return COLUMNS
+        return titles
     place = COLUMNS.index("p50 ms") + 1
-    return (*COLUMNS[:place], SPEEDUP, *COLUMNS[place:])
+    return (*titles[:place], SPEEDUP, *titles[place:])
 
 
 def cells(row: StageRow, titles: Sequence[str] = COLUMNS) -> tuple[str, ...]:
     """Return the texts of a row, in the order of the columns."""
     texts = dict(zip(COLUMNS, _texts(row), strict=True)) | {SPEEDUP: speedup_text(row)}
-    return tuple(texts[title] for title in titles)
+    return tuple(texts.get(title, texts[SCORE]) for title in titles)
 
 
 def _texts(row: StageRow) -> tuple[str, ...]:

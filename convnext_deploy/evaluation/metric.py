@@ -1,0 +1,55 @@
+"""What artifacts are scored by: the one place that says it, which scores, gates, tables and the model card read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from convnext_deploy.artifacts.artifact import Artifact
+    from convnext_deploy.data.datasets import Data
+
+MetricName = Literal["top-1", "kNN top-1"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score is a fraction of, in words.
+
+    Attributes:
+        name: as it stands in tables and sentences.
+        second: the same of the first five guesses; None: there is no such thing.
+        made_of: what such a network is, with its article.
+        hub_task: its task in the words of Hugging Face's hub.
+        explained: what the figure is, a sentence for the reader of a report.
+    """
+
+    name: MetricName
+    second: str | None
+    made_of: str
+    hub_task: str
+    explained: str
+
+
+METRICS: dict[MetricName, Metric] = {
+    "top-1": Metric(
+        "top-1",
+        "top-5",
+        "an image classifier",
+        "image-classification",
+        "Top-1: the share of images whose most probable class is right.",
+    ),
+    "kNN top-1": Metric(
+        "kNN top-1",
+        "kNN top-5",
+        "a feature extractor",
+        "image-feature-extraction",
+        "kNN top-1: the share of validation images whose class is that of most of the nearest gallery images, by the features that "
+        "this very artifact gives of both.",
+    ),
+}
+
+
+def metric_of(artifact: Artifact, data: Data) -> MetricName:
+    """Return what an artifact is scored by on these images."""
+    return "top-1" if artifact.model.num_classes else "kNN top-1"
