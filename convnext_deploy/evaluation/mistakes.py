@@ -87,7 +87,9 @@ def find_sure_errors(score: Score, name_image: Callable[[int], str | None], most
         return ()
     return tuple(
         SureError(index, name_image(index), score.labels[index], score.predictions[index], score.confidences[index])
-        for index in _surest(score.confidences, np.not_equal(score.labels, score.predictions).nonzero()[0].tolist(), most)
+        for index in _surest(
+            score.confidences, np.not_equal(score.labels, score.predictions).nonzero()[0].tolist(), most
+        )
     )
 
 

@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Bin:
-    """Images of which a classifier is similarly sure: how many, the mean probability of its first guesses, the share that is right."""
+    """Images of which a classifier is similarly sure: their number, its mean probability, the share that it has right."""
 
     images: int
     confidence: float

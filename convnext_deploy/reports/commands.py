@@ -3,7 +3,7 @@
 import os.path
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -21,7 +21,9 @@ def again_commands(report: Report) -> Iterator[str]:
         return
     rows = {row.name: row for row in report.rows}
     found = [
-        _validate(report, row, rows.get(row.provenance.baseline or "")) for row in report.rows if row.accuracy is not None
+        _validate(report, row, rows.get(row.provenance.baseline or ""))
+        for row in report.rows
+        if row.accuracy is not None
     ]
     if found:
         yield from _go_there(report)
@@ -44,7 +46,8 @@ def data_from(report: Report, folder: str) -> str | None:
         return report.data
     if report.started_in is None:
         return None
-    return os.path.relpath(os.path.join(report.started_in, data), os.path.join(report.started_in, folder))
+    start = Path(report.started_in)
+    return os.path.relpath(start / data, start / folder)
 
 
 def _is_built_in(report: Report) -> bool:

@@ -18,8 +18,8 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.evaluation.metric import MetricName
+from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.paired import Drop
@@ -200,9 +200,10 @@ class TestResult:
 class Report:
     """All rows of a run in order, and what is needed to understand them.
 
-    `started_in` is the folder from which its paths lead, None in the report of an earlier version; `data_options` what was said of
-    how the data is read, as words of the command line. `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
-    `command` what was typed or called. `thumbnails` are the images in `Accuracy.flips` and `.errors` as data URIs, by their index.
+    `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
+    `command` what was typed or called. `started_in` is the folder from which its paths lead, None in the report of an earlier
+    version; `data_options` what was said of how the data is read, as words of the command line. `thumbnails` are the images in
+    `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
     without files or in an old report. `test`: what the test gave, at the end.

@@ -26,8 +26,8 @@ def make_thumbnails(data: Data | None, row: StageRow, known: Collection[str] = (
     made: dict[str, str] = {}
     if data is None or row.accuracy is None:
         return made
-    wanted = dict.fromkeys(image.index for image in (*row.accuracy.errors, *row.accuracy.flips))
-    for index in wanted:
+    wanted = [error.index for error in row.accuracy.errors] + [flip.index for flip in row.accuracy.flips]
+    for index in dict.fromkeys(wanted):
         if str(index) in known or len(known) + len(made) >= MOST:
             continue
         try:

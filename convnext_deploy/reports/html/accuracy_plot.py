@@ -11,6 +11,7 @@ from convnext_deploy.metrics.paired import wilson_interval
 from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.axes import percent_axis, positive_axis
 from convnext_deploy.reports.record import Accuracy, StageRow
+from convnext_deploy.reports.stage_table import metric_name
 
 _MARKS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "INT8, simulated": "square"}
 _COLORS = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "INT8, simulated": "int8"}
@@ -67,7 +68,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 def interval_of(accuracy: Accuracy) -> tuple[float, float]:
     """Return the 95 % interval of top-1 in per cent (Wilson 1927)."""
-    low, high = wilson_interval(accuracy.correct, accuracy.total)
+    low, high = wilson_interval(round(accuracy.top1 * accuracy.total), accuracy.total)
     return 100 * low, 100 * high
 
 
@@ -75,9 +76,10 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> Markup
     """Draw top-1 against latency, with the Pareto front if the figures are `comparable`."""
     runs = list(dict.fromkeys(point.run for point in points))
     front = pareto_front(points) if comparable else []
+    metric = metric_name([point.row for point in points])
     frame = svg.Frame(
         positive_axis("latency of one image, median, ms", [point.latency.p50_ms for point in points]),
-        percent_axis("top-1, %", [end for point in points for end in interval_of(point.accuracy)]),
+        percent_axis(f"{metric}, %", [end for point in points for end in interval_of(point.accuracy)]),
         _HEIGHT,
         key=tuple(_key(points, runs, drawn_front=len(front) > 1)),
     )
@@ -88,7 +90,7 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> Markup
         shape, hollow = mark_of(point)
         marks.append(svg.mark(shape, *places[point], color_of(point, runs), title, hollow=hollow))
     marks += _names(front, places)
-    return svg.draw(frame, marks, f"Top-1 against latency of {len(points)} artifacts; the table has the figures")
+    return svg.draw(frame, marks, f"{metric} against latency of {len(points)} artifacts; the table has the figures")
 
 
 def place_of(point: Point, frame: svg.Frame) -> tuple[float, float]:
@@ -120,7 +122,7 @@ def describe_point(point: Point) -> list[str]:
     return [
         f"{point.run}: {own.name}" if point.run else own.name,
         f"{own.variant} {own.format} {own.precision}, run by {accuracy.runner}",
-        f"top-1 {point.top1_percent:.2f} % [{low:.2f}, {high:.2f}], {drop}",
+        f"{accuracy.metric} {point.top1_percent:.2f} % [{low:.2f}, {high:.2f}], {drop}",
         f"p50 {latency.p50_ms:.2f} ms, p90 {latency.p90_ms:.2f} ms, {own.size_bytes / 1e6:.1f} MB",
     ]
 

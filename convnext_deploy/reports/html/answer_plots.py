@@ -9,8 +9,8 @@ from markupsafe import Markup
 from convnext_deploy.metrics.calibration import Bin, Calibration
 from convnext_deploy.metrics.paired import wilson_interval
 from convnext_deploy.reports.html import svg
-from convnext_deploy.reports.html.axes import Axis, linear_axis, positive_axis
 from convnext_deploy.reports.html.accuracy_plot import Point, color_of
+from convnext_deploy.reports.html.axes import Axis, linear_axis, positive_axis
 from convnext_deploy.reports.html.tables import Table, create_table, number
 
 _ROW = 44  # pixels, of the distribution of an artifact
@@ -27,7 +27,9 @@ def latency_plot(points: Sequence[Point]) -> Markup | None:
         return None
     low = min(min(point.latency.times_ms) for point in timed)
     high = max(float(np.percentile(point.latency.times_ms, _SLOWEST)) for point in timed)
-    frame = svg.Frame(positive_axis("latency of one image, ms", [low, high], room=0.04), _rows(timed), _ROW * len(timed))
+    frame = svg.Frame(
+        positive_axis("latency of one image, ms", [low, high], room=0.04), _rows(timed), _ROW * len(timed)
+    )
     marks: list[Markup] = []
     runs = list(dict.fromkeys(point.run for point in points))
     for row, point in enumerate(timed):
@@ -86,6 +88,18 @@ def latency_table(points: Sequence[Point]) -> Table:
     return create_table(titles, ("run", "artifact"), rows)
 
 
+def reliability_legend() -> Markup:
+    """Return what the marks in reliability diagrams mean."""
+    return svg.legend(
+        [
+            svg.Key("circle", "fp32", "right answers, 95 % interval"),
+            svg.Key("line", "muted", "baseline"),
+            svg.Key("dash", "muted", "as sure as right"),
+            svg.Key("square", "band", "how many images are that sure"),
+        ]
+    )
+
+
 def reliability_plot(found: Calibration, baseline: Calibration | None, color: str) -> Markup:
     """Draw the share of right answers against the confidence, with 95 % intervals and the line of a perfect classifier."""
     shown = [found.bins, *([baseline.bins] if baseline is not None else [])]
@@ -93,17 +107,18 @@ def reliability_plot(found: Calibration, baseline: Calibration | None, color: st
     axis = linear_axis("", (max(0.0, math.floor(low / 10) * 10), 100.0), room=0.0, within=(0.0, 100.0))
     x = Axis("confidence, %", axis.low, axis.high + 0.03 * (axis.high - axis.low), axis.ticks, grid=False)
     y = Axis("right, %", 0.0, 100.0, ((0.0, "0"), (25.0, "25"), (50.0, "50"), (75.0, "75"), (100.0, "100")))
-    key = [svg.Key("circle", color, "right answers, 95 % interval"), svg.Key("dash", "muted", "as sure as right")]
-    if baseline is not None and baseline.bins:
-        key.insert(1, svg.Key("line", "muted", "baseline"))
-    frame = svg.Frame(x, y, 230, key=tuple(key))
+    frame = svg.Frame(x, y, 230)
     marks = [svg.path([(x.place(v), 100 - y.place(v)) for v in (axis.low, 100.0)], "muted", "dash")]
     total = sum(bin_.images for bin_ in found.bins)
     for bin_ in found.bins:  # how many images are that sure
         at, half = x.place(100 * bin_.confidence), 1.2
-        marks.append(svg.bar((at - half, at + half), (100, 100 - 30 * bin_.images / max(1, total)), "band", kind="full"))
+        marks.append(
+            svg.bar((at - half, at + half), (100, 100 - 30 * bin_.images / max(1, total)), "band", kind="full")
+        )
     if baseline is not None and baseline.bins:
-        marks.append(svg.path([(x.place(100 * b.confidence), 100 - y.place(100 * b.right)) for b in baseline.bins], "muted"))
+        marks.append(
+            svg.path([(x.place(100 * b.confidence), 100 - y.place(100 * b.right)) for b in baseline.bins], "muted")
+        )
     for bin_ in found.bins:
         at = x.place(100 * bin_.confidence)
         low_end, high_end = _interval(bin_)

@@ -26,7 +26,12 @@ class Axis:
 
 
 def linear_axis(
-    title: str, values: Iterable[float], *, room: float = 0.06, within: tuple[float, float] | None = None, count: int = 5
+    title: str,
+    values: Iterable[float],
+    *,
+    room: float = 0.06,
+    within: tuple[float, float] | None = None,
+    count: int = 5,
 ) -> Axis:
     """Return an axis that holds all values, with a share of `room` on either side, but never beyond `within`.
 

@@ -63,7 +63,18 @@ def class_axis(rows: Sequence[Accuracy], labels: Sequence[int]) -> Axis:
     """Return the axis of top-1 that all rows share, with room for the intervals of these classes."""
     wanted = set(labels)
     ends = [end for row in rows for each in row.per_class if each.label in wanted for end in _interval(each)]
-    return percent_axis("top-1, %", ends or [0.0, 100.0], count=4)
+    return percent_axis(f"{rows[0].metric}, %" if rows else "", ends or [0.0, 100.0], count=4)
+
+
+def class_legend(rows: Sequence[Accuracy], labels: Sequence[int]) -> Markup:
+    """Return what the marks in the plots of these classes mean, of those that there are."""
+    changes = [change for row in rows for change in row.classes if change.label in labels]
+    colors = {_color(change) for change in changes}
+    key = [svg.Key("circle", "fp32", f"{rows[0].metric}, 95 % interval")]
+    key += [svg.Key("tick", "muted", "baseline")] if changes else []
+    key += [svg.Key("circle", "lost", "worse beyond chance")] if "lost" in colors else []
+    key += [svg.Key("circle", "gained", "better beyond chance")] if "gained" in colors else []
+    return svg.legend(key)
 
 
 def class_plot(accuracy: Accuracy, labels: Sequence[int], names: Names, axis: Axis) -> Markup:
@@ -72,14 +83,7 @@ def class_plot(accuracy: Accuracy, labels: Sequence[int], names: Names, axis: Ax
     changes = {change.label: change for change in accuracy.classes}
     rows = len(labels)
     y = Axis("", 0.0, float(rows), tuple((rows - i - 0.5, names.short(k)) for i, k in enumerate(labels)), grid=False)
-    key = [svg.Key("circle", "fp32", "top-1, 95 % interval")]
-    if changes:
-        key += [
-            svg.Key("tick", "muted", "baseline"),
-            svg.Key("circle", "lost", "worse beyond chance"),
-            svg.Key("circle", "gained", "better beyond chance"),
-        ]
-    frame = svg.Frame(axis, y, _ROW * rows, key=tuple(key))
+    frame = svg.Frame(axis, y, _ROW * rows)
     marks: list[Markup] = []
     for row, label in enumerate(labels):
         if (found := scores.get(label)) is None:
@@ -95,7 +99,7 @@ def class_plot(accuracy: Accuracy, labels: Sequence[int], names: Names, axis: Ax
             title += f"\nbefore {before:.1f} %: {change.lost} lost, {change.gained} gained, p = {change.p_value:.2g}"
             marks.append(svg.mark("tick", axis.place(before), at, "muted"))
         marks.append(svg.mark("small" if rows > 12 else "circle", axis.place(_share(found)), at, color, title))
-    return svg.draw(frame, marks, f"Top-1 of {rows} classes with 95 % intervals; the table has the figures")
+    return svg.draw(frame, marks, f"{accuracy.metric} of {rows} classes with 95 % intervals; the table has the figures")
 
 
 def _share(score: ClassScore) -> float:
@@ -116,11 +120,13 @@ def _color(change: ClassChange | None) -> str:
 def class_table(accuracy: Accuracy, labels: Sequence[int], names: Names) -> Table:
     """Return the figures of these classes."""
     changes = {change.label: change for change in accuracy.classes}
-    titles = ["class", "images", "top-1 %", "95 % interval"]
+    titles = ["class", "images", f"{accuracy.metric} %", "95 % interval"]
     if changes:
         titles += ["before %", "drop pp", "lost", "gained", "p"]
     rows = []
-    for found in sorted(accuracy.per_class, key=lambda each: list(labels).index(each.label) if each.label in labels else -1):
+    for found in sorted(
+        accuracy.per_class, key=lambda each: list(labels).index(each.label) if each.label in labels else -1
+    ):
         if found.label not in labels:
             continue
         low, high = _interval(found)

@@ -10,6 +10,7 @@ from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.class_plots import (
     Names,
     class_axis,
+    class_legend,
     class_plot,
     class_table,
     fits_matrix,
@@ -66,7 +67,7 @@ def classes(report: Report) -> dict[str, Any] | None:
         if len(labels) < count
         else ""
     )
-    return {"entries": entries, "unchanged": same, "note": note}
+    return {"entries": entries, "legend": class_legend(scores, labels), "unchanged": same, "note": note}
 
 
 def confusions(report: Report) -> Iterator[dict[str, Any]]:
@@ -111,9 +112,17 @@ def errors(report: Report) -> Iterator[dict[str, Any]]:
         shown = tuple((error.index, error.prediction, round(error.confidence, 3)) for error in accuracy.errors)
         if first.setdefault(shown, row.name) != row.name:
             continue
-        same = [other.name for other, found in _scored(report) if found.errors and other.name != row.name and _key(found) == shown]
+        same = [
+            other.name
+            for other, found in _scored(report)
+            if found.errors and other.name != row.name and _key(found) == shown
+        ]
         wrong = accuracy.total - accuracy.correct
-        text = f"The {len(accuracy.errors)} surest of {wrong:,} errors" if wrong > len(accuracy.errors) else f"All {wrong:,} errors"
+        text = (
+            f"The {len(accuracy.errors)} surest of {wrong:,} errors"
+            if wrong > len(accuracy.errors)
+            else f"All {wrong:,} errors"
+        )
         text += f"; the same of {', '.join(same)}." if same else "."
         yield {
             "title": row.name,
@@ -190,9 +199,8 @@ def _is_picture(uri: str) -> bool:
 
 def pictures(report: Report) -> Markup:
     """Return the pictures that errors and flips refer to."""
-    wanted = {
-        image.index for _, accuracy in _scored(report) for image in (*accuracy.errors, *accuracy.flips)
-    }
+    wanted = {error.index for _, accuracy in _scored(report) for error in accuracy.errors}
+    wanted |= {flip.index for _, accuracy in _scored(report) for flip in accuracy.flips}
     found = [(index, report.thumbnails.get(str(index), "")) for index in sorted(wanted)]
     shapes = svg.join(
         Markup('<image id="p-{0}" href="{1}" width="{2}" height="{2}"{3}/>').format(

@@ -16,7 +16,10 @@ _CURVES = (
     (
         "top-1",
         "top-1, %",
-        (("validation_top1", "validation", "fp32", "curve"), ("ema_validation_top1", "averaged weights", "fp16", "dash")),
+        (
+            ("validation_top1", "validation", "fp32", "curve"),
+            ("ema_validation_top1", "averaged weights", "fp16", "dash"),
+        ),
     ),
     ("learning rate", "learning rate", (("learning_rate", "learning rate", "muted", "curve"),)),
 )
@@ -44,7 +47,11 @@ def curves(history: Sequence[Mapping[str, float | None]], images: int | None = N
     for title, unit, lines in _CURVES:
         scale = 100.0 if title == "top-1" else 1.0
         found = {
-            line: [(x, scale * y) for x, epoch in zip(epochs, history, strict=True) if (y := epoch.get(line[0])) is not None]
+            line: [
+                (x, scale * y)
+                for x, epoch in zip(epochs, history, strict=True)
+                if (y := epoch.get(line[0])) is not None
+            ]
             for line in lines
         }
         found = {line: points for line, points in found.items() if points}
@@ -121,18 +128,16 @@ def sensitivity_plot(layers: Sequence[Layer]) -> Markup | None:
         key=tuple(_parts(layers, costs)),
     )
     marks = [
-        svg.line((at, 0), (at, 100), "line") for start in list(starts.values())[1:] for at in [frame.x.place(start - 0.5)]
+        svg.line((at, 0), (at, 100), "line")
+        for start in list(starts.values())[1:]
+        for at in [frame.x.place(start - 0.5)]
     ]
     for place, kl in shown.items():
         layer = layers[place]
-        title = (
-            f"{layer.name}: {layer.choice}\nKL {costs[place]:.3g}, {100 * (layer.changed or 0):.2f} % of first guesses changed"
-        )
+        title = f"{layer.name}: {layer.choice}\nKL {costs[place]:.3g}, {100 * (layer.changed or 0):.2f} % of first guesses changed"
         in_float = layer.choice == "float"
         at = frame.x.place(place), 100 - frame.y.place(kl)
-        marks.append(
-            svg.mark(_PARTS[part_of(layer)], *at, "fp32" if in_float else "int8", title, hollow=in_float)
-        )
+        marks.append(svg.mark(_PARTS[part_of(layer)], *at, "fp32" if in_float else "int8", title, hollow=in_float))
     return svg.draw(frame, marks, f"KL divergence of {len(costs)} layers; the table has the figures")
 
 
@@ -142,7 +147,9 @@ def _parts(layers: Sequence[Layer], costs: Mapping[int, float]) -> Iterator[svg.
     for part, shape in _PARTS.items():
         for in_float in (False, True):
             if any(part_of(layer) == part and (layer.choice == "float") is in_float for layer in measured):
-                yield svg.Key(shape, "fp32" if in_float else "int8", f"{part}, in float" if in_float else part, in_float)
+                yield svg.Key(
+                    shape, "fp32" if in_float else "int8", f"{part}, in float" if in_float else part, in_float
+                )
 
 
 def _stage(layer: Layer) -> str:

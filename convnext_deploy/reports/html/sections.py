@@ -5,10 +5,17 @@ from typing import Any
 
 from convnext_deploy.config.stages import STAGE_KINDS
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, color_of, family, find_points, pareto_front
-from convnext_deploy.reports.html.answer_plots import latency_plot, latency_table, reliability_plot, reliability_table
+from convnext_deploy.reports.html.answer_plots import (
+    latency_plot,
+    latency_table,
+    reliability_legend,
+    reliability_plot,
+    reliability_table,
+)
 from convnext_deploy.reports.html.plots import curves, sensitivity_plot
 from convnext_deploy.reports.html.tables import epoch_table, layer_table, point_table, quality_table
 from convnext_deploy.reports.record import Layer, Report, StageRow
+from convnext_deploy.reports.stage_table import metric_name
 
 _NAMED = 6  # layers in a sentence
 
@@ -18,10 +25,11 @@ def accuracy(report: Report) -> dict[str, Any] | None:
     points = find_points(report.rows)
     if not points:
         return None
+    metric = metric_name(report.rows)
     machine = report.environment.get("cpu", "this machine")
     caption = (
-        f"Top-1 on {report.validation_images:,} validation images, with its 95 % interval, against the median latency of one image "
-        f"on {machine}."
+        f"{metric[0].upper()}{metric[1:]} on {report.validation_images:,} validation images, with its 95 % interval, against the "
+        f"median latency of one image on {machine}."
     )
     front = pareto_front(points)
     if len(front) > 1:
@@ -63,7 +71,7 @@ def quality(report: Report) -> dict[str, Any] | None:
                 "table": reliability_table(found),
             }
         )
-    return {"table": table, "plots": plots, "same": same.sentences("is as sure as")}
+    return {"table": table, "plots": plots, "legend": reliability_legend(), "same": same.sentences("is as sure as")}
 
 
 class _Groups:

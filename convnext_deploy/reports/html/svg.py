@@ -75,7 +75,7 @@ def draw(frame: Frame, marks: Iterable[Markup], label: str) -> Markup:
     inner = join([*_grid(frame.x, frame.y), *marks])
     return join(
         [
-            _legend(frame.key),
+            legend(frame.key),
             Markup('<div class="area" style="padding:8px 16px {}px {}px">').format(below, left),
             Markup('<svg width="100%" height="{}" role="img" aria-label="{}">').format(frame.height, text(label)),
             inner,
@@ -154,7 +154,8 @@ def _grid(x: Axis, y: Axis) -> Iterable[Markup]:
         ) + Markup(' text-anchor="middle" class="title">{}</text></svg>').format(text(y.title))
 
 
-def _legend(keys: Sequence[Key]) -> Markup:
+def legend(keys: Sequence[Key]) -> Markup:
+    """Return what the marks of one plot, or of several that stand together, mean; nothing for none."""
     if not keys:
         return Markup("")
     entries = []
