@@ -31,9 +31,9 @@ class Point:
     run: str
 
     @property
-    def top1_percent(self) -> float:
-        """Top-1."""
-        return 100 * self.accuracy.top1
+    def score_percent(self) -> float:
+        """What is scored."""
+        return 100 * self.accuracy.value
 
 
 def find_points(rows: Sequence[StageRow], run: str = "") -> list[Point]:
@@ -58,16 +58,18 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     Points that were timed while the machine did other work are left out.
     """
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.top1_percent)):
+    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.score_percent)):
         if point.latency.loaded is not None:
             continue
-        if not front or point.top1_percent > front[-1].top1_percent:
+        if not front or point.score_percent > front[-1].score_percent:
             front.append(point)
     return front
 
 
 def interval_of(accuracy: Accuracy) -> tuple[float, float]:
-    """Return the 95 % interval of top-1 in per cent (Wilson 1927)."""
+    """Return the 95 % interval of a share of images in per cent (Wilson 1927); of another score nothing but its value."""
+    if accuracy.top1 is None:
+        return 100 * accuracy.value, 100 * accuracy.value
     low, high = wilson_interval(round(accuracy.top1 * accuracy.total), accuracy.total)
     return 100 * low, 100 * high
 
@@ -95,7 +97,7 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> Markup
 
 def place_of(point: Point, frame: svg.Frame) -> tuple[float, float]:
     """Return where a point lies in a frame, in per cent from the left and the top."""
-    return frame.x.place(point.latency.p50_ms), 100 - frame.y.place(point.top1_percent)
+    return frame.x.place(point.latency.p50_ms), 100 - frame.y.place(point.score_percent)
 
 
 def mark_of(point: Point) -> tuple[str, bool]:
@@ -115,14 +117,15 @@ def describe_point(point: Point) -> list[str]:
     """Return the lines that hovering shows."""
     own, accuracy, latency = point.row.identity, point.accuracy, point.latency
     drop = "its own baseline"
-    if accuracy.drop is not None:
-        low, high = accuracy.drop.interval_pp
-        drop = f"drop {accuracy.drop.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
+    if (change := accuracy.change) is not None:
+        low, high = change.interval_pp
+        drop = f"drop {change.drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
     low, high = interval_of(accuracy)
+    interval = f" [{low:.2f}, {high:.2f}]" if low < high else ""
     return [
         f"{point.run}: {own.name}" if point.run else own.name,
         f"{own.variant} {own.format} {own.precision}, run by {accuracy.runner}",
-        f"{accuracy.metric} {point.top1_percent:.2f} % [{low:.2f}, {high:.2f}], {drop}",
+        f"{accuracy.metric} {point.score_percent:.2f} %{interval}, {drop}",
         f"p50 {latency.p50_ms:.2f} ms, p90 {latency.p90_ms:.2f} ms, {own.size_bytes / 1e6:.1f} MB",
     ]
 

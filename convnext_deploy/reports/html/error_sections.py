@@ -117,7 +117,7 @@ def errors(report: Report) -> Iterator[dict[str, Any]]:
             for other, found in _scored(report)
             if found.errors and other.name != row.name and _key(found) == shown
         ]
-        wrong = accuracy.total - accuracy.correct
+        wrong = accuracy.total - (accuracy.correct or 0)
         text = (
             f"The {len(accuracy.errors)} surest of {wrong:,} errors"
             if wrong > len(accuracy.errors)

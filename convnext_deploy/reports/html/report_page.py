@@ -13,7 +13,7 @@ from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.stage_table import judged_on, metric_name, outcome, remarks, summary, warnings
+from convnext_deploy.reports.stage_table import judged_on, outcome, remarks, summary, warnings
 
 _CONTENTS = {
     "stages": ("stages", "Stages"),
@@ -72,7 +72,7 @@ def render_html(report: Report) -> str:
         tiles=create_tiles(report),
         contents=[*contents, ("environment", "Environment and commands")],
         words=explain(report),
-        metric=metric_name(report.rows),
+        metric=report.metric,
         remarks=remarks(report),
         warnings=warnings(report),
         environment=describe_environment_of(report),

@@ -15,7 +15,6 @@ from convnext_deploy.reports.html.answer_plots import (
 from convnext_deploy.reports.html.plots import curves, sensitivity_plot
 from convnext_deploy.reports.html.tables import epoch_table, layer_table, point_table, quality_table
 from convnext_deploy.reports.record import Layer, Report, StageRow
-from convnext_deploy.reports.stage_table import metric_name
 
 _NAMED = 6  # layers in a sentence
 
@@ -25,10 +24,9 @@ def accuracy(report: Report) -> dict[str, Any] | None:
     points = find_points(report.rows)
     if not points:
         return None
-    metric = metric_name(report.rows)
     machine = report.environment.get("cpu", "this machine")
     caption = (
-        f"{metric[0].upper()}{metric[1:]} on {report.validation_images:,} validation images, with its 95 % interval, against the "
+        f"{report.metric.title} on {report.validation_images:,} validation images, with its 95 % interval, against the "
         f"median latency of one image on {machine}."
     )
     front = pareto_front(points)

@@ -139,7 +139,7 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
             point.row.name,
             f"{point.row.identity.format} {point.row.identity.precision}",
             f"{point.accuracy.runner} ({point.accuracy.device})",
-            number(point.top1_percent),
+            number(point.score_percent),
             number(point.accuracy.top5, scale=100),
             drop_text(point.row),
             number(point.latency.p50_ms),

@@ -58,20 +58,24 @@ def _smallest(made: Sequence[StageRow], fine: Sequence[StageRow]) -> Iterator[Ti
 
 
 def _best(scored: Sequence[tuple[StageRow, Accuracy]]) -> Iterator[Tile]:
-    best, accuracy = max(scored, key=lambda pair: pair[1].top1)
-    note = f"{best.name}, {accuracy.correct:,} of {accuracy.total:,}"
-    yield Tile(f"Best {accuracy.metric}", f"{100 * accuracy.top1:.2f} %", note)
+    best, accuracy = max(scored, key=lambda pair: pair[1].value)
+    counted = "" if accuracy.correct is None else f"{accuracy.correct:,} of "
+    images = " images" if accuracy.correct is None else ""
+    note = f"{best.name}, {counted or 'on '}{accuracy.total:,}{images}"
+    yield Tile(f"Best {accuracy.metric}", f"{100 * accuracy.value:.2f} %", note)
 
 
 def _largest_drop(report: Report) -> Iterator[Tile]:
     drops = [
-        (row, row.accuracy.drop) for row in report.rows if row.accuracy and row.accuracy.drop and row.identity.is_int8
+        (row, row.accuracy.change)
+        for row in report.rows
+        if row.accuracy and row.accuracy.change and row.identity.is_int8
     ]
     if drops:
-        worst, drop = max(drops, key=lambda pair: pair[1].top1_drop_pp)
+        worst, drop = max(drops, key=lambda pair: pair[1].drop_pp)
         low, high = drop.interval_pp
         note = f"{worst.name}, 95 % interval {low:+.2f} to {high:+.2f}"
-        yield Tile("Largest drop of INT8", f"{drop.top1_drop_pp:+.2f} pp", note)
+        yield Tile("Largest drop of INT8", f"{drop.drop_pp:+.2f} pp", note)
 
 
 def _layers(report: Report) -> Iterator[Tile]:
