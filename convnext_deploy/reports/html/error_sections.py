@@ -175,7 +175,7 @@ def flips(report: Report) -> Iterator[dict[str, Any]]:
         }
 
 
-_WORDS = {"lost": "lost: right → wrong", "gained": "gained: wrong → right", "other": "wrong → wrong"}
+_WORDS = {"lost": "right → wrong", "gained": "wrong → right", "other": "wrong → wrong"}
 
 
 def _short(image: str | None, index: int) -> str:
