@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import axe_playwright_python
 import pytest
@@ -24,6 +25,12 @@ pytestmark = [
 ]
 
 CIFAR10 = Path(__file__).parents[2] / "benchmarks" / "results" / "cifar10.json"
+LOOKS: tuple[tuple[int, Literal["light", "dark"]], ...] = (
+    (1400, "light"),
+    (768, "dark"),
+    (390, "light"),
+    (390, "dark"),
+)
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 ARGUMENTS = [
     "--no-sandbox",
@@ -109,7 +116,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, pages: dict[str, Pa
 def test_page_works_wide_narrow_dark_and_on_paper(opened: Opened) -> None:
     page = opened.page
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    for width, scheme in ((1400, "light"), (768, "dark"), (390, "light"), (390, "dark")):
+    for width, scheme in LOOKS:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
         assert opened.number("document.documentElement.scrollWidth") == width
