@@ -73,7 +73,7 @@ def open_named_data(
             skipping=skipping,
         )
     )
-    found = dataclasses.replace(found, told=tuple(_told(options)))
+    found = dataclasses.replace(found, division=dataclasses.replace(found.division, told=tuple(_told(options))))
     for note in found.notes:
         execution.progress.say(note)
     if (dark := describe_dark(found.train)) is not None:

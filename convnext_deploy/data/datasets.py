@@ -107,8 +107,7 @@ class Data:
     `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out, for
     these `reasons`; `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself
     gives the classes their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images scored
-    once, at the end. `division`: where the images of each split come from, and what is on both sides. `told`: what was said of
-    how to read it, as words of the command line. `contents`: of the files.
+    once, at the end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
     """
 
     name: str
@@ -123,7 +122,6 @@ class Data:
     named: bool = True
     test: ImageSet | None = None
     division: Division = field(default_factory=Division)
-    told: tuple[str, ...] = ()
     contents: Contents = field(default_factory=Contents, compare=False, repr=False)
 
     def in_order(self, names: tuple[str, ...], where: str) -> "Data":
