@@ -13,7 +13,7 @@ from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.stage_table import judged_on, outcome, remarks, summary, warnings
+from convnext_deploy.reports.stage_table import data_of, judged_on, outcome, remarks, summary, warnings
 
 _CONTENTS = {
     "stages": ("stages", "Stages"),
@@ -67,7 +67,7 @@ def render_html(report: Report) -> str:
         "report.html",
         title=f"{report.recipe}: report",
         report=report,
-        subtitle=subtitle(report),
+        subtitle=f"{data_of(report)}, seed {report.seed}",
         verdict=verdict_of(report),
         tiles=create_tiles(report),
         contents=[*contents, ("environment", "Environment and commands")],
@@ -82,13 +82,6 @@ def render_html(report: Report) -> str:
         pictures=error_sections.pictures(report),
         **found,
     )
-
-
-def subtitle(report: Report) -> str:
-    """Say what was judged on."""
-    if report.data == "none":
-        return f"without data: nothing was validated; seed {report.seed}"
-    return f"{report.data}, {report.validation_images:,} validation images, seed {report.seed}"
 
 
 def verdict_of(report: Report) -> Cell:
