@@ -81,10 +81,9 @@ def validate(
             check_report(folder, "validate", rows, images, restart=execution.restart or False)
             list_unreadable(folder, images)
         ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
-        ledger.change(source_preprocess=data.preprocess)
         for name, entry in opened.items():
             measured = measure_artifact(entry, images, how, name, batch_size)
             ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
         score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
-        ledger.change(complete=True)
+        ledger.change(complete=True, source_preprocess=data.preprocess)
     return ledger.report
