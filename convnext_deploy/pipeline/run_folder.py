@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.unreadable import UNREADABLE
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
-from convnext_deploy.system.files import create_output_folder
+from convnext_deploy.system.files import create_output_folder, write_text
 from convnext_deploy.system.sealed_json import unseal
 
-VIEWS = ("report.md", "report.html", "model_card.md")
+VIEWS = ("report.md", "report.html", "model_card.md", UNREADABLE)
 WAYS_OUT = "Nothing was changed; give another --out to keep that, or --restart to replace it."
 _FOLDERS = ("stages", "scores", "flips", "checkpoints")
 _LOCK = ".lock"
@@ -59,7 +61,9 @@ def _refuse_foreign(out: Path) -> None:
         raise OutputError(f"{lock} is no file of this tool; choose another --out.")
     if read_earlier(out) is not None or {"schema", "recipe", "rows"} <= _content_of(out / REPORT_JSON).keys():
         return
-    files = [out / name for name in (REPORT_JSON, *VIEWS) if (out / name).exists() or (out / name).is_symlink()]
+    files = [
+        out / name for name in (REPORT_JSON, *VIEWS, UNREADABLE) if (out / name).exists() or (out / name).is_symlink()
+    ]
     folders = [out / name for name in _FOLDERS if (out / name).is_file() or _has_entries(out / name)]
     if found := [*files, *folders]:
         raise OutputError(
@@ -73,6 +77,16 @@ def _check_folders(out: Path) -> None:
         if os.path.lexists(folder) and not folder.is_dir():
             what = f"leads to {folder.readlink()}, which is no folder here" if folder.is_symlink() else "is no folder"
             raise OutputError(f"{folder} {what}; a run writes there: mend that, or choose another --out.")
+
+
+def list_unreadable(out: Path, data: Data | None) -> None:
+    """Write which images were left out of a run and why, one a line; without any there is no such list."""
+    if data is None or not data.unreadable:
+        with contextlib.suppress(OSError):
+            (out / UNREADABLE).unlink()
+        return
+    pairs = zip(data.unreadable, data.reasons, strict=True)
+    write_text(out / UNREADABLE, "".join(f"{printable(path)}: {printable(reason)}\n" for path, reason in pairs))
 
 
 def _has_entries(folder: Path) -> bool:

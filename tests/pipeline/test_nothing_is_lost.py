@@ -225,7 +225,8 @@ def test_validate_replaces_its_own_report_of_the_same_artifact_alone(
 
 
 @pytest.mark.parametrize(
-    "name", ["report.md", "report.json", "model_card.md", "stages/model/notes.txt", "scores/a", ".lock/x"]
+    "name",
+    ["report.md", "report.json", "model_card.md", "unreadable.txt", "stages/model/notes.txt", "scores/a", ".lock/x"],
 )
 def test_a_folder_with_files_of_others_is_no_folder_for_a_run(
     light_recipe: Recipe, small_data: Data, tmp_path: Path, name: str
