@@ -62,7 +62,7 @@ def _refuse_foreign(out: Path) -> None:
     if read_earlier(out) is not None or {"schema", "recipe", "rows"} <= _content_of(out / REPORT_JSON).keys():
         return
     files = [
-        out / name for name in (REPORT_JSON, *VIEWS, UNREADABLE) if (out / name).exists() or (out / name).is_symlink()
+        out / name for name in (REPORT_JSON, *VIEWS) if (out / name).exists() or (out / name).is_symlink()
     ]
     folders = [out / name for name in _FOLDERS if (out / name).is_file() or _has_entries(out / name)]
     if found := [*files, *folders]:
