@@ -61,9 +61,7 @@ def _refuse_foreign(out: Path) -> None:
         raise OutputError(f"{lock} is no file of this tool; choose another --out.")
     if read_earlier(out) is not None or {"schema", "recipe", "rows"} <= _content_of(out / REPORT_JSON).keys():
         return
-    files = [
-        out / name for name in (REPORT_JSON, *VIEWS) if (out / name).exists() or (out / name).is_symlink()
-    ]
+    files = [out / name for name in (REPORT_JSON, *VIEWS) if (out / name).exists() or (out / name).is_symlink()]
     folders = [out / name for name in _FOLDERS if (out / name).is_file() or _has_entries(out / name)]
     if found := [*files, *folders]:
         raise OutputError(
