@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from convnext_deploy.artifacts.places import check_place
 from convnext_deploy.artifacts.preprocessing import assume, tell
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, WEIGHTS_PREFIX, Recipe
 from convnext_deploy.config.records import read_record, shown
 from convnext_deploy.data.class_names import parse_names
 from convnext_deploy.errors import CheckpointError, first_line
@@ -23,41 +25,76 @@ from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_no
 from convnext_deploy.pipeline.told_classes import find_class_names
 
 LIBRARIES: tuple[Library, ...] = ("timm", "torchvision", "transformers")
-EXPECTED_OF_TEACHERS = "an artifact, a checkpoint, an ONNX file, a .pt2 program, a folder of timm or transformers, or a file of predictions"
+EXPECTED_OF_TEACHERS = (
+    "an artifact, checkpoint, ONNX file, .pt2 program, folder of timm or transformers, or file of predictions"
+)
 _CONFIG = "config.json"
 _OWN = ("convnext", "dinov3_convnext")  # what networks that are read here are called in a config, to begin with
 _TIMM_FIELDS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
-def library_of(name: str | None) -> tuple[Library, str] | None:
-    """Return the library and the network of a name such as `timm:resnet50.a1_in1k`; None: it is none of another library."""
-    before, _, architecture = (name or "").partition(":")
+@dataclass(frozen=True)
+class Named:
+    """A network of another library, and where its weights lie; None: those that the library publishes."""
+
+    library: Library
+    architecture: str
+    weights: Path | None = None
+
+
+def read_name(text: str) -> Named | None:
+    """Return what `timm:resnet50.a1_in1k` or `timm:resnet50@best.pth` names; None: it is the place of something."""
+    before, _, rest = text.partition(":")
     library = next((library for library in LIBRARIES if library == before), None)
-    return (library, architecture) if library is not None and architecture else None
+    architecture, _, weights = rest.partition("@")
+    if library is None or not architecture or os.path.lexists(text):
+        return None
+    return Named(library, architecture, Path(weights) if weights else None)
 
 
 def open_teacher_input(
-    place: Path | str | None, name: str | None = None, asked: PreprocessSettings = PreprocessSettings()
+    place: Path | str, model: str | None = None, asked: PreprocessSettings = PreprocessSettings()
 ) -> Artifact:
     """Describe what teaches, as `open_input` describes what every verb opens; nothing is written, and no code of a file is run.
 
     Args:
-        place: file or folder; or a name as `name`; None: published weights, by `name`.
-        name: which network it is: a variant, or `timm:NAME`, `torchvision:NAME`, `transformers:OWNER/NAME`.
+        place: file or folder; or a name of `read_name`, with `transformers:OWNER/NAME` for the hub of Hugging Face.
+        model: variant that a ConvNeXt must be.
         asked: what the user says of its preprocessing.
 
     Raises: DeployError: if it cannot be opened, or does not hold the network that is named.
     """
-    named = library_of(name)
-    if place is None or (library_of(str(place)) is not None and not os.path.lexists(place)):
-        library, architecture = named if place is None and named else library_of(str(place)) or ("timm", "")
-        return ask_for(_open_published(library, architecture), asked, Path(architecture))
-    path = Path(place)
-    found = _open_foreign(path, named) if os.path.lexists(path) else None
-    return open_input(path, model=name, asked=asked) if found is None else ask_for(found, asked, path)
+    named = read_name(str(place))
+    if named is None:
+        path = Path(place)
+        found = _open_foreign(path) if os.path.lexists(path) else None
+        return open_input(path, model=model, asked=asked) if found is None else ask_for(found, asked, path)
+    if named.weights is None:
+        return ask_for(_open_published(named.library, named.architecture), asked, Path(named.architecture))
+    check_place(named.weights, EXPECTED_OF_TEACHERS)
+    return ask_for(_open_weights(named.weights, named.library, named.architecture), asked, named.weights)
 
 
-def _open_foreign(path: Path, named: tuple[Library, str] | None) -> Artifact | None:
+def teaches_only(recipe: Recipe) -> bool:
+    """Whether the recipe's source does nothing but teach."""
+    roles = [role for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
+    return bool(roles) and all(role.startswith("teacher") for role in roles)
+
+
+def open_references(recipe: Recipe) -> dict[str, Artifact]:
+    """Open the initial weights of all stages and the teachers that no stage makes, by the names of `StageEntry.inputs`.
+
+    Raises: DeployError: if any of them cannot be opened.
+    """
+    named = sorted({name for stage in recipe.stages for name in stage.inputs.values()})
+    weights = {
+        name: open_input(Path(name.removeprefix(WEIGHTS_PREFIX))) for name in named if name.startswith(WEIGHTS_PREFIX)
+    }
+    teachers = (name for name in named if name.startswith(TEACHER_PREFIX))
+    return weights | {name: open_teacher_input(name.removeprefix(TEACHER_PREFIX)) for name in teachers}
+
+
+def _open_foreign(path: Path) -> Artifact | None:
     """Return what is no ConvNeXt of the kinds that are read here, and no ONNX file; None: it is one."""
     from convnext_deploy.training.predictions import holds_predictions
 
@@ -66,8 +103,6 @@ def _open_foreign(path: Path, named: tuple[Library, str] | None) -> Artifact | N
         return _open_folder(path)
     if path.suffix == ".pt2":
         return _open_program(path)
-    if named is not None:
-        return _open_weights(path, *named)
     return _open_predictions(path) if holds_predictions(path) else None
 
 
@@ -102,10 +137,11 @@ def _of_timm(weights: Path, config: Mapping[str, Any]) -> Artifact:
     if pool := config.get("global_pool"):
         arguments.setdefault("global_pool", pool)
     channels, *sides = settings.get("input_size", (3, 224, 224))
-    side = arguments.get("img_size", sides[0])
-    if sides[0] != sides[1] or not isinstance(side, int):
+    asked = arguments.get("img_size", sides)
+    side, *others = [asked] if isinstance(asked, int) else asked
+    if any(other != side for other in others) or not isinstance(side, int):
         raise CheckpointError(
-            f"{weights.parent / _CONFIG} asks for images of {shown(sides)} pixels; expected square ones."
+            f"{weights.parent / _CONFIG} asks for images of {shown(asked)} pixels; expected square ones."
         )
     preprocess = _told({"image_size": side, **_timm_transform(settings)}, int(channels), f"from {_CONFIG} beside it")
     names = settings.get("label_names") or config.get("label_names") or settings.get("labels")
@@ -149,13 +185,7 @@ def _of_transformers(weights: Path, config: Mapping[str, Any]) -> Artifact:
 
 def _open_weights(path: Path, library: Library, architecture: str) -> Artifact:
     """Describe a file of weights of a network that the user names."""
-    from convnext_deploy.models.foreign.libraries import (
-        check_timm,
-        check_torchvision,
-        count_classes,
-        import_timm,
-        read_state,
-    )
+    from convnext_deploy.models.foreign.libraries import check_timm, check_torchvision, count_classes, import_timm
 
     if library == "transformers" or (path.suffix not in CHECKPOINT_SUFFIXES and not path.name.endswith(INDEX)):
         raise CheckpointError(
@@ -163,7 +193,7 @@ def _open_weights(path: Path, library: Library, architecture: str) -> Artifact:
         )
     bare = architecture.partition(".")[0]
     (check_timm if library == "timm" else check_torchvision)(bare)
-    classes = count_classes(library, bare, read_state(path), path)
+    classes = count_classes(library, bare, path)
     why = f"usual for {bare}, because the file does not tell"
     preprocess = assume(default_preprocess(224), why)
     if library == "timm":

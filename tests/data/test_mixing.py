@@ -150,6 +150,7 @@ def test_mix_leaves_batches_with_the_probability_left() -> None:
     )
     assert torch.equal(left, images)
     assert torch.equal(targets, torch.eye(5)[labels])
+    assert weight == 1.0
 
 
 def test_mixed_targets_are_what_cross_entropy_takes() -> None:

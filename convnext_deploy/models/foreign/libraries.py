@@ -87,12 +87,17 @@ def build_transformers(details: ForeignDetails, file: Path, classes: int) -> For
     """
     transformers = import_transformers()
     kind = transformers.AutoModelForImageClassification if classes else transformers.AutoModel
+    show = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         network = kind.from_pretrained(
             str(file.parent), local_files_only=True, trust_remote_code=False, dtype=torch.float32
         )
     except Exception as error:  # the library raises everything from OSError to its own
         raise CheckpointError(f"transformers cannot open {file.parent} ({first_line(error)}).") from None
+    finally:
+        if show:
+            transformers.utils.logging.enable_progress_bar()
 
     def compute(images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         found = network(images, output_hidden_states=True)
@@ -147,21 +152,19 @@ def check_torchvision(architecture: str) -> None:
         )
 
 
-def count_classes(library: str, architecture: str, state: Mapping[str, Tensor], file: Path) -> int:
-    """Return for how many classes weights are, by the shape of the last layer.
+def count_classes(library: str, architecture: str, file: Path) -> int:
+    """Return for how many classes the weights in a file are, by the shape of the last layer; 0: timm's have none.
 
-    Raises: CheckpointError: if there is no such layer.
+    Raises: CheckpointError: if there is no such layer, or the file cannot be read.
     """
-    if library == "timm":
-        heads = _timm_heads(architecture)
-        if heads and not any(f"{name}.weight" in state for name in heads):
-            return 0
-    else:
-        heads = _HEADS[library]
-    for name in heads:
-        weight = state.get(f"{name}.weight")
+    heads = _timm_heads(architecture) if library == "timm" else _HEADS[library]
+    tables = _tables_of(file)
+    for table, name in ((table, name) for table in tables for name in heads):
+        weight = table.get(f"{name}.weight")
         if weight is not None and weight.ndim in (2, 4):
             return len(weight)
+    if library == "timm":
+        return 0
     raise CheckpointError(
         f"{file} has no layer {' or '.join(heads)}, from which the number of classes of {library}'s {architecture} is read."
     )
@@ -173,22 +176,13 @@ def _timm_heads(architecture: str) -> tuple[str, ...]:
     return ((found,) if isinstance(found, str) else tuple(found or ())) or _HEADS["timm"]
 
 
-def read_state(file: Path, expected: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """Return the weights in a file, out of what training scripts wrap around them.
-
-    Args:
-        file: of `torch.save` or safetensors.
-        expected: names that they should have; None: the first table of tensors is taken.
-
-    Raises: CheckpointError: if there are none.
-    """
+def _tables_of(file: Path) -> list[dict[str, Tensor]]:
+    """Return the tables of tensors in a file, out of what training scripts wrap around them. Raises: CheckpointError: if none."""
     content, _ = read_content(file)
     tables = _tables(content, 0)
     if not tables:
         raise CheckpointError(f"{file} holds no state dict; expected a mapping from names to tensors.")
-    if expected is None:
-        return tables[0]
-    return max(tables, key=lambda table: len(set(table) & set(expected)))
+    return tables
 
 
 def _tables(content: Any, depth: int) -> list[dict[str, Tensor]]:
@@ -213,7 +207,7 @@ def _tables(content: Any, depth: int) -> list[dict[str, Tensor]]:
 def load_weights(network: nn.Module, file: Path, what: str) -> None:
     """Put the weights of a file into a network. Raises: CheckpointError: if they are not its, with the first name that differs."""
     expected = network.state_dict()
-    state = read_state(file, expected)
+    state = max(_tables_of(file), key=lambda table: len(set(table) & set(expected)))
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in expected]
     wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]

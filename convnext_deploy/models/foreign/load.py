@@ -1,5 +1,7 @@
 """Load the network of another library that an artifact describes."""
 
+import torch
+
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import ForeignDetails
 from convnext_deploy.models.foreign.exported_program import open_program
@@ -20,6 +22,8 @@ def load_foreign(artifact: Artifact) -> ForeignNetwork:
     details = artifact.details_as(ForeignDetails)
     if details.library == "torch.export":
         return open_program(artifact.main_file)[0]
-    network = _BUILDERS[details.library](details, artifact.main_file, artifact.model.num_classes)
+    # libraries draw the weights that are then replaced; what a student draws must not depend on when its teacher is opened
+    with torch.random.fork_rng([]):
+        network = _BUILDERS[details.library](details, artifact.main_file, artifact.model.num_classes)
     network.eval()
     return network
