@@ -14,7 +14,7 @@ from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.open_foreign import read_name
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb

@@ -19,7 +19,7 @@ from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
 _RTX, _ENGINES = ("tensorrt-rtx",), ("tensorrt-rtx", "tensorrt")

@@ -13,7 +13,7 @@ from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb

@@ -14,7 +14,8 @@ from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.foresee import check_plan
 from convnext_deploy.pipeline.kept import check_replacements
 from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
-from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
+from convnext_deploy.pipeline.run import plan_recipe, run_recipe
+from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.system.progress import Progress
 

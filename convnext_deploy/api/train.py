@@ -8,7 +8,7 @@ from convnext_deploy.api.run_stages import create_execution, create_recipe, crea
 from convnext_deploy.api.training_presets import DIGITS_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb

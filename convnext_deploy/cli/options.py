@@ -220,7 +220,7 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
 def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a verb's function from the values of its command: its own as they are, the others in records."""
     from convnext_deploy.api.options import RECORDS
-    from convnext_deploy.cli.progress_bars import create_progress
+    from convnext_deploy.system.progress_bars import create_progress
 
     found = {**values, "progress": create_progress(is_quiet()), "command": _typed()}
     uses = USES.get(verb, {})
