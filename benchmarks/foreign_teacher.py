@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     images, labels = _read(arguments.data / "train")
-    network = ResNet20(arguments.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = ResNet20(arguments.width).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(), arguments.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True
     )

@@ -116,7 +116,7 @@ class _Teachers:
         outputs = outputs_for(artifact, self._data)
         if artifact.format == "predictions":
             return open_predictions(artifact, self._data, self._config.temperature, outputs), outputs is not None
-        teacher = open_teacher(artifact, self._preprocess, self._context.execution.device, outputs)
+        teacher = open_teacher(artifact, self._preprocess, self._context, outputs)
         return teacher, outputs is not None
 
     @functools.cached_property

@@ -29,7 +29,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     network = load_network(source, **training_options(config.fit)).to(context.execution.device)
     own: nn.Module | Teacher = without_quantizers(network)
     if context.baseline is not None:
-        own = open_teacher(context.baseline, source.preprocess, context.execution.device)
+        own = open_teacher(context.baseline, source.preprocess, context)
     history = train_quantized(network, own, source, source.preprocess, config, context)
     return write_torch_artifact(
         network,

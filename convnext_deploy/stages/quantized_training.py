@@ -58,7 +58,7 @@ def train_quantized(
     if context.teachers:
         other = context.teachers[0]
         outputs = outputs_for(other, context.need_data())
-        teacher = open_teacher(other, preprocess, context.execution.device, outputs)
+        teacher = open_teacher(other, preprocess, context, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(

@@ -18,7 +18,7 @@ from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.foreign.load import load_foreign
-from convnext_deploy.runners import open_runner
+from convnext_deploy.stages.context import StageContext
 from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.losses import Distillation, distillation_loss
 from convnext_deploy.training.predictions import PredictionTable
@@ -31,15 +31,15 @@ Taught = Teacher | PredictionTable
 
 
 class GraphNetwork(nn.Module):
-    """An ONNX file as a network, through the runner of its runtime; no gradient flows to it."""
+    """An ONNX file as a network, through the runtime that it is for; no gradient flows to it."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         super().__init__()
-        self.runner = open_runner(artifact)
+        self._run = run
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images `(N, C, S, S)` to logits `(N, classes)` float32."""
-        found = self.runner.logits(images.float().contiguous().cpu().numpy())
+        found = self._run(images.float().contiguous().cpu().numpy())
         return torch.from_numpy(found).to(images.device)
 
 
@@ -81,7 +81,7 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_a
 
 
 def open_teacher(
-    artifact: Artifact, student: Preprocess, device: str, outputs: NDArray[np.int64] | None = None
+    artifact: Artifact, student: Preprocess, context: StageContext, outputs: NDArray[np.int64] | None = None
 ) -> Teacher:
     """Load a teacher that looks at images, which come under the student's transform.
 
@@ -89,8 +89,9 @@ def open_teacher(
     """
     if outputs is not None and np.array_equal(outputs, np.arange(artifact.model.num_classes)):
         outputs = None
-    if artifact.format == "onnx":
-        network: nn.Module = GraphNetwork(artifact)
+    device = context.execution.device
+    if artifact.format == "onnx" and context.open_graph is not None:
+        network: nn.Module = GraphNetwork(context.open_graph(artifact))
     elif artifact.format == "foreign":
         network = load_foreign(artifact)
     else:

@@ -195,9 +195,9 @@ def _read_safetensors(path: Path) -> PredictionFile:
 
 def _read_parquet(path: Path) -> PredictionFile:
     try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found,unused-ignore]  # optional
+        from pyarrow import ArrowException, parquet
     except ImportError:
-        raise BackendUnavailableError(f"{path} is read by pyarrow: pip install pyarrow.") from None
+        raise BackendUnavailableError(f"{path} is read by pyarrow: pip install 'convnext_deploy[teachers]'.") from None
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,16 +41,16 @@ def normalized(pixels: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float,
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def _timm(name: str, **arguments: object) -> Callable[[Path], tuple[Path, Callable[[Tensor], Tensor]]]:
+def _timm(name: str, **arguments: Any) -> Callable[[Path], tuple[Path, Callable[[Tensor], Tensor]]]:
     def write(folder: Path) -> tuple[Path, Callable[[Tensor], Tensor]]:
-        network = timm.create_model(name, num_classes=3, **arguments)
+        network: Any = timm.create_model(name, num_classes=3, **arguments)
         _fill(network)
         config = {
             "mean": list(MEAN), "std": list(STD), "input_size": (3, SIDE, SIDE), "label_names": list(CLASSES), "num_classes": 3,
             "crop_pct": 1.0, "interpolation": "bilinear",
         }  # fmt: skip
         network.pretrained_cfg.update(config)
-        save_for_hf(network, folder, model_args={**arguments, "num_classes": 3}, safe_serialization=True)
+        save_for_hf(network, str(folder), model_args={**arguments, "num_classes": 3}, safe_serialization=True)
         return folder, lambda pixels: network(normalized(pixels))
 
     return write

@@ -28,12 +28,15 @@ from convnext_deploy.models.foreign.network import ForeignNetwork
 SUFFIX = ".pt2"
 _LARGEST_GRAPH = 200_000_000  # bytes of JSON; a vision transformer of a billion parameters has about 5 million
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims|torchvision|higher_order)\.\w+(\.\w+)?"
+    r"torch\.ops\.(aten|prims|torchvision|higher_order)\.(?!_*__)\w+(\.(?!__)\w+)?"
     r"|torch\.sym_(int|float|max|min|not|ite|sum)|torch\._sym_sqrt"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
     r"|math\.(ceil|floor|trunc)"
 )
 _HIGHER_ORDER = re.compile(r"torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast)")
+_NAME = re.compile(r"[\w.]*")
+_FREE = ("metadata", "in_spec", "out_spec", "as_string", "expr_str", "torch_version", "target", "as_operator")
+"""What is not called as a variable is in the Python that PyTorch makes of a graph, and need not look like a name."""
 _SYMBOL = re.compile(r"'[a-z]{1,8}\d{1,6}'")
 _FUNCTIONS = {
     "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "Eq", "Ne", "And", "Or", "Not",
@@ -99,7 +102,9 @@ def _check_archive(file: Path) -> None:
                 raise CheckpointError(f"the graph in {file} is larger than any network's; it is not opened.")
             for name in names:
                 _check_record(archive, name, top, file)
-            _check_graph(json.loads(archive.read(graphs[0])), file)
+            graph = json.loads(archive.read(graphs[0]))
+            _check_graph(graph, file)
+            _check_names(graph["graph_module"], file)
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, RecursionError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a readable program of torch.export ({first_line(error)}).") from None
 
@@ -131,6 +136,20 @@ def _check_graph(graph: Any, file: Path) -> None:
             raise _is_code(file, "an object of a class of its own")
         elif key == "expr_str" and not _is_size(value):
             raise _is_code(file, f"a size that is an expression of Python ({str(value)[:80]!r})")
+
+
+def _check_names(graph: Any, file: Path) -> None:
+    """Refuse names that would be code in the Python that PyTorch makes of a graph, and runs."""
+    pending = [graph]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += [key for key in value if key not in _FREE]
+            pending += [each for key, each in value.items() if key not in _FREE]
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and not _NAME.fullmatch(value):
+            raise _is_code(file, f"the name {value[:80]!r}")
 
 
 def _values(graph: Any) -> Iterator[tuple[str, Any]]:

@@ -116,7 +116,9 @@ def import_timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise BackendUnavailableError("a teacher of timm is built by timm: pip install timm.") from None
+        raise BackendUnavailableError(
+            "a teacher of timm is built by timm: pip install 'convnext_deploy[teachers]'."
+        ) from None
     return timm
 
 
@@ -126,7 +128,7 @@ def import_transformers() -> Any:
         import transformers
     except ImportError:
         raise BackendUnavailableError(
-            "a teacher of transformers is built by transformers: pip install transformers."
+            "a teacher of transformers is built by transformers: pip install 'convnext_deploy[teachers]'."
         ) from None
     return transformers
 
