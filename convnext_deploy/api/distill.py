@@ -65,7 +65,7 @@ def distill(
             "teacher_cache_top_k is about the cache of the teacher's predictions; ask for teacher_cache too."
         )
     how = create_execution(execution, data.data)
-    images = open_training_data(data, how)
+    images = open_training_data(data, how, out)
     places = _teachers(teacher, teacher_checkpoint, teacher_weights)
     taught_by, others = (places[0] if places else None), places[1:]
     source, asked = None, PreprocessSettings()

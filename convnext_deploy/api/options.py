@@ -29,7 +29,8 @@ class DataOptions:
         data: image folder, folder of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from them.
         validation_fraction: share of each class that is held out where the folder has no validation images, between 0 and 1;
             None: 0.1. One for all verbs, otherwise validation images leak into training.
-        skip_unreadable: leave out images that cannot be opened. None: they are an error.
+        skip_unreadable: leave out images that cannot be read to their last pixel: all are decoded for that, once. None: they are an
+            error.
         image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.

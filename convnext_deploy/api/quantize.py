@@ -64,7 +64,7 @@ def quantize(
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
     _check_source(source)
-    images = open_data_for(source, data, how)
+    images = open_data_for(source, data, how, out)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
     drop = QuantizeConfig.max_drop_pp if evaluation.max_top1_drop_pp is None else evaluation.max_top1_drop_pp

@@ -84,7 +84,7 @@ def _open(
     for artifact in weights.values():
         for note in artifact.notes:
             how.progress.say(note)
-    images = open_named_data(name, data, how)
+    images = open_named_data(name, data, how, out)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
     return loaded, settings, source, images, weights
 

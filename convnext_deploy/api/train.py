@@ -36,7 +36,7 @@ def train(
     Raises: DeployError: if the data or the weights cannot be used, or an option is not for `train`.
     """
     how = create_execution(execution, data.data)
-    images = open_training_data(data, how)
+    images = open_training_data(data, how, out)
     start = one_start(checkpoint, weights)
     source = None if start is None else open_artifact(start, model, data, how.progress)
     model = name_variant(model, source)

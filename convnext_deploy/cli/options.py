@@ -72,7 +72,7 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "others: text, a name a line, or JSON.",
         {"metavar": "FILE"},
     ),
-    "skip_unreadable": (bool, "Leave out images that cannot be opened, and list them.", _SWITCH),
+    "skip_unreadable": (bool, "Leave out images that cannot be read, and list them.", _SWITCH),
     "out": (click.Path(path_type=Path), "Folder for the results.", _FOLDER),
     "max_top1_drop_pp": (
         click.FloatRange(0, 100),

@@ -22,7 +22,7 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import check_replacements, make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import claim
+from convnext_deploy.pipeline.run_folder import claim, list_unreadable
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
@@ -117,6 +117,7 @@ def _run(
         artifacts=weights,
         assumptions=assumptions,
     )
+    list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
     if source is not None:
