@@ -47,6 +47,9 @@ class Block(nn.Module):
 class ResNet20(nn.Module):
     """Maps RGB images `(N, 3, 32, 32)` in 0..1 to logits `(N, 10)`."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])

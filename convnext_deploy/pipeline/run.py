@@ -155,7 +155,6 @@ def _bring_teacher(run: _Run, name: str, artifact: Artifact) -> None:
     """Measure a teacher that no stage makes, and that is not the recipe's source."""
     row = PurePath(name.removeprefix(TEACHER_PREFIX)).name
     run.ledger.record(row, artifact, _measure(run, row, artifact, may_differ=True))
-    run.ledger.artifacts[name] = artifact
     _warn(run)
 
 

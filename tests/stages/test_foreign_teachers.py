@@ -17,6 +17,8 @@ from torch import Tensor
 from convnext_deploy.api.distill import distill
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.api.run import run
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import EngineDetails, PredictionsDetails, Profile
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
@@ -173,8 +175,7 @@ def test_predictions_are_read_in_every_form(form: str, small_data: Data, tmp_pat
     artifact = open_teacher_input(path)
     check_teacher(artifact, small_data, 3)
     assert artifact.class_names == (CLASSES if form == "Parquet columns" else None)
-    content = "probabilities" if form == "probabilities" else "logits"
-    table = PredictionTable(path, small_data, content)
+    table = PredictionTable(path, small_data, artifact.details_as(PredictionsDetails).content)
     torch.testing.assert_close(table.vectors.softmax(1), torch.from_numpy(logits).softmax(1))
 
 
@@ -270,9 +271,6 @@ def test_several_teachers_cannot_have_one_name(tmp_path: Path) -> None:
 
 def test_an_engine_cannot_teach(small_data: Data, tmp_path: Path, small_artifacts: dict[str, object]) -> None:
     engine = next(each for each in small_artifacts.values() if getattr(each, "format", "") == "onnx")
-    from convnext_deploy.artifacts.artifact import Artifact
-    from convnext_deploy.artifacts.details import EngineDetails, Profile
-
     assert isinstance(engine, Artifact)
     details = EngineDetails("tensorrt-rtx", "1.7", ("SM86",), Profile(1, 1, 8))
     with pytest.raises(
