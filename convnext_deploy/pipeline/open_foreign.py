@@ -127,7 +127,7 @@ def _open_folder(folder: Path) -> Artifact | None:
 
 def _of_timm(weights: Path, config: Mapping[str, Any]) -> Artifact:
     """Describe a folder of timm's, as its `save_for_hf` writes it and the hub has it."""
-    from convnext_deploy.models.foreign.libraries import check_timm
+    from convnext_deploy.training.foreign_libraries import check_timm
 
     architecture = str(config["architecture"])
     check_timm(architecture)
@@ -185,7 +185,7 @@ def _of_transformers(weights: Path, config: Mapping[str, Any]) -> Artifact:
 
 def _open_weights(path: Path, library: Library, architecture: str) -> Artifact:
     """Describe a file of weights of a network that the user names."""
-    from convnext_deploy.models.foreign.libraries import check_timm, check_torchvision, count_classes, import_timm
+    from convnext_deploy.training.foreign_libraries import check_timm, check_torchvision, count_classes, import_timm
 
     if library == "transformers" or (path.suffix not in CHECKPOINT_SUFFIXES and not path.name.endswith(INDEX)):
         raise CheckpointError(
@@ -206,7 +206,7 @@ def _open_weights(path: Path, library: Library, architecture: str) -> Artifact:
 def _open_published(library: Library, name: str) -> Artifact:
     """Describe weights of a network that its library publishes, fetched if they are not at hand."""
     from convnext_deploy.models.checkpoints.hub import fetch_torchvision, fetch_weights
-    from convnext_deploy.models.foreign.libraries import check_timm, check_torchvision
+    from convnext_deploy.training.foreign_libraries import check_timm, check_torchvision
 
     if library == "torchvision":
         check_torchvision(name)
@@ -223,7 +223,7 @@ def _open_published(library: Library, name: str) -> Artifact:
 
 
 def _open_program(path: Path) -> Artifact:
-    from convnext_deploy.models.foreign.exported_program import open_program
+    from convnext_deploy.training.exported_program import open_program
 
     _, shape = open_program(path)
     if shape.height != shape.width:

@@ -101,8 +101,8 @@ def open_runner(
         ArtifactError: if the file does not fit its manifest.
     """
     if artifact.format == "foreign" and runner is None:
-        from convnext_deploy.models.foreign.load import load_foreign
         from convnext_deploy.runners.torch import TorchRunner
+        from convnext_deploy.training.load_foreign import load_foreign
 
         return TorchRunner(load_foreign(artifact), device, threads, artifact.preprocess)
     name = default_runner(artifact) if runner is None else runner

@@ -21,7 +21,6 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.foreign.network import ForeignNetwork
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import (
@@ -42,6 +41,7 @@ from convnext_deploy.training.feature_distillation import (
     StageFeatures,
     feature_distillation,
 )
+from convnext_deploy.training.foreign_network import ForeignNetwork
 from convnext_deploy.training.losses import Distillation, average_teachers
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.schedule import autocast_dtype

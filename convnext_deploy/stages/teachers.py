@@ -17,9 +17,9 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
-from convnext_deploy.models.foreign.load import load_foreign
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.training.fit import Objective
+from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import Distillation, distillation_loss
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.teacher import Teacher

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.models.foreign.network import ForeignNetwork
+from convnext_deploy.training.foreign_network import ForeignNetwork
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.teacher import Teacher
 

@@ -182,7 +182,7 @@ def test_feature_distillation_keeps_no_features_of_an_evaluation() -> None:
             other(2 * images + 1)
         torch.testing.assert_close(loss(), expected)
         # and none after their use, so that they do not stay in memory beside those of the next batch
-        with pytest.raises(RuntimeError):
+        with pytest.raises(KeyError):
             loss()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.errors import CheckpointError
-from convnext_deploy.models.foreign.exported_program import open_program
+from convnext_deploy.training.exported_program import open_program
 from tests.stages.foreign_teachers import SIDE, normalized, write_program
 
 MARK = "ran.txt"

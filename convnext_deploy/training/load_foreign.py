@@ -4,9 +4,9 @@ import torch
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import ForeignDetails
-from convnext_deploy.models.foreign.exported_program import open_program
-from convnext_deploy.models.foreign.libraries import build_timm, build_torchvision, build_transformers
-from convnext_deploy.models.foreign.network import ForeignNetwork
+from convnext_deploy.training.exported_program import open_program
+from convnext_deploy.training.foreign_libraries import build_timm, build_torchvision, build_transformers
+from convnext_deploy.training.foreign_network import ForeignNetwork
 
 _BUILDERS = {"timm": build_timm, "torchvision": build_torchvision, "transformers": build_transformers}
 

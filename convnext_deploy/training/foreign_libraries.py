@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.details import ForeignDetails
 from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line, suggest
 from convnext_deploy.models.checkpoints.safe_reader import read_content
-from convnext_deploy.models.foreign.network import ForeignNetwork, as_map
+from convnext_deploy.training.foreign_network import ForeignNetwork, as_map
 
 _WRAPPERS = ("model_ema", "state_dict_ema", "ema_model", "model", "state_dict", "model_state_dict", "network", "net")
 _DEEPEST = 4  # tables within tables

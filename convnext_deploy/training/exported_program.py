@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.errors import CheckpointError, first_line
-from convnext_deploy.models.foreign.network import ForeignNetwork
+from convnext_deploy.training.foreign_network import ForeignNetwork
 
 SUFFIX = ".pt2"
 _LARGEST_GRAPH = 200_000_000  # bytes of JSON; a vision transformer of a billion parameters has about 5 million
