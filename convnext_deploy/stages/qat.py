@@ -12,10 +12,10 @@ from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
 from convnext_deploy.stages.ptq_steps import QUANTIZES_TORCH
 from convnext_deploy.stages.quantized_training import train_quantized
-from convnext_deploy.stages.teachers import check_teachers
+from convnext_deploy.stages.teachers import check_teachers, open_teacher
 from convnext_deploy.stages.training_setup import training_options
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.training.teacher import Teacher, open_teacher
+from convnext_deploy.training.teacher import Teacher
 
 
 def foresee(config: QATConfig, given: Given) -> Outlook:
@@ -42,7 +42,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     network = load_network(source, **training_options(config.fit)).to(context.execution.device)
     own: nn.Module | Teacher = without_quantizers(network)
     if context.baseline is not None:
-        own = open_teacher(context.baseline, source.preprocess, context.execution.device)
+        own = open_teacher(context.baseline, source.preprocess, context)
     history = train_quantized(network, own, source, source.preprocess, config, context)
     return write_torch_artifact(
         network,
