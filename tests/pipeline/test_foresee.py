@@ -137,7 +137,7 @@ def test_dry_run_says_what_would_fail(
 
 
 def test_dry_run_says_that_classes_differ(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    data = write_image_folder(tmp_path / "two", ("cat", "dog"), train=2, validation=1)
+    data = write_image_folder(tmp_path / "two", ("cat", "elk"), train=2, validation=1)
     head = f'name = "r"\nsource = "{small_artifacts["student"].path}"\n'
     for stages in (ONNX, STUDENT.format("source")):
         code, line = dry_run(tmp_path, head + stages, data)
