@@ -26,7 +26,7 @@ class Teacher(nn.Module):
         self, network: ConvNeXt, student: Preprocess, own: Preprocess, outputs: NDArray[np.int64] | None = None
     ) -> None:
         super().__init__()
-        self.network, self.image_size = network.requires_grad_(False).eval(), own.image_size
+        self.network, self.size = network.requires_grad_(False).eval(), own.sides
         self.same = (student.mean, student.std) == (own.mean, own.std)
         device = next(network.parameters()).device
         mean, std, own_mean, own_std = (
@@ -38,9 +38,8 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(N, C, H, W)` to logits: the same crop, resized to the network's own size."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
         logits: Tensor = self.network(images if self.same else images * self.scale + self.shift)
         return logits if self.outputs is None else logits[:, self.outputs]
 
