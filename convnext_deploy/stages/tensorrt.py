@@ -64,7 +64,8 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     source = require_source(source, "tensorrt")
     # All that can be wrong is found out before the first build, which on a device takes minutes.
     foresee(config, given_to(context, source))
-    trt, options = import_tensorrt(config.flavor), build_options(config)
+    trt = import_tensorrt(config.flavor)
+    options = dataclasses.replace(build_options(config), image=_image_of(source))
     view = open_view(source.main_file)
     check_scales(view)
     gpus = _targets(config)
@@ -111,6 +112,12 @@ def build_options(config: TensorRTConfig) -> BuildOptions:
         config.version_compatible,
         config.stripped,
     )
+
+
+def _image_of(source: Artifact) -> tuple[int, ...]:
+    """Return the shape of an image, for a graph that takes any size."""
+    sides, channels = source.preprocess.sides, source.model.in_channels
+    return (*sides, channels) if source.io.input_layout == "nhwc" else (channels, *sides)
 
 
 def _targets(config: TensorRTConfig) -> tuple[str | None, ...]:
