@@ -47,8 +47,12 @@ def marks(plot: str, shape: str = r"\w+") -> list[tuple[float, float]]:
 
 
 def test_curve_of_top1_has_a_band_and_leaves_out_what_was_not_measured() -> None:
-    history = [{"epoch": 1.0, "validation_top1": 0.5, "train_loss": 2.0}, {"epoch": 2.0, "validation_top1": None}, {}]
-    history.append({"epoch": 4.0, "validation_top1": 1.0, "train_loss": None})
+    history: list[dict[str, float | None]] = [
+        {"epoch": 1.0, "validation_top1": 0.5, "train_loss": 2.0},
+        {"epoch": 2.0, "validation_top1": None},
+        {},
+        {"epoch": 4.0, "validation_top1": 1.0, "train_loss": None},
+    ]
     drawn = curves(history, 100)
     assert list(drawn) == ["loss", "top-1"]
     places = marks(drawn["top-1"])
