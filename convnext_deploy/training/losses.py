@@ -148,7 +148,8 @@ def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     """Distillation of relations: `T² * (inter + intra)`, both 1 minus a correlation of probabilities softened by T.
 
     `inter` correlates the classes of each image, `intra` the images of each class: the student has to rank like the teacher, and
-    not to have its probabilities. Where a batch is divided, among processes or by gradient accumulation, `intra` is that of each part.
+    not to have its probabilities. Where a batch is divided, among processes or by gradient accumulation, `intra` is that of each
+    part.
 
     Args:
         student_logits: `(N, num_classes)`.
