@@ -15,7 +15,7 @@ _SIDE = 64
 
 
 def write_photos(root: Path, train: int = 20, validation: int = 10) -> Path:
-    """Write `train/` and `val/` with so many images of each class: stripes of a direction and a colour of its own, with noise."""
+    """Write `train/` and `val/`, so many images of each class: stripes of a direction of its own, of any strength, with noise."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:_SIDE, :_SIDE] / _SIDE
     for split, count in (("train", train), ("val", validation)):
@@ -23,9 +23,8 @@ def write_photos(root: Path, train: int = 20, validation: int = 10) -> Path:
             (folder := root / split / name).mkdir(parents=True)
             angle = np.pi * label / len(CLASSES)
             for index in range(count):
-                phase = rng.uniform(0, 2 * np.pi) + np.arange(3) * angle
-                wave = np.sin(20 * (np.cos(angle) * rows + np.sin(angle) * columns)[..., None] + phase)
-                pixels = 128 + 90 * wave + rng.normal(0, 20, wave.shape)
+                wave = np.sin(20 * (np.cos(angle) * rows + np.sin(angle) * columns)[..., None] + np.arange(3) * angle)
+                pixels = 128 + rng.uniform(60, 90) * wave + rng.normal(0, 8, wave.shape)
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
     return root
 
@@ -51,7 +50,7 @@ def write_timm_checkpoint(path: Path, photos: Path) -> Path:
         features = model.forward_head(model.forward_features(torch.stack(images)), pre_logits=True).double()
         features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
         wanted = 10.0 * torch.nn.functional.one_hot(torch.tensor(labels), len(CLASSES)).double()
-        ridge = features.T @ features + 1e-3 * torch.eye(features.shape[1])
+        ridge = features.T @ features + 1.0 * torch.eye(features.shape[1])
         head = torch.linalg.solve(ridge, features.T @ wanted).float()
         model.head.fc.weight.copy_(head[:-1].T)
         model.head.fc.bias.copy_(head[-1])

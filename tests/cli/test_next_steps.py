@@ -112,7 +112,7 @@ def test_way_from_a_checkpoint_to_a_bundle_is_what_the_verbs_print(
     monkeypatch.chdir(place)
     write_photos(place / "my photos")
     write_timm_checkpoint(place / "best.pth", place / "my photos")
-    words = ["validate", "best.pth", "--data", "my photos", "--image-size", "96"]
+    words = ["validate", "best.pth", "--data", "my photos", "--crop-pct", "0.95"]
     verbs = []
     while words:
         verbs.append(words[0])
