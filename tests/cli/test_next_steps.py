@@ -1,4 +1,8 @@
-"""Every verb ends with where its results are and what follows, and that runs as it is printed."""
+"""Every verb ends with where its results are and what follows, and that runs as it is printed.
+
+The way from a checkpoint to a verified bundle, each command being the one that the verb before it printed, is README's:
+see `tests/documentation/test_readme.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ import pytest
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli.next_steps import conclude_run, tell_following
 from convnext_deploy.pipeline.run import RunResult
-from tests.brought import write_photos, write_timm_checkpoint
 from tests.cli.conftest import FailedRun, Outcome, call
 
 HERE = ("--workers", "0", "--device", "cpu")
@@ -102,29 +105,3 @@ def test_command_that_follows_a_verb_that_only_shows_runs_as_printed(
 def test_dry_run_ends_with_the_command_that_runs(failed_run: FailedRun) -> None:
     verb, recipe, *rest = failed_run.command
     assert next_of(call(verb, recipe, "--dry-run", *rest)) == [verb, str(recipe), *map(str, rest)]
-
-
-@pytest.mark.heavy
-def test_way_from_a_checkpoint_to_a_bundle_is_what_the_verbs_print(
-    tmp_path: Path, short_timing: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (place := tmp_path / "my files").mkdir()
-    monkeypatch.chdir(place)
-    write_photos(place / "my photos")
-    write_timm_checkpoint(place / "best.pth", place / "my photos")
-    words = ["validate", "best.pth", "--data", "my photos", "--crop-pct", "0.95"]
-    verbs = []
-    while words:
-        verbs.append(words[0])
-        outcome = call(*words)
-        assert outcome.code == 0, outcome.err
-        if words[0] == "verify-bundle":
-            break
-        words = next_of(outcome)
-        if words[0] in ("quantize", "export"):
-            assert (place / "my photos").name in words
-    assert verbs == ["validate", "quantize", "export", "bundle", "verify-bundle"]
-    shown = next_of(call("report", place / "runs" / "quantize-test_convnext"))
-    assert shown[0] == "export"
-    predicted = call("predict", place / "runs" / "quantize-test_convnext-onnx" / "stages" / "onnx", place / "my photos")
-    assert next_of(predicted)[0] == "bundle"

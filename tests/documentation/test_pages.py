@@ -54,8 +54,11 @@ def _anchor(heading: str) -> str:
 def test_map_is_that_of_the_contracts() -> None:
     settings = tomllib.loads(_text("pyproject.toml"))["tool"]["importlinter"]
     (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    rooms = [set(layer.split(" | ")) for layer in reversed(layers) if layer != "__main__"]
     rows = [{name.partition("/")[0] for name in row} for row in _mapped()]
-    assert rows == [set(layer.split(" | ")) for layer in reversed(layers) if layer != "__main__"]
+    places = [next(place for place, layer in enumerate(rooms) if row <= layer) for row in rows]
+    assert places == sorted(places)  # those of one layer may have several rows, one after the other
+    assert [set().union(*(r for r, p in zip(rows, places, strict=True) if p == i)) for i in range(len(rooms))] == rooms
 
 
 def test_map_names_every_room() -> None:

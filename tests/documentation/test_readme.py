@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,13 +47,17 @@ def test_the_five_commands_do_and_print_what_they_say(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_timm_checkpoint(tmp_path / "best.pth", write_photos(tmp_path / "photos", train=10, validation=5))
     for block, shown in PAIRS:
-        _check(block, shown)
+        printed = _check(block, shown)
+    (verify,) = re.findall(r"^next: convnext-deploy (.*)$", printed, re.MULTILINE)
+    assert call(*shlex.split(verify)).code == 0
 
 
-def _check(block: Block, shown: Block) -> None:
-    for words in block.commands():
-        outcome = call(*words[1:])
-        assert outcome.code == 0, outcome.err
-        printed = outcome.err + outcome.out
-        missing = [line for line in shown.text.splitlines() if not is_shown(line, printed)]
-        assert missing == [], printed
+def _check(block: Block, shown: Block) -> str:
+    """Run the command of a block, and return what it printed, with the lines that are shown in it."""
+    (words,) = block.commands()
+    outcome = call(*words[1:])
+    assert outcome.code == 0, outcome.err
+    printed = outcome.err + outcome.out
+    missing = [line for line in shown.text.splitlines() if not is_shown(line, printed)]
+    assert missing == [], printed
+    return printed
