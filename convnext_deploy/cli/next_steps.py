@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli.options import flag_of, is_quiet
+from convnext_deploy.config.image_size import size_option
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.standard_error import tell
 
@@ -139,5 +140,7 @@ def _carried(verb: str, values: Mapping[str, Any], fields: Sequence[str]) -> Ite
         if name not in fields or value is None:
             continue
         yield flag_of(name)
-        if value is not True:
+        if name == "image_size":
+            yield size_option(value)
+        elif value is not True:
             yield ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

@@ -54,9 +54,9 @@ def test_what_follows_an_artifact(
 
 
 def test_options_of_the_images_are_carried_on(capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"data": "d", "mean": (0.5, 0.25), "image_size": 64, "max_top1_drop_pp": 1.0, "crop_pct": None}
+    values = {"data": "d", "mean": (0.5, 0.25), "image_size": (64, 96), "max_top1_drop_pp": 1.0, "crop_pct": None}
     tell_following(["a.pth"], "torch", "fp32", values, fields=[*values])
-    expected = "next: convnext-deploy quantize a.pth --data d --image-size 64 --mean 0.5,0.25\n"
+    expected = "next: convnext-deploy quantize a.pth --data d --image-size 64x96 --mean 0.5,0.25\n"
     assert capsys.readouterr().err == expected
 
 
