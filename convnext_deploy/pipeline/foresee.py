@@ -2,19 +2,22 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import SOURCE, StageEntry
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, StageEntry
 from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import OutputError
+from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.models.zoo.cost import count_parameters
 from convnext_deploy.pipeline.stage import Settings, stage_folder
 from convnext_deploy.stages.foresight import Outlook, foresee, outlook_of
 
 _FLOAT = 4  # bytes
+_PUBLISHED_CLASSES = 1000  # a training replaces the head where it has others
 _STATE = 3  # times the weights: themselves, and two moments of AdamW
 
 
@@ -24,6 +27,7 @@ def check_plan(
     source: Artifact | None,
     data: Data | None,
     weights: Mapping[str, Artifact],
+    downloads: Collection[str] = (),
 ) -> None:
     """Check what a plan needs.
 
@@ -33,10 +37,12 @@ def check_plan(
         source: the artifact that the recipe calls `source`.
         data: whose images the stages see.
         weights: the initial weights, by the names under which the stages refer to them.
+        downloads: names of those that are still to be downloaded: of them only the name is known.
 
     Raises: DeployError: the first that would end the run.
     """
     known: dict[str, Outlook] = {name: outlook_of(artifact) for name, artifact in weights.items()}
+    known |= {name: outlook for name in downloads if (outlook := _outlook_of_name(name)) is not None}
     if source is not None:
         known[SOURCE] = outlook_of(source)
     made = []
@@ -58,6 +64,16 @@ def check_plan(
         _check_room(settings.out, made)
     if settings.execution.cache_dir is not None:
         check_writable(settings.execution.cache_dir, "--cache-dir")
+
+
+def _outlook_of_name(place: str) -> Outlook | None:
+    """Return what the name of published weights tells of them; None where it names no variant of ours."""
+    name = place.removeprefix(WEIGHTS_PREFIX)
+    try:
+        variant = resolve_variant(name.rpartition("/")[2].partition(".")[0])
+    except RecipeError:
+        return None
+    return Outlook(name, "torch", "fp32", ModelSpec(variant, _PUBLISHED_CLASSES))
 
 
 def check_writable(folder: Path, flag: str) -> None:
