@@ -199,9 +199,8 @@ def _rank_for(
         smallest = data_size(images).order[-1]
         reason = next(exclusion.reason for exclusion in exclusions if exclusion.variant == smallest)
         where = "memory here" if machine is not None and machine.gpu is None else "GPU memory"
-        raise RecipeError(
-            f"{memory if gpu_memory_gb is not None else round(memory or 0, 1)} GB of {where} are too little: even {smallest} {reason}."
-        )
+        size = memory if gpu_memory_gb is not None else round(memory or 0, 1)
+        raise RecipeError(f"{size} GB of {where} are too little: even {smallest} {reason}.")
     if machine is not None and machine.gpu is None:
         candidates = order_for_cpu(candidates, images, classes, image_size, machine.cores)
     return candidates, exclusions

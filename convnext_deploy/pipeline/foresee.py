@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, StageEntry
+from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry
 from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import OutputError, RecipeError
@@ -64,6 +64,19 @@ def check_plan(
         _check_room(settings.out, made)
     if settings.execution.cache_dir is not None:
         check_writable(settings.execution.cache_dir, "--cache-dir")
+
+
+def weights_to_download(recipe: Recipe) -> tuple[str, ...]:
+    """Return those of the initial weights that are published ones of our variants, by their name, and not in the cache.
+
+    Raises: DeployError: as `is_at_hand`.
+    """
+    from convnext_deploy.models.checkpoints.hub import is_at_hand, is_weights_name
+
+    places = sorted({stage.weights for stage in recipe.stages if stage.weights is not None})
+    names = {place: place.removeprefix(WEIGHTS_PREFIX) for place in places}
+    published = (name for name in names.items() if is_weights_name(name[1]) and not os.path.lexists(name[1]))
+    return tuple(place for place, name in published if _outlook_of_name(place) is not None and not is_at_hand(name))
 
 
 def _outlook_of_name(place: str) -> Outlook | None:

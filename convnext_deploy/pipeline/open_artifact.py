@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
@@ -13,7 +12,6 @@ from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.places import check_place, no_artifact
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
@@ -117,33 +115,6 @@ def _without_equal(artifact: Artifact, asked: PreprocessSettings) -> PreprocessS
         )
     ]
     return dataclasses.replace(asked, **dict.fromkeys(equal))
-
-
-def open_weights(recipe: Recipe, *, but: Collection[str] = ()) -> dict[str, Artifact]:
-    """Open the initial weights of all stages, by the names under which `StageEntry.inputs` refers to them.
-
-    Args:
-        recipe: with the stages.
-        but: those that are left out.
-
-    Raises: DeployError: if any of them cannot be opened.
-    """
-    return {
-        place: open_input(Path(place.removeprefix(WEIGHTS_PREFIX))) for place in _weights_of(recipe) if place not in but
-    }
-
-
-def weights_to_download(recipe: Recipe) -> tuple[str, ...]:
-    """Return those of the initial weights that are published ones and not in the cache. Raises: DeployError: as `is_at_hand`."""
-    from convnext_deploy.models.checkpoints.hub import is_at_hand
-
-    names = {place: place.removeprefix(WEIGHTS_PREFIX) for place in _weights_of(recipe)}
-    published = {place: name for place, name in names.items() if is_weights_name(name) and not os.path.lexists(name)}
-    return tuple(place for place, name in published.items() if not is_at_hand(name))
-
-
-def _weights_of(recipe: Recipe) -> list[str]:
-    return sorted({stage.weights for stage in recipe.stages if stage.weights is not None})
 
 
 def find_baseline(artifact: Artifact) -> Artifact | str:
