@@ -10,6 +10,7 @@ from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, size_option
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.data.survey import Survey, survey
 from convnext_deploy.errors import OutputError, RecipeError
@@ -101,7 +102,7 @@ def recommend(
     *,
     gpu_memory_gb: float | None = None,
     latency_budget_ms: float | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     out: Path | str | None = None,
     data: DataOptions = DataOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
@@ -125,6 +126,13 @@ def recommend(
         DataError: if the folder cannot be used.
         OutputError: if `out` exists or has no folder.
     """
+    image_size = None if image_size is None else plain_size(image_size)
+    if image_size is not None and not isinstance(image_size, int):
+        larger = max(image_size)
+        raise RecipeError(
+            f"image_size = {show_size(image_size)} is not square, and recommend counts the memory of square images; give "
+            f"the larger side, {larger}, and train with --image-size {size_option(image_size)}."
+        )
     if latency_budget_ms is not None and latency_budget_ms <= 0:
         raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
     out = None if out is None else Path(out)

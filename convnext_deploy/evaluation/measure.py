@@ -66,8 +66,7 @@ def measure_artifact(
             artifact.io,
             foreign=artifact.model.variant == "unknown",
         )
-        size = artifact.preprocess.image_size
-        latency = measure_latency(runner, (artifact.model.in_channels, size, size))
+        latency = measure_latency(runner, (artifact.model.in_channels, *artifact.preprocess.sides))
         return Measurement(score, latency, runner.name, runner.device)
     finally:
         runner.close()
