@@ -94,6 +94,7 @@ def _distillation(config: DistillConfig) -> Distillation:
         label_smoothing=config.fit.label_smoothing,
         dkd_alpha=config.dkd_alpha,
         dkd_beta=config.dkd_beta,
+        standardize=config.standardize_logits,
     )
 
 
