@@ -21,7 +21,7 @@ from convnext_deploy.api.run import plan_run
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
-from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
 from convnext_deploy.evaluation import latency as fresh_latency
 from convnext_deploy.evaluation.latency import measure_fresh_latency
 from convnext_deploy.models.variants import VARIANTS
@@ -352,7 +352,7 @@ def test_recipe_passes_a_dry_run_offline(
     # what the name tells is checked all the same
     text = (tmp_path / "start.toml").read_text()
     (tmp_path / "wrong.toml").write_text(text.replace("timm/convnextv2_tiny.", "timm/convnextv2_nano."))
-    with pytest.raises(RecipeError, match="its variant is convnextv2_nano, this stage asks for convnextv2_tiny"):
+    with pytest.raises(ArtifactError, match="its variant is convnextv2_nano, this stage asks for convnextv2_tiny"):
         plan_run(tmp_path / "wrong.toml", out=tmp_path / "run", data=data, execution=progress)
 
 
