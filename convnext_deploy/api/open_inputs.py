@@ -8,6 +8,7 @@ from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.class_names import match_names, read_class_names
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
 from convnext_deploy.errors import DataError, RecipeError
@@ -31,7 +32,7 @@ def open_data_for(source: Artifact, options: DataOptions, execution: Execution) 
     Raises: RecipeError: if there is none, and something was said of how to read it.
     """
     if options.data is not None:
-        return open_named_data(options.data, options, execution)
+        return with_labels_for(source, open_named_data(options.data, options, execution))
     if any(record.data == BUILT_IN for record in source.lineage):
         execution.progress.say(
             f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
@@ -55,6 +56,7 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
             validation_fraction=VALIDATION_FRACTION if fraction is None else fraction,
             groups=options.groups,
             split_file=None if options.split is None else Path(options.split),
+            labels=None if options.labels is None else Path(options.labels),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
         )

@@ -9,6 +9,7 @@ from convnext_deploy.api.run_stages import check_names, create_execution, create
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.foresee import check_plan
@@ -83,5 +84,6 @@ def _open(
         for note in artifact.notes:
             how.progress.say(note)
     images = open_named_data(name, data, how)
+    images = images if source is None else with_labels_for(source, images)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
     return loaded, settings, source, images, weights

@@ -38,6 +38,7 @@ class ModelSpec:
     LayerNorm of the head's own, after the network's last norm.
     `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
     have others than the papers' where the patch size is not 4, or an `output_stride` was asked for.
+    `multi_label`: each output is an answer of its own, yes or no, as of a sigmoid, and not one of the classes of an image.
     """
 
     variant: str
@@ -52,6 +53,7 @@ class ModelSpec:
     head_norm: bool = False
     strides: tuple[_Stride, _Stride, _Stride, _Stride] = (1, 2, 2, 2)
     dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
+    multi_label: bool = False
 
     @property
     def output_stride(self) -> int:

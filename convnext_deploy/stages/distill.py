@@ -18,11 +18,11 @@ from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import TeacherLogits, check_teacher, distillation_objective
-from convnext_deploy.stages.training_setup import fit_network, model_of, plan_seed, start_network
+from convnext_deploy.stages.training_setup import fit_network, label_weights, model_of, plan_seed, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import feature_distillation
@@ -42,6 +42,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     if not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
     data = context.need_data()
+    _check_multi_label(config, data)
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     for artifact in context.teachers:
@@ -60,12 +61,13 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     )
 
     def predict(images: Tensor) -> Tensor:
-        return average_teachers([teacher(images) for teacher in open_all()], config.temperature)
+        logits = [teacher(images) for teacher in open_all()]
+        return average_teachers(logits, config.temperature, multi_label=data.multi_label)
 
     with features as loss_of_features:
         objective = distillation_objective(
             _cached(predict, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
-            _distillation(config),
+            _distillation(config, context),
             loss_of_features,
             config.feature_loss_weight,
         )
@@ -82,7 +84,19 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     )
 
 
-def _distillation(config: DistillConfig) -> Distillation:
+def _check_multi_label(config: DistillConfig, data: Data) -> None:
+    """Raises: RecipeError: if the data is multi-label, and a setting is about one class an image."""
+    if data.multi_label and config.method == "dkd":
+        raise RecipeError(
+            f"method = 'dkd' is about the one class of an image, and {data.name} is multi-label; use 'kd'."
+        )
+    if data.multi_label and config.teacher_cache:
+        raise RecipeError(
+            f"teacher_cache keeps probabilities of classes that sum to 1, and {data.name} is multi-label; leave it out."
+        )
+
+
+def _distillation(config: DistillConfig, context: StageContext) -> Distillation:
     return Distillation(
         method="kd" if config.method == "feature" else config.method,
         temperature=config.temperature,
@@ -90,6 +104,8 @@ def _distillation(config: DistillConfig) -> Distillation:
         label_smoothing=config.fit.label_smoothing,
         dkd_alpha=config.dkd_alpha,
         dkd_beta=config.dkd_beta,
+        multi_label=context.need_data().multi_label,
+        positive_weights=label_weights(config.fit, context),
     )
 
 

@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
 from convnext_deploy.errors import DataError, DeployError, LoaderError
-from convnext_deploy.system.distributed import losing_others, total, world
+from convnext_deploy.metrics.multi_label import mean_average_precision
+from convnext_deploy.system.distributed import gather, losing_others, total, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
 from convnext_deploy.system.progress import Task
 from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
+from convnext_deploy.training.losses import bce_loss
 from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
 from convnext_deploy.training.parallel import keeping_gradients, shared
 from convnext_deploy.training.schedule import Schedule
@@ -26,7 +29,9 @@ from convnext_deploy.training.training_state import TrainingState
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
 Evaluation = Callable[[nn.Module], dict[str, float]]
-"""Scores a network on the validation images: at least `validation_top1`."""
+"""Scores a network on the validation images: at least `validation_top1` or `validation_map`, see `SCORES`."""
+SCORES = ("validation_top1", "validation_map")
+"""The figures by which one epoch is better than another, of which each training has one."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
@@ -249,8 +254,8 @@ def _end_epoch(loop: _Loop) -> None:
 def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:
     """Write the history, and the weights if no earlier epoch was better."""
     store.save_history(history)
-    name = "ema_validation_top1" if averaged else "validation_top1"
-    figures = [row[name] for row in history if name in row]
+    names = [f"ema_{name}" if averaged else name for name in SCORES]
+    figures = [row[name] for row in history for name in names if name in row]
     if figures and figures[-1] >= max(figures):
         weights = network.state_dict()
         store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
@@ -264,6 +269,21 @@ def _trainable(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def evaluate_labels(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
+    """Return the mean binary cross-entropy `validation_loss` and the mean average precision `validation_map`, in [0, 1].
+
+    For multi-label data; otherwise as `evaluate_classifier`.
+    """
+    network.eval()
+    found = [(network(images.to(device)).float().cpu(), labels) for images, labels in batches]
+    parts = gather(tuple(torch.cat(part).numpy() for part in zip(*found, strict=True)) if found else None)
+    logits, labels = (np.concatenate(each) for each in zip(*(part for part in parts if part is not None), strict=True))
+    loss = bce_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    score = mean_average_precision(labels.astype(np.int8), np.nan_to_num(logits))
+    return {"validation_loss": loss, "validation_map": 0.0 if score is None else score}
 
 
 @torch.no_grad()
