@@ -239,8 +239,9 @@ def _check_sides(parts: Mapping[str, Labelled], table: LabelTable, where: str) -
     for name in table.classes:
         if not name.isprintable():
             raise DataError(f"the label {printable(name)} in {where} is not plain text; rename it.")
-    for side in ("train", "validation"):
-        part = parts[side]
+    for side, part in parts.items():
+        if not part.paths and side == "test":
+            continue
         if not part.paths:
             raise DataError(f"{where} leaves no image {'to train on' if side == 'train' else 'to validate on'}.")
         if not table.one_each:
@@ -249,6 +250,8 @@ def _check_sides(parts: Mapping[str, Labelled], table: LabelTable, where: str) -
             continue
         counts = Counter(part.labels.tolist())
         missing = next((name for k, name in enumerate(table.classes) if not counts[k]), None)
+        if side == "test":  # it may lack classes
+            continue
         if missing is not None:
             raise DataError(
                 f"class '{missing}' has no {side} images in {where}; every class needs images in both splits."

@@ -7,12 +7,12 @@ from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, TITLE, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import (
-    STEP_COLUMNS,
     cells,
     columns,
     judged_on,
     remarks,
     step_cells,
+    step_columns,
     summary,
     warnings,
 )
@@ -45,7 +45,7 @@ def render_markdown(report: Report) -> str:
                 "",
                 f"What {markdown(row.name)} tried, {judged_on(tried)}:",
                 "",
-                *_table(STEP_COLUMNS, [step_cells(step, tried) for step in tried.steps]),
+                *_table(step_columns(tried), [step_cells(step, tried) for step in tried.steps]),
                 "",
                 f"Selected {markdown(tried.chosen)}: {markdown(tried.reason)}.",
             ]

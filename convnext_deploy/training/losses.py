@@ -83,8 +83,8 @@ def bce_loss(
 ) -> Tensor:
     """Binary cross-entropy of each label, from logits, so that it is finite for any of them; the mean over images and labels.
 
-    A label that is not known counts as nothing was asked: its term is 0, and the mean is still over all, so that the parts of a batch
-    add up to the whole.
+    A label that is not known counts as nothing was asked: its term is 0, and the mean is still over all, so that the parts of a
+    batch add up to the whole.
 
     Args:
         logits: `(N, K)`.

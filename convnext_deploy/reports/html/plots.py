@@ -18,6 +18,7 @@ _CURVES = (
         (("train_loss", "training", "var(--int8)", "dash"), ("validation_loss", "validation", "var(--fp32)", "solid")),
     ),
     ("top-1", "top-1, %", (("validation_top1", "validation", "var(--fp32)", "solid"),)),
+    ("mAP", "mAP, %", (("validation_map", "validation", "var(--fp32)", "solid"),)),
     ("learning rate", "learning rate", (("learning_rate", "learning rate", "var(--muted)", "solid"),)),
 )
 _PARTS = {
@@ -30,7 +31,7 @@ _PARTS = {
 
 
 def curves(history: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    """Draw loss, top-1 and learning rate over the epochs; what was not recorded is left out. Titles → figures."""
+    """Draw loss, what is scored and learning rate over the epochs; what was not recorded is left out. Titles → figures."""
     drawn = {}
     epochs = [epoch.get("epoch") or number for number, epoch in enumerate(history, 1)]
     for title, unit, lines in _CURVES:
@@ -39,7 +40,7 @@ def curves(history: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str,
             values = [epoch.get(key) for epoch in history]
             if all(value is None for value in values):
                 continue
-            scale = 100.0 if key.endswith("top1") else 1.0
+            scale = 100.0 if key.endswith(("top1", "map")) else 1.0
             scaled = [None if value is None else scale * value for value in values]
             traces.append(
                 {

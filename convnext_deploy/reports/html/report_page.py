@@ -182,16 +182,17 @@ def _training(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any
             figures[name] = figure
             plots.append((name, title.capitalize()))
         scored = [
-            (top1, -number)
+            (value, -number)
             for number, epoch in enumerate(epochs, 1)
-            if (top1 := epoch.get("validation_top1")) is not None
+            if (value := epoch.get("validation_top1", epoch.get("validation_map"))) is not None
         ]
         known = own.kind in STAGE_KINDS
         what = f"{own.kind} of {own.variant}" if known else f"the training that {own.variant} came from"
         text = f"{what}, {len(epochs)} epochs"
         if scored:
             best, epoch = max(scored)  # of equal ones the first
-            text += f", best top-1 {100 * best:.2f} % after epoch {-epoch}"
+            name = "mAP" if any("validation_map" in epoch for epoch in epochs) else "top-1"
+            text += f", best {name} {100 * best:.2f} % after epoch {-epoch}"
         text += f", {row.history.wall_s:,.0f} s." if row.history.wall_s else "."
         yield {"title": row.name, "text": text, "plots": plots, "table": epoch_table(epochs)}
 
