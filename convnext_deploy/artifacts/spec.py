@@ -98,7 +98,8 @@ class GraphIO:
     `input_type` `float32`: images normalized as `Preprocess` says; `uint8`: pixels as decoders give them, RGB, 0 to 255;
     `float32-0-1` and `float32-0-255`: the same as floats, with white at 1 or 255. What takes pixels normalizes them itself.
     `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
-    `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax; `top-k`: the `top_k` largest of these, as
+    `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax, of a
+    multi-label network their sigmoid; `top-k`: the `top_k` largest of these, as
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
     `output_names`: which outputs of a graph of another origin these are; two are the best `top_k` scores, logits where `output`
     says so, and whose they are. Empty: those that this tool writes.

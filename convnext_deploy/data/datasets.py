@@ -23,6 +23,7 @@ from convnext_deploy.data.image_sets import ImageSet as ImageSet
 from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
 from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
 from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
+from convnext_deploy.data.unreadable import Skipping, describe_left_out
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
@@ -33,10 +34,10 @@ VALIDATION_FRACTION = 0.1  # of each class, where nobody says it
 class Data:
     """A training and a validation set over the same classes.
 
-    `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out;
-    `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself gives the classes
-    their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images that are scored once, at the
-    end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
+    `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out, for
+    these `reasons`; `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself
+    gives the classes their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images scored
+    once, at the end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
     `labels_from`: the files that tell the labels, where folders do not; `remarks`: how they were read, a line each.
     """
 
@@ -46,6 +47,7 @@ class Data:
     class_names: tuple[str, ...]
     ignored_files: int = 0
     unreadable: tuple[Path, ...] = ()
+    reasons: tuple[str, ...] = ()
     split: Split | None = None
     numbered: bool = False
     named: bool = True
@@ -92,10 +94,7 @@ class Data:
         name = printable(self.name)
         if self.ignored_files:
             notes.append(f"{self.ignored_files} files in {name} are not images and were left out")
-        if self.unreadable:
-            images = "image that cannot be read was" if len(self.unreadable) == 1 else "images that cannot be read were"
-            notes.append(f"{len(self.unreadable)} {images} left out:")
-            notes += [f"  {printable(path)}" for path in self.unreadable]
+        notes += describe_left_out(self.unreadable)
         counts = [len(images) for images in (self.train, self.validation, self.test) if images is not None]
         kind = "shards" if isinstance(self.validation, ShardImages) else "folder"
         notes += [*self.division.describe(name, counts, self.split, kind), *self.leaks]
@@ -144,6 +143,7 @@ def open_data(
     labels: Path | None = None,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,
+    skipping: Skipping | None = None,
 ) -> Data:
     """Open `digits`, an image folder or a folder of tar shards, and check that every image can be opened.
 
@@ -159,10 +159,10 @@ def open_data(
         split_file: lists of the images for training, validation and test, see `split_lists`; None: the folders tell them.
         labels: file that tells the labels of images, any number for each, see `label_files`; None: folders tell them, or
             where these do not, a file of a usual name in the data folder.
-        skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
-            when all pixels are decoded raises from `ImageSet.load` in any case.
-        cache_dir: where to keep what was found in the headers of shards and what files hold, so that they are not read again;
-            None: nowhere.
+        skip_unreadable: leave out images that cannot be decoded to their last pixel, and list them in `Data.unreadable`: all are
+            decoded for that, once. Otherwise damage that shows only then raises from `ImageSet.load`.
+        cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: nowhere.
+        skipping: how these images are found; None: by what `cache_dir` tells and by decoding, in silence.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
         small to hold out an image of it, or an image cannot be opened.
@@ -178,19 +178,20 @@ def open_data(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
     split = Split(validation_fraction, split_seed, groups, split_file)
-    known = Contents(root, cache_dir)
+    known = Contents(root, cache_dir) if skipping is None else skipping.contents
+    skipping = (skipping or Skipping(known)) if skip_unreadable else None
     if labels is not None:
-        return _open_labelled(root, [*with_siblings(labels)], split, skip_unreadable, known)
+        return _open_labelled(root, [*with_siblings(labels)], split, skipping, known)
     if shards := find_shards(root):
-        inside = read_shards(root, shards, split, skip_unreadable, cache_dir)
+        inside = read_shards(root, shards, split, skipping, cache_dir)
         own = Data(str(root), inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
         own = replace(own, contents=known, test=inside.test if len(inside.test) else None)
         return _finish(own, inside, split)
     files = find_label_files(root)
     if files and not has_class_folders(root):
-        return _open_labelled(root, files, split, skip_unreadable, known)
+        return _open_labelled(root, files, split, skipping, known)
     try:
-        contents = read_folder(root, split, skip_unreadable)
+        contents = read_folder(root, split, skipping)
     except DataError as error:
         hint = f" The labels in {printable(files[0][0])} are used with --labels." if files else ""
         raise DataError(f"{error}{hint}") from None
@@ -205,10 +206,10 @@ def open_data(
 
 
 def _open_labelled(
-    root: Path, files: Sequence[LabelFile], split: Split, skip_unreadable: bool, contents: Contents
+    root: Path, files: Sequence[LabelFile], split: Split, skipping: Skipping | None, contents: Contents
 ) -> Data:
     """Open images of which files tell the labels."""
-    found = read_labelled_folder(root, list_images(root), files, split, skip_unreadable)
+    found = read_labelled_folder(root, list_images(root), files, split, skipping)
     sides = (FolderImages(side.paths, side.labels) for side in (found.train, found.validation, found.test))
     train, validation, test = sides
     own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
@@ -238,7 +239,7 @@ def _finish(data: Data, contents: FolderContents | ShardContents | LabelledConte
             division, repeated=tuple(path.relative_to(root) for path in repeated), crossing=tuple(sorted(crossing))
         )
     chosen = split if contents.held_out or split.file is not None else None
-    return replace(data, unreadable=contents.unreadable, split=chosen, division=division)
+    return replace(data, unreadable=contents.unreadable, reasons=contents.reasons, split=chosen, division=division)
 
 
 def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.decoding import find_unreadable, printable
+from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.find_labels import LabelFile
 from convnext_deploy.data.label_files import read_labels
 from convnext_deploy.data.label_table import ROLES, LabelTable, join_tables
 from convnext_deploy.data.multi_label_split import hold_out_labels
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import Split, split_validation
+from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
 from convnext_deploy.errors import DataError
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
@@ -43,15 +44,16 @@ class LabelledContents:
     classes: tuple[str, ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...]
-    unreadable: tuple[Path, ...]
     held_out: bool
     places: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     left_out: int = 0
+    unreadable: tuple[Path, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def read_labelled_folder(
-    root: Path, images: Sequence[Path], files: Sequence[LabelFile], split: Split, skip_unreadable: bool
+    root: Path, images: Sequence[Path], files: Sequence[LabelFile], split: Split, skipping: Skipping | None
 ) -> LabelledContents:
     """Give the images below a folder their labels, and divide them.
 
@@ -63,7 +65,7 @@ def read_labelled_folder(
         images: files below it.
         files: of labels, each with the split of its images.
         split: how validation images are chosen where nothing tells them.
-        skip_unreadable: leave out images that cannot be read.
+        skipping: leave out images that cannot be read; None: they are an error.
 
     Raises: DataError: if a file cannot be read or names no image, an image cannot be read, or a side or class has no image.
     """
@@ -76,8 +78,9 @@ def read_labelled_folder(
     table = join_tables(tables)
     where = " and ".join(printable(path) for path, _ in files)
     notes = [f"labels of {len(rows):,} images from {where}", *table.notes]
-    unreadable = _unreadable(list(rows), skip_unreadable)
-    known = {path: row for path, row in rows.items() if path not in unreadable}
+    readable = {"any label": sorted(rows)}
+    left_out_images = take_out_unreadable({root: readable}, skipping)
+    known = {path: rows[path] for path in readable["any label"]}
     unnamed = sorted(set(images) - rows.keys())
     if absent:
         notes.append(f"{len(absent):,} rows name images that are not there (first: {printable(absent[0])})")
@@ -101,10 +104,10 @@ def read_labelled_folder(
         table.classes,
         tuple(path for path, _ in files),
         tuple(notes),
-        tuple(sorted(unreadable)),
         held_out,
         places,
         left_out=left_out,
+        **left_out_images,
     )
 
 
@@ -174,17 +177,6 @@ class _Names:
             if found:
                 return found[0]
         return None
-
-
-def _unreadable(paths: Sequence[Path], skip: bool) -> set[Path]:
-    found = find_unreadable(paths)
-    if found and not skip:
-        (path, why), more = found[0], "" if len(found) == 1 else f", and neither can {len(found) - 1} others"
-        raise DataError(
-            f"{printable(path)} cannot be read as an image ({why}){more}; repair or remove what is damaged, or leave it out with "
-            "--skip-unreadable."
-        )
-    return {path for path, _ in found}
 
 
 def _divide(

@@ -79,6 +79,7 @@ def create_row(
             file=artifact.files[0].name if artifact.files else None,
             num_classes=artifact.model.num_classes,
             sha256=artifact.sha256,
+            multi_label=artifact.model.multi_label,
         ),
         not_run=measured.not_run,
         history=read_history(artifact, role.kind),

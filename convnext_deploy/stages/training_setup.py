@@ -28,7 +28,8 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.distributed import from_first, world
-from convnext_deploy.training.fit import Objective, evaluate_classifier, evaluate_labels, fit
+from convnext_deploy.training.evaluate_labels import evaluate_labels
+from convnext_deploy.training.fit import Objective, evaluate_classifier, fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
 from convnext_deploy.training.torch_compile import compile_network
 

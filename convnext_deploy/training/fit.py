@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
 from convnext_deploy.errors import DataError, DeployError, LoaderError
-from convnext_deploy.metrics.multi_label import mean_average_precision
-from convnext_deploy.system.distributed import gather, losing_others, total, world
+from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
 from convnext_deploy.system.progress import Task
 from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
-from convnext_deploy.training.losses import bce_loss
 from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
 from convnext_deploy.training.parallel import keeping_gradients, shared
 from convnext_deploy.training.schedule import Schedule
@@ -269,21 +266,6 @@ def _trainable(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-@torch.no_grad()
-def evaluate_labels(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
-    """Return the mean binary cross-entropy `validation_loss` and the mean average precision `validation_map`, in [0, 1].
-
-    For multi-label data; otherwise as `evaluate_classifier`.
-    """
-    network.eval()
-    found = [(network(images.to(device)).float().cpu(), labels) for images, labels in batches]
-    parts = gather(tuple(torch.cat(part).numpy() for part in zip(*found, strict=True)) if found else None)
-    logits, labels = (np.concatenate(each) for each in zip(*(part for part in parts if part is not None), strict=True))
-    loss = bce_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    score = mean_average_precision(labels.astype(np.int8), np.nan_to_num(logits))
-    return {"validation_loss": loss, "validation_map": 0.0 if score is None else score}
 
 
 @torch.no_grad()

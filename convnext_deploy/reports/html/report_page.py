@@ -15,6 +15,7 @@ from convnext_deploy.reports.html.tables import (
     Cell,
     class_table,
     epoch_table,
+    label_table,
     layer_table,
     point_table,
     quality_table,
@@ -23,6 +24,7 @@ from convnext_deploy.reports.html.tables import (
     step_table,
 )
 from convnext_deploy.reports.html.tiles import create_tiles
+from convnext_deploy.reports.label_table import LABELS_TITLE, describe_labels, labelled_rows, left_out
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
@@ -32,6 +34,7 @@ from convnext_deploy.reports.stage_table import judged_on, outcome, remarks, sum
 _CONTENTS = {
     "stages": "Stages",
     "quality": TITLE,
+    "labels": LABELS_TITLE,
     "accuracy": "Accuracy and latency",
     "speeds": "INT8 against float",
     "layers": "Layers",
@@ -49,6 +52,15 @@ def render_html(report: Report) -> str:
     sections: dict[str, Any] = {
         "stages": stage_table(report.rows) if report.rows else None,
         "quality": quality_table(report.rows),
+        "labels": [
+            {
+                "title": row.name,
+                "text": f"{describe_labels(found)}. AP: average precision. A drop is against the row's baseline."
+                + (f" {left_out(found)} more labels are in report.json." if left_out(found) else ""),
+                "table": label_table(found, report.class_names),
+            }
+            for row, found in labelled_rows(report)
+        ],
         "accuracy": _accuracy(report, figures),
         "speeds": [
             {

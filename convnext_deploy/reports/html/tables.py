@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
+from convnext_deploy.reports.label_table import LABEL_COLUMNS, label_cells
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Layer, StageRow
 from convnext_deploy.reports.stage_table import (
@@ -89,6 +91,11 @@ def quality_table(rows: Sequence[StageRow]) -> Table | None:
     """Return the table of calibration and the worst class; None where neither was measured."""
     found = quality_rows(rows)
     return create_table(QUALITY_COLUMNS, ("stage", "worst class"), found) if found else None
+
+
+def label_table(found: MultiLabel, names: Sequence[str]) -> Table:
+    """Return the figures of the labels of multi-label data."""
+    return create_table(LABEL_COLUMNS, ("label",), label_cells(found, names))
 
 
 def speed_table(speed: Speed) -> Table:
