@@ -64,7 +64,7 @@ def parse_table(text: str) -> LabelTable:
         unused = [name for name in rest if name != told]
     elif yes_or_no:
         labels = np.array([[_answer(cell) for cell in rest[name]] for name in yes_or_no], np.int8).T
-        found = LabelTable(names, labels, tuple(yes_or_no), roles)
+        found = LabelTable(names, labels, tuple(yes_or_no), roles, listed=False)
         found = _of_one_question(found) if len(yes_or_no) == 1 else found
         unused = [name for name in rest if name not in yes_or_no]
     else:
@@ -87,6 +87,7 @@ def _of_one_question(table: LabelTable) -> LabelTable:
         (f"not {name}", name),
         tuple(table.roles[row] for row in known),
         notes,
+        listed=False,
     )
 
 

@@ -58,7 +58,7 @@ def _join_rows(table: LabelTable) -> LabelTable:
             raise ValueError(f"'{name}' stands in two splits")
         if (labels[place] == labels[row]).all():
             continue
-        if (labels[[place, row]] == UNKNOWN).any() or _is_one_hot(table):
+        if (labels[[place, row]] == UNKNOWN).any() or not table.listed:
             raise ValueError(f"'{name}' stands there twice, with different labels")
         labels[place] |= labels[row]
     notes = table.notes
@@ -70,9 +70,5 @@ def _join_rows(table: LabelTable) -> LabelTable:
         table.classes,
         tuple(table.roles[row] for row in kept),
         notes,
+        table.listed,
     )
-
-
-def _is_one_hot(table: LabelTable) -> bool:
-    """Whether rows list several labels as a rule, so that two rows of one image contradict each other."""
-    return bool((table.labels.sum(axis=1) != 1).any())

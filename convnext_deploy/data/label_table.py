@@ -28,7 +28,8 @@ _NOTHING = {"no finding", "no_finding", "none", "nothing"}  # labels that say th
 class LabelTable:
     """Rows: what images are called, and which labels they have, `(N, K)`: 1, 0, or `UNKNOWN` where that is not told.
 
-    `roles`: `train`, `validation` or `test` for each row, None where the file does not say. `notes`: how it was read.
+    `roles`: `train`, `validation` or `test` for each row, None where the file does not say. `notes`: how it was read. `listed`:
+    the labels of an image are a list, so that those of several rows can be joined; otherwise each row answers for every label.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class LabelTable:
     classes: tuple[str, ...]
     roles: tuple[str | None, ...]
     notes: tuple[str, ...] = ()
+    listed: bool = True
 
     @property
     def one_each(self) -> bool:

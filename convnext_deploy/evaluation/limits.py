@@ -6,7 +6,7 @@ from math import ceil, inf
 
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.metrics.multi_label import MultiLabel
+from convnext_deploy.metrics.multi_label import MultiLabel, images_for_unseen, unseen
 
 ROUNDING_PP = 1e-9
 """What the arithmetic of percentages may add."""
@@ -70,7 +70,7 @@ def limit_labels(gate: Gate, found: MultiLabel, total: int, names: Sequence[str]
             found.drop_interval_pp,
             allowed,
             total,
-            images_at_this_rate(total, found.drop_pp, found.drop_interval_pp[1], allowed) if allowed > 0 else None,
+            _images_for_labels(total, found, allowed) if allowed > 0 else None,
             f"{total:,} images",
             "would do if it stays as measured",
             is_main=True,
@@ -91,6 +91,19 @@ def limit_labels(gate: Gate, found: MultiLabel, total: int, names: Sequence[str]
             "would do if it stays as measured",
             f" (label '{name}', which {positives:,} images have)",
         )
+
+
+def _images_for_labels(total: int, found: MultiLabel, allowed_pp: float) -> int | None:
+    """Return how many images would bring the interval of the drop within what is allowed; see `images_at_this_rate`."""
+    assert found.drop_pp is not None and found.drop_interval_pp is not None  # noqa: PT018  (they are limited)
+    drop, high = found.drop_pp, found.drop_interval_pp[1]
+    if high - drop > 100 * unseen(found.counted) + ROUNDING_PP:
+        return images_at_this_rate(total, drop, high, allowed_pp)
+    # what few images leave open where nothing changed is the rest, and shrinks with their number
+    room = (allowed_pp - drop) / 100
+    if room <= ROUNDING_PP:
+        return None
+    return ceil(total * images_for_unseen(room) / found.counted)
 
 
 def worst_label(found: MultiLabel) -> tuple[int, float, tuple[float, float], int] | None:
