@@ -40,7 +40,7 @@ def answers_of(labels: NDArray[np.int8], scores: NDArray[np.float64]) -> Score:
     import base64
 
     truth, logits = (base64.b64encode(part.tobytes()).decode() for part in (labels, scores.astype("<f4")))
-    return Score(0, 0, (), (), metric="mAP", answers=LabelAnswers(*labels.shape, truth, logits))
+    return Score(0, 0, (), (), metric="mAP", answers=LabelAnswers(len(labels), labels.shape[1], truth, logits))
 
 
 @settings(max_examples=60, deadline=None)
