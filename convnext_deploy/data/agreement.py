@@ -122,7 +122,8 @@ def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
     That is an assumption, which `assumed_classes` puts into words, as `assumed_labels` does that the outputs of a network of
     another origin are labels of their own where the data is multi-label. Others come back as they are.
     """
-    if data is not None and data.multi_label and not artifact.lineage and not artifact.model.multi_label:
+    untold = not artifact.lineage and not artifact.model.multi_label
+    if untold and data is not None and data.multi_label:
         artifact = replace(artifact, model=replace(artifact.model, multi_label=True))
     if data is None or artifact.class_names is not None or artifact.model.num_classes != len(data.class_names):
         return artifact
