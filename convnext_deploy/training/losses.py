@@ -43,17 +43,21 @@ class Distillation:
     positive_weights: Tensor | None = None
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, by: Distillation) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
+) -> Tensor:
     """Return the loss of a student, a scalar.
 
     Args:
         student_logits: `(N, num_classes)`, of any floating-point dtype.
-        teacher_logits: `(N, num_classes)`, without gradient.
+        teacher_logits: `(N, num_classes)`, without gradient; None: the teacher has none, and the labels are all there is.
         labels: `(N,)` int64, or `(N, num_classes)` floating point; if `by.multi_label` as of `bce_loss`.
         by: which loss, and the weights of its terms.
     """
     if by.multi_label:
         return _multi_label_loss(student_logits, teacher_logits, labels, by)
+    if teacher_logits is None:
+        return F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
     if by.method == "hard-label":
         soft = hard_label_loss(student_logits, teacher_logits)
     elif by.method == "dkd":
@@ -67,7 +71,11 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Te
     return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
 
 
-def _multi_label_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, by: Distillation) -> Tensor:
+def _multi_label_loss(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
+) -> Tensor:
+    if teacher_logits is None:
+        return bce_loss(student_logits, labels, by.label_smoothing, by.positive_weights)
     if by.method == "hard-label":
         soft = bce_loss(student_logits, (teacher_logits > 0).float())
     else:
