@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
-from convnext_deploy.config.recipe import Gate
+from convnext_deploy.config.recipe import Gate, Recipe
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.metrics.multi_label import MultiLabel, images_for_unseen, unseen
 
@@ -47,6 +47,12 @@ def check_gate(gate: Gate, what: str, *, multi_label: bool) -> None:
             f"{what}: max_ece_increase_pp is about the probability of the one class of an image, and the data is multi-label; "
             "leave it out, and limit mAP with --max-drop, or each label with --max-class-drop."
         )
+
+
+def check_gates(recipe: Recipe, *, multi_label: bool) -> None:
+    """Check the gates of a recipe, see `check_gate`."""
+    for stage in recipe.stages:
+        check_gate(stage.gate, f"stage '{stage.name}'", multi_label=multi_label)
 
 
 def images_at_this_rate(total: int, measured_pp: float, high_pp: float, allowed_pp: float) -> int | None:

@@ -15,7 +15,6 @@ from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Reci
 from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
-from convnext_deploy.evaluation.limits import check_gate
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
@@ -53,7 +52,6 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
-    _check_gates(recipe, data)
     source, weights = _name_classes(source, weights or {}, data)
     if not world().is_first:
         contents = receive()
@@ -68,7 +66,6 @@ def plan_recipe(
     recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
-    _check_gates(recipe, data)
     source, weights = _name_classes(source, weights, data)
     if data is not None:
         data.contents.keep_in(out / "cache", write=False)
@@ -82,12 +79,6 @@ def plan_recipe(
             artifacts[stage.name] = cached
         plan.append((stage, cached is None))
     return plan
-
-
-def _check_gates(recipe: Recipe, data: Data | None) -> None:
-    """Raises: RecipeError: if a gate limits what is not measured of such data."""
-    for stage in recipe.stages:
-        check_gate(stage.gate, f"stage '{stage.name}'", multi_label=data is not None and data.multi_label)
 
 
 def _name_classes(
