@@ -22,7 +22,7 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
         f"# {contents.name}",
         f"{'A multi-label' if spec.multi_label else 'An'} image classifier, {spec.variant}: "
         f"{'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
-        f"{preprocess.image_size}×{preprocess.image_size} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
+        f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
         "## Files",
         _files(contents, models),
         *_measured_on(models),

@@ -64,8 +64,7 @@ def measure_artifact(
             score = Score(0, 0, (), (), metric=metric_of(artifact, data), answers=answers)
         else:
             score = score_runner(runner, batches, *how, artifact.io, foreign=artifact.model.variant == "unknown")
-        size = artifact.preprocess.image_size
-        latency = measure_latency(runner, (artifact.model.in_channels, size, size))
+        latency = measure_latency(runner, (artifact.model.in_channels, *artifact.preprocess.sides))
         return Measurement(score, latency, runner.name, runner.device)
     finally:
         runner.close()
