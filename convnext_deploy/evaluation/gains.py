@@ -28,8 +28,8 @@ def explain_gain(artifact: Artifact, baseline: str, gain: str, beyond: str) -> s
     learned = " without training" if may_have_learned(artifact) else ""
     return (
         f"{gain} above that of {baseline}, beyond chance ({beyond}); no export and no quantization{learned} makes a network "
-        f"better, so check that {baseline} was trained as it is evaluated here: {show_size(own.image_size)} pixels, {own.crop_mode} "
-        f"crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
+        f"better, so check that {baseline} was trained as it is evaluated here: {show_size(own.image_size)} pixels, "
+        f"{own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
     )
 
 
