@@ -13,8 +13,7 @@ from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.evaluation.limits import check_gates
-from convnext_deploy.pipeline.foresee import check_plan
-from convnext_deploy.pipeline.kept import check_replacements
+from convnext_deploy.pipeline.foresee import check_run
 from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
 from convnext_deploy.pipeline.run import plan_recipe, run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
@@ -60,8 +59,7 @@ def plan_run(
     """
     loaded, settings, source, images, weights = _open(recipe, out, data, evaluation, execution)
     plan = plan_recipe(loaded, settings.out, source, images, weights)
-    check_replacements(loaded, settings, source, images, weights)
-    check_plan(plan, settings, source, images, weights)
+    check_run(loaded, settings, source, images, weights)
     return plan
 
 

@@ -33,18 +33,29 @@ def add_ends(
     graph = model.graph
     classes = tensor_shape(proto.graph.output[0])[1]
     assert classes is not None  # the exporter knows the number of classes
-    if io.output == "top-k" and multi_label:
-        raise ExportError(
-            "a multi-label network answers each label by itself, and its best classes alone would leave out the others; export "
-            "--output probabilities."
-        )
-    if io.output == "top-k" and io.top_k > classes:
-        raise ExportError(f"the {io.top_k} largest of {classes} classes were asked for; choose --top-k 1 to {classes}.")
+    if io.output == "top-k":
+        check_top_k(io.top_k, classes, multi_label=multi_label)
     if not io.takes_usual_images:
         _take_pixels(graph, io, preprocess)
     if io.output != "logits":
         _give(graph, io, "Sigmoid" if multi_label else "Softmax")
     return finish(model)
+
+
+def check_top_k(count: int, classes: int, stage: str = "", *, multi_label: bool = False) -> None:
+    """Check how many classes are asked for; `stage` begins the error.
+
+    Raises: ExportError: if there are not as many, or each of them is an answer of its own.
+    """
+    if multi_label:
+        raise ExportError(
+            f"{stage}a multi-label network answers each label by itself, and its best classes alone would leave out the others; "
+            "export --output probabilities."
+        )
+    if count > classes:
+        raise ExportError(
+            f"{stage}the {count} largest of {classes} classes were asked for; choose --top-k 1 to {classes} (in a recipe top_k)."
+        )
 
 
 def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:
