@@ -1,7 +1,7 @@
 """What an artifact and the data must agree on: the images that it takes, the classes, and that it did not learn what judges it."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,36 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
         raise DataError(
             f"{what} was trained with class '{only_there[0]}' where {data.name} has '{only_here[0]}'; use the same classes."
         )
+    check_labels(what, artifact, data)
     _check_split(what, artifact, data)
+
+
+def check_labels(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact answers what the data asks: one class an image, or each label. Raises: DataError: if not."""
+    if data.multi_label and not artifact.model.multi_label:
+        raise DataError(
+            f"{what} was trained to tell one class for an image, and {data.name} has any number of labels for one; train it on "
+            "them first: convnext-deploy train --checkpoint."
+        )
+    if artifact.model.multi_label and not data.multi_label:
+        raise DataError(
+            f"{what} was trained to tell any number of labels for an image, and {data.name} has one class for each; give a file "
+            "with all labels of the images with --labels."
+        )
+
+
+def with_labels_for(artifact: Artifact, data: Data) -> Data:
+    """Return data as a multi-label network takes it, where a file tells all labels of the images: also where each has just one."""
+    return data.as_multi_label() if artifact.model.multi_label and data.labels_from else data
+
+
+def assumed_labels(artifact: Artifact, data: Data) -> str | None:
+    """Say what is assumed of the outputs of an artifact that was not trained here, on multi-label data; None: nothing is."""
+    if artifact.lineage or not data.multi_label:
+        return None
+    return (
+        "each output of the network is taken for a label of its own, as of a sigmoid, because the data is multi-label"
+    )
 
 
 def _check_split(what: str, artifact: Artifact, data: Data) -> None:
@@ -85,14 +114,18 @@ def _as_options(fraction: float | None, others: str | None) -> str:
 
 def is_same_place(path: str, data: Data) -> bool:
     """Whether a path in a lineage is that of the data."""
-    return Path(path).resolve() == Path(data.name).resolve()
+    return os.path.realpath(path) == os.path.realpath(data.name)
 
 
 def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
     """Return an artifact of which no file tells the classes with those of the data, numbered as its library numbers folders.
 
-    That is an assumption, which `assumed_classes` puts into words. Others come back as they are.
+    That is an assumption, which `assumed_classes` puts into words, as `assumed_labels` does that the outputs of a network of
+    another origin are labels of their own where the data is multi-label. Others come back as they are.
     """
+    untold = not artifact.lineage and not artifact.model.multi_label
+    if untold and data is not None and data.multi_label:
+        artifact = replace(artifact, model=replace(artifact.model, multi_label=True))
     if data is None or artifact.class_names is not None or artifact.model.num_classes != len(data.class_names):
         return artifact
     order = artifact.class_order or SORTED
@@ -165,7 +198,7 @@ def assumed_classes(artifact: Artifact, data: Data) -> str | None:
     other = SORTED if order == NATURAL else NATURAL
     first, second = in_order(data.class_names, order), in_order(data.class_names, other)
     if first == second:
-        return text
+        return f"{text}; if top-1 is low, name them with --classes FILE"
     place = next(place for place, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
     text += (
         f", so that output {place} is '{first[place]}' (in {ORDER_WORDS[other]} it would be '{second[place]}'); if that is "

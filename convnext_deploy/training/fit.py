@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
-from convnext_deploy.errors import DataError, DeployError, LoaderError
+from convnext_deploy.errors import DataError, DeployError, LoaderError, OutputError, first_line
 from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
 from convnext_deploy.system.progress import Task
-from convnext_deploy.training.checkpoint_store import TrainingStore
+from convnext_deploy.training.checkpoint_store import LAST, TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
 from convnext_deploy.training.parallel import keeping_gradients, shared
@@ -26,7 +26,9 @@ from convnext_deploy.training.training_state import TrainingState
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
 Evaluation = Callable[[nn.Module], dict[str, float]]
-"""Scores a network on the validation images: at least `validation_top1`."""
+"""Scores a network on the validation images: at least `validation_top1` or `validation_map`, see `SCORES`."""
+SCORES = ("validation_top1", "validation_map")
+"""The figures by which one epoch is better than another, of which each training has one."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
@@ -79,7 +81,7 @@ def fit(
         parts = body, list(trained.values())
         loop = _Loop(batches, objective, schedule, description, evaluate, store, state, *parts, signals)
         state.seed(execution.seed)
-        if state.restore(store.load() if store is not None else None):
+        if _goes_on(state, store):
             progress.say(f"{description}: goes on at step {state.step} of {total_steps}")
         images = batches.batch_size
         with progress.task(description, total_steps * images, "images", done=state.step * images) as task:
@@ -92,6 +94,19 @@ def fit(
         model.load_state_dict(state.average.module.state_dict())
     model.eval()
     return state.history
+
+
+def _goes_on(state: TrainingState, store: TrainingStore | None) -> bool:
+    """Take the state that is kept, and return whether there is one. Raises: OutputError: if it is none for this training."""
+    if store is None:
+        return state.restore(None)
+    try:
+        return state.restore(store.load())
+    except ValueError as error:
+        raise OutputError(
+            f"{store.folder / LAST} is no state that this training can go on from ({first_line(error)}); move it away, and the "
+            "training begins anew."
+        ) from None
 
 
 @dataclass
@@ -249,8 +264,8 @@ def _end_epoch(loop: _Loop) -> None:
 def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:
     """Write the history, and the weights if no earlier epoch was better."""
     store.save_history(history)
-    name = "ema_validation_top1" if averaged else "validation_top1"
-    figures = [row[name] for row in history if name in row]
+    names = [f"ema_{name}" if averaged else name for name in SCORES]
+    figures = [row[name] for row in history for name in names if name in row]
     if figures and figures[-1] >= max(figures):
         weights = network.state_dict()
         store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
