@@ -99,7 +99,7 @@ def fewer_classes(place: Place) -> Arguments:
 
 
 def teacher_of_other_classes(place: Place) -> Arguments:
-    data = write_image_folder(place.path / "images", ("cat", "dog"), train=2, validation=1)
+    data = write_image_folder(place.path / "images", ("cat", "elk"), train=2, validation=1)
     teacher = place.artifacts["teacher"].path
     names: Arguments = ["--teacher", "test_convnext3", "--student", "test_convnext2", "--teacher-checkpoint", teacher]
     return ["distill", *names, "--data", data, "--out", place.out, *QUICK]

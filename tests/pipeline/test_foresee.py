@@ -172,5 +172,6 @@ def test_dry_run_says_what_cannot_be_written(
 def test_dry_run_of_what_works_says_nothing_of_failures(image_folder: Path, tmp_path: Path) -> None:
     stages = TRAIN + STUDENT.format("t") + PTQ + QAT + ONNX
     code, line = dry_run(tmp_path, stages, image_folder)
-    assert (code, line) == (0, "onnx: onnx from qat: would run")
+    assert code == 0
+    assert line.startswith("next: convnext-deploy run ")  # after the table of what would run
     assert os.listdir(tmp_path) == ["recipe.toml"]  # noqa: PTH208
