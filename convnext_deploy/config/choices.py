@@ -27,7 +27,10 @@ InputType = Literal["float32", "uint8", "float32-0-1", "float32-0-255"]
 InputRange = Literal["normalized", "0-1", "0-255"]
 """Of the values that a graph of another origin takes: normalized by mean and std, or pixels, which it normalizes itself."""
 InputLayout = Literal["nchw", "nhwc"]
-GraphOutput = Literal["logits", "probabilities", "top-k"]
+NetworkOutput = Literal["logits", "features", "feature-map"]
+"""What a network gives: scores of classes, or without a head what these would be made of, pooled or the map before the pooling."""
+FeatureOutput = Literal["features", "feature-map"]
+GraphOutput = Literal["logits", "probabilities", "top-k", "features", "feature-map"]
 GateOn = Literal["point", "upper"]
 """Which drop a gate judges: the one measured, or the upper end of its 95 % interval."""
 Autocast = Literal["auto", "off", "bf16", "fp16"]

@@ -58,6 +58,16 @@ def divide_training_images(
     return (calibrating, chosen) if calibrating else (chosen[:1], chosen[1:])
 
 
+def gallery_indices(train: ImageSet, validation: ImageSet, most: int) -> list[int]:
+    """Choose the training images that validation images are compared with, `most` in proportion to the classes, else all.
+
+    None of them is also a validation image, which would be its own nearest neighbour.
+    """
+    other = _Duplicates(train, validation)
+    chosen = sample_in_proportion(train.labels, np.arange(len(train)), most, 0)
+    return [index for index in chosen if not other.has(index)]
+
+
 def sample_in_proportion(labels: NDArray[np.int64], among: NDArray[np.int64], count: int, seed: int) -> list[int]:
     """Draw `count` of the indices `among`, or all if there are no more, each class in proportion; sorted.
 

@@ -126,7 +126,7 @@ def _run(
         assumptions=assumptions,
     )
     run = _Run(recipe, settings, data, ledger)
-    ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
+    ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
     if source is not None:
         _bring(run, source)
     for stage in recipe.stages:
@@ -259,7 +259,13 @@ def _only_starts(recipe: Recipe) -> bool:
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
     """Score and time an artifact, or take both from an earlier run on the same artifact, images, machine and versions."""
-    from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact, read_kept, write_kept
+    from convnext_deploy.evaluation.measure import (
+        RESULT_VERSION,
+        Measurement,
+        measure_artifact,
+        read_measurement,
+        write_measurement,
+    )
 
     data, execution = run.data, run.settings.execution
     if data is None:
@@ -271,6 +277,8 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
             raise
         return Measurement(not_run=f"not validated: {error}")
     images = [data.validation_fingerprint, artifact.preprocess.settings(), artifact.class_names]
+    if not artifact.model.num_classes:
+        images.append(data.compared_with)
     # the same bytes may be those of networks that differ in what no weight shows, such as the activation
     network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
     scheme = None if artifact.scheme is None else artifact.scheme.details()
@@ -278,11 +286,11 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
     content = [artifact.sha256, artifact.format, network, scheme, images, where, RESULT_VERSION]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path = run.settings.out / "scores" / f"{name}.json"
-    measured = None if run.settings.measure_again else read_kept(Measurement, path, key)
+    measured = None if run.settings.measure_again else read_measurement(path, key)
     if measured is None:
         measured = measure_artifact(artifact, data, execution, name)
-        if measured.score is not None:
-            write_kept(path, key, measured)
+        if measured.not_run is None:
+            write_measurement(path, key, measured)
     return measured
 
 

@@ -10,17 +10,20 @@ from typing import Any
 from convnext_deploy.artifacts.details import History as Epochs
 from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.choices import FeatureOutput
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.feature_score import Neighbourhood
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
+from convnext_deploy.metrics.neighbours import Similarity
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
 from convnext_deploy.system.sealed_json import SEAL, seal, unseal
@@ -77,6 +80,19 @@ class Accuracy:
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
     metric: MetricName = "top-1"
+
+
+@dataclass(frozen=True)
+class FeatureQuality:
+    """What a feature extractor gives: `output` of the `shape`, and what it was scored by.
+
+    `similarity`: to the features of the row's baseline, None for a baseline itself.
+    """
+
+    output: str
+    shape: str
+    measured_by: Neighbourhood
+    similarity: Similarity | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,7 @@ class StageRow:
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    features: FeatureQuality | None = None
 
     @property
     def name(self) -> str:
@@ -196,6 +213,7 @@ class Report:
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
+    `source_output` what was taken of it in the place of its logits,
     `command` what was typed or called. `thumbnails` are the images in `Accuracy.flips` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
@@ -219,6 +237,7 @@ class Report:
     judged_on: str | None = None
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    source_output: FeatureOutput | None = None
 
     @property
     def passed(self) -> bool:

@@ -18,15 +18,20 @@ from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_
 from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
 from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
+from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.metrics.worst_class import find_worst_class
+from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.reports.provenance import read_history, read_provenance
-from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
+from convnext_deploy.reports.record import Accuracy, FeatureQuality, Identity, MeasuredSpeed, StageRow, find_twin
 from convnext_deploy.system.load import unreliable
 
+_UNLABELLED = (
+    "the gate is not judged: the images have no labels, so that features are compared with those in FP32 alone"
+)
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_CLASSES = 3  # classes in a remark
 
@@ -90,8 +95,16 @@ def create_row(
         ),
         notes=(*_assumptions(role, artifact), *_engine_warnings(artifact)),
     )
-    if measured.score is None or measured.latency is None:
+    if measured.features is not None:
+        row = dataclasses.replace(row, features=_features(artifact, measured))
+    if measured.latency is None:
         return row
+    row = dataclasses.replace(
+        row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *_loaded(measured.latency))
+    )
+    if measured.score is None:
+        unjudged = role.gate.judges_change and role.baseline != role.name
+        return dataclasses.replace(row, warnings=(_UNLABELLED,) if unjudged else ())
     accuracy = _compare(row, measured, scores, data)
     renumbered = None if data is None else describe_permutation(measured.score, artifact, data)
     gain = doubt_gain(accuracy.drop, artifact, role.baseline or "")
@@ -107,7 +120,6 @@ def create_row(
             accuracy.worst_class,
             None if data is None else data.class_names,
         ),
-        speed=MeasuredSpeed(measured.latency),
         warnings=tuple(doubt for doubt in doubts if doubt is not None),
     )
     reasons = []
@@ -120,14 +132,20 @@ def create_row(
     reasons += [f"{name} is no better than guessing" for name in suspect]
     if reasons and role.gate.judges_change:
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
-    loaded = measured.latency.loaded
-    notes = (
-        ()
-        if loaded is None
-        else (f"{unreliable(loaded)}; time it again on a free machine, in a run with --measure-again",)
-    )
-    notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
+    notes = (*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier))
     return dataclasses.replace(row, notes=notes)
+
+
+def _loaded(latency: Latency) -> Iterator[str]:
+    if latency.loaded is not None:
+        yield f"{unreliable(latency.loaded)}; time it again on a free machine, in a run with --measure-again"
+
+
+def _features(artifact: Artifact, measured: Measurement) -> FeatureQuality | None:
+    """Return what a feature extractor gives, and how like its baseline."""
+    shape = describe_features(artifact.model, artifact.preprocess.image_size)
+    assert measured.features is not None  # who asks has seen it
+    return FeatureQuality(artifact.model.output, shape, measured.features, measured.similarity)
 
 
 def _engine_warnings(artifact: Artifact) -> tuple[str, ...]:
@@ -143,7 +161,9 @@ def _assumptions(role: Role, artifact: Artifact) -> Iterator[str]:
 
 def _guesses(score: Score | None, artifact: Artifact) -> bool:
     classes = artifact.model.num_classes
-    return score is not None and bool(find_guessing(score, classes) or find_permutation(score, classes))
+    if score is None or not classes:
+        return score is not None and bool(find_guessing(score, len({*score.labels})))
+    return bool(find_guessing(score, classes) or find_permutation(score, classes))
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:

@@ -35,12 +35,12 @@ class TorchRunner:
         return prepare_images(images, GraphIO(), self._preprocess)
 
     def run(self, prepared: NDArray[np.generic]) -> Outputs:
-        """Compute the logits of prepared images."""
+        """Compute the logits or features of prepared images."""
         with torch.inference_mode(), _threads(self._threads):
             return {"logits": self._network(torch.from_numpy(prepared).to(self.device)).cpu().numpy()}
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        """Return the logits `(N, num_classes)`, or the features, float32 of pixels or normalized images."""
         return self.run(self.prepare(images))["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
