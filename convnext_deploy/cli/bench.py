@@ -10,6 +10,7 @@ import click
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from convnext_deploy.api.bench import Benchmark
@@ -31,7 +32,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
     return tuple(name.strip() for listed in value for name in listed.split(","))
 
 
-@click.command("bench")
+@click.command("bench", cls=Verb)
 @artifacts_argument
 @click.option(
     "--runner",

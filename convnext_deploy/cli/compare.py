@@ -7,9 +7,10 @@ import click
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options, is_quiet
+from convnext_deploy.cli.verbs import Verb
 
 
-@click.command("compare")
+@click.command("compare", cls=Verb)
 @click.argument(
     "runs",
     metavar="RUN RUN...",
@@ -33,7 +34,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     from convnext_deploy.api.compare import compare
     from convnext_deploy.cli.tables import create_console
-    from convnext_deploy.reports.html.comparison_page import COLUMNS, comparison_cells
+    from convnext_deploy.reports.html.comparison_page import comparison_cells, comparison_columns
 
     found = compare(runs, out=out)
     if as_json:
@@ -41,7 +42,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         return
     console = create_console()
     table = Table(padding=(0, 1))
-    for column in COLUMNS:
+    for column in comparison_columns(found):
         table.add_column(
             column, justify="left" if column in ("run", "stage", "artifact", "verdict") else "right", overflow="fold"
         )

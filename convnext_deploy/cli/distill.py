@@ -7,10 +7,11 @@ import click
 
 from convnext_deploy.cli.completions import artifacts, variants, weights, weights_or_artifacts
 from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import DistillMethod
 
 
-@click.command("distill")
+@click.command("distill", cls=Verb)
 @click.option("--teacher", shell_complete=variants, help="Teacher model; found from its weights if they are given.")
 @click.option("--student", shell_complete=variants, help="Student model; found from its weights if they are given.")
 @click.option(

@@ -10,6 +10,7 @@ import click
 from convnext_deploy.cli.completions import variants
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ _WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
 Record = TypeVar("Record")
 
 
-@click.command("models")
+@click.command("models", cls=Verb)
 @click.argument("name", required=False, shell_complete=variants)
 @common_options("models")
 def command(name: str | None, as_json: bool) -> None:

@@ -74,7 +74,6 @@ def list_features(
     where = f"on {machine.gpus[0].name}" if here.uses_gpu and machine.gpus else f"on the CPU, {cores}"
     return (
         here.needs("train, distill, quantize", _NETWORK, where, core=True),
-        here.needs("built-in digits", ("scikit-learn", "numpy"), "without --data"),
         _compile(here),
         _several_gpus(here),
         here.needs("export to ONNX", (*_GRAPHS, "onnxscript"), "any precision", core=True),
@@ -85,7 +84,7 @@ def list_features(
         here.needs_gpu("TensorRT-RTX, run", "tensorrt_rtx"),
         here.needs_gpu("TensorRT, build and run", "tensorrt"),
         here.needs_gpu("Torch-TensorRT", "torch_tensorrt"),
-        here.needs("report.html", ("plotly", "jinja2"), "any browser"),
+        here.needs("report.html", ("jinja2",), "any browser"),
         here.needs("WebDataset shards", ("webdataset", "torch"), "--data with .tar files"),
         here.needs("published weights", ("huggingface_hub",), "timm/… and facebook/… by name"),
         here.needs("TensorBoard", ("tensorboard", "torch"), "--tensorboard"),

@@ -9,7 +9,7 @@ from typing import Any
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import verdict, warnings
+from convnext_deploy.reports.stage_table import metric_name, verdict, warnings
 
 SCHEMA = 1
 _ABSENT = "–"
@@ -82,11 +82,17 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 def _figures(row: StageRow) -> dict[str, Any]:
     own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
+    change = None if accuracy is None else accuracy.change
     drop = None if accuracy is None else accuracy.drop
+    scored = "top-1" if accuracy is None else accuracy.metric
     return {
         "stage": row.name,
         **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
         **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
+        "scored": scored,
+        "score": None if accuracy is None else accuracy.value,
+        "drop_pp": None if change is None else change.drop_pp,
+        "drop_interval_pp": None if change is None else change.interval_pp,
         "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
         "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
         "ece": accuracy and accuracy.calibration and accuracy.calibration.ece,
@@ -101,20 +107,27 @@ def _figures(row: StageRow) -> dict[str, Any]:
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    what = _scored(runs)
     data = {run.name: (PurePath(run.report.data).name, run.report.validation_images) for run in runs if run.report.rows}
     classes = {run.report.class_names for run in runs if run.report.class_names}
     named = "; ".join(f"{run}: '{name}', {count:,} images" for run, (name, count) in data.items())
+    scored = {run.name: _scored([run]) for run in runs if run.report.rows}
+    if len(set(scored.values())) > 1:
+        named_by = "; ".join(f"{run}: {names}" for run, names in scored.items())
+        yield f"the runs are scored by different things and cannot be compared ({named_by})"
     judged_on = {run.report.judged_on for run in runs if run.report.rows and run.report.judged_on is not None}
     if len({count for _, count in data.values()}) > 1 or len(classes) > 1:
         other = "" if len(classes) <= 1 else ", and the classes differ"
-        yield f"top-1 was measured on different images and cannot be compared ({named}{other})"
+        yield f"{what} was measured on different images and cannot be compared ({named}{other})"
     elif len(set(data.values())) > 1:
-        yield f"top-1 was measured on data of different names, and can be compared only if it is the same ({named})"
+        yield f"{what} was measured on data of different names, and can be compared only if it is the same ({named})"
     elif len(judged_on) > 1:
-        yield f"top-1 was measured on images of different names or sizes, and can be compared only if they are the same ({named})"
+        yield (
+            f"{what} was measured on images of different names or sizes, and can be compared only if they are the same ({named})"
+        )
     text, is_assumed = _other_images(runs)
     if text is not None and is_assumed:
-        yield f"{text}; some of it is only assumed of a file, so that differences in top-1 may come from that alone"
+        yield f"{text}; some of it is only assumed of a file, so that differences in {what} may come from that alone"
     for run in runs:
         for text in warnings(run.report):
             yield f"{run.name}: {text}"
@@ -131,6 +144,10 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     if loaded:
         named = "; ".join(f"{run}: {load}" for run, load in loaded.items())
         yield f"latency was measured on a machine that did other work, and is not to be relied on ({named})"
+
+
+def _scored(runs: Sequence[Run]) -> str:
+    return metric_name([row for run in runs for row in run.report.rows])
 
 
 def _other_images(runs: Sequence[Run]) -> tuple[str | None, bool]:
@@ -165,7 +182,7 @@ def _numbers(values: Sequence[float]) -> str:
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
     text, is_assumed = _other_images(runs)
     if text is not None and not is_assumed:
-        yield f"{text}: top-1 and latency are those of each with its own"
+        yield f"{text}: {_scored(runs)} and latency are those of each with its own"
     for run in runs:
         if not run.report.complete:
             count = len(run.report.rows)

@@ -11,23 +11,12 @@ from convnext_deploy.reports.front_matter import base_model, known_license, writ
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import describe_test, drop_text, verdict, warnings
+from convnext_deploy.reports.stage_table import SCORE, describe_test, drop_text, metric_name, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
 from convnext_deploy.system.load import unreliable
 
 _MOST_CLASSES = 20  # named on the card
-_COLUMNS = (
-    "artifact",
-    "format",
-    "precision",
-    "top-1 %",
-    "top-5 %",
-    "drop pp [95 %]",
-    "MB",
-    "p50 ms",
-    "p90 ms",
-    "verdict",
-)
+_COLUMNS = ("artifact", "format", "precision", SCORE, "top-5 %", "drop pp [95 %]", "MB", "p50 ms", "p90 ms", "verdict")
 
 
 def render_model_card(report: Report) -> str:
@@ -94,7 +83,8 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if accuracy is not None:
         text += (
             f" The artifact to take is {code(shipped.name)} ({own.format}, {own.precision}): "
-            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, {report.images}; "
+            f"{accuracy.metric} {100 * accuracy.value:.2f} % on {accuracy.total:,} validation images, "
+            f"{report.images}; "
             f"{own.size_bytes / 1e6:.1f} MB"
         )
         is_known = latency is not None and latency.loaded is None
@@ -178,11 +168,12 @@ def _lineage(report: Report) -> Iterator[str]:
 
 
 def _evaluation(report: Report) -> Iterator[str]:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    titles = tuple(f"{metric_name(report.rows)} %" if title == SCORE else title for title in _COLUMNS)
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(_COLUMNS)]
     for row in report.rows:
         numbers = (
-            "–" if row.accuracy is None else f"{100 * row.accuracy.top1:.2f}",
-            "–" if row.accuracy is None else f"{100 * row.accuracy.top5:.2f}",
+            "–" if row.accuracy is None else f"{100 * row.accuracy.value:.2f}",
+            "–" if row.accuracy is None or row.accuracy.top5 is None else f"{100 * row.accuracy.top5:.2f}",
             drop_text(row),
             f"{row.identity.size_bytes / 1e6:.1f}",
             "–" if row.speed.latency is None else f"{row.speed.latency.p50_ms:.2f}",

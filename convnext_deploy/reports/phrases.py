@@ -8,9 +8,9 @@ from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.reports.record import Report
 
 _ALWAYS = (
-    "Top-1 is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor, with "
-    "the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first row. A positive drop is a "
-    "loss. Agree: share of equal first guesses. Latency is the median of single images in one process."
+    "{title} is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor, "
+    "with the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first row. A positive drop "
+    "is a loss. Agree: share of equal answers. Latency is the median of single images in one process."
 )
 _QUALITY = (
     "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that "
@@ -66,7 +66,9 @@ def preprocessing_steps(preprocess: Preprocess) -> list[str]:
 def explain(report: Report) -> str:
     """Return what the words of the report's tables mean."""
     rows = report.rows
-    texts = [_ALWAYS]
+    texts = [_ALWAYS.format(title=report.metric.title)]
+    if report.metric.name != "top-1":
+        texts.append(report.metric.explained)
     if any(row.accuracy is not None and row.accuracy.calibration is not None for row in rows):
         texts.append(_QUALITY)
     if any(row.verdict.passed and row.verdict.proven is False for row in rows):

@@ -20,9 +20,11 @@ from convnext_deploy.evaluation.feature_score import Neighbourhood
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.evaluation.metric import MetricName
+from convnext_deploy.evaluation.metric import METRICS, Metric, MetricName
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
+from convnext_deploy.metrics.change import Change
+from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.neighbours import Similarity
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
@@ -60,6 +62,8 @@ class Identity:
 class Accuracy:
     """What a runner on a device answered to the validation images: counts, and fractions of them, of what `metric` says.
 
+    `value` and `change` are of that, whatever it is. Where it counts images, `correct`, `top1` and `top5` are set; otherwise they
+    are None, and `multi_label` has mAP, AUC and the classes.
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
     artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
     the baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed;
@@ -68,10 +72,10 @@ class Accuracy:
 
     runner: str
     device: str
-    correct: int
+    correct: int | None
     total: int
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     source_drop_pp: float | None = None
     drop: Drop | None = None
     calibration: Calibration | None = None
@@ -80,6 +84,24 @@ class Accuracy:
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
     metric: MetricName = "top-1"
+    multi_label: MultiLabel | None = None
+
+    @property
+    def value(self) -> float:
+        """What is scored, a fraction: top-1, kNN top-1 or mAP."""
+        found = self.top1 if self.multi_label is None else self.multi_label.map
+        assert found is not None  # one of both is set
+        return found
+
+    @property
+    def change(self) -> Change | None:
+        """What it lost against the row's baseline; None for a baseline itself."""
+        found = self.multi_label
+        if found is None:
+            return None if self.drop is None else self.drop.change
+        if found.drop_pp is None or found.drop_interval_pp is None or found.agreement is None:
+            return None
+        return Change(found.drop_pp, found.drop_interval_pp, found.agreement)
 
 
 @dataclass(frozen=True)
@@ -198,7 +220,10 @@ def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 
 @dataclass(frozen=True)
 class TestResult:
-    """Top-1, a fraction, on the images of the test, of the artifact to ship and of its baseline, where that was scored."""
+    """What is scored on the images of the test, of the artifact to ship and of its baseline, where that was scored: fractions.
+
+    `top1` and `baseline_top1` are what `metric` says, `change` is what was lost; `drop` says more of it where images are counted.
+    """
 
     name: str
     total: int
@@ -206,6 +231,8 @@ class TestResult:
     baseline: str | None = None
     baseline_top1: float | None = None
     drop: Drop | None = None
+    metric: MetricName = "top-1"
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +265,11 @@ class Report:
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """What its artifacts are scored by; of several, the first."""
+        return METRICS[next((row.accuracy.metric for row in self.rows if row.accuracy is not None), "top-1")]
 
     @property
     def passed(self) -> bool:

@@ -16,9 +16,10 @@ def shared(model: nn.Module) -> nn.Module:
     device = next(model.parameters()).device
     # depthwise weights have a dimension of 1, whose stride autograd and DDP write differently; it costs a small copy
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
-    )
+    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    # all processes begin with the same buffers, and keep them; the constructor's word for it is another from release to release
+    parallel.broadcast_buffers = False
+    return parallel
 
 
 def keeping_gradients(network: nn.Module) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def top1(path: Path, folder: Path, **said: Any) -> float:
-    return accuracy_of(api.validate(path, data=DataOptions(folder, **said)).rows[0]).top1
+    return accuracy_of(api.validate(path, data=DataOptions(folder, **said)).rows[0]).value
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_ranges_hold_every_point(rows: list[StageRow]) -> None:
     layout = accuracy_plot(find_points(rows))["layout"]
     low, high = layout["yaxis"]["range"]
     points = find_points(rows)
-    assert all(low < point.top1_percent < high for point in points)
+    assert all(low < point.score_percent < high for point in points)
     left, right = layout["xaxis"]["range"]
     if layout["xaxis"].get("type") == "log":
         left, right = 10**left, 10**right

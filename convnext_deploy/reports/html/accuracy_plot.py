@@ -8,6 +8,7 @@ from typing import Any
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
 from convnext_deploy.reports.record import Accuracy, StageRow
+from convnext_deploy.reports.stage_table import metric_name
 
 _LOG_FROM = 4.0  # times the fastest: from here on a linear axis would crowd the fast ones
 _SYMBOLS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "INT8, simulated": "square-open"}
@@ -27,9 +28,9 @@ class Point:
     run: str
 
     @property
-    def top1_percent(self) -> float:
-        """Top-1."""
-        return 100 * self.accuracy.top1
+    def score_percent(self) -> float:
+        """What is scored."""
+        return 100 * self.accuracy.value
 
 
 def find_points(rows: Sequence[StageRow], run: str = "") -> list[Point]:
@@ -54,10 +55,10 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     Points that were timed while the machine did other work are left out.
     """
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.top1_percent)):
+    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.score_percent)):
         if point.latency.loaded is not None:
             continue
-        if not front or point.top1_percent > front[-1].top1_percent:
+        if not front or point.score_percent > front[-1].score_percent:
             front.append(point)
     return front
 
@@ -73,7 +74,7 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[s
             {
                 "type": "scatter",
                 "x": [p.latency.p50_ms for p in front],
-                "y": [p.top1_percent for p in front],
+                "y": [p.score_percent for p in front],
                 "mode": "lines",
                 "line": {"shape": "hv", "dash": "dot", "width": 1.5, "color": "var(--muted)"},
                 "name": "Pareto front",
@@ -96,7 +97,7 @@ def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[s
         traces,
         height=450,
         xaxis=axis("latency of one image, median, ms" + (", logarithmic" if is_log else ""), range=x_range, **ticks),
-        yaxis=axis("top-1, %", range=y_range),
+        yaxis=axis(f"{metric_name([point.row for point in points])}, %", range=y_range),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
 
@@ -105,13 +106,13 @@ def describe_point(point: Point) -> list[str]:
     """Return the lines that hovering shows."""
     own, accuracy, latency = point.row.identity, point.accuracy, point.latency
     drop = "its own baseline"
-    if accuracy.drop is not None:
-        low, high = accuracy.drop.interval_pp
-        drop = f"drop {accuracy.drop.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
+    if (change := accuracy.change) is not None:
+        low, high = change.interval_pp
+        drop = f"drop {change.drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
     return [
         f"{point.run}: {own.name}" if point.run else own.name,
         f"{own.variant} {own.format} {own.precision}, run by {accuracy.runner}",
-        f"top-1 {point.top1_percent:.2f} %, {drop}",
+        f"{accuracy.metric} {point.score_percent:.2f} %, {drop}",
         f"p50 {latency.p50_ms:.2f} ms, p90 {latency.p90_ms:.2f} ms, {own.size_bytes / 1e6:.1f} MB",
     ]
 
@@ -125,7 +126,7 @@ def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Poi
     return {
         "type": "scatter",
         "x": [point.latency.p50_ms for point in points],
-        "y": [point.top1_percent for point in points],
+        "y": [point.score_percent for point in points],
         "mode": "markers",
         "name": literal(f"{points[0].run}, {kind}" if run is not None else kind),
         "marker": {
@@ -142,7 +143,7 @@ def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Poi
 
 def _ranges(points: Sequence[Point]) -> tuple[list[float], list[float], bool]:
     """Return the ranges of both axes, with room for labels, and whether that of latency is logarithmic (as Plotly wants it)."""
-    xs, ys = [p.latency.p50_ms for p in points], [p.top1_percent for p in points]
+    xs, ys = [p.latency.p50_ms for p in points], [p.score_percent for p in points]
     is_log = max(xs) / min(xs) >= _LOG_FROM
     low, high = (math.log10(min(xs)), math.log10(max(xs))) if is_log else (min(xs), max(xs))
     room = 0.14 * (high - low) if is_log else 0.15 * high  # so that noise is not drawn as wide as a difference
@@ -169,7 +170,7 @@ def _labels(front: Sequence[Point], x_range: Sequence[float], y_range: Sequence[
 
     def place(point: Point) -> tuple[float, float]:
         x = math.log10(point.latency.p50_ms) if is_log else point.latency.p50_ms
-        return (x - x_range[0]) / (x_range[1] - x_range[0]), (point.top1_percent - y_range[0]) / (
+        return (x - x_range[0]) / (x_range[1] - x_range[0]), (point.score_percent - y_range[0]) / (
             y_range[1] - y_range[0]
         )
 
@@ -183,7 +184,7 @@ def _labels(front: Sequence[Point], x_range: Sequence[float], y_range: Sequence[
     return {
         "type": "scatter",
         "x": [pile[0].latency.p50_ms for pile in piles],
-        "y": [pile[0].top1_percent for pile in piles],
+        "y": [pile[0].score_percent for pile in piles],
         "mode": "markers+text",
         "marker": {"size": 15, "opacity": 0},  # keeps the text off the mark below it
         "text": ["<br>".join(literal(point.row.name) for point in pile) for pile in piles],

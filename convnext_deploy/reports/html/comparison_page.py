@@ -7,10 +7,10 @@ from convnext_deploy.reports.comparison import Comparison
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, find_points
 from convnext_deploy.reports.html.page import GENERATOR, render_page
 from convnext_deploy.reports.html.tables import Cell, Table, create_table, point_table, verdict_cell
-from convnext_deploy.reports.stage_table import cells, summary
+from convnext_deploy.reports.stage_table import SCORE, cells, metric_name, summary
 
 _TEMPLATE = "comparison.html"
-COLUMNS = ("run", "stage", "artifact", "top-1 %", "drop pp [95 %]", "size MB", "p50 ms", "verdict")
+COLUMNS = ("run", "stage", "artifact", SCORE, "drop pp [95 %]", "size MB", "p50 ms", "verdict")
 _HEAD = 4096  # bytes, in which the head of a page tells who made it
 _CELLS = (0, 1, 2, 3, 6, 7, 9)  # of the stage table
 
@@ -18,6 +18,12 @@ _CELLS = (0, 1, 2, 3, 6, 7, 9)  # of the stage table
 def comparison_cells(comparison: Comparison) -> list[tuple[str, ...]]:
     """Return the texts of all artifacts of all runs, in the order of `COLUMNS`."""
     return [(run.name, *(cells(row)[place] for place in _CELLS)) for run, row in comparison.rows]
+
+
+def comparison_columns(comparison: Comparison) -> tuple[str, ...]:
+    """Return `COLUMNS`, with what is scored under its name."""
+    name = f"{metric_name([row for _, row in comparison.rows])} %"
+    return tuple(name if title == SCORE else title for title in COLUMNS)
 
 
 def is_comparison(path: Path) -> bool:
@@ -49,7 +55,7 @@ def render_comparison(comparison: Comparison) -> str:
 def _artifacts(comparison: Comparison) -> Table:
     pairs = zip(comparison_cells(comparison), comparison.rows, strict=True)
     rows: list[tuple[str | Cell, ...]] = [(*texts[:-1], verdict_cell(row)) for texts, (_, row) in pairs]
-    return create_table(COLUMNS, ("run", "stage", "artifact", "verdict"), rows)
+    return create_table(comparison_columns(comparison), ("run", "stage", "artifact", "verdict"), rows)
 
 
 def _runs(comparison: Comparison) -> Table:

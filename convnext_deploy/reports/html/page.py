@@ -7,7 +7,6 @@ become one.
 import base64
 import functools
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from convnext_deploy.reports.escaping import clean
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = ("plotly-basic.min.js", "page.js")  # plotly.js 4.1.1 with bars, pies and scatter plots alone
 GENERATOR = "convnext_deploy"
 """With the name of the template in the head of every page: what has that may be written again."""
 
@@ -31,8 +31,7 @@ def render_page(template: str, figures: Mapping[str, Mapping[str, Any]], **value
         figures: id of the element that a plot is drawn in → what `figures.draw` returned.
         values: what the template reads.
     """
-    library = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
-    scripts = [library, (_TEMPLATES / "page.js").read_text(encoding="utf-8")] if figures else []
+    scripts = [(_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS] if figures else []
     return (
         _environment()
         .get_template(template)

@@ -129,7 +129,8 @@ def _accuracy(report: Report, figures: dict[str, Any]) -> dict[str, Any] | None:
     figures["plot-accuracy"] = accuracy_plot(points)
     machine = report.environment.get("cpu", "this machine")
     caption = (
-        f"Top-1 on {report.validation_images:,} validation images against the median latency of one image on {machine}."
+        f"{report.metric.title} on {report.validation_images:,} validation images against the median latency of one image on "
+        f"{machine}."
     )
     front = pareto_front(points)
     if len(front) > 1:

@@ -9,7 +9,15 @@ from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Layer, StageRow
-from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, drop_text, step_cells, verdict
+from convnext_deploy.reports.stage_table import (
+    STEP_COLUMNS,
+    cells,
+    columns,
+    drop_text,
+    metric_name,
+    step_cells,
+    verdict,
+)
 
 NONE = "–"
 
@@ -107,7 +115,7 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
         "artifact",
         "precision",
         "runner",
-        "top-1 %",
+        f"{metric_name([point.row for point in points])} %",
         "top-5 %",
         "drop pp [95 %]",
         "p50 ms",
@@ -121,7 +129,7 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
             point.row.name,
             f"{point.row.identity.format} {point.row.identity.precision}",
             f"{point.accuracy.runner} ({point.accuracy.device})",
-            number(point.top1_percent),
+            number(point.score_percent),
             number(point.accuracy.top5, scale=100),
             drop_text(point.row),
             number(point.latency.p50_ms),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convnext_deploy.reports.record import Report, StageRow, find_twin
+from convnext_deploy.reports.record import Accuracy, Report, StageRow, find_twin
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,31 @@ def create_tiles(report: Report) -> list[Tile]:
                 f"{smallest.name}{_ratio(smallest, fine)}",
             )
         )
-        best, accuracy = max(scored, key=lambda pair: pair[1].top1)
+        best, accuracy = max(scored, key=lambda pair: pair[1].value)
         tiles.append(
-            Tile(
-                "Best top-1", f"{100 * accuracy.top1:.2f} %", f"{best.name}, {accuracy.correct:,} of {accuracy.total:,}"
-            )
+            Tile(f"Best {accuracy.metric}", f"{100 * accuracy.value:.2f} %", f"{best.name}, {_counted(accuracy)}")
         )
     drops = [
-        (row, row.accuracy.drop) for row in report.rows if row.accuracy and row.accuracy.drop and row.identity.is_int8
+        (row, row.accuracy.change)
+        for row in report.rows
+        if row.accuracy and row.accuracy.change and row.identity.is_int8
     ]
     if drops:
-        worst, drop = max(drops, key=lambda pair: pair[1].top1_drop_pp)
+        worst, drop = max(drops, key=lambda pair: pair[1].drop_pp)
         low, high = drop.interval_pp
         tiles.append(
             Tile(
                 "Largest drop of INT8",
-                f"{drop.top1_drop_pp:+.2f} pp",
+                f"{drop.drop_pp:+.2f} pp",
                 f"{worst.name}, 95 % interval {low:+.2f} to {high:+.2f}",
             )
         )
     return tiles
+
+
+def _counted(accuracy: Accuracy) -> str:
+    total = f"{accuracy.total:,}"
+    return f"on {total} images" if accuracy.correct is None else f"{accuracy.correct:,} of {total}"
 
 
 def _speedup(row: StageRow, others: Sequence[StageRow]) -> str:
