@@ -27,6 +27,11 @@ def check_takes_images(what: str, artifact: Artifact) -> None:
         raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
 
 
+def is_labelled(data: Data) -> bool:
+    """Whether the images are told apart by classes; one class of all images tells nothing."""
+    return len(data.class_names) > 1
+
+
 def check_classes(what: str, artifact: Artifact, data: Data) -> None:
     """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, in whatever order,
     and that no image on which it was trained is now held out to judge it. A feature extractor speaks of none.

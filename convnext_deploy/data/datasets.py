@@ -139,11 +139,6 @@ class Data:
         return replace(self, train=train, validation=validation, test=test, class_names=ordered)
 
     @property
-    def labelled(self) -> bool:
-        """Whether the images are told apart by classes; a folder of images alone is one class, which tells nothing."""
-        return len(self.class_names) > 1
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the data was read, a line each."""
         notes = []
@@ -167,13 +162,11 @@ class Data:
     @cached_property
     def judged_on(self) -> str | None:
         """A hash of which images validate, by their names in the folder and their sizes, wherever that lies; None without files."""
-        return _names_and_sizes(self.validation, Path(self.name))
-
-    @cached_property
-    def compared_with(self) -> str:
-        """A hash of the training images, with which a feature extractor compares: by names and sizes, where they are files."""
-        labels = hashlib.sha256(self.train.labels.astype("<i8").tobytes()).hexdigest()
-        return f"{labels} {_names_and_sizes(self.train, Path(self.name)) or self.fingerprint}"
+        names = name_images(self.validation, Path(self.name))
+        if not names:
+            return None
+        lines = sorted(f"{os.fsencode(name)!r} {self.validation.size_hint(place)}" for place, name in enumerate(names))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -272,15 +265,6 @@ def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:
     if isinstance(images, ShardImages):
         return tuple(names_below(root, map(images.place, range(len(images)))))
     return ()
-
-
-def _names_and_sizes(images: ImageSet, root: Path) -> str | None:
-    """Return a hash of the names of images below a folder and of their sizes; None without files."""
-    names = name_images(images, root)
-    if not names:
-        return None
-    lines = sorted(f"{os.fsencode(name)!r} {images.size_hint(place)}" for place, name in enumerate(names))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _find_repeated(images: ImageSet, train: ImageSet) -> tuple[Path, ...]:

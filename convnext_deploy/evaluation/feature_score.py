@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.agreement import is_labelled
 from convnext_deploy.data.datasets import Data, ImageSet
 from convnext_deploy.data.sampling import gallery_indices
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.neighbours import NEIGHBOURS, neighbour_votes, unit
+from convnext_deploy.metrics.neighbours import NEIGHBOURS, Similarity, neighbour_votes, unit
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.memory_faults import Halving
@@ -44,6 +45,19 @@ class Neighbourhood:
             return "the images have no labels, so that there is no kNN top-1: features are compared with those in FP32 alone"
         of = "the other validation images" if self.leave_one_out else f"{self.gallery:,} training images"
         return f"kNN top-1 is by the {self.neighbours} nearest of {of}, whose features this very artifact gives"
+
+
+@dataclass(frozen=True)
+class FeatureQuality:
+    """What a feature extractor gives: `output` of the `shape`, and what it was scored by.
+
+    `similarity`: to the features of the row's baseline, None for a baseline itself.
+    """
+
+    output: str
+    shape: str
+    measured_by: Neighbourhood
+    similarity: Similarity | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ def score_features(
     queries, truth = np.concatenate(features), np.concatenate(labels)
     compared: Vectors = unit(np.concatenate(vectors)).astype(np.float16)
     width = queries.shape[1]
-    if not data.labelled:
+    if not is_labelled(data):
         return None, Neighbourhood(width), compared
     chosen = gallery_indices(data.train, data.validation, LARGEST_GALLERY)
     if chosen:

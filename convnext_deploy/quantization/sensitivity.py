@@ -57,7 +57,11 @@ def compute_logits(model: nn.Module, images: Tensor, batch_size: int = 64) -> Te
 
 
 def measure_sensitivity(
-    model: nn.Module, images: Tensor, reference: Tensor, advance: Callable[[], None] = lambda: None
+    model: nn.Module,
+    images: Tensor,
+    reference: Tensor,
+    advance: Callable[[], None] = lambda: None,
+    answers: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> tuple[Effect, ...]:
     """Measure every layer alone; the most harmful comes first.
 
@@ -66,12 +70,13 @@ def measure_sensitivity(
         images: `(N, C, H, W)`, normalized.
         reference: float logits `(N, classes)` of the same images.
         advance: called after every layer.
+        answers: maps what the model gives to logits, where these are something else.
     """
     macs = count_macs(model, images[:1])
     effects = []
     for name, _ in quantized_layers(model):
         with quantizers_disabled(model, but=[name]):
-            found = compute_logits(model, images)
+            found = answers(compute_logits(model, images))
         changed = (found.argmax(1) != reference.argmax(1)).double().mean().item()
         effects.append(Effect(name, kl_divergence(reference, found), changed, macs[name]))
         advance()

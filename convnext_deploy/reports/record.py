@@ -16,7 +16,7 @@ from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.evaluation.feature_score import Neighbourhood
+from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
@@ -25,7 +25,6 @@ from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
-from convnext_deploy.metrics.neighbours import Similarity
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
 from convnext_deploy.system.sealed_json import SEAL, seal, unseal
@@ -102,19 +101,6 @@ class Accuracy:
         if found.drop_pp is None or found.drop_interval_pp is None or found.agreement is None:
             return None
         return Change(found.drop_pp, found.drop_interval_pp, found.agreement)
-
-
-@dataclass(frozen=True)
-class FeatureQuality:
-    """What a feature extractor gives: `output` of the `shape`, and what it was scored by.
-
-    `similarity`: to the features of the row's baseline, None for a baseline itself.
-    """
-
-    output: str
-    shape: str
-    measured_by: Neighbourhood
-    similarity: Similarity | None = None
 
 
 @dataclass(frozen=True)

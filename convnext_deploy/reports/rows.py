@@ -14,6 +14,7 @@ from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.calibration import compare_calibration
 from convnext_deploy.evaluation.class_numbers import describe_permutation, find_permutation
+from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
@@ -26,7 +27,7 @@ from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.metrics.worst_class import find_worst_class
 from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.reports.provenance import read_history, read_provenance
-from convnext_deploy.reports.record import Accuracy, FeatureQuality, Identity, MeasuredSpeed, StageRow, find_twin
+from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
 from convnext_deploy.system.load import unreliable
 
 _UNLABELLED = (
@@ -178,7 +179,9 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         total=score.total,
         top1=score.top1,
         top5=score.top5,
-        source_drop_pp=None if first == row.name else measure_drop(score, scores[first]).top1_drop_pp,
+        source_drop_pp=None
+        if first == row.name or scores[first].metric != score.metric
+        else measure_drop(score, scores[first]).top1_drop_pp,
         calibration=compare_calibration(score, baseline),
         metric=score.metric,
     )

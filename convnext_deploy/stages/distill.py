@@ -45,7 +45,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     for artifact in context.teachers:
-        check_teacher(artifact, data, spec.in_channels)
+        check_teacher(artifact, data, spec, config.method)
     student = start_network(spec, config.fit, start, context)
     open_all = functools.cache(
         lambda: [
@@ -59,12 +59,19 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         else nullcontext()
     )
 
-    def predict(images: Tensor) -> Tensor:
-        return average_teachers([teacher(images) for teacher in open_all()], config.temperature)
+    def predict(images: Tensor) -> Tensor | None:
+        given = zip(context.teachers, [teacher(images) for teacher in open_all()], strict=True)
+        logits = [found for artifact, found in given if artifact.model.num_classes]
+        return average_teachers(logits, config.temperature) if logits else None
+
+    def logits_of(images: Tensor) -> Tensor:
+        found = predict(images)
+        assert found is not None  # the cache is not for teachers of features
+        return found
 
     with features as loss_of_features:
         objective = distillation_objective(
-            _cached(predict, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
+            _cached(logits_of, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
             _distillation(config),
             loss_of_features,
             config.feature_loss_weight,
@@ -93,7 +100,7 @@ def _distillation(config: DistillConfig) -> Distillation:
     )
 
 
-def _on_images(predict: Callable[[Tensor], Tensor]) -> TeacherLogits:
+def _on_images(predict: Callable[[Tensor], Tensor | None]) -> TeacherLogits:
     return lambda batch: predict(batch.images)
 
 

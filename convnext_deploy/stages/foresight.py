@@ -28,6 +28,7 @@ from convnext_deploy.exporters.tensorrt.build import check_gpus, check_options
 from convnext_deploy.exporters.tensorrt.torch_tensorrt import import_torch_tensorrt
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.stages.onnx import output_of
 from convnext_deploy.stages.teachers import check_teacher
 from convnext_deploy.stages.tensorrt import build_options
 from convnext_deploy.stages.training_setup import model_of
@@ -74,6 +75,7 @@ def foresee(stage: StageEntry, inputs: Mapping[str, Outlook], data: Data | None,
     if isinstance(config, ONNXConfig):
         _expect(stage, source, "torch", "ONNX is made of a PyTorch artifact")
         classes = source.model.num_classes
+        output_of(config, source.model, source.name)
         if config.output == "top-k" and config.top_k > classes:
             raise RecipeError(
                 f"stage '{stage.name}': the {config.top_k} largest of {classes} classes were asked for; set top_k to 1 to "
@@ -129,7 +131,7 @@ def _train(
                     f"stage '{stage.name}': its source cannot be fine-tuned as asked: its {name} is {found}, this stage asks for "
                     f"{wanted}."
                 )
-    _check_teachers(stage, inputs, data, spec.in_channels)
+    _check_teachers(stage, inputs, data, spec)
     return Outlook(stage.name, "torch", "fp32", spec)
 
 
@@ -139,12 +141,13 @@ def _check_fit(config: TrainConfig | DistillConfig | QATConfig | QuantizeConfig,
         check_compiler(is_cuda=device == "cuda", wanted_by="compile = true", instead="leave compile out")
 
 
-def _check_teachers(stage: StageEntry, inputs: Mapping[str, Outlook], data: Data | None, channels: int) -> None:
+def _check_teachers(stage: StageEntry, inputs: Mapping[str, Outlook], data: Data | None, student: ModelSpec) -> None:
+    channels, method = student.in_channels, stage.config.method if isinstance(stage.config, DistillConfig) else "kd"
     for role, teacher in inputs.items():
         if not role.startswith("teacher"):
             continue
         if teacher.artifact is not None and data is not None:
-            check_teacher(teacher.artifact, data, channels)
+            check_teacher(teacher.artifact, data, student, method)
         elif teacher.model.in_channels != channels:
             raise RecipeError(
                 f"stage '{stage.name}': the teacher {teacher.name} takes {teacher.model.in_channels} channels, the student "
@@ -163,7 +166,7 @@ def _quantize(
     _expect(stage, source, "torch", "quantization starts from a PyTorch artifact")
     if not isinstance(config, PTQConfig):
         _check_fit(config, device)
-        _check_teachers(stage, inputs, data, source.model.in_channels)
+        _check_teachers(stage, inputs, data, source.model)
     if isinstance(config, QATConfig):
         if not source.precision.startswith("int8"):
             raise RecipeError(

@@ -13,7 +13,7 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import FP16Record, ONNXDetails
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, file_header
 from convnext_deploy.config.choices import FeatureOutput, GraphOutput
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.errors import ArtifactError
@@ -36,7 +36,7 @@ _BATCH_SIZE = 8
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write `model.onnx`, with input `images` and the network's output, such as `logits`, unless asked otherwise."""
     source = require_source(source, "onnx")
-    output = output_of(config, source)
+    output = output_of(config, source.model, str(source.path))
     network, scheme = load_network(source), source.scheme
     io = GraphIO(config.input_type, config.input_layout, output, config.top_k, config.batch_size)
     fp16: FP16Record | None = None
@@ -89,16 +89,16 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     )
 
 
-def output_of(config: ONNXConfig, source: Artifact) -> GraphOutput:
-    """Return what the graph of a network is to give. Raises: ArtifactError: if that network has no such thing."""
-    own, asked = source.model.output, config.output
+def output_of(config: ONNXConfig, model: ModelSpec, name: str) -> GraphOutput:
+    """Return what the graph of a network of this name is to give. Raises: ArtifactError: if the network has no such thing."""
+    own, asked = model.output, config.output
     if own == "logits" and asked in get_args(FeatureOutput):
         raise ArtifactError(
-            f"{source.path} is a classifier, and its {asked} cannot be compared with its logits; take its features from the start: "
+            f"{name} is a classifier, and its {asked} cannot be compared with its logits; take its features from the start: "
             f"'convnext-deploy export DIR --output {asked}', or source_output = '{asked}' beside the recipe's source."
         )
     if own != "logits" and asked not in ("logits", own):
-        raise ArtifactError(f"{source.path} is a feature extractor, which gives {own} and no {asked}.")
+        raise ArtifactError(f"{name} is a feature extractor, which gives {own} and no {asked}.")
     return asked if own == "logits" else own
 
 

@@ -11,10 +11,12 @@ from convnext_deploy.config.choices import QuantizeMethod
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.data.sampling import without
+from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
+from convnext_deploy.stages.answers import answers_of
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.ptq_steps import Images, choose_images_to_judge, open_folded, quantize_network
 from convnext_deploy.stages.quantized_training import check_teachers, train_quantized, training_seconds
@@ -105,7 +107,7 @@ def _try_steps(
             deadline=deadline - longest,
         )
         step = _timed(judge.judge(name, network), begun)
-        say_step(step, context)
+        say_step(step, judge.metric, context)
         passed = search.take(step, network, scheme, record)
         # what takes no time is all tried where nothing can pass
         may_end = passed or name in (STRONGEST_OF_ONE_PASS, STRONGEST)
@@ -157,11 +159,12 @@ def _keep_some_in_float(
     if begun > deadline:
         return
     some = images.first(_SENSITIVITY_IMAGES)
-    reference = compute_logits(without_quantizers(network), some)
+    answers = answers_of(network, images.labels[: len(some)], len(images.data.class_names))
+    reference = answers(compute_logits(without_quantizers(network), some))
     with context.execution.progress.task(
         f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
     ) as task:
-        search.effects = measure_sensitivity(network, some, reference, task.advance)
+        search.effects = measure_sensitivity(network, some, reference, task.advance, answers)
     if search.reason:
         return
     room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
@@ -181,7 +184,7 @@ def _keep_some_in_float(
     kept = result.state_dict().keys()
     result.load_state_dict({key: value for key, value in network.state_dict().items() if key in kept})
     step = _timed(judge.judge("layers in float", result), begun)
-    say_step(step, context)
+    say_step(step, judge.metric, context)
     search.take(step, result, narrower, dataclasses.replace(search.record, float_layers=chosen))
     if search.chosen is step and search.end_if_good_enough():
         search.reason += f", with {', '.join(chosen)} in float"
@@ -198,14 +201,14 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: S
     history = train_quantized(network, folding.network, source, folding.preprocess, settings, rest)
     counts = (config.calibration_images, config.selection_images)
 
-    def judged() -> tuple[Step, Enough]:
+    def judged() -> tuple[Step, Enough, MetricName]:
         images, selection = choose_images_to_judge(counts, folding.preprocess, context, config.batch_size)
         images = dataclasses.replace(selection, indices=search.held_out) if search.held_out else images
         judge = Judge(folding.network, images, config.max_drop_pp, search.unseen, LOOKS[config.method])
-        return _timed(judge.judge("training", network), begun), judge.enough
+        return _timed(judge.judge("training", network), begun), judge.enough, judge.metric
 
-    step, search.enough = from_first(judged)
-    say_step(step, context)
+    step, search.enough, metric = from_first(judged)
+    say_step(step, metric, context)
     passed = search.take(step, network, scheme, search.record, history)
     if config.method == "qat" and not passed and step.risk_pp < 100 and step.top1_drop_pp <= config.max_drop_pp:
         # asked for, it may give other answers than the float network, as long as no fewer are right

@@ -15,7 +15,7 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.teachers import check_teacher, distillation_objective
+from convnext_deploy.stages.teachers import check_teacher, distillation_objective, same_features
 from convnext_deploy.stages.training_setup import fit_network
 from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher, open_teacher
@@ -33,7 +33,7 @@ def check_teachers(source: Artifact, named: str | None, context: StageContext) -
     if named is not None and not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
     for artifact in context.teachers:
-        check_teacher(artifact, context.need_data(), source.model.in_channels)
+        check_teacher(artifact, context.need_data(), source.model)
 
 
 def train_quantized(
@@ -61,14 +61,17 @@ def train_quantized(
         teacher = open_teacher(other, preprocess, context.execution.device, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
-    objective = distillation_objective(
-        lambda batch: teacher(batch.images),
-        Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
-    )
+    if network.num_classes:
+        objective = distillation_objective(
+            lambda batch: teacher(batch.images),
+            Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
+        )
+    else:
+        objective = same_features(teacher)
     neutral = set(identity_parameters(network))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in neutral)
-    return fit_network(network, preprocess, config.fit, context, objective)
+    return fit_network(network, preprocess, config.fit, context, objective, None if network.num_classes else teacher)
 
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:

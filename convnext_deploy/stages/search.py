@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step
+from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.quantization.sensitivity import Effect
@@ -104,12 +105,13 @@ def say_who_judges(judge: Judge, calibrating: int, context: StageContext) -> Non
         )
 
 
-def say_step(step: Step, context: StageContext) -> None:
-    """Print what a step gave."""
+def say_step(step: Step, metric: MetricName, context: StageContext) -> None:
+    """Print what a step gave, scored by `metric`."""
     low, high = step.interval_pp
     distance = "" if step.kl is None else f"KL {step.kl:.2g}, "
     distance += "" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB, "
     context.execution.progress.say(
-        f"{context.name}: {step.name}: top-1 {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}], "
-        f"agreement {100 * step.agreement:.2f} %, {distance}risk {step.risk_pp:.2f} pp, {step.seconds:.1f} s"
+        f"{context.name}: {step.name}: {metric} {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp "
+        f"[{low:+.2f}, {high:+.2f}], agreement {100 * step.agreement:.2f} %, {distance}"
+        f"risk {step.risk_pp:.2f} pp, {step.seconds:.1f} s"
     )

@@ -26,7 +26,7 @@ from convnext_deploy.training.training_state import TrainingState
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
 Evaluation = Callable[[nn.Module], dict[str, float]]
-"""Scores a network on the validation images: at least `validation_top1`."""
+"""Scores a network on the validation images: at least `validation_loss`, of a classifier also `validation_top1`."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.system.distributed import total
+from convnext_deploy.training.losses import cosine_loss
 
 
 class Teacher(nn.Module):
@@ -50,3 +53,21 @@ def open_teacher(
 ) -> Teacher:
     """Load a teacher for images under the student's transform; see `Teacher`, and `load_network` for what it raises."""
     return Teacher(load_network(artifact).to(device), student, artifact.preprocess, outputs)
+
+
+@torch.no_grad()
+def evaluate_features(
+    network: nn.Module, teacher: nn.Module, batches: EvaluationBatches, device: str
+) -> dict[str, float]:
+    """Return `validation_loss`, the mean of 1 - cos between the features of a network and those of its teacher.
+
+    Everything else as in `fit.evaluate_classifier`.
+    """
+    network.eval()
+    loss, count = 0.0, 0.0
+    for images, _ in batches:
+        given = images.to(device)
+        loss += len(images) * cosine_loss(network(given), teacher(given)).item()
+        count += len(images)
+    loss, count = total([loss, count])
+    return {"validation_loss": loss / count}

@@ -4,7 +4,7 @@ timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.js
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,9 +241,11 @@ def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str,
 
 
 def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str, ...] | None) -> dict[str, Any]:
-    """Return the `config.json` of a `ConvNextForImageClassification` or `ConvNextV2ForImageClassification`."""
+    """Return the `config.json` of a `ConvNextForImageClassification` or `ConvNextV2ForImageClassification`, or `…Model`."""
     row = complete_spec(spec)
-    name = "ConvNextForImageClassification" if row.version == 1 else "ConvNextV2ForImageClassification"
+    name = ("ConvNext" if row.version == 1 else "ConvNextV2") + (
+        "ForImageClassification" if spec.num_classes else "Model"
+    )
     names = class_names or tuple(f"LABEL_{i}" for i in range(spec.num_classes))
     activation = next(theirs for theirs, ours in _TRANSFORMERS_ACTIVATIONS.items() if ours == row.activation)
     return {
@@ -257,9 +259,15 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
         "hidden_act": activation,
         "layer_norm_eps": row.norm_eps if spec.head_norm_eps is None else spec.head_norm_eps,
         "image_size": preprocess.image_size,
+        **(_numbered(names) if names else {}),
+        "dtype": "float32",
+    }
+
+
+def _numbered(names: Sequence[str]) -> dict[str, Any]:
+    return {
         "id2label": {str(i): label for i, label in enumerate(names)},
         "label2id": {label: i for i, label in enumerate(names)},
-        "dtype": "float32",
     }
 
 

@@ -1,13 +1,15 @@
 """Load the network of a PyTorch artifact: float, or with the quantizers that its scheme asks for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.choices import NetworkOutput
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.channel_scaling import add_gains
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
@@ -39,6 +41,7 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
         if scheme is not None:
             prepare(model, scheme)
         state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
+        _check_last_norm(artifact, model, state)
         if unused := _behind_features(artifact.model.output):
             state = {key: tensor for key, tensor in state.items() if not key.startswith(unused)}
         add_gains(model, state)
@@ -46,6 +49,16 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
             model.stem.undo_normalization(*[[0.0] * artifact.model.in_channels] * 2)
     load_into(model, state, str(artifact.main_file))
     return model.eval()
+
+
+def _check_last_norm(artifact: Artifact, model: ConvNeXt, state: Mapping[str, Tensor]) -> None:
+    """Check that what gives the features is all there. Raises: CheckpointError: if not."""
+    last = "norm_pre" if model.norm is None else "norm"
+    if not artifact.model.num_classes and f"{last}.weight" not in state:
+        raise CheckpointError(
+            f"{artifact.main_file} has neither a head nor the norm before it, so it gives no features; train both with "
+            "'convnext-deploy train --checkpoint FILE --data DIR'."
+        )
 
 
 def _behind_features(output: NetworkOutput) -> tuple[str, ...]:

@@ -1,0 +1,66 @@
+"""What a network answers to labelled images: its logits, or those that the nearest neighbours of its features stand for."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnext_deploy.evaluation.metric import MetricName
+from convnext_deploy.metrics.neighbours import neighbour_votes
+from convnext_deploy.models.convnext import ConvNeXt
+
+Answers = Callable[[Tensor], Tensor]
+"""Maps what a network gives for some images to logits `(N, classes)`, on the CPU."""
+_FLOOR = 0.01  # of all votes, shared by all classes: the logarithm of no vote is finite
+
+
+def metric_of_network(network: ConvNeXt) -> MetricName:
+    """Return what a network is scored by on labelled images."""
+    return "top-1" if network.num_classes else "kNN top-1"
+
+
+def pooled(outputs: Tensor) -> Tensor:
+    """Return logits or features `(N, D)` as they are, and a feature map `(N, D, H, W)` as its mean over the places."""
+    return outputs if outputs.ndim == 2 else outputs.mean(dim=(2, 3))
+
+
+def answers_of(network: ConvNeXt, labels: Tensor, classes: int) -> Answers:
+    """Return how outputs for images with these labels, `(N,)` int64, become logits.
+
+    Of a classifier they are logits. Of a feature extractor each image's nearest neighbours among the others vote, see
+    `neighbour_votes`, and the logits are the logarithms of their shares; NaN where a feature is not finite.
+    """
+    if network.num_classes:
+        return lambda outputs: outputs
+    known = labels.numpy()
+    own = np.arange(len(known))
+
+    def answer(outputs: Tensor) -> Tensor:
+        features = pooled(outputs)
+        if not features.isfinite().all():
+            return torch.full((len(features), classes), torch.nan)
+        vectors = features.float().numpy()
+        return _logits(neighbour_votes(vectors, vectors, known, classes, own=own))
+
+    return answer
+
+
+def answers_by(network: ConvNeXt, gallery: Tensor, labels: Tensor, classes: int) -> Answers:
+    """Return how outputs for other images become logits: as `answers_of`, by neighbours among those of the gallery.
+
+    Args:
+        network: of both.
+        gallery: what it gives for the images of the gallery.
+        labels: of these, `(M,)` int64.
+        classes: how many there are.
+    """
+    if network.num_classes:
+        return lambda outputs: outputs
+    vectors, known = pooled(gallery).float().numpy(), labels.numpy()
+    return lambda outputs: _logits(neighbour_votes(pooled(outputs).float().numpy(), vectors, known, classes))
+
+
+def _logits(votes: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Tensor:
+    shares = (votes + _FLOOR / votes.shape[1]) / (1 + _FLOOR)
+    return torch.from_numpy(np.log(shares).astype(np.float32))
