@@ -28,6 +28,9 @@ OPTIONAL = (
     "huggingface_hub",
     "tensorboard",
     "pynvml",
+    "pandas",
+    "IPython",
+    "mlflow",
 )
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "sklearn", "rich")
 VAGUE_NAMES = ("util", "helper", "common", "misc", "manager")

@@ -12,7 +12,7 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb
@@ -61,7 +61,7 @@ def distill(
             "teacher_cache_top_k is about the cache of the teacher's predictions; ask for teacher_cache too."
         )
     how = create_execution(execution, data.data)
-    images = open_training_data(data, how)
+    images = open_training_data(data, how, out)
     taught_by = one_start(teacher_checkpoint, teacher_weights)
     source, asked = None, PreprocessSettings()
     if taught_by is not None:

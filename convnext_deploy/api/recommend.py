@@ -17,12 +17,13 @@ from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.files import write_text
 from convnext_deploy.system.load import Load, unreliable, watch_load
 from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.results import Result, plain
 
 SHORT_LIST = 5
 
 
-@dataclass(frozen=True)
-class Recommendation:
+@dataclass(frozen=True, repr=False)
+class Recommendation(Result):
     """The candidates for a data set, best first, why the other variants are left out, and a recipe for the first one.
 
     `recipe_text` is the recipe as TOML with the source of every value. `size_recipe` and `data_recipe` are the paths, in the
@@ -43,11 +44,20 @@ class Recommendation:
     size_recipe: str
     data_recipe: str
 
-    def to_record(self) -> dict[str, Any]:
+    def headline(self) -> str:
+        """Say for what it is, and which comes first."""
+        return f"{self.candidates[0].variant} for {self.images:,} images of {self.classes} classes at {self.image_size} pixels"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each candidate, best first."""
+        return [
+            {**{key: value for key, value in plain(each).items() if key != "settings"}, **plain(each.settings)}
+            for each in self.candidates
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints: all fields but `recipe`, which `recipe_text` holds."""
-        record = dataclasses.asdict(self)
-        del record["recipe"]
-        return record
+        return {name: value for name, value in super().to_dict().items() if name != "recipe"}
 
 
 @verb

@@ -14,7 +14,8 @@ from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.foresee import check_plan
 from convnext_deploy.pipeline.kept import check_replacements
 from convnext_deploy.pipeline.open_artifact import open_weights
-from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
+from convnext_deploy.pipeline.run import plan_recipe, run_recipe
+from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 
 
@@ -84,6 +85,6 @@ def _open(
     for artifact in weights.values():
         for note in artifact.notes:
             how.progress.say(note)
-    images = open_named_data(name, data, how)
+    images = open_named_data(name, data, how, out)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
     return loaded, settings, source, images, weights

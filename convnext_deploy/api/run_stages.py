@@ -9,7 +9,8 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.pipeline.open_artifact import open_weights
-from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
 from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device

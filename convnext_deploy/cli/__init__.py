@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
+from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams
 from convnext_deploy.cli.options import quiet_option
 from convnext_deploy.cli.verbs import COMMANDS as COMMANDS
 from convnext_deploy.cli.verbs import Group
@@ -18,6 +18,7 @@ from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
 from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
+from convnext_deploy.system.standard_error import tell, tell_lines
 
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0

@@ -30,11 +30,11 @@ Record = TypeVar("Record")
 @common_options("models")
 def command(name: str | None, as_json: bool) -> None:
     """List all models: parameters, GMACs, published top-1, how to train them. With NAME: everything about that one."""
-    from convnext_deploy.api.list_models import list_models, to_json
+    from convnext_deploy.api.list_models import list_models
 
     rows = list_models(name)
     if as_json:
-        write(to_json(rows))
+        write(rows.to_json())
         return
     from convnext_deploy.cli.tables import create_console
 

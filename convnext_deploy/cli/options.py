@@ -72,7 +72,7 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "others: text, a name a line, or JSON.",
         {"metavar": "FILE"},
     ),
-    "skip_unreadable": (bool, "Leave out images that cannot be opened, and list them.", _SWITCH),
+    "skip_unreadable": (bool, "Leave out images that cannot be read, and list them.", _SWITCH),
     "out": (click.Path(path_type=Path), "Folder for the results.", _FOLDER),
     "max_top1_drop_pp": (
         click.FloatRange(0, 100),
@@ -220,7 +220,7 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
 def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a verb's function from the values of its command: its own as they are, the others in records."""
     from convnext_deploy.api.options import RECORDS
-    from convnext_deploy.cli.progress_bars import create_progress
+    from convnext_deploy.system.progress_bars import create_progress
 
     found = {**values, "progress": create_progress(is_quiet()), "command": _typed()}
     uses = USES.get(verb, {})

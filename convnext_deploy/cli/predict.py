@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.completions import artifacts, runners
-from convnext_deploy.cli.console import say, tell, write
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 from convnext_deploy.cli.verbs import Verb
+from convnext_deploy.system.standard_error import tell
 
 if TYPE_CHECKING:
     from convnext_deploy.api.predict import Prediction
@@ -50,7 +51,7 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
                 complain(prediction.error)
             yield prediction
 
-    found = watched(predict(**arguments))
+    found = watched(predict(**arguments, stream=True))
     if as_json:
         _print_json(found)
     else:

@@ -53,7 +53,7 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
     if as_json:
         import json
 
-        write(json.dumps(found.to_record(), indent=1))
+        write(json.dumps(found.to_dict(), indent=1))
         return
     _print_list(found, create_console())
     write("")

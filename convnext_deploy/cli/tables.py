@@ -1,6 +1,5 @@
 """Tables on standard output, which rich draws; where that is not a terminal, for 160 columns."""
 
-import contextlib
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ class _Printing(Console):
         return super().render_str(printable(text), **settings)
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        with contextlib.suppress(OSError) if self.stderr else writing():
+        with writing():
             super().print(*objects, **settings)
 
     def on_broken_pipe(self) -> None:
@@ -34,11 +33,6 @@ def create_console() -> Console:
     """Return standard output for what rich draws."""
     width = None if sys.stdout.isatty() else FILE_WIDTH
     return _Printing(width=width, highlight=False, markup=False, emoji=False)
-
-
-def create_error_console() -> Console:
-    """Return standard error for what rich draws."""
-    return _Printing(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_table(

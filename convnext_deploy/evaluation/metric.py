@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from convnext_deploy.config.choices import MetricName
 
 if TYPE_CHECKING:
     from convnext_deploy.artifacts.artifact import Artifact
     from convnext_deploy.data.datasets import Data
-
-MetricName = Literal["top-1", "kNN top-1"]
 
 
 @dataclass(frozen=True)

@@ -19,23 +19,15 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import check_replacements, make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import claim
+from convnext_deploy.pipeline.run_folder import claim, list_unreadable
+from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
-from convnext_deploy.reports.record import Report
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
     from convnext_deploy.evaluation.measure import Measurement
     from convnext_deploy.evaluation.timing.speedup import Speed
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The report, and the names of the stages that were executed and not taken from an earlier run."""
-
-    report: Report
-    executed: tuple[str, ...]
 
 
 def run_recipe(
@@ -121,6 +113,7 @@ def _run(
         artifacts=weights,
         assumptions=assumptions,
     )
+    list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
     if source is not None:

@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import metric_name, verdict, warnings
+from convnext_deploy.system.results import Result
 
 SCHEMA = 1
 _ABSENT = "–"
@@ -33,8 +34,8 @@ class Difference:
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """Runs in the order given. `warnings` say why figures cannot be compared, `notes` what else to know."""
 
     runs: tuple[Run, ...]
@@ -47,6 +48,14 @@ class Comparison:
         """All artifacts of all runs, in order."""
         return [(run, row) for run in self.runs for row in run.report.rows]
 
+    def headline(self) -> str:
+        """Say which runs they are, and how much differs between them."""
+        return f"{', '.join(run.name for run in self.runs)}; {len(self.differences)} differences in how they were made"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each artifact of each run."""
+        return [{"run": run.name, **_figures(row)} for run, row in self.rows]
+
     def to_json(self) -> str:
         """Return the record as JSON; accuracies are fractions, drops percentage points."""
         content = {
@@ -55,7 +64,7 @@ class Comparison:
                 {"run": run.name, "path": str(run.path), **{key: getattr(run.report, key) for key in _OF_A_RUN}}
                 for run in self.runs
             ],
-            "artifacts": [{"run": run.name, **_figures(row)} for run, row in self.rows],
+            "artifacts": self.to_rows(),
             "differences": [
                 {"what": each.what, "values": dict(zip((run.name for run in self.runs), each.values, strict=True))}
                 for each in self.differences
@@ -81,29 +90,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _figures(row: StageRow) -> dict[str, Any]:
-    own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
-    change = None if accuracy is None else accuracy.change
-    drop = None if accuracy is None else accuracy.drop
-    scored = "top-1" if accuracy is None else accuracy.metric
-    return {
-        "stage": row.name,
-        **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
-        **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
-        "scored": scored,
-        "score": None if accuracy is None else accuracy.value,
-        "drop_pp": None if change is None else change.drop_pp,
-        "drop_interval_pp": None if change is None else change.interval_pp,
-        "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
-        "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
-        "ece": accuracy and accuracy.calibration and accuracy.calibration.ece,
-        "ece_increase_pp": accuracy and accuracy.calibration and accuracy.calibration.increase_pp,
-        "worst_class_drop_pp": accuracy and accuracy.worst_class and accuracy.worst_class.drop_pp,
-        "baseline": row.provenance.baseline,
-        "latency_p50_ms": None if latency is None else latency.p50_ms,
-        "latency_p90_ms": None if latency is None else latency.p90_ms,
-        "passed": row.verdict.passed,
-        "verdict": verdict(row),
-    }
+    return {**row.figures(), "verdict": verdict(row)}
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:

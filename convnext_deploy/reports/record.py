@@ -7,54 +7,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.details import History as Epochs
-from convnext_deploy.artifacts.details import Selection
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess
-from convnext_deploy.config.choices import FeatureOutput
+from convnext_deploy.config.choices import FeatureOutput, MetricName
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
-from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.evaluation.metric import METRICS, Metric, MetricName
-from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.evaluation.metric import METRICS, Metric
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
+from convnext_deploy.reports.row_parts import History as History
+from convnext_deploy.reports.row_parts import Identity as Identity
+from convnext_deploy.reports.row_parts import Layer as Layer
+from convnext_deploy.reports.row_parts import MeasuredSpeed as MeasuredSpeed
+from convnext_deploy.reports.row_parts import Provenance as Provenance
+from convnext_deploy.system.results import Result
 from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 REPORT_JSON = "report.json"
 SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it.
-
-    `sha256` is the hash of its files, None in the report of an earlier version.
-    """
-
-    name: str
-    kind: str
-    artifact: str
-    variant: str
-    format: str
-    precision: str
-    size_bytes: int
-    file: str | None = None
-    num_classes: int | None = None
-    sha256: str | None = None
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether it computes, or simulates, in INT8, whatever the rest of it computes in."""
-        return self.precision.startswith("int8")
 
 
 @dataclass(frozen=True)
@@ -104,72 +80,6 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class MeasuredSpeed:
-    """How fast it is: `latency` of single images beside its score, where it was run.
-
-    Of an INT8 graph or engine, `against_float` is what was measured against its float baseline, `not_measured` why that was not
-    done, and `ship` the path of the artifact to use instead where it is too slow.
-    """
-
-    latency: Latency | None = None
-    against_float: Speed | None = None
-    not_measured: str | None = None
-    ship: str | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer or convolution of a quantized network.
-
-    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. Where the stage quantized this
-    layer alone, `kl` is the divergence in nats of the class probabilities from those in float, `changed` the fraction of first
-    guesses that changed, and `macs` the layer's multiplications for one image; None where it did not.
-    """
-
-    name: str
-    choice: str
-    weights: int
-    kl: float | None = None
-    changed: float | None = None
-    macs: int | None = None
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened while it was made, in `wall_s` seconds: `epochs`, what training measured after each.
-
-    `selection`: the steps of the fallback sequence that `quantize` tried, and the selected one; `layers` of a quantized PyTorch
-    network.
-    """
-
-    wall_s: float = 0.0
-    epochs: Epochs = ()
-    selection: Selection | None = None
-    layers: tuple[Layer, ...] = ()
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """From what and with which settings it was made, what it had to reach, and how it is used.
-
-    `config` are the settings of its stage, `inputs` the names of the artifacts that this reads, by role. `baseline` is the nearest
-    FP32 PyTorch ancestor, None for such an artifact itself. `lineage`: the stages behind it, the first one first; `base_model`:
-    the published weights it began with. `for_comparison`: a float baseline that no stage of the recipe made.
-    """
-
-    baseline: str | None = None
-    gate: Gate = field(default_factory=Gate)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    lineage: tuple[Mapping[str, Any], ...] = ()
-    base_model: str | None = None
-    license: str | None = None
-    graph: GraphIO | None = None
-    preprocess: Preprocess | None = None
-    for_comparison: bool = False
-
-
-@dataclass(frozen=True)
 class StageRow:
     """One artifact and what is known of it. Fractions, milliseconds, bytes, seconds, percentage points.
 
@@ -192,6 +102,32 @@ class StageRow:
     def name(self) -> str:
         """The name of its stage, which no other row of the report has."""
         return self.identity.name
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was measured, flat: accuracies are fractions, drops percentage points."""
+        own, accuracy, speed = self.identity, self.accuracy, self.speed
+        change = None if accuracy is None else accuracy.change
+        drop = None if accuracy is None else accuracy.drop
+        against = None if speed.against_float is None else speed.against_float.worst
+        return {
+            "stage": self.name,
+            **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
+            **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
+            "scored": "top-1" if accuracy is None else accuracy.metric,
+            "score": None if accuracy is None else accuracy.value,
+            "drop_pp": None if change is None else change.drop_pp,
+            "drop_interval_pp": None if change is None else change.interval_pp,
+            "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
+            "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
+            "ece": accuracy and accuracy.calibration and accuracy.calibration.ece,
+            "ece_increase_pp": accuracy and accuracy.calibration and accuracy.calibration.increase_pp,
+            "worst_class_drop_pp": accuracy and accuracy.worst_class and accuracy.worst_class.drop_pp,
+            "baseline": self.provenance.baseline,
+            "latency_p50_ms": None if speed.latency is None else speed.latency.p50_ms,
+            "latency_p90_ms": None if speed.latency is None else speed.latency.p90_ms,
+            "speedup": None if against is None else against.median,
+            "passed": self.verdict.passed,
+        }
 
 
 def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
@@ -221,8 +157,8 @@ class TestResult:
     change: Change | None = None
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
@@ -261,6 +197,19 @@ class Report:
     def passed(self) -> bool:
         """Whether no gate failed."""
         return all(row.verdict.passed is not False for row in self.rows)
+
+    def headline(self) -> str:
+        """Say of what it is, and whether all gates held."""
+        failed = [row.name for row in self.rows if row.verdict.passed is False]
+        judged = sum(row.verdict.passed is not None for row in self.rows)
+        passed = f"{judged} gate{'' if judged == 1 else 's'} passed" if judged else "no gates"
+        verdict = f"FAILED: {', '.join(failed)}" if failed else passed if self.complete else "not complete"
+        images = f"{self.validation_images:,} validation images of {self.data}" if self.validation_images else "no data"
+        return f"{self.recipe}, {len(self.rows)} artifact{'' if len(self.rows) == 1 else 's'}, {images}: {verdict}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each artifact."""
+        return [row.figures() for row in self.rows]
 
     def to_json(self) -> str:
         """Return the text of `report.json`."""

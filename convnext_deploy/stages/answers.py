@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convnext_deploy.evaluation.metric import MetricName
+from convnext_deploy.config.choices import MetricName
 from convnext_deploy.metrics.neighbours import neighbour_votes
 from convnext_deploy.models.convnext import ConvNeXt
 

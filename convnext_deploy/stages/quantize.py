@@ -7,11 +7,10 @@ import time
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Step, TorchDetails
-from convnext_deploy.config.choices import QuantizeMethod
+from convnext_deploy.config.choices import MetricName, QuantizeMethod
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.data.sampling import without
-from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme

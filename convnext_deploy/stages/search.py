@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step
-from convnext_deploy.evaluation.metric import MetricName
+from convnext_deploy.config.choices import MetricName
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.quantization.sensitivity import Effect

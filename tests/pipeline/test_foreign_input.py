@@ -112,7 +112,7 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
         lambda: api.validate(path, data=DataOptions(folder)),
         lambda: api.bench([path]),
         lambda: api.bundle([path], tmp_path / "bundle"),
-        lambda: next(api.predict(path, [folder / "val"])),
+        lambda: api.predict(path, folder / "val"),
         lambda: api.export(path, format="tensorrt-rtx", out=tmp_path / "run", data=DataOptions(folder)),
     ):
         with pytest.raises(ArtifactError, match=r"images of any size, \(n, 3, h, w2\); say with --image-size"):
@@ -145,7 +145,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(
 def test_hints_are_for_files_of_others_alone(tmp_path: Path, folder: Path) -> None:
     own = write_onnx_artifact(tmp_path / "own", row_sum_graph()).path
     with pytest.raises(RecipeError, match="--output-name and --input-range are for ONNX files of another origin"):
-        next(api.predict(own, [folder], data=DataOptions(input_range="0-1")))
+        api.predict(own, str(folder), data=DataOptions(input_range="0-1"))
     pixels = write_graph(
         tmp_path / "b.onnx", f"images = Cast <to = 1> (raw) {LOGITS}", images=f"uint8[n,3,{SIDE},{SIDE}] raw"
     )
