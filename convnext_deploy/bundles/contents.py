@@ -142,9 +142,13 @@ def _check_same(one: tuple[Path, Artifact], other: tuple[Path, Artifact]) -> Non
     def identity(spec: ModelSpec) -> tuple[str, int, int]:
         return spec.variant, spec.in_channels, spec.num_classes
 
+    def gives(artifact: Artifact) -> str:
+        return artifact.model.output if not artifact.model.num_classes else "scores of classes"
+
     pairs = (
         ("a {}", one[1].model.variant, other[1].model.variant),
         ("of {0[1]} channels and {0[2]} classes", identity(one[1].model), identity(other[1].model)),
+        ("one that gives {}", gives(one[1]), gives(other[1])),
         ("of the classes {}", one[1].class_names, other[1].class_names),
         ("preprocessed by {}", one[1].preprocess, other[1].preprocess),
     )
@@ -172,11 +176,7 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     if len(inputs) != 1 or inputs[0].shape[1:] not in items:
         found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs)
         raise ArtifactError(f"{path} takes {found}; expected one input of images, (batch, {items[0]}).")
-    if (
-        not outputs
-        or any(len(o.shape) != 2 or o.shape[1] is None for o in outputs)
-        or outputs[0].dtype not in _INPUT_TYPES
-    ):
+    if not _is_known(artifact, outputs):
         found = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in outputs)
         raise ArtifactError(
             f"{path} gives {found}; expected scores (batch, classes) first, and nothing that is not (batch, k)."
@@ -190,6 +190,15 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     obstacle = next((finding.cost for finding in findings if finding.severity == "error"), None)
     late = tuple(f"{found.places[0]}: {found.cost}" for found in findings if found.name in _LATE)
     return Model(name, artifact, inputs[0], outputs, obstacle, late)
+
+
+def _is_known(artifact: Artifact, outputs: Sequence[Tensor]) -> bool:
+    """Whether a graph gives scores first and nothing that is not `(batch, k)`, or the features of a network without head."""
+    if not outputs or outputs[0].dtype not in _INPUT_TYPES or any(None in output.shape[1:] for output in outputs):
+        return False
+    if artifact.io.output == "feature-map":
+        return len(outputs) == 1 and len(outputs[0].shape) == 4
+    return all(len(output.shape) == 2 for output in outputs)
 
 
 def _refuse_invalid(path: Path, findings: Sequence[Finding]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext_deploy.config.choices import MetricName
 from convnext_deploy.metrics.neighbours import neighbour_votes
@@ -15,9 +15,14 @@ Answers = Callable[[Tensor], Tensor]
 _FLOOR = 0.01  # of all votes, shared by all classes: the logarithm of no vote is finite
 
 
-def metric_of_network(network: ConvNeXt) -> MetricName:
+def extracts(network: nn.Module) -> bool:
+    """Whether a network has no head, so that it gives features."""
+    return isinstance(network, ConvNeXt) and not network.num_classes
+
+
+def metric_of_network(network: nn.Module) -> MetricName:
     """Return what a network is scored by on labelled images."""
-    return "top-1" if network.num_classes else "kNN top-1"
+    return "kNN top-1" if extracts(network) else "top-1"
 
 
 def pooled(outputs: Tensor) -> Tensor:
@@ -25,16 +30,16 @@ def pooled(outputs: Tensor) -> Tensor:
     return outputs if outputs.ndim == 2 else outputs.mean(dim=(2, 3))
 
 
-def answers_of(network: ConvNeXt, labels: Tensor, classes: int) -> Answers:
+def answers_of(network: nn.Module, labels: Tensor) -> Answers:
     """Return how outputs for images with these labels, `(N,)` int64, become logits.
 
     Of a classifier they are logits. Of a feature extractor each image's nearest neighbours among the others vote, see
     `neighbour_votes`, and the logits are the logarithms of their shares; NaN where a feature is not finite.
     """
-    if network.num_classes:
+    if not extracts(network):
         return lambda outputs: outputs
     known = labels.numpy()
-    own = np.arange(len(known))
+    own, classes = np.arange(len(known)), int(known.max()) + 1
 
     def answer(outputs: Tensor) -> Tensor:
         features = pooled(outputs)
@@ -46,18 +51,18 @@ def answers_of(network: ConvNeXt, labels: Tensor, classes: int) -> Answers:
     return answer
 
 
-def answers_by(network: ConvNeXt, gallery: Tensor, labels: Tensor, classes: int) -> Answers:
+def answers_by(network: nn.Module, gallery: Tensor, labels: Tensor) -> Answers:
     """Return how outputs for other images become logits: as `answers_of`, by neighbours among those of the gallery.
 
     Args:
         network: of both.
         gallery: what it gives for the images of the gallery.
         labels: of these, `(M,)` int64.
-        classes: how many there are.
     """
-    if network.num_classes:
+    if not extracts(network):
         return lambda outputs: outputs
     vectors, known = pooled(gallery).float().numpy(), labels.numpy()
+    classes = int(known.max()) + 1
     return lambda outputs: _logits(neighbour_votes(pooled(outputs).float().numpy(), vectors, known, classes))
 
 

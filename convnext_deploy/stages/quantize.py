@@ -158,7 +158,7 @@ def _keep_some_in_float(
     if begun > deadline:
         return
     some = images.first(_SENSITIVITY_IMAGES)
-    answers = answers_of(network, images.labels[: len(some)], len(images.data.class_names))
+    answers = answers_of(network, images.labels[: len(some)])
     reference = answers(compute_logits(without_quantizers(network), some))
     with context.execution.progress.task(
         f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"

@@ -61,17 +61,16 @@ def train_quantized(
         teacher = open_teacher(other, preprocess, context.execution.device, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
-    if network.num_classes:
-        objective = distillation_objective(
-            lambda batch: teacher(batch.images),
-            Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
-        )
-    else:
-        objective = same_features(teacher)
     neutral = set(identity_parameters(network))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in neutral)
-    return fit_network(network, preprocess, config.fit, context, objective, None if network.num_classes else teacher)
+    if not network.num_classes:
+        return fit_network(network, preprocess, config.fit, context, same_features(teacher), teacher)
+    objective = distillation_objective(
+        lambda batch: teacher(batch.images),
+        Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
+    )
+    return fit_network(network, preprocess, config.fit, context, objective)
 
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:

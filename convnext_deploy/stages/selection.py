@@ -22,7 +22,7 @@ from convnext_deploy.metrics.bounds import clopper_pearson_upper, images_without
 from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
-from convnext_deploy.stages.answers import answers_by, answers_of, metric_of_network
+from convnext_deploy.stages.answers import answers_by, answers_of, extracts, metric_of_network
 from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, bound_drop, sharpest_scale
 from convnext_deploy.stages.ptq_steps import Images
 
@@ -76,7 +76,7 @@ class Judge:
         self.images, self.max_drop_pp, self.unseen = images, max_drop_pp, unseen
         self.labels = images.labels
         self.metric = metric_of_network(folded)
-        self.answers = answers_of(folded, self.labels, len(images.data.class_names))
+        self.answers = answers_of(folded, self.labels)
         self.outputs = outputs_of(folded, images)
         self.reference = self.answers(self.outputs)
         self.level = (1.0 - CONFIDENCE) / looks if looks else None
@@ -138,8 +138,8 @@ def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImag
     batches = EvaluationBatches(data.validation, images.preprocess, images.batch_size, images.workers, chosen)
     found = [(folded(batch.to(images.device)).float().cpu(), labels) for batch, labels in batches]
     outputs, labels = (torch.cat(part) for part in zip(*found, strict=True))
-    gallery = outputs if folded.num_classes else outputs_of(folded, images)
-    logits = answers_by(folded, gallery, images.labels, len(data.class_names))(outputs)
+    gallery = outputs_of(folded, images) if extracts(folded) else outputs
+    logits = answers_by(folded, gallery, images.labels)(outputs)
     known = (labels < logits.shape[1]) & logits.isfinite().all(1)
     return UnseenImages(logits[known], labels[known]) if known.any() else None
 
