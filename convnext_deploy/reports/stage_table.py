@@ -96,6 +96,18 @@ def verdict(row: StageRow) -> str:
     return {True: "passed", False: "FAILED", None: "no gate"}[passed]
 
 
+def describe_data(report: Report) -> str:
+    """Return the recipe, the data and how many images validated: the title of a report."""
+    return f"{report.recipe}: {data_of(report)}"
+
+
+def data_of(report: Report) -> str:
+    """Return the data and how many images validated."""
+    if not report.validation_images:
+        return "not validated, because no images were given"
+    return f"{report.data}, {report.validation_images:,} validation images"
+
+
 def judged_on(selection: Selection) -> str:
     """Say what judged the steps of a fallback sequence, and what it would take where that is too little to tell."""
     least, count = selection.images_needed, f"{selection.images:,}"

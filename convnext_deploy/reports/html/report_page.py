@@ -27,7 +27,7 @@ from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Accuracy, Layer, Report
-from convnext_deploy.reports.stage_table import judged_on, outcome, remarks, summary, warnings
+from convnext_deploy.reports.stage_table import data_of, judged_on, outcome, remarks, summary, warnings
 
 _CONTENTS = {
     "stages": "Stages",
@@ -80,7 +80,7 @@ def render_html(report: Report) -> str:
         figures,
         title=f"{report.recipe}: report",
         report=report,
-        subtitle=f"{report.data}, {report.validation_images:,} validation images, seed {report.seed}",
+        subtitle=f"{data_of(report)}, seed {report.seed}",
         verdict=verdict_of(report),
         tiles=create_tiles(report),
         contents=[*contents, ("environment", "Environment and commands")],
