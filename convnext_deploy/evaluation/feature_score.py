@@ -59,6 +59,16 @@ class FeatureQuality:
     measured_by: Neighbourhood
     similarity: Similarity | None = None
 
+    @property
+    def gives(self) -> str:
+        """What it gives, in words."""
+        return f"gives '{self.output}' {self.shape}"
+
+    def describe(self, baseline: str | None) -> tuple[str, ...]:
+        """Return what is to be known of its score, and how like its features are to those of the `baseline`, a sentence each."""
+        own = f"a feature extractor, which {self.gives}; {self.measured_by}"
+        return (own,) if self.similarity is None else (own, f"{self.similarity.describe()} of {baseline}")
+
 
 @dataclass(frozen=True)
 class _Extractor:

@@ -35,6 +35,11 @@ class Metric:
         """Its name at the beginning of a sentence."""
         return "Top-1" if self.name == "top-1" else self.name
 
+    @property
+    def second_title(self) -> str:
+        """The same of `second`."""
+        return "Top-5" if self.second == "top-5" else self.second or ""
+
 
 METRICS: dict[MetricName, Metric] = {
     "top-1": Metric(

@@ -28,6 +28,15 @@ class Similarity:
     images: int
     places: int = 1
 
+    def describe(self) -> str:
+        """Return it in words, as the beginning of a sentence."""
+        low, high = self.interval
+        places = f", {self.places} places of each" if self.places > 1 else ""
+        return (
+            f"cosine similarity {self.mean:.6f} [95 %: {low:.6f} to {high:.6f}], {self.lowest:.6f} of the image least alike "
+            f"({self.images:,} images{places}), to the features"
+        )
+
 
 def unit(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """Return features `(…, D)` divided by their lengths; what has none stays 0."""

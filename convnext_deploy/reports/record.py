@@ -190,8 +190,10 @@ class Report(Result):
 
     @property
     def metric(self) -> Metric:
-        """What its artifacts are scored by; of several, the first."""
-        return METRICS[next((row.accuracy.metric for row in self.rows if row.accuracy is not None), "top-1")]
+        """What its artifacts are scored by, or would be with labels; of several, the first."""
+        found: list[MetricName] = [row.accuracy.metric for row in self.rows if row.accuracy is not None]
+        found += ["kNN top-1" for row in self.rows if row.features is not None]
+        return METRICS[found[0] if found else "top-1"]
 
     @property
     def passed(self) -> bool:

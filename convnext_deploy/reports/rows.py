@@ -97,7 +97,10 @@ def create_row(
         notes=(*_assumptions(role, artifact), *_engine_warnings(artifact)),
     )
     if measured.features is not None:
-        row = dataclasses.replace(row, features=_features(artifact, measured))
+        features = _features(artifact, measured)
+        row = dataclasses.replace(
+            row, features=features, notes=(*row.notes, *features.describe(row.provenance.baseline))
+        )
     if measured.latency is None:
         return row
     row = dataclasses.replace(
@@ -142,7 +145,7 @@ def _loaded(latency: Latency) -> Iterator[str]:
         yield f"{unreliable(latency.loaded)}; time it again on a free machine, in a run with --measure-again"
 
 
-def _features(artifact: Artifact, measured: Measurement) -> FeatureQuality | None:
+def _features(artifact: Artifact, measured: Measurement) -> FeatureQuality:
     """Return what a feature extractor gives, and how like its baseline."""
     shape = describe_features(artifact.model, artifact.preprocess.image_size)
     assert measured.features is not None  # who asks has seen it
