@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from convnext_deploy.api.train import train
     from convnext_deploy.api.validate import validate
     from convnext_deploy.api.verify_bundle import verify_bundle
+    from convnext_deploy.api.view import view
     from convnext_deploy.errors import DeployError
 
 _OPTIONS = ("DataOptions", "EvaluationOptions", "ExecutionOptions", "TrainingOptions")
@@ -55,6 +56,7 @@ __all__ = [
     "train",
     "validate",
     "verify_bundle",
+    "view",
 ]
 
 

@@ -1,7 +1,7 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
@@ -74,6 +74,7 @@ def open_named_data(
             skipping=skipping,
         )
     )
+    found = dataclasses.replace(found, division=dataclasses.replace(found.division, told=tuple(_told(options))))
     for note in found.notes:
         execution.progress.say(note)
     if (dark := describe_dark(found.train)) is not None:
@@ -81,6 +82,15 @@ def open_named_data(
     if options.classes is None:
         return found
     return found.in_order(read_class_names(Path(options.classes)), str(options.classes))
+
+
+def _told(options: DataOptions) -> Iterator[str]:
+    """Yield what was said of how images are read, as words of the command line."""
+    for name in ("validation_fraction", "split", "groups", "classes"):
+        if (value := getattr(options, name)) is not None:
+            yield from (f"--{name.replace('_', '-')}", str(value))
+    if options.skip_unreadable:
+        yield "--skip-unreadable"
 
 
 def open_artifact(

@@ -89,5 +89,5 @@ def validate(
             measured = measure_artifact(entry, images, how, name, batch_size)
             ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
         score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
-        ledger.change(complete=True)
+        ledger.change(complete=True, source_preprocess=data.preprocess)
     return ledger.report

@@ -25,6 +25,7 @@ VERBS: dict[str, dict[str, str]] = {
         "inspect": "Show what is in an ONNX file or an engine, and what is wrong.",
         "report": "Show the report of a run again, and write its pages anew.",
         "compare": "Compare the artifacts of several runs.",
+        "view": "Show runs in a browser, also while they train.",
     },
     "Ship": {
         "bundle": "Pack all that a device needs to build, serve and prove it.",

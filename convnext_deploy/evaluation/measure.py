@@ -27,7 +27,7 @@ from convnext_deploy.system.sealed_json import seal, unseal
 Record = TypeVar("Record")
 
 BATCH_SIZE = 64
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """In the key of a measurement: raised when an artifact is scored or timed in another way, so that it is measured again."""
 
 

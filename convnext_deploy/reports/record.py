@@ -16,6 +16,7 @@ from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.metric import METRICS, Metric
+from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
@@ -42,7 +43,8 @@ class Accuracy:
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
     artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
     the baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed;
-    `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
+    `flips` are the first of them, lost ones before others, and `classes` the changes class by class. `per_class`: the score of each
+    class; `confusions`: which classes it takes for which, all pairs of few classes; `errors`: those of which it is most sure.
     """
 
     runner: str
@@ -58,6 +60,9 @@ class Accuracy:
     flipped: int | None = None
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
+    per_class: tuple[ClassScore, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+    errors: tuple[SureError, ...] = ()
     metric: MetricName = "top-1"
     multi_label: MultiLabel | None = None
 
@@ -163,7 +168,9 @@ class Report(Result):
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
     `source_output` what was taken of it in the place of its logits,
-    `command` what was typed or called. `thumbnails` are the images in `Accuracy.flips` as data URIs, by their index.
+    `command` what was typed or called. `started_in` is the folder from which its paths lead, None in the report of an earlier
+    version; `data_options` what was said of how the data is read, as words of the command line. `thumbnails` are the images in
+    `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
     without files or in an old report. `test`: what the test gave, at the end.
@@ -178,6 +185,8 @@ class Report(Result):
     complete: bool = False
     command: str | None = None
     source: str | None = None
+    started_in: str | None = None
+    data_options: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
 from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.measure import Measurement
+from convnext_deploy.evaluation.mistakes import find_confusions, find_sure_errors, score_classes
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
@@ -34,6 +35,7 @@ _UNLABELLED = (
     "the gate is not judged: the images have no labels, so that features are compared with those in FP32 alone"
 )
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
+_MOST_ERRORS = 8  # of which it is most sure
 _MOST_CLASSES = 3  # classes in a remark
 
 
@@ -186,6 +188,9 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         if first == row.name or scores[first].metric != score.metric
         else measure_drop(score, scores[first]).top1_drop_pp,
         calibration=compare_calibration(score, baseline),
+        per_class=score_classes(score),
+        confusions=find_confusions(score, baseline),
+        errors=find_sure_errors(score, image_namer(data), _MOST_ERRORS),
         metric=score.metric,
     )
     if baseline is None:

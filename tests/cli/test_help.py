@@ -72,6 +72,7 @@ FLAGS = {
     | {"--top-k", "--runner", "--device", "--workers", "--batch-size", "--skip-unreadable", "--json", "--quiet"},
     "doctor": {"--timeout", "--json", "--quiet"},
     "completion": {"--quiet"},
+    "view": {"--port", "--no-browser", "--json", "--quiet"},
     "recommend": {"--images", "--classes", "--gpu-memory", "--latency-budget", "--image-size", "--out", "--json"},
 }
 ARGUMENTS = {
@@ -84,6 +85,7 @@ ARGUMENTS = {
     "verify-bundle": "BUNDLE",
     "report": "RUN",
     "compare": "RUN RUN...",
+    "view": "RUN|DIR",
     "bench": "ARTIFACT...",
     "convert": "CHECKPOINT",
     "models": "NAME",

@@ -270,9 +270,10 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
 
 
 def _numbered(names: Sequence[str]) -> dict[str, Any]:
+    numbers = range(len(names))
     return {
-        "id2label": {str(i): label for i, label in enumerate(names)},
-        "label2id": {label: i for i, label in enumerate(names)},
+        "id2label": dict(zip(map(str, numbers), names, strict=True)),
+        "label2id": dict(zip(names, numbers, strict=True)),
     }
 
 

@@ -1,10 +1,10 @@
 """Render the comparison of several runs as one HTML page, with the table and the plot of a single run."""
 
 from pathlib import Path
-from typing import Any
 
 from convnext_deploy.reports.comparison import Comparison
 from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, find_points
+from convnext_deploy.reports.html.answer_plots import latency_plot, latency_table
 from convnext_deploy.reports.html.page import GENERATOR, render_page
 from convnext_deploy.reports.html.tables import Cell, Table, create_table, point_table, verdict_cell
 from convnext_deploy.reports.stage_table import SCORE, cells, metric_name, summary
@@ -34,19 +34,21 @@ def is_comparison(path: Path) -> bool:
 
 def render_comparison(comparison: Comparison) -> str:
     """Return the text of the page."""
-    figures: dict[str, Any] = {}
     points = [point for run in comparison.runs for point in find_points(run.report.rows, run.name)]
-    if points:
-        figures["plot-accuracy"] = accuracy_plot(points, comparable=not comparison.warnings)
+    comparable = not comparison.warnings
+    spread = latency_plot(points)
     names = [run.name for run in comparison.runs]
     return render_page(
         _TEMPLATE,
-        figures,
         title=f"{' and '.join(names)}: comparison",
         names=names,
         comparison=comparison,
         artifacts=_artifacts(comparison),
-        points=point_table(points, comparable=not comparison.warnings) if points else None,
+        metric=metric_name([row for _, row in comparison.rows]),
+        plot=accuracy_plot(points, comparable=comparable) if points else None,
+        points=point_table(points, comparable=comparable) if points else None,
+        spread=spread,
+        spread_table=None if spread is None else latency_table(points),
         runs=_runs(comparison),
         differences=_differences(comparison) if comparison.differences else None,
     )
