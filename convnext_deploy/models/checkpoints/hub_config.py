@@ -270,11 +270,7 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
 
 
 def _numbered(names: Sequence[str]) -> dict[str, Any]:
-    numbers = range(len(names))
-    return {
-        "id2label": dict(zip(map(str, numbers), names, strict=True)),
-        "label2id": dict(zip(names, numbers, strict=True)),
-    }
+    return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
 def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
