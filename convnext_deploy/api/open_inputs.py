@@ -1,11 +1,13 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import ForeignDetails
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.choices import FeatureOutput
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -17,6 +19,7 @@ from convnext_deploy.data.value_range import describe_dark
 from convnext_deploy.errors import DataError, RecipeError, printable
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import ask_for, open_input, without_head
+from convnext_deploy.pipeline.open_foreign import open_teacher_input, read_name
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
@@ -173,7 +176,7 @@ def open_teacher(
     Returns: the teacher, and which of the options count for it.
     Raises: DeployError: as `open_artifact`.
     """
-    found = open_input(Path(path), model=model)
+    found = open_teacher_input(path, model)
     untold = {
         name: value for name, value in options.preprocess.asked().items() if name in assumed_fields(found.preprocess)
     }
@@ -201,14 +204,23 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
 
     Raises: RecipeError: if neither tells it.
     """
-    if model is not None:
+    if model is not None and read_name(model) is None:
         resolve_variant(model)
         return model
+    if start is not None and start.model.variant == "unknown":
+        return _file_name(start)
     if start is None:
         raise RecipeError(
             "no model was named, and there are no weights to tell it; name one of 'convnext-deploy models'."
         )
     return short_name(start.model.variant)
+
+
+def _file_name(artifact: Artifact) -> str:
+    """Return a name for a network of another kind that a folder can have."""
+    details = artifact.details
+    name = details.architecture if isinstance(details, ForeignDetails) else artifact.main_file.stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "teacher"
 
 
 def _reading(options: DataOptions) -> DataOptions:

@@ -13,7 +13,6 @@ from convnext_deploy.artifacts.places import check_place, no_artifact
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
 from convnext_deploy.config.choices import FeatureOutput
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
@@ -139,15 +138,6 @@ def _without_equal(artifact: Artifact, asked: PreprocessSettings) -> PreprocessS
         )
     ]
     return dataclasses.replace(asked, **dict.fromkeys(equal))
-
-
-def open_weights(recipe: Recipe) -> dict[str, Artifact]:
-    """Open the initial weights of all stages, by the names under which `StageEntry.inputs` refers to them.
-
-    Raises: DeployError: if any of them cannot be opened.
-    """
-    places = {stage.weights for stage in recipe.stages if stage.weights is not None}
-    return {place: open_input(Path(place.removeprefix(WEIGHTS_PREFIX))) for place in sorted(places)}
 
 
 def find_baseline(artifact: Artifact) -> Artifact | str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
 from convnext_deploy.data.agreement import name_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
@@ -44,7 +44,7 @@ def run_recipe(
         settings: where and how.
         source: the opened artifact that the recipe calls `source`, if it has one.
         data: the opened data; None only when no stage needs any, and then nothing is validated.
-        weights: what `inputs.open_weights` returns for the recipe.
+        weights: what `open_references` returns for the recipe.
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
@@ -118,6 +118,9 @@ def _run(
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
     if source is not None:
         _bring(run, source)
+    for name, artifact in weights.items():
+        if name.startswith(TEACHER_PREFIX):
+            _bring_teacher(run, name, artifact)
     for stage in recipe.stages:
         _make(run, stage, ledger.artifacts)
     made = {stage.name: stage for stage in recipe.stages}
@@ -137,11 +140,18 @@ def _bring(run: _Run, source: Artifact) -> None:
         may_differ = name == SOURCE and _only_starts(run.recipe)
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
         _warn(run)
-    if isinstance(baseline, str):
+    if isinstance(baseline, str) and not _only_starts(run.recipe):
         run.ledger.remark(
             SOURCE,
             f"no FP32 ancestor is at hand ({baseline}): drops are against this {source.precision} artifact itself",
         )
+
+
+def _bring_teacher(run: _Run, name: str, artifact: Artifact) -> None:
+    """Measure a teacher that no stage makes, and that is not the recipe's source."""
+    row = PurePath(name.removeprefix(TEACHER_PREFIX)).name
+    run.ledger.record(row, artifact, _measure(run, row, artifact, may_differ=True))
+    _warn(run)
 
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
@@ -241,9 +251,9 @@ def _is_joint(stage: StageEntry) -> bool:
 
 
 def _only_starts(recipe: Recipe) -> bool:
-    """Whether the recipe's source is nothing but the start of training stages, which may give it another head."""
+    """Whether the recipe's source is nothing but a teacher, or the start of training stages, which may give it another head."""
     uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
-    return all(role == "source" and not s.config.needs_source for role, s in uses)
+    return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:

@@ -3,14 +3,16 @@
 import os.path
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import BASELINE, CHANGE_LIMITS, SOURCE
+from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.reports.record import Report, StageRow
 
 _PROGRAM = "convnext-deploy"
+_FILES = ("--split", "--classes")  # options that name a file
 NO_DATA = "none"
 """What stands for the data of a report where nothing was validated."""
 
@@ -36,22 +38,26 @@ def recipe_command(report: Report) -> str:
     return "\n".join([*_go_there(report), command])
 
 
-def data_from(report: Report, folder: str) -> str | None:
-    """Return the path of the data from a folder of artifacts, which is told as the report does; None if it is not known.
+def data_words(report: Report, folder: str | None) -> list[str]:
+    """Return what names the data of a report on the command line, and how it is read, from a folder.
 
-    Only of both is it known where they lie if they are both absolute, or the report says where the run was started.
+    Args:
+        report: with data.
+        folder: told as the report tells paths; None: the folder that the run was started in.
     """
-    data = PurePath(report.data)
-    if data.is_absolute() or _is_built_in(report):
-        return report.data
-    if report.started_in is None:
-        return None
+    built_in = report.data == BUILT_IN and report.judged_on is None
+    words = ["--data", report.data if built_in else _from(report, report.data, folder)]
+    for before, word in zip(("", *report.data_options), report.data_options, strict=False):
+        words.append(_from(report, word, folder) if before in _FILES else word)
+    return words
+
+
+def _from(report: Report, path: str, folder: str | None) -> str:
+    """Return a path as it leads from a folder; of an earlier version's report, which does not know that, as it is."""
+    if folder is None or report.started_in is None or Path(path).is_absolute():
+        return path
     start = Path(report.started_in)
-    return os.path.relpath(start / data, start / folder)
-
-
-def _is_built_in(report: Report) -> bool:
-    return report.judged_on is None and report.data == "digits"
+    return os.path.relpath(start / path, start / folder)
 
 
 def _go_there(report: Report) -> Iterator[str]:
@@ -66,7 +72,7 @@ def _validate(report: Report, row: StageRow, baseline: StageRow | None) -> str:
     if baseline is not None:
         words += ["--baseline", baseline.identity.artifact]
         brought = brought or baseline.identity.kind in (SOURCE, BASELINE)
-    words += ["--data", report.data, *report.data_options]
+    words += data_words(report, None)
     if brought:  # what was made here tells itself how its images are made ready
         words += _flags(report.source_preprocess)
     limits = [(flag, getattr(gate, name)) for name, flag in CHANGE_LIMITS.items()]

@@ -6,6 +6,7 @@ from pathlib import PurePath
 
 from convnext_deploy.errors import printable
 from convnext_deploy.evaluation.timing.speedup import describe_speed
+from convnext_deploy.reports.commands import NO_DATA, data_words
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
@@ -139,15 +140,22 @@ def _place(row: StageRow) -> str:
     return f"stages/{path.name}" if path.parent.name == "stages" else path.as_posix()
 
 
+def _run_of(row: StageRow) -> str | None:
+    """Return the folder of the run that made an artifact, which its card lies in; None of an artifact that was brought."""
+    path = PurePath(row.identity.artifact)
+    return path.parent.parent.as_posix() if path.parent.name == "stages" else None
+
+
 def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
     if shipped is None:
         return
     own, preprocess = shipped.identity, shipped.provenance.preprocess
-    place = shlex.quote(_place(shipped))
-    commands = [f"convnext-deploy predict {place} image.jpg"]
-    if report.data != "none":
-        commands.append(f"convnext-deploy validate {place} --data {shlex.quote(report.data)}")
-    yield "From the folder that this card lies in:\n\n" + fenced("\n".join(commands), "sh")
+    place, run = _place(shipped), _run_of(shipped)
+    commands = [shlex.join(["convnext-deploy", "predict", place, "image.jpg"])]
+    if report.data != NO_DATA:
+        commands.append(shlex.join(["convnext-deploy", "validate", place, *data_words(report, run)]))
+    where = "that the run was started in" if run is None else "that this card lies in"
+    yield f"From the folder {where}:\n\n" + fenced("\n".join(commands), "sh")
     if own.format == "onnx" and own.file is not None and preprocess is not None:
         folder = _place(shipped).removesuffix(f"/{own.file}")  # of a bare file
         usage = write_usage(folder, own.file, preprocess, shipped.provenance.graph)

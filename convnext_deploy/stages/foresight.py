@@ -142,12 +142,13 @@ def _check_fit(config: TrainConfig | DistillConfig | QATConfig | QuantizeConfig,
 
 
 def _check_teachers(stage: StageEntry, inputs: Mapping[str, Outlook], data: Data | None, student: ModelSpec) -> None:
-    channels, method = student.in_channels, stage.config.method if isinstance(stage.config, DistillConfig) else "kd"
+    channels, config = student.in_channels, stage.config
+    by_features = config.method == "feature" if isinstance(config, DistillConfig) else not student.num_classes
     for role, teacher in inputs.items():
         if not role.startswith("teacher"):
             continue
         if teacher.artifact is not None and data is not None:
-            check_teacher(teacher.artifact, data, student, method)
+            check_teacher(teacher.artifact, data, channels, features_alone=by_features)
         elif teacher.model.in_channels != channels:
             raise RecipeError(
                 f"stage '{stage.name}': the teacher {teacher.name} takes {teacher.model.in_channels} channels, the student "

@@ -10,15 +10,16 @@ from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.quantize import QATConfig
-from convnext_deploy.data.agreement import outputs_of_classes
+from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
+from convnext_deploy.models.variants import feature_width
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.teachers import check_teacher, distillation_objective, same_features
+from convnext_deploy.stages.teachers import check_teacher, distillation_objective, open_teacher, same_features
 from convnext_deploy.stages.training_setup import fit_network
 from convnext_deploy.training.losses import Distillation
-from convnext_deploy.training.teacher import Teacher, open_teacher
+from convnext_deploy.training.teacher import Teacher
 
 _TIMED_IMAGES = 8
 
@@ -32,8 +33,15 @@ def check_teachers(source: Artifact, named: str | None, context: StageContext) -
     """
     if named is not None and not context.teachers:
         raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
+    own, extracts = source.model, not source.model.num_classes
     for artifact in context.teachers:
-        check_teacher(artifact, context.need_data(), source.model)
+        check_teacher(artifact, context.need_data(), own.in_channels, features_alone=extracts)
+        gives = artifact.model.output, None if artifact.format != "torch" else feature_width(artifact.model)
+        if extracts and gives != (own.output, feature_width(own)):
+            raise ArtifactError(
+                f"the teacher {artifact.main_file} does not give the student's {own.output} of {feature_width(own)} numbers; leave "
+                "it out, and the float network teaches."
+            )
 
 
 def train_quantized(
@@ -57,8 +65,8 @@ def train_quantized(
     teacher = own
     if context.teachers:
         other = context.teachers[0]
-        outputs = outputs_of_classes(other, context.need_data())
-        teacher = open_teacher(other, preprocess, context.execution.device, outputs)
+        outputs = outputs_for(other, context.need_data())
+        teacher = open_teacher(other, preprocess, context, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
     neutral = set(identity_parameters(network))

@@ -160,11 +160,13 @@ def test_head_is_trained_on_it_and_a_student_learns_its_features(image_folder: P
     data, fit = DataOptions(data=str(image_folder), image_size=32), TrainingOptions(epochs=1, batch_size=12)
     tuned = train(checkpoint=weights, out=tmp_path / "tuned", data=data, training=fit)
     source, row = tuned.report.rows
-    assert source.not_run == "not validated: it has no head, and only starts a training"
+    assert source.not_run == "not validated: it has no head, and only teaches or starts a training"
     assert row.accuracy is not None
     assert row.accuracy.metric == "top-1"
     assert read_artifact(Path(row.identity.artifact)).class_names == ("cat", "dog", "owl")
-    with pytest.raises(ArtifactError, match="has no head, and so no classes to teach; learn its features with"):
+    with pytest.raises(
+        ArtifactError, match="has no classes, and gives features alone: it teaches by the method 'feature'"
+    ):
         distill(student="test_convnext3", teacher_checkpoint=weights, out=tmp_path / "kd", data=data, training=fit)
     taught = distill(
         student="test_convnext3",
