@@ -12,6 +12,7 @@ from typing import Any
 from convnext_deploy.api.open_inputs import open_artifacts
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_interleaved
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
@@ -223,7 +224,7 @@ def _notes_on_int8(timings: Sequence[Timing]) -> Iterator[str]:
 
 
 def _notes_on_sizes(timings: Sequence[Timing]) -> Iterator[str]:
-    sizes = {timing.candidate.name: timing.candidate.artifact.preprocess.image_size for timing in timings}
+    sizes = {timing.candidate.name: show_size(timing.candidate.artifact.preprocess.image_size) for timing in timings}
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} {size}" for name, size in sizes.items())
         yield f"the images have different sizes, and the times tell that too, in pixels: {named} (--image-size sets one for all)"

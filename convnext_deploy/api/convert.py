@@ -12,6 +12,7 @@ from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import Dialect
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.documents import read_bytes
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.checkpoints.hub_config import (
@@ -195,8 +196,8 @@ def _readme(artifact: Artifact, dialect: Dialect, load: str, notes: list[str]) -
         "model.eval()",
         "```",
         "",
-        f"Evaluation: resize {'both sides' if p.crop_mode == 'squash' else 'the shorter side'} to {p.resize_size} pixels "
-        f"({p.interpolation}), crop the centre {p.image_size}×{p.image_size}, scale to [0, 1], subtract {list(p.mean)}, "
+        f"Evaluation: resize {'both sides' if p.crop_mode == 'squash' else 'the shorter side'} to {show_size(p.resize_size)} "
+        f"pixels ({p.interpolation}), crop the centre {p.sides[0]}×{p.sides[1]}, scale to [0, 1], subtract {list(p.mean)}, "
         f"divide by {list(p.std)}.",
         *([""] if notes else []),
         *(f"Note: {note}." for note in notes),

@@ -11,6 +11,7 @@ from convnext_deploy.api.arguments import check_arguments, check_type
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
+from convnext_deploy.config.image_size import ImageSize
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.disk_faults import naming_disk_faults
@@ -31,7 +32,8 @@ class DataOptions:
             None: 0.1. One for all verbs, otherwise validation images leak into training.
         skip_unreadable: leave out images that cannot be read to their last pixel: all are decoded for that, once. None: they are an
             error.
-        image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
+        image_size: side of the network's input in pixels, or its height and width. None: the artifact's; for fresh weights 224,
+            digits 32.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.
         crop_mode: `center` resizes the shorter side, `squash` both. None: the artifact's; for fresh weights `center`.
@@ -52,7 +54,7 @@ class DataOptions:
     data: Path | str | None = None
     validation_fraction: float | None = None
     skip_unreadable: bool | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     crop_pct: float | None = None
     crop_mode: CropMode | None = None
     interpolation: Interpolation | None = None

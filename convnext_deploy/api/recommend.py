@@ -7,6 +7,7 @@ from typing import Any
 
 from convnext_deploy.api.options import ExecutionOptions, verb
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, size_option
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.variants import VARIANTS
@@ -67,7 +68,7 @@ def recommend(
     *,
     gpu_memory_gb: float | None = None,
     latency_budget_ms: float | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     out: Path | str | None = None,
     execution: ExecutionOptions = ExecutionOptions(),
 ) -> Recommendation:
@@ -87,7 +88,13 @@ def recommend(
         RecipeError: if a number is out of range, or no variant fits the memory or the latency.
         OutputError: if `out` exists or has no folder.
     """
-    image_size = image_size or 224
+    image_size = plain_size(image_size or 224)
+    if not isinstance(image_size, int):
+        larger = max(image_size)
+        raise RecipeError(
+            f"image_size = {show_size(image_size)} is not square, and recommend counts the memory of square images; give "
+            f"the larger side, {larger}, and train with --image-size {size_option(image_size)}."
+        )
     if latency_budget_ms is not None and latency_budget_ms <= 0:
         raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
     out = None if out is None else Path(out)

@@ -23,7 +23,7 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
     sections = [
         f"# {contents.name}",
         f"{_kind(contents)}, {spec.variant}: {'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
-        f"{preprocess.image_size}×{preprocess.image_size} pixels, "
+        f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, "
         f"{f'{spec.num_classes} classes{names}' if spec.num_classes else gives}. Written by {record['tool']}.",
         "## Files",
         _files(contents, models),

@@ -13,6 +13,7 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.defaults import default_of
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
+from convnext_deploy.config.image_size import ImageSize, parse_size, sides_of
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -33,6 +34,21 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             return tuple(float(number) for number in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no list of numbers; expected such as 0.5 or 0.485,0.456,0.406.", param, ctx)
+
+
+class Size(click.ParamType[ImageSize]):
+    """`224`, or `32x48` for 32 rows of 48 pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
+        """Return the size."""
+        if isinstance(value, int | tuple):
+            return value
+        size = parse_size(str(value))
+        if size is None or min(sides_of(size)) < 1:
+            self.fail(f"{value!r} is no size in pixels; expected such as 224, or 32x48 for 32 rows of 48.", param, ctx)
+        return size
 
 
 _COUNT = click.IntRange(min=0)
@@ -99,7 +115,7 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Do not time INT8 against its float baseline.",
         {**_SWITCH, "flag": "--no-speed-check", "flag_value": False},
     ),
-    "image_size": (POSITIVE, "Side of the network's input in pixels.", {}),
+    "image_size": (Size(), "Side of the network's input in pixels, or height x width, such as 32x48.", {}),
     "crop_pct": (click.FloatRange(0.1, 1.0), "Share of the resized image that the evaluation's centre crop keeps.", {}),
     "crop_mode": (
         click.Choice(get_args(CropMode)),

@@ -232,7 +232,7 @@ class TrainingBatches:
 
     def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield this process's images of the numbered chunks as `(N, S, S, C)` uint8."""
-        size, wanted = self.preprocess.image_size, self.plan.augmentation
+        size, wanted = self.preprocess.sides, self.plan.augmentation
         own = [self._own(chunks[number]) for number in numbers]
         if self._small is None:
             yield from _load(self._loader, own, epoch)
@@ -242,7 +242,7 @@ class TrainingBatches:
             rng = _generator(_BATCH, self.plan.seed, epoch, number)
             boxes = transforms.sample_crops(rng, self.batch_size, height, width, wanted.crop_scale_min)
             flips = rng.uniform(size=self.batch_size) < wanted.flip_probability
-            plans = draw_operations(wanted, rng, self.batch_size, size)
+            plans = draw_operations(wanted, rng, self.batch_size, min(size))
             chosen = self._small[torch.from_numpy(chunk).to(self._small.device)].to(self.device)
             cropped = crop_and_flip(chosen, self._own(boxes), self._own(flips), size)
             yield change_colors_and_shapes(cropped, [plan.select(self._own) for plan in plans])
@@ -263,7 +263,7 @@ class _TrainingItems:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.preprocess.image_size, self.preprocess.image_size, len(self.preprocess.mean)
+        return *self.preprocess.sides, len(self.preprocess.mean)
 
     def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
         try:
@@ -273,7 +273,7 @@ class _TrainingItems:
         rng = _generator(_IMAGE, self.plan.seed, epoch, index)
         box = transforms.sample_crops(rng, 1, image.height, image.width, self.plan.augmentation.crop_scale_min)[0]
         flip = rng.uniform() < self.plan.augmentation.flip_probability
-        pixels = transforms.crop_image(image, box, flip, self.preprocess.image_size)
+        pixels = transforms.crop_image(image, box, flip, self.preprocess.sides)
         return change_image(pixels, self.plan.augmentation, rng)
 
     def name(self, index: int) -> str:

@@ -68,8 +68,7 @@ def measure_artifact(
             raise
         return Measurement(not_run=str(error))
     try:
-        size = artifact.preprocess.image_size
-        image = (artifact.model.in_channels, size, size)
+        image = (artifact.model.in_channels, *artifact.preprocess.sides)
         if not artifact.model.num_classes:
             found, features, vectors = score_features(runner, artifact, data, execution, name, batch_size)
             latency = measure_latency(runner, image)

@@ -8,6 +8,7 @@ from typing import Any
 
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import metric_name, verdict, warnings
 from convnext_deploy.system.results import Result
@@ -156,7 +157,7 @@ def _other_images(runs: Sequence[Run]) -> tuple[str | None, bool]:
 
 
 def _describe(own: Preprocess) -> str:
-    text = f"{own.image_size} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}"
+    text = f"{show_size(own.image_size)} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}"
     if {"mean", "std"} & {*assumed_fields(own)}:
         text += f", mean {_numbers(own.mean)} and std {_numbers(own.std)} assumed"
     return text

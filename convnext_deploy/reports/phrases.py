@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.reports.record import Report
 
@@ -47,10 +48,13 @@ def describe_step(record: Mapping[str, Any]) -> str:
 
 def preprocessing_steps(preprocess: Preprocess) -> list[str]:
     """Return what is done to an image file before the network sees it; the last step normalizes."""
-    side, resize = preprocess.image_size, preprocess.resize_size
+    height, width = preprocess.sides
+    resize = show_size(preprocess.resize_size)
     how = (
         f"both sides to {resize}"
         if preprocess.crop_mode == "squash"
+        else f"until {resize} is covered, keeping the aspect"
+        if height != width
         else f"the shorter side to {resize}, keeping the aspect"
     )
     antialiased = "" if preprocess.interpolation == "nearest" else " with antialiasing"
@@ -58,7 +62,7 @@ def preprocessing_steps(preprocess: Preprocess) -> list[str]:
     return [
         f"decode to 8-bit {grey}, turned upright as EXIF says;",
         f"resize {how}, {preprocess.interpolation}{antialiased};",
-        f"cut out the centre, {side}×{side};",
+        f"cut out the centre, {height}×{width};",
         f"divide by 255, subtract {list(preprocess.mean)}, divide by {list(preprocess.std)} (per channel), as float32.",
     ]
 

@@ -83,8 +83,7 @@ def train_quantized(
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
     """Return about how long training would take, from two passes with gradients over a few images."""
-    side, channels = preprocess.image_size, len(preprocess.mean)
-    images = torch.zeros(_TIMED_IMAGES, channels, side, side, device=context.execution.device)
+    images = torch.zeros(_TIMED_IMAGES, len(preprocess.mean), *preprocess.sides, device=context.execution.device)
     times = []
     with torch.enable_grad():
         for _ in range(2):

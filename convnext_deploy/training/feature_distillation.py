@@ -99,7 +99,7 @@ class LastMap:
         self._network: ForeignNetwork = teacher.network
         device = teacher.scale.device
         with torch.no_grad():
-            self._network(torch.zeros(1, channels, teacher.image_size, teacher.image_size, device=device))
+            self._network(torch.zeros(1, channels, *teacher.size, device=device))
         found = self._network.features
         if found is None:
             raise ArtifactError(

@@ -32,7 +32,7 @@ class Teacher(nn.Module):
         device: str = "cpu",
     ) -> None:
         super().__init__()
-        self.network, self.image_size = network.requires_grad_(False).eval(), own.image_size
+        self.network, self.size = network.requires_grad_(False).eval(), own.sides
         self.same = (student.mean, student.std) == (own.mean, own.std)
         mean, std, own_mean, own_std = (
             torch.tensor(values, device=device)[:, None, None]
@@ -47,10 +47,9 @@ class Teacher(nn.Module):
         return logits if self.outputs is None else logits[:, self.outputs]
 
     def see(self, images: Tensor) -> Tensor:
-        """Return images `(N, C, H, W)` as the network takes them, `(N, C, S, S)`."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        """Return images `(N, C, H, W)` as the network takes them, `(N, C, *size)`."""
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
         return images if self.same else images * self.scale + self.shift
 
 

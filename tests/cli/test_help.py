@@ -48,7 +48,16 @@ FLAGS = {
         "--max-class-drop",
     },
     "inspect": {"--json"},
-    "bundle": {"--data", "--out", "--zip", "--golden-images", "--optimal-batch-size", "--max-batch-size", "--json"},
+    "bundle": {
+        "--data",
+        "--image-size",
+        "--out",
+        "--zip",
+        "--golden-images",
+        "--optimal-batch-size",
+        "--max-batch-size",
+        "--json",
+    },
     "verify-bundle": {"--require", "--built", "--json"},
     "validate": SHARED
     | IMAGES

@@ -125,16 +125,16 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
 @pytest.mark.parametrize(
     ("images", "said", "text"),
     [
-        ("float[n,3,32,48] images", None, r"32 rows and 48 columns; only square ones are known here"),
-        ("float[n,3,32,48] images", 32, r"32 rows and 48 columns; only square ones are known here"),
+        ("float[n,3,32,48] images", 32, r"takes images of 32×48 pixels, not of 32; leave --image-size out"),
+        ("float[n,3,32,48] images", (48, 32), r"takes images of 32×48 pixels, not of 48×32; leave --image-size out"),
         ("float[n,3,32,width] images", None, r"images of any size, \(n, 3, 32, width\)"),
-        ("float[n,3,32,width] images", 48, r"images of 32×32 pixels, not of 48"),
+        ("float[n,3,32,width] images", 48, r"images of 32×any pixels, not of 48; leave --image-size out"),
         ("float[n,3,32,32] images", 48, r"images of 32×32 pixels, not of 48; leave --image-size out"),
         ("float[n,c,32,32] images", None, r"is not an image classifier: .*found 1 input\(s\), \(n, c, 32, 32\)"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_in_one_line(
-    tmp_path: Path, images: str, said: int | None, text: str
+    tmp_path: Path, images: str, said: int | tuple[int, int] | None, text: str
 ) -> None:
     path = write_graph(tmp_path / "a.onnx", LOGITS, images=images)
     with pytest.raises(ArtifactError, match=text) as caught:

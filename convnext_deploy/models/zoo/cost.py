@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import Four, Variant, complete_spec, feature_width
 
@@ -130,13 +131,13 @@ def feature_map_sides(spec: ModelSpec, image_size: int) -> Four:
     return sides
 
 
-def describe_features(spec: ModelSpec, image_size: int) -> str:
+def describe_features(spec: ModelSpec, image_size: ImageSize) -> str:
     """Return the shape of what a feature extractor gives, such as `(N, 768)`."""
-    width = feature_width(spec)
+    numbers = feature_width(spec)
     if spec.output == "features":
-        return f"(N, {width})"
-    side = feature_map_sides(spec, image_size)[-1]
-    return f"(N, {width}, {side}, {side})"
+        return f"(N, {numbers})"
+    height, width = (feature_map_sides(spec, side)[-1] for side in sides_of(image_size))
+    return f"(N, {numbers}, {height}, {width})"
 
 
 def _overlap_side(side: int) -> int:
