@@ -48,7 +48,6 @@ _TIMM_TOLD_BY_SHAPES = {
     "head_norm_first", "stem_type", "norm_layer", "ls_init_value", "drop_rate", "drop_path_rate", "head_init_scale", "img_size",
 }  # fmt: skip
 _DINOV3 = "dinov3_convnext"
-_MODEL_TYPES = ("convnext", "convnextv2", _DINOV3)
 TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6, which no config changes
 
 
@@ -81,7 +80,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
     try:
         if "architecture" in config or "pretrained_cfg" in config:
             return _read_timm(config, spec, path)
-        if str(config.get("model_type", "")) in _MODEL_TYPES:
+        if str(config.get("model_type", "")) in ("convnext", "convnextv2", _DINOV3):
             return _read_transformers(config, *read_processor(folder), spec, path)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
@@ -148,10 +147,10 @@ def _read_transformers(
     config: Mapping[str, Any], processor: Mapping[str, Any], processor_path: Path, spec: ModelSpec, path: Path
 ) -> HubConfig:
     activation = _look_up(_TRANSFORMERS_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act", path)
+    eps, usual = "head_norm_eps", TRANSFORMERS_DEFAULT_EPS
     if config.get("model_type") == _DINOV3:
-        changes: dict[str, Any] = {"norm_eps": _positive(config.get("layer_norm_eps", complete_spec(spec).norm_eps))}
-    else:
-        changes = {"head_norm_eps": _positive(config.get("layer_norm_eps", TRANSFORMERS_DEFAULT_EPS))}
+        eps, usual = "norm_eps", complete_spec(spec).norm_eps
+    changes: dict[str, Any] = {eps: _positive(config.get("layer_norm_eps", usual))}
     if activation != complete_spec(spec).activation:
         changes["activation"] = activation
     names, remarks = _class_names(_labels(config), spec, path)
