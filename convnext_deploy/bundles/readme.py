@@ -18,13 +18,12 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
     """Return the text of `README.md`; `record` is what `bundle.json` says of the same."""
     spec, preprocess = contents.first.model, contents.first.preprocess
     models = {model["name"]: model for model in record["models"]}
-    gives = f"without classes: it gives {spec.output} {describe_features(spec, preprocess.image_size)}"
     names = "" if contents.first.class_names is None else ", their names in `classes.txt`"
     sections = [
         f"# {contents.name}",
         f"{_kind(contents)}, {spec.variant}: {'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
         f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, "
-        f"{f'{spec.num_classes} classes{names}' if spec.num_classes else gives}. Written by {record['tool']}.",
+        f"{f'{spec.num_classes} classes{names}' if spec.num_classes else _gives(contents)}. Written by {record['tool']}.",
         "## Files",
         _files(contents, models),
         *_measured_on(models),
@@ -42,6 +41,11 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
         "\n".join(f"- {text}" for text in _limits(contents, golden, models)),
     ]
     return clean("\n\n".join(sections) + "\n")
+
+
+def _gives(contents: Contents) -> str:
+    own = contents.first
+    return f"without classes: it gives {own.model.output} {describe_features(own.model, own.preprocess.image_size)}"
 
 
 def _kind(contents: Contents) -> str:
