@@ -1,7 +1,7 @@
 """What an artifact and the data must agree on: the images that it takes, the classes, and that it did not learn what judges it."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def _as_options(fraction: float | None, others: str | None) -> str:
 
 def is_same_place(path: str, data: Data) -> bool:
     """Whether a path in a lineage is that of the data."""
-    return Path(path).resolve() == Path(data.name).resolve()
+    return os.path.realpath(path) == os.path.realpath(data.name)
 
 
 def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
