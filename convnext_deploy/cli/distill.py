@@ -88,4 +88,4 @@ def command(as_json: bool, **values: Any) -> None:
     ):
         if not any(values[name] for name in given):
             raise click.UsageError(f"give --{who}, or its weights.")
-    show_report(distill(**arguments_of("distill", values)).report, as_json)
+    show_report(distill(**arguments_of("distill", values)).report, as_json, values)

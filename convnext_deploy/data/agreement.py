@@ -166,7 +166,7 @@ def assumed_classes(artifact: Artifact, data: Data) -> str | None:
     other = SORTED if order == NATURAL else NATURAL
     first, second = in_order(data.class_names, order), in_order(data.class_names, other)
     if first == second:
-        return text
+        return f"{text}; if top-1 is low, name them with --classes FILE"
     place = next(place for place, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
     text += (
         f", so that output {place} is '{first[place]}' (in {ORDER_WORDS[other]} it would be '{second[place]}'); if that is "
