@@ -43,7 +43,7 @@ CropMode = Literal["center", "squash"]
 Device = Literal["auto", "cpu", "cuda"]
 BundledKind = Literal["onnx", "engine"]
 """Of the models in a bundle, those that can be run."""
-MetricName = Literal["top-1", "kNN top-1"]
+MetricName = Literal["top-1", "kNN top-1", "mAP"]
 """What an artifact is scored by, see `evaluation.metric`."""
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 """Whose names of weights a checkpoint has."""

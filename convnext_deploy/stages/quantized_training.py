@@ -15,7 +15,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
-from convnext_deploy.stages.training_setup import fit_network
+from convnext_deploy.stages.training_setup import fit_network, label_weights
 from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher
 
@@ -54,7 +54,14 @@ def train_quantized(
         return fit_network(network, preprocess, config.fit, context, same_features(teacher), teacher)
     objective = distillation_objective(
         lambda batch: teacher(batch.images),
-        Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
+        Distillation(
+            "kd",
+            config.temperature,
+            config.distill_loss_weight,
+            config.fit.label_smoothing,
+            multi_label=context.need_data().multi_label,
+            positive_weights=label_weights(config.fit, context),
+        ),
     )
     return fit_network(network, preprocess, config.fit, context, objective)
 
