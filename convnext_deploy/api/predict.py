@@ -166,10 +166,8 @@ def predict(
     check_takes_images(str(artifact), opened)
     io = opened.io
     if io.output == "feature-map":
-        raise RecipeError(
-            f"{artifact} gives a feature map, which is no vector of an image; take the network with --output features, or run the "
-            "file with its own runtime."
-        )
+        what = "gives a feature map, which is no vector of an image; take the network with --output features"
+        raise RecipeError(f"{artifact} {what}.")
     choice = _choose(opened, top_k, threshold)
     if threshold is None and choice.threshold is not None:
         execution.reporter.say(f"labels with a probability of at least {choice.threshold:g}; another with --threshold")

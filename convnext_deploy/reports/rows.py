@@ -14,27 +14,21 @@ from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.calibration import compare_calibration
 from convnext_deploy.evaluation.class_numbers import describe_permutation, find_permutation
-from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import compare_classes, find_flips, image_namer, write_flips
 from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
 from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
-from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.mistakes import find_confusions, find_sure_errors, score_classes
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.metrics.worst_class import find_worst_class
-from convnext_deploy.models.zoo.cost import describe_features
+from convnext_deploy.reports.feature_rows import UNLABELLED, describe_load, feature_quality
 from convnext_deploy.reports.label_rows import doubts_of_labels, guessing_names, label_accuracy, remarks_on_labels
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
-from convnext_deploy.system.load import unreliable
 
-_UNLABELLED = (
-    "the gate is not judged: the images have no labels, so that features are compared with those in FP32 alone"
-)
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_ERRORS = 8  # of which it is most sure
 _MOST_CLASSES = 3  # classes in a remark
@@ -101,18 +95,18 @@ def create_row(
         notes=(*_assumptions(role, artifact), *_engine_warnings(artifact)),
     )
     if measured.features is not None:
-        features = _features(artifact, measured)
+        features = feature_quality(artifact, measured)
         row = dataclasses.replace(
             row, features=features, notes=(*row.notes, *features.describe(row.provenance.baseline))
         )
     if measured.latency is None:
         return row
     row = dataclasses.replace(
-        row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *_loaded(measured.latency))
+        row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *describe_load(measured.latency))
     )
     if measured.score is None:
         unjudged = role.gate.judges_change and role.baseline != role.name
-        return dataclasses.replace(row, warnings=(_UNLABELLED,) if unjudged else ())
+        return dataclasses.replace(row, warnings=(UNLABELLED,) if unjudged else ())
     if measured.score.answers is not None:
         return _complete_labels(row, role, artifact, measured, scores, data, earlier)
     accuracy = _compare(row, measured, scores, data)
@@ -144,18 +138,6 @@ def create_row(
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
     notes = (*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier))
     return dataclasses.replace(row, notes=notes)
-
-
-def _loaded(latency: Latency) -> Iterator[str]:
-    if latency.loaded is not None:
-        yield f"{unreliable(latency.loaded)}; time it again on a free machine, in a run with --measure-again"
-
-
-def _features(artifact: Artifact, measured: Measurement) -> FeatureQuality:
-    """Return what a feature extractor gives, and how like its baseline."""
-    shape = describe_features(artifact.model, artifact.preprocess.image_size)
-    assert measured.features is not None  # who asks has seen it
-    return FeatureQuality(artifact.model.output, shape, measured.features, measured.similarity)
 
 
 def _complete_labels(

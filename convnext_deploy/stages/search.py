@@ -115,7 +115,7 @@ def say_step(step: Step, metric: MetricName, context: StageContext) -> None:
     low, high = step.interval_pp
     distance = "" if step.kl is None else f"KL {step.kl:.2g}, "
     distance += "" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB, "
-    scored = "mAP" if context.need_data().multi_label else "top-1"
+    scored = "mAP" if context.need_data().multi_label else metric
     context.execution.progress.say(
         f"{context.name}: {step.name}: {scored} {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp "
         f"[{low:+.2f}, {high:+.2f}], agreement {100 * step.agreement:.2f} %, {distance}"
