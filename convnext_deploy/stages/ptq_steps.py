@@ -142,12 +142,12 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     Raises: ArtifactError: if the artifact is quantized already, or folding changed more than rounding does.
     """
     if source.precision != "fp32":
-        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor.")
+        raise ArtifactError(f"{source.place} is already {source.precision}; quantize its FP32 ancestor.")
     pixels: Any = "unit" if scheme.is_site(STEM) else "normalized"
     folding = fold(load_network(source), source.preprocess, pixels=pixels)
     if not folding.certificate.holds:
         worst = max(difference.relative for difference in folding.certificate.differences)
-        raise ArtifactError(f"{source.path}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
+        raise ArtifactError(f"{source.place}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
     if folding.preprocess != source.preprocess:
         folding.network.stem.undo_normalization(source.preprocess.mean, source.preprocess.std)
         folding = dataclasses.replace(folding, preprocess=source.preprocess)

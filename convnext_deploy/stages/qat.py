@@ -24,7 +24,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     source = require_source(source, "qat")
     scheme = source.scheme
     if scheme is None:
-        raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
+        raise ArtifactError(f"{source.place} has no quantizers to train; QAT starts from a PTQ artifact.")
     check_teachers(source, config.teacher, context)
     network = load_network(source, **training_options(config.fit)).to(context.execution.device)
     own: nn.Module | Teacher = without_quantizers(network)

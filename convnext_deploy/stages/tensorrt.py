@@ -44,7 +44,9 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     """Write one `model.<gpu>.plan` per compute capability, or `model.plan` for the GPU present."""
     source = require_source(source, "tensorrt")
     if source.format != "onnx":
-        raise ArtifactError(f"{source.path} is in the format {source.format}; engines are built from an ONNX artifact.")
+        raise ArtifactError(
+            f"{source.place} is in the format {source.format}; engines are built from an ONNX artifact."
+        )
     options = dataclasses.replace(build_options(config), image=_image_of(source))
     # All that can be wrong is found out before the first build, which on a device takes minutes.
     require_gpu(config.flavor)

@@ -21,12 +21,12 @@ def run(config: TorchTensorRTConfig, source: Artifact | None, context: StageCont
     source = require_source(source, config.kind)
     if source.format != "torch":
         raise ArtifactError(
-            f"{source.path} is in the format {source.format}; Torch-TensorRT compiles a PyTorch artifact. "
+            f"{source.place} is in the format {source.format}; Torch-TensorRT compiles a PyTorch artifact. "
             "Engines from ONNX are built by --format tensorrt or tensorrt-rtx."
         )
     if source.scheme is not None:
         raise ArtifactError(
-            f"{source.path} is quantized, and Torch-TensorRT would run its quantizers in PyTorch; take its float source, "
+            f"{source.place} is quantized, and Torch-TensorRT would run its quantizers in PyTorch; take its float source, "
             "or go through ONNX for INT8: --format tensorrt or tensorrt-rtx."
         )
     # before the network is read, so that a missing package costs nothing
