@@ -11,8 +11,7 @@ from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
-from convnext_deploy.pipeline.foresee import check_plan
-from convnext_deploy.pipeline.kept import check_replacements
+from convnext_deploy.pipeline.foresee import check_run
 from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
 from convnext_deploy.pipeline.run import plan_recipe, run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
@@ -58,8 +57,7 @@ def plan_run(
     """
     loaded, settings, source, images, weights = _open(recipe, out, data, evaluation, execution)
     plan = plan_recipe(loaded, settings.out, source, images, weights)
-    check_replacements(loaded, settings, source, images, weights)
-    check_plan(plan, settings, source, images, weights)
+    check_run(loaded, settings, source, images, weights)
     return plan
 
 

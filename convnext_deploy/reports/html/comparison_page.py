@@ -11,6 +11,7 @@ from convnext_deploy.reports.stage_table import SCORE, cells, metric_name, summa
 
 _TEMPLATE = "comparison.html"
 COLUMNS = ("run", "stage", "artifact", SCORE, "drop pp [95 %]", "size MB", "p50 ms", "verdict")
+_FIRST = ("run", "stage", "verdict", "drop pp [95 %]")  # on the page
 _HEAD = 4096  # bytes, in which the head of a page tells who made it
 _CELLS = (0, 1, 2, 3, 6, 7, 9)  # of the stage table
 
@@ -55,9 +56,15 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _artifacts(comparison: Comparison) -> Table:
-    pairs = zip(comparison_cells(comparison), comparison.rows, strict=True)
-    rows: list[tuple[str | Cell, ...]] = [(*texts[:-1], verdict_cell(row)) for texts, (_, row) in pairs]
-    return create_table(comparison_columns(comparison), ("run", "stage", "artifact", "verdict"), rows)
+    """Return the table of all artifacts, what matters most first: a phone shows the columns on the left."""
+    titles = comparison_columns(comparison)
+    order = [COLUMNS.index(title) for title in _FIRST] + [i for i, title in enumerate(COLUMNS) if title not in _FIRST]
+    verdict = COLUMNS.index("verdict")
+    rows: list[tuple[str | Cell, ...]] = [
+        tuple(verdict_cell(row) if place == verdict else texts[place] for place in order)
+        for texts, (_, row) in zip(comparison_cells(comparison), comparison.rows, strict=True)
+    ]
+    return create_table([titles[place] for place in order], ("run", "stage", "artifact", "verdict"), rows)
 
 
 def _runs(comparison: Comparison) -> Table:

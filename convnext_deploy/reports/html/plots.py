@@ -30,7 +30,7 @@ _PARTS = {
     "stem, downsampling": "triangle",
     "head": "star",
 }
-_LEAST_KL = 1e-12  # nats: what is less, or 0, lies at the foot of the plot
+_LEAST_KL = 1e-12  # nats: what is less lies at the foot of the plot, as 0 does, below all others
 
 
 def curves(history: Sequence[Mapping[str, float | None]], images: int | None = None) -> dict[str, Markup]:
@@ -116,7 +116,7 @@ def sensitivity_plot(layers: Sequence[Layer]) -> Markup | None:
     costs = {place: layer.kl for place, layer in enumerate(layers) if layer.kl is not None}
     if not costs:
         return None
-    least = max(_LEAST_KL, min((kl for kl in costs.values() if kl > 0), default=_LEAST_KL))
+    least = max(_LEAST_KL, min((kl for kl in costs.values() if kl > 0), default=_LEAST_KL) / 10)
     shown = {place: max(kl, least) for place, kl in costs.items()}
     groups = [_stage(layer) for layer in layers]
     starts = {group: groups.index(group) for group in dict.fromkeys(groups)}
