@@ -2,7 +2,7 @@
 
 from convnext_deploy.config.recipe import CHANGE_LIMITS
 
-_IMAGES = ("data", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
+_IMAGES = ("data", "labels", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _CHANGES = tuple(CHANGE_LIMITS)
 _GRAPH = ("output_name", "input_range")  # of ONNX files that others made
@@ -44,6 +44,6 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "bench": {"data": ("image_size", *_GRAPH), "execution": ("device", "progress")},
     "convert": {"data": _INPUT, "execution": ("progress",)},
     "bundle": {"data": (*_IMAGES, "image_size", *_GRAPH), "execution": ("cache_dir", "progress")},
-    "recommend": {"execution": ("progress",)},
+    "recommend": {"data": ("data",), "execution": ("progress",)},
 }
 """Verb → parameter → fields of its record, see `api.options`. Verbs that are not here take none."""
