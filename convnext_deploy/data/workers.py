@@ -78,7 +78,7 @@ class Loader:
 
 def _affordable(workers: int, batch_bytes: int) -> tuple[int, int]:
     """Return how many processes load how many batches ahead, so that there is memory for all of them."""
-    if workers <= 0 or not sys.platform.startswith("linux"):
+    if workers <= 0 or not sys.platform.startswith("linux") or not hasattr(os, "fork"):
         return 0, 0
     room = int(_MOST_MEMORY * (available_memory() or 1 << 62))
     ahead = _AHEAD if workers * _AHEAD * batch_bytes <= room else 1
