@@ -22,7 +22,10 @@ class TorchRunner:
     def __init__(
         self, network: nn.Module, device: str, threads: int | None = None, preprocess: Preprocess | None = None
     ) -> None:
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        kind = torch.device(device).type
+        if (kind == "cuda" and not torch.cuda.is_available()) or (
+            kind == "mps" and not torch.backends.mps.is_available()
+        ):
             raise BackendUnavailableError("PyTorch finds no GPU; use the device cpu.")
         self.device = device
         self._network, self._threads, self._preprocess = network.to(device), threads, preprocess

@@ -55,11 +55,17 @@ def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
     """Return bfloat16 where it is faster than float32 (or what is asked for), else None.
 
     It is faster on GPUs from SM80 on, and on CPUs with native bfloat16 products: AVX512-BF16 or AMX. On other CPUs bfloat16
-    is emulated and slower.
+    is emulated and slower. On Apple's GPUs training is in float32.
 
-    Raises: DeployError: if float16 is asked for on a CPU.
+    Raises: DeployError: if float16 is asked for on a CPU, or any of the two on a GPU of Apple.
     """
     is_cuda = torch.device(device).type == "cuda"
+    if torch.device(device).type == "mps":
+        if choice in ("bf16", "fp16"):
+            raise DeployError(
+                f'autocast = "{choice}" is not tested on mps; use "auto" or "off", which train in float32.'
+            )
+        return None
     if choice == "bf16":
         return torch.bfloat16
     if choice == "fp16":
