@@ -76,6 +76,14 @@ def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
         return None
     if is_cuda:
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else None
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else None
+    return torch.bfloat16 if _multiplies_bfloat16() else None
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    # releases of PyTorch up to 2.10 tell it under these names alone
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
