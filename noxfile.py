@@ -4,8 +4,10 @@
 `nox -s lowest -- tests/training`.
 """
 
+import platform
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -59,6 +61,8 @@ def _quickstart() -> list[str]:
     """Return the last command of the line under README's mark, which comes after making and filling the environment."""
     lines = (HERE / "README.md").read_text(encoding="utf-8").split("<!-- command: quickstart -->\n")[1].splitlines()
     program, *arguments = shlex.split(lines[1].rpartition("&&")[2])
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # where TensorRT-RTX is an extra
+        arguments = [word.replace("quickstart.toml", "quickstart-onnx.toml") for word in arguments]
     return [Path(program).name, *arguments]
 
 
