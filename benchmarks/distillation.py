@@ -22,11 +22,11 @@ from scipy import stats
 
 from convnext_deploy import run
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
-from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
+from convnext_deploy.system.progress_bars import create_progress
 
 
 def main() -> None:

@@ -59,8 +59,7 @@ def own_call(arguments: argparse.Namespace) -> int:
 def time_pair(artifact: Artifact, runner: str, batch_size: int, threads: int | None, seconds: float) -> Pair:
     """Time our calls and the runtime's, which take turns in this process, each of them first every second time."""
     opened = open_runner(artifact, runner=runner, threads=threads, alone=True)
-    side = artifact.preprocess.image_size
-    prepared = opened.prepare(noise_images(batch_size, (artifact.model.in_channels, side, side)))
+    prepared = opened.prepare(noise_images(batch_size, (artifact.model.in_channels, *artifact.preprocess.sides)))
     calls: list[Callable[[], object]] = [lambda: opened.run(prepared), runtime_call(opened, prepared)]
     times: tuple[list[float], list[float]] = ([], [])
     for until, least in ((seconds / 4, 3), (seconds, 10)):

@@ -38,7 +38,7 @@ class Pair:
 
 def run_pair(artifact: Artifact, runner: str, batch_size: int, arguments: argparse.Namespace) -> Pair:
     """Time our calls and the runtime's own in a fresh process, in milliseconds, see `latency_own_call.py`."""
-    found = _run_child(["own-call", str(artifact.path), runner], batch_size, artifact.preprocess.image_size, arguments)
+    found = _run_child(["own-call", str(artifact.path), runner], batch_size, min(artifact.preprocess.sides), arguments)
     return Pair(**found)
 
 

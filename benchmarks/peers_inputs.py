@@ -82,9 +82,9 @@ def _choose_control(data: Data, chosen: list[int], count: int) -> list[int]:
 
 
 def _write_images(images: ImageSet, artifact: Artifact, indices: list[int], path: Path) -> None:
-    size, channels = artifact.preprocess.image_size, artifact.model.in_channels
+    sides, channels = artifact.preprocess.sides, artifact.model.in_channels
     # written as they are decoded: all validation images of ImageNet are more than memory holds
-    target = np.lib.format.open_memmap(path, "w+", np.float32, (len(indices), channels, size, size))
+    target = np.lib.format.open_memmap(path, "w+", np.float32, (len(indices), channels, *sides))
     start = 0
     for batch, _ in EvaluationBatches(images, artifact.preprocess, 64, indices=indices):
         target[start : start + len(batch)] = batch.numpy()

@@ -25,7 +25,6 @@ from quantization_measures import compare_logits, onnx_logits
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.cli.progress_bars import create_progress
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
@@ -41,6 +40,7 @@ from convnext_deploy.pipeline.stage import Settings, execute_stage, reusable, st
 from convnext_deploy.stages.quantize import BARE, SEQUENCE
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.progress_bars import create_progress
 
 WHOLE = "fallback sequence"
 

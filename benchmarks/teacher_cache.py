@@ -82,7 +82,7 @@ def main() -> None:
             classes=arguments.classes,
             temperature=1.0,
             top_k=arguments.top_k,
-            compute=predict,
+            compute=lambda batch: predict(batch.images),
         )
         objectives = {
             "plain": plain,

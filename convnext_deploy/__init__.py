@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from convnext_deploy.api.train import train
     from convnext_deploy.api.validate import validate
     from convnext_deploy.api.verify_bundle import verify_bundle
+    from convnext_deploy.api.view import view
     from convnext_deploy.errors import DeployError
 
 _OPTIONS = ("DataOptions", "EvaluationOptions", "ExecutionOptions", "TrainingOptions")
@@ -55,7 +56,12 @@ __all__ = [
     "train",
     "validate",
     "verify_bundle",
+    "view",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:

@@ -12,19 +12,21 @@ from typing import Any
 from convnext_deploy.api.open_inputs import open_artifacts
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_interleaved
 from convnext_deploy.runners import RUNNERS, check_runner, default_runner, runners_of
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import resolve_device
 from convnext_deploy.system.load import unreliable, watch_load
+from convnext_deploy.system.results import Result
 
 SCHEMA = 1
 _FIGURES = ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "load_s", "peak_memory_bytes", "power_w", "temperature_c")
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, repr=False)
+class Benchmark(Result):
     """What was timed, where, and how long all of it took.
 
     `notes` say in words what a reader of the figures should know, such as that an INT8 artifact is not faster than a float one, or
@@ -37,6 +39,25 @@ class Benchmark:
     wall_s: float
     environment: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    def headline(self) -> str:
+        """Say what was timed, and which was the fastest of the smallest batch."""
+        ran = [timing for timing in self.timings if timing.processes]
+        first = min((timing.candidate.batch_size for timing in ran), default=1)
+        times = {t.label: t.median("p50_ms") or 0.0 for t in ran if t.candidate.batch_size == first}
+        fastest = min(times, key=lambda label: times[label])
+        return f"{len(ran)} timed in {self.wall_s:.0f} s; fastest at batch {first}: {fastest}, {times[fastest]:.2f} ms"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each artifact, runner and batch size; figures are medians over the processes."""
+        records = map(_record, self.timings)
+        return [
+            {
+                **{key: value for key, value in record.items() if key not in ("ratio", "processes")},
+                **_flat_ratio(record),
+            }
+            for record in records
+        ]
 
     def to_json(self) -> str:
         """Return what `--json` prints. Each figure of an artifact is the median over its processes, which follow."""
@@ -54,7 +75,7 @@ class Benchmark:
 
 @verb
 def bench(
-    artifacts: Sequence[Path | str],
+    artifacts: Path | str | Sequence[Path | str],
     *,
     runners: Sequence[str] = (),
     batch_sizes: Sequence[int] = (1,),
@@ -67,7 +88,7 @@ def bench(
     """Time artifacts against each other, in interleaved, isolated processes.
 
     Args:
-        artifacts: folders, files or names of published weights. Ratios are to the first one of the same batch size.
+        artifacts: one or several folders, files or names of published weights. Ratios are to the first one of the same batch size.
         runners: names of `runners.RUNNERS`; each artifact is timed with all that open its format. Empty: with its default.
         batch_sizes: images per call, each >= 1.
         threads: threads of one call on the CPU; None: as each backend does.
@@ -83,6 +104,7 @@ def bench(
         BackendUnavailableError: if no artifact can be run on this machine.
         ProcessFailedError: if nothing could be timed, and not for lack of a backend.
     """
+    artifacts = [artifacts] if isinstance(artifacts, str | Path) else artifacts
     _check_numbers(batch_sizes, threads, rounds, seconds)
     for name in runners:
         check_runner(name)
@@ -202,7 +224,7 @@ def _notes_on_int8(timings: Sequence[Timing]) -> Iterator[str]:
 
 
 def _notes_on_sizes(timings: Sequence[Timing]) -> Iterator[str]:
-    sizes = {timing.candidate.name: timing.candidate.artifact.preprocess.image_size for timing in timings}
+    sizes = {timing.candidate.name: show_size(timing.candidate.artifact.preprocess.image_size) for timing in timings}
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} {size}" for name, size in sizes.items())
         yield f"the images have different sizes, and the times tell that too, in pixels: {named} (--image-size sets one for all)"
@@ -210,6 +232,11 @@ def _notes_on_sizes(timings: Sequence[Timing]) -> Iterator[str]:
 
 def _is_int8(artifact: Artifact) -> bool:
     return artifact.precision.startswith("int8")
+
+
+def _flat_ratio(record: Mapping[str, Any]) -> dict[str, Any]:
+    ratio = record["ratio"] or dict.fromkeys(("to", "median", "low", "high"))
+    return {"ratio_to": ratio["to"], **{f"ratio_{name}": ratio[name] for name in ("median", "low", "high")}}
 
 
 def _record(timing: Timing) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
@@ -18,10 +19,11 @@ from convnext_deploy.bundles.golden import GoldenImages, choose_images
 from convnext_deploy.bundles.reported_accuracy import find_doubts
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.system.files import create_output_folder, replace_folder, resolve_target
+from convnext_deploy.system.results import Result, plain
 
 
-@dataclass(frozen=True)
-class Bundle:
+@dataclass(frozen=True, repr=False)
+class Bundle(Result):
     """What was written. `sha256` is that of `SHA256SUMS`, and so stands for all files."""
 
     path: Path
@@ -32,6 +34,15 @@ class Bundle:
     sha256: str
     notes: tuple[str, ...]
 
+    def headline(self) -> str:
+        """Say where it lies and what is in it."""
+        counts = f"{len(self.models)} ONNX files, {len(self.engines)} engines"
+        return f"{self.path}, {self.size_bytes / 1e6:.1f} MB: {counts}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one record."""
+        return [plain(self)]
+
     def to_json(self) -> str:
         """Return the record as JSON."""
         return json.dumps({**dataclasses.asdict(self), "path": str(self.path)}, indent=1)
@@ -39,7 +50,7 @@ class Bundle:
 
 @verb
 def bundle(
-    artifacts: Sequence[Path | str],
+    artifacts: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
     as_zip: bool = False,
@@ -63,6 +74,7 @@ def bundle(
 
     Raises: DeployError: if the artifacts do not belong together, one of them was altered, or `out` holds something else.
     """
+    artifacts = [artifacts] if isinstance(artifacts, str | Path) else artifacts
     if not artifacts:
         raise RecipeError("no artifact was given; name the folders of ONNX artifacts and engines.")
     if not 1 <= optimal_batch_size <= max_batch_size:

@@ -6,12 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import Dialect
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.documents import read_bytes
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.checkpoints.hub_config import (
@@ -25,6 +26,7 @@ from convnext_deploy.models.checkpoints.hub_config import (
 from convnext_deploy.models.checkpoints.key_maps import check_writable, from_native
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.system.files import replace_folder, whole_file, write_text
+from convnext_deploy.system.results import Result, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +37,8 @@ _WRITTEN = {SAFETENSORS, PICKLE, CLASSES, README, CONFIG, PREPROCESSOR}
 _TORCHVISION = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Result):
     """What was written: the folder, its files, and what the other library will do differently (usually nothing)."""
 
     path: Path
@@ -45,6 +47,14 @@ class Conversion:
     files: tuple[str, ...]
     notes: tuple[str, ...]
     load: str
+
+    def headline(self) -> str:
+        """Say what was written where."""
+        return f"{self.variant} for {self.dialect} in {self.path}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one record."""
+        return [plain(self)]
 
     def to_json(self) -> str:
         """Return the record as JSON."""
@@ -185,8 +195,8 @@ def _readme(artifact: Artifact, dialect: Dialect, load: str, notes: list[str]) -
         "model.eval()",
         "```",
         "",
-        f"Evaluation: resize {'both sides' if p.crop_mode == 'squash' else 'the shorter side'} to {p.resize_size} pixels "
-        f"({p.interpolation}), crop the centre {p.image_size}×{p.image_size}, scale to [0, 1], subtract {list(p.mean)}, "
+        f"Evaluation: resize {'both sides' if p.crop_mode == 'squash' else 'the shorter side'} to {show_size(p.resize_size)} "
+        f"pixels ({p.interpolation}), crop the centre {p.sides[0]}×{p.sides[1]}, scale to [0, 1], subtract {list(p.mean)}, "
         f"divide by {list(p.std)}.",
         *([""] if notes else []),
         *(f"Note: {note}." for note in notes),

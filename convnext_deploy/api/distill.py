@@ -1,5 +1,6 @@
 """`distill`: train a student with a teacher."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_teacher, open_training_data
@@ -12,7 +13,8 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.open_foreign import read_name
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb
@@ -20,7 +22,7 @@ def distill(
     teacher: str | None = None,
     student: str | None = None,
     *,
-    teacher_checkpoint: Path | str | None = None,
+    teacher_checkpoint: Path | str | Sequence[Path | str] | None = None,
     teacher_weights: str | None = None,
     student_weights: Path | str | None = None,
     distill_method: DistillMethod = "kd",
@@ -36,9 +38,11 @@ def distill(
     """Train a student with a teacher, which is trained first when no checkpoint of it is given.
 
     Args:
-        teacher: variant; None: that of its checkpoint.
+        teacher: variant, or a network of another library, `timm:NAME`, `torchvision:NAME` or `transformers:OWNER/NAME`, with its
+            published weights or those of `teacher_checkpoint`; None: what that holds.
         student: variant; None: that of its weights.
-        teacher_checkpoint: artifact or weights file, for the classes of the data.
+        teacher_checkpoint: artifact or weights file; ONNX file, `.pt2` program or folder of timm or transformers; or a file of
+            predictions. Several teach by the mean of what they predict.
         teacher_weights: name of published weights of the teacher, for the classes of the data.
         student_weights: artifact, weights file or name that the student starts from; its head may be for other classes.
         distill_method: what is learned from the teacher: its probabilities (`kd`; without the labels: `teacher-only`; target and
@@ -61,11 +65,13 @@ def distill(
             "teacher_cache_top_k is about the cache of the teacher's predictions; ask for teacher_cache too."
         )
     how = create_execution(execution, data.data)
-    images = open_training_data(data, how)
-    taught_by = one_start(teacher_checkpoint, teacher_weights)
+    images = open_training_data(data, how, out)
+    places = _teachers(teacher, teacher_checkpoint, teacher_weights)
+    taught_by, others = (places[0] if places else None), places[1:]
     source, asked = None, PreprocessSettings()
     if taught_by is not None:
-        source, asked = open_teacher(taught_by, teacher, data, how.progress)
+        own = None if teacher is None or read_name(teacher) is not None else teacher
+        source, asked = open_teacher(taught_by, own, data, how.progress)
     start = None if student_weights is None else open_artifact(student_weights, student, data, how.progress)
     teacher, student = name_variant(teacher, source), name_variant(student, start)
     stages: list[StageEntry] = []
@@ -76,7 +82,11 @@ def distill(
         stages.append(StageEntry("teacher", TrainConfig(model, fit), None))
     config = DistillConfig(
         model=model_config(student, data, training, images, start, student_weights),
-        teacher="teacher" if source is None else SOURCE,
+        teacher=("teacher" if source is None else SOURCE, *others)
+        if others
+        else "teacher"
+        if source is None
+        else SOURCE,
         fit=override_fit(fit_preset(images, DIGITS_FIT, start), training),
         method=distill_method,
         **loss,
@@ -86,6 +96,30 @@ def distill(
     stages.append(StageEntry("student", config, None))
     recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed, asked)
     return run_stages(recipe, create_settings("distill", recipe.name, out, how, execution), source, images)
+
+
+def _teachers(
+    named: str | None, checkpoints: Path | str | Sequence[Path | str] | None, weights: str | None
+) -> list[str]:
+    """Return where the teachers lie, as a recipe says it; none: the teacher is trained first.
+
+    Raises: RecipeError: if one is said twice, or a name counts for several.
+    """
+    given = [checkpoints] if isinstance(checkpoints, Path | str) else list(checkpoints or ())
+    foreign = None if named is None else read_name(named)
+    if len(given) < 2:
+        one = one_start(given[0] if given else None, weights)
+        given = [] if one is None else [one]
+    elif weights is not None or named is not None:
+        raise RecipeError(
+            "several teacher checkpoints were given; leave --teacher and --teacher-weights out, and name networks of other "
+            "libraries with their weights, such as timm:resnet50@best.pth."
+        )
+    if foreign is None:
+        return [str(place) for place in given]
+    if given and foreign.weights is not None:
+        raise RecipeError(f"--teacher {named} names its weights; leave --teacher-checkpoint out.")
+    return [f"{named}@{given[0]}" if given else str(named)]
 
 
 def _loss(method: DistillMethod, temperature: float | None, weight: float | None) -> dict[str, float]:

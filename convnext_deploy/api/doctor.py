@@ -12,10 +12,11 @@ from convnext_deploy.diagnosis.machine import Machine, examine_machine
 from convnext_deploy.diagnosis.packages import DRIVER, OWN, Package, chains, find_problems, judge_packages
 from convnext_deploy.diagnosis.probing import probe
 from convnext_deploy.system.environment import installed_version
+from convnext_deploy.system.results import Result, plain
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """What `doctor` found.
 
     `problems` are what is broken or does not fit together, a line each with what to do. `providers` are those of ONNX Runtime.
@@ -34,6 +35,14 @@ class Diagnosis:
     def works(self) -> bool:
         """Whether the main path works: training, quantizing, exporting to ONNX and running that."""
         return all(feature.works for feature in self.features if feature.core)
+
+    def headline(self) -> str:
+        """Say whether the main path works, and how many problems there are."""
+        return f"{'works' if self.works else 'does NOT work'}, {len(self.problems)} problems, on {self.system}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each feature."""
+        return [plain(feature) for feature in self.features]
 
     def to_json(self) -> str:
         """Return everything as JSON."""

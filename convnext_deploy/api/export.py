@@ -19,7 +19,7 @@ from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
 _RTX, _ENGINES = ("tensorrt-rtx",), ("tensorrt-rtx", "tensorrt")
@@ -126,7 +126,7 @@ def export(
     _check_source(artifact, source, format, settings)
     _check_speed(source, evaluation)
     stages = _stages(source, format, settings, create_gate(evaluation, DEFAULT_MAX_TOP1_DROP_PP))
-    images = open_data_for(source, data, how)
+    images = open_data_for(source, data, how, out)
     if images is None:
         refuse(changes_of(evaluation), "export without data", "nothing is validated")
     recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed, data.preprocess)

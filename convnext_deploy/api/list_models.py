@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from convnext_deploy.api.options import verb
 from convnext_deploy.artifacts.spec import ModelSpec
@@ -13,6 +13,7 @@ from convnext_deploy.models.zoo.cost import count_macs, count_parameters
 from convnext_deploy.models.zoo.published import PUBLISHED, Published
 from convnext_deploy.models.zoo.ranking import tier_of
 from convnext_deploy.models.zoo.training_settings import SettingRanges, settings_for_size, settings_note
+from convnext_deploy.system.results import Result, plain
 
 _CLASSES = 1000  # of ImageNet-1k, for which parameters are published
 
@@ -39,26 +40,52 @@ class ModelRow:
     settings_note: str | None
 
 
+class Models(Result, tuple[ModelRow, ...]):
+    """Variants, a tuple of `ModelRow`."""
+
+    __slots__ = ()
+
+    def headline(self) -> str:
+        """Say how many there are, and how large."""
+        if len(self) == 1:
+            return f"{self[0].variant}, {self[0].parameters / 1e6:.1f} million parameters"
+        sizes = [row.parameters / 1e6 for row in self]
+        return f"{len(self)} variants of {min(sizes):.1f} to {max(sizes):.0f} million parameters"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each variant; of what is published top-1 and the name of the weights."""
+        return [self._row(row) for row in self]
+
+    @staticmethod
+    def _row(row: ModelRow) -> dict[str, Any]:
+        nested = ("published", "settings")
+        record = {name: value for name, value in plain(row).items() if name not in nested}
+        return {
+            **record,
+            "top1": row.published and row.published.top1,
+            "weights": row.published and row.published.weights,
+        }
+
+    def to_json(self) -> str:
+        """Return what `--json` prints: the variants, and the training settings that all of them share."""
+        shared = {
+            "optimizer": "AdamW",
+            "weight_decay": training_settings.WEIGHT_DECAY,
+            "betas": training_settings.BETAS,
+            "learning_rate_batch_size": training_settings.RATE_BATCH_SIZE,
+            "mixup_alpha": training_settings.MIXUP_ALPHA,
+            "cutmix_alpha": training_settings.CUTMIX_ALPHA,
+        }
+        return json.dumps({"training": shared, "models": [dataclasses.asdict(row) for row in self]}, indent=1)
+
+
 @verb
-def list_models(name: str | None = None) -> tuple[ModelRow, ...]:
+def list_models(name: str | None = None) -> Models:
     """Return all variants, or the one that a full or short name means.
 
     Raises: RecipeError: if no variant has that name.
     """
-    return tuple(map(describe_variant, VARIANTS if name is None else (resolve_variant(name),)))
-
-
-def to_json(rows: Sequence[ModelRow]) -> str:
-    """Return what `--json` prints: the rows, and the training settings that all of them share."""
-    shared = {
-        "optimizer": "AdamW",
-        "weight_decay": training_settings.WEIGHT_DECAY,
-        "betas": training_settings.BETAS,
-        "learning_rate_batch_size": training_settings.RATE_BATCH_SIZE,
-        "mixup_alpha": training_settings.MIXUP_ALPHA,
-        "cutmix_alpha": training_settings.CUTMIX_ALPHA,
-    }
-    return json.dumps({"training": shared, "models": [dataclasses.asdict(row) for row in rows]}, indent=1)
+    return Models(map(describe_variant, VARIANTS if name is None else (resolve_variant(name),)))
 
 
 def describe_variant(variant: str) -> ModelRow:

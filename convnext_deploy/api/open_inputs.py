@@ -1,37 +1,45 @@
 """What a verb works on: opened, and with a word to the user on what was found."""
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import ForeignDetails
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.data.class_names import match_names, read_class_names
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
-from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.data.unreadable import Skipping
+from convnext_deploy.data.value_range import describe_dark
+from convnext_deploy.errors import DataError, RecipeError, printable
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import ask_for, open_input
+from convnext_deploy.pipeline.open_foreign import open_teacher_input, read_name
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
 
 
-def open_training_data(options: DataOptions, execution: Execution) -> Data:
-    """Return the user's data, or the built-in digits."""
+def open_training_data(options: DataOptions, execution: Execution, out: Path | str | None = None) -> Data:
+    """Return the user's data, or the built-in digits; `out` as in `open_named_data`."""
     if options.data is None:
         execution.progress.say(f"no --data was given: using the built-in handwritten {BUILT_IN}")
-    return open_named_data(options.data or BUILT_IN, options, execution)
+    return open_named_data(options.data or BUILT_IN, options, execution, out)
 
 
-def open_data_for(source: Artifact, options: DataOptions, execution: Execution) -> Data | None:
-    """Return the user's data, or the built-in digits for what was trained on them.
+def open_data_for(
+    source: Artifact, options: DataOptions, execution: Execution, out: Path | str | None = None
+) -> Data | None:
+    """Return the user's data, or the built-in digits for what was trained on them; `out` as in `open_named_data`.
 
     Raises: RecipeError: if there is none, and something was said of how to read it.
     """
     if options.data is not None:
-        return open_named_data(options.data, options, execution)
+        return open_named_data(options.data, options, execution, out)
     if any(record.data == BUILT_IN for record in source.lineage):
         execution.progress.say(
             f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
@@ -41,14 +49,22 @@ def open_data_for(source: Artifact, options: DataOptions, execution: Execution) 
     return None
 
 
-def open_named_data(name: Path | str, options: DataOptions, execution: Execution) -> Data:
+def open_named_data(
+    name: Path | str, options: DataOptions, execution: Execution, out: Path | str | None = None
+) -> Data:
     """Open an image folder or the digits, and say what was split off, left out and ignored.
 
-    The split is the same for every verb, whatever its seed.
+    The split is the same for every verb, whatever its seed, and so is what is left out because it cannot be read. That is
+    remembered in the cache folder, or else in that of the run `out`, which reads it here and writes it when it begins.
     """
     if str(name) == BUILT_IN and not Path(name).is_dir():
         refuse(_reading(options), f"the built-in data '{BUILT_IN}'", "its images and their split are fixed")
     fraction = options.validation_fraction
+    skipping = None
+    if options.skip_unreadable:
+        skipping = Skipping(Contents(Path(name), execution.cache_dir), execution.progress)
+        if out is not None:
+            skipping.contents.learn_from(Path(out) / "cache")
     found = from_first(
         lambda: open_data(
             str(name),
@@ -57,13 +73,26 @@ def open_named_data(name: Path | str, options: DataOptions, execution: Execution
             split_file=None if options.split is None else Path(options.split),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
+            skipping=skipping,
         )
     )
+    found = dataclasses.replace(found, division=dataclasses.replace(found.division, told=tuple(_told(options))))
     for note in found.notes:
         execution.progress.say(note)
+    if (dark := describe_dark(found.train)) is not None:
+        execution.progress.say(f"{printable(str(name))}: {dark}")
     if options.classes is None:
         return found
     return found.in_order(read_class_names(Path(options.classes)), str(options.classes))
+
+
+def _told(options: DataOptions) -> Iterator[str]:
+    """Yield what was said of how images are read, as words of the command line."""
+    for name in ("validation_fraction", "split", "groups", "classes"):
+        if (value := getattr(options, name)) is not None:
+            yield from (f"--{name.replace('_', '-')}", str(value))
+    if options.skip_unreadable:
+        yield "--skip-unreadable"
 
 
 def open_artifact(
@@ -137,7 +166,7 @@ def open_teacher(
     Returns: the teacher, and which of the options count for it.
     Raises: DeployError: as `open_artifact`.
     """
-    found = open_input(Path(path), model=model)
+    found = open_teacher_input(path, model)
     untold = {
         name: value for name, value in options.preprocess.asked().items() if name in assumed_fields(found.preprocess)
     }
@@ -165,14 +194,23 @@ def name_variant(model: str | None, start: Artifact | None) -> str:
 
     Raises: RecipeError: if neither tells it.
     """
-    if model is not None:
+    if model is not None and read_name(model) is None:
         resolve_variant(model)
         return model
+    if start is not None and start.model.variant == "unknown":
+        return _file_name(start)
     if start is None:
         raise RecipeError(
             "no model was named, and there are no weights to tell it; name one of 'convnext-deploy models'."
         )
     return short_name(start.model.variant)
+
+
+def _file_name(artifact: Artifact) -> str:
+    """Return a name for a network of another kind that a folder can have."""
+    details = artifact.details
+    name = details.architecture if isinstance(details, ForeignDetails) else artifact.main_file.stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "teacher"
 
 
 def _reading(options: DataOptions) -> DataOptions:

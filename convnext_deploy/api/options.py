@@ -5,11 +5,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
+from convnext_deploy.api.arguments import check_arguments, check_type
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
+from convnext_deploy.config.image_size import ImageSize
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.disk_faults import naming_disk_faults
@@ -28,8 +30,10 @@ class DataOptions:
         data: image folder, folder of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from them.
         validation_fraction: share of each class that is held out where the folder has no validation images, between 0 and 1;
             None: 0.1. One for all verbs, otherwise validation images leak into training.
-        skip_unreadable: leave out images that cannot be opened. None: they are an error.
-        image_size: side of the network's input in pixels. None: the artifact's; for fresh weights 224, digits 32.
+        skip_unreadable: leave out images that cannot be read to their last pixel: all are decoded for that, once. None: they are an
+            error.
+        image_size: side of the network's input in pixels, or its height and width. None: the artifact's; for fresh weights 224,
+            digits 32.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.
         crop_mode: `center` resizes the shorter side, `squash` both. None: the artifact's; for fresh weights `center`.
@@ -50,7 +54,7 @@ class DataOptions:
     data: Path | str | None = None
     validation_fraction: float | None = None
     skip_unreadable: bool | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     crop_pct: float | None = None
     crop_mode: CropMode | None = None
     interpolation: Interpolation | None = None
@@ -63,6 +67,7 @@ class DataOptions:
     groups: str | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _ = self.preprocess  # which checks its values
 
     @property
@@ -96,6 +101,7 @@ class EvaluationOptions:
     speed_check: bool | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _at_least(self, 1, "batch_size")
 
 
@@ -131,6 +137,9 @@ class TrainingOptions:
     patch_size: int | None = None
     head_hidden_size: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+
 
 @dataclass(frozen=True)
 class ExecutionOptions:
@@ -147,7 +156,8 @@ class ExecutionOptions:
             images, the machine, its threads or a version has changed since.
         restart: replace what an earlier run into the same folder made with other settings, inputs or images, or with a release
             that gives other results; what is the same is kept. None: that is refused, with what differs.
-        progress: where to report; None: nowhere.
+        progress: where to report: `auto`, bars on a terminal and in a notebook and elsewhere nothing; `off`; or an object with the
+            methods of `system.progress.Progress`.
         command: what the report says was typed; None: that the function was called.
     """
 
@@ -158,18 +168,27 @@ class ExecutionOptions:
     tensorboard: bool | None = None
     measure_again: bool | None = None
     restart: bool | None = None
-    progress: Progress | None = None
+    progress: Progress | Literal["auto", "off"] = "auto"
     command: str | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _at_least(self, 0, "workers")
         if self.device is not None:
             require_choice("device", self.device, get_args(Device))
+        if isinstance(self.progress, str):
+            require_choice("progress", self.progress, ("auto", "off"))
 
     @property
     def reporter(self) -> Progress:
-        """`progress`, or what reports nowhere."""
-        return self.progress or SilentProgress()
+        """What `progress` means here."""
+        if self.progress == "off":
+            return SilentProgress()
+        if not isinstance(self.progress, str):
+            return self.progress
+        from convnext_deploy.system.progress_bars import create_display
+
+        return create_display()
 
 
 Options = DataOptions | EvaluationOptions | TrainingOptions | ExecutionOptions
@@ -197,15 +216,26 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         for record in RECORDS.keys() & kwargs.keys():
             _check(name, record, kwargs[record])
+        check_arguments(function, {record: _fields(kind) for record, kind in RECORDS.items()}, args, kwargs)
         with needing_memory(name, LESS_MEMORY), naming_disk_faults():
             return function(*args, **kwargs)
 
     return checked
 
 
+def _fields(record: type[Options]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(record))
+
+
+def _check_types(record: Options) -> None:
+    """Check every field by its annotation. Raises: RecipeError."""
+    for name, hint in get_type_hints(type(record)).items():
+        check_type(name, getattr(record, name), hint)
+
+
 def given(options: Options) -> list[str]:
     """Return the names of the fields that were given."""
-    return [field.name for field in dataclasses.fields(options) if getattr(options, field.name) is not None]
+    return [field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default]
 
 
 def refuse(options: Options, what: str, why: str) -> None:

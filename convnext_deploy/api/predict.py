@@ -4,7 +4,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.results import Result
 
 _WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
 
@@ -52,42 +53,99 @@ class Prediction:
         return record if self.error is None else {**record, "error": self.error}
 
 
-@verb
+class Predictions(Result, list[Prediction]):
+    """The predictions of images in their order, a list of `Prediction`."""
+
+    def headline(self) -> str:
+        """Say how many images there are."""
+        unread = sum(found.error is not None for found in self)
+        return f"{len(self):,} images" + (f", {unread:,} of which cannot be read" if unread else "")
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each image: its first guess, the probability, and the names of all guesses."""
+        return [
+            {
+                "path": str(found.path),
+                "class": found.guesses[0].class_name if found.guesses else None,
+                "index": found.guesses[0].index if found.guesses else None,
+                "probability": found.guesses[0].probability if found.guesses else None,
+                "guesses": ", ".join(guess.class_name for guess in found.guesses),
+                "error": found.error,
+            }
+            for found in self
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the records that `--json` prints, as `images`."""
+        return {"images": [found.to_record() for found in self]}
+
+
+@overload
 def predict(
     artifact: Path | str,
-    images: Iterable[Path | str],
+    images: Path | str | Iterable[Path | str],
     *,
+    stream: Literal[False] = False,
     top_k: int = 5,
     runner: str | None = None,
     data: DataOptions = DataOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
-) -> Iterator[Prediction]:
+) -> Predictions: ...
+
+
+@overload
+def predict(
+    artifact: Path | str,
+    images: Path | str | Iterable[Path | str],
+    *,
+    stream: Literal[True],
+    top_k: int = 5,
+    runner: str | None = None,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
+) -> Iterator[Prediction]: ...
+
+
+@verb
+def predict(
+    artifact: Path | str,
+    images: Path | str | Iterable[Path | str],
+    *,
+    stream: bool = False,
+    top_k: int = 5,
+    runner: str | None = None,
+    data: DataOptions = DataOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
+) -> Predictions | Iterator[Prediction]:
     """Classify images with an artifact's own runner and preprocessing.
 
-    Everything but the images themselves is checked and opened before this returns. The images are read while the predictions are
-    taken, a few batches ahead, so that there may be any number of them. They come in the order of `images`, those of a folder
-    sorted by path.
+    Predictions come in the order of `images`, those of a folder sorted by path.
 
     Args:
         artifact: folder or file, or the name of published weights.
-        images: image files, of any name; and folders, of which all files below are taken that are images by their names.
+        images: an image file, of any name; or a folder, of which all files below are taken that are images by their names; or
+            several of these.
+        stream: return an iterator and no list. Everything but the images themselves is checked and opened before this returns;
+            they are read while the predictions are taken, a few batches ahead, so that there may be any number of them.
         top_k: classes per image, at least 1; fewer come where there are not so many.
         runner: one of `runners.RUNNERS`; None: that of the artifact's format.
         data: what it says of the network's input and outputs counts.
         evaluation: `batch_size` counts.
         execution: `device`, `workers` and `progress` count.
 
-    Returns: an iterator; a file that cannot be read is told by `Prediction.error` and ends nothing.
+    Returns: a list that shows itself as a table; a file that cannot be read is told by `Prediction.error` and ends nothing.
 
     Raises:
         DataError: if there is no image, or a path is not there.
-        ArtifactError: if the artifact cannot be opened; while iterating, if it computes values that are not finite.
+        ArtifactError: if the artifact cannot be opened, or computes values that are not finite.
         BackendUnavailableError: if this machine lacks what the runner needs.
     """
     if top_k < 1:
         raise RecipeError(f"top_k = {top_k} is out of range; expected >= 1.")
-    paths = find_images(images)
+    paths = find_images([images] if isinstance(images, str | Path) else images)
     opened = open_artifact(artifact, None, data, execution.reporter)
     check_takes_images(str(artifact), opened)
     io = opened.io
@@ -98,7 +156,8 @@ def predict(
     if workers is None:
         workers = decoding_processes() if len(paths) >= _WORTH_PROCESSES else 0
     size = evaluation.batch_size or BATCH_SIZE
-    return _classify(opened, backend, paths, io, top_k, size, workers, execution.reporter)
+    found = _classify(opened, backend, paths, io, top_k, size, workers, execution.reporter)
+    return found if stream else Predictions(found)
 
 
 def find_images(images: Iterable[Path | str]) -> list[Path]:

@@ -13,7 +13,7 @@ from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb
@@ -64,7 +64,7 @@ def quantize(
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
     _check_source(source)
-    images = open_data_for(source, data, how)
+    images = open_data_for(source, data, how, out)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
     drop = QuantizeConfig.max_drop_pp if evaluation.max_top1_drop_pp is None else evaluation.max_top1_drop_pp

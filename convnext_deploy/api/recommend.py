@@ -7,6 +7,7 @@ from typing import Any
 
 from convnext_deploy.api.options import ExecutionOptions, verb
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, size_option
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.variants import VARIANTS
@@ -17,12 +18,13 @@ from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.files import write_text
 from convnext_deploy.system.load import Load, unreliable, watch_load
 from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.results import Result, plain
 
 SHORT_LIST = 5
 
 
-@dataclass(frozen=True)
-class Recommendation:
+@dataclass(frozen=True, repr=False)
+class Recommendation(Result):
     """The candidates for a data set, best first, why the other variants are left out, and a recipe for the first one.
 
     `recipe_text` is the recipe as TOML with the source of every value. `size_recipe` and `data_recipe` are the paths, in the
@@ -43,11 +45,20 @@ class Recommendation:
     size_recipe: str
     data_recipe: str
 
-    def to_record(self) -> dict[str, Any]:
+    def headline(self) -> str:
+        """Say for what it is, and which comes first."""
+        return f"{self.candidates[0].variant} for {self.images:,} images of {self.classes} classes at {self.image_size} pixels"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each candidate, best first."""
+        return [
+            {**{key: value for key, value in plain(each).items() if key != "settings"}, **plain(each.settings)}
+            for each in self.candidates
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints: all fields but `recipe`, which `recipe_text` holds."""
-        record = dataclasses.asdict(self)
-        del record["recipe"]
-        return record
+        return {name: value for name, value in super().to_dict().items() if name != "recipe"}
 
 
 @verb
@@ -57,7 +68,7 @@ def recommend(
     *,
     gpu_memory_gb: float | None = None,
     latency_budget_ms: float | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     out: Path | str | None = None,
     execution: ExecutionOptions = ExecutionOptions(),
 ) -> Recommendation:
@@ -77,7 +88,13 @@ def recommend(
         RecipeError: if a number is out of range, or no variant fits the memory or the latency.
         OutputError: if `out` exists or has no folder.
     """
-    image_size = image_size or 224
+    image_size = plain_size(image_size or 224)
+    if not isinstance(image_size, int):
+        larger = max(image_size)
+        raise RecipeError(
+            f"image_size = {show_size(image_size)} is not square, and recommend counts the memory of square images; give "
+            f"the larger side, {larger}, and train with --image-size {size_option(image_size)}."
+        )
     if latency_budget_ms is not None and latency_budget_ms <= 0:
         raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
     out = None if out is None else Path(out)

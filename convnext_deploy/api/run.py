@@ -13,9 +13,11 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.pipeline.foresee import check_plan
 from convnext_deploy.pipeline.kept import check_replacements
-from convnext_deploy.pipeline.open_artifact import open_weights
-from convnext_deploy.pipeline.run import RunResult, plan_recipe, run_recipe
+from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
+from convnext_deploy.pipeline.run import plan_recipe, run_recipe
+from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
+from convnext_deploy.system.progress import Progress
 
 
 @verb
@@ -77,11 +79,22 @@ def _open(
     check_names(loaded)
     how = create_execution(execution, name)
     asked = DataOptions(name, classes=data.classes, **loaded.source_preprocess.asked())
-    source = open_artifact(loaded.source, None, asked, how.progress) if loaded.source else None
-    weights = open_weights(loaded)
+    source = _open_source(loaded, asked, how.progress)
+    weights = open_references(loaded)
     for artifact in weights.values():
         for note in artifact.notes:
             how.progress.say(note)
-    images = open_named_data(name, data, how)
+    images = open_named_data(name, data, how, out)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
     return loaded, settings, source, images, weights
+
+
+def _open_source(recipe: Recipe, asked: DataOptions, progress: Progress) -> Artifact | None:
+    if recipe.source is None:
+        return None
+    if teaches_only(recipe):
+        source = open_teacher_input(recipe.source, None, asked.preprocess)
+        for note in source.notes:
+            progress.say(note)
+        return source
+    return open_artifact(recipe.source, None, asked, progress)

@@ -8,8 +8,9 @@ from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
-from convnext_deploy.pipeline.open_artifact import open_weights
-from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.open_foreign import open_references
+from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
 from convnext_deploy.system.execution import Execution, decoding_processes, resolve_device
@@ -89,7 +90,7 @@ def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
     """Run a recipe whose source and data are open."""
     check_names(recipe)
-    return run_recipe(recipe, settings, source, data, open_weights(recipe))
+    return run_recipe(recipe, settings, source, data, open_references(recipe))
 
 
 def check_names(recipe: Recipe) -> None:

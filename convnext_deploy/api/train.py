@@ -8,7 +8,7 @@ from convnext_deploy.api.run_stages import create_execution, create_recipe, crea
 from convnext_deploy.api.training_presets import DIGITS_FIT, fit_preset, model_config, override_fit
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
-from convnext_deploy.pipeline.run import RunResult
+from convnext_deploy.pipeline.run_result import RunResult
 
 
 @verb
@@ -36,7 +36,7 @@ def train(
     Raises: DeployError: if the data or the weights cannot be used, or an option is not for `train`.
     """
     how = create_execution(execution, data.data)
-    images = open_training_data(data, how)
+    images = open_training_data(data, how, out)
     start = one_start(checkpoint, weights)
     source = None if start is None else open_artifact(start, model, data, how.progress)
     model = name_variant(model, source)

@@ -15,7 +15,7 @@ from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.ledger import open_ledger
-from convnext_deploy.pipeline.run_folder import check_report, claim
+from convnext_deploy.pipeline.run_folder import check_report, claim, list_unreadable
 from convnext_deploy.reports.record import Report
 
 
@@ -79,10 +79,11 @@ def validate(
         if folder is not None:
             rows = {name: entry.sha256 for name, entry in opened.items()}
             check_report(folder, "validate", rows, images, restart=execution.restart or False)
+            list_unreadable(folder, images)
         ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
         for name, entry in opened.items():
             measured = measure_artifact(entry, images, how, name, batch_size)
             ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
         score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
-        ledger.change(complete=True)
+        ledger.change(complete=True, source_preprocess=data.preprocess)
     return ledger.report

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.api.options import verb
 from convnext_deploy.artifacts.places import check_place
@@ -12,10 +13,11 @@ from convnext_deploy.bundles.archive import unpacked
 from convnext_deploy.bundles.device import verify
 from convnext_deploy.config.choices import BundledKind
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.system.results import Result, plain
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
     """What was checked; `unmet` are the kinds that were required and of which none could be run."""
 
     checks: tuple[verify.Check, ...]
@@ -25,6 +27,14 @@ class Verification:
     def passed(self) -> bool:
         """Whether nothing disagreed, and what was required was run."""
         return not self.unmet and all(check.status != verify.FAILED for check in self.checks)
+
+    def headline(self) -> str:
+        """Say whether it passed, and how many checks there were."""
+        return f"{'passed' if self.passed else 'FAILED'}, {len(self.checks)} checks"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each check."""
+        return [plain(check) for check in self.checks]
 
     def to_json(self) -> str:
         """Return the record as JSON."""

@@ -12,9 +12,11 @@ from convnext_deploy.artifacts.details import (
     Count,
     Details,
     EngineDetails,
+    ForeignDetails,
     Format,
     Fraction,
     ONNXDetails,
+    PredictionsDetails,
     SchemeDetails,
     TorchDetails,
     TorchTensorRTDetails,
@@ -31,7 +33,9 @@ from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 MANIFEST = "manifest.json"
 SCHEMA = 2
 PRECISIONS = "fp32|fp16|bf16|(int4|int8|int16|fp8)(-fp16)?"
-Record = TypeVar("Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensorRTDetails)
+Record = TypeVar(
+    "Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensorRTDetails, ForeignDetails, PredictionsDetails
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from convnext_deploy.config.choices import Flavor, Runtime, Target
 from convnext_deploy.config.records import between, matching
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 
-Format = Literal["torch", "onnx", "tensorrt", "torch-tensorrt"]
+Format = Literal["torch", "onnx", "tensorrt", "torch-tensorrt", "foreign", "predictions"]
+"""`foreign` and `predictions` only teach: networks of other libraries, and what some network has said of the images."""
+Library = Literal["timm", "torchvision", "transformers", "torch.export"]
 History = tuple[Mapping[str, int | float | None], ...]
 """What training measured after each epoch, by name; None where it was not finite, which JSON cannot hold."""
 
@@ -248,9 +250,31 @@ class TorchTensorRTDetails(Details):
     max_batch_size: BatchSize
 
 
+@dataclass(frozen=True)
+class ForeignDetails(Details):
+    """Of a network of another library: its name there, and the arguments of its constructor."""
+
+    library: Library
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.library}'s {self.architecture}"
+
+
+@dataclass(frozen=True)
+class PredictionsDetails(Details):
+    """Of a file of vectors by the names of images: what they are, and how many numbers each has."""
+
+    content: Literal["logits", "probabilities", "features"]
+    width: Count
+
+
 DETAILS: dict[Format, type[Details]] = {
     "torch": TorchDetails,
     "onnx": ONNXDetails,
     "tensorrt": EngineDetails,
     "torch-tensorrt": TorchTensorRTDetails,
+    "foreign": ForeignDetails,
+    "predictions": PredictionsDetails,
 }

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from convnext_deploy.artifacts.spec import Preprocess, default_preprocess
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError
 
@@ -66,8 +67,8 @@ def ask(preprocess: Preprocess, settings: PreprocessSettings, what: str) -> Prep
 def describe(preprocess: Preprocess) -> str:
     """Say how images are made ready, with every value, and where each came from if that is known."""
     text = (
-        f"{preprocess.image_size} pixels, {preprocess.crop_mode} crop {preprocess.crop_pct:.3g}, {preprocess.interpolation}, "
-        f"mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)}"
+        f"{show_size(preprocess.image_size)} pixels, {preprocess.crop_mode} crop {preprocess.crop_pct:.3g}, "
+        f"{preprocess.interpolation}, mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)}"
     )
     fields: dict[str, list[str]] = {}
     for field, name in _NAMES.items():
@@ -83,7 +84,7 @@ def describe_assumed(preprocess: Preprocess) -> str | None:
     """Say which values nobody told, and why these were taken; None if all are known."""
     fields: dict[str, list[str]] = {}
     for field in assumed_fields(preprocess):
-        value = f"{_NAMES[field]} {_shown(getattr(preprocess, field))}"
+        value = f"{_NAMES[field]} {_shown(field, getattr(preprocess, field))}"
         fields.setdefault(preprocess.origins[field].removeprefix(_ASSUMED), []).append(value)
     return "; ".join(f"{', '.join(values)} ({reason})" for reason, values in fields.items()) or None
 
@@ -92,12 +93,17 @@ def difference(one: Preprocess, other: Preprocess, fields: tuple[str, ...] = GEO
     """Say in which fields two differ, such as `size 64 and 224`; None if in none."""
     unequal = [name for name in fields if getattr(one, name) != getattr(other, name)]
     return (
-        ", ".join(f"{_NAMES[name]} {_shown(getattr(one, name))} and {_shown(getattr(other, name))}" for name in unequal)
+        ", ".join(
+            f"{_NAMES[name]} {_shown(name, getattr(one, name))} and {_shown(name, getattr(other, name))}"
+            for name in unequal
+        )
         or None
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
+    if name == "image_size":
+        return show_size(value)
     if isinstance(value, tuple):
         return _numbers(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from convnext_deploy.config.checks import LARGEST_SIDE
+from convnext_deploy.config.checks import check_size
 from convnext_deploy.config.choices import CropMode, GraphOutput, HeadActivation, InputLayout, InputType, Interpolation
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.config.records import between
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
@@ -63,14 +64,15 @@ class ModelSpec:
 class Preprocess:
     """The evaluation transform: resize to `image_size / crop_pct`, centre crop, scale, normalize.
 
-    `crop_mode` `center` resizes the shorter side and keeps the aspect ratio, `squash` resizes both sides. `mean` and `std` are
+    `image_size`: one side, or height and width where these differ. `crop_mode` `center` resizes the shorter side (of what is not
+    square: until both sides are covered) and keeps the aspect ratio, `squash` resizes both sides. `mean` and `std` are
     per channel, for pixel values in [0, 1].
 
     `origins`: field → where its value came from, in words; one that is not there was decided by the training here. It is no part of
     the transform: records that differ in it alone are equal. See `artifacts.preprocessing`.
     """
 
-    image_size: Annotated[int, between(1, LARGEST_SIDE)]
+    image_size: ImageSize
     crop_pct: Annotated[float, between(0.05, 1.0)]
     interpolation: Interpolation
     mean: tuple[Annotated[float, between(-1e30, 1e30)], ...]
@@ -78,15 +80,25 @@ class Preprocess:
     crop_mode: CropMode = "center"
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        # not by `between`: msgspec 0.23 crashes where a number with limits may also be a tuple
+        check_size(self)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images that the network sees."""
+        return sides_of(self.image_size)
+
     def settings(self) -> dict[str, Any]:
         """Return what decides how images look, for JSON: all fields but `origins`."""
         return {name: value for name, value in asdict(self).items() if name != "origins"}
 
     @property
-    def resize_size(self) -> int:
-        """Length in pixels of the shorter side, or of both, before the crop."""
+    def resize_size(self) -> ImageSize:
+        """Length in pixels of the shorter side, or of both, before the crop; for images that are not square of both in any case."""
         # a quotient such as 224/236, meant to give 236 again, must not end a pixel lower for its rounding
-        return int(self.image_size / self.crop_pct + 1e-6)
+        height, width = (int(side / self.crop_pct + 1e-6) for side in self.sides)
+        return height if isinstance(self.image_size, int) else (height, width)
 
 
 @dataclass(frozen=True)
@@ -136,10 +148,10 @@ class GraphIO:
         return self.output == "top-k" or self.gives_best_logits
 
 
-def default_preprocess(image_size: int, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:
+def default_preprocess(image_size: ImageSize, crop_pct: float | None = None, in_channels: int = 3) -> Preprocess:
     """The usual transform: ImageNet statistics, bicubic, crop 0.875 (1.0 for images too small to cut away a border)."""
     if crop_pct is None:
-        crop_pct = 0.875 if image_size >= 128 else 1.0
+        crop_pct = 0.875 if min(sides_of(image_size)) >= 128 else 1.0
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,) * in_channels, (0.5,) * in_channels)
     return Preprocess(image_size, crop_pct, "bicubic", mean, std)
 

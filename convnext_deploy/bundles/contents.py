@@ -1,5 +1,6 @@
 """Choose and name the artifacts of a bundle, and describe what their graphs take and give."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Tensor:
 class Model:
     """An ONNX file. `obstacle`: why TensorRT refuses it, or would compute something else; None: it does neither.
 
-    `late`: versions in it that older runtimes on devices do not read.
+    `fixes_size`: the graph takes images of any size, and its copy in the bundle those of the evaluation alone. `late`: versions in
+    it that older runtimes on devices do not read.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Model:
     outputs: tuple[Tensor, ...]
     obstacle: str | None
     late: tuple[str, ...] = ()
+    fixes_size: bool = False
 
     @property
     def layout(self) -> str:
@@ -167,8 +170,11 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     _refuse_invalid(path, findings)
     inputs = [_tensor(path, value, _INPUT_TYPES) for value in view.inputs]
     outputs = tuple(_tensor(path, value, _OUTPUT_TYPES) for value in view.model.graph.outputs)
-    side = artifact.preprocess.image_size
-    items = [(artifact.model.in_channels, side, side), (side, side, artifact.model.in_channels)]
+    sides = artifact.preprocess.sides
+    items = [(artifact.model.in_channels, *sides), (*sides, artifact.model.in_channels)]
+    fixes_size = len(inputs) == 1 and None in inputs[0].shape[1:]
+    if fixes_size:
+        inputs = [dataclasses.replace(inputs[0], shape=_fixed(inputs[0].shape, items))]
     if len(inputs) != 1 or inputs[0].shape[1:] not in items:
         found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs)
         raise ArtifactError(f"{path} takes {found}; expected one input of images, (batch, {items[0]}).")
@@ -189,7 +195,17 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
         )
     obstacle = next((finding.cost for finding in findings if finding.severity == "error"), None)
     late = tuple(f"{found.places[0]}: {found.cost}" for found in findings if found.name in _LATE)
-    return Model(name, artifact, inputs[0], outputs, obstacle, late)
+    return Model(name, artifact, inputs[0], outputs, obstacle, late, fixes_size)
+
+
+def _fixed(shape: Sequence[int | None], items: Sequence[tuple[int, ...]]) -> tuple[int | None, ...]:
+    """Return the shape of an input with the size of the images, if that is one of what it takes."""
+    fitting = (
+        item
+        for item in items
+        if len(item) == len(shape) - 1 and all(own in (None, size) for own, size in zip(shape[1:], item, strict=True))
+    )
+    return (shape[0], *next(fitting, tuple(shape[1:])))
 
 
 def _refuse_invalid(path: Path, findings: Sequence[Finding]) -> None:

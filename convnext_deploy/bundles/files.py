@@ -15,9 +15,10 @@ from convnext_deploy.bundles.readme import render_card
 from convnext_deploy.bundles.reported_accuracy import find_measurement
 from convnext_deploy.bundles.triton import model_config, write_entry
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.graphs.onnx_io import fix_image, load_onnx
 from convnext_deploy.reports.phrases import one_line
 from convnext_deploy.system.environment import package_versions
-from convnext_deploy.system.files import copy_file, write_array, write_text
+from convnext_deploy.system.files import copy_file, write_array, write_bytes, write_text
 from convnext_deploy.system.progress import Progress
 
 PROGRAMS = ("verify.py", "bundle_index.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
@@ -44,6 +45,8 @@ def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: Batc
     with progress.task("bundle", len(contents.models) + len(contents.engines), "files") as task:
         for model in contents.models:
             _copy(model.artifact.main_file, folder / model.file, model.artifact)
+            if model.fixes_size:
+                _fix_size(folder / model.file, model)
             records.append(_answer(folder, model, golden, batch))
             task.advance(note=model.name)
         for engine in contents.engines:
@@ -67,6 +70,13 @@ def _copy(source: Path, target: Path, artifact: Artifact) -> None:
     expected = next(file.sha256 for file in artifact.files if file.name == source.name)
     if describe_file(target).sha256 != expected:
         raise ArtifactError(f"{source} is not the file that its manifest describes; make the artifact again.")
+
+
+def _fix_size(path: Path, model: Model) -> None:
+    """Fix the size of the images that a copied graph takes: what runs on devices is built and served for one."""
+    proto = load_onnx(path)
+    fix_image(proto, tuple(size for size in model.input.shape[1:] if size is not None))
+    write_bytes(path, proto.SerializeToString(deterministic=True))
 
 
 def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes) -> dict[str, Any]:

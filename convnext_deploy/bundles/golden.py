@@ -52,7 +52,7 @@ def choose_images(artifact: Artifact, count: int, data: Data | None) -> GoldenIm
     Raises: DataError: if the data has other classes than the artifact, or an image cannot be read.
     """
     if data is None:
-        pixels = _synthetic_pixels(count, artifact.preprocess.image_size, len(artifact.preprocess.mean))
+        pixels = _synthetic_pixels(count, artifact.preprocess.sides, len(artifact.preprocess.mean))
         return GoldenImages(pixels, f"{count} synthetic images (waves and noise), of no class", "synthetic")
     check_classes(str(artifact.path), artifact, data)
     chosen = spread_over_classes(data.validation.labels, count)
@@ -75,13 +75,13 @@ def spread_over_classes(labels: NDArray[np.int64], count: int) -> list[int]:
     return [int(index) for index in order[:count]]
 
 
-def _synthetic_pixels(count: int, side: int, channels: int) -> NDArray[np.uint8]:
+def _synthetic_pixels(count: int, sides: tuple[int, int], channels: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(_SEED)
-    rows, columns = np.mgrid[:side, :side] / side
+    rows, columns = (places / side for places, side in zip(np.mgrid[: sides[0], : sides[1]], sides, strict=True))
     shape = (count, 1, 1, channels)
     slopes = rng.uniform(-15, 15, (2, *shape))
     wave = np.sin(slopes[0] * rows[..., None] + slopes[1] * columns[..., None] + rng.uniform(0, 6, shape))
-    level = rng.uniform(60, 200, shape) + 50 * wave + rng.normal(0, 12, (count, side, side, channels))
+    level = rng.uniform(60, 200, shape) + 50 * wave + rng.normal(0, 12, (count, *sides, channels))
     pixels: NDArray[np.uint8] = np.clip(level, 0, 255).astype(np.uint8)
     return pixels
 

@@ -6,6 +6,7 @@ from typing import Any
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.bundles.contents import Contents, Engine, Model
 from convnext_deploy.bundles.golden import GoldenImages
+from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.reports.escaping import clean, code, markdown
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
 
@@ -20,7 +21,7 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
     sections = [
         f"# {contents.name}",
         f"An image classifier, {spec.variant}: {'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
-        f"{preprocess.image_size}×{preprocess.image_size} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
+        f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
         "## Files",
         _files(contents, models),
         *_measured_on(models),
@@ -41,7 +42,9 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
 
 
 def _files(contents: Contents, models: Mapping[str, Any]) -> str:
-    lines = ["| file | precision | runs on | MB | top-1 % | drop pp [95 %] |", "|---|---|---|---|---|---|"]
+    found = [model["measured"]["scored"] for model in models.values() if model["measured"] is not None]
+    scored = " / ".join(dict.fromkeys(found)) or "top-1"
+    lines = [f"| file | precision | runs on | MB | {scored} % | drop pp [95 %] |", "|---|---|---|---|---|---|"]
     for model in contents.models:
         where = "ONNX Runtime" + ("" if model.obstacle else ", TensorRT")
         size = model.artifact.main_file.stat().st_size
@@ -55,18 +58,18 @@ def _files(contents: Contents, models: Mapping[str, Any]) -> str:
 
 
 def _row(file: str, precision: str, where: str, size: int, found: Mapping[str, Any] | None) -> str:
-    top1 = drop = "–"
+    score = drop = "–"
     if found is not None:
-        top1 = f"{100 * found['top1']:.2f}"
-        if found["top1_drop_pp"] is not None:
-            low, high = found["top1_drop_interval_pp"] or (float("nan"), float("nan"))
-            drop = f"{found['top1_drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"| `{file}` | {precision} | {where} | {size / 1e6:.1f} | {top1} | {drop} |"
+        score = f"{100 * found['score']:.2f}"
+        if found["drop_pp"] is not None:
+            low, high = found["drop_interval_pp"] or (float("nan"), float("nan"))
+            drop = f"{found['drop_pp']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"| `{file}` | {precision} | {where} | {size / 1e6:.1f} | {score} | {drop} |"
 
 
 def _measured_on(models: Mapping[str, Any]) -> list[str]:
     found = {
-        f"Top-1 was measured on {m['total']} validation images of '{markdown(m['data'])}' with {m['runner']} "
+        f"{_title(m['scored'])} was measured on {m['total']} validation images of '{markdown(m['data'])}' with {m['runner']} "
         f"({markdown(m['cpu'])})"
         + (
             "."
@@ -77,6 +80,10 @@ def _measured_on(models: Mapping[str, Any]) -> list[str]:
         if (m := model["measured"]) is not None
     }
     return [*sorted(found), *_doubts(models, "warnings", "**Warning.** "), *_doubts(models, "assumptions", "Assumed: ")]
+
+
+def _title(scored: str) -> str:
+    return next(metric.title for metric in METRICS.values() if metric.name == scored)
 
 
 def _baseline(kind: str) -> str:

@@ -13,8 +13,9 @@ from convnext_deploy.reports.record import REPORT_JSON, read_report
 def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
     """Return for JSON what the report of the artifact's run says of it; None if it lies in no run, or these bytes are not measured.
 
-    Top-1 is a fraction of `total` images of `data`; the drop is in percentage points, with its 95 % interval, against a
-    `baseline` of that format and precision. `warnings` say why the figures may mean nothing, `assumptions` what they rest on.
+    `score` is a fraction, of what `scored` names, on `total` images of `data`; the drop is in percentage points, with its 95 %
+    interval, against a `baseline` of that format and precision. Those of top-1 have its name beside. `warnings` say why the figures
+    may mean nothing, `assumptions` what they rest on.
     """
     run = artifact.path.resolve().parents[1] if artifact.path.resolve().parent.name == "stages" else None
     if run is None or not (run / REPORT_JSON).is_file():
@@ -29,12 +30,16 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
         return None
     if row.provenance.preprocess != artifact.preprocess:  # measured on other images than the bundle's model is shown
         return None
-    drop = row.accuracy.drop
+    drop, change = row.accuracy.drop, row.accuracy.change
     baseline = next((each.identity for each in report.rows if each.name == row.provenance.baseline), None)
     compared = [each for each in report.rows if each.name in (row.name, row.provenance.baseline)]
     return {
         "data": PurePath(report.data).name,
         "total": row.accuracy.total,
+        "scored": row.accuracy.metric,
+        "score": row.accuracy.value,
+        "drop_pp": None if change is None else change.drop_pp,
+        "drop_interval_pp": None if change is None else change.interval_pp,
         "top1": row.accuracy.top1,
         "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
         "top1_drop_interval_pp": None if drop is None else drop.interval_pp,

@@ -1,6 +1,5 @@
 """The command line. Commands are imported when they are asked for, and import nothing heavy until they run."""
 
-import importlib
 import io
 import os
 import signal
@@ -10,40 +9,30 @@ from typing import Any
 
 import click
 
-from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams, tell, tell_lines
+from convnext_deploy.cli.console import UnreadError, abandon_output, prepare_streams
 from convnext_deploy.cli.options import quiet_option
+from convnext_deploy.cli.verbs import COMMANDS as COMMANDS
+from convnext_deploy.cli.verbs import Group
 from convnext_deploy.errors import DeployError, OutputError
 from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
 from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
+from convnext_deploy.system.standard_error import tell, tell_lines
 
-COMMANDS = (
-    "run", "train", "distill", "quantize", "export", "validate", "inspect", "bundle", "verify-bundle", "report", "compare",
-    "bench", "convert", "models", "recommend", "predict", "doctor", "completion",
-)  # fmt: skip
 _JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
 _PATIENCE_S = 10.0
 EXIT_ERROR, EXIT_GATE_FAILED, EXIT_UNREAD = 1, 3, 141
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"convnext_deploy.cli.{cmd_name.replace('-', '_')}").command
-        return command
-
+class _Group(Group):
     def invoke(self, ctx: click.Context) -> Any:
         # also what is imported for a command, and what it prints
         with needing_memory("this command", LESS_MEMORY), naming_disk_faults():
             return super().invoke(ctx)
 
 
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="convnext_deploy")
 @quiet_option
 @click.pass_context

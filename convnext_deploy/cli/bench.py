@@ -10,12 +10,14 @@ import click
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from convnext_deploy.api.bench import Benchmark
     from convnext_deploy.evaluation.timing.interleaved import Timing
 
 _NONE = "–"
+_ROUNDS = 6  # that an interval of 95 % takes
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -31,7 +33,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
     return tuple(name.strip() for listed in value for name in listed.split(","))
 
 
-@click.command("bench")
+@click.command("bench", cls=Verb)
 @artifacts_argument
 @click.option(
     "--runner",
@@ -85,22 +87,17 @@ def command(as_json: bool, **values: Any) -> None:
 
 
 def _print(found: Benchmark) -> None:
-    from rich.table import Table
-
-    from convnext_deploy.cli.tables import FILE_WIDTH, create_console
+    from convnext_deploy.cli.tables import create_console, print_table
 
     console = create_console()
-    title = f"{found.environment['cpu']}, {found.environment['cores']} cores"
-    table = Table(title=title, padding=(0, 1) if console.width >= FILE_WIDTH else (0, 0))
+    console.print(f"{found.environment['cpu']}, {found.environment['cores']} cores", style="bold")
+    console.print()
     columns = _columns(found)
-    for name in columns:
-        table.add_column(
-            name, justify="left" if name in ("artifact", "runner", "precision") else "right", overflow="fold"
-        )
-    for timing in found.timings:
-        style = "bold red" if timing.failed else "dim" if timing.not_run else None
-        table.add_row(*(cell(timing) for cell in columns.values()), style=style)
-    console.print(table)
+    styles = ["bold red" if timing.failed else "dim" if timing.not_run else None for timing in found.timings]
+    rows = [[cell(timing) for cell in columns.values()] for timing in found.timings]
+    first = ("runner", "batch", "p50 ms", list(columns)[-1])
+    print_table(console, list(columns), rows, ("artifact", "runner", "precision"), styles=styles, first=first)
+    console.print()
     reasons: dict[tuple[str, str], list[str]] = {}
     for timing in found.timings:
         if timing.not_run is not None:
@@ -110,7 +107,7 @@ def _print(found: Benchmark) -> None:
     for note in found.notes:
         console.print(f"- {note}", soft_wrap=True)
     processes = f"{found.rounds} isolated process{'es' if found.rounds > 1 else ''} each, interleaved"
-    sure = "" if found.rounds >= 6 else "; six rounds or more would give intervals of 95 %"
+    sure = "" if found.rounds >= _ROUNDS else "; six rounds or more would give intervals of 95 %"
     console.print(f"medians of {processes}; {found.wall_s:.0f} s in all{sure}")
 
 
@@ -137,7 +134,8 @@ def _columns(found: Benchmark) -> dict[str, Callable[[Timing], str]]:
         "load s": figure("load_s", ".2f"),
         "W": figure("power_w", ".0f"),
         "°C": figure("temperature_c", ".0f"),
-        "time, of the first's": _ratio,
+        # fewer rounds do not reach 95 %: what is in brackets is then the least and the largest ratio
+        f"time, of the first's [{'95 %' if found.rounds >= _ROUNDS else 'least, most'}]": _ratio,
     }
     absent = {"W": "power_w", "°C": "temperature_c"}
     measured = {title for title, name in absent.items() if any(t.median(name) is not None for t in found.timings)}

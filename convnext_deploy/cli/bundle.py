@@ -7,9 +7,10 @@ import click
 
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.verbs import Verb
 
 
-@click.command("bundle")
+@click.command("bundle", cls=Verb)
 @artifacts_argument
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR|FILE.zip", required=True, help="New folder, or .zip file."

@@ -4,11 +4,12 @@ import click
 
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import quiet_option
+from convnext_deploy.cli.verbs import Verb
 
 _PROGRAM, _VARIABLE = "convnext-deploy", "_CONVNEXT_DEPLOY_COMPLETE"  # the variable that click looks at
 
 
-@click.command("completion")
+@click.command("completion", cls=Verb)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @quiet_option
 @click.pass_context

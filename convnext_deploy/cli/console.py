@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from convnext_deploy.errors import OutputError, printable
+from convnext_deploy.system.standard_error import in_lines
 
 _SUBSTITUTES = "convnext_deploy.substitutes"
 # for a standard output that has no such character; as wide as these, so that tables stay straight
@@ -64,24 +65,8 @@ def write(text: str, end: str = "\n") -> None:
         OutputError: if it cannot be written for another reason, such as a full disk.
     """
     with writing():
-        sys.stdout.write(_in_lines(text) + end)
+        sys.stdout.write(in_lines(text) + end)
         sys.stdout.flush()
-
-
-def tell(text: object) -> None:
-    """Print one line on standard error; work of hours does not end because nobody reads what is said of it."""
-    tell_lines(f"{printable(text)}\n")
-
-
-def tell_lines(text: str) -> None:
-    """Print lines of our own on standard error, as `tell`."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(_in_lines(text))
-        sys.stderr.flush()
-
-
-def _in_lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def abandon_output() -> None:

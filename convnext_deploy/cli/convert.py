@@ -8,10 +8,11 @@ import click
 from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import Dialect
 
 
-@click.command("convert")
+@click.command("convert", cls=Verb)
 @click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--to", "dialect", type=click.Choice(get_args(Dialect)), required=True, help="Library that is to load the weights."

@@ -7,17 +7,26 @@ import click
 
 from convnext_deploy.cli.completions import artifacts, variants, weights, weights_or_artifacts
 from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import DistillMethod
 
 
-@click.command("distill")
-@click.option("--teacher", shell_complete=variants, help="Teacher model; found from its weights if they are given.")
+@click.command("distill", cls=Verb)
+@click.option(
+    "--teacher",
+    metavar="MODEL|timm:NAME|torchvision:NAME",
+    shell_complete=variants,
+    help="Teacher model, found from its weights if they are given; or a network of another library, with the weights that it "
+    "publishes or those of --teacher-checkpoint.",
+)
 @click.option("--student", shell_complete=variants, help="Student model; found from its weights if they are given.")
 @click.option(
     "--teacher-checkpoint",
     type=click.Path(path_type=Path),
+    multiple=True,
     shell_complete=artifacts,
-    help="Artifact folder or checkpoint of the teacher; without any weights the teacher is trained first.",
+    help="Artifact, checkpoint, ONNX file, .pt2 program, folder of timm or transformers, or a file of predictions (safetensors, "
+    "Parquet). Given several times, all teach. Without any weights the teacher is trained first.",
 )
 @click.option(
     "--teacher-weights",
@@ -71,7 +80,7 @@ def command(as_json: bool, **values: Any) -> None:
 
     if values["teacher_cache"] and values["distill_method"] == "feature":
         raise click.UsageError("--teacher-cache keeps predictions, and --distill-method feature needs features.")
-    if values["teacher_checkpoint"] is not None and values["teacher_weights"] is not None:
+    if values["teacher_checkpoint"] and values["teacher_weights"] is not None:
         raise click.UsageError("--teacher-checkpoint and --teacher-weights were both given; use one teacher.")
     for who, given in (
         ("teacher", ("teacher", "teacher_checkpoint", "teacher_weights")),

@@ -11,6 +11,7 @@ import click
 
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from convnext_deploy.api.doctor import Diagnosis
@@ -22,7 +23,7 @@ _UNBROKEN: Any = {"break_long_words": False, "break_on_hyphens": False}
 _TIE = "\N{NO-BREAK SPACE}"  # keeps a version with its name until lines are broken
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Verb)
 @click.option(
     "--timeout",
     "timeout_s",

@@ -7,10 +7,11 @@ import click
 
 from convnext_deploy.cli.completions import artifacts, gpus, variants
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
 
 
-@click.command("export")
+@click.command("export", cls=Verb)
 @click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--format",

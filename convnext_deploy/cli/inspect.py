@@ -10,6 +10,7 @@ import click
 
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,7 @@ _NAMES = 4  # of a finding's places
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Verb)
 @click.argument("file", type=click.Path(path_type=Path))
 @common_options("inspect")
 def command(file: Path, as_json: bool) -> None:

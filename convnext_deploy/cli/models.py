@@ -10,6 +10,8 @@ import click
 from convnext_deploy.cli.completions import variants
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.verbs import Verb
+from convnext_deploy.config.image_size import show_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,16 +26,16 @@ _WIDTH_WITH_SETTINGS, _WIDTH_WITH_WEIGHTS = 100, 150
 Record = TypeVar("Record")
 
 
-@click.command("models")
+@click.command("models", cls=Verb)
 @click.argument("name", required=False, shell_complete=variants)
 @common_options("models")
 def command(name: str | None, as_json: bool) -> None:
     """List all models: parameters, GMACs, published top-1, how to train them. With NAME: everything about that one."""
-    from convnext_deploy.api.list_models import list_models, to_json
+    from convnext_deploy.api.list_models import list_models
 
     rows = list_models(name)
     if as_json:
-        write(to_json(rows))
+        write(rows.to_json())
         return
     from convnext_deploy.cli.tables import create_console
 
@@ -96,7 +98,7 @@ def _compact(span: Span) -> str:
 
 
 def _evaluated_at(published: Published) -> str:
-    return f"{published.evaluation.image_size}/{published.evaluation.crop_pct:g}"
+    return f"{show_size(published.evaluation.image_size)}/{published.evaluation.crop_pct:g}"
 
 
 def _print_one(row: ModelRow, console: Console) -> None:
@@ -119,8 +121,8 @@ def _print_one(row: ModelRow, console: Console) -> None:
         facts |= {
             "published weights": f"timm/{published.weights}{licence}",
             "top-1": f"{published.top1:.1f} % on ImageNet-1k; {published.source}",
-            "evaluated": f"at {transform.image_size} pixels: resized to {transform.resize_size}, {transform.interpolation}, "
-            f"{transform.crop_mode} crop of {transform.crop_pct:g}",
+            "evaluated": f"at {show_size(transform.image_size)} pixels: resized to {show_size(transform.resize_size)}, "
+            f"{transform.interpolation}, {transform.crop_mode} crop of {transform.crop_pct:g}",
             "normalization": f"mean {_numbers(transform.mean)}, standard deviation {_numbers(transform.std)}",
         }
     if (settings := row.settings) is not None:

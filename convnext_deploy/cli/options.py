@@ -11,7 +11,9 @@ import click
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
+from convnext_deploy.cli.defaults import default_of
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
+from convnext_deploy.config.image_size import ImageSize, parse_size, sides_of
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -32,6 +34,21 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             return tuple(float(number) for number in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is no list of numbers; expected such as 0.5 or 0.485,0.456,0.406.", param, ctx)
+
+
+class Size(click.ParamType[ImageSize]):
+    """`224`, or `32x48` for 32 rows of 48 pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
+        """Return the size."""
+        if isinstance(value, int | tuple):
+            return value
+        size = parse_size(str(value))
+        if size is None or min(sides_of(size)) < 1:
+            self.fail(f"{value!r} is no size in pixels; expected such as 224, or 32x48 for 32 rows of 48.", param, ctx)
+        return size
 
 
 _COUNT = click.IntRange(min=0)
@@ -71,11 +88,11 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "others: text, a name a line, or JSON.",
         {"metavar": "FILE"},
     ),
-    "skip_unreadable": (bool, "Leave out images that cannot be opened, and list them.", _SWITCH),
-    "out": (click.Path(path_type=Path), "Folder for the results.  [default: runs/NAME]", _FOLDER),
+    "skip_unreadable": (bool, "Leave out images that cannot be read, and list them.", _SWITCH),
+    "out": (click.Path(path_type=Path), "Folder for the results.", _FOLDER),
     "max_top1_drop_pp": (
         click.FloatRange(0, 100),
-        "Largest drop of top-1, in pp; more ends with exit code 3.  [default: 0.5, quantize 0.2; validate: none]",
+        "Largest drop of top-1, in pp; more ends with exit code 3.",
         {"flag": "--max-drop"},
     ),
     "max_ece_increase_pp": (
@@ -98,38 +115,20 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Do not time INT8 against its float baseline.",
         {**_SWITCH, "flag": "--no-speed-check", "flag_value": False},
     ),
-    "image_size": (
-        POSITIVE,
-        "Side of the network's input in pixels.  [default: the artifact's; fresh weights: 224, digits 32]",
-        {},
-    ),
-    "crop_pct": (
-        click.FloatRange(0.1, 1.0),
-        "Share of the resized image that the evaluation's centre crop keeps.  [default: the artifact's; fresh weights: 0.875 from "
-        "128 pixels on, 1.0 below]",
-        {},
-    ),
+    "image_size": (Size(), "Side of the network's input in pixels, or height x width, such as 32x48.", {}),
+    "crop_pct": (click.FloatRange(0.1, 1.0), "Share of the resized image that the evaluation's centre crop keeps.", {}),
     "crop_mode": (
         click.Choice(get_args(CropMode)),
-        "Whether the shorter side is resized before the crop, or both sides.  [default: the artifact's; fresh weights: center]",
+        "Whether the shorter side is resized before the crop, or both sides.",
         {},
     ),
-    "interpolation": (
-        click.Choice(get_args(Interpolation)),
-        "How images are resized for evaluation.  [default: the artifact's; fresh weights: bicubic]",
-        {},
-    ),
+    "interpolation": (click.Choice(get_args(Interpolation)), "How images are resized for evaluation.", {}),
     "mean": (
         Numbers(),
-        "Subtracted from pixel values between 0 and 1: one number, or one per channel with commas between them.  [default: the "
-        "artifact's; fresh weights: 0.485,0.456,0.406]",
+        "Subtracted from pixel values between 0 and 1: one number, or one per channel with commas between them.",
         {},
     ),
-    "std": (
-        Numbers(),
-        "Divided by after that, likewise.  [default: the artifact's; fresh weights: 0.229,0.224,0.225]",
-        {},
-    ),
+    "std": (Numbers(), "Divided by after that, likewise.", {}),
     "output_name": (
         str,
         "Which output of an ONNX file that another tool made holds the scores of the classes.  [default: what it tells]",
@@ -146,15 +145,15 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Kernel and stride of the stem; 2 suits small images.  [default: 4]",
         {"callback": lambda _context, _parameter, value: None if value is None else int(value)},
     ),
-    "batch_size": (POSITIVE, "Images per step.  [default: 128, digits and validation 64]", {}),
-    "epochs": (POSITIVE, "Passes over the training images.  [default: 300, fine-tuning 30, QAT 5, digits 5 to 15]", {}),
+    "batch_size": (POSITIVE, "Images per step.", {}),
+    "epochs": (POSITIVE, "Passes over the training images.", {}),
     "base_learning_rate": (
         click.FloatRange(min=0, min_open=True),
-        "Peak learning rate at batch 4096, scaled to the batch.  [default: 4e-3, fine-tuning and QAT 4e-4]",
+        "Peak learning rate at batch 4096, scaled to the batch.",
         {},
     ),
-    "flip_probability": (click.FloatRange(0, 1), "Share of mirrored training images.  [default: 0.5, digits 0]", {}),
-    "drop_path_rate": (_RATE, "Stochastic depth of the last block.  [default: 0.1, digits 0]", {}),
+    "flip_probability": (click.FloatRange(0, 1), "Share of mirrored training images.", {}),
+    "drop_path_rate": (_RATE, "Stochastic depth of the last block.", {}),
     "head_hidden_size": (
         _COUNT,
         "Width of a hidden layer between pooling and logits; 0: none.  [default: as in the model]",
@@ -229,6 +228,7 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
         for name in reversed(_OPTIONS):
             if name in used:
                 kind, text, more = _OPTIONS[name]
+                text += default_of(verb, name)
                 flag = more.get("flag", f"--{name.replace('_', '-')}")
                 rest = {key: value for key, value in more.items() if key != "flag"}
                 function = click.option(flag, name, type=kind, help=text, **rest)(function)
@@ -240,7 +240,7 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
 def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a verb's function from the values of its command: its own as they are, the others in records."""
     from convnext_deploy.api.options import RECORDS
-    from convnext_deploy.cli.progress_bars import create_progress
+    from convnext_deploy.system.progress_bars import create_progress
 
     found = {**values, "progress": create_progress(is_quiet()), "command": _typed()}
     uses = USES.get(verb, {})

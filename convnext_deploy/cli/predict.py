@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.completions import artifacts, runners
-from convnext_deploy.cli.console import say, tell, write
+from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
+from convnext_deploy.system.standard_error import tell
 
 if TYPE_CHECKING:
     from convnext_deploy.api.predict import Prediction
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 
 
-@click.command("predict")
+@click.command("predict", cls=Verb)
 @click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR...", type=click.Path(path_type=Path))
 @click.option("--top-k", type=POSITIVE, default=5, show_default=True, help="How many classes to print for each image.")
@@ -49,7 +51,7 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
                 complain(prediction.error)
             yield prediction
 
-    found = watched(predict(**arguments))
+    found = watched(predict(**arguments, stream=True))
     if as_json:
         _print_json(found)
     else:

@@ -8,6 +8,7 @@ import click
 
 from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -28,7 +29,7 @@ class Duration(click.ParamType[float]):
         return float(found[1]) * _SECONDS[found[2] or "s"]
 
 
-@click.command("quantize")
+@click.command("quantize", cls=Verb)
 @click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--target",

@@ -11,6 +11,7 @@ import click
 
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from convnext_deploy.models.zoo.ranking import Candidate
 
 
-@click.command("recommend")
+@click.command("recommend", cls=Verb)
 @click.option("--images", type=POSITIVE, required=True, help="Training images that you have.")
 @click.option("--classes", type=click.IntRange(min=2), required=True, help="Classes that they belong to.")
 @click.option(
@@ -52,7 +53,7 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
     if as_json:
         import json
 
-        write(json.dumps(found.to_record(), indent=1))
+        write(json.dumps(found.to_dict(), indent=1))
         return
     _print_list(found, create_console())
     write("")

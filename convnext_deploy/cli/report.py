@@ -6,9 +6,10 @@ import click
 
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.verbs import Verb
 
 
-@click.command("report")
+@click.command("report", cls=Verb)
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=candidates.runs)
 @common_options("report")
 def command(run: Path, as_json: bool) -> None:

@@ -1,35 +1,40 @@
 """Print a report on standard output: its table with remarks, or its JSON."""
 
 import click
-from rich.table import Table
+from rich.console import Console
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.tables import create_console, print_table
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
-from convnext_deploy.reports.stage_table import Outcome, cells, columns, outcome, remarks, summary, warnings
+from convnext_deploy.reports.stage_table import (
+    SPEEDUP,
+    Outcome,
+    cells,
+    columns,
+    describe_data,
+    outcome,
+    remarks,
+    summary,
+    warnings,
+)
 from convnext_deploy.system.distributed import launched
 
-_NARROW = 150  # columns of a terminal, below which numbers are set closely and leave room for names
+_WORDS = ("stage", "artifact", "verdict")
+_FIRST = ("top-1 %", "drop pp [95 %]", "verdict", "artifact", SPEEDUP, "p50 ms")  # where the terminal is narrow
 _STYLES: dict[Outcome, str | None] = {"failed": "bold red", "warned": "bold yellow", "passed": None, "plain": None}
 
 
-def create_table(report: Report, width: int) -> Table:
-    """Return the stage table for so many columns of a terminal. What does not fit is broken into lines, and nothing cut off."""
-    narrow = width < _NARROW
-    title = f"{report.recipe}: {report.data}, {report.validation_images} validation images"
-    table = Table(title=title, padding=(0, 0 if narrow else 1))
+def print_stages(report: Report, console: Console) -> None:
+    """Print the title and the stage table, as wide as the terminal."""
+    console.print(describe_data(report), style="bold")
+    console.print()
     titles = columns(report.rows)
-    for index, column in enumerate(titles):
-        is_text = index in (0, 1, len(titles) - 1)
-        words = " ".join((column, *(cells(row, titles)[index] for row in report.rows))).split()
-        widest = max(map(len, words)) if narrow and not is_text else None
-        table.add_column(column, justify="left" if is_text else "right", overflow="fold", max_width=widest)
-    for row in report.rows:
-        style = "bold red" if row.verdict.passed is False else None
-        table.add_row(*cells(row, titles), style=style)
-    return table
+    rows = [cells(row, titles) for row in report.rows]
+    styles = ["bold red" if row.verdict.passed is False else None for row in report.rows]
+    print_table(console, titles, rows, left=_WORDS, styles=styles, first=_FIRST)
+    console.print()
 
 
 def show_report(report: Report, as_json: bool) -> None:
@@ -40,9 +45,10 @@ def show_report(report: Report, as_json: bool) -> None:
         write(report.to_json())
     else:
         console = create_console()
-        console.print(create_table(report, console.width))
+        print_stages(report, console)
         if quality := quality_rows(report.rows):
             print_table(console, QUALITY_COLUMNS, quality, left=("stage", "worst class"))
+            console.print()
         for text in remarks(report):
             console.print(f"- {text}")
         for text in warnings(report):

@@ -11,12 +11,13 @@ import click
 from convnext_deploy.cli.completions import recipes
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
     from convnext_deploy.config.recipe import StageEntry
 
 
-@click.command("run")
+@click.command("run", cls=Verb)
 @click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
 @click.option(
     "--dry-run", is_flag=True, help="Show which stages would run, run none, and find what would end one of them."

@@ -1,9 +1,9 @@
 """Tables on standard output, which rich draws; where that is not a terminal, for 160 columns."""
 
-import contextlib
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convnext_deploy.cli.console import writing
+from convnext_deploy.cli.fitting import fit, lay_out
 from convnext_deploy.errors import printable
 
 FILE_WIDTH = 160
@@ -23,7 +24,7 @@ class _Printing(Console):
         return super().render_str(printable(text), **settings)
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        with contextlib.suppress(OSError) if self.stderr else writing():
+        with writing():
             super().print(*objects, **settings)
 
     def on_broken_pipe(self) -> None:
@@ -36,21 +37,39 @@ def create_console() -> Console:
     return _Printing(width=width, highlight=False, markup=False, emoji=False)
 
 
-def create_error_console() -> Console:
-    """Return standard error for what rich draws."""
-    return _Printing(stderr=True, highlight=False, markup=False, emoji=False)
-
-
 def print_table(
-    console: Console, titles: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[str] = ()
+    console: Console,
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: Collection[str] = (),
+    *,
+    styles: Sequence[str | None] = (),
+    first: Sequence[str] = (),
 ) -> None:
-    """Print rows without lines between them; columns are set to the right, but for those with a title in `left`."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in titles:
-        table.add_column(Text(title), justify="left" if title in left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    """Print rows without lines between them, in several tables where one is too wide for the terminal; see `fitting.fit`.
+
+    Args:
+        console: where to.
+        titles: of the columns.
+        rows: their cells.
+        left: titles of the columns that hold words, and are set to the left.
+        styles: of the rows; fewer than these: none for the others.
+        first: titles of the columns that come first where there are several tables.
+    """
+    texts = [[printable(cell) for cell in row] for row in rows]
+    for number, fitted in enumerate(fit(titles, texts, left, console.width, first)):
+        if number:
+            console.print()
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, fitted.gap - 1, 0, 0))
+        for place, width in fitted.widths.items():
+            title = Text("\n".join(lay_out(titles[place], width)))
+            side: Literal["left", "right"] = "left" if titles[place] in left else "right"
+            table.add_column(title, justify=side, width=width, no_wrap=True, vertical="top")
+        for row, style in zip_longest(texts, styles[: len(texts)]):
+            table.add_row(
+                *(Text("\n".join(lay_out(row[place], width))) for place, width in fitted.widths.items()), style=style
+            )
+        console.print(table)
 
 
 def print_facts(console: Console, facts: Mapping[str, str]) -> None:

@@ -7,9 +7,10 @@ import click
 
 from convnext_deploy.cli.completions import artifacts, variants, weights
 from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 
 
-@click.command("train")
+@click.command("train", cls=Verb)
 @click.option(
     "--model",
     shell_complete=variants,

@@ -7,10 +7,11 @@ import click
 
 from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import GateOn
 
 
-@click.command("validate")
+@click.command("validate", cls=Verb)
 @click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--baseline",

@@ -7,10 +7,11 @@ import click
 
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.options import common_options
+from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import BundledKind
 
 
-@click.command("verify-bundle")
+@click.command("verify-bundle", cls=Verb)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--require",

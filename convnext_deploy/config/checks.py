@@ -6,6 +6,7 @@ import typing
 from collections.abc import Collection
 from typing import Any, Literal
 
+from convnext_deploy.config.image_size import plain_size, sides_of
 from convnext_deploy.errors import RecipeError, suggest
 
 LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1
@@ -25,6 +26,14 @@ def require_choice(field_name: str, found: object, known: Collection[object]) ->
             f"{field_name} = {found!r} is unknown; expected one of {', '.join(map(repr, known))}."
             f"{suggest(str(found), map(str, known))}"
         )
+
+
+def check_size(record: Any) -> None:
+    """Give the field `image_size` of a frozen record the one form that a size has. Raises: RecipeError: if it is out of range."""
+    size = plain_size(record.image_size)
+    object.__setattr__(record, "image_size", size)
+    held = all(1 <= side <= LARGEST_SIDE for side in sides_of(size))
+    require(held, "image_size", size, f"1 to {LARGEST_SIDE}")
 
 
 def check_fields(record: object) -> None:

@@ -13,7 +13,10 @@ from convnext_deploy.errors import RecipeError
 
 @dataclass(frozen=True)
 class DistillConfig(StageConfig):
-    """Train a student on labels and on a teacher (another stage, or `source`), or the mean prediction of several.
+    """Train a student on labels and on a teacher, or the mean prediction of several.
+
+    `teacher`: another stage, or `source`; or a network of another kind: a file (ONNX, `.pt2`, predictions), a folder of timm or
+    transformers, or a name such as `timm:resnet50.a1_in1k`.
 
     `method`: `kd` follows the teacher's probabilities at `temperature` (arXiv 1503.02531), `teacher-only` does so without the
     labels (2106.05237), `hard-label` follows its most probable class (2012.12877), `dkd` weighs target class (`dkd_alpha`) and
@@ -29,6 +32,7 @@ class DistillConfig(StageConfig):
 
     kind: ClassVar[str] = "distill"
     done: ClassVar[str] = "distilled"
+    result_version: ClassVar[int] = 2  # the teacher's predictions are in half precision, as the cache has them
     implementation: ClassVar[str | None] = "convnext_deploy.stages.distill"
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY

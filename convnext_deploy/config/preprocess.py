@@ -5,8 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from convnext_deploy.config.checks import LARGEST_SIDE, require, require_choice
+from convnext_deploy.config.checks import check_size, require, require_choice
 from convnext_deploy.config.choices import CropMode, InputRange, Interpolation
+from convnext_deploy.config.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class PreprocessSettings:
     """How images are made ready for a network that was brought along. None: as its file says.
 
     Attributes:
-        image_size: side of the network's input in pixels.
+        image_size: side of the network's input in pixels; height and width where it is not square.
         crop_pct: share of the resized image that the centre crop keeps, 0.1 to 1. None with another `image_size`: 0.875 from 128
             pixels on and 1 below.
         crop_mode: `center` resizes the shorter side and keeps the aspect ratio, `squash` resizes both.
@@ -26,7 +27,7 @@ class PreprocessSettings:
         output_name: the output of such a file with the scores of the classes. None: what names and nodes tell.
     """
 
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     crop_pct: float | None = None
     crop_mode: CropMode | None = None
     interpolation: Interpolation | None = None
@@ -36,8 +37,8 @@ class PreprocessSettings:
     output_name: str | None = None
 
     def __post_init__(self) -> None:
-        side = self.image_size
-        require(side is None or 1 <= side <= LARGEST_SIDE, "image_size", side, f"1 to {LARGEST_SIDE}")
+        if self.image_size is not None:
+            check_size(self)
         require(self.crop_pct is None or 0.1 <= self.crop_pct <= 1, "crop_pct", self.crop_pct, "0.1 to 1.0")
         choices = {"crop_mode": CropMode, "interpolation": Interpolation, "input_range": InputRange}
         for name, known in choices.items():

@@ -10,6 +10,7 @@ from convnext_deploy.errors import RecipeError, suggest
 
 SOURCE = "source"  # the name under which stages refer to the artifact that the user brought
 WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
+TEACHER_PREFIX = "teacher:"  # before the place of a teacher that no stage makes
 BASELINE = "baseline"  # the name of its FP32 ancestor in the report
 
 
@@ -72,7 +73,8 @@ class StageEntry:
     @property
     def inputs(self) -> dict[str, str]:
         """Names of the artifacts that the stage reads, by role."""
-        numbered = enumerate(self.config.teachers, 1)
+        named = (TEACHER_PREFIX + name if is_place(name) else name for name in self.config.teachers)
+        numbered = enumerate(named, 1)
         teaching = {f"teacher{number if number > 1 else ''}": name for number, name in numbered}
         roles = {"source": self.source, **teaching, "weights": self.weights}
         return {role: name for role, name in roles.items() if name is not None}
@@ -119,7 +121,7 @@ class Recipe:
                     f"the stage name '{stage.name}' is taken; names must differ, and '{SOURCE}' and '{BASELINE}' are reserved."
                 )
             for role, name in stage.inputs.items():
-                if role != "weights" and name not in known:
+                if role != "weights" and not name.startswith(TEACHER_PREFIX) and name not in known:
                     raise RecipeError(
                         f"stage '{stage.name}': {role} = '{name}' is not an earlier stage."
                         f"{suggest(name, known)} Known here: {', '.join(sorted(known)) or 'none'}."
@@ -131,6 +133,11 @@ class Recipe:
             if stage.source is None and stage.config.needs_source:
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
             known.add(stage.name)
+
+
+def is_place(name: str) -> bool:
+    """Whether the name of a teacher is that of a file or folder, or of a network of another library, and none of a stage."""
+    return not set(name) <= _NAME_CHARACTERS or name.endswith(TEACHER_SUFFIXES)
 
 
 def _check_name(what: str, name: str) -> None:
@@ -145,6 +152,7 @@ def _check_name(what: str, name: str) -> None:
         raise RecipeError(f"{what} {name!r} is reserved on Windows, where no folder can have it; choose another.")
 
 
+TEACHER_SUFFIXES = (".onnx", ".pt2", ".safetensors", ".parquet", ".pth", ".pt", ".bin", ".ckpt")
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _LONGEST_NAME = 200  # a file system takes 255, and files in the making have something added
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}

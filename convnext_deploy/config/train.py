@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from convnext_deploy.config.checks import check_fields, require
+from convnext_deploy.config.checks import check_fields, check_size, require
 from convnext_deploy.config.choices import CropMode, HeadActivation, Interpolation
 from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 
@@ -14,6 +15,8 @@ from convnext_deploy.config.stage import StageConfig
 class ModelConfig:
     """The network of a training stage.
 
+    `image_size`: side of its input in pixels, or height and width.
+
     `crop_pct` None: that of the initial weights, without any 0.875 from 128 pixels on and 1.0 below. `crop_mode`, `interpolation`,
     `mean`, `std` None: those of the initial weights, without any `center`, `bicubic` and ImageNet's, or 0.5 for grey images.
     `head_hidden_size`: width of a hidden layer before the logits; None: as in the variant, 0: none. `weights`: initial weights, a
@@ -21,7 +24,7 @@ class ModelConfig:
     """
 
     name: str
-    image_size: int = 224
+    image_size: ImageSize = 224
     patch_size: int = 4
     in_channels: int = 3
     crop_pct: float | None = None
@@ -38,9 +41,9 @@ class ModelConfig:
         require(self.patch_size in (2, 4, 8), "patch_size", self.patch_size, "2 (small images), 4 (usual) or 8")
         require(self.in_channels in (1, 3), "in_channels", self.in_channels, "1 (grey) or 3 (RGB)")
         least = 8 * self.patch_size
-        require(
-            self.image_size >= least, "image_size", self.image_size, f">= {least} with patch_size {self.patch_size}"
-        )
+        size = self.image_size
+        require(min(sides_of(size)) >= least, "image_size", size, f">= {least} with patch_size {self.patch_size}")
+        check_size(self)
         _ = self.preprocess  # which checks its values
         require(self.weights != "", "weights", self.weights, "a file, a folder or a name")
         if self.head_hidden_size is not None:

@@ -15,6 +15,7 @@ from convnext_deploy.data.class_names import (
     in_order,
     match_names,
     missing_names,
+    same_name,
     undecided,
 )
 from convnext_deploy.data.datasets import Data
@@ -106,6 +107,22 @@ def outputs_of_classes(artifact: Artifact, data: Data) -> NDArray[np.int64] | No
     """
     places = _places(artifact, data)
     return None if places is None or places == tuple(range(len(places))) else np.array(places, np.int64)
+
+
+def outputs_for(artifact: Artifact, data: Data) -> NDArray[np.int64] | None:
+    """Return for each class of the data the output of a network that may have more classes, `(classes,)`; None: it lacks some.
+
+    Of a network with others too, the names of its classes must tell which are meant.
+    """
+    count = artifact.model.num_classes
+    if count == len(data.class_names):
+        places = _places(artifact, data)
+        return None if places is None else np.array(places, np.int64)
+    names = [same_name(name) for name in artifact.class_names or ()]
+    wanted = [same_name(name) for name in data.class_names]
+    if not data.named or any(names.count(name) != 1 for name in wanted):
+        return None
+    return np.array([names.index(name) for name in wanted], np.int64)
 
 
 def order_for(artifact: Artifact | None, data: Data) -> Data:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext_deploy.config.fit import Augmentation
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.data import augmentation_policies as policies
 from convnext_deploy.data.transforms import as_array
 
@@ -23,7 +24,7 @@ _ATTEMPTS = 10
 _CUBIC = -0.5  # Keys' parameter, as in Pillow; OpenCV and torch.nn.functional have -0.75
 
 
-def crop_and_flip(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: int) -> Tensor:
+def crop_and_flip(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.bool_], size: ImageSize) -> Tensor:
     """Cut one box out of each image of a batch, resize it with antialiased bicubic interpolation and mirror where `flips`.
 
     The interpolation is Pillow's `resize(box=...)`: weighted sums along the rows, then along the columns, each of which is a
@@ -33,22 +34,23 @@ def crop_and_flip(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.
         pixels: `(N, H, W, C)` uint8.
         boxes: `(N, 4)` top, left, height, width in pixels, not rounded, inside the image.
         flips: `(N,)`.
-        size: side of the result.
+        size: of the result.
 
-    Returns: `(N, size, size, C)` uint8 on the device of `pixels`.
+    Returns: `(N, rows, columns, C)` uint8 on the device of `pixels`.
     """
     _, height, width, _ = pixels.shape
+    to = sides_of(size)
     top, left, h, w = torch.from_numpy(boxes.T.astype(np.float32, order="C")).to(pixels.device)
     mirrored = torch.from_numpy(flips).to(pixels.device)
-    rows = _cubic_weights(top, h, height, size)
-    columns = _cubic_weights(torch.where(mirrored, left + w, left), torch.where(mirrored, -w, w), width, size)
+    rows = _cubic_weights(top, h, height, to[0])
+    columns = _cubic_weights(torch.where(mirrored, left + w, left), torch.where(mirrored, -w, w), width, to[1])
     # Pillow rounds between the passes, and so do the large images that it resizes; without, overshoots would come out otherwise.
     count, _, _, channels = pixels.shape
     across = pixels.permute(0, 2, 1, 3).reshape(count, width, height * channels).float()
     across = (columns @ across).round_().clamp_(0, 255)
-    down = across.view(count, size, height, channels).permute(0, 2, 1, 3).reshape(count, height, size * channels)
+    down = across.view(count, to[1], height, channels).permute(0, 2, 1, 3).reshape(count, height, to[1] * channels)
     down = (rows @ down).round_().clamp_(0, 255)
-    return down.to(torch.uint8).view(count, size, size, channels)
+    return down.to(torch.uint8).view(count, *to, channels)
 
 
 def _cubic_weights(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
@@ -87,7 +89,7 @@ def change_colors_and_shapes(pixels: Tensor, plans: Sequence[policies.Operations
 
 def change_image(pixels: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw for one image `(S, S, C)` uint8 and do what `change_colors_and_shapes` does, faster if the image is large."""
-    plans = draw_operations(augmentation, rng, 1, len(pixels))
+    plans = draw_operations(augmentation, rng, 1, min(pixels.shape[:2]))
     if not plans:
         return pixels
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
@@ -101,7 +103,7 @@ def draw_operations(
 ) -> list[policies.Operations]:
     """Draw the policy's operations and then those of the colour jitter, each as far as there is one, for `count` images.
 
-    `size` is the side of the images in pixels, which some magnitudes depend on.
+    `size` is the shorter side of the images in pixels, which some magnitudes depend on.
     """
     plans: list[policies.Operations] = []
     if augmentation.augmentation_policy == "randaugment":

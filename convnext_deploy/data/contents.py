@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.data.damage import Decoded
 from convnext_deploy.data.decoding import map_files, printable
 from convnext_deploy.errors import DataError, OutputError
 from convnext_deploy.system.files import write_bytes
@@ -35,6 +36,8 @@ _ROW = np.dtype([("inode", "<i8"), ("size", "<i8"), ("modified", "<i8"), ("chang
 class Contents:
     """Digests of the files of a data set. Copies of it share one object of this kind, and so read every file once.
 
+    `decoded`: what came of decoding images with these digests.
+
     Args:
         root: the folder of the data set, after which the file in the cache folder is named.
         folder: where to keep digests; None: nowhere, until `keep_in` is called.
@@ -46,6 +49,7 @@ class Contents:
         self._file: Path | None = None
         self._may_write = False
         self._table = np.empty(0, _ROW)
+        self.decoded = Decoded()
         if folder is not None:
             self.keep_in(folder)
 
@@ -53,7 +57,17 @@ class Contents:
         """Take digests from a cache folder and, unless told otherwise, keep new ones there; the first folder named counts."""
         if self._file is None:
             self._file, self._may_write = folder / self._name, write
-            self._add(_load(self._file))
+            has_more = bool(len(self._table))
+            self.learn_from(folder)
+            if write:
+                self.decoded.keep_in(folder)
+                if has_more:
+                    self._keep(time.time_ns())
+
+    def learn_from(self, folder: Path) -> None:
+        """Take what is kept in a folder, and keep nothing there."""
+        self._add(_load(folder / self._name))
+        self.decoded.learn_from(folder)
 
     def read(self, paths: Sequence[Path], progress: Progress | None = None) -> NDArray[np.void]:
         """Return the digests of files, `(N,)` of 16 bytes, equal for equal sizes and contents.
@@ -82,10 +96,14 @@ class Contents:
                 )
                 task.advance(len(chosen))
         self._add(rows[unknown])
+        self._keep(now)
+        return rows["digest"]
+
+    def _keep(self, now: int) -> None:
+        """Write the digests of files that did not change shortly before a time in nanoseconds."""
         lasting = np.maximum(self._table["modified"], self._table["changed"]) < now - _FRESH_NS
         if self._file is not None and self._may_write and lasting.any():
             _save(self._file, self._table[lasting])
-        return rows["digest"]
 
     def _look_up(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Enter the digests that are known, and return of which rows they are."""

@@ -19,6 +19,7 @@ from convnext_deploy.data.division import Division
 from convnext_deploy.data.image_folder import FolderContents, read_folder
 from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
 from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
+from convnext_deploy.data.unreadable import Skipping, describe_left_out
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
@@ -103,10 +104,10 @@ class ArrayImages:
 class Data:
     """A training and a validation set over the same classes.
 
-    `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out;
-    `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself gives the classes
-    their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images that are scored once, at the
-    end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
+    `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out, for
+    these `reasons`; `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself
+    gives the classes their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images scored
+    once, at the end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Data:
     class_names: tuple[str, ...]
     ignored_files: int = 0
     unreadable: tuple[Path, ...] = ()
+    reasons: tuple[str, ...] = ()
     split: Split | None = None
     numbered: bool = False
     named: bool = True
@@ -145,10 +147,7 @@ class Data:
         name = printable(self.name)
         if self.ignored_files:
             notes.append(f"{self.ignored_files} files in {name} are not images and were left out")
-        if self.unreadable:
-            images = "image that cannot be read was" if len(self.unreadable) == 1 else "images that cannot be read were"
-            notes.append(f"{len(self.unreadable)} {images} left out:")
-            notes += [f"  {printable(path)}" for path in self.unreadable]
+        notes += describe_left_out(self.unreadable)
         counts = [len(images) for images in (self.train, self.validation, self.test) if images is not None]
         kind = "shards" if isinstance(self.validation, ShardImages) else "folder"
         notes += [*self.division.describe(name, counts, self.split, kind), *self.leaks]
@@ -196,6 +195,7 @@ def open_data(
     split_file: Path | None = None,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,
+    skipping: Skipping | None = None,
 ) -> Data:
     """Open `digits`, an image folder or a folder of tar shards, and check that every image can be opened.
 
@@ -209,10 +209,10 @@ def open_data(
             a network is scored on images that it was trained on.
         groups: regular expression; images in whose names it finds the same stay on one side.
         split_file: lists of the images for training, validation and test, see `split_lists`; None: the folders tell them.
-        skip_unreadable: leave out images that cannot be opened, and list them in `Data.unreadable`. Damage that shows only
-            when all pixels are decoded raises from `ImageSet.load` in any case.
-        cache_dir: where to keep what was found in the headers of shards and what files hold, so that they are not read again;
-            None: nowhere.
+        skip_unreadable: leave out images that cannot be decoded to their last pixel, and list them in `Data.unreadable`: all are
+            decoded for that, once. Otherwise damage that shows only then raises from `ImageSet.load`.
+        cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: nowhere.
+        skipping: how these images are found; None: by what `cache_dir` tells and by decoding, in silence.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
         small to hold out an image of it, or an image cannot be opened.
@@ -226,13 +226,14 @@ def open_data(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
     split = Split(validation_fraction, split_seed, groups, split_file)
-    known = Contents(root, cache_dir)
+    known = Contents(root, cache_dir) if skipping is None else skipping.contents
+    skipping = (skipping or Skipping(known)) if skip_unreadable else None
     if shards := find_shards(root):
-        inside = read_shards(root, shards, split, skip_unreadable, cache_dir)
+        inside = read_shards(root, shards, split, skipping, cache_dir)
         own = Data(str(root), inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
         own = replace(own, contents=known, test=inside.test if len(inside.test) else None)
         return _finish(own, inside, split)
-    contents = read_folder(root, split, skip_unreadable)
+    contents = read_folder(root, split, skipping)
     names = tuple(sorted(contents.train))
     train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
     own = Data(str(root), train, validation, names, contents.ignored, contents=known, test=test if len(test) else None)
@@ -255,7 +256,7 @@ def _finish(data: Data, contents: FolderContents | ShardContents, split: Split) 
             division, repeated=tuple(path.relative_to(root) for path in repeated), crossing=tuple(sorted(crossing))
         )
     chosen = split if contents.held_out or split.file is not None else None
-    return replace(data, unreadable=contents.unreadable, split=chosen, division=division)
+    return replace(data, unreadable=contents.unreadable, reasons=contents.reasons, split=chosen, division=division)
 
 
 def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:

@@ -101,22 +101,28 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_grey(image: Image.Image) -> NDArray[np.uint8]:
     """Scale integers or floats to `(H, W)` uint8."""
-    values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})  # of TIFF files
-    # Pillow keeps the values of 12-bit files as they are, but scales those of PPM files to 16 bits
-    top = 1 if image.mode == "F" else 4095 if tags.get(ExifTag.BitsPerSample) == (12,) else 65535
+    values, top = np.asarray(image), top_of_grey(image)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):
         raise DataError(
             f"its grey values run from {low:g} to {high:g}, expected 0 to {top}; convert it to 8 or 16 bits"
         )
     grey = np.rint(values * (255 / top)).astype(np.uint8)
-    if tags.get(ExifTag.PhotometricInterpretation) == 0:  # white is zero; Pillow sees to it for 8 bits and fewer
+    if (
+        getattr(image, "tag_v2", {}).get(ExifTag.PhotometricInterpretation) == 0
+    ):  # white is zero; Pillow sees to it for 8 bits and fewer
         grey = 255 - grey
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[values == key] = 255
     return grey
+
+
+def top_of_grey(image: Image.Image) -> float:
+    """Return the value of white in an image of integers or floats."""
+    # Pillow keeps the values of 12-bit files as they are, but scales those of PPM files to 16 bits
+    is_12_bit = getattr(image, "tag_v2", {}).get(ExifTag.BitsPerSample) == (12,)  # only TIFF files have such tags
+    return 1 if image.mode == "F" else 4095 if is_12_bit else 65535
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
@@ -145,13 +151,14 @@ def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Ima
     Raises: DataError: with `name`, if it cannot be read.
     """
     try:
-        with quiet(), open_stream() as stream, _open_image(stream) as image:
+        with quiet(), open_stream() as stream, open_image(stream) as image:
             return to_8_bit(image)
     except MemoryError:
         raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         raise DataError(
-            f"{printable(name)} cannot be read as an image ({_reason(error)}); repair or remove it."
+            f"{printable(name)} cannot be read as an image ({_reason(error)}); repair or remove it, or leave it out with "
+            "--skip-unreadable."
         ) from None
 
 
@@ -159,7 +166,7 @@ def find_unreadable(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return the files that are not readable images, in the order given, each with the reason.
 
     Opens every header, and decodes in full only JPEG and PNG files that do not end as they should. Damage amid the pixels
-    is found by `read_image` alone. Costs about 25 µs per file on one core when the disk answers at once.
+    is found by `find_damage`, which decodes. Costs about 25 µs per file on one core when the disk answers at once.
     """
     with quiet():
         reasons = map_files(_find_defect_of_file, paths)
@@ -193,7 +200,7 @@ def _open_file(path: Path) -> BinaryIO:
 def find_defect(stream: BinaryIO) -> str | None:
     """Return why an image file cannot be read, or None, without decoding it in full where possible. To be called within `quiet`."""
     try:
-        with _open_image(stream) as image:
+        with open_image(stream) as image:
             # integers of 32 bits and floats may be out of range
             if image.mode in ("I", "F") or _ends_oddly(image, stream):
                 to_8_bit(image)
@@ -204,7 +211,36 @@ def find_defect(stream: BinaryIO) -> str | None:
     return None
 
 
-def _open_image(stream: BinaryIO) -> Image.Image:
+def find_damage(stream: BinaryIO) -> str | None:
+    """Return why an image file cannot be decoded to its last pixel, or None. To be called within `quiet`.
+
+    JPEG files are decoded at an eighth of their size, which reads all of the file in less than half of the time.
+    """
+    try:
+        with open_image(stream) as image:
+            if image.format in ("JPEG", "MPO"):
+                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+                image.load()
+            else:
+                to_8_bit(image)
+    except MemoryError:
+        raise  # which says nothing of the image
+    except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
+        return _reason(error)
+    return None
+
+
+def find_damage_of_file(path: Path) -> str | None:
+    """Return why a file cannot be decoded, as `find_damage`."""
+    try:
+        with _open_file(path) as stream:
+            return find_damage(stream)
+    except (OSError, DataError) as error:
+        return _reason(error)
+
+
+def open_image(stream: BinaryIO) -> Image.Image:
+    """Open an image by its header. To be called within `quiet`. Raises: Exception: of any kind, if it is none."""
     if not stream.read(1):
         raise DataError("an empty file")
     stream.seek(0)

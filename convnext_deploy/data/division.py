@@ -17,7 +17,8 @@ class Division:
 
     `places`: where the images of training, validation and test lie, where each split has a place; `unused`: splits that lie there
     and are not read; `left_out`: images that the file of the split names for nothing. `repeated`: images of validation and test,
-    by their paths in the folder, that are among the training images as well; `crossing`: groups that are on both sides.
+    by their paths in the folder, that are among the training images as well; `crossing`: groups that are on both sides. `told`:
+    what was said of how to read and divide them, as words of the command line.
     """
 
     places: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Division:
     left_out: int = 0
     repeated: tuple[Path, ...] = ()
     crossing: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def describe(self, name: str, counts: Sequence[int], split: Split | None, kind: str) -> Iterator[str]:
         """Yield where the images come from, a line each, unless that is as it usually is.

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, find_unreadable, printable
+from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
+from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
 from convnext_deploy.data.useless_folder import describe_useless
 from convnext_deploy.errors import DataError
 
@@ -25,7 +26,8 @@ class FolderContents:
 
     `ignored`: number of files that are not images by their name. `held_out`: some were taken from the training images, because the
     folder has no validation images of its own. `places`: the names of the splits that were read, train, validation, test;
-    `unused`: of those that were not. `left_out`: images that the file of the split names for nothing.
+    `unused`: of those that were not. `left_out`: images that the file of the split names for nothing. `reasons`: why each of the
+    `unreadable` cannot be read.
     """
 
     train: ClassFiles
@@ -37,6 +39,7 @@ class FolderContents:
     places: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     left_out: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class Places:
     unused: tuple[str, ...] = ()
 
 
-def read_folder(root: Path, split: Split, skip_unreadable: bool) -> FolderContents:
-    """Find the images of `root`, check that all can be read, and hold out some when there is no validation folder.
+def read_folder(root: Path, split: Split, skipping: Skipping | None) -> FolderContents:
+    """Find the images of `root`, check that all can be opened, and hold out some when there is no validation folder.
 
     Args:
         root: has `train/` and one of `val/`, `validation/`, `valid/`, or `test/` for it; or `train/` alone; or the class folders
             themselves. `test/` beside a validation folder is the test.
         split: how validation images are chosen where there is no validation folder, or a file says it.
-        skip_unreadable: leave out images that cannot be read.
+        skipping: leave out images that cannot be read; None: they are an error, as far as their headers and ends tell.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, or an image cannot be read.
     """
@@ -71,22 +74,21 @@ def read_folder(root: Path, split: Split, skip_unreadable: bool) -> FolderConten
     ignored = sum(count for _, count in splits.values())
     _spell_alike(found)
     if split.file is not None:
-        unreadable = _take_out_unreadable(found, skip_unreadable)
-        return _divide_by_file(root, found, split.file, ignored, unreadable)
+        unreadable = take_out_unreadable(found, skipping)
+        return replace(_divide_by_file(root, found, split.file), ignored=ignored, **unreadable)
     _check_classes(found, places.test)
-    unreadable = _take_out_unreadable(found, skip_unreadable)
+    unreadable = take_out_unreadable(found, skipping)
     test = {} if places.test is None else found[places.test]
     if places.validation is not None:
         held = found[places.train], found[places.validation]
     else:
         held = split_validation(found[places.train], places.train, split.fraction, split.seed, split.groups)
     names = tuple(f"{folder.name}/" for folder in folders)
-    return FolderContents(*held, test, ignored, unreadable, places.validation is None, names, places.unused)
+    contents = FolderContents(*held, test, ignored, (), places.validation is None, names, places.unused)
+    return replace(contents, **unreadable)
 
 
-def _divide_by_file(
-    root: Path, found: Mapping[Path, ClassFiles], file: Path, ignored: int, unreadable: tuple[Path, ...]
-) -> FolderContents:
+def _divide_by_file(root: Path, found: Mapping[Path, ClassFiles], file: Path) -> FolderContents:
     """Divide all images of a folder, in whichever split they lie, as the lists in a file say."""
     names = {
         path: (path.relative_to(root).as_posix(), path.relative_to(folder).as_posix(), path.name)
@@ -110,8 +112,8 @@ def _divide_by_file(
         sides["train"],
         sides["validation"],
         sides["test"],
-        ignored,
-        unreadable,
+        ignored=0,
+        unreadable=(),
         held_out=False,
         left_out=len(divided["none"]),
     )
@@ -262,26 +264,3 @@ def _check_classes(found: Mapping[Path, ClassFiles], test: Path | None) -> None:
         )
     if len(files) < 2:
         raise DataError(f"{printable(split)} has only the class '{next(iter(files))}'; at least 2 are needed.")
-
-
-def _take_out_unreadable(found: Mapping[Path, ClassFiles], skip: bool) -> tuple[Path, ...]:
-    """Take the images that cannot be read out of `found`, and return them.
-
-    Raises: DataError: naming the first and counting the others, unless they are to be skipped; if a class has no others.
-    """
-    unreadable = find_unreadable([path for files in found.values() for paths in files.values() for path in paths])
-    if unreadable and not skip:
-        (path, reason), others = unreadable[0], len(unreadable) - 1
-        more = "" if not others else f", and neither can {others} other{'s' if others > 1 else ''}"
-        which = "them" if others else "it"
-        raise DataError(
-            f"{printable(path)} cannot be read as an image ({reason}){more}; repair or remove {which}, or leave {which} out "
-            "with --skip-unreadable."
-        )
-    left_out = {path for path, _ in unreadable}
-    for split, files in found.items():
-        for name, paths in files.items():
-            files[name] = [path for path in paths if path not in left_out]
-            if not files[name]:
-                raise DataError(f"no image of class '{name}' in {printable(split)} can be read; repair them.")
-    return tuple(path for path, _ in unreadable)

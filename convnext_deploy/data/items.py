@@ -23,7 +23,7 @@ class EvaluationItems:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return self.preprocess.image_size, self.preprocess.image_size, len(self.preprocess.mean)
+        return *self.preprocess.sides, len(self.preprocess.mean)
 
     def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
         """Return an image, which is the same in each epoch, or why it cannot be read."""

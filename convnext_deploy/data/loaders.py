@@ -40,21 +40,29 @@ class Batch:
 
     `epoch` and `first_row` say where they stand in the plan of all augmented images: images with the same `epoch` and row are
     the same, bit for bit, whenever they come again.
+
+    `numbers` are those of the images in the training set, `(N,)` int64 on the CPU, and `mixed_in` those of the images that are
+    mixed into them; `weight` is that of the image itself, 1 where nothing is mixed in. None: the images are of no set.
     """
 
     images: Tensor
     labels: Tensor
     epoch: int = 0
     first_row: int = 0
+    numbers: Tensor | None = None
+    mixed_in: Tensor | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.images)
 
     def chunk(self, parts: int) -> Iterator[Batch]:
         """Yield the batch in that many parts, or fewer where it has fewer images."""
-        first = self.first_row
+        first = 0
         for images, labels in zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True):
-            yield Batch(images, labels, self.epoch, first)
+            rows = slice(first, first + len(images))
+            numbers, mixed_in = (None if of is None else of[rows] for of in (self.numbers, self.mixed_in))
+            yield Batch(images, labels, self.epoch, self.first_row + first, numbers, mixed_in, self.weight)
             first += len(images)
 
 
@@ -188,10 +196,14 @@ class TrainingBatches:
         chunks = order.reshape(len(self), self.batch_size)
         numbers = numbers[start:]
         for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
-            labels = torch.from_numpy(self.images.labels[self._own(chunks[number])]).to(self.device)
+            own = self._own(chunks[number])
+            labels = torch.from_numpy(self.images.labels[own]).to(self.device)
             images = transforms.normalize(pixels.to(self.device), self.preprocess)
-            images, labels = self._finish(images, labels, planned, number)
-            yield Batch(images, labels, planned, number * self.batch_size + self._rows.start)
+            images, labels, weight = self._finish(images, labels, planned, number)
+            surplus, numbered = len(own) - len(images), torch.from_numpy(own)
+            first_row = number * self.batch_size + self._rows.start
+            mixed_in = numbered.roll(1, 0)[surplus:]
+            yield Batch(images, labels, planned, first_row, numbered[surplus:], mixed_in, weight)
 
     def _own(self, chunk: NDArray[Any]) -> NDArray[Any]:
         """Return this process's part of what there is for each row of a batch, with one row before it where rows are mixed."""
@@ -199,8 +211,11 @@ class TrainingBatches:
             return np.take(chunk, np.arange(self._rows.start - 1, self._rows.stop), axis=0, mode="wrap")
         return chunk[self._rows]
 
-    def _finish(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
-        """Erase and mix, which come after normalization, and leave out the row that was there to be mixed in."""
+    def _finish(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor, float]:
+        """Erase and mix, which come after normalization, and leave out the row that was there to be mixed in.
+
+        Returns: images, labels, and the weight of each image itself.
+        """
         rng = _generator(_FINISH, self.plan.seed, epoch, number)
         probability = self.plan.augmentation.random_erasing_probability
         if probability:
@@ -209,14 +224,15 @@ class TrainingBatches:
             images = erase(
                 images, boxes, lambda index: _generator(_NOISE, self.plan.seed, epoch, number, int(rows[index]))
             )
+        weight = 1.0
         if self.plan.augmentation.is_mixing:
-            images, labels = mix(images, labels, self.plan.num_classes, self.plan.augmentation, rng)
+            images, labels, weight = mix(images, labels, self.plan.num_classes, self.plan.augmentation, rng)
         surplus = len(images) - (self._rows.stop - self._rows.start)
-        return images[surplus:], labels[surplus:]
+        return images[surplus:], labels[surplus:], weight
 
     def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield this process's images of the numbered chunks as `(N, S, S, C)` uint8."""
-        size, wanted = self.preprocess.image_size, self.plan.augmentation
+        size, wanted = self.preprocess.sides, self.plan.augmentation
         own = [self._own(chunks[number]) for number in numbers]
         if self._small is None:
             yield from _load(self._loader, own, epoch)
@@ -226,7 +242,7 @@ class TrainingBatches:
             rng = _generator(_BATCH, self.plan.seed, epoch, number)
             boxes = transforms.sample_crops(rng, self.batch_size, height, width, wanted.crop_scale_min)
             flips = rng.uniform(size=self.batch_size) < wanted.flip_probability
-            plans = draw_operations(wanted, rng, self.batch_size, size)
+            plans = draw_operations(wanted, rng, self.batch_size, min(size))
             chosen = self._small[torch.from_numpy(chunk).to(self._small.device)].to(self.device)
             cropped = crop_and_flip(chosen, self._own(boxes), self._own(flips), size)
             yield change_colors_and_shapes(cropped, [plan.select(self._own) for plan in plans])
@@ -247,7 +263,7 @@ class _TrainingItems:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.preprocess.image_size, self.preprocess.image_size, len(self.preprocess.mean)
+        return *self.preprocess.sides, len(self.preprocess.mean)
 
     def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
         try:
@@ -257,7 +273,7 @@ class _TrainingItems:
         rng = _generator(_IMAGE, self.plan.seed, epoch, index)
         box = transforms.sample_crops(rng, 1, image.height, image.width, self.plan.augmentation.crop_scale_min)[0]
         flip = rng.uniform() < self.plan.augmentation.flip_probability
-        pixels = transforms.crop_image(image, box, flip, self.preprocess.image_size)
+        pixels = transforms.crop_image(image, box, flip, self.preprocess.sides)
         return change_image(pixels, self.plan.augmentation, rng)
 
     def name(self, index: int) -> str:

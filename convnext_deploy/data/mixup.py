@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]
 
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, augmentation: Augmentation, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, float]:
     """Mix a batch by Mixup or by CutMix, or leave it, as `augmentation` says; one draw holds for the whole batch.
 
     Args:
@@ -23,18 +23,19 @@ def mix(
         augmentation: with both alphas above 0, each of the two has half the batches.
         rng: where the draws come from.
 
-    Returns: images of the same shape, and probabilities of the classes `(N, num_classes)` float32 without label smoothing, which
-    is the loss's. A batch that is left has probabilities too.
+    Returns: images of the same shape; probabilities of the classes `(N, num_classes)` float32 without label smoothing, which is
+    the loss's; and the weight of each image itself, the image before it has the rest. A batch that is left has probabilities too.
     """
     mixes = rng.uniform() < augmentation.mixing_probability
     cuts = augmentation.cutmix_alpha > 0 and (augmentation.mixup_alpha == 0 or rng.uniform() < 0.5)
     alpha = augmentation.cutmix_alpha if cuts else augmentation.mixup_alpha
     if not mixes or alpha == 0:
-        return images, F.one_hot(labels, num_classes).float()
+        return images, F.one_hot(labels, num_classes).float(), 1.0
     weight = rng.beta(alpha, alpha)
     if cuts:
-        return cutmix(images, labels, num_classes, draw_box(rng, weight, images.shape[2], images.shape[3]))
-    return mixup(images, labels, num_classes, weight)
+        box = draw_box(rng, weight, images.shape[2], images.shape[3])
+        return *cutmix(images, labels, num_classes, box), area_outside(box, images.shape[2], images.shape[3])
+    return *mixup(images, labels, num_classes, weight), weight
 
 
 def mixup(images: Tensor, labels: Tensor, num_classes: int, weight: float) -> tuple[Tensor, Tensor]:
@@ -54,8 +55,13 @@ def cutmix(images: Tensor, labels: Tensor, num_classes: int, box: Box) -> tuple[
     top, left, bottom, right = box
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images.roll(1, 0)[:, :, top:bottom, left:right]
-    weight = 1.0 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-    return _channels_last(mixed), _mix_labels(labels, num_classes, weight)
+    return _channels_last(mixed), _mix_labels(labels, num_classes, area_outside(box, images.shape[2], images.shape[3]))
+
+
+def area_outside(box: Box, height: int, width: int) -> float:
+    """Return the share of an image that a box leaves."""
+    top, left, bottom, right = box
+    return 1.0 - (bottom - top) * (right - left) / (height * width)
 
 
 def draw_box(rng: np.random.Generator, weight: float, height: int, width: int) -> Box:

@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.contents import Contents
-from convnext_deploy.data.decoding import decode_image, printable
+from convnext_deploy.data.decoding import decode_image, find_damage, printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES, has_images
 from convnext_deploy.data.shard_index import ShardIndex, read_index
 from convnext_deploy.data.shard_splits import (
@@ -26,6 +26,7 @@ from convnext_deploy.data.shard_splits import (
     repeated_samples,
 )
 from convnext_deploy.data.splits import Split
+from convnext_deploy.data.unreadable import Skipping
 from convnext_deploy.errors import DataError
 
 _COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
@@ -85,7 +86,7 @@ class ShardContents:
     """The images of shards for training, validation and test, over the same classes; a test may lack some, or be empty.
 
     `unreadable`: samples that were left out. `held_out`: there are no shards for validation. `named`: the folder names the
-    classes; otherwise their numbers are their names. `places`, `unused` and `left_out` as in `FolderContents`.
+    classes; otherwise their numbers are their names. `places`, `unused`, `left_out` and `reasons` as in `FolderContents`.
     """
 
     train: ShardImages
@@ -98,6 +99,7 @@ class ShardContents:
     places: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     left_out: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 def read_sample(index: ShardIndex, row: int) -> bytes:
@@ -148,7 +150,7 @@ def find_shards(root: Path) -> list[Path]:
 
 
 def read_shards(
-    root: Path, paths: Sequence[Path], split: Split, skip_unreadable: bool, cache_dir: Path | None
+    root: Path, paths: Sequence[Path], split: Split, skipping: Skipping | None, cache_dir: Path | None
 ) -> ShardContents:
     """Find the samples of shards, check that all can be used, and hold out some when there are no shards for validation.
 
@@ -157,7 +159,8 @@ def read_shards(
         paths: the shards, see `find_splits`; when no name has a word for a split, all are one set.
         split: how validation images are chosen where there are no shards for them, or a file says it. Samples are named as their
             image files are in the shards, so that `cat/1.jpg` falls on the same side as that file of a folder.
-        skip_unreadable: leave out samples without an image, without a label, or with an image that cannot be read.
+        skipping: leave out samples without an image, without a label, or with an image that cannot be read; None: they are an
+            error, as far as the headers and ends of images tell.
         cache_dir: keeps what was found in the headers; None: nowhere.
 
     Raises: DataError: if a split is missing, a shard or a sample cannot be read, a class is present in only one split or in
@@ -165,7 +168,9 @@ def read_shards(
     """
     places = ShardPlaces(tuple(paths)) if split.file is not None else find_splits(root, paths)
     index = read_index((*places.train, *places.validation, *places.test), cache_dir)
-    unreadable = _check_samples(index, skip_unreadable)
+    if skipping is not None:
+        index = _leave_out_damaged(index, skipping)
+    unreadable = _check_samples(index, skip=skipping is not None)
     named, left_out = _read_class_names(root), 0
     of_test = len(places.train) + len(places.validation)
     number = np.searchsorted([len(places.train), of_test], index.samples["shard"], "right")
@@ -188,6 +193,7 @@ def read_shards(
         places=places.words,
         unused=places.unused,
         left_out=left_out,
+        reasons=tuple(reason for *_, reason in index.defects),
     )
 
 
@@ -198,7 +204,30 @@ def find_repeated_samples(own: ShardImages, others: ShardImages) -> tuple[Path, 
     return tuple(own.place(places[row]) for row in rows)
 
 
-def _check_samples(index: ShardIndex, skip: bool) -> tuple[Path, ...]:
+def _leave_out_damaged(index: ShardIndex, skipping: Skipping) -> ShardIndex:
+    """Return the index without the samples whose images cannot be decoded, which are defects then."""
+    of_shards = skipping.contents.read([shard.path for shard in index.shards])
+    digests = [
+        hashlib.sha256(of_shards[sample["shard"]].tobytes() + sample[["offset", "size", "tail"]].tobytes()).digest()[
+            :16
+        ]
+        for sample in index.samples
+    ]
+
+    def find(row: int) -> str | None:
+        return find_damage(io.BytesIO(read_sample(index, row)))
+
+    damaged = skipping.contents.decoded.find_damaged(range(len(index.samples)), digests, find, skipping.progress)
+    rows = [row for row, _ in damaged]
+    defects = tuple(
+        (int(index.samples["shard"][row]), os.fsdecode(index.name(row)), f"cannot be read as an image ({reason})")
+        for row, reason in damaged
+    )
+    kept = np.delete(index.samples, rows)
+    return replace(index, samples=kept, defects=(*index.defects, *defects))
+
+
+def _check_samples(index: ShardIndex, *, skip: bool) -> tuple[Path, ...]:
     """Return the samples that cannot be used. Raises: DataError: naming the first, if there are any and not to be skipped."""
     places = tuple(_place(index, shard, key) for shard, key, _ in index.defects)
     if places and not skip:

@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.data.decoding import to_8_bit
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -29,12 +30,21 @@ def as_array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def evaluation_transform(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Resize the shorter side (or both, when squashing) and crop the centre: `(image_size, image_size, C)` uint8."""
+    """Resize the shorter side (or both, when squashing) and crop the centre: `(height, width, C)` uint8.
+
+    For images that are not square the ratio is kept and both sides are covered, as by timm's `ResizeKeepRatio`.
+    """
     image = to_channels(image, len(preprocess.mean))
-    side, squash = preprocess.resize_size, preprocess.crop_mode == "squash"
-    if min(image.size) != side or (squash and max(image.size) != side):
-        image = TF.resize(image, [side, side] if squash else [side], InterpolationMode(preprocess.interpolation))
-    return as_array(TF.center_crop(image, [preprocess.image_size, preprocess.image_size]))
+    resize, squash = preprocess.resize_size, preprocess.crop_mode == "squash"
+    height, width = sides_of(resize)
+    if isinstance(resize, tuple) and not squash:
+        scale = max(height / image.height, width / image.width)
+        height, width = round(image.height * scale), round(image.width * scale)
+        squash = True
+    is_resized = image.size == (width, height) if squash else min(image.size) == height
+    if not is_resized:
+        image = TF.resize(image, [height, width] if squash else [height], InterpolationMode(preprocess.interpolation))
+    return as_array(TF.center_crop(image, list(preprocess.sides)))
 
 
 def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
@@ -70,9 +80,9 @@ def sample_crops(
     return np.stack([top, left, h, w], axis=1)
 
 
-def crop_image(image: Image.Image, box: NDArray[np.float64], flip: bool, size: int) -> NDArray[np.uint8]:
-    """Cut a box out of one image with bicubic antialiased resizing: `(size, size, C)` uint8."""
+def crop_image(image: Image.Image, box: NDArray[np.float64], flip: bool, size: ImageSize) -> NDArray[np.uint8]:
+    """Cut a box out of one image with bicubic antialiased resizing to a size: `(height, width, C)` uint8."""
     top, left = int(box[0]), int(box[1])
     height, width = max(1, round(box[2])), max(1, round(box[3]))
-    image = TF.resized_crop(image, top, left, height, width, [size, size], InterpolationMode.BICUBIC)
+    image = TF.resized_crop(image, top, left, height, width, list(sides_of(size)), InterpolationMode.BICUBIC)
     return as_array(TF.horizontal_flip(image) if flip else image)

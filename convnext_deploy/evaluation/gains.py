@@ -3,6 +3,7 @@
 from itertools import takewhile
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config, trains_a_network
 from convnext_deploy.metrics.paired import SIGNIFICANCE, Drop
 
@@ -22,7 +23,7 @@ def doubt_gain(drop: Drop | None, artifact: Artifact, baseline: str) -> str | No
     return (
         f"top-1 is {-drop.top1_drop_pp:.2f} pp above that of {baseline}, beyond chance (exact McNemar p = {drop.p_value:.2g}); "
         f"no export and no quantization{learned} makes a network better, so check that {baseline} was trained as it is evaluated "
-        f"here: {own.image_size} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
+        f"here: {show_size(own.image_size)} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.references import Reference, find_reference
 from convnext_deploy.evaluation.score import Score
@@ -87,14 +88,17 @@ def _what_to_check(artifact: Artifact, class_names: Sequence[str] | None) -> str
     if artifact.class_names is None or artifact.class_order is not None:
         order += ", the data's, because the file names none"
     return (
-        f"check what it was trained with: image size (here {own.image_size}), crop (here {_crop(own)}), "
+        f"check what it was trained with: image size (here {show_size(own.image_size)}), crop (here {_crop(own)}), "
         f"normalization (here mean {_numbers(own.mean)}, std {_numbers(own.std)}), order of the classes (here {order})"
     )
 
 
 def _crop(own: Preprocess) -> str:
-    resized = "both sides" if own.crop_mode == "squash" else "the shorter side"
-    return f"{own.crop_pct:.3g}, {resized} resized to {own.resize_size}, {own.interpolation}"
+    is_square = isinstance(own.image_size, int)
+    resized = (
+        "both sides" if own.crop_mode == "squash" else "the shorter side" if is_square else "with its aspect kept,"
+    )
+    return f"{own.crop_pct:.3g}, {resized} resized to {show_size(own.resize_size)}, {own.interpolation}"
 
 
 def _numbers(values: Sequence[float]) -> str:

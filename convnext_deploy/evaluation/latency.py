@@ -20,12 +20,14 @@ class Latency:
     """Time per call in milliseconds, median and 90th percentile, at `batch_size`.
 
     `loaded` tells in words that the machine did other work meanwhile, so that the times are not to be relied on; None: it did not.
+    `times_ms` are the single times, in order, to a ten-thousandth of a millisecond; empty where they were not kept.
     """
 
     batch_size: int
     p50_ms: float
     p90_ms: float
     loaded: str | None = None
+    times_ms: tuple[float, ...] = ()
 
 
 def noise_images(batch_size: int, image_shape: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -58,7 +60,8 @@ def measure_latency(runner: Runner, image_shape: tuple[int, int, int]) -> Latenc
     time_calls(runner, prepared, _WARM_UP, _WARM_UP, 0.0)
     with watch_load() as load:
         times = time_calls(runner, prepared, _LEAST_RUNS, _MOST_RUNS, _BUDGET_S)
-    return Latency(1, float(np.percentile(times, 50)), float(np.percentile(times, 90)), load.describe())
+    kept = tuple(round(time_ms, 4) for time_ms in times)
+    return Latency(1, float(np.percentile(times, 50)), float(np.percentile(times, 90)), load.describe(), kept)
 
 
 def measure_fresh_latency(spec: ModelSpec, image_size: int, device: str) -> float:

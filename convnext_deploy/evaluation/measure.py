@@ -22,7 +22,7 @@ from convnext_deploy.system.sealed_json import seal, unseal
 Record = TypeVar("Record")
 
 BATCH_SIZE = 64
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """In the key of a measurement: raised when an artifact is scored or timed in another way, so that it is measured again."""
 
 
@@ -66,8 +66,7 @@ def measure_artifact(
             artifact.io,
             foreign=artifact.model.variant == "unknown",
         )
-        size = artifact.preprocess.image_size
-        latency = measure_latency(runner, (artifact.model.in_channels, size, size))
+        latency = measure_latency(runner, (artifact.model.in_channels, *artifact.preprocess.sides))
         return Measurement(score, latency, runner.name, runner.device)
     finally:
         runner.close()

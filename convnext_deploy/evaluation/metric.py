@@ -30,6 +30,11 @@ class Metric:
     hub_task: str
     explained: str
 
+    @property
+    def title(self) -> str:
+        """Its name at the beginning of a sentence."""
+        return "Top-1" if self.name == "top-1" else self.name
+
 
 METRICS: dict[MetricName, Metric] = {
     "top-1": Metric(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import TorchDetails
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.data.datasets import Data
 
 _IMAGENET_CLASSES = 1000
@@ -50,5 +51,5 @@ def _published(artifact: Artifact, data: Data) -> Reference | None:
         return None
     return Reference(
         found.top1 / 100,
-        f"published for {found.weights} on the validation images of ImageNet-1k at {found.evaluation.image_size} pixels",
+        f"published for {found.weights} on the validation images of ImageNet-1k at {show_size(found.evaluation.image_size)} pixels",
     )

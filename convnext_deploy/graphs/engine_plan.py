@@ -13,6 +13,7 @@ from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.documents import read_bytes, reason
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes
+from convnext_deploy.system.results import Result
 
 LARGEST_PLAN = 1 << 34  # bytes
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
@@ -21,8 +22,8 @@ _HEADERS = {b"vtrt": "tensorrt-rtx", b"ftrt": "tensorrt"}
 _VERSION = slice(24, 28)  # major, minor, patch and build, a byte each, in both
 
 
-@dataclass(frozen=True)
-class EngineRecord:
+@dataclass(frozen=True, repr=False)
+class EngineRecord(Result):
     """All that is in an engine plan.
 
     `flavor` and `version` are None where the header does not tell. `nodes`: precision → count of MatMul/Conv nodes, empty where the
@@ -37,6 +38,16 @@ class EngineRecord:
     float_nodes: tuple[str, ...]
     manifest: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    def headline(self) -> str:
+        """Say which plan it is, and what its nodes compute in."""
+        nodes = ", ".join(f"{count} in {precision}" for precision, count in self.nodes.items())
+        made_for = f"{self.flavor or 'TensorRT'} {self.version or ''}".strip()
+        return f"{self.file}, {self.size_bytes / 1e6:.1f} MB, {made_for}: {nodes or 'nodes not readable'}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each precision."""
+        return [{"precision": precision, "nodes": count} for precision, count in self.nodes.items()]
 
     def to_json(self) -> str:
         """Return the record as JSON text."""

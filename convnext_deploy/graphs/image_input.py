@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from convnext_deploy.config.choices import InputRange
+from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, sides_of
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.onnx_view import GraphView, Shape, array, attribute, inputs_of, shape_of, shape_words
 
@@ -27,7 +28,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The input of a graph. `side` is that of its images in pixels, and was asked for where it `is_dynamic`; `batch_size` is None
+    """The input of a graph. `size` is that of its images, and was asked for where it `is_dynamic`; `batch_size` is None
     where it is dynamic, and `normalization` where its first nodes do not tell that they take pixels.
     """
 
@@ -35,7 +36,7 @@ class ImageInput:
     channels_last: bool
     channels: int
     batch_size: int | None
-    side: int
+    size: ImageSize
     is_dynamic: bool
     normalization: Normalization | None
 
@@ -61,37 +62,40 @@ def _layout(view: GraphView) -> tuple[int, bool, Shape]:
     return channels, last, shape
 
 
-def find_image_input(view: GraphView, image_size: int | None = None, usual_size: int | None = None) -> ImageInput:
+def find_image_input(
+    view: GraphView, image_size: ImageSize | None = None, usual_size: ImageSize | None = None
+) -> ImageInput:
     """Return what a graph takes.
 
     Args:
         view: the graph.
-        image_size: height and width in pixels, for a graph in which they are dynamic.
+        image_size: of the images, for a graph in which height or width are dynamic.
         usual_size: those that are told of such a graph, where `image_size` is None.
 
-    Raises: ArtifactError: if that is not one square image of a known size and number of channels; without the file's name.
+    Raises: ArtifactError: if that is not one image of a known size and number of channels; without the file's name.
     """
     channels, last, shape = _layout(view)
     sides = shape[1:3] if last else shape[2:]
-    known = {size for size in sides if isinstance(size, int)}
-    if len(known) > 1:
+    is_dynamic = not all(isinstance(side, int) for side in sides)
+    given = [image_size, usual_size if is_dynamic else None]
+    fitting = [size for size in given if size is not None and _fits(size, sides)]
+    if image_size is not None and image_size not in fitting:
+        fixed = "×".join(str(side) if isinstance(side, int) else "any" for side in sides)
+        raise ArtifactError(f"takes images of {fixed} pixels, not of {show_size(image_size)}; leave --image-size out.")
+    if is_dynamic and not fitting:
         raise ArtifactError(
-            f"takes images of {sides[0]} rows and {sides[1]} columns; only square ones are known here: export it for such."
+            f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at, such as 224, or 32x48 "
+            "for 32 rows of 48 pixels."
         )
-    fixed = known.pop() if known else None
-    is_dynamic = not all(isinstance(size, int) for size in sides)
-    asked = image_size or (usual_size if is_dynamic and fixed in (None, usual_size) else None)
-    side = asked or fixed
-    if fixed not in (None, side):
-        raise ArtifactError(f"takes images of {fixed}×{fixed} pixels, not of {side}; leave --image-size out.")
-    if side is None or (is_dynamic and asked is None):
-        raise ArtifactError(
-            f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at. Engines and bundles "
-            "need a file in which it is fixed."
-        )
+    size = fitting[0] if fitting else plain_size((int(str(sides[0])), int(str(sides[1]))))
     batch = shape[0] if isinstance(shape[0], int) else None
     is_uint8 = view.inputs[0].dtype == ir.DataType.UINT8
-    return ImageInput(is_uint8, last, channels, batch, side, is_dynamic, find_normalization(view, channels))
+    return ImageInput(is_uint8, last, channels, batch, size, is_dynamic, find_normalization(view, channels))
+
+
+def _fits(size: ImageSize, sides: Shape) -> bool:
+    """Whether images of a size have the sides that a graph fixes."""
+    return all(not isinstance(fixed, int) or fixed == side for fixed, side in zip(sides, sides_of(size), strict=True))
 
 
 def find_normalization(view: GraphView, channels: int) -> Normalization | None:

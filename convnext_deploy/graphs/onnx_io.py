@@ -89,6 +89,13 @@ def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
 
 
+def fix_image(proto: onnx.ModelProto, image: tuple[int, ...]) -> None:
+    """Fix the shape of the images that a graph with one input takes, in place; its batch stays as it is."""
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    for dim, size in zip(list(dims)[1:], image, strict=True):
+        dim.dim_value = size  # which takes the place of a name
+
+
 def name_nodes(graph: onnx.GraphProto) -> None:
     """Name every node after its layer and its operator, `stages.0.0.pwconv1/MatMul`, a second one `…/MatMul_2`, in place.
 

@@ -1,6 +1,6 @@
 """Does a classifier know how sure it is: the expected calibration error, and its increase against another one, with intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,27 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Images of which a classifier is similarly sure: their number, its mean probability, the share that it has right."""
+
+    images: int
+    confidence: float
+    right: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Expected calibration error (ECE) of a classifier, and of how much more than that of another one on the same images.
 
     `ece` is a fraction in [0, 1], `interval` its 95 % interval. `increase_pp` and its interval are in percentage points, positive:
-    worse; None where nothing is compared.
+    worse; None where nothing is compared. `bins`: those of its reliability diagram that have images, the least sure first.
     """
 
     ece: float
     interval: Interval
     increase_pp: float | None = None
     increase_interval_pp: Interval | None = None
+    bins: tuple[Bin, ...] = ()
 
 
 def measure_calibration(
@@ -47,19 +57,31 @@ def measure_calibration(
     parts = _contributions(confidences, right)
     nothing = np.zeros_like(parts)
     ece, interval = _interval(parts, nothing)
-    found = Calibration(ece, (max(0.0, interval[0]), min(1.0, interval[1])))
+    found = Calibration(ece, (max(0.0, interval[0]), min(1.0, interval[1])), bins=_bins(confidences, right))
     if before is None:
         return found
     increase, (low, high) = _interval(parts, _contributions(*before))
-    return Calibration(found.ece, found.interval, 100.0 * increase, (100.0 * low, 100.0 * high))
+    return replace(found, increase_pp=100.0 * increase, increase_interval_pp=(100.0 * low, 100.0 * high))
 
 
 def _contributions(confidences: Vector, right: NDArray[np.bool_]) -> Vector:
     """Return `(N, 15)`: how much more right than sure each image is, in the bin of its confidence. Bins are open on the left."""
     parts = np.zeros((len(right), BINS))
-    places = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
-    parts[np.arange(len(right)), places] = right - confidences
+    parts[np.arange(len(right)), _places(confidences)] = right - confidences
     return parts
+
+
+def _places(confidences: Vector) -> NDArray[np.int64]:
+    return np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def _bins(confidences: Vector, right: NDArray[np.bool_]) -> tuple[Bin, ...]:
+    places = _places(confidences)
+    return tuple(
+        Bin(int(inside.sum()), float(confidences[inside].mean()), float(right[inside].mean()))
+        for place in range(BINS)
+        if (inside := places == place).any()
+    )
 
 
 def _interval(now: Vector, before: Vector) -> tuple[float, Interval]:

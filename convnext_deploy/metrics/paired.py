@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.metrics.change import Change
+
 SIGNIFICANCE = 0.05
 # 0.05 cannot be reached with fewer images that only one of two classifies correctly: 2 / 2^5 = 0.0625, 2 / 2^6 = 0.031
 LEAST_DISCORDANT = 6
@@ -31,6 +33,11 @@ class Drop:
     top1_drop_pp: float
     interval_pp: tuple[float, float]
     p_value: float
+
+    @property
+    def change(self) -> Change:
+        """The same as of any score."""
+        return Change(self.top1_drop_pp, self.interval_pp, self.agreement)
 
 
 def compare_predictions(labels: NDArray[np.int64], before: NDArray[np.int64], now: NDArray[np.int64]) -> Drop:

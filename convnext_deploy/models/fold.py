@@ -94,8 +94,8 @@ def fold(
     _check_request(rewrites, pixels)
     _check_network(network)
     _check_images(network, preprocess, images)
-    side = min(preprocess.image_size, _RANDOM_SIDE)
-    shape = (_RANDOM_IMAGES, len(preprocess.mean), side, side)
+    sides = (min(side, _RANDOM_SIDE) for side in preprocess.sides)
+    shape = (_RANDOM_IMAGES, len(preprocess.mean), *sides)
     samples = {"random": torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
     if images is not None:
         samples["given"] = images.detach().to("cpu", torch.float64)

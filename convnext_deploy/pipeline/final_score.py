@@ -27,8 +27,9 @@ def score_test(ledger: Ledger, measure: Callable[[str, Artifact, Data], Measurem
     score = measure(row.name, ledger.artifacts[row.name], test).score
     if score is None:
         return
-    result = TestResult(row.name, score.total, score.top1)
+    result = TestResult(row.name, score.total, score.top1, metric=score.metric)
     name = row.provenance.baseline
     if name is not None and (baseline := measure(name, ledger.artifacts[name], test).score) is not None:
-        result = replace(result, baseline=name, baseline_top1=baseline.top1, drop=measure_drop(score, baseline))
+        drop = measure_drop(score, baseline)
+        result = replace(result, baseline=name, baseline_top1=baseline.top1, drop=drop, change=drop.change)
     ledger.change(test=result)

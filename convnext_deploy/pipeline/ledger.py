@@ -135,6 +135,8 @@ def open_ledger(
         rows=(),
         command=command,
         source=source,
+        started_in=str(Path.cwd()),
+        data_options=() if data is None else data.division.told,
         class_names=() if data is None else data.class_names,
         assumptions=known.texts,
         leaks=known.leaks,

@@ -11,8 +11,8 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, 
 from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.places import check_place, no_artifact
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
+from convnext_deploy.config.image_size import show_size, sides_of, size_option
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
@@ -80,13 +80,17 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
     if not asked.asked():
         return artifact
     side = asked.image_size
-    if side is not None and artifact.format == "torch" and side < (least := artifact.model.output_stride):
-        raise ArtifactError(f"--image-size {side} is too small for {path}; expected >= {least}.")
+    if (
+        side is not None
+        and artifact.format == "torch"
+        and min(sides_of(side)) < (least := artifact.model.output_stride)
+    ):
+        raise ArtifactError(f"--image-size {size_option(side)} is too small for {path}; expected >= {least}.")
     traced = artifact.format != "torch" and artifact.model.variant != "unknown"
     if traced and side not in (None, artifact.preprocess.image_size):
         raise ArtifactError(
-            f"{path} takes images of {artifact.preprocess.image_size} pixels alone; export its PyTorch artifact again with "
-            f"--image-size {side}."
+            f"{path} takes images of {show_size(artifact.preprocess.image_size)} pixels alone; export its PyTorch artifact again "
+            f"with --image-size {size_option(side)}."
         )
     if artifact.scheme is not None or artifact.io.white is not None:
         asked = _without_equal(artifact, asked)
@@ -116,15 +120,6 @@ def _without_equal(artifact: Artifact, asked: PreprocessSettings) -> PreprocessS
         )
     ]
     return dataclasses.replace(asked, **dict.fromkeys(equal))
-
-
-def open_weights(recipe: Recipe) -> dict[str, Artifact]:
-    """Open the initial weights of all stages, by the names under which `StageEntry.inputs` refers to them.
-
-    Raises: DeployError: if any of them cannot be opened.
-    """
-    places = {stage.weights for stage in recipe.stages if stage.weights is not None}
-    return {place: open_input(Path(place.removeprefix(WEIGHTS_PREFIX))) for place in sorted(places)}
 
 
 def find_baseline(artifact: Artifact) -> Artifact | str:

@@ -8,6 +8,7 @@ from convnext_deploy.artifacts.details import ONNXDetails
 from convnext_deploy.artifacts.preprocessing import assume, tell
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, default_preprocess
 from convnext_deploy.config.choices import InputType
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.class_output import find_class_output
@@ -27,7 +28,7 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
         path: the file.
         asked: what the user says of it; `image_size`, `input_range` and `output_name` count here.
 
-    Raises: ArtifactError: if it does not take one square image of a known size, or its scores cannot be told from its outputs.
+    Raises: ArtifactError: if it does not take one image of a known size, or its scores cannot be told from its outputs.
     """
     view = open_view(path)
     properties = view.model.metadata_props
@@ -72,16 +73,17 @@ def _preprocess(
     path: Path, taken: ImageInput, told: Normalization | None, of_file: ToldOfFile
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """Return how a file is evaluated, and what is worth knowing: the graph tells most surely, then what is told of the file."""
-    found = assume(default_preprocess(taken.side, None, taken.channels), "usual, because an ONNX file does not tell")
-    values: dict[str, Any] = {} if taken.is_dynamic else {"image_size": taken.side}
+    found = assume(default_preprocess(taken.size, None, taken.channels), "usual, because an ONNX file does not tell")
+    values: dict[str, Any] = {} if taken.is_dynamic else {"image_size": taken.size}
     if told is not None:
         values |= {"mean": told.mean, "std": told.std}
     remarks = of_file.remarks
     for each in reversed(of_file.settings):
         size = each.values.get("image_size")
-        if size not in (None, taken.side) and not taken.is_dynamic:
+        if size not in (None, taken.size) and not taken.is_dynamic:
             remarks += (
-                f"{path.name}: image_size {size} {each.origin} is not what the graph takes, {taken.side}, and is not taken",
+                f"{path.name}: image_size {show_size(size)} {each.origin} is not what the graph takes, {show_size(taken.size)}, "
+                "and is not taken",
             )
         found = tell(found, {name: value for name, value in each.values.items() if name not in values}, each.origin)
     return tell(found, values, "from the graph"), remarks

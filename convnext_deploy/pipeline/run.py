@@ -7,11 +7,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
 from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
@@ -22,24 +22,16 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import check_replacements, make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import claim
+from convnext_deploy.pipeline.run_folder import claim, list_unreadable
+from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
-from convnext_deploy.reports.record import Report
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 from convnext_deploy.system.environment import conditions_of
 
 if TYPE_CHECKING:
     from convnext_deploy.evaluation.measure import Measurement
     from convnext_deploy.evaluation.timing.speedup import Speed
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The report, and the names of the stages that were executed and not taken from an earlier run."""
-
-    report: Report
-    executed: tuple[str, ...]
 
 
 def run_recipe(
@@ -56,7 +48,7 @@ def run_recipe(
         settings: where and how.
         source: the opened artifact that the recipe calls `source`, if it has one.
         data: the opened data; None only when no stage needs any, and then nothing is validated.
-        weights: what `inputs.open_weights` returns for the recipe.
+        weights: what `open_references` returns for the recipe.
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
@@ -125,10 +117,14 @@ def _run(
         artifacts=weights,
         assumptions=assumptions,
     )
+    list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
     if source is not None:
         _bring(run, source)
+    for name, artifact in weights.items():
+        if name.startswith(TEACHER_PREFIX):
+            _bring_teacher(run, name, artifact)
     for stage in recipe.stages:
         _make(run, stage, ledger.artifacts)
     made = {stage.name: stage for stage in recipe.stages}
@@ -148,11 +144,18 @@ def _bring(run: _Run, source: Artifact) -> None:
         may_differ = name == SOURCE and _only_starts(run.recipe)
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
         _warn(run)
-    if isinstance(baseline, str):
+    if isinstance(baseline, str) and not _only_starts(run.recipe):
         run.ledger.remark(
             SOURCE,
             f"no FP32 ancestor is at hand ({baseline}): drops are against this {source.precision} artifact itself",
         )
+
+
+def _bring_teacher(run: _Run, name: str, artifact: Artifact) -> None:
+    """Measure a teacher that no stage makes, and that is not the recipe's source."""
+    row = PurePath(name.removeprefix(TEACHER_PREFIX)).name
+    run.ledger.record(row, artifact, _measure(run, row, artifact, may_differ=True))
+    _warn(run)
 
 
 def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_comparison: bool = False) -> Artifact:
@@ -252,9 +255,9 @@ def _is_joint(stage: StageEntry) -> bool:
 
 
 def _only_starts(recipe: Recipe) -> bool:
-    """Whether the recipe's source is nothing but the start of training stages, which may give it another head."""
+    """Whether the recipe's source is nothing but a teacher, or the start of training stages, which may give it another head."""
     uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
-    return all(role == "source" and not s.config.needs_source for role, s in uses)
+    return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
@@ -264,6 +267,8 @@ def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = Fal
     data, execution = run.data, run.settings.execution
     if data is None:
         return Measurement(not_run="not validated: no --data")
+    if artifact.format == "predictions":
+        return Measurement(not_run="not validated: a file of predictions is no network")
     try:
         check_classes(name, artifact, data)
     except DataError as error:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.unreadable import UNREADABLE
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
-from convnext_deploy.system.files import create_output_folder
+from convnext_deploy.system.files import create_output_folder, write_text
 from convnext_deploy.system.posix import lock
 from convnext_deploy.system.sealed_json import unseal
 
-VIEWS = ("report.md", "report.html", "model_card.md")
+VIEWS = ("report.md", "report.html", "model_card.md", UNREADABLE)
 WAYS_OUT = "Nothing was changed; give another --out to keep that, or --restart to replace it."
 _FOLDERS = ("stages", "scores", "flips", "checkpoints")
 _LOCK = ".lock"
@@ -58,6 +60,16 @@ def _refuse_foreign(out: Path) -> None:
         raise OutputError(
             f"{found[0]} was not written by this tool and would be overwritten; choose another --out, or move it away."
         )
+
+
+def list_unreadable(out: Path, data: Data | None) -> None:
+    """Write which images were left out of a run and why, one a line; without any there is no such list."""
+    if data is None or not data.unreadable:
+        with contextlib.suppress(OSError):
+            (out / UNREADABLE).unlink()
+        return
+    pairs = zip(data.unreadable, data.reasons, strict=True)
+    write_text(out / UNREADABLE, "".join(f"{printable(path)}: {printable(reason)}\n" for path, reason in pairs))
 
 
 def _has_entries(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from convnext_deploy.pipeline.ingredients import (
     recorded_ingredients,
 )
 from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.runners import open_runner
 from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.environment import installed_version, package_versions
@@ -85,6 +86,7 @@ def execute_stage(
             weights=inputs.get("weights"),
             baseline=_find_teacher(stage, inputs, settings),
             store=_open_store(stage, settings, made_of) if stage.config.trains else None,
+            open_graph=lambda artifact: open_runner(artifact).logits,
         )
         with needing_memory(f"{stage.name} ({stage.config.kind})", stage.config.takes_less_memory):
             artifact = run_stage(stage.config, inputs.get("source"), context)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.image_size import ImageSize
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoints.beside_weights import read_properties
 from convnext_deploy.models.checkpoints.hub_config import CONFIG, read_config
@@ -27,8 +28,8 @@ class ToldOfFile:
     remarks: tuple[str, ...]
 
     @property
-    def image_size(self) -> int | None:
-        """The side of the images in pixels; None where nothing tells it."""
+    def image_size(self) -> ImageSize | None:
+        """The size of the images; None where nothing tells it."""
         return next((told.values["image_size"] for told in self.settings if "image_size" in told.values), None)
 
 
@@ -44,7 +45,7 @@ def read_told(path: Path, properties: Mapping[str, str], channels: int, classes:
         channels: of its input.
         classes: that it tells apart.
 
-    Raises: CheckpointError: if a config beside it cannot be read, or one of them is for images that are not square.
+    Raises: CheckpointError: if a config beside it cannot be read.
     """
     spec = ModelSpec("unknown", classes, channels)
     table = read_properties(properties)

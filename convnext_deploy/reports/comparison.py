@@ -8,8 +8,10 @@ from typing import Any
 
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import verdict, warnings
+from convnext_deploy.reports.stage_table import metric_name, verdict, warnings
+from convnext_deploy.system.results import Result
 
 SCHEMA = 1
 _ABSENT = "–"
@@ -33,8 +35,8 @@ class Difference:
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """Runs in the order given. `warnings` say why figures cannot be compared, `notes` what else to know."""
 
     runs: tuple[Run, ...]
@@ -47,6 +49,14 @@ class Comparison:
         """All artifacts of all runs, in order."""
         return [(run, row) for run in self.runs for row in run.report.rows]
 
+    def headline(self) -> str:
+        """Say which runs they are, and how much differs between them."""
+        return f"{', '.join(run.name for run in self.runs)}; {len(self.differences)} differences in how they were made"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each artifact of each run."""
+        return [{"run": run.name, **_figures(row)} for run, row in self.rows]
+
     def to_json(self) -> str:
         """Return the record as JSON; accuracies are fractions, drops percentage points."""
         content = {
@@ -55,7 +65,7 @@ class Comparison:
                 {"run": run.name, "path": str(run.path), **{key: getattr(run.report, key) for key in _OF_A_RUN}}
                 for run in self.runs
             ],
-            "artifacts": [{"run": run.name, **_figures(row)} for run, row in self.rows],
+            "artifacts": self.to_rows(),
             "differences": [
                 {"what": each.what, "values": dict(zip((run.name for run in self.runs), each.values, strict=True))}
                 for each in self.differences
@@ -81,40 +91,31 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _figures(row: StageRow) -> dict[str, Any]:
-    own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
-    drop = None if accuracy is None else accuracy.drop
-    return {
-        "stage": row.name,
-        **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
-        **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
-        "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
-        "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
-        "ece": accuracy and accuracy.calibration and accuracy.calibration.ece,
-        "ece_increase_pp": accuracy and accuracy.calibration and accuracy.calibration.increase_pp,
-        "worst_class_drop_pp": accuracy and accuracy.worst_class and accuracy.worst_class.drop_pp,
-        "baseline": row.provenance.baseline,
-        "latency_p50_ms": None if latency is None else latency.p50_ms,
-        "latency_p90_ms": None if latency is None else latency.p90_ms,
-        "passed": row.verdict.passed,
-        "verdict": verdict(row),
-    }
+    return {**row.figures(), "verdict": verdict(row)}
 
 
 def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    what = _scored(runs)
     data = {run.name: (PurePath(run.report.data).name, run.report.validation_images) for run in runs if run.report.rows}
     classes = {run.report.class_names for run in runs if run.report.class_names}
     named = "; ".join(f"{run}: '{name}', {count:,} images" for run, (name, count) in data.items())
+    scored = {run.name: _scored([run]) for run in runs if run.report.rows}
+    if len(set(scored.values())) > 1:
+        named_by = "; ".join(f"{run}: {names}" for run, names in scored.items())
+        yield f"the runs are scored by different things and cannot be compared ({named_by})"
     judged_on = {run.report.judged_on for run in runs if run.report.rows and run.report.judged_on is not None}
     if len({count for _, count in data.values()}) > 1 or len(classes) > 1:
         other = "" if len(classes) <= 1 else ", and the classes differ"
-        yield f"top-1 was measured on different images and cannot be compared ({named}{other})"
+        yield f"{what} was measured on different images and cannot be compared ({named}{other})"
     elif len(set(data.values())) > 1:
-        yield f"top-1 was measured on data of different names, and can be compared only if it is the same ({named})"
+        yield f"{what} was measured on data of different names, and can be compared only if it is the same ({named})"
     elif len(judged_on) > 1:
-        yield f"top-1 was measured on images of different names or sizes, and can be compared only if they are the same ({named})"
+        yield (
+            f"{what} was measured on images of different names or sizes, and can be compared only if they are the same ({named})"
+        )
     text, is_assumed = _other_images(runs)
     if text is not None and is_assumed:
-        yield f"{text}; some of it is only assumed of a file, so that differences in top-1 may come from that alone"
+        yield f"{text}; some of it is only assumed of a file, so that differences in {what} may come from that alone"
     for run in runs:
         for text in warnings(run.report):
             yield f"{run.name}: {text}"
@@ -131,6 +132,10 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     if loaded:
         named = "; ".join(f"{run}: {load}" for run, load in loaded.items())
         yield f"latency was measured on a machine that did other work, and is not to be relied on ({named})"
+
+
+def _scored(runs: Sequence[Run]) -> str:
+    return metric_name([row for run in runs for row in run.report.rows])
 
 
 def _other_images(runs: Sequence[Run]) -> tuple[str | None, bool]:
@@ -152,7 +157,7 @@ def _other_images(runs: Sequence[Run]) -> tuple[str | None, bool]:
 
 
 def _describe(own: Preprocess) -> str:
-    text = f"{own.image_size} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}"
+    text = f"{show_size(own.image_size)} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}"
     if {"mean", "std"} & {*assumed_fields(own)}:
         text += f", mean {_numbers(own.mean)} and std {_numbers(own.std)} assumed"
     return text
@@ -165,7 +170,7 @@ def _numbers(values: Sequence[float]) -> str:
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
     text, is_assumed = _other_images(runs)
     if text is not None and not is_assumed:
-        yield f"{text}: top-1 and latency are those of each with its own"
+        yield f"{text}: {_scored(runs)} and latency are those of each with its own"
     for run in runs:
         if not run.report.complete:
             count = len(run.report.rows)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.reports.escaping import quoted
 from convnext_deploy.reports.record import Report, StageRow
@@ -38,7 +39,10 @@ def write_front_matter(report: Report, name: str) -> str:
             "dataset": {"type": re.sub(r"[^\w.-]+", "-", data, flags=re.ASCII), "name": data, "split": "validation"},
             "metrics": metrics,
         }
-        content |= {"metrics": ["accuracy"], "model-index": [{"name": name, "results": [result]}]}
+        content |= {
+            "metrics": list(dict.fromkeys(metric["type"] for metric in metrics)),
+            "model-index": [{"name": name, "results": [result]}],
+        }
     return "\n".join(["---", *_lines(content, ""), "---"])
 
 
@@ -70,8 +74,15 @@ def _tags(report: Report) -> list[str]:
 
 
 def _metrics(row: StageRow) -> Iterator[dict[str, Any]]:
-    if row.accuracy is not None:
-        for what, value in (("Top-1", row.accuracy.top1), ("Top-5", row.accuracy.top5)):
+    if (found := row.accuracy) is None:
+        return
+    if found.multi_label is not None:
+        yield {"type": "mean_average_precision", "name": f"mAP, {row.name}", "value": round(found.value, 6)}
+        if found.multi_label.auc is not None:
+            yield {"type": "roc_auc", "name": f"mean AUC, {row.name}", "value": round(found.multi_label.auc, 6)}
+        return
+    for what, value in ((METRICS[found.metric].title, found.top1), ("Top-5", found.top5)):
+        if value is not None:
             yield {"type": "accuracy", "name": f"{what} accuracy, {row.name}", "value": round(value, 6)}
 
 

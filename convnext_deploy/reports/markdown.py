@@ -30,7 +30,7 @@ def render_markdown(report: Report) -> str:
         else "The run is not complete.",
         "",
         *(line for text in warnings(report) for line in (f"**Warning.** {markdown(text)}.", "")),
-        f"Data: {markdown(report.data)}, {report.validation_images} validation images. Seed {report.seed}. "
+        f"{_data(report)}. Seed {report.seed}. "
         f"Machine: {markdown(str(environment['cpu']))}, {environment['cores']} cores.",
         "",
         *_table(titles, [cells(row, titles) for row in report.rows]),
@@ -58,6 +58,12 @@ def render_markdown(report: Report) -> str:
         ]
     lines += ["", f"Versions: {versions}.", ""]
     return clean("\n".join(lines))
+
+
+def _data(report: Report) -> str:
+    if not report.validation_images:
+        return "Not validated, because no images were given"
+    return f"Data: {markdown(report.data)}, {report.validation_images:,} validation images"
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,28 +6,18 @@ from pathlib import PurePath
 
 from convnext_deploy.errors import printable
 from convnext_deploy.evaluation.timing.speedup import describe_speed
+from convnext_deploy.reports.commands import NO_DATA, data_words
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
-from convnext_deploy.reports.stage_table import describe_test, drop_text, verdict, warnings
+from convnext_deploy.reports.stage_table import SCORE, describe_test, drop_text, metric_name, verdict, warnings
 from convnext_deploy.reports.usage_code import write_usage
 from convnext_deploy.system.load import unreliable
 
 _MOST_CLASSES = 20  # named on the card
-_COLUMNS = (
-    "artifact",
-    "format",
-    "precision",
-    "top-1 %",
-    "top-5 %",
-    "drop pp [95 %]",
-    "MB",
-    "p50 ms",
-    "p90 ms",
-    "verdict",
-)
+_COLUMNS = ("artifact", "format", "precision", SCORE, "top-5 %", "drop pp [95 %]", "MB", "p50 ms", "p90 ms", "verdict")
 
 
 def render_model_card(report: Report) -> str:
@@ -94,7 +84,8 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if accuracy is not None:
         text += (
             f" The artifact to take is {code(shipped.name)} ({own.format}, {own.precision}): "
-            f"top-1 {100 * accuracy.top1:.2f} % on {accuracy.total:,} validation images, {report.images}; "
+            f"{accuracy.metric} {100 * accuracy.value:.2f} % on {accuracy.total:,} validation images, "
+            f"{report.images}; "
             f"{own.size_bytes / 1e6:.1f} MB"
         )
         is_known = latency is not None and latency.loaded is None
@@ -141,15 +132,22 @@ def _place(row: StageRow) -> str:
     return f"stages/{path.name}" if path.parent.name == "stages" else path.as_posix()
 
 
+def _run_of(row: StageRow) -> str | None:
+    """Return the folder of the run that made an artifact, which its card lies in; None of an artifact that was brought."""
+    path = PurePath(row.identity.artifact)
+    return path.parent.parent.as_posix() if path.parent.name == "stages" else None
+
+
 def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
     if shipped is None:
         return
     own, preprocess = shipped.identity, shipped.provenance.preprocess
-    place = shlex.quote(_place(shipped))
-    commands = [f"convnext-deploy predict {place} image.jpg"]
-    if report.data != "none":
-        commands.append(f"convnext-deploy validate {place} --data {shlex.quote(report.data)}")
-    yield "From the folder that this card lies in:\n\n" + fenced("\n".join(commands), "sh")
+    place, run = _place(shipped), _run_of(shipped)
+    commands = [shlex.join(["convnext-deploy", "predict", place, "image.jpg"])]
+    if report.data != NO_DATA:
+        commands.append(shlex.join(["convnext-deploy", "validate", place, *data_words(report, run)]))
+    where = "that the run was started in" if run is None else "that this card lies in"
+    yield f"From the folder {where}:\n\n" + fenced("\n".join(commands), "sh")
     if own.format == "onnx" and own.file is not None and preprocess is not None:
         folder = _place(shipped).removesuffix(f"/{own.file}")  # of a bare file
         usage = write_usage(folder, own.file, preprocess, shipped.provenance.graph)
@@ -178,11 +176,12 @@ def _lineage(report: Report) -> Iterator[str]:
 
 
 def _evaluation(report: Report) -> Iterator[str]:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    titles = tuple(f"{metric_name(report.rows)} %" if title == SCORE else title for title in _COLUMNS)
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(_COLUMNS)]
     for row in report.rows:
         numbers = (
-            "–" if row.accuracy is None else f"{100 * row.accuracy.top1:.2f}",
-            "–" if row.accuracy is None else f"{100 * row.accuracy.top5:.2f}",
+            "–" if row.accuracy is None else f"{100 * row.accuracy.value:.2f}",
+            "–" if row.accuracy is None or row.accuracy.top5 is None else f"{100 * row.accuracy.top5:.2f}",
             drop_text(row),
             f"{row.identity.size_bytes / 1e6:.1f}",
             "–" if row.speed.latency is None else f"{row.speed.latency.p50_ms:.2f}",

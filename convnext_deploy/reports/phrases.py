@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.reports.record import Report
 
 _ALWAYS = (
-    "Top-1 is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor, with "
-    "the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first row. A positive drop is a "
-    "loss. Agree: share of equal first guesses. Latency is the median of single images in one process."
+    "{title} is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor, "
+    "with the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first row. A positive drop "
+    "is a loss. Agree: share of equal answers. Latency is the median of single images in one process."
 )
 _QUALITY = (
     "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that "
@@ -47,10 +48,13 @@ def describe_step(record: Mapping[str, Any]) -> str:
 
 def preprocessing_steps(preprocess: Preprocess) -> list[str]:
     """Return what is done to an image file before the network sees it; the last step normalizes."""
-    side, resize = preprocess.image_size, preprocess.resize_size
+    height, width = preprocess.sides
+    resize = show_size(preprocess.resize_size)
     how = (
         f"both sides to {resize}"
         if preprocess.crop_mode == "squash"
+        else f"until {resize} is covered, keeping the aspect"
+        if height != width
         else f"the shorter side to {resize}, keeping the aspect"
     )
     antialiased = "" if preprocess.interpolation == "nearest" else " with antialiasing"
@@ -58,7 +62,7 @@ def preprocessing_steps(preprocess: Preprocess) -> list[str]:
     return [
         f"decode to 8-bit {grey}, turned upright as EXIF says;",
         f"resize {how}, {preprocess.interpolation}{antialiased};",
-        f"cut out the centre, {side}×{side};",
+        f"cut out the centre, {height}×{width};",
         f"divide by 255, subtract {list(preprocess.mean)}, divide by {list(preprocess.std)} (per channel), as float32.",
     ]
 
@@ -66,7 +70,9 @@ def preprocessing_steps(preprocess: Preprocess) -> list[str]:
 def explain(report: Report) -> str:
     """Return what the words of the report's tables mean."""
     rows = report.rows
-    texts = [_ALWAYS]
+    texts = [_ALWAYS.format(title=report.metric.title)]
+    if report.metric.name != "top-1":
+        texts.append(report.metric.explained)
     if any(row.accuracy is not None and row.accuracy.calibration is not None for row in rows):
         texts.append(_QUALITY)
     if any(row.verdict.passed and row.verdict.proven is False for row in rows):

@@ -7,22 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.details import History as Epochs
-from convnext_deploy.artifacts.details import Selection
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
-from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.evaluation.metric import MetricName
-from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.evaluation.metric import METRICS, Metric, MetricName
+from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.metrics.calibration import Calibration
+from convnext_deploy.metrics.change import Change
+from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
+from convnext_deploy.reports.row_parts import History as History
+from convnext_deploy.reports.row_parts import Identity as Identity
+from convnext_deploy.reports.row_parts import Layer as Layer
+from convnext_deploy.reports.row_parts import MeasuredSpeed as MeasuredSpeed
+from convnext_deploy.reports.row_parts import Provenance as Provenance
+from convnext_deploy.system.results import Result
 from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 REPORT_JSON = "report.json"
@@ -30,45 +33,24 @@ SCHEMA = 2
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it.
-
-    `sha256` is the hash of its files, None in the report of an earlier version.
-    """
-
-    name: str
-    kind: str
-    artifact: str
-    variant: str
-    format: str
-    precision: str
-    size_bytes: int
-    file: str | None = None
-    num_classes: int | None = None
-    sha256: str | None = None
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether it computes, or simulates, in INT8, whatever the rest of it computes in."""
-        return self.precision.startswith("int8")
-
-
-@dataclass(frozen=True)
 class Accuracy:
     """What a runner on a device answered to the validation images: counts, and fractions of them, of what `metric` says.
 
+    `value` and `change` are of that, whatever it is. Where it counts images, `correct`, `top1` and `top5` are set; otherwise they
+    are None, and `multi_label` has mAP, AUC and the classes.
     `drop` is against the row's baseline, None for a baseline itself; `source_drop_pp` against the run's source, or its first
     artifact where there is none, None for that one. `calibration`: its expected calibration error, and how much more that is than
     the baseline's; `worst_class`: the class that loses most against the baseline. The first guess of `flipped` images changed;
-    `flips` are the first of them, lost ones before others, and `classes` the changes class by class.
+    `flips` are the first of them, lost ones before others, and `classes` the changes class by class. `per_class`: the score of each
+    class; `confusions`: which classes it takes for which, all pairs of few classes; `errors`: those of which it is most sure.
     """
 
     runner: str
     device: str
-    correct: int
+    correct: int | None
     total: int
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     source_drop_pp: float | None = None
     drop: Drop | None = None
     calibration: Calibration | None = None
@@ -76,73 +58,28 @@ class Accuracy:
     flipped: int | None = None
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] = ()
+    per_class: tuple[ClassScore, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+    errors: tuple[SureError, ...] = ()
     metric: MetricName = "top-1"
+    multi_label: MultiLabel | None = None
 
+    @property
+    def value(self) -> float:
+        """What is scored, a fraction: top-1, kNN top-1 or mAP."""
+        found = self.top1 if self.multi_label is None else self.multi_label.map
+        assert found is not None  # one of both is set
+        return found
 
-@dataclass(frozen=True)
-class MeasuredSpeed:
-    """How fast it is: `latency` of single images beside its score, where it was run.
-
-    Of an INT8 graph or engine, `against_float` is what was measured against its float baseline, `not_measured` why that was not
-    done, and `ship` the path of the artifact to use instead where it is too slow.
-    """
-
-    latency: Latency | None = None
-    against_float: Speed | None = None
-    not_measured: str | None = None
-    ship: str | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer or convolution of a quantized network.
-
-    `choice`: how it computes, a name in `quantization.scheme.CHOICES`. `weights`: how many it has. Where the stage quantized this
-    layer alone, `kl` is the divergence in nats of the class probabilities from those in float, `changed` the fraction of first
-    guesses that changed, and `macs` the layer's multiplications for one image; None where it did not.
-    """
-
-    name: str
-    choice: str
-    weights: int
-    kl: float | None = None
-    changed: float | None = None
-    macs: int | None = None
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened while it was made, in `wall_s` seconds: `epochs`, what training measured after each.
-
-    `selection`: the steps of the fallback sequence that `quantize` tried, and the selected one; `layers` of a quantized PyTorch
-    network.
-    """
-
-    wall_s: float = 0.0
-    epochs: Epochs = ()
-    selection: Selection | None = None
-    layers: tuple[Layer, ...] = ()
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """From what and with which settings it was made, what it had to reach, and how it is used.
-
-    `config` are the settings of its stage, `inputs` the names of the artifacts that this reads, by role. `baseline` is the nearest
-    FP32 PyTorch ancestor, None for such an artifact itself. `lineage`: the stages behind it, the first one first; `base_model`:
-    the published weights it began with. `for_comparison`: a float baseline that no stage of the recipe made.
-    """
-
-    baseline: str | None = None
-    gate: Gate = field(default_factory=Gate)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    lineage: tuple[Mapping[str, Any], ...] = ()
-    base_model: str | None = None
-    license: str | None = None
-    graph: GraphIO | None = None
-    preprocess: Preprocess | None = None
-    for_comparison: bool = False
+    @property
+    def change(self) -> Change | None:
+        """What it lost against the row's baseline; None for a baseline itself."""
+        found = self.multi_label
+        if found is None:
+            return None if self.drop is None else self.drop.change
+        if found.drop_pp is None or found.drop_interval_pp is None or found.agreement is None:
+            return None
+        return Change(found.drop_pp, found.drop_interval_pp, found.agreement)
 
 
 @dataclass(frozen=True)
@@ -168,6 +105,32 @@ class StageRow:
         """The name of its stage, which no other row of the report has."""
         return self.identity.name
 
+    def figures(self) -> dict[str, Any]:
+        """Return what was measured, flat: accuracies are fractions, drops percentage points."""
+        own, accuracy, speed = self.identity, self.accuracy, self.speed
+        change = None if accuracy is None else accuracy.change
+        drop = None if accuracy is None else accuracy.drop
+        against = None if speed.against_float is None else speed.against_float.worst
+        return {
+            "stage": self.name,
+            **{key: getattr(own, key) for key in ("variant", "format", "precision", "size_bytes")},
+            **{key: getattr(accuracy, key, None) for key in ("runner", "device", "top1", "top5")},
+            "scored": "top-1" if accuracy is None else accuracy.metric,
+            "score": None if accuracy is None else accuracy.value,
+            "drop_pp": None if change is None else change.drop_pp,
+            "drop_interval_pp": None if change is None else change.interval_pp,
+            "top1_drop_pp": None if drop is None else drop.top1_drop_pp,
+            "top1_drop_interval_pp": None if drop is None else drop.interval_pp,
+            "ece": accuracy and accuracy.calibration and accuracy.calibration.ece,
+            "ece_increase_pp": accuracy and accuracy.calibration and accuracy.calibration.increase_pp,
+            "worst_class_drop_pp": accuracy and accuracy.worst_class and accuracy.worst_class.drop_pp,
+            "baseline": self.provenance.baseline,
+            "latency_p50_ms": None if speed.latency is None else speed.latency.p50_ms,
+            "latency_p90_ms": None if speed.latency is None else speed.latency.p90_ms,
+            "speedup": None if against is None else against.median,
+            "passed": self.verdict.passed,
+        }
+
 
 def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
     """Return the first FP32 artifact of the same network in the same format that the same runner scored."""
@@ -181,7 +144,10 @@ def find_twin(row: StageRow, others: Sequence[StageRow]) -> StageRow | None:
 
 @dataclass(frozen=True)
 class TestResult:
-    """Top-1, a fraction, on the images of the test, of the artifact to ship and of its baseline, where that was scored."""
+    """What is scored on the images of the test, of the artifact to ship and of its baseline, where that was scored: fractions.
+
+    `top1` and `baseline_top1` are what `metric` says, `change` is what was lost; `drop` says more of it where images are counted.
+    """
 
     name: str
     total: int
@@ -189,14 +155,18 @@ class TestResult:
     baseline: str | None = None
     baseline_top1: float | None = None
     drop: Drop | None = None
+    metric: MetricName = "top-1"
+    change: Change | None = None
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
-    `command` what was typed or called. `thumbnails` are the images in `Accuracy.flips` as data URIs, by their index.
+    `command` what was typed or called. `started_in` is the folder from which its paths lead, None in the report of an earlier
+    version; `data_options` what was said of how the data is read, as words of the command line. `thumbnails` are the images in
+    `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
     without files or in an old report. `test`: what the test gave, at the end.
@@ -211,6 +181,8 @@ class Report:
     complete: bool = False
     command: str | None = None
     source: str | None = None
+    started_in: str | None = None
+    data_options: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
@@ -221,9 +193,27 @@ class Report:
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
 
     @property
+    def metric(self) -> Metric:
+        """What its artifacts are scored by; of several, the first."""
+        return METRICS[next((row.accuracy.metric for row in self.rows if row.accuracy is not None), "top-1")]
+
+    @property
     def passed(self) -> bool:
         """Whether no gate failed."""
         return all(row.verdict.passed is not False for row in self.rows)
+
+    def headline(self) -> str:
+        """Say of what it is, and whether all gates held."""
+        failed = [row.name for row in self.rows if row.verdict.passed is False]
+        judged = sum(row.verdict.passed is not None for row in self.rows)
+        passed = f"{judged} gate{'' if judged == 1 else 's'} passed" if judged else "no gates"
+        verdict = f"FAILED: {', '.join(failed)}" if failed else passed if self.complete else "not complete"
+        images = f"{self.validation_images:,} validation images of {self.data}" if self.validation_images else "no data"
+        return f"{self.recipe}, {len(self.rows)} artifact{'' if len(self.rows) == 1 else 's'}, {images}: {verdict}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each artifact."""
+        return [row.figures() for row in self.rows]
 
     def to_json(self) -> str:
         """Return the text of `report.json`."""

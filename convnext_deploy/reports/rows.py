@@ -19,6 +19,7 @@ from convnext_deploy.evaluation.gains import doubt_gain, may_have_learned
 from convnext_deploy.evaluation.gate import judge, measure_drop, withhold
 from convnext_deploy.evaluation.guessing import doubt_score, find_guessing
 from convnext_deploy.evaluation.measure import Measurement
+from convnext_deploy.evaluation.mistakes import find_confusions, find_sure_errors, score_classes
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
@@ -28,6 +29,7 @@ from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, St
 from convnext_deploy.system.load import unreliable
 
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
+_MOST_ERRORS = 8  # of which it is most sure
 _MOST_CLASSES = 3  # classes in a remark
 
 
@@ -160,6 +162,9 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         top5=score.top5,
         source_drop_pp=None if first == row.name else measure_drop(score, scores[first]).top1_drop_pp,
         calibration=compare_calibration(score, baseline),
+        per_class=score_classes(score),
+        confusions=find_confusions(score, baseline),
+        errors=find_sure_errors(score, image_namer(data), _MOST_ERRORS),
         metric=score.metric,
     )
     if baseline is None:

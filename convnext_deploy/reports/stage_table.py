@@ -49,14 +49,14 @@ def cells(row: StageRow, titles: Sequence[str] = COLUMNS) -> tuple[str, ...]:
 
 def _texts(row: StageRow) -> tuple[str, ...]:
     own, accuracy, latency = row.identity, row.accuracy, row.speed.latency
-    drop = None if accuracy is None else accuracy.drop
+    change = None if accuracy is None else accuracy.change
     return (
         row.name,
         f"{own.variant} {own.format} {own.precision}",
-        "–" if accuracy is None else f"{100 * accuracy.top1:.2f}",
+        "–" if accuracy is None else f"{100 * accuracy.value:.2f}",
         drop_text(row),
         "–" if accuracy is None or accuracy.source_drop_pp is None else f"{accuracy.source_drop_pp:+.2f}",
-        "–" if drop is None else f"{100 * drop.agreement:.2f}",
+        "–" if change is None else f"{100 * change.agreement:.2f}",
         f"{own.size_bytes / 1e6:.1f}",
         "–" if latency is None else f"{latency.p50_ms:.2f}",
         f"{row.history.wall_s:.1f}",
@@ -68,10 +68,10 @@ def drop_text(row: StageRow) -> str:
     """Return the drop with its interval, or why there is none."""
     if row.accuracy is None:
         return "–"
-    if row.accuracy.drop is None:
+    if row.accuracy.change is None:
         return "baseline"
-    low, high = row.accuracy.drop.interval_pp
-    return f"{row.accuracy.drop.top1_drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = row.accuracy.change.interval_pp
+    return f"{row.accuracy.change.drop_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def speedup_text(row: StageRow) -> str:
@@ -94,6 +94,18 @@ def verdict(row: StageRow) -> str:
     if passed and row.verdict.proven is False:
         return "passed, unproven"
     return {True: "passed", False: "FAILED", None: "no gate"}[passed]
+
+
+def describe_data(report: Report) -> str:
+    """Return the recipe, the data and how many images validated: the title of a report."""
+    return f"{report.recipe}: {data_of(report)}"
+
+
+def data_of(report: Report) -> str:
+    """Return the data and how many images validated."""
+    if not report.validation_images:
+        return "not validated, because no images were given"
+    return f"{report.data}, {report.validation_images:,} validation images"
 
 
 def judged_on(selection: Selection) -> str:
@@ -174,12 +186,14 @@ def remarks(report: Report) -> list[str]:
 
 def describe_test(test: TestResult) -> str:
     """Say what the test images gave."""
-    text = f"on the {test.total:,} test images, scored once at the end: {test.name} {100 * test.top1:.2f} %"
-    if test.baseline is None or test.baseline_top1 is None or test.drop is None:
+    scored = "" if test.metric == "top-1" else f" {test.metric}"
+    text = f"on the {test.total:,} test images, scored once at the end: {test.name}{scored} {100 * test.top1:.2f} %"
+    change = test.change or (None if test.drop is None else test.drop.change)
+    if test.baseline is None or test.baseline_top1 is None or change is None:
         return text
-    low, high = test.drop.interval_pp
+    low, high = change.interval_pp
     return (
-        f"{text}, {test.baseline} {100 * test.baseline_top1:.2f} %, drop {test.drop.top1_drop_pp:+.2f} pp "
+        f"{text}, {test.baseline} {100 * test.baseline_top1:.2f} %, drop {change.drop_pp:+.2f} pp "
         f"[{low:+.2f}, {high:+.2f}]"
     )
 

@@ -9,30 +9,35 @@ from convnext_deploy.errors import DataError
 from convnext_deploy.reports.record import StageRow
 
 SIDE = 96  # pixels
+MOST = 150  # in a report, which holds them all: half a megabyte
 _TINY = 48  # up to this side a lossless file is small too
 
 
 def make_thumbnails(data: Data | None, row: StageRow, known: Collection[str] = ()) -> dict[str, str]:
-    """Return the images in `Accuracy.flips` as data URIs, by their index in decimal digits; the longer side has at most 96 pixels.
+    """Return the images in `Accuracy.flips` and `.errors` as data URIs, by their index in decimal digits.
+
+    The longer side has at most 96 pixels. With `known` there are at most 150.
 
     Args:
         data: whose validation images they are; None: there are no pictures.
-        row: whose flipped images are wanted.
+        row: whose images are wanted.
         known: indices that are there already.
     """
     made: dict[str, str] = {}
-    for flip in row.accuracy.flips if data is not None and row.accuracy is not None else ():
-        if str(flip.index) in known:
+    if data is None or row.accuracy is None:
+        return made
+    wanted = [error.index for error in row.accuracy.errors] + [flip.index for flip in row.accuracy.flips]
+    for index in dict.fromkeys(wanted):
+        if str(index) in known or len(known) + len(made) >= MOST:
             continue
-        assert data is not None
         try:
-            image = data.validation.load(flip.index).convert("RGB")
+            image = data.validation.load(index).convert("RGB")
         except (DataError, OSError):  # the answer counts, and was given; a picture of it is no reason to fail
             continue
         is_tiny = max(image.size) <= _TINY
         image.thumbnail((SIDE, SIDE))
         stream = io.BytesIO()
-        image.save(stream, "PNG" if is_tiny else "JPEG", **({"optimize": True} if is_tiny else {"quality": 82}))
+        image.save(stream, "PNG" if is_tiny else "JPEG", **({"optimize": True} if is_tiny else {"quality": 75}))
         kind = "png" if is_tiny else "jpeg"
-        made[str(flip.index)] = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+        made[str(index)] = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
     return made

@@ -1,6 +1,7 @@
 """Python code that runs an ONNX artifact on one image, with nothing but NumPy, Pillow and ONNX Runtime."""
 
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.config.image_size import sides_of
 from convnext_deploy.reports.escaping import quoted
 
 
@@ -14,11 +15,15 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
         graph: what the file takes and gives; None: the usual.
     """
     io = graph or GraphIO()
-    side, resize = preprocess.image_size, preprocess.resize_size
+    height, width = preprocess.sides
+    rows, columns = sides_of(preprocess.resize_size)
     grey = len(preprocess.mean) == 1
-    size = f"({resize}, {resize})"
-    if preprocess.crop_mode != "squash":
-        size = f"tuple(int({resize} * length / min(image.size)) for length in image.size)"
+    size = f"({columns}, {rows})"
+    if preprocess.crop_mode != "squash" and rows == columns:
+        size = f"tuple(int({rows} * length / min(image.size)) for length in image.size)"
+    elif preprocess.crop_mode != "squash":
+        scale = f"max({columns} / image.width, {rows} / image.height)"
+        size = f"tuple(round({scale} * length) for length in image.size)"
     lines = [
         "import json",
         "",
@@ -29,9 +34,9 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
         f"FOLDER, FILE = {quoted(folder)}, {quoted(file)}",
         f'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("{"L" if grey else "RGB"}")',
         f"image = image.resize({size}, Image.Resampling.{preprocess.interpolation.upper()})",
-        f"left, top = round((image.width - {side}) / 2), round((image.height - {side}) / 2)",
-        f"pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})))"
-        + (".reshape(" + f"{side}, {side}, 1)" if grey else ""),
+        f"left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)",
+        f"pixels = np.asarray(image.crop((left, top, left + {width}, top + {height})))"
+        + (f".reshape({height}, {width}, 1)" if grey else ""),
     ]
     if io.white is None:
         mean, std = list(preprocess.mean), list(preprocess.std)

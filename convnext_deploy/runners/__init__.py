@@ -69,7 +69,7 @@ def default_runner(artifact: Artifact) -> str:
 
         if is_installed():
             return "openvino"
-    return next(name for name, opened in RUNNERS.items() if opened == artifact.format)
+    return next((name for name, opened in RUNNERS.items() if opened == artifact.format), "torch")
 
 
 def check_runner(name: str) -> None:
@@ -100,6 +100,11 @@ def open_runner(
         BackendUnavailableError: if this machine lacks the package, compiler, driver or GPU that the runner needs.
         ArtifactError: if the file does not fit its manifest.
     """
+    if artifact.format == "foreign" and runner is None:
+        from convnext_deploy.runners.torch import TorchRunner
+        from convnext_deploy.training.load_foreign import load_foreign
+
+        return TorchRunner(load_foreign(artifact), device, threads, artifact.preprocess)
     name = default_runner(artifact) if runner is None else runner
     check_runner(name)
     if RUNNERS[name] != artifact.format:

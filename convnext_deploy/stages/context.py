@@ -1,13 +1,20 @@
 """What a stage gets besides its config and its source, and what all stages do alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.checkpoint_store import TrainingStore
+
+OpenGraph = Callable[[Artifact], Callable[[NDArray[np.float32]], NDArray[np.float32]]]
+"""Opens a graph with its runtime: a function of normalized images `(N, C, S, S)` float32 to logits `(N, classes)` float32."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,7 @@ class StageContext:
 
     `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
     `execution.cache_dir` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source,
-    `store` keeps the state of a training.
+    `store` keeps the state of a training. `open_graph` opens an ONNX file that teaches.
     """
 
     name: str
@@ -28,6 +35,7 @@ class StageContext:
     weights: Artifact | None = None
     baseline: Artifact | None = None
     store: TrainingStore | None = None
+    open_graph: OpenGraph | None = None
 
     def need_data(self) -> Data:
         """Return the images. Raises: DataError: if none were given."""

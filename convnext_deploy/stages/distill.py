@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -16,20 +16,36 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import Augmentation
-from convnext_deploy.data.agreement import outputs_of_classes
+from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.teachers import TeacherLogits, check_teacher, distillation_objective
+from convnext_deploy.stages.teachers import (
+    Taught,
+    TeacherLogits,
+    check_teacher,
+    distillation_objective,
+    open_predictions,
+    open_teacher,
+)
 from convnext_deploy.stages.training_setup import fit_network, model_of, plan_seed, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
-from convnext_deploy.training.feature_distillation import feature_distillation
+from convnext_deploy.training.feature_distillation import (
+    FeatureSource,
+    FileFeatures,
+    LastMap,
+    StageFeatures,
+    feature_distillation,
+)
+from convnext_deploy.training.foreign_network import ForeignNetwork
 from convnext_deploy.training.losses import Distillation, average_teachers
+from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.schedule import autocast_dtype
-from convnext_deploy.training.teacher import open_teacher
-from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache
+from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache, rounded
 
 
 def check(config: DistillConfig) -> None:
@@ -44,31 +60,19 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
+    with_features = config.method == "feature"
     for artifact in context.teachers:
-        check_teacher(artifact, data, spec.in_channels)
+        check_teacher(artifact, data, spec.in_channels, features_alone=with_features)
     student = start_network(spec, config.fit, start, context)
-    open_all = functools.cache(
-        lambda: [
-            open_teacher(artifact, preprocess, context.execution.device, outputs_of_classes(artifact, data))
-            for artifact in context.teachers
-        ]
-    )
-    features = (
-        feature_distillation(student, [teacher.network for teacher in open_all()], context.execution.seed)
-        if config.method == "feature"
-        else nullcontext()
-    )
-
-    def predict(images: Tensor) -> Tensor:
-        return average_teachers([teacher(images) for teacher in open_all()], config.temperature)
-
+    teachers = _Teachers(config, preprocess, data, context)
+    features: AbstractContextManager[Callable[[], Tensor] | None] = nullcontext()
+    if with_features:
+        features = feature_distillation(student, teachers.features(spec.in_channels), context.execution.seed)
+    logits: TeacherLogits = teachers
+    if config.teacher_cache:
+        logits = _cached(teachers, config, preprocess, data, context)
     with features as loss_of_features:
-        objective = distillation_objective(
-            _cached(predict, config, preprocess, data, context) if config.teacher_cache else _on_images(predict),
-            _distillation(config),
-            loss_of_features,
-            config.feature_loss_weight,
-        )
+        objective = distillation_objective(logits, _distillation(config), loss_of_features, config.feature_loss_weight)
         history = fit_network(student, preprocess, config.fit, context, objective)
     return write_torch_artifact(
         student,
@@ -93,16 +97,77 @@ def _distillation(config: DistillConfig) -> Distillation:
     )
 
 
-def _on_images(predict: Callable[[Tensor], Tensor]) -> TeacherLogits:
-    return lambda batch: predict(batch.images)
+class _Teachers:
+    """The teachers of a stage, opened when they are first asked: never, where all of their predictions are in the cache.
+
+    Called with a batch, they return the logits `(N, classes)` of those that have an output for each class of the data, averaged and
+    rounded as the cache keeps them; None: there are none. The others look at the batch too, for their features.
+    """
+
+    def __init__(self, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext) -> None:
+        self._config, self._preprocess, self._data, self._context = config, preprocess, data, context
+
+    @functools.cached_property
+    def _open(self) -> list[tuple[Taught, bool]]:
+        """The teachers, and whether their logits teach."""
+        return [self._open_one(artifact) for artifact in self._context.teachers]
+
+    def _open_one(self, artifact: Artifact) -> tuple[Taught, bool]:
+        outputs = outputs_for(artifact, self._data)
+        if artifact.format == "predictions":
+            return open_predictions(artifact, self._data, self._config.temperature, outputs), outputs is not None
+        teacher = open_teacher(artifact, self._preprocess, self._context, outputs)
+        return teacher, outputs is not None
+
+    @functools.cached_property
+    def _of_features(self) -> list[FeatureSource]:
+        return []
+
+    def features(self, channels: int) -> list[FeatureSource]:
+        """Return what the teachers give of their features, for the images of so many channels that they are called with.
+
+        Raises: ArtifactError: if one of them gives none.
+        """
+        for (teacher, _), artifact in zip(self._open, self._context.teachers, strict=True):
+            if isinstance(teacher, PredictionTable):
+                source: FeatureSource = FileFeatures(teacher)
+            elif isinstance(teacher.network, ConvNeXt):
+                source = StageFeatures(teacher.network)
+            elif isinstance(teacher.network, ForeignNetwork):
+                source = LastMap(teacher, channels)
+            else:
+                raise ArtifactError(
+                    f"the teacher {artifact.main_file} is {artifact.format}, which gives logits alone; distill its predictions, or "
+                    "take the network that it was made of."
+                )
+            self._of_features.append(source)
+        return self._of_features
+
+    def raw(self, batch: Batch) -> Tensor | None:
+        """Return their averaged logits as they are."""
+        for source in self._of_features:
+            if isinstance(source, FileFeatures):
+                source.look(batch)
+        found = [
+            logits
+            for teacher, teaches in self._open
+            if (logits := self._look(teacher, batch, teaches=teaches)) is not None
+        ]
+        return average_teachers(found, self._config.temperature) if found else None
+
+    def _look(self, teacher: Taught, batch: Batch, *, teaches: bool) -> Tensor | None:
+        if isinstance(teacher, PredictionTable):
+            return teacher(batch) if teaches and not teacher.is_features else None
+        logits: Tensor = teacher(batch.images)
+        return logits if teaches else None
+
+    def __call__(self, batch: Batch) -> Tensor | None:
+        found = self.raw(batch)
+        return None if found is None else rounded(found, self._config.temperature)
 
 
 def _cached(
-    predict: Callable[[Tensor], Tensor],
-    config: DistillConfig,
-    preprocess: Preprocess,
-    data: Data,
-    context: StageContext,
+    teachers: _Teachers, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext
 ) -> TeacherLogits:
     """Return the teachers' predictions from the cache of the plan of crops, which is shared by all students of that plan."""
     fit = config.fit
@@ -114,7 +179,7 @@ def _cached(
                 teacher.sha256,
                 dataclasses.asdict(teacher.model),
                 teacher.preprocess.settings(),
-                *(outputs.tolist() if (outputs := outputs_of_classes(teacher, data)) is not None else ()),
+                *(outputs.tolist() if (outputs := outputs_for(teacher, data)) is not None else ()),
             ]
             for teacher in context.teachers
         ],
@@ -134,7 +199,7 @@ def _cached(
         classes=len(data.class_names),
         temperature=config.temperature,
         top_k=config.teacher_cache_top_k,
-        compute=predict,
+        compute=_all_of(teachers),
     )
     epochs = min(fit.augmentation_epochs or fit.epochs, fit.epochs)
     size = _in_words(cache.size_bytes(epochs))
@@ -143,6 +208,15 @@ def _cached(
     )
     from_first(lambda: _check_space(cache.folder, cache.missing_bytes(epochs)))
     return cache
+
+
+def _all_of(teachers: _Teachers) -> Callable[[Batch], Tensor]:
+    def compute(batch: Batch) -> Tensor:
+        found = teachers.raw(batch)
+        assert found is not None  # a stage without logits keeps none
+        return found
+
+    return compute
 
 
 def _check_space(folder: Path, missing: int) -> None:

@@ -87,11 +87,12 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
 def describe_ends(io: GraphIO, source: Artifact) -> Iterator[str]:
     """Say what a graph takes and gives otherwise than the network that it is made of."""
     if not io.takes_usual_images:
-        side, channels = source.preprocess.image_size, source.model.in_channels
-        shape = f"(N, {channels}, {side}, {side})" if io.input_layout == "nchw" else f"(N, {side}, {side}, {channels})"
+        (height, width), channels = source.preprocess.sides, source.model.in_channels
+        usual = f"(N, {channels}, {height}, {width})"
+        shape = usual if io.input_layout == "nchw" else f"(N, {height}, {width}, {channels})"
         values = "normalized images" if io.white is None else f"pixels from 0 to {io.white:g}"
         kind = "uint8" if io.input_type == "uint8" else "float32"
-        taken = f"normalized images (N, {channels}, {side}, {side})"
+        taken = f"normalized images {usual}"
         yield f"the input '{io.input_name}' takes {values} {shape} {kind}; {source.main_file.name} takes {taken}"
     if io.output != "logits":
         given = " and ".join(f"'{name}'" for name in OUTPUT_NAMES[io.output])
@@ -114,7 +115,7 @@ def _measure(
     context.execution.progress.say(
         f"{context.name}: no --data was given, so what may overflow in FP16 is judged by noise and not by your images"
     )
-    shape = (config.batch_size or _SYNTHETIC_IMAGES, len(preprocess.mean), preprocess.image_size, preprocess.image_size)
+    shape = (config.batch_size or _SYNTHETIC_IMAGES, len(preprocess.mean), *preprocess.sides)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(context.execution.seed)).numpy()
     return measure_ranges(exported, [noise]), f"{shape[0]} images of noise"
 

@@ -64,8 +64,8 @@ class Images:
 
     def batches(self, task: Task | None = None) -> Iterator[Tensor]:
         """Yield normalized batches `(n, C, S, S)` on the device."""
-        side, channels = self.preprocess.image_size, len(self.preprocess.mean)
-        keep = 4 * side * side * channels * len(self) <= _BYTES_IN_MEMORY
+        (height, width), channels = self.preprocess.sides, len(self.preprocess.mean)
+        keep = 4 * height * width * channels * len(self) <= _BYTES_IN_MEMORY
         if self._kept is None:
             decoded = []
             for batch, _ in EvaluationBatches(
@@ -128,7 +128,7 @@ def _images(chosen: Sequence[int], preprocess: Preprocess, context: StageContext
             f"every training image of {data.name} is also a validation image; none is left for calibration."
         )
     order = [chosen[i] for i in np.random.default_rng((context.execution.seed, 0x5E7)).permutation(len(chosen))]
-    batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // preprocess.image_size**2))
+    batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // math.prod(preprocess.sides)))
     return Images(data, preprocess, order, batch_size, context.execution.workers, context.execution.exact_device)
 
 
@@ -185,7 +185,7 @@ def quantize_network(
     with context.execution.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
     blocks = network.trunk()
-    positions = max(1, images.preprocess.image_size // 32) ** 2
+    positions = math.prod(max(1, side // 32) for side in images.preprocess.sides)
     correction_images = min(_CORRECTION_IMAGES, max(_LEAST_CORRECTION_IMAGES, _CORRECTION_POSITIONS // positions))
     if steps.bias_correction or steps.reconstruction:
         # learned rounding changes weights, and then the network is no longer the float one when its quantizers are off

@@ -10,9 +10,10 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.quantized_training import check_teachers, train_quantized
+from convnext_deploy.stages.teachers import open_teacher
 from convnext_deploy.stages.training_setup import training_options
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.training.teacher import Teacher, open_teacher
+from convnext_deploy.training.teacher import Teacher
 
 
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -28,7 +29,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     network = load_network(source, **training_options(config.fit)).to(context.execution.device)
     own: nn.Module | Teacher = without_quantizers(network)
     if context.baseline is not None:
-        own = open_teacher(context.baseline, source.preprocess, context.execution.device)
+        own = open_teacher(context.baseline, source.preprocess, context)
     history = train_quantized(network, own, source, source.preprocess, config, context)
     return write_torch_artifact(
         network,

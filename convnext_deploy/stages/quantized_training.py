@@ -11,15 +11,15 @@ from convnext_deploy.artifacts.details import History
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.quantize import QATConfig
-from convnext_deploy.data.agreement import outputs_of_classes
+from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.teachers import check_teacher, distillation_objective
+from convnext_deploy.stages.teachers import check_teacher, distillation_objective, open_teacher
 from convnext_deploy.stages.training_setup import fit_network
 from convnext_deploy.training.losses import Distillation
-from convnext_deploy.training.teacher import Teacher, open_teacher
+from convnext_deploy.training.teacher import Teacher
 
 _TIMED_IMAGES = 8
 
@@ -58,8 +58,8 @@ def train_quantized(
     teacher = own
     if context.teachers:
         other = context.teachers[0]
-        outputs = outputs_of_classes(other, context.need_data())
-        teacher = open_teacher(other, preprocess, context.execution.device, outputs)
+        outputs = outputs_for(other, context.need_data())
+        teacher = open_teacher(other, preprocess, context, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(
@@ -74,10 +74,9 @@ def train_quantized(
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
     """Return about how long training would take, from two passes with gradients over a few images."""
-    side, channels = preprocess.image_size, len(preprocess.mean)
     if context.execution.device != context.execution.exact_device:
         network = copy.deepcopy(network).to(context.execution.device)
-    images = torch.zeros(_TIMED_IMAGES, channels, side, side, device=context.execution.device)
+    images = torch.zeros(_TIMED_IMAGES, len(preprocess.mean), *preprocess.sides, device=context.execution.device)
     times = []
     with torch.enable_grad():
         for _ in range(2):

@@ -1,35 +1,110 @@
-"""Teachers of a stage: checked, and as part of the loss."""
+"""Teachers of a stage: checked, opened whatever they are, and as part of the loss."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.data.agreement import check_classes
+from convnext_deploy.artifacts.details import PredictionsDetails
+from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.data.agreement import check_classes, outputs_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.stages.context import StageContext
 from convnext_deploy.training.fit import Objective
+from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import Distillation, distillation_loss
+from convnext_deploy.training.predictions import PredictionTable
+from convnext_deploy.training.teacher import Teacher
 
-TeacherLogits = Callable[[Batch], Tensor]
-"""Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; see `average_teachers`."""
+TeacherLogits = Callable[[Batch], Tensor | None]
+"""Maps a batch to the logits `(N, classes)` of a teacher, or of several averaged; None: they have none. See `average_teachers`."""
+Taught = Teacher | PredictionTable
+"""A teacher that is open: a network that looks at the images, or what one has said of them."""
 
 
-def check_teacher(teacher: Artifact, data: Data, in_channels: int) -> None:
+class GraphNetwork(nn.Module):
+    """An ONNX file as a network, through the runtime that it is for; no gradient flows to it."""
+
+    def __init__(self, run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalized images `(N, C, S, S)` to logits `(N, classes)` float32."""
+        found = self._run(images.float().contiguous().cpu().numpy())
+        return torch.from_numpy(found).to(images.device)
+
+
+def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_alone: bool = False) -> None:
     """Check that teacher and student speak of the same classes and images.
+
+    Args:
+        teacher: the artifact. It may have more classes than the data, if it has a name for each, and those of the data among them.
+        data: what the student is trained on.
+        in_channels: of the student.
+        features_alone: its classes need not be those of the data, because its features teach.
 
     Raises:
         DataError: if the teacher's classes are not those of the data.
-        ArtifactError: if it takes other images.
+        ArtifactError: if it takes other images, or is in a format that cannot teach.
     """
-    check_classes(f"the teacher {teacher.main_file}", teacher, data)
-    if teacher.model.in_channels != in_channels:
+    if teacher.format in ("tensorrt", "torch-tensorrt"):
+        raise ArtifactError(
+            f"{teacher.main_file} is a {teacher.format} engine, which cannot teach; take what it was built from."
+        )
+    what = f"the teacher {teacher.main_file}"
+    if not teacher.model.num_classes and not features_alone:
+        raise ArtifactError(f"{what} has no classes, and gives features alone: it teaches by the method 'feature'.")
+    if teacher.model.num_classes == len(data.class_names) or (
+        not features_alone and outputs_for(teacher, data) is None
+    ):
+        try:
+            check_classes(what, teacher, data)
+        except DataError as error:
+            if not features_alone:
+                raise DataError(
+                    f"{error} One of other classes can teach its features, by the method 'feature'."
+                ) from None
+    if teacher.format != "predictions" and teacher.model.in_channels != in_channels:
         raise ArtifactError(
             f"the teacher {teacher.main_file} takes {teacher.model.in_channels} channels, the student {in_channels}; "
             "both see the same images."
         )
+
+
+def open_teacher(
+    artifact: Artifact, student: Preprocess, context: StageContext, outputs: NDArray[np.int64] | None = None
+) -> Teacher:
+    """Load a teacher that looks at images, which come under the student's transform.
+
+    Raises: DeployError: as what loads the network.
+    """
+    if outputs is not None and np.array_equal(outputs, np.arange(artifact.model.num_classes)):
+        outputs = None
+    device = context.execution.device
+    if artifact.format == "onnx" and context.open_graph is not None:
+        network: nn.Module = GraphNetwork(context.open_graph(artifact))
+    elif artifact.format == "foreign":
+        network = load_foreign(artifact)
+    else:
+        network = load_network(artifact)
+    return Teacher(network.to(device), student, artifact.preprocess, outputs, device)
+
+
+def open_predictions(
+    artifact: Artifact, data: Data, temperature: float, outputs: NDArray[np.int64] | None
+) -> PredictionTable:
+    """Read the predictions of a file for the training images. Raises: DataError: see `PredictionTable`."""
+    content = artifact.details_as(PredictionsDetails).content
+    return PredictionTable(artifact.main_file, data, content, temperature, outputs)
 
 
 def distillation_objective(
@@ -41,7 +116,8 @@ def distillation_objective(
     """Return the loss of a student against a teacher's predictions for the same batch, `distillation_loss`.
 
     Args:
-        teacher: returns the logits `(N, classes)` for a batch, without gradients.
+        teacher: returns the logits `(N, classes)` for a batch, without gradients; where it has none, the labels have all that the
+            features leave.
         by: which loss, and the weights of its terms.
         feature_loss: called after all forward passes; what it returns is added.
         feature_loss_weight: with this weight.

@@ -45,7 +45,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
     source = require_source(source, "tensorrt")
     if source.format != "onnx":
         raise ArtifactError(f"{source.path} is in the format {source.format}; engines are built from an ONNX artifact.")
-    options = build_options(config)
+    options = dataclasses.replace(build_options(config), image=_image_of(source))
     # All that can be wrong is found out before the first build, which on a device takes minutes.
     require_gpu(config.flavor)
     trt = import_tensorrt(config.flavor)
@@ -93,6 +93,12 @@ def build_options(config: TensorRTConfig) -> BuildOptions:
         config.version_compatible,
         config.stripped,
     )
+
+
+def _image_of(source: Artifact) -> tuple[int, ...]:
+    """Return the shape of an image, for a graph that takes any size."""
+    sides, channels = source.preprocess.sides, source.model.in_channels
+    return (*sides, channels) if source.io.input_layout == "nhwc" else (channels, *sides)
 
 
 def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[str | None, ...]:

@@ -32,7 +32,7 @@ def run(config: TorchTensorRTConfig, source: Artifact | None, context: StageCont
     # before the network is read, so that a missing package costs nothing
     release = import_torch_tensorrt().__version__
     profile = Profile(1, config.optimal_batch_size, config.max_batch_size)
-    image = (source.model.in_channels, source.preprocess.image_size, source.preprocess.image_size)
+    image = (source.model.in_channels, *source.preprocess.sides)
     path = context.output / PROGRAM
     with context.execution.progress.task(f"{context.name}: {config.kind} {gpu_name()}", 3, "parts") as task:
         network = drop_identities(fold(load_network(source), source.preprocess).network)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Task(Protocol):
@@ -12,6 +12,7 @@ class Task(Protocol):
         """Report so many more of the task's units done; `note` is a short state such as `loss 0.41`."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where stages, runners and validation report to."""
 

@@ -38,15 +38,19 @@ class Distillation:
     dkd_beta: float = 2.0
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, by: Distillation) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
+) -> Tensor:
     """Return the loss of a student, a scalar.
 
     Args:
         student_logits: `(N, num_classes)`, of any floating-point dtype.
-        teacher_logits: `(N, num_classes)`, without gradient.
+        teacher_logits: `(N, num_classes)`, without gradient; None: the teacher has none, and the labels are all there is.
         labels: `(N,)` int64, or `(N, num_classes)` floating point.
         by: which loss, and the weights of its terms.
     """
+    if teacher_logits is None:
+        return F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
     if by.method == "hard-label":
         soft = hard_label_loss(student_logits, teacher_logits)
     elif by.method == "dkd":

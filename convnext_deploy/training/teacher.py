@@ -6,29 +6,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
-from convnext_deploy.models.checkpoints.load_network import load_network
-from convnext_deploy.models.convnext import ConvNeXt
 
 
 class Teacher(nn.Module):
     """A frozen network that is given a student's images and sees them as it was itself trained to see them.
 
     Args:
-        network: on its device.
+        network: on its device; maps normalized images `(N, C, S, S)` to logits `(N, its classes)`.
         student: transform of the images that are given.
         own: transform that the network belongs to; its image size and normalization count.
         outputs: its output for each class of the student, `(classes,)`; None: they are in order.
+        device: where the images are.
     """
 
     def __init__(
-        self, network: ConvNeXt, student: Preprocess, own: Preprocess, outputs: NDArray[np.int64] | None = None
+        self,
+        network: nn.Module,
+        student: Preprocess,
+        own: Preprocess,
+        outputs: NDArray[np.int64] | None = None,
+        device: str = "cpu",
     ) -> None:
         super().__init__()
-        self.network, self.image_size = network.requires_grad_(False).eval(), own.image_size
+        self.network, self.size = network.requires_grad_(False).eval(), own.sides
         self.same = (student.mean, student.std) == (own.mean, own.std)
-        device = next(network.parameters()).device
         mean, std, own_mean, own_std = (
             torch.tensor(values, device=device)[:, None, None]
             for values in (student.mean, student.std, own.mean, own.std)
@@ -38,15 +40,11 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `(N, C, H, W)` to logits: the same crop, resized to the network's own size."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        logits: Tensor = self.network(images if self.same else images * self.scale + self.shift)
+        logits: Tensor = self.network(self.see(images))
         return logits if self.outputs is None else logits[:, self.outputs]
 
-
-def open_teacher(
-    artifact: Artifact, student: Preprocess, device: str, outputs: NDArray[np.int64] | None = None
-) -> Teacher:
-    """Load a teacher for images under the student's transform; see `Teacher`, and `load_network` for what it raises."""
-    return Teacher(load_network(artifact).to(device), student, artifact.preprocess, outputs)
+    def see(self, images: Tensor) -> Tensor:
+        """Return images `(N, C, H, W)` as the network takes them, `(N, C, *size)`."""
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
+        return images if self.same else images * self.scale + self.shift

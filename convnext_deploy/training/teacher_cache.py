@@ -14,6 +14,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,49 @@ of the files changes."""
 _LOWEST = -65504.0  # of half precision; below it is minus infinity, which makes a loss NaN
 
 
+class Encoded(NamedTuple):
+    """Predictions as they are kept: log-probabilities times the temperature, half precision.
+
+    `values` `(N, classes)`; or `(N, k + 1)` of the classes `kept` `(N, k)` int64, and last that of every other class.
+    """
+
+    values: Tensor
+    kept: Tensor | None
+
+
+def rounded(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits `(N, classes)` float32 as they would come out of the cache, without a copy to another device."""
+    return decode(encode(logits, temperature, 0), logits.shape[1])
+
+
+def encode(logits: Tensor, temperature: float, top_k: int) -> Encoded:
+    """Round predictions `(N, classes)` to half precision, of the `top_k` most probable classes or of all (0)."""
+    log_p = F.log_softmax(logits.float() / temperature, dim=1)
+    best, index = logits.argmax(1, keepdim=True), None
+    if top_k:
+        # the best is the first, also of equal ones
+        index = log_p.scatter(1, best, 1.0).topk(top_k, dim=1).indices
+        # not 1 minus the sum of the kept ones, which would be the rounding error of that sum
+        others = log_p.scatter(1, index, -math.inf).logsumexp(1, keepdim=True)
+        rest = others - math.log(logits.shape[1] - top_k)
+        log_p, best = torch.cat([log_p.gather(1, index), rest], dim=1), torch.zeros_like(best)
+    values = (log_p * temperature).clamp(min=_LOWEST).half()
+    # rounding must not make the best class one of several, of which a hard label would be the first
+    highest = values.gather(1, best)
+    bits = highest.view(torch.int16)
+    next_above = torch.where(highest < 0, bits - 1, torch.ones_like(bits)).view(torch.float16)
+    is_alone = (values >= highest).sum(1, keepdim=True) == 1
+    return Encoded(values.scatter(1, best, torch.where(is_alone, highest, next_above)), index)
+
+
+def decode(found: Encoded, classes: int) -> Tensor:
+    """Return logits `(N, classes)` float32 from what is kept."""
+    logits = found.values.float()
+    if found.kept is None:
+        return logits
+    return logits[:, -1:].expand(-1, classes).scatter(1, found.kept, logits[:, :-1])
+
+
 class TeacherCache:
     """Predictions of one plan.
 
@@ -41,7 +85,7 @@ class TeacherCache:
         classes: of the teachers.
         temperature: at which the predictions are kept and averaged.
         top_k: how many classes of an image are kept; the rest of its probability is spread evenly over the others. 0: all classes.
-        compute: the logits `(N, classes)` of images `(N, C, H, W)`.
+        compute: the logits `(N, classes)` of a batch.
     """
 
     def __init__(
@@ -52,7 +96,7 @@ class TeacherCache:
         classes: int,
         temperature: float,
         top_k: int,
-        compute: Callable[[Tensor], Tensor],
+        compute: Callable[[Batch], Tensor],
     ) -> None:
         self.folder, self.rows, self.classes, self.temperature = folder, rows, classes, temperature
         self.top_k = 0 if top_k >= classes else top_k
@@ -88,7 +132,7 @@ class TeacherCache:
         """
         rows = self._read(batch)
         if rows is None:
-            rows = self._encode(self.compute(batch.images))
+            rows = self._rows_of(encode(self.compute(batch), self.temperature, self.top_k))
             rows["check"] = self._check(rows, batch)
             self.computed += len(batch)
             self._write(batch, rows)
@@ -126,26 +170,12 @@ class TeacherCache:
             target = Target(path, self.rows * self._row.itemsize, "the teacher's predictions", CACHE_DIR)
             raise cannot_write(target, error) from None
 
-    def _encode(self, logits: Tensor) -> NDArray[np.void]:
-        """Return the rows of logits, without their check sums."""
-        log_p = F.log_softmax(logits.float() / self.temperature, dim=1)
-        rows, best = np.zeros(len(logits), self._row), logits.argmax(1, keepdim=True)
-        if self.top_k:
-            index = (
-                log_p.scatter(1, best, 1.0).topk(self.top_k, dim=1).indices
-            )  # the best is the first, also of equal ones
-            # not 1 minus the sum of the kept ones, which would be the rounding error of that sum
-            others = log_p.scatter(1, index, -math.inf).logsumexp(1, keepdim=True)
-            rest = others - math.log(self.classes - self.top_k)
-            rows["index"] = index.cpu().numpy()
-            log_p, best = torch.cat([log_p.gather(1, index), rest], dim=1), torch.zeros_like(best)
-        values = (log_p * self.temperature).clamp(min=_LOWEST).cpu().numpy().astype(np.float16)
-        # rounding must not make the best class one of several, of which a hard label would be the first
-        place = best.cpu().numpy()
-        highest = np.take_along_axis(values, place, 1)
-        is_alone = (values >= highest).sum(1, keepdims=True) == 1
-        np.put_along_axis(values, place, np.where(is_alone, highest, np.nextafter(highest, np.float16(np.inf))), 1)
-        rows["logits"] = values
+    def _rows_of(self, encoded: Encoded) -> NDArray[np.void]:
+        """Return the rows of predictions, without their check sums."""
+        rows = np.zeros(len(encoded.values), self._row)
+        rows["logits"] = encoded.values.cpu().numpy()
+        if encoded.kept is not None:
+            rows["index"] = encoded.kept.cpu().numpy()
         return rows
 
     def _check(self, rows: NDArray[np.void], batch: Batch) -> NDArray[np.uint32]:
@@ -158,8 +188,5 @@ class TeacherCache:
         return np.fromiter(sums, np.uint32, len(rows))
 
     def _decode(self, rows: NDArray[np.void]) -> Tensor:
-        logits = torch.from_numpy(rows["logits"].astype(np.float32))
-        if not self.top_k:
-            return logits
-        rest = logits[:, -1:].expand(-1, self.classes)
-        return rest.scatter(1, torch.from_numpy(rows["index"].astype(np.int64)), logits[:, :-1])
+        index = torch.from_numpy(rows["index"].astype(np.int64)) if self.top_k else None
+        return decode(Encoded(torch.from_numpy(rows["logits"].copy()), index), self.classes)

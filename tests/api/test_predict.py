@@ -19,12 +19,12 @@ from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.api.predict import Prediction, find_images
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
-from convnext_deploy.cli.progress_bars import PlainProgress
 from convnext_deploy.data import loaders
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, DataError, RecipeError
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import open_runner
+from convnext_deploy.system.progress_bars import PlainProgress
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 
 HERE = ExecutionOptions(device="cpu", workers=0)
@@ -43,7 +43,7 @@ def shares(prediction: Prediction) -> dict[str, float]:
 
 def test_predict_gives_the_softmax_of_the_logits(small_artifacts: dict[str, Artifact], files: list[Path]) -> None:
     artifact = small_artifacts["student"]
-    found = list(predict(artifact.path, files, execution=HERE))
+    found = predict(artifact.path, files, execution=HERE)
     images = loaders.EvaluationBatches(FolderImages(tuple(files), np.zeros(18, np.int64)), artifact.preprocess, 18)
     runner = open_runner(artifact)
     logits = runner.logits(next(iter(images))[0].numpy()).astype(np.float64)
@@ -140,7 +140,9 @@ def test_images_are_read_as_predictions_are_taken(small_artifacts: dict[str, Art
         return load(images, index)
 
     with patch.object(FolderImages, "load", watched):
-        found = predict(small_artifacts["student"].path, files, evaluation=EvaluationOptions(4), execution=HERE)
+        found = predict(
+            small_artifacts["student"].path, files, evaluation=EvaluationOptions(4), execution=HERE, stream=True
+        )
         assert isinstance(found, Iterator)
         assert read == []
         next(found)

@@ -97,7 +97,7 @@ def test_recommend_gives_five_candidates_and_a_recipe_for_the_first() -> None:
 
 def test_recommendation_is_a_record_that_json_can_hold() -> None:
     found = recommend(6000, 4, gpu_memory_gb=12)
-    record = json.loads(json.dumps(found.to_record()))
+    record = json.loads(json.dumps(found.to_dict()))
     assert [entry["variant"] for entry in record["candidates"]] == names(found)
     assert record["recipe_text"] == found.recipe_text
     assert record["candidates"][0]["settings"]["epochs"] == 125
@@ -117,7 +117,7 @@ def test_recommend_names_the_recipes_for_the_first_candidate_and_the_data(
 ) -> None:
     found = recommend(images, 4, gpu_memory_gb=memory)
     assert (found.size_recipe, found.data_recipe) == (size_recipe, data_recipe)
-    record = found.to_record()
+    record = found.to_dict()
     assert (record["size_recipe"], record["data_recipe"]) == (size_recipe, data_recipe)
 
 

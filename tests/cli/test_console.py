@@ -20,13 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 import convnext_deploy.cli
 from convnext_deploy.api.predict import Guess, Prediction
 from convnext_deploy.cli import main
-from convnext_deploy.cli.progress_bars import BarProgress, PlainProgress
 from convnext_deploy.cli.report_table import show_report
 from convnext_deploy.errors import DeployError, printable
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.markdown import render_markdown
 from convnext_deploy.reports.model_card import render_model_card
+from convnext_deploy.system.progress_bars import BarProgress, PlainProgress
 from tests.cli.conftest import call
 from tests.reports.conftest import BASELINE_ROW, INT8_ROW, create_report
 

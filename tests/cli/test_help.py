@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 import convnext_deploy
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import COMMANDS, group
+from convnext_deploy.cli.verbs import VERBS
 
 SHARED = {"--data", "--out", "--device", "--workers", "--json", "--quiet"}
 IMAGES = {"--image-size", "--crop-pct", "--crop-mode", "--interpolation", "--mean", "--std"}
@@ -46,7 +48,16 @@ FLAGS = {
         "--max-class-drop",
     },
     "inspect": {"--json"},
-    "bundle": {"--data", "--out", "--zip", "--golden-images", "--optimal-batch-size", "--max-batch-size", "--json"},
+    "bundle": {
+        "--data",
+        "--image-size",
+        "--out",
+        "--zip",
+        "--golden-images",
+        "--optimal-batch-size",
+        "--max-batch-size",
+        "--json",
+    },
     "verify-bundle": {"--require", "--built", "--json"},
     "validate": SHARED
     | IMAGES
@@ -70,6 +81,7 @@ FLAGS = {
     | {"--top-k", "--runner", "--device", "--workers", "--batch-size", "--skip-unreadable", "--json", "--quiet"},
     "doctor": {"--timeout", "--json", "--quiet"},
     "completion": {"--quiet"},
+    "view": {"--port", "--no-browser", "--json", "--quiet"},
     "recommend": {"--images", "--classes", "--gpu-memory", "--latency-budget", "--image-size", "--out", "--json"},
 }
 ARGUMENTS = {
@@ -82,6 +94,7 @@ ARGUMENTS = {
     "verify-bundle": "BUNDLE",
     "report": "RUN",
     "compare": "RUN RUN...",
+    "view": "RUN|DIR",
     "bench": "ARTIFACT...",
     "convert": "CHECKPOINT",
     "models": "NAME",
@@ -151,7 +164,78 @@ def test_flag_means_the_same_in_every_verb(flag: str) -> None:
     verbs = [verb for verb in COMMANDS if flag in options_of(verb) and verb not in own.get(flag, ())]
     found = [options_of(verb)[flag] for verb in verbs]
     assert len(found) >= 2
-    assert len({(option.name, repr(option.type), option.help, repr(option.default)) for option in found}) == 1
+    # what happens where it is not given may depend on the verb
+    texts = {str(option.help).split("  [default: ")[0] for option in found}
+    assert len({(option.name, repr(option.type), repr(option.default)) for option in found}) == len(texts) == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_of_the_group_cuts_no_summary(width: int) -> None:
+    result = CliRunner().invoke(group, ["--help"], terminal_width=width)
+    lines = result.output.splitlines()
+    assert "..." not in result.output.partition("\n")[2]
+    for title, verbs in VERBS.items():
+        start = lines.index(f"{title}:") + 1
+        shown = [line.split(maxsplit=1) for line in lines[start : start + len(verbs)]]
+        assert [tuple(words) for words in shown] == list(verbs.items())
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_options_stand_in_groups_each_once(verb: str) -> None:
+    output = CliRunner().invoke(group, [verb, "--help"], terminal_width=100).output
+    titles = [line for line in output.splitlines() if line and not line.startswith((" ", "Usage:"))]
+    assert titles[-1] == "What is printed:"
+    assert len(titles) == len(set(titles))
+    for flag in options_of(verb):
+        assert len(re.findall(rf"^  (?:-\w, )?{flag}(?![\w-])", output, re.MULTILINE)) == 1
+    assert "RANGE" not in output
+
+
+def test_options_of_a_long_help_are_where_one_looks_for_them() -> None:
+    output = CliRunner().invoke(group, ["export", "--help"], terminal_width=100).output
+    sections = dict(re.findall(r"^([A-Z][^:\n]*):\n(.*?)(?=^\w|\Z)", output, re.MULTILINE | re.DOTALL))
+    assert list(sections) == [
+        "Options",
+        "The file",
+        "Engines",
+        "What a result must reach",
+        "Which images",
+        "How images are made ready",
+        "ONNX files of other tools",
+        "How it is run",
+        "What is printed",
+    ]
+    for title, flag in (
+        ("Options", "--data"),
+        ("Engines", "--gpu"),
+        ("What a result must reach", "--max-drop"),
+        ("What is printed", "--help"),
+    ):
+        assert f"{flag} " in sections[title]
+
+
+@pytest.mark.parametrize(
+    ("verb", "expected", "others"),
+    [
+        ("quantize", "[default: 0.2]", ("0.5]", "validate")),
+        ("export", "[default: 0.5]", ("0.2]", "quantize 0.2")),
+        ("validate", "[default: not judged]", ("0.2]", "0.5]")),
+    ],
+)
+def test_help_tells_the_defaults_of_this_verb_alone(verb: str, expected: str, others: tuple[str, ...]) -> None:
+    text = str(options_of(verb)["--max-drop"].help)
+    assert text.endswith(expected)
+    assert not any(other in text for other in others)
+
+
+@pytest.mark.parametrize("verb", ["train", "distill", "quantize", "validate", "predict"])
+def test_default_of_the_batch_size_is_that_of_the_code(verb: str) -> None:
+    from convnext_deploy.config.fit import FitConfig
+    from convnext_deploy.evaluation.measure import BATCH_SIZE
+
+    expected = BATCH_SIZE if verb in ("validate", "predict") else FitConfig().batch_size
+    assert f"[default: {expected}" in str(options_of(verb)["--batch-size"].help)
 
 
 @pytest.mark.parametrize("verb", FUNCTIONS)
@@ -183,7 +267,8 @@ def test_flags_and_arguments_are_the_parameters_of_the_function_and_the_options_
     }
     names = {parameter.name for parameter in command_of(FUNCTIONS[function]).params}
     assert uses.keys() <= parameters
-    assert names - of_the_command_alone == (parameters - uses.keys()) | options
+    of_the_function_alone = {"stream"} if function == "predict" else set[str]()  # the command always prints as it goes
+    assert names - of_the_command_alone == ((parameters - of_the_function_alone) - uses.keys()) | options
 
 
 def test_package_has_no_other_attributes() -> None:

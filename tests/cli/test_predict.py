@@ -97,8 +97,9 @@ def test_unreadable_file_is_named_and_the_others_are_done(
     assert list(found) == ["a.png", "a.PNG", "broken.jpg", "pipe.png", "z.png"]
     assert found["broken.jpg"]["predictions"] == found["pipe.png"]["predictions"] == []
     lines = outcome.err.splitlines()
-    assert f"{images}/b/broken.jpg cannot be read as an image (not an image); repair or remove it." in lines
-    assert f"{images}/pipe.png cannot be read as an image (not a regular file); repair or remove it." in lines
+    hint = "repair or remove it, or leave it out with --skip-unreadable."
+    assert f"{images}/b/broken.jpg cannot be read as an image (not an image); {hint}" in lines
+    assert f"{images}/pipe.png cannot be read as an image (not a regular file); {hint}" in lines
     assert "2 of 5 files cannot be read as images" in lines[-1]
     assert lines[-1].startswith("error: ") is (code == 1)
     text = call("predict", student, images, *options, *HERE)

@@ -61,7 +61,7 @@ def test_recommend_json_is_the_record() -> None:
     outcome = call("recommend", *SMALL, "--gpu-memory", "12", "--image-size", "160", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     expected = recommend(6000, 4, gpu_memory_gb=12, image_size=160)
-    assert json.loads(outcome.out) == json.loads(json.dumps(expected.to_record()))
+    assert json.loads(outcome.out) == json.loads(json.dumps(expected.to_dict()))
 
 
 def test_recommend_measures_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

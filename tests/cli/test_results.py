@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from rich.console import Console
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.cli import COMMANDS
-from convnext_deploy.cli.report_table import create_table
+from convnext_deploy.cli.report_table import print_stages
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.record import read_report
 from convnext_deploy.reports.stage_table import cells
 from convnext_deploy.system.sealed_json import seal
 from tests.cli.conftest import FailedRun, Outcome, assert_nothing_half_written, call
+from tests.cli.drawn import cells_of, tables_in
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 from tests.rows import accuracy_of, drop_of, rows_in
 from tests.shared import heavy_except
@@ -85,16 +88,8 @@ def test_report_shows_every_row_and_cell(small_run: RunResult) -> None:
     out = Path(small_run.report.rows[0].identity.artifact).parents[1]
     outcome = call("report", out / "report.json")
     assert outcome.code == 0
-    table = [line for line in outcome.out.splitlines() if line.startswith("│")]
-    names = [row.name for row in small_run.report.rows]
-    starts = [line.split("│")[1].strip() for line in table]
-    assert [start for start in starts if start] == names
-    for row in small_run.report.rows:
-        line = table[starts.index(row.name)]
-        shown = [cell.strip() for cell in line.split("│")[1:-1]]
-        # the artifact and a long verdict are wrapped; the numbers are not
-        assert cells(row)[1].startswith(shown.pop(1))
-        assert shown[:-1] == [cells(row)[0], *cells(row)[2:-1]]
+    table = next(tables_in(outcome.out))
+    assert [tuple(cells_of(line)) for line in table] == [cells(row) for row in small_run.report.rows]
     assert "no gates were set" in outcome.out
 
 
@@ -227,13 +222,19 @@ def test_validate_refuses_a_gate_that_judges_nothing(
 @pytest.mark.parametrize("width", [72, 80, 100, 149, 150, 200])
 def test_table_cuts_nothing_off_in_a_terminal_of_any_width(small_run: RunResult, width: int) -> None:
     out = io.StringIO()
-    Console(width=width, file=out).print(create_table(small_run.report, width))
+    print_stages(small_run.report, Console(width=width, file=out))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    found = ["".join(parts).replace(" ", "") for parts in zip(*shown, strict=True)]
-    rows = [cells(row) for row in small_run.report.rows]
-    assert found == ["".join(parts).replace(" ", "") for parts in zip(*rows, strict=True)]
+    words = Counter("\n".join(lines).split())
+    expected = Counter(word for row in small_run.report.rows for cell in cells(row) for word in cell.split())
+    assert expected - words == Counter()
+
+
+def test_title_without_images_says_so(small_run: RunResult) -> None:
+    out = io.StringIO()
+    report = dataclasses.replace(small_run.report, data="none", validation_images=0)
+    print_stages(report, Console(width=80, file=out))
+    assert out.getvalue().splitlines()[0] == f"{report.recipe}: not validated, because no images were given"
 
 
 def test_validate_prints_json_alone_on_standard_output(

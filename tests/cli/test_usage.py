@@ -59,7 +59,14 @@ def test_missing_package_is_named_with_the_line_that_installs_it(
 
 
 USAGE_CASES = [
-    (("nosuch",), "No such command 'nosuch'"),
+    (("nosuch",), "No such command 'nosuch'; convnext-deploy --help lists them."),
+    (("quantise", "x"), "No such command 'quantise'; did you mean 'quantize'?"),
+    (("benchmark",), "No such command 'benchmark'; did you mean 'bench'?"),
+    (("train", "--modle", "atto"), "No such option '--modle'; did you mean '--model'?"),
+    (("quantize", "x", "--max-drops", "1"), "No such option '--max-drops'; did you mean '--max-drop'?"),
+    (("distill", "--max-drop", "1"), "No such option '--max-drop' here; quantize, export, validate have it."),
+    (("train", "--zip"), "No such option '--zip' here; bundle has it."),
+    (("models", "--nosuch"), "No such option '--nosuch'; convnext-deploy models --help lists them."),
     (("train",), "give --model, or what to start from with --checkpoint or --weights"),
     (("distill", "--teacher", "base"), "give --student, or its weights"),
     (("distill", "--student", "base"), "give --teacher, or its weights"),

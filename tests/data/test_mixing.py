@@ -108,7 +108,7 @@ def weights(count: int, **options: float) -> tuple[list[float], list[str]]:
     images = torch.stack([torch.zeros(3, 24, 24), torch.ones(3, 24, 24)])
     found, kinds = [], []
     for _ in range(count):
-        mixed, targets = mix(images, torch.tensor([0, 1]), 2, augmentation, rng)
+        mixed, targets, _ = mix(images, torch.tensor([0, 1]), 2, augmentation, rng)
         found.append(float(targets[0, 0]))
         torch.testing.assert_close(mixed.mean((1, 2, 3)), targets[:, 1], rtol=0, atol=1e-5)
         values = mixed[0].unique().tolist()
@@ -145,11 +145,12 @@ def test_mix_leaves_batches_with_the_probability_left() -> None:
     found, _ = weights(2000, mixup_alpha=1.0, mixing_probability=0.3)
     assert sum(weight != 1 for weight in found) == pytest.approx(600, abs=5 * 420**0.5)
     images, labels = batch()
-    left, targets = mix(
+    left, targets, weight = mix(
         images, labels, 5, Augmentation(mixup_alpha=1.0, mixing_probability=0.0), np.random.default_rng(0)
     )
     assert torch.equal(left, images)
     assert torch.equal(targets, torch.eye(5)[labels])
+    assert weight == 1.0
 
 
 def test_mixed_targets_are_what_cross_entropy_takes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,15 @@ def test_read_hub_config_reads_the_evaluation_of_timm(
     assert read(tmp_path, timm(**changes)) == HubConfig(expected)
 
 
+def test_images_that_are_not_square_are_read_from_both(tmp_path: Path) -> None:
+    found = read(tmp_path, timm(input_size=[3, 160, 224]))
+    assert found == HubConfig(replace(EXPECTED, image_size=(160, 224)))
+    found = read(tmp_path, transformers(), {**PROCESSOR, "size": {"height": 96, "width": 64}})
+    assert found is not None
+    assert found.preprocess is not None
+    assert (found.preprocess.sides, found.preprocess.crop_mode, found.preprocess.crop_pct) == ((96, 64), "squash", 1.0)
+
+
 def test_read_hub_config_fills_in_the_defaults_of_timm(tmp_path: Path) -> None:
     settings_ = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     assert read(tmp_path, {"architecture": "convnext_atto", "pretrained_cfg": settings_}) == HubConfig(IMAGENET)
@@ -126,7 +136,7 @@ def test_read_hub_config_reads_the_arguments_of_timm(
     ("changes", "expected"),
     [
         ({"crop_mode": "border"}, "has crop_mode 'border'; known are 'center' and 'squash'"),
-        ({"input_size": [3, 160, 224]}, "asks for images of 160×224 pixels; expected square ones"),
+        ({"input_size": [3, 160, 0]}, "is damaged"),
         ({"global_pool": "max"}, "sets global_pool 'max', which this tool's ConvNeXt does not have"),
         ({"model_args": {"global_pool": "avgmax"}}, "sets global_pool 'avgmax'"),
         ({"model_args": {"act_layer": "mish"}}, "has act_layer 'mish'; known are gelu, gelu_tanh, silu"),
@@ -186,8 +196,13 @@ def test_read_hub_config_reads_every_form_of_an_image_processor(
         ({"layer_norm_eps": "x"}, {}, "is damaged"),
         ({"id2label": ["cat", "dog", "owl"]}, {}, "is damaged"),
         ({"id2label": {"cat": "0"}}, {}, "is damaged"),
-        ({}, {"size": {"height": 96, "width": 64}}, "has size {'height': 96, 'width': 64}; expected a square"),
-        ({}, {"size": {"longest_edge": 96}}, "expected a square"),
+        ({}, {"size": {"height": 96}}, "has size {'height': 96}; expected a shortest_edge, or height and width"),
+        ({}, {"size": {"longest_edge": 96}}, "expected a shortest_edge, or height and width"),
+        (
+            {},
+            {"size": 96, "crop_size": {"height": 96, "width": 64}},
+            "crops 96×64 pixels out of 96; expected squares, or no",
+        ),
         ({}, {"size": "big"}, "is damaged"),
         ({}, {"size": math.inf}, "is damaged"),
         ({}, {"rescale_factor": 0}, "is damaged"),
@@ -282,6 +297,6 @@ def test_read_hub_config_reads_sound_settings_or_refuses_whatever_the_values(
     assert found.class_names is None or len(found.class_names) == 3
     if found.preprocess is not None:
         p = found.preprocess
-        assert (p.image_size >= 1, 0 < p.crop_pct <= 1, p.crop_mode in ("center", "squash")) == (True, True, True)
+        assert (min(p.sides) >= 1, 0 < p.crop_pct <= 1, p.crop_mode in ("center", "squash")) == (True, True, True)
         assert all(math.isfinite(value) for value in (*p.mean, *p.std))
         assert min(p.std) > 0

@@ -53,7 +53,7 @@ def validate(path: Path, folder: Path, classes: Path | None = None) -> Report:
 
 
 def top1(report: Report) -> float:
-    return accuracy_of(report.rows[-1]).top1
+    return accuracy_of(report.rows[-1]).value
 
 
 def test_folders_are_numbered_as_the_library_that_wrote_the_file_does(numbered: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def top1(path: Path, folder: Path, **said: Any) -> float:
-    return accuracy_of(api.validate(path, data=DataOptions(folder, **said)).rows[0]).top1
+    return accuracy_of(api.validate(path, data=DataOptions(folder, **said)).rows[0]).value
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
         lambda: api.validate(path, data=DataOptions(folder)),
         lambda: api.bench([path]),
         lambda: api.bundle([path], tmp_path / "bundle"),
-        lambda: next(api.predict(path, [folder / "val"])),
+        lambda: api.predict(path, folder / "val"),
         lambda: api.export(path, format="tensorrt-rtx", out=tmp_path / "run", data=DataOptions(folder)),
     ):
         with pytest.raises(ArtifactError, match=r"images of any size, \(n, 3, h, w2\); say with --image-size"):
@@ -125,16 +125,16 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
 @pytest.mark.parametrize(
     ("images", "said", "text"),
     [
-        ("float[n,3,32,48] images", None, r"32 rows and 48 columns; only square ones are known here"),
-        ("float[n,3,32,48] images", 32, r"32 rows and 48 columns; only square ones are known here"),
+        ("float[n,3,32,48] images", 32, r"takes images of 32×48 pixels, not of 32; leave --image-size out"),
+        ("float[n,3,32,48] images", (48, 32), r"takes images of 32×48 pixels, not of 48×32; leave --image-size out"),
         ("float[n,3,32,width] images", None, r"images of any size, \(n, 3, 32, width\)"),
-        ("float[n,3,32,width] images", 48, r"images of 32×32 pixels, not of 48"),
+        ("float[n,3,32,width] images", 48, r"images of 32×any pixels, not of 48; leave --image-size out"),
         ("float[n,3,32,32] images", 48, r"images of 32×32 pixels, not of 48; leave --image-size out"),
         ("float[n,c,32,32] images", None, r"is not an image classifier: .*found 1 input\(s\), \(n, c, 32, 32\)"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_in_one_line(
-    tmp_path: Path, images: str, said: int | None, text: str
+    tmp_path: Path, images: str, said: int | tuple[int, int] | None, text: str
 ) -> None:
     path = write_graph(tmp_path / "a.onnx", LOGITS, images=images)
     with pytest.raises(ArtifactError, match=text) as caught:
@@ -145,7 +145,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(
 def test_hints_are_for_files_of_others_alone(tmp_path: Path, folder: Path) -> None:
     own = write_onnx_artifact(tmp_path / "own", row_sum_graph()).path
     with pytest.raises(RecipeError, match="--output-name and --input-range are for ONNX files of another origin"):
-        next(api.predict(own, [folder], data=DataOptions(input_range="0-1")))
+        api.predict(own, str(folder), data=DataOptions(input_range="0-1"))
     pixels = write_graph(
         tmp_path / "b.onnx", f"images = Cast <to = 1> (raw) {LOGITS}", images=f"uint8[n,3,{SIDE},{SIDE}] raw"
     )

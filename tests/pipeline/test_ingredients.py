@@ -27,7 +27,8 @@ from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.pipeline import ingredients
 from convnext_deploy.pipeline.ingredients import Ingredients, differences, ingredients_of, read_ingredients
-from convnext_deploy.pipeline.open_artifact import open_input, open_weights
+from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.pipeline.open_foreign import open_references
 
 NEEDED: dict[str, dict[str, Any]] = {
     "train": {"model": ModelConfig("atto")},
@@ -132,7 +133,7 @@ def test_names_of_stages_and_files_do_not_count(
     keys = set()
     for place in (str(weights), "here/start.safetensors", "./here/../here/start.safetensors", str(moved)):
         stage = stage_of(TrainConfig(ModelConfig("test_convnext2", 32, weights=place)), None)
-        keys.add(ingredients_of(stage, open_weights(Recipe("r", (stage,))), small_data, 0).key)
+        keys.add(ingredients_of(stage, open_references(Recipe("r", (stage,))), small_data, 0).key)
     assert len(keys) == 1
 
     engines = [TensorRTConfig(timing_cache=cache) for cache in (None, "a.cache", "/b.cache")]

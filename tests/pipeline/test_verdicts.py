@@ -180,7 +180,7 @@ def test_failed_gate_is_written_to_both_reports_with_its_reason(small_data: Data
     assert result.report.complete, "the stages after a failed gate still run"
     model, after = result.report.rows
     assert (model.verdict.passed, after.verdict.passed) == (False, None)
-    reason = f"top-1 {100 * accuracy_of(model).top1:.2f} % is below the 100.00 % asked for"
+    reason = f"top-1 {100 * accuracy_of(model).value:.2f} % is below the 100.00 % asked for"
     assert model.verdict.reasons == (reason,)
     assert read_report(tmp_path) == result.report
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is False

@@ -22,7 +22,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import SCHEMES
 from convnext_deploy.runners.torch import TorchRunner
-from convnext_deploy.system import execution
+from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.execution import Execution, resolve_device
 from convnext_deploy.training.fit import evaluate_classifier
 from convnext_deploy.training.schedule import autocast_dtype
@@ -74,7 +74,7 @@ def test_several_processes_do_not_share_it(monkeypatch: Patch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert execution.launched().size == 2
+    assert launched().size == 2
     with metal(monkeypatch, built=True, there=True), pytest.raises(BackendUnavailableError, match="for one process"):
         resolve_device("mps")
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
+
 from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.config.recipe import Gate
-from convnext_deploy.evaluation.flips import ClassChange, Flip
-from convnext_deploy.evaluation.gate import Verdict
+from convnext_deploy.evaluation.calibration import compare_calibration
+from convnext_deploy.evaluation.flips import ClassChange, Flip, compare_classes, find_flips
+from convnext_deploy.evaluation.gate import Verdict, measure_drop
 from convnext_deploy.evaluation.latency import Latency
+from convnext_deploy.evaluation.mistakes import find_confusions, find_sure_errors, score_classes
+from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.layer_times import LayerExcess
 from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
 from convnext_deploy.metrics.paired import Drop
@@ -128,6 +133,68 @@ def create_report(*rows: StageRow, **changes: Any) -> Report:
 
 HOSTILE = "<script>alert('x')</script> \"&\" <b>%{x}</b>"
 _DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def scored(classes: int, changed: int = 0) -> dict[str, Any]:
+    """Return the fields of `Accuracy` that answers to 10 images of each class give, of which every 7th is wrong.
+
+    The first guess of `changed` images is not the baseline's, which is what comes of none.
+    """
+    labels = np.repeat(np.arange(classes), 10)
+    draws = np.random.default_rng(0).random(len(labels))
+    shift = 1 + np.arange(len(labels)) % min(3, classes - 1)
+    before = np.where(np.arange(len(labels)) % 7 == 3, (labels + shift) % classes, labels)
+    now = before.copy()
+    now[3 : 3 + 7 * changed : 7] = labels[3 : 3 + 7 * changed : 7]
+    now[4 : 4 + 9 * changed : 9] = (labels[4 : 4 + 9 * changed : 9] + 1) % classes
+
+    def score(guesses: Any) -> Score:
+        right = guesses == labels
+        sure = tuple(np.where(right, 0.5 + draws / 2, 0.3 + draws / 2).tolist())
+        return Score(int(right.sum()), len(labels), tuple(guesses.tolist()), tuple(labels.tolist()), sure)
+
+    baseline = None if changed == 0 else score(before)
+    own = score(now)
+    return {
+        "correct": own.correct,
+        "total": own.total,
+        "top1": own.top1,
+        "per_class": score_classes(own),
+        "confusions": find_confusions(own, baseline),
+        "errors": find_sure_errors(own, lambda index: f"val/{HOSTILE}/{index}.png", 8),
+        "calibration": compare_calibration(own, baseline),
+        **(
+            {}
+            if baseline is None
+            else {
+                "drop": measure_drop(own, baseline),
+                "classes": compare_classes(own, baseline, [_name(label) for label in range(classes)]),
+                "flips": find_flips(own, baseline, lambda index: f"val/{HOSTILE}/{index}'\".png")[:12],
+            }
+        ),
+    }
+
+
+def _name(label: int) -> str:
+    return HOSTILE if label == 1 else f"class {label}, with a rather long name as in ImageNet"
+
+
+def create_full_report(classes: int) -> Report:
+    """Return a report of a baseline and of two artifacts that answer differently, with everything that a run measures."""
+    names, times = tuple(_name(label) for label in range(classes)), [1.0 + 0.01 * (i % 37) for i in range(200)]
+    student = change(BASELINE_ROW, num_classes=classes, times_ms=tuple(times), **scored(classes))
+    simulated = change(
+        UNPROVEN_ROW,
+        name="qat",
+        format="torch",
+        runner="torch",
+        p50_ms=8.0,
+        times_ms=(8.0, 8.5, 9.0),
+        **scored(classes, 1),
+    )
+    graph = change(INT8_ROW, times_ms=tuple(0.3 * time for time in times), p50_ms=0.3, **scored(classes, 3))
+    thumbnails = {str(index): _DOT for index in range(0, 10 * classes, 2)}
+    return create_report(student, simulated, graph, class_names=names, thumbnails=thumbnails, started_in="/home/me")
 
 
 def create_large_report(classes: int = 1000) -> Report:

@@ -16,6 +16,7 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
 from convnext_deploy.evaluation.measure import Measurement
+from convnext_deploy.evaluation.mistakes import ClassScore, Confusion
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.reports.record import Accuracy, MeasuredSpeed, StageRow
@@ -42,7 +43,10 @@ def student(small_artifacts: dict[str, Artifact]) -> Artifact:
 def test_create_row_of_a_baseline_has_no_drop(student: Artifact) -> None:
     role = Role("a", "train", "a", Gate(max_top1_drop_pp=0.0))
     row = create_row(role, student, measurement(GOOD), {"a": GOOD})
-    assert row.accuracy == Accuracy("torch", "cpu", 7, 8, 0.875, 1.0)
+    per_class = (ClassScore(0, 3, 3), ClassScore(1, 3, 2), ClassScore(2, 2, 2))
+    assert row.accuracy == Accuracy(
+        "torch", "cpu", 7, 8, 0.875, 1.0, per_class=per_class, confusions=(Confusion(1, 0, 1),)
+    )
     assert (row.provenance.baseline, row.verdict) == (None, Verdict())
     assert row.speed == MeasuredSpeed(Latency(1, 2.0, 4.0))
     own = row.identity

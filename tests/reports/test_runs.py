@@ -153,8 +153,8 @@ def test_page_holds_table_plot_and_differences(tmp_path: Path) -> None:
     out = tmp_path / "new" / "page.html"
     compare_reports(tmp_path, create_report(BASELINE_ROW, INT8_ROW), create_report(BASELINE_ROW, seed=8), out=out)
     page = Page(out.read_text("utf-8"))
-    assert {"artifacts", "latency", "runs", "differences", "plot-accuracy"} <= set(page.ids())
-    assert list(page.figures) == ["plot-accuracy"]
+    assert {"artifacts", "latency", "runs", "differences"} <= set(page.ids())
+    assert page.plots() == ["top-1 against latency of 3 artifacts; the table has the figures"]
     assert "onnx-INT8" in page.text
 
 
@@ -163,7 +163,7 @@ def test_page_of_runs_without_artifacts_is_whole(tmp_path: Path) -> None:
     compare_reports(tmp_path, create_report(complete=False), create_report(complete=False), out=out)
     page = Page(out.read_text("utf-8"))
     assert "No run has an artifact yet." in page.text
-    assert page.scripts == []
+    assert page.plots() == []
 
 
 def test_page_is_not_written_over_a_folder(tmp_path: Path) -> None:

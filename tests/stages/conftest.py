@@ -18,12 +18,12 @@ from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
-from convnext_deploy.stages import distill
+from convnext_deploy.stages import distill, teachers
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress, SilentProgress
-from convnext_deploy.training import teacher
 from convnext_deploy.training.checkpoint_store import TrainingStore
+from convnext_deploy.training.teacher import Teacher
 from tests.details import torch_details
 from tests.stages.test_distill import MODEL, QUICK, STUDENT, TEACHER, write
 
@@ -84,9 +84,9 @@ def train(small_data: Data, weights: dict[str, Artifact], tmp_path: Path) -> Tra
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each call of a teacher has been given; nothing when no teacher was even loaded."""
     found: list[int] = []
-    open_teacher = teacher.open_teacher
+    open_teacher = teachers.open_teacher
 
-    def open_and_count(*arguments: Any) -> teacher.Teacher:
+    def open_and_count(*arguments: Any) -> Teacher:
         found.append(0)
         opened = open_teacher(*arguments)
         opened.register_forward_hook(lambda _, inputs, __: found.append(len(inputs[0])))

@@ -18,7 +18,7 @@ from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import OutputError
 from convnext_deploy.models.checkpoints.load_network import load_network
-from convnext_deploy.pipeline.open_artifact import open_weights
+from convnext_deploy.pipeline.open_foreign import open_references
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.system.execution import Execution
@@ -82,7 +82,7 @@ def write_recipe(folder: Path, weights: Path, text: str = RECIPE) -> Path:
 
 def run_tuned(recipe: Recipe, out: Path, data: Data, *, restart: bool = False) -> RunResult:
     settings = Settings(out, Execution(), restart=restart)
-    return run_recipe(recipe, settings, data=data, weights=open_weights(recipe))
+    return run_recipe(recipe, settings, data=data, weights=open_references(recipe))
 
 
 def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,7 @@ from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
 from tests.cli.conftest import call
+from tests.cli.drawn import tables_in
 from tests.weights import write_weights
 
 
@@ -122,7 +123,7 @@ def test_command_line_runs_validates_and_reports_a_new_kind(
     ran = call(*command)
     assert ran.code == 0, ran.err
     assert "prune: prune: done" in ran.err
-    assert [line.split()[1] for line in ran.out.splitlines() if line.startswith("│")] == ROWS
+    assert [line.split()[0] for line in next(tables_in(ran.out))] == ROWS
     assert "prune: prune from source: up to date" in call(*command, "--dry-run").out
 
     artifact = read_artifact(tmp_path / "out" / "stages" / "prune")

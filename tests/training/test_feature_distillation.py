@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.training.feature_distillation import PROJECTIONS, feature_distillation, feature_loss
+from convnext_deploy.training.feature_distillation import PROJECTIONS, StageFeatures, feature_distillation, feature_loss
 from convnext_deploy.training.optimizer import create_optimizer, moving_average
 from tests.weights import fill, noise_images
 
@@ -93,7 +93,7 @@ def test_feature_loss_averages_the_teachers_finer_features() -> None:
 def test_feature_distillation_compares_projected_features_of_every_stage_and_teacher(count: int) -> None:
     student, teachers = network(STUDENT), [network(TEACHER, 1), network(WIDE, 2, patch_size=4)][:count]
     images = noise_images(3, 32)
-    with feature_distillation(student, [teacher.eval() for teacher in teachers], seed=3) as loss:
+    with feature_distillation(student, [StageFeatures(teacher.eval()) for teacher in teachers], seed=3) as loss:
         with torch.no_grad():
             for teacher in teachers:
                 teacher(images)
@@ -117,7 +117,7 @@ def test_feature_distillation_trains_student_and_projections_and_not_the_teacher
     student, teacher = network(STUDENT), network(TEACHER, 1).eval()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     images, losses = noise_images(3, 32, 4), []
-    with feature_distillation(student, [teacher], seed=3) as loss:
+    with feature_distillation(student, [StageFeatures(teacher)], seed=3) as loss:
         names = {name for name, _ in student.named_parameters() if name.startswith(PROJECTIONS)}
         assert names == {f"{PROJECTIONS}.0.{k}.{part}" for k in range(4) for part in ("weight", "bias")}
         optimizer = create_optimizer(student, 1e-2, 0.0)
@@ -145,7 +145,7 @@ def test_feature_distillation_leaves_nothing_behind(fails: bool) -> None:
     student, teacher = network(STUDENT), network(TEACHER, 1).eval()
     keys, state = list(student.state_dict()), torch.get_rng_state()
     try:
-        with feature_distillation(student, [teacher], seed=3):
+        with feature_distillation(student, [StageFeatures(teacher)], seed=3):
             assert len(list(student.state_dict())) == len(keys) + 8
             assert any(module._forward_hooks for module in student.modules())
             if fails:
@@ -160,7 +160,7 @@ def test_feature_distillation_leaves_nothing_behind(fails: bool) -> None:
 def test_feature_distillation_draws_the_projections_from_the_seed() -> None:
     def draw(seed: int) -> Tensor:
         student = network(STUDENT)
-        with feature_distillation(student, [network(TEACHER)], seed):
+        with feature_distillation(student, [StageFeatures(network(TEACHER))], seed):
             return torch.cat([p.detach().flatten() for p in getattr(student, PROJECTIONS).parameters()])
 
     assert torch.equal(draw(1), draw(1))
@@ -170,7 +170,7 @@ def test_feature_distillation_draws_the_projections_from_the_seed() -> None:
 def test_feature_distillation_keeps_no_features_of_an_evaluation() -> None:
     student, teacher = network(STUDENT), network(TEACHER, 1).eval()
     images = noise_images(3, 32)
-    with feature_distillation(student, [teacher], seed=3) as loss:
+    with feature_distillation(student, [StageFeatures(teacher)], seed=3) as loss:
         average = moving_average(student, 0.9)
         teacher(images)
         student(images)
@@ -182,7 +182,7 @@ def test_feature_distillation_keeps_no_features_of_an_evaluation() -> None:
             other(2 * images + 1)
         torch.testing.assert_close(loss(), expected)
         # and none after their use, so that they do not stay in memory beside those of the next batch
-        with pytest.raises(RuntimeError):
+        with pytest.raises(KeyError):
             loss()
 
 
@@ -192,7 +192,7 @@ def test_feature_distillation_refuses_gradient_checkpointing() -> None:
         pytest.raises(
             RecipeError, match=r"^features cannot be distilled with gradient_checkpointing[^\n]*turn it off\.$"
         ),
-        feature_distillation(student, [network(TEACHER)], seed=0),
+        feature_distillation(student, [StageFeatures(network(TEACHER))], seed=0),
     ):
         pass
     assert not hasattr(student, PROJECTIONS)

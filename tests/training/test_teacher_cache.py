@@ -32,7 +32,7 @@ def batch_of(logits: Tensor, first: int = 0, epoch: int = 0) -> Batch:
 
 
 def open_cache(folder: Path, top_k: int = 0, temperature: float = 1.0, **changes: Any) -> TeacherCache:
-    options = {"rows": ROWS, "classes": CLASSES, "compute": lambda images: images, **changes}
+    options = {"rows": ROWS, "classes": CLASSES, "compute": lambda batch: batch.images, **changes}
     return TeacherCache(folder, top_k=top_k, temperature=temperature, **options)
 
 

@@ -44,8 +44,8 @@ def _measure(job: Any) -> dict[str, Any]:
     from convnext_deploy.runners import open_runner
     from convnext_deploy.system.gpu_sensors import read_gpu
 
-    artifact, size = job.artifact, job.artifact.preprocess.image_size
-    images = noise_images(job.batch_size, (artifact.model.in_channels, size, size))
+    artifact = job.artifact
+    images = noise_images(job.batch_size, (artifact.model.in_channels, *artifact.preprocess.sides))
     if job.profiled:
         return _profile(job, images)
     start = time.perf_counter()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from convnext_deploy.config.image_size import ImageSize
 from convnext_deploy.exporters.onnx.patch_linear import as_patch_linear
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
@@ -27,7 +28,7 @@ class NetworkGraph:
 def export_network(
     network: ConvNeXt,
     in_channels: int,
-    image_size: int,
+    image_size: ImageSize,
     batch_size: int | None = None,
     *,
     runtime: str = "tensorrt",
@@ -38,7 +39,7 @@ def export_network(
     Args:
         network: folded; calibrated, if it is quantized. It is not changed.
         in_channels: of the images.
-        image_size: in pixels.
+        image_size: side, or height and width, in pixels.
         batch_size: the only one that the graph is to take; None: any.
         runtime: `tensorrt`, `tensorrt-rtx`, `onnxruntime` or `openvino`, for which the network is rewritten.
         rewrite: what does so, in place, given the network, the runtime and whether it is quantized.

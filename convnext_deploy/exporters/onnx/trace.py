@@ -8,6 +8,7 @@ import onnx
 import torch
 from torch import nn
 
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.errors import ExportError, first_line
 from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
 from convnext_deploy.exporters.onnx.graph_edits import finish
@@ -16,7 +17,9 @@ from convnext_deploy.graphs.onnx_io import INPUT_NAME, OPSET, OUTPUT_NAME
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def export_float(model: nn.Module, in_channels: int, image_size: int, batch_size: int | None = None) -> onnx.ModelProto:
+def export_float(
+    model: nn.Module, in_channels: int, image_size: ImageSize, batch_size: int | None = None
+) -> onnx.ModelProto:
     """Trace a model in evaluation mode on the CPU; inputs `images (batch, C, S, S)`, outputs `logits (batch, classes)`.
 
     Every node that belongs to a module carries the module's name under `doc_string`, so that later steps find layers by the
@@ -25,12 +28,12 @@ def export_float(model: nn.Module, in_channels: int, image_size: int, batch_size
     Args:
         model: maps images to logits.
         in_channels: C.
-        image_size: S in pixels.
+        image_size: side, or height and width, in pixels.
         batch_size: the only one that the graph is to take; None: any.
 
     Raises: ExportError: if the exporter refuses.
     """
-    images = torch.zeros(batch_size or 2, in_channels, image_size, image_size)
+    images = torch.zeros(batch_size or 2, in_channels, *sides_of(image_size))
     exporter_logger = logging.getLogger("torch.onnx")
     level = exporter_logger.level
     exporter_logger.setLevel(logging.ERROR)

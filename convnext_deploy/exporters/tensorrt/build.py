@@ -44,7 +44,7 @@ class BuildOptions:
     `profile` counts for a graph with a dynamic batch; a frozen one must lie within it. `workspace_mib` limits the scratch memory
     in MiB. `optimization_level` is 0 (fast build) to 5 (fast engine). `timing_cache` is a file that is used, if it is there, and
     brought up to date. A `version_compatible` plan runs in later releases, too. A `stripped` one holds no weights; they are put
-    back on the device from the ONNX file.
+    back on the device from the ONNX file. `image`: the shape of one, for a graph that takes any size.
     """
 
     profile: Profile
@@ -53,6 +53,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     version_compatible: bool = False
     stripped: bool = False
+    image: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def build_engine(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine inspector tells types with this only
-    images = _only_input(trt, network, flavor, onnx_path, logger)
+    images = _only_input(trt, network, flavor, onnx_path, logger, options.image)
     batch = _set_batch(builder, config, images, options.profile, onnx_path)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -186,13 +187,18 @@ def build_engine(
     return Engine(bytes(plan), batch, tuple(logger.warnings))
 
 
-def _only_input(trt: ModuleType, network: Any, flavor: Flavor, onnx_path: Path, logger: Any) -> Any:
+def _only_input(
+    trt: ModuleType, network: Any, flavor: Flavor, onnx_path: Path, logger: Any, image: tuple[int, ...] | None
+) -> Any:
+    """Return the input; where its shape beyond the batch is open, that is fixed to an `image`."""
     if network.num_inputs == 0:
         raise _failure(flavor, onnx_path, logger, "the file holds no network")
     if network.num_inputs > 1:
         raise ExportError(f"{onnx_path.name} has {network.num_inputs} inputs; expected one, of images.")
     images = network.get_input(0)
     shape = tuple(images.shape)
+    if image is not None and len(image) == len(shape) - 1 and any(size < 1 for size in shape[1:]):
+        images.shape = shape = (shape[0], *image)
     if len(shape) < 2 or any(size < 1 for size in shape[1:]):
         raise ExportError(
             f"the input '{images.name}' of {onnx_path.name} has shape {_shown(shape)}; expected fixed sizes but for the batch, "

@@ -30,6 +30,7 @@ from convnext_deploy.graphs.lint.rule import SEVERITIES, Finding, Place
 from convnext_deploy.graphs.lint.validity_rules import VALIDITY_RULES
 from convnext_deploy.graphs.onnx_io import parse_metadata
 from convnext_deploy.graphs.onnx_view import PAIR, GraphView, Shape, external_tensors, open_view, shape_of, type_name
+from convnext_deploy.system.results import Result, plain
 
 RULES = (*VALIDITY_RULES, *GRID_RULES, *LAYER_RULES, *FLOAT_RULES, *FILE_RULES)
 
@@ -73,8 +74,8 @@ class LayerSize:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class ONNXRecord:
+@dataclass(frozen=True, repr=False)
+class ONNXRecord(Result):
     """All that is in an ONNX file. `operators`: operator → precision → count. `metadata`: ours, empty in files of others."""
 
     file: str
@@ -91,6 +92,16 @@ class ONNXRecord:
     quantized: tuple[QuantizedRecord, ...]
     layers: tuple[LayerSize, ...]
     findings: tuple[Finding, ...]
+
+    def headline(self) -> str:
+        """Say which file it is, and how many rules it breaks."""
+        worst = Counter(finding.severity for finding in self.findings)
+        found = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in worst.items())
+        return f"{self.file}, {(self.size_bytes + self.external_bytes) / 1e6:.1f} MB: {found or 'no rule is broken'}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return a record for each broken rule."""
+        return [plain(finding) for finding in self.findings]
 
     def to_json(self) -> str:
         """Return the record as JSON text."""

@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -97,7 +98,6 @@ def _offline(repository: str) -> str:
 
 
 def _fetch_torchvision(name: str) -> Pretrained:
-    import torch
     from torchvision import models
 
     enums = [models.get_model_weights(model) for model in models.list_models(include="convnext*")]
@@ -105,7 +105,26 @@ def _fetch_torchvision(name: str) -> Pretrained:
     if name.lower() not in found:
         known = [str(weights) for enum in enums for weights in enum]
         raise CheckpointError(f"torchvision has no weights '{name}'.{suggest(name, known)} Known: {', '.join(known)}.")
-    weights = found[name.lower()]
+    return _download(found[name.lower()], name)
+
+
+def fetch_torchvision(architecture: str) -> Pretrained:
+    """Return the best published weights of a classifier of torchvision, as `fetch_weights`.
+
+    Raises: CheckpointError, OutputError: as `fetch_weights`.
+    """
+    from torchvision import models
+
+    weights = getattr(models.get_model_weights(architecture), "DEFAULT", None)
+    if weights is None:
+        raise CheckpointError(f"torchvision publishes no weights of {architecture}; give a file of them.")
+    return _download(weights, str(weights))
+
+
+def _download(weights: Any, name: str) -> Pretrained:
+    """Return weights of torchvision from its cache, downloaded if they are not there."""
+    import torch
+
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     # the last eight digits of the published name are a hash of the content, which is checked
     digits = path.stem.rpartition("-")[2]

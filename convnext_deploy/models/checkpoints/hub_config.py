@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.config.image_size import ImageSize, plain_size, show_size
 from convnext_deploy.config.records import name_shown, read_record, shown
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints.image_processor import (
@@ -116,8 +117,6 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
         what = f"model_args.{name_shown(unknown[0])}" if unknown else f"global_pool {shown(pool)}"
         raise CheckpointError(f"{path} sets {what}, which this tool's ConvNeXt does not have.")
     _, height, width = settings.get("input_size", (3, 224, 224))
-    if height != width:
-        raise CheckpointError(f"{path} asks for images of {shown(height)}×{shown(width)} pixels; expected square ones.")
     mode = settings.get("crop_mode", "center")
     if mode not in ("center", "squash"):
         raise CheckpointError(f"{path} has crop_mode {shown(mode)}; known are 'center' and 'squash'.")
@@ -131,7 +130,7 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     known, remarks = _class_names(names, spec, path)
     return HubConfig(
         _preprocess(
-            spec, height, settings.get("crop_pct", 0.875), interpolation,
+            spec, plain_size((int(height), int(width))), settings.get("crop_pct", 0.875), interpolation,
             adapt_channels(settings.get("mean") or IMAGENET_MEAN, spec.in_channels),
             adapt_channels(settings.get("std") or IMAGENET_STD, spec.in_channels), mode,
         ),
@@ -187,12 +186,12 @@ def _look_up(known: Mapping[str, str], found: object, name: str, path: Path) -> 
 
 
 def _preprocess(
-    spec: ModelSpec, side: int, crop_pct: float, interpolation: str, mean: Any, std: Any, mode: Any
+    spec: ModelSpec, size: ImageSize, crop_pct: float, interpolation: str, mean: Any, std: Any, mode: Any
 ) -> Preprocess | None:
     """Return the transform, or None where mean and std do not belong to the network's input."""
     if not mean or not std or not len(mean) == len(std) == spec.in_channels:
         return None
-    found = {"image_size": int(side), "crop_pct": crop_pct, "interpolation": interpolation, "mean": mean, "std": std}
+    found = {"image_size": size, "crop_pct": crop_pct, "interpolation": interpolation, "mean": mean, "std": std}
     return read_record(Preprocess, {**found, "crop_mode": mode}, "preprocessing")
 
 
@@ -216,7 +215,7 @@ def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str,
         "norm_eps": (row.norm_eps, table.norm_eps),
         "act_layer": (row.activation, table.activation),
     }
-    side = preprocess.image_size
+    height, width = preprocess.sides
     return {
         "architecture": spec.variant,
         "num_classes": spec.num_classes,
@@ -226,9 +225,9 @@ def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str,
         "model_args": {name: value for name, (value, usual) in arguments.items() if value != usual},
         "pretrained_cfg": {
             "num_classes": spec.num_classes,
-            "input_size": [spec.in_channels, side, side],
+            "input_size": [spec.in_channels, height, width],
             "fixed_input_size": False,
-            "pool_size": [side // 32, side // 32],
+            "pool_size": [height // 32, width // 32],
             "interpolation": preprocess.interpolation,
             "crop_pct": preprocess.crop_pct,
             "crop_mode": preprocess.crop_mode,
@@ -265,10 +264,11 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
 
 def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
     """Return the `preprocessor_config.json` of a `ConvNextImageProcessor`."""
+    side = preprocess.image_size
     return {
         "image_processor_type": "ConvNextImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": preprocess.image_size},
+        "size": {"shortest_edge": side} if isinstance(side, int) else {"height": side[0], "width": side[1]},
         "crop_pct": preprocess.crop_pct,
         "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
         "do_rescale": True,
@@ -281,8 +281,11 @@ def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
 
 def preprocessor_difference(preprocess: Preprocess) -> str | None:
     """Return how transformers' image processor will differ from `preprocess`, which it cannot express; None if not at all."""
-    squashes = preprocess.image_size >= SQUASHED_FROM
+    side = preprocess.image_size
+    if not isinstance(side, int):
+        return f"transformers makes square images, unlike this artifact's own evaluation at {show_size(side)} pixels"
+    squashes = side >= SQUASHED_FROM
     if squashes == (preprocess.crop_mode == "squash") and not (squashes and preprocess.crop_pct < 1):
         return None
     how = "resizes both sides without a crop" if squashes else "resizes the shorter side and crops"
-    return f"transformers {how} at {preprocess.image_size} pixels, unlike this artifact's own evaluation"
+    return f"transformers {how} at {side} pixels, unlike this artifact's own evaluation"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.config.choices import Interpolation
+from convnext_deploy.config.image_size import ImageSize, plain_size, show_size
 from convnext_deploy.config.records import shown
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import CheckpointError
@@ -61,15 +62,15 @@ def interpret_processor(processor: Mapping[str, Any], channels: int, path: Path)
     """Return what a processor does to an image for a network of so many channels.
 
     Raises:
-        CheckpointError: if it makes images that are not square.
+        CheckpointError: if it crops images that are not square.
         LookupError, TypeError, ValueError, ArithmeticError: if values are not of their kind.
     """
     remarks = []
     values = _crop_of(processor, path) if _crops_itself(processor) else _convnext_crop(processor, path)
     if processor.get("do_resize") is False:
         remarks.append(
-            f"{path.name} leaves images in their own size (do_resize false), and here they are resized to {values['image_size']} "
-            "pixels"
+            f"{path.name} leaves images in their own size (do_resize false), and here they are resized to "
+            f"{show_size(values['image_size'])} pixels"
         )
     number = processor.get("resample")
     values["interpolation"] = RESAMPLE[3 if number is None else number]
@@ -93,6 +94,12 @@ def _crop_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
     side = resized
     if processor.get("do_center_crop", True) and (crop := processor.get("crop_size")) is not None:
         side, _ = _sides(crop, path)
+    if isinstance(side, tuple) or isinstance(resized, tuple):
+        if side != resized:
+            raise CheckpointError(
+                f"{path} crops {show_size(side)} pixels out of {show_size(resized)}; expected squares, or no crop."
+            )
+        return {"image_size": side, "crop_pct": 1.0, "crop_mode": "squash"}
     if side > resized:  # transformers fills the border up with black
         raise CheckpointError(
             f"{path} crops {shown(side)} pixels out of {shown(resized)}; expected a crop within the image."
@@ -102,19 +109,21 @@ def _crop_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _convnext_crop(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
     side, both = _sides(processor.get("size", SQUASHED_FROM), path)
-    squash = both or side >= SQUASHED_FROM
+    squash = both or not isinstance(side, int) or side >= SQUASHED_FROM
     crop_pct = 1.0 if squash else processor.get("crop_pct") or 224 / 256
     return {"image_size": side, "crop_pct": crop_pct, "crop_mode": "squash" if squash else "center"}
 
 
-def _sides(size: Any, path: Path) -> tuple[int, bool]:
-    """Return a side in pixels, and whether both are given."""
+def _sides(size: Any, path: Path) -> tuple[ImageSize, bool]:
+    """Return a size in pixels, and whether both sides are given."""
     if not isinstance(size, Mapping):
         return int(size), False
-    side = int(size.get("shortest_edge") or size.get("height") or 0)
-    if not side or ("height" in size and size.get("width") != side):
-        raise CheckpointError(f"{path} has size {shown(size)}; expected a square.")
-    return side, "shortest_edge" not in size
+    if (side := int(size.get("shortest_edge") or 0)) > 0:
+        return side, False
+    height, width = (int(size.get(name) or 0) for name in ("height", "width"))
+    if not height or not width:
+        raise CheckpointError(f"{path} has size {shown(size)}; expected a shortest_edge, or height and width.")
+    return plain_size((height, width)), True
 
 
 def _statistics(processor: Mapping[str, Any], channels: int) -> tuple[list[float], list[float]]:

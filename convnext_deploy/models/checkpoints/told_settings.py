@@ -113,8 +113,6 @@ def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channe
         origin: of the table, in words.
         path: of the file, for messages.
         channels: of the network's input.
-
-    Raises: CheckpointError: if it is for images that are not square.
     """
     flat, unlike = _flatten(table)
     if "val_crop_size" in flat:
@@ -124,7 +122,7 @@ def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channe
     else:
         found = _of_timm(flat)
     if isinstance(size := found.get("image_size"), list):
-        found["image_size"] = _side(size, f"{path}: {origin.removeprefix('from ')}")
+        found["image_size"] = _size(size)
     values: dict[str, Any] = {}
     reasons = [
         f"{name} {origin} has several values, {', '.join(map(str, unlike[name][:3]))}, and is not taken"
@@ -198,11 +196,10 @@ def _imagenet(channels: int) -> dict[str, Any]:
     return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)} if channels == 3 else {}
 
 
-def _side(size: list[Any], where: str) -> Any:
+def _size(size: list[Any]) -> Any:
+    """Return height and width, of which libraries put others first, such as the channels; one number where they are the same."""
     sides = size[-2:]
-    if len(set(map(str, sides))) > 1:
-        raise CheckpointError(f"{where} asks for images of {'×'.join(map(shown, sides))} pixels; expected square ones.")
-    return sides[0] if sides else None
+    return sides[0] if len(set(map(str, sides))) == 1 else sides or None
 
 
 def _per_channel(value: Any, found: Mapping[str, Any], channels: int) -> list[float]:

@@ -1,20 +1,24 @@
 """Accuracy against latency: of the artifacts of one run, or of several."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
+from markupsafe import Markup
 
 from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
+from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.reports.html import svg
+from convnext_deploy.reports.html.axes import percent_axis, positive_axis
 from convnext_deploy.reports.record import Accuracy, StageRow
+from convnext_deploy.reports.stage_table import metric_name
 
-_LOG_FROM = 4.0  # times the fastest: from here on a linear axis would crowd the fast ones
-_SYMBOLS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "INT8, simulated": "square-open"}
-_COLORS = {"FP32": "var(--fp32)", "FP16": "var(--fp16)", "INT8": "var(--int8)", "INT8, simulated": "var(--int8)"}
-_OTHER = ("triangle-up", "var(--muted)")
-_RUN_COLORS = 6  # var(--run0) to var(--run5)
-_CLOSE = (0.2, 0.06)  # so near, as fractions of both axes of a wide plot, names would cover each other
+_MARKS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "INT8, simulated": "square"}
+_COLORS = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "INT8, simulated": "int8"}
+_OTHER = ("triangle", "muted")
+RUN_COLORS = 6  # --run0 to --run5
+_CLOSE = (20.0, 6.0)  # so near, in per cent of both axes of a wide plot, names would cover each other
+_HEIGHT = 360
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +31,9 @@ class Point:
     run: str
 
     @property
-    def top1_percent(self) -> float:
-        """Top-1."""
-        return 100 * self.accuracy.top1
+    def score_percent(self) -> float:
+        """What is scored."""
+        return 100 * self.accuracy.value
 
 
 def find_points(rows: Sequence[StageRow], run: str = "") -> list[Point]:
@@ -54,143 +58,125 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     Points that were timed while the machine did other work are left out.
     """
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.top1_percent)):
+    for point in sorted(points, key=lambda p: (p.latency.p50_ms, -p.score_percent)):
         if point.latency.loaded is not None:
             continue
-        if not front or point.top1_percent > front[-1].top1_percent:
+        if not front or point.score_percent > front[-1].score_percent:
             front.append(point)
     return front
 
 
-def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> dict[str, Any]:
+def interval_of(accuracy: Accuracy) -> tuple[float, float]:
+    """Return the 95 % interval of a share of images in per cent (Wilson 1927); of another score nothing but its value."""
+    if accuracy.top1 is None:
+        return 100 * accuracy.value, 100 * accuracy.value
+    low, high = wilson_interval(round(accuracy.top1 * accuracy.total), accuracy.total)
+    return 100 * low, 100 * high
+
+
+def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> Markup:
     """Draw top-1 against latency, with the Pareto front if the figures are `comparable`."""
     runs = list(dict.fromkeys(point.run for point in points))
-    traces: list[dict[str, Any]] = []
     front = pareto_front(points) if comparable else []
-    x_range, y_range, is_log = _ranges(points)
-    if len(front) > 1:
-        traces.append(
-            {
-                "type": "scatter",
-                "x": [p.latency.p50_ms for p in front],
-                "y": [p.top1_percent for p in front],
-                "mode": "lines",
-                "line": {"shape": "hv", "dash": "dot", "width": 1.5, "color": "var(--muted)"},
-                "name": "Pareto front",
-                "hoverinfo": "skip",
-            }
-        )
-    for run in runs:
-        for kind in dict.fromkeys(family(point.row) for point in points):
-            chosen = [point for point in points if point.run == run and family(point.row) == kind]
-            if chosen:
-                traces.append(_markers(chosen, kind, runs.index(run) if len(runs) > 1 else None, set(front)))
-    if front:
-        traces.append(_labels(front, x_range, y_range, is_log))
-    ticks = (
-        {"type": "log", "tickvals": _ticks(x_range), "ticktext": [f"{tick:g}" for tick in _ticks(x_range)]}
-        if is_log
-        else {}
+    metric = metric_name([point.row for point in points])
+    frame = svg.Frame(
+        positive_axis("latency of one image, median, ms", [point.latency.p50_ms for point in points]),
+        percent_axis(f"{metric}, %", [end for point in points for end in interval_of(point.accuracy)]),
+        _HEIGHT,
+        key=tuple(_key(points, runs, drawn_front=len(front) > 1)),
     )
-    return draw(
-        traces,
-        height=450,
-        xaxis=axis("latency of one image, median, ms" + (", logarithmic" if is_log else ""), range=x_range, **ticks),
-        yaxis=axis("top-1, %", range=y_range),
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-    )
+    places = {point: place_of(point, frame) for point in points}
+    marks = [*_front(front, places), *_errors(points, runs, frame)]
+    for point in points:
+        title = "\n".join([*describe_point(point), *(["on the Pareto front"] if point in front else [])])
+        shape, hollow = mark_of(point)
+        marks.append(svg.mark(shape, *places[point], color_of(point, runs), title, hollow=hollow))
+    marks += _names(front, places)
+    return svg.draw(frame, marks, f"{metric} against latency of {len(points)} artifacts; the table has the figures")
+
+
+def place_of(point: Point, frame: svg.Frame) -> tuple[float, float]:
+    """Return where a point lies in a frame, in per cent from the left and the top."""
+    return frame.x.place(point.latency.p50_ms), 100 - frame.y.place(point.score_percent)
+
+
+def mark_of(point: Point) -> tuple[str, bool]:
+    """Return the mark of a point's precision, and whether it is hollow."""
+    kind = family(point.row)
+    return _MARKS.get(kind, _OTHER[0]), kind == "INT8, simulated"
+
+
+def color_of(point: Point, runs: Sequence[str]) -> str:
+    """Return the colour of a point: of its precision, or of its run where there are several."""
+    if len(runs) > 1:
+        return f"run{runs.index(point.run) % RUN_COLORS}"
+    return _COLORS.get(family(point.row), _OTHER[1])
 
 
 def describe_point(point: Point) -> list[str]:
     """Return the lines that hovering shows."""
     own, accuracy, latency = point.row.identity, point.accuracy, point.latency
     drop = "its own baseline"
-    if accuracy.drop is not None:
-        low, high = accuracy.drop.interval_pp
-        drop = f"drop {accuracy.drop.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
+    if (change := accuracy.change) is not None:
+        low, high = change.interval_pp
+        drop = f"drop {change.drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}] against {point.row.provenance.baseline}"
+    low, high = interval_of(accuracy)
+    interval = f" [{low:.2f}, {high:.2f}]" if low < high else ""
     return [
         f"{point.run}: {own.name}" if point.run else own.name,
         f"{own.variant} {own.format} {own.precision}, run by {accuracy.runner}",
-        f"top-1 {point.top1_percent:.2f} %, {drop}",
+        f"{accuracy.metric} {point.score_percent:.2f} %{interval}, {drop}",
         f"p50 {latency.p50_ms:.2f} ms, p90 {latency.p90_ms:.2f} ms, {own.size_bytes / 1e6:.1f} MB",
     ]
 
 
-def _markers(points: Sequence[Point], kind: str, run: int | None, front: set[Point]) -> dict[str, Any]:
-    symbol, color = _SYMBOLS.get(kind, _OTHER[0]), _COLORS.get(kind, _OTHER[1])
-    texts = []
+def _key(points: Sequence[Point], runs: Sequence[str], *, drawn_front: bool) -> Iterator[svg.Key]:
+    for run in runs:
+        seen: set[str] = set()
+        for point in (point for point in points if point.run == run):
+            kind = family(point.row)
+            if kind not in seen:
+                seen.add(kind)
+                shape, hollow = mark_of(point)
+                yield svg.Key(shape, color_of(point, runs), f"{run}, {kind}" if len(runs) > 1 else kind, hollow)
+    if drawn_front:
+        yield svg.Key("dots", "muted", "Pareto front")
+
+
+def _front(front: Sequence[Point], places: dict[Point, tuple[float, float]]) -> Iterator[Markup]:
+    if len(front) > 1:
+        corners = [places[front[0]]]
+        for point in front[1:]:
+            x, y = places[point]
+            corners += [(x, corners[-1][1]), (x, y)]
+        yield svg.path(corners, "muted", "dots")
+
+
+def _errors(points: Sequence[Point], runs: Sequence[str], frame: svg.Frame) -> Iterator[Markup]:
+    """Yield the 95 % intervals of top-1, and from the first to the third quartile of the latency."""
     for point in points:
-        first, *rest = (literal(line) for line in describe_point(point))
-        texts.append("<br>".join([f"<b>{first}</b>", *rest, *(["on the Pareto front"] if point in front else [])]))
-    return {
-        "type": "scatter",
-        "x": [point.latency.p50_ms for point in points],
-        "y": [point.top1_percent for point in points],
-        "mode": "markers",
-        "name": literal(f"{points[0].run}, {kind}" if run is not None else kind),
-        "marker": {
-            "symbol": symbol,
-            "size": 12,
-            "color": color if run is None else f"var(--run{run % _RUN_COLORS})",
-            "line": {"width": 2} if symbol.endswith("open") else {"width": 1.5, "color": "var(--surface)"},
-        },
-        "hovertext": texts,
-        "hoverinfo": "text",
-        "cliponaxis": False,
-    }
+        x, y = place_of(point, frame)
+        low, high = (100 - frame.y.place(end) for end in interval_of(point.accuracy))
+        yield svg.line((x, low), (x, high), color_of(point, runs), "error")
+        if point.latency.times_ms:
+            left, right = (frame.x.place(float(t)) for t in np.percentile(point.latency.times_ms, (25, 75)))
+            yield svg.line((max(0.0, left), y), (min(100.0, right), y), color_of(point, runs), "error")
 
 
-def _ranges(points: Sequence[Point]) -> tuple[list[float], list[float], bool]:
-    """Return the ranges of both axes, with room for labels, and whether that of latency is logarithmic (as Plotly wants it)."""
-    xs, ys = [p.latency.p50_ms for p in points], [p.top1_percent for p in points]
-    is_log = max(xs) / min(xs) >= _LOG_FROM
-    low, high = (math.log10(min(xs)), math.log10(max(xs))) if is_log else (min(xs), max(xs))
-    room = 0.14 * (high - low) if is_log else 0.15 * high  # so that noise is not drawn as wide as a difference
-    x_range = [low - room, high + room] if is_log else [max(0.0, low - room), high + room]
-    span = max(max(ys) - min(ys), 0.2)
-    middle = (max(ys) + min(ys)) / 2
-    return x_range, [middle - 0.72 * span, middle + 0.72 * span], is_log
-
-
-def _ticks(x_range: Sequence[float]) -> list[float]:
-    """Return 1, 2, 5 and their decades within a range of exponents."""
-    low, high = x_range
-    found = [
-        mantissa * 10.0**exponent for exponent in range(math.floor(low), math.ceil(high) + 1) for mantissa in (1, 2, 5)
-    ]
-    return [tick for tick in found if low <= math.log10(tick) <= high]
-
-
-def _labels(front: Sequence[Point], x_range: Sequence[float], y_range: Sequence[float], is_log: bool) -> dict[str, Any]:
-    """Return the names of the front's points, above and left of them, where by its definition no other point lies.
+def _names(front: Sequence[Point], places: dict[Point, tuple[float, float]]) -> Iterator[Markup]:
+    """Yield the names of the front's points, above and left of them, where by its definition no other point lies.
 
     Names of close points stand in one pile above the most accurate of them. Narrow pages have no room for names.
     """
-
-    def place(point: Point) -> tuple[float, float]:
-        x = math.log10(point.latency.p50_ms) if is_log else point.latency.p50_ms
-        return (x - x_range[0]) / (x_range[1] - x_range[0]), (point.top1_percent - y_range[0]) / (
-            y_range[1] - y_range[0]
-        )
-
     piles: list[list[Point]] = []
     for point in reversed(front):
-        x, y = place(point)
-        if piles and (above := place(piles[-1][-1]))[0] - x < _CLOSE[0] and above[1] - y < _CLOSE[1]:
+        x, y = places[point]
+        if piles and (above := places[piles[-1][-1]])[0] - x < _CLOSE[0] and y - above[1] < _CLOSE[1]:
             piles[-1].append(point)
         else:
             piles.append([point])
-    return {
-        "type": "scatter",
-        "x": [pile[0].latency.p50_ms for pile in piles],
-        "y": [pile[0].top1_percent for pile in piles],
-        "mode": "markers+text",
-        "marker": {"size": 15, "opacity": 0},  # keeps the text off the mark below it
-        "text": ["<br>".join(literal(point.row.name) for point in pile) for pile in piles],
-        "textposition": ["top left" if place(pile[0])[0] > _CLOSE[0] else "top center" for pile in piles],
-        "textfont": {"size": 12, "color": "var(--text)"},
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "cliponaxis": False,
-        "meta": {"when": "wide"},
-    }
+    for pile in piles:
+        x, y = places[pile[0]]
+        anchor, dx = ("end", -9) if x > _CLOSE[0] else ("start", 9)
+        for number, point in enumerate(reversed(pile)):
+            yield svg.name(x, y, point.row.name, anchor, "wide label", dx=dx, dy=-9 - 15 * number)

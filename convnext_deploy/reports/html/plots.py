@@ -1,72 +1,108 @@
-"""The plots of a run beside accuracy and latency: training curves, the layers' sensitivity, the change of each class."""
+"""The plots of how a network was made: training curves, and what quantizing each layer costs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from convnext_deploy.evaluation.flips import ClassChange
-from convnext_deploy.metrics.paired import SIGNIFICANCE
-from convnext_deploy.reports.html.plotly_theme import axis, draw, literal
+from markupsafe import Markup
+
+from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.reports.html import svg
+from convnext_deploy.reports.html.axes import Axis, linear_axis, percent_axis, positive_axis
 from convnext_deploy.reports.record import Layer
 
-MOST_CLASSES = 30  # up to so many are all shown
-_EXTREMES = 12  # of more, so many of the worst and of the best
-_LONGEST_NAME = 26
+_HEIGHT = 190
+_MOST_MARKED = 40  # epochs with marks on the line
 _CURVES = (
+    ("loss", "loss", (("train_loss", "training", "int8", "dash"), ("validation_loss", "validation", "fp32", "curve"))),
     (
-        "loss",
-        "loss",
-        (("train_loss", "training", "var(--int8)", "dash"), ("validation_loss", "validation", "var(--fp32)", "solid")),
+        "top-1",
+        "top-1, %",
+        (
+            ("validation_top1", "validation", "fp32", "curve"),
+            ("ema_validation_top1", "averaged weights", "fp16", "dash"),
+        ),
     ),
-    ("top-1", "top-1, %", (("validation_top1", "validation", "var(--fp32)", "solid"),)),
-    ("learning rate", "learning rate", (("learning_rate", "learning rate", "var(--muted)", "solid"),)),
+    ("learning rate", "learning rate", (("learning_rate", "learning rate", "muted", "curve"),)),
 )
 _PARTS = {
     "dwconv": "circle",
     "pwconv1": "square",
     "pwconv2": "diamond",
-    "stem, downsampling": "triangle-up",
+    "stem, downsampling": "triangle",
     "head": "star",
 }
+_LEAST_KL = 1e-12  # nats: what is less lies at the foot of the plot, as 0 does, below all others
 
 
-def curves(history: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    """Draw loss, top-1 and learning rate over the epochs; what was not recorded is left out. Titles → figures."""
+def curves(history: Sequence[Mapping[str, float | None]], images: int | None = None) -> dict[str, Markup]:
+    """Draw loss, top-1 and learning rate over the epochs; what was not recorded is left out.
+
+    Args:
+        history: what was measured after each epoch.
+        images: that top-1 was counted on, for its 95 % interval; None: not known.
+
+    Returns: title → plot.
+    """
+    epochs = [epoch.get("epoch") or float(number) for number, epoch in enumerate(history, 1)]
     drawn = {}
-    epochs = [epoch.get("epoch") or number for number, epoch in enumerate(history, 1)]
     for title, unit, lines in _CURVES:
-        traces: list[dict[str, Any]] = []
-        for key, name, color, dash in lines:
-            values = [epoch.get(key) for epoch in history]
-            if all(value is None for value in values):
-                continue
-            scale = 100.0 if key.endswith("top1") else 1.0
-            scaled = [None if value is None else scale * value for value in values]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": epochs,
-                    "y": scaled,
-                    "name": name,
-                    "mode": "lines+markers" if len(epochs) <= 40 else "lines",
-                    "marker": {"size": 5, "color": color, "symbol": "circle" if dash == "solid" else "diamond"},
-                    "line": {"color": color, "dash": dash, "width": 2},
-                    "hovertext": [
-                        f"epoch {epoch:g}<br>{name} {'not finite' if value is None else f'{value:.4g}'}"
-                        for epoch, value in zip(epochs, scaled, strict=True)
-                    ],
-                    "hoverinfo": "text",
-                }
-            )
-        if traces:
-            drawn[title] = draw(
-                traces,
-                height=230,
-                xaxis=axis("epoch", **({"dtick": 1} if len(epochs) <= 8 else {})),
-                yaxis=axis(unit, nticks=6, exponentformat="e" if title == "learning rate" else "none"),
-                showlegend=len(traces) > 1,
-                legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
-            )
+        scale = 100.0 if title == "top-1" else 1.0
+        found = {
+            line: [
+                (x, scale * y)
+                for x, epoch in zip(epochs, history, strict=True)
+                if (y := epoch.get(line[0])) is not None
+            ]
+            for line in lines
+        }
+        found = {line: points for line, points in found.items() if points}
+        if found:
+            drawn[title] = _curve(unit, epochs, found, images if title == "top-1" else None)
     return drawn
+
+
+def _curve(
+    unit: str,
+    epochs: Sequence[float],
+    lines: Mapping[tuple[str, str, str, str], list[tuple[float, float]]],
+    images: int | None,
+) -> Markup:
+    values = [y for points in lines.values() for _, y in points]
+    bands = {} if images is None else {line: [_band(y, images) for _, y in points] for line, points in lines.items()}
+    ends = values + [end for band in bands.values() for pair in band for end in pair]
+    y = percent_axis(unit, ends) if unit.endswith("%") else linear_axis(unit, [0.0, *ends], within=(0.0, float("inf")))
+    key = tuple(svg.Key("line" if kind == "curve" else kind, color, name) for _, name, color, kind in lines)
+    if bands:
+        key = (*key, svg.Key("line", "band", "95 % interval"))
+    frame = svg.Frame(_epoch_axis(epochs), y, _HEIGHT, key=key if len(key) > 1 else ())
+    marks: list[Markup] = []
+    for line, points in lines.items():
+        _, name, color, kind = line
+        places = [(frame.x.place(x), 100 - frame.y.place(value)) for x, value in points]
+        if line in bands:
+            low, high = ([100 - frame.y.place(pair[end]) for pair in bands[line]] for end in (0, 1))
+            xs = [x for x, _ in places]
+            marks.append(svg.path([*zip(xs, high, strict=True), *zip(xs[::-1], low[::-1], strict=True)], color, "area"))
+        marks.append(svg.path(places, color, kind))
+        if len(epochs) <= _MOST_MARKED:
+            marks += [
+                svg.mark("small", *place, color, f"epoch {x:g}\n{name} {value:.4g}")
+                for place, (x, value) in zip(places, points, strict=True)
+            ]
+    return svg.draw(frame, marks, f"{unit} over {len(epochs)} epochs; the table has the figures")
+
+
+def _band(top1_percent: float, images: int) -> tuple[float, float]:
+    low, high = wilson_interval(round(top1_percent / 100 * images), images)
+    return 100 * low, 100 * high
+
+
+def _epoch_axis(epochs: Sequence[float]) -> Axis:
+    first, last = min(epochs), max(epochs)
+    if last - first < 1:
+        return Axis("epoch", first - 0.5, last + 0.5, ((first, f"{first:g}"),), grid=False)
+    axis = linear_axis("epoch", epochs, room=0.02)
+    whole = tuple((value, label) for value, label in axis.ticks if value == round(value))
+    return Axis("epoch", axis.low, axis.high, tuple((v, f"{v:g}") for v, _ in whole), grid=False)
 
 
 def part_of(layer: Layer) -> str:
@@ -75,125 +111,48 @@ def part_of(layer: Layer) -> str:
     return last if last in _PARTS else "head" if layer.name.startswith("head") else "stem, downsampling"
 
 
-def sensitivity_plot(layers: Sequence[Layer]) -> dict[str, Any] | None:
+def sensitivity_plot(layers: Sequence[Layer]) -> Markup | None:
     """Draw what each layer costs when it alone is quantized, in the network's order; None if that was not measured."""
-    measured = [(place, layer) for place, layer in enumerate(layers) if layer.kl is not None and layer.kl > 0]
-    if not measured:
+    costs = {place: layer.kl for place, layer in enumerate(layers) if layer.kl is not None}
+    if not costs:
         return None
-    traces: list[dict[str, Any]] = []
-    for part, symbol in _PARTS.items():
-        for in_float in (False, True):
-            chosen = [(i, x) for i, x in measured if part_of(x) == part and (x.choice == "float") is in_float]
-            if not chosen:
-                continue
-            color = "var(--fp32)" if in_float else "var(--int8)"
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": [place for place, _ in chosen],
-                    "y": [layer.kl for _, layer in chosen],
-                    "mode": "markers",
-                    "name": f"{part}, in float" if in_float else part,
-                    "marker": {
-                        "symbol": f"{symbol}-open" if in_float else symbol,
-                        "size": 9,
-                        "color": color,
-                        "line": {"width": 1.5 if in_float else 0, "color": color},
-                    },
-                    "hovertext": [
-                        f"<b>{literal(layer.name)}</b>: {literal(layer.choice)}<br>KL {layer.kl:.3g}, "
-                        f"{100 * (layer.changed or 0):.2f} % of first guesses changed"
-                        for _, layer in chosen
-                    ],
-                    "hoverinfo": "text",
-                }
-            )
+    least = max(_LEAST_KL, min((kl for kl in costs.values() if kl > 0), default=_LEAST_KL) / 10)
+    shown = {place: max(kl, least) for place, kl in costs.items()}
     groups = [_stage(layer) for layer in layers]
     starts = {group: groups.index(group) for group in dict.fromkeys(groups)}
-    middles = [start + (groups.count(group) - 1) / 2 for group, start in starts.items()]
-    return draw(
-        traces,
-        height=340,
-        shapes=[
-            {
-                "type": "line",
-                "x0": start - 0.5,
-                "x1": start - 0.5,
-                "y0": 0,
-                "y1": 1,
-                "yref": "y domain",
-                "line": {"color": "var(--line)", "width": 1},
-            }
-            for start in list(starts.values())[1:]
-        ],
-        xaxis=axis(None, tickvals=middles, ticktext=list(starts), range=[-1, len(layers)], showgrid=False),
-        yaxis=axis("KL divergence, logarithmic", type="log", exponentformat="e", dtick=1),
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    middles = tuple((start + (groups.count(group) - 1) / 2, group) for group, start in starts.items())
+    frame = svg.Frame(
+        Axis("", -1.0, float(len(layers)), middles, grid=False),
+        positive_axis("KL divergence", list(shown.values()), log=True),
+        300,
+        key=tuple(_parts(layers, costs)),
     )
+    marks = [
+        svg.line((at, 0), (at, 100), "line")
+        for start in list(starts.values())[1:]
+        for at in [frame.x.place(start - 0.5)]
+    ]
+    for place, kl in shown.items():
+        layer = layers[place]
+        title = f"{layer.name}: {layer.choice}\nKL {costs[place]:.3g}, {100 * (layer.changed or 0):.2f} % of first guesses changed"
+        in_float = layer.choice == "float"
+        at = frame.x.place(place), 100 - frame.y.place(kl)
+        marks.append(svg.mark(_PARTS[part_of(layer)], *at, "fp32" if in_float else "int8", title, hollow=in_float))
+    return svg.draw(frame, marks, f"KL divergence of {len(costs)} layers; the table has the figures")
+
+
+def _parts(layers: Sequence[Layer], costs: Mapping[int, float]) -> Iterator[svg.Key]:
+    """Yield what the marks mean, of those that there are."""
+    measured = [layers[place] for place in costs]
+    for part, shape in _PARTS.items():
+        for in_float in (False, True):
+            if any(part_of(layer) == part and (layer.choice == "float") is in_float for layer in measured):
+                yield svg.Key(
+                    shape, "fp32" if in_float else "int8", f"{part}, in float" if in_float else part, in_float
+                )
 
 
 def _stage(layer: Layer) -> str:
     """Return under which name of the axis a layer stands: the stem with the first model stage, the head with the last."""
     digits = [part for part in layer.name.split(".") if part.isdigit()]
     return f"stage {digits[0]}" if digits and not layer.name.startswith("head") else "stage 3"
-
-
-def shown_classes(classes: Sequence[ClassChange]) -> list[ClassChange]:
-    """Return the classes that a page shows, the largest drop first: all of few; of many the worst and the best that changed."""
-    ordered = sorted(classes, key=lambda change: (-change.top1_drop_pp, change.label))
-    if len(ordered) <= MOST_CLASSES:
-        return ordered
-    changed = [change for change in ordered if change.lost or change.gained]
-    return changed if len(changed) <= 2 * _EXTREMES else changed[:_EXTREMES] + changed[-_EXTREMES:]
-
-
-def class_plot(classes: Sequence[ClassChange]) -> dict[str, Any]:
-    """Draw the drop of top-1 of each of these classes."""
-    places = list(range(len(classes)))[::-1]  # the first one on top
-    traces: list[dict[str, Any]] = []
-    for is_loss in (True, False):
-        for is_sure in (True, False):
-            chosen = [
-                (place, change)
-                for place, change in zip(places, classes, strict=True)
-                if (change.top1_drop_pp > 0) is is_loss and (change.p_value <= SIGNIFICANCE) is is_sure
-            ]
-            color = "var(--lost)" if is_loss else "var(--gained)"
-            traces.append(
-                {
-                    "type": "bar",
-                    "x": [change.top1_drop_pp for _, change in chosen],
-                    "y": [place for place, _ in chosen],
-                    "orientation": "h",
-                    "width": 0.7,
-                    "marker": {"color": color, "opacity": 1.0 if is_sure else 0.4},
-                    "hovertext": [_describe_class(change) for _, change in chosen],
-                    "hoverinfo": "text",
-                }
-            )
-    names = [
-        change.name if len(change.name) <= _LONGEST_NAME else f"{change.name[: _LONGEST_NAME - 1]}…"
-        for change in classes
-    ]
-    return draw(
-        traces,
-        height=20 * len(classes) + 70,
-        barmode="overlay",
-        xaxis=axis("drop of top-1, pp (right: worse)", zeroline=True, zerolinecolor="var(--muted)", nticks=7),
-        yaxis=axis(
-            None,
-            tickvals=places,
-            ticktext=[literal(name) for name in names],
-            range=[-0.6, len(classes) - 0.4],
-            showgrid=False,
-        ),
-        showlegend=False,
-    )
-
-
-def _describe_class(change: ClassChange) -> str:
-    before, after = (100 * correct / max(1, change.total) for correct in (change.baseline_correct, change.correct))
-    return (
-        f"<b>{literal(change.name)}</b><br>drop {change.top1_drop_pp:+.2f} pp: {change.lost} lost, {change.gained} gained of "
-        f"{change.total} images<br>{before:.1f} → {after:.1f} %, p = {change.p_value:.2g}"
-    )

@@ -4,14 +4,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from convnext_deploy.artifacts.details import Selection
-from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Layer, StageRow
-from convnext_deploy.reports.stage_table import STEP_COLUMNS, cells, columns, drop_text, step_cells, verdict
+from convnext_deploy.reports.stage_table import (
+    STEP_COLUMNS,
+    cells,
+    columns,
+    drop_text,
+    metric_name,
+    step_cells,
+    verdict,
+)
 
 NONE = "–"
+_FIRST = ("stage", "verdict", "drop pp [95 %]")  # of the table of stages
+_LAST = ("vs source pp", "time s", "artifact")
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,18 @@ def verdict_cell(row: StageRow) -> Cell:
 
 
 def stage_table(rows: Sequence[StageRow]) -> Table:
-    """Return the table of all stages, as the console and Markdown have it."""
-    titles = columns(rows)
-    return create_table(
-        titles, ("stage", "artifact", "verdict"), [(*cells(row, titles)[:-1], verdict_cell(row)) for row in rows]
-    )
+    """Return the table of all stages, what matters most first: a phone shows the columns on the left."""
+    found = columns(rows)
+    titles = [title for title in _FIRST if title in found]
+    titles += [title for title in found if title not in (*titles, *_LAST)] + list(_LAST)
+    lines = [
+        [
+            verdict_cell(row) if title == "verdict" else text
+            for title, text in zip(titles, cells(row, titles), strict=True)
+        ]
+        for row in rows
+    ]
+    return create_table(titles, ("stage", "artifact", "verdict"), lines)
 
 
 def quality_table(rows: Sequence[StageRow]) -> Table | None:
@@ -103,12 +119,14 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
     """Return what is measured of each artifact in the plot, the fastest first."""
     front = set(pareto_front(points)) if comparable else set()
     several = any(point.run for point in points)
+    metric = metric_name([point.row for point in points])
+    second = metric.replace("top-1", "top-5")
     titles = [
         "artifact",
         "precision",
         "runner",
-        "top-1 %",
-        "top-5 %",
+        f"{metric} %",
+        f"{second} %",
         "drop pp [95 %]",
         "p50 ms",
         "p90 ms",
@@ -121,7 +139,7 @@ def point_table(points: Sequence[Point], *, comparable: bool = True) -> Table:
             point.row.name,
             f"{point.row.identity.format} {point.row.identity.precision}",
             f"{point.accuracy.runner} ({point.accuracy.device})",
-            number(point.top1_percent),
+            number(point.score_percent),
             number(point.accuracy.top5, scale=100),
             drop_text(point.row),
             number(point.latency.p50_ms),
@@ -175,22 +193,3 @@ def epoch_table(epochs: Sequence[Mapping[str, float | None]]) -> Table:
     ]
     kept = [i for i in range(len(titles)) if i == 0 or any(line[i] != NONE for line in rows)]
     return create_table([titles[i] for i in kept], (), [[line[i] for i in kept] for line in rows])
-
-
-def class_table(classes: Sequence[ClassChange]) -> Table:
-    """Return the change of each of these classes."""
-    titles = ("class", "images", "before %", "after %", "drop pp", "lost", "gained", "p")
-    rows = [
-        (
-            change.name,
-            f"{change.total:,}",
-            number(change.baseline_correct / max(1, change.total), 1, 100),
-            number(change.correct / max(1, change.total), 1, 100),
-            number(change.top1_drop_pp, 2, sign="+"),
-            str(change.lost),
-            str(change.gained),
-            f"{change.p_value:.2g}",
-        )
-        for change in classes
-    ]
-    return create_table(titles, ("class",), rows)

@@ -1,9 +1,10 @@
-"""The tiles at the top of the page: the fastest, the smallest and the most accurate artifact, and the largest drop of INT8."""
+"""The tiles at the top of the page: what came of the run, in up to four figures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from convnext_deploy.reports.record import Report, StageRow, find_twin
+from convnext_deploy.config.recipe import BASELINE, SOURCE
+from convnext_deploy.reports.record import Accuracy, Report, StageRow, find_twin
 
 
 @dataclass(frozen=True)
@@ -16,50 +17,78 @@ class Tile:
 
 
 def create_tiles(report: Report) -> list[Tile]:
-    """Return the fastest artifact that failed no gate, the smallest of those, and the most accurate one.
+    """Return the fastest artifact that failed no gate, the smallest of those, the best one, and the largest drop of INT8.
 
-    What was timed while the machine did other work is not called the fastest.
+    Fastest and smallest are among what was made to be used: not what the user brought, and not INT8 that PyTorch simulates, whose
+    size and time are those of FP32. Of a run that made nothing else, its tiles tell what became of the layers. What was timed while
+    the machine did other work is not called the fastest.
     """
     fine = [row for row in report.rows if row.verdict.passed is not False]
+    made = [row for row in fine if _is_made_to_be_used(row)]
     scored = [(row, row.accuracy) for row in fine if row.accuracy is not None]
-    timed = [(row, row.speed.latency) for row in fine if row.speed.latency is not None]
+    return [
+        *_fastest(made, fine),
+        *_smallest(made, fine),
+        *(_best(scored) if scored else ()),
+        *_largest_drop(report),
+        *(() if made else _layers(report)),
+    ]
+
+
+def _is_made_to_be_used(row: StageRow) -> bool:
+    simulated = row.identity.is_int8 and row.identity.format == "torch"
+    return row.accuracy is not None and row.identity.kind not in (SOURCE, BASELINE) and not simulated
+
+
+def _fastest(made: Sequence[StageRow], fine: Sequence[StageRow]) -> Iterator[Tile]:
+    timed = [(row, latency) for row in made if (latency := row.speed.latency) is not None]
     free = [(row, latency.p50_ms) for row, latency in timed if latency.loaded is None]
-    tiles = []
     if free:
         fastest, ms = min(free, key=lambda pair: pair[1])
-        tiles.append(Tile("Fastest that failed no gate", f"{ms:.2f} ms", f"{fastest.name}{_speedup(fastest, fine)}"))
+        yield Tile("Fastest that failed no gate", f"{ms:.2f} ms", f"{fastest.name}{_speedup(fastest, fine)}")
     elif timed:
-        tiles.append(Tile("Fastest that failed no gate", "–", f"not known: {timed[0][1].loaded}"))
-    if scored:
-        # INT8 in PyTorch lies on disk in float
-        smallest = min((row for row, _ in scored), key=lambda row: row.identity.size_bytes)
-        tiles.append(
-            Tile(
-                "Smallest that failed no gate",
-                f"{smallest.identity.size_bytes / 1e6:.1f} MB",
-                f"{smallest.name}{_ratio(smallest, fine)}",
-            )
-        )
-        best, accuracy = max(scored, key=lambda pair: pair[1].top1)
-        tiles.append(
-            Tile(
-                "Best top-1", f"{100 * accuracy.top1:.2f} %", f"{best.name}, {accuracy.correct:,} of {accuracy.total:,}"
-            )
-        )
+        yield Tile("Fastest that failed no gate", "–", f"not known: {timed[0][1].loaded}")
+
+
+def _smallest(made: Sequence[StageRow], fine: Sequence[StageRow]) -> Iterator[Tile]:
+    if made:
+        smallest = min(made, key=lambda row: row.identity.size_bytes)
+        size = f"{smallest.identity.size_bytes / 1e6:.1f} MB"
+        yield Tile("Smallest that failed no gate", size, f"{smallest.name}{_ratio(smallest, fine)}")
+
+
+def _best(scored: Sequence[tuple[StageRow, Accuracy]]) -> Iterator[Tile]:
+    best, accuracy = max(scored, key=lambda pair: pair[1].value)
+    counted = "" if accuracy.correct is None else f"{accuracy.correct:,} of "
+    images = " images" if accuracy.correct is None else ""
+    note = f"{best.name}, {counted or 'on '}{accuracy.total:,}{images}"
+    yield Tile(f"Best {accuracy.metric}", f"{100 * accuracy.value:.2f} %", note)
+
+
+def _largest_drop(report: Report) -> Iterator[Tile]:
     drops = [
-        (row, row.accuracy.drop) for row in report.rows if row.accuracy and row.accuracy.drop and row.identity.is_int8
+        (row, row.accuracy.change)
+        for row in report.rows
+        if row.accuracy and row.accuracy.change and row.identity.is_int8
     ]
     if drops:
-        worst, drop = max(drops, key=lambda pair: pair[1].top1_drop_pp)
+        worst, drop = max(drops, key=lambda pair: pair[1].drop_pp)
         low, high = drop.interval_pp
-        tiles.append(
-            Tile(
-                "Largest drop of INT8",
-                f"{drop.top1_drop_pp:+.2f} pp",
-                f"{worst.name}, 95 % interval {low:+.2f} to {high:+.2f}",
-            )
-        )
-    return tiles
+        note = f"{worst.name}, 95 % interval {low:+.2f} to {high:+.2f}"
+        yield Tile("Largest drop of INT8", f"{drop.drop_pp:+.2f} pp", note)
+
+
+def _layers(report: Report) -> Iterator[Tile]:
+    """Yield how much of the last quantized network computes in INT8, and by which step."""
+    row = next((row for row in report.rows[::-1] if row.history.layers), None)
+    if row is None:
+        return
+    layers = row.history.layers
+    inside = [layer for layer in layers if layer.choice != "float"]
+    share = sum(layer.weights for layer in inside) / max(1, sum(layer.weights for layer in layers))
+    yield Tile("Weights in INT8", f"{100 * share:.1f} %", f"{row.name}, {len(inside)} of {len(layers)} layers")
+    if (tried := row.history.selection) is not None:
+        yield Tile("Method", tried.chosen, f"{row.name}, selected of {len(tried.steps)} tried")
 
 
 def _speedup(row: StageRow, others: Sequence[StageRow]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from convnext_deploy.cli.progress_bars import BarProgress, PlainProgress, describe_rate
+from convnext_deploy.system.progress_bars import BarProgress, PlainProgress, describe_rate
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("convnext_deploy.cli.progress_bars.time.monotonic", found)
+    monkeypatch.setattr("convnext_deploy.system.progress_bars.time.monotonic", found)
     return found
 
 

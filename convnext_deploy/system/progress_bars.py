@@ -1,21 +1,24 @@
-"""Progress on standard error: bars on a terminal, plain lines in files and pipes."""
+"""Progress: bars on a terminal and in a notebook, plain lines in files and pipes."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 from rich.progress import Task as RichTask
 from rich.text import Text
 
-from convnext_deploy.cli.console import tell
-from convnext_deploy.cli.tables import create_error_console
 from convnext_deploy.errors import printable
 from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.notebook_progress import NotebookProgress, in_notebook
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
+from convnext_deploy.system.standard_error import tell
 
 _LINE_EVERY_S = 10.0
 _BAR_WIDTH = 24  # leaves room for the rate, the time and a note in 100 columns
@@ -86,11 +89,25 @@ class _RateColumn(ProgressColumn):
         return Text("" if speed is None else describe_rate(speed, task.fields["unit"]), style="progress.data.speed")
 
 
+class _ErrorConsole(Console):
+    """Standard error for what rich draws: texts as they are, what is not printable as escapes."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(printable(text), **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().print(*objects, **settings)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class BarProgress:
     """Bars, for terminals."""
 
     def __init__(self) -> None:
-        self.console = create_error_console()
+        self.console: Console = _ErrorConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
@@ -114,6 +131,15 @@ class BarProgress:
     def say(self, message: str) -> None:
         """Print one line that stays."""
         self.console.print(message)
+
+
+def create_display() -> Progress:
+    """Return what shows progress to who calls a function: bars on a terminal and in a notebook, elsewhere nothing."""
+    if not launched().is_first:
+        return SilentProgress()
+    if in_notebook():
+        return NotebookProgress()
+    return BarProgress() if sys.stderr is not None and sys.stderr.isatty() else SilentProgress()
 
 
 def create_progress(quiet: bool = False) -> Progress:

@@ -1,0 +1,89 @@
+"""The commands that measure again what a report tells, as they run in the folder that the run was started in."""
+
+import os.path
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.config.recipe import BASELINE, CHANGE_LIMITS, SOURCE
+from convnext_deploy.data.datasets import BUILT_IN
+from convnext_deploy.reports.record import Report, StageRow
+
+_PROGRAM = "convnext-deploy"
+_FILES = ("--split", "--classes")  # options that name a file
+NO_DATA = "none"
+"""What stands for the data of a report where nothing was validated."""
+
+
+def again_commands(report: Report) -> Iterator[str]:
+    """Yield the commands that score each artifact again, after one that goes where they work."""
+    if report.data == NO_DATA:
+        return
+    rows = {row.name: row for row in report.rows}
+    found = [
+        _validate(report, row, rows.get(row.provenance.baseline or ""))
+        for row in report.rows
+        if row.accuracy is not None
+    ]
+    if found:
+        yield from _go_there(report)
+    yield from found
+
+
+def recipe_command(report: Report) -> str:
+    """Return the command that runs the recipe of a report, from a file `recipe.toml`, with what no recipe says of the data."""
+    command = " ".join([_PROGRAM, "run", "recipe.toml", *map(shlex.quote, report.data_options), "--out", "runs/again"])
+    return "\n".join([*_go_there(report), command])
+
+
+def data_words(report: Report, folder: str | None) -> list[str]:
+    """Return what names the data of a report on the command line, and how it is read, from a folder.
+
+    Args:
+        report: with data.
+        folder: told as the report tells paths; None: the folder that the run was started in.
+    """
+    built_in = report.data == BUILT_IN and report.judged_on is None
+    words = ["--data", report.data if built_in else _from(report, report.data, folder)]
+    for before, word in zip(("", *report.data_options), report.data_options, strict=False):
+        words.append(_from(report, word, folder) if before in _FILES else word)
+    return words
+
+
+def _from(report: Report, path: str, folder: str | None) -> str:
+    """Return a path as it leads from a folder; of an earlier version's report, which does not know that, as it is."""
+    if folder is None or report.started_in is None or Path(path).is_absolute():
+        return path
+    start = Path(report.started_in)
+    return os.path.relpath(start / path, start / folder)
+
+
+def _go_there(report: Report) -> Iterator[str]:
+    if report.started_in is not None:
+        yield f"cd {shlex.quote(report.started_in)}"
+
+
+def _validate(report: Report, row: StageRow, baseline: StageRow | None) -> str:
+    words = [_PROGRAM, "validate", row.identity.artifact]
+    brought = row.identity.kind in (SOURCE, BASELINE)
+    gate = row.provenance.gate
+    if baseline is not None:
+        words += ["--baseline", baseline.identity.artifact]
+        brought = brought or baseline.identity.kind in (SOURCE, BASELINE)
+    words += data_words(report, None)
+    if brought:  # what was made here tells itself how its images are made ready
+        words += _flags(report.source_preprocess)
+    limits = [(flag, getattr(gate, name)) for name, flag in CHANGE_LIMITS.items()]
+    asked = [word for flag, limit in limits if limit is not None for word in (flag, f"{limit:g}")]
+    if baseline is not None and asked:
+        words += [*asked, *(["--gate-on", gate.on] if gate.on != "point" else [])]
+    return shlex.join(words)
+
+
+def _flags(said: PreprocessSettings) -> Iterator[str]:
+    asked: Mapping[str, Any] = said.asked()
+    for name, value in asked.items():
+        yield f"--{name.replace('_', '-')}"
+        yield ",".join(f"{number:g}" for number in value) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,80 @@
+"""Tables fit into terminals of any width: cells of several lines, then several tables; no word or interval is broken."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from convnext_deploy.cli.fitting import fit, lay_out, width_in_lines
+from convnext_deploy.cli.tables import print_table
+
+TITLES = ("stage", "artifact", "drop pp [95 %]", "p50\nms", "verdict")
+ROWS = [
+    ("source", "convnextv2_tiny torch fp32", "baseline", "12.50", "no gate"),
+    ("float-onnxruntime", "convnextv2_tiny onnx int8-fp16", "-0.17 [-0.91, +0.54]", "8.14", "passed, unproven"),
+]
+WORDS = ("stage", "artifact", "verdict")
+
+
+def draw(width: int, titles: tuple[str, ...] = TITLES, rows: Sequence[tuple[str, ...]] = ROWS) -> list[str]:
+    out = io.StringIO()
+    print_table(Console(width=width, file=out, highlight=False), titles, rows, WORDS, first=("verdict",))
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("passed, unproven", 16, ["passed, unproven"]),
+        ("passed, unproven", 15, ["passed,", "unproven"]),
+        ("-0.17 [-0.91, +0.54]", 19, ["-0.17", "[-0.91, +0.54]"]),
+        ("0.81× [0.63, 2.05] at 8", 14, ["0.81×", "[0.63, 2.05]", "at 8"]),
+        ("float-onnxruntime", 10, ["float-onnx", "runtime"]),
+        ("p50\nms", 20, ["p50", "ms"]),
+        ("猫猫 dog", 4, ["猫猫", "dog"]),
+        ("", 5, [""]),
+        ("a  name", 8, ["a  name"]),
+        ("[red]small.onnx", 15, ["[red]small.onnx"]),
+        ("[half open", 5, ["[half", "open"]),
+    ],
+)
+def test_text_is_laid_out_in_lines(text: str, width: int, lines: list[str]) -> None:
+    assert lay_out(text, width) == lines
+    assert max(map(cell_len, lines)) <= width
+
+
+def test_least_width_breaks_nothing() -> None:
+    assert [width_in_lines("a drop of -0.17 [-0.91, +0.54]", count) for count in (1, 2, 3)] == [30, 15, 14]
+    assert width_in_lines("passed", 2) == 6
+
+
+@pytest.mark.parametrize("width", range(44, 131, 3))
+def test_every_word_and_interval_of_a_table_is_whole_at_any_width(width: int) -> None:
+    lines = draw(width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for row in ROWS:
+        for chunk in ("[-0.91, +0.54]", *" ".join(row).replace(" [-0.91, +0.54]", "").split()):
+            assert chunk in text
+    assert text.count("float-onnxruntime") == len(fit(TITLES, ROWS, WORDS, width, ("verdict",)))
+
+
+def test_columns_that_matter_come_first_where_there_are_several_tables() -> None:
+    first, *others = fit(TITLES, ROWS, WORDS, 44, ("verdict", "drop pp [95 %]"))
+    assert list(first.widths) == [0, 4, 2]
+    assert {place for table in others for place in table.widths} == {0, 1, 3}
+
+
+def test_wide_terminal_has_one_table_with_a_line_for_each_row() -> None:
+    assert len(draw(160)) == 2 + 1 + len(ROWS)  # titles of two lines, as one asks for it
+
+
+@pytest.mark.parametrize("width", [20, 72])
+def test_name_without_a_space_that_is_wider_than_the_terminal_is_folded(width: int) -> None:
+    lines = draw(width, ("stage", "verdict"), [("x" * 100, "passed")])
+    assert max(map(len, lines)) <= width
+    assert "".join(lines).count("x") == 100
