@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,11 @@ def bundle(
     )
     golden = choose_images(contents.first, golden_images, open_data_for(contents.first, data, how))
     batch = BatchSizes(optimal_batch_size, max_batch_size)
-    parent = out.resolve().parent
+    target = Path(os.path.realpath(out))
+    parent = target.parent
     create_output_folder(parent)
     if out.suffix != ".zip":
-        with replace_folder(out.resolve()) as folder:
+        with replace_folder(target) as folder:
             digest = assemble(folder, contents, golden, batch, how.progress)
             size = _size(folder)
     else:
@@ -104,7 +106,7 @@ def bundle(
             folder = Path(temporary) / out.stem
             folder.mkdir()
             digest = assemble(folder, contents, golden, batch, how.progress)
-            write_archive(folder, out.resolve())
+            write_archive(folder, target)
         size = out.stat().st_size
     return Bundle(
         out,

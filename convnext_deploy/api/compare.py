@@ -1,5 +1,6 @@
 """`compare`: what several runs made, side by side."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
         )
     for path in paths:
         check_run(path)
-    folders = [(path if path.is_dir() or path.name != REPORT_JSON else path.parent).resolve() for path in paths]
+    folders = [
+        Path(os.path.realpath(path if path.is_dir() or path.name != REPORT_JSON else path.parent)) for path in paths
+    ]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
             raise ArtifactError(
@@ -43,7 +46,7 @@ def compare(runs: Sequence[Path | str], *, out: Path | str | None = None) -> Com
         from convnext_deploy.reports.html.comparison_page import render_comparison
 
         out = Path(out)
-        create_output_folder(out.resolve().parent)
+        create_output_folder(Path(os.path.realpath(out)).parent)
         write_text(out, render_comparison(comparison))
     return comparison
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def convert(
     if dialect == "huggingface" and (difference := preprocessor_difference(artifact.preprocess)):
         notes.append(difference)
     load, size = _loading_lines(artifact, dialect), sum(tensor.nbytes for tensor in tensors.values())
-    with replace_folder(out.resolve()) as folder:
+    with replace_folder(Path(os.path.realpath(out))) as folder:
         if dialect in ("timm", "huggingface"):
             from safetensors.torch import save_file
 
@@ -128,7 +129,7 @@ def _read_exactly(artifact: Artifact) -> dict[str, Tensor]:
 def _check_output(out: Path, artifact: Artifact) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; give a folder with --out.")
-    if out.resolve() == artifact.path.resolve():
+    if os.path.realpath(out) == os.path.realpath(artifact.path):
         raise OutputError(f"{out} holds the checkpoint itself; choose another folder with --out.")
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set[str]()
     readme = out / README

@@ -46,7 +46,8 @@ def distill(
         teacher_weights: name of published weights of the teacher, for the classes of the data.
         student_weights: artifact, weights file or name that the student starts from; its head may be for other classes.
         distill_method: what is learned from the teacher: its probabilities (`kd`; without the labels: `teacher-only`; target and
-            other classes apart: `dkd`), its most probable class (`hard-label`), or probabilities and features (`feature`).
+            other classes apart: `dkd`), how it ranks classes and images (`dist`), its most probable class (`hard-label`), or
+            probabilities and features (`feature`).
         temperature: softens both logits, 0.01 to 100, but for `hard-label`; None: 1.
         distill_loss_weight: weight of the teacher's loss, 0 to 1; the labels, which `teacher-only` does without, get the rest.
             None: 0.5.
@@ -80,16 +81,14 @@ def distill(
         fit = override_fit(fit_preset(images, DIGITS_TEACHER_FIT, None), training)
         model = model_config(teacher, data, training, images, None)
         stages.append(StageEntry("teacher", TrainConfig(model, fit), None))
+    first = "teacher" if source is None else SOURCE
     config = DistillConfig(
         model=model_config(student, data, training, images, start, student_weights),
-        teacher=("teacher" if source is None else SOURCE, *others)
-        if others
-        else "teacher"
-        if source is None
-        else SOURCE,
+        teacher=(first, *others) if others else first,
         fit=override_fit(fit_preset(images, DIGITS_FIT, start), training),
         method=distill_method,
-        **loss,
+        temperature=loss.get("temperature", DistillConfig.temperature),
+        distill_loss_weight=loss.get("distill_loss_weight", DistillConfig.distill_loss_weight),
         teacher_cache=teacher_cache,
         teacher_cache_top_k=teacher_cache_top_k or 0,
     )

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_type_hints
 
 from convnext_deploy.api.arguments import check_arguments, check_type
 from convnext_deploy.api.uses import USES
@@ -16,7 +16,7 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
-from convnext_deploy.system.progress import Progress, SilentProgress
+from convnext_deploy.system.progress import Progress, SilentProgress, alive
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -217,10 +217,17 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
         for record in RECORDS.keys() & kwargs.keys():
             _check(name, record, kwargs[record])
         check_arguments(function, {record: _fields(kind) for record, kind in RECORDS.items()}, args, kwargs)
-        with needing_memory(name, LESS_MEMORY), naming_disk_faults():
+        execution = kwargs.get("execution")
+        shown = execution.progress if isinstance(execution, ExecutionOptions) else None
+        with needing_memory(name, LESS_MEMORY), naming_disk_faults(), alive(_given_display(shown), name):
             return function(*args, **kwargs)
 
     return checked
+
+
+def _given_display(progress: object) -> Progress | None:
+    """Return what shows progress where it was made by who calls, as the command line does."""
+    return None if progress is None or isinstance(progress, str) else cast(Progress, progress)
 
 
 def _fields(record: type[Options]) -> tuple[str, ...]:

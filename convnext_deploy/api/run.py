@@ -7,12 +7,11 @@ from convnext_deploy.api.open_inputs import open_artifact, open_named_data
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
-from convnext_deploy.pipeline.foresee import check_plan
-from convnext_deploy.pipeline.kept import check_replacements
+from convnext_deploy.pipeline.foresee import check_run, weights_to_download
 from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
 from convnext_deploy.pipeline.run import plan_recipe, run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
@@ -40,7 +39,8 @@ def run(
 
     Raises: DeployError: if the recipe, its data or a stage fails. For a failed gate `RunResult.report.passed` is false.
     """
-    return run_recipe(*_open(recipe, out, data, evaluation, execution))
+    loaded, settings, source, images, weights, _ = _open(recipe, out, data, evaluation, execution)
+    return run_recipe(loaded, settings, source, images, weights)
 
 
 @verb
@@ -56,10 +56,13 @@ def plan_run(
 
     Raises: DeployError: as `run`, also what would end one of the later stages, as far as it can be known before any work.
     """
-    loaded, settings, source, images, weights = _open(recipe, out, data, evaluation, execution)
+    loaded, settings, source, images, weights, downloads = _open(recipe, out, data, evaluation, execution, plan=True)
+    for name in downloads:
+        settings.execution.progress.say(
+            f"{name.removeprefix(WEIGHTS_PREFIX)} is not in the cache: the run would download it, which is not tried here"
+        )
     plan = plan_recipe(loaded, settings.out, source, images, weights)
-    check_replacements(loaded, settings, source, images, weights)
-    check_plan(plan, settings, source, images, weights)
+    check_run(loaded, settings, source, images, weights, downloads)
     return plan
 
 
@@ -69,7 +72,10 @@ def _open(
     data: DataOptions,
     evaluation: EvaluationOptions,
     execution: ExecutionOptions,
-) -> tuple[Recipe, Settings, Artifact | None, Data, Mapping[str, Artifact]]:
+    *,
+    plan: bool = False,
+) -> tuple[Recipe, Settings, Artifact | None, Data, Mapping[str, Artifact], tuple[str, ...]]:
+    """Open what a recipe names; for a plan nothing is downloaded, and what would be comes last."""
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     name = data.data or loaded.data
     if name is None:
@@ -80,13 +86,14 @@ def _open(
     how = create_execution(execution, name)
     asked = DataOptions(name, classes=data.classes, **loaded.source_preprocess.asked())
     source = _open_source(loaded, asked, how.progress)
-    weights = open_references(loaded)
+    downloads = weights_to_download(loaded) if plan else ()
+    weights = open_references(loaded, but=downloads)
     for artifact in weights.values():
         for note in artifact.notes:
             how.progress.say(note)
     images = open_named_data(name, data, how, out)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
-    return loaded, settings, source, images, weights
+    return loaded, settings, source, images, weights, downloads
 
 
 def _open_source(recipe: Recipe, asked: DataOptions, progress: Progress) -> Artifact | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
@@ -147,7 +148,7 @@ class Artifact:
     @property
     def location(self) -> Path:
         """What opens this artifact again, from any folder."""
-        return self.place.resolve()
+        return Path(os.path.realpath(self.place))
 
     @property
     def sha256(self) -> str:

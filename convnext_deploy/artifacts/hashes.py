@@ -77,7 +77,7 @@ def _recorded(path: Path) -> Iterator[tuple[str, list[str]]]:
         found = []  # there is none, or not one of ours
     if found:
         yield "its manifest", found
-    if _BY_HASH.fullmatch(stored := path.resolve().name):
+    if _BY_HASH.fullmatch(stored := Path(os.path.realpath(path)).name):
         yield "its name in the cache", [stored]
     place = path.absolute()
     for folder in place.parents[: _DEPTH + 1]:

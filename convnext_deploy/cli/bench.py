@@ -9,6 +9,7 @@ import click
 
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import tell_following
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
 from convnext_deploy.cli.verbs import Verb
 
@@ -82,8 +83,18 @@ def command(as_json: bool, **values: Any) -> None:
         write(found.to_json())
     else:
         _print(found)
+        _conclude(found)
     if any(timing.failed for timing in found.timings):
         raise click.exceptions.Exit(EXIT_ERROR)
+
+
+def _conclude(found: Benchmark) -> None:
+    """Say what follows for the fastest."""
+    measured = [(time, timing) for timing in found.timings if (time := timing.median("p50_ms")) is not None]
+    if measured:
+        _, fastest = min(measured, key=lambda pair: pair[0] / pair[1].candidate.batch_size)
+        artifact = fastest.candidate.artifact
+        tell_following([artifact.place], artifact.format, artifact.precision, {})
 
 
 def _print(found: Benchmark) -> None:

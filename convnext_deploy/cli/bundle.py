@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from convnext_deploy.cli.console import say, write
+from convnext_deploy.cli.next_steps import tell_next
 from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
 from convnext_deploy.cli.verbs import Verb
 
@@ -56,5 +57,4 @@ def command(as_json: bool, **values: Any) -> None:
     for note in result.notes:
         say(f"- {note}")
     say(f"SHA-256 of its checksums: {result.sha256}")
-    quoted = "'" + str(result.path).replace("'", r"'\''") + "'"
-    say(f"To verify it here: convnext-deploy verify-bundle {quoted}")
+    tell_next("verify-bundle", result.path)

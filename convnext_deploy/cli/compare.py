@@ -6,6 +6,7 @@ import click
 
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import tell_next, tell_where
 from convnext_deploy.cli.options import common_options, is_quiet
 from convnext_deploy.cli.verbs import Verb
 
@@ -53,3 +54,7 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         console.print(f"- {text}")
     for text in found.warnings:
         console.print(f"warning: {text}", style="bold yellow")
+    if out is None:
+        tell_next("compare", *runs, "--out", "comparison.html")
+    else:
+        tell_where("page", out)

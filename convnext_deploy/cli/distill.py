@@ -45,8 +45,8 @@ from convnext_deploy.config.choices import DistillMethod
     type=click.Choice(get_args(DistillMethod)),
     default="kd",
     show_default=True,
-    help="What is learned from the teacher: its probabilities (kd; without the labels: teacher-only; decoupled: dkd), its best "
-    "class (hard-label), or probabilities and features (feature).",
+    help="What is learned from the teacher: its probabilities (kd; without the labels: teacher-only; decoupled: dkd), its "
+    "ranking (dist), its best class (hard-label), or probabilities and features (feature).",
 )
 @click.option(
     "--temperature",
@@ -88,4 +88,4 @@ def command(as_json: bool, **values: Any) -> None:
     ):
         if not any(values[name] for name in given):
             raise click.UsageError(f"give --{who}, or its weights.")
-    show_report(distill(**arguments_of("distill", values)).report, as_json)
+    show_report(distill(**arguments_of("distill", values)).report, as_json, values)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import tell_next
 from convnext_deploy.cli.options import common_options
 from convnext_deploy.cli.verbs import Verb
 
@@ -44,6 +45,8 @@ def command(timeout_s: float, as_json: bool) -> None:
 
     found = doctor(timeout_s=timeout_s)
     write(found.to_json() if as_json else "\n".join(_describe(found, _width())))
+    if found.works and not as_json:
+        tell_next("distill", "--teacher", "pico", "--student", "atto")
     if not found.works:
         raise click.exceptions.Exit(EXIT_ERROR)
 

@@ -81,4 +81,4 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy.api.export import export
     from convnext_deploy.cli.report_table import show_report
 
-    show_report(export(**arguments_of("export", values)).report, as_json)
+    show_report(export(**arguments_of("export", values)).report, as_json, values)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import tell_next, tell_to_do
 from convnext_deploy.cli.options import common_options
 from convnext_deploy.cli.verbs import Verb
 
@@ -41,6 +42,10 @@ def command(file: Path, as_json: bool) -> None:
         _print_onnx(found, console)
     else:
         _print_engine(found, console)
+    if isinstance(found, ONNXRecord) and any(finding.severity == "error" for finding in found.findings):
+        tell_to_do("mend the errors above, each by its fix, where the file was made")
+    else:
+        tell_next("bench", file)
 
 
 def _print_onnx(found: ONNXRecord, console: Console) -> None:

@@ -9,6 +9,7 @@ import click
 
 from convnext_deploy.cli.completions import variants
 from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import tell_next
 from convnext_deploy.cli.options import common_options
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.image_size import show_size
@@ -42,8 +43,10 @@ def command(name: str | None, as_json: bool) -> None:
     console = create_console()
     if name is None:
         _print_table(rows, console)
+        tell_next("models", "tiny")
     else:
         _print_one(rows[0], console)
+        tell_next("recommend", "--images", 5000, "--classes", 10)
 
 
 def _print_table(rows: tuple[ModelRow, ...], console: Console) -> None:

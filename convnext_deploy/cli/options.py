@@ -229,7 +229,7 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
             if name in used:
                 kind, text, more = _OPTIONS[name]
                 text += default_of(verb, name)
-                flag = more.get("flag", f"--{name.replace('_', '-')}")
+                flag = flag_of(name)
                 rest = {key: value for key, value in more.items() if key != "flag"}
                 function = click.option(flag, name, type=kind, help=text, **rest)(function)
         return function
@@ -237,21 +237,27 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
     return decorate
 
 
+def flag_of(name: str) -> str:
+    """Return what is typed for an option that several verbs share, such as `--max-drop` for `max_top1_drop_pp`."""
+    flag: str = _OPTIONS[name][2].get("flag", f"--{name.replace('_', '-')}")
+    return flag
+
+
 def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a verb's function from the values of its command: its own as they are, the others in records."""
     from convnext_deploy.api.options import RECORDS
     from convnext_deploy.system.progress_bars import create_progress
 
-    found = {**values, "progress": create_progress(is_quiet()), "command": _typed()}
+    found = {**values, "progress": create_progress(is_quiet()), "command": typed_command()}
     uses = USES.get(verb, {})
     records = {record: RECORDS[record](**{name: found[name] for name in names}) for record, names in uses.items()}
     shared = {"progress", "command"}.union(*uses.values())
     return {name: value for name, value in found.items() if name not in shared} | records
 
 
-def _typed() -> str:
-    """Return the command line as a shell reads it."""
-    arguments = shlex.join(sys.argv[1:])
+def typed_command(*without: str) -> str:
+    """Return the command line as a shell reads it, but for some words."""
+    arguments = shlex.join(word for word in sys.argv[1:] if word not in without)
     if launched().size > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", "1")
         return f"torchrun --nproc-per-node {here} -m convnext_deploy {arguments}"

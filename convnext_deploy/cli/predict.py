@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from convnext_deploy.api.uses import USES
 from convnext_deploy.cli.completions import artifacts, runners
 from convnext_deploy.cli.console import say, write
+from convnext_deploy.cli.next_steps import tell_following
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.system.standard_error import tell
@@ -61,8 +64,25 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     if unreadable and (unreadable == total or not skip_unreadable):
         hint = "repair or remove them" if unreadable == total else "repair or remove them, or give --skip-unreadable"
         raise DataError(f"{unreadable} of {total} files cannot be read as images; {hint}.")
+    if not as_json:
+        _conclude(values)
     if unreadable:
         progress.say(f"{unreadable} of {total} files cannot be read as images and were left out")
+
+
+def _conclude(values: Mapping[str, Any]) -> None:
+    """Say what follows, by what the artifact tells of itself."""
+    from convnext_deploy.artifacts.artifact import read_artifact
+    from convnext_deploy.errors import ArtifactError
+
+    path, form, precision = Path(values["artifact"]), "torch", "fp32"
+    if path.is_dir():
+        with contextlib.suppress(ArtifactError):  # a folder of another library
+            form, precision = (artifact := read_artifact(path)).format, artifact.precision
+    elif path.suffix == ".onnx":
+        form = "onnx"
+    fields = [name for names in USES["predict"].values() for name in names]
+    tell_following([path], form, precision, values, fields=fields)
 
 
 def _describe(prediction: Prediction) -> str:

@@ -76,4 +76,4 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy.api.quantize import quantize
     from convnext_deploy.cli.report_table import show_report
 
-    show_report(quantize(**arguments_of("quantize", values)).report, as_json)
+    show_report(quantize(**arguments_of("quantize", values)).report, as_json, values)

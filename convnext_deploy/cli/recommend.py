@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 @click.command("recommend", cls=Verb)
-@click.option("--images", type=POSITIVE, required=True, help="Training images that you have.")
-@click.option("--classes", type=click.IntRange(min=2), required=True, help="Classes that they belong to.")
+@click.option("--images", type=POSITIVE, help="Training images that you have.  [default: those of --data]")
+@click.option("--classes", type=click.IntRange(min=2), help="Classes that they belong to.  [default: those of --data]")
 @click.option(
     "--gpu-memory",
     "gpu_memory_gb",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GB",
-    help="Memory of the one GPU to train on, as it is sold.  [default: no limit]",
+    help="Memory of the one GPU to train on, as it is sold.  [default: this machine's GPU, or its cores]",
 )
 @click.option(
     "--latency-budget",
@@ -45,10 +45,18 @@ if TYPE_CHECKING:
 )
 @common_options("recommend", "image_size")
 def command(as_json: bool, out: Path | None, **values: Any) -> None:
-    """Recommend models for a data set, with reasons and a recipe to start from."""
+    """Recommend models for a data set, with reasons and a recipe to start from.
+
+    Give the folder with --data, or --images and --classes. The order is for this machine: without a GPU, what its cores
+    train in a night comes first. With --gpu-memory it is for a GPU elsewhere.
+    """
     from convnext_deploy.api.recommend import recommend
     from convnext_deploy.cli.tables import create_console
 
+    folder = values["data"]
+    missing = [f"--{name}" for name in ("images", "classes") if values[name] is None]
+    if folder is None and missing:
+        raise click.UsageError(f"{' and '.join(missing)} missing; give the folder with --data DIR, or both numbers.")
     found = recommend(**arguments_of("recommend", {**values, "out": out}))
     if as_json:
         import json
@@ -65,12 +73,17 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
         write(f"\nA recipe to start from; --out FILE writes it:\n\n{found.recipe_text}", end="")
     else:
         write("")
-        say(f"The recipe is in {out}: convnext-deploy run {shlex.quote(str(out))} --data DIR")
+        place = shlex.quote(folder) if folder else "DIR"
+        say(f"The recipe is in {out}: convnext-deploy run {shlex.quote(str(out))} --data {place}")
 
 
 def _print_list(found: Recommendation, console: Console) -> None:
     from convnext_deploy.cli.tables import print_items, print_table
 
+    if found.data is not None:
+        console.print(found.data.describe())
+    if found.machine is not None:
+        console.print(f"To train on this machine: {found.machine}")
     console.print(
         f"For {found.images:,} training images of {found.classes} classes at {found.image_size} pixels, best first:"
     )
@@ -112,6 +125,8 @@ def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
         "epochs": lambda candidate: f"{candidate.settings.epochs}",
         "mixup,\nCutMix": lambda candidate: "yes" if candidate.settings.mixup else "no",
     }
+    if any(candidate.cpu_hours is not None for candidate in found.candidates):
+        columns["hours\nhere"] = lambda candidate: f"{candidate.cpu_hours or 0:.1f}"
     if found.device is not None:
         columns[f"ms on\n{found.device}"] = lambda candidate: f"{candidate.latency_ms:.1f}"
     return columns

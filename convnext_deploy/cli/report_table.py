@@ -1,10 +1,14 @@
 """Print a report on standard output: its table with remarks, or its JSON."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 from rich.console import Console
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
 from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import conclude_run, conclude_validation
 from convnext_deploy.cli.tables import create_console, print_table
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
@@ -37,8 +41,17 @@ def print_stages(report: Report, console: Console) -> None:
     console.print()
 
 
-def show_report(report: Report, as_json: bool) -> None:
-    """Print the table, or the JSON, and end with exit code 3 if a gate failed; of several processes the first one alone."""
+def show_report(
+    report: Report, as_json: bool, values: Mapping[str, Any] | None = None, *, validated: bool = False
+) -> None:
+    """Print the table, or the JSON, and end with exit code 3 if a gate failed; of several processes the first one alone.
+
+    Args:
+        report: what to print.
+        as_json: print the JSON alone.
+        values: of the command, which the command that follows may need too.
+        validated: whether it is of `validate`, and no run's.
+    """
     if not launched().is_first:
         return
     if as_json:
@@ -54,5 +67,9 @@ def show_report(report: Report, as_json: bool) -> None:
         for text in warnings(report):
             console.print(f"warning: {text}", style="bold yellow")
         console.print(summary(report), style=_STYLES[outcome(report)])
+        if validated:
+            conclude_validation(report, values or {})
+        else:
+            conclude_run(report, values or {})
     if not report.passed:
         raise click.exceptions.Exit(EXIT_GATE_FAILED)

@@ -10,7 +10,8 @@ import click
 
 from convnext_deploy.cli.completions import recipes
 from convnext_deploy.cli.console import say, write
-from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.next_steps import tell_to_do
+from convnext_deploy.cli.options import arguments_of, common_options, typed_command
 from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def command(dry_run: bool, as_json: bool, **values: Any) -> None:
 
     arguments = arguments_of("run", values)
     if not dry_run:
-        show_report(run(**arguments).report, as_json)
+        show_report(run(**arguments).report, as_json, values)
         return
     plan = plan_run(**arguments)
     if launched().is_first:
@@ -49,3 +50,4 @@ def _print_plan(plan: list[tuple[StageEntry, bool]], as_json: bool) -> None:
     for stage, would_run in plan:
         inputs = ", ".join(stage.inputs.values()) or "the data"
         say(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")
+    tell_to_do(typed_command("--dry-run"))

@@ -41,4 +41,4 @@ def command(as_json: bool, **values: Any) -> None:
         raise click.UsageError("--checkpoint and --weights were both given; start from one of them.")
     if not any(values[name] for name in ("model", "checkpoint", "weights")):
         raise click.UsageError("give --model, or what to start from with --checkpoint or --weights.")
-    show_report(train(**arguments_of("train", values)).report, as_json)
+    show_report(train(**arguments_of("train", values)).report, as_json, values)

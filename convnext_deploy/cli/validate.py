@@ -35,4 +35,5 @@ def command(as_json: bool, **values: Any) -> None:
     from convnext_deploy.api.validate import validate
     from convnext_deploy.cli.report_table import show_report
 
-    show_report(validate(**arguments_of("validate", values)), as_json)
+    found = validate(**arguments_of("validate", values))
+    show_report(found, as_json, values, validated=True)

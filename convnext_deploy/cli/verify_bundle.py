@@ -6,6 +6,7 @@ from typing import get_args
 import click
 
 from convnext_deploy.cli.console import say, write
+from convnext_deploy.cli.next_steps import tell_to_do
 from convnext_deploy.cli.options import common_options
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import BundledKind
@@ -42,5 +43,7 @@ def command(bundle: Path, require: tuple[BundledKind, ...], built: Path | None, 
             say(f"{check.status:8} {check.what}: {check.detail}")
         for kind in result.unmet:
             say(f"failed   no {kind} could be run here, and one was required")
+        if result.passed:
+            tell_to_do(f"copy {bundle} to the device; README.md in it says how to build, serve and verify it there")
     if not result.passed:
         raise click.exceptions.Exit(EXIT_ERROR)

@@ -11,7 +11,7 @@ QuantizeMethod = Literal["auto", "ptq", "qat"]
 """How far `quantize` goes: `ptq` ends before training, `qat` trains at once, `auto` trains if nothing else is good enough."""
 CalibrationMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]
 """How the range of an activation is chosen; `auto`: tensor by tensor, by the error at the layer's output."""
-LogitMethod = Literal["kd", "teacher-only", "hard-label", "dkd"]
+LogitMethod = Literal["kd", "teacher-only", "hard-label", "dkd", "dist"]
 """What a student follows of a teacher's logits."""
 DistillMethod = Literal[LogitMethod, "feature"]
 """What a student follows of a teacher: its logits, or (`feature`) its features too."""

@@ -20,11 +20,15 @@ class DistillConfig(StageConfig):
 
     `method`: `kd` follows the teacher's probabilities at `temperature` (arXiv 1503.02531), `teacher-only` does so without the
     labels (2106.05237), `hard-label` follows its most probable class (2012.12877), `dkd` weighs target class (`dkd_alpha`) and
-    other classes (`dkd_beta`) apart (2203.08679), `feature` adds `feature_loss_weight` times a loss of the features after each
-    model stage to `kd` (1412.6550). The labels get `1 - distill_loss_weight`, with `teacher-only` nothing.
+    other classes (`dkd_beta`) apart (2203.08679), `dist` follows how classes and images are ranked (2205.10536), `feature` adds
+    `feature_loss_weight` times a loss of the features after each model stage to `kd` (1412.6550). The labels get
+    `1 - distill_loss_weight`, with `teacher-only` nothing.
 
     Defaults: those of VanillaKD (arXiv 2305.15781), temperature 1 and equal weights, which took ConvNeXt V2-T to 85.0 % on
     ImageNet; 2106.05237 has temperature 1 too. Long schedules count for more than the method.
+
+    `standardize_logits`: both are compared with mean 0 and standard deviation 1 over the classes (2403.01427, whose temperature is
+    2 and whose teacher has nine tenths of the weight).
 
     `teacher_cache` keeps the teacher's predictions on disk, in half precision, of the `teacher_cache_top_k` most probable classes
     or of all (0): what was computed once is not computed again, by this run or by other students with the same crops.
@@ -47,6 +51,7 @@ class DistillConfig(StageConfig):
     dkd_alpha: float = 1.0
     dkd_beta: float = 2.0
     feature_loss_weight: float = 1.0
+    standardize_logits: bool = False
     teacher_cache: bool = False
     teacher_cache_top_k: int = 0
 

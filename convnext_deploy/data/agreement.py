@@ -1,7 +1,7 @@
 """What an artifact and the data must agree on: the images that it takes, the classes, and that it did not learn what judges it."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def _as_options(fraction: float | None, others: str | None) -> str:
 
 def is_same_place(path: str, data: Data) -> bool:
     """Whether a path in a lineage is that of the data."""
-    return Path(path).resolve() == Path(data.name).resolve()
+    return os.path.realpath(path) == os.path.realpath(data.name)
 
 
 def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
@@ -165,7 +165,7 @@ def assumed_classes(artifact: Artifact, data: Data) -> str | None:
     other = SORTED if order == NATURAL else NATURAL
     first, second = in_order(data.class_names, order), in_order(data.class_names, other)
     if first == second:
-        return text
+        return f"{text}; if top-1 is low, name them with --classes FILE"
     place = next(place for place, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
     text += (
         f", so that output {place} is '{first[place]}' (in {ORDER_WORDS[other]} it would be '{second[place]}'); if that is "

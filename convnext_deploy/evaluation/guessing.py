@@ -87,9 +87,15 @@ def _what_to_check(artifact: Artifact, class_names: Sequence[str] | None) -> str
     order = _order(class_names) if class_names else "by number"
     if artifact.class_names is None or artifact.class_order is not None:
         order += ", the data's, because the file names none"
+    trained_here = any(record.kind in ("train", "distill", "qat") for record in artifact.lineage)
+    other = (
+        "it may also have learned too little: train for more epochs"
+        if trained_here
+        else "say what differs with --image-size, --crop-pct, --mean, --std, --classes FILE"
+    )
     return (
         f"check what it was trained with: image size (here {show_size(own.image_size)}), crop (here {_crop(own)}), "
-        f"normalization (here mean {_numbers(own.mean)}, std {_numbers(own.std)}), order of the classes (here {order})"
+        f"normalization (here mean {_numbers(own.mean)}, std {_numbers(own.std)}), order of the classes (here {order}); {other}"
     )
 
 

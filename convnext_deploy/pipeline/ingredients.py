@@ -196,7 +196,7 @@ def _data_difference(old: Ingredients, new: Ingredients) -> str:
     before, after = (each.places.get(_DATA, "unknown") for each in (old, new))
     if before == after:
         return f"the images in {after} or their split have changed"
-    return f"data {before} → {after}, which hold other images"
+    return f"data {before} → {after}, which hold other images, or others under these names"
 
 
 def _input_difference(role: str, old: Ingredients, new: Ingredients) -> Iterator[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import MANIFEST, SCHEMA, Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
-from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.read_contents import read_contents
 from convnext_deploy.errors import ArtifactError, OutputError
@@ -29,26 +28,26 @@ _EARLIER = "made by an earlier version, which did not record all that it depends
 
 def check_replacements(
     recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
-) -> Contents | None:
-    """Check that a run would replace nothing that was made otherwise.
+) -> dict[str, Artifact]:
+    """Check that a run would replace nothing that was made otherwise. For that all images are read, see `Data.contents`.
 
-    Returns: what the files of the images hold, which is read for that. Raises: OutputError: naming what differs.
+    Returns: the artifacts of the stages that are up to date. Raises: OutputError: naming what differs.
     """
     artifacts = {**weights, **({} if source is None else {SOURCE: source})}
     if data is not None:
         data.contents.keep_in(settings.execution.cache_dir or settings.out / "cache")
         if any(stage.config.reads_images for stage in recipe.stages):
             read_contents(data, settings.execution.progress)
-    check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
+    there = check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
     brought = {} if source is None else {BASELINE: None, SOURCE: source.sha256}
     rows = {**brought, **{stage.name: None for stage in recipe.stages}}
     check_report(settings.out, recipe.name, rows, data, restart=settings.restart)
-    return None if data is None else data.contents
+    return there
 
 
 def check_kept(
     recipe: Recipe, out: Path, artifacts: Mapping[str, Artifact], data: Data | None, *, restart: bool
-) -> None:
+) -> dict[str, Artifact]:
     """Check before any work that no stage would replace what was made otherwise.
 
     Args:
@@ -58,18 +57,20 @@ def check_kept(
         data: the images, if there are any.
         restart: whether that may be replaced; what this tool did not write may not.
 
-    Raises: OutputError: naming every stage and what differs.
+    Returns: the artifacts of the stages that are up to date. Raises: OutputError: naming every stage and what differs.
     """
-    known, found = dict(artifacts), []
+    known, there, found = dict(artifacts), dict[str, Artifact](), dict[str, list[str]]()
     for stage in recipe.stages:
         unknown = [role for role, name in stage.inputs.items() if name not in known]
         wanted = ingredients_of(stage, known, data, recipe.seed)
         if obstacle := find_obstacle(stage, out, wanted, [*unknown, "baseline"] if unknown else ()):
-            found.append(f"{stage.name} ({obstacle})")
+            found.setdefault(obstacle, []).append(stage.name)
         elif not unknown and (artifact := reusable(out / "stages" / stage.name, wanted.key)) is not None:
-            known[stage.name] = artifact
+            known[stage.name] = there[stage.name] = artifact
     if found and not restart:
-        raise OutputError(f"{out} holds what was made otherwise: {'; '.join(found)}. {WAYS_OUT}")
+        made = "; ".join(f"{', '.join(names)} ({obstacle})" for obstacle, names in found.items())
+        raise OutputError(f"{out} holds what was made otherwise: {made}. {WAYS_OUT}")
+    return there
 
 
 def make_room(stage: StageEntry, settings: Settings, wanted: Ingredients) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,12 @@ def teaches_only(recipe: Recipe) -> bool:
     return bool(roles) and all(role.startswith("teacher") for role in roles)
 
 
-def open_references(recipe: Recipe) -> dict[str, Artifact]:
+def open_references(recipe: Recipe, *, but: Collection[str] = ()) -> dict[str, Artifact]:
     """Open the initial weights of all stages and the teachers that no stage makes, by the names of `StageEntry.inputs`.
 
-    Raises: DeployError: if any of them cannot be opened.
+    Those in `but` are left out. Raises: DeployError: if any of them cannot be opened.
     """
-    named = sorted({name for stage in recipe.stages for name in stage.inputs.values()})
+    named = sorted({name for stage in recipe.stages for name in stage.inputs.values()} - {*but})
     weights = {
         name: open_input(Path(name.removeprefix(WEIGHTS_PREFIX))) for name in named if name.startswith(WEIGHTS_PREFIX)
     }

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
-from convnext_deploy.data.agreement import check_classes, name_classes
+from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
+from convnext_deploy.pipeline.foresee import check_run, name_brought
 from convnext_deploy.pipeline.ingredients import ingredients_of
-from convnext_deploy.pipeline.kept import check_replacements, make_room
+from convnext_deploy.pipeline.kept import make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.pipeline.run_folder import claim, list_unreadable
@@ -52,13 +53,13 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
-    source, weights = _name_classes(source, weights or {}, data)
+    source, weights = name_brought(source, weights or {}, data)
     if not world().is_first:
         contents = receive()
         known = None if data is None else replace(data, contents=contents)
         return _follow(recipe, settings, source, known, dict(weights))
     with claim(settings.out):
-        from_first(lambda: check_replacements(recipe, settings, source, data, weights))
+        from_first(lambda: check_run(recipe, settings, source, data, weights))
         return _run(recipe, settings, source, data, weights)
 
 
@@ -66,7 +67,7 @@ def plan_recipe(
     recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
-    source, weights = _name_classes(source, weights, data)
+    source, weights = name_brought(source, weights, data)
     if data is not None:
         data.contents.keep_in(out / "cache", write=False)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
@@ -79,14 +80,6 @@ def plan_recipe(
             artifacts[stage.name] = cached
         plan.append((stage, cached is None))
     return plan
-
-
-def _name_classes(
-    source: Artifact | None, weights: Mapping[str, Artifact], data: Data | None
-) -> tuple[Artifact | None, dict[str, Artifact]]:
-    """Return what the user brought with names for the classes; see `name_classes`."""
-    named = {name: name_classes(artifact, data) for name, artifact in weights.items()}
-    return (None if source is None else name_classes(source, data)), named
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ def claim(out: Path) -> Iterator[None]:
     """
     _refuse_foreign(out)
     create_output_folder(out)
+    _check_folders(out)
     try:
         file = (out / _LOCK).open("a")
     except OSError as error:
@@ -60,6 +62,14 @@ def _refuse_foreign(out: Path) -> None:
         raise OutputError(
             f"{found[0]} was not written by this tool and would be overwritten; choose another --out, or move it away."
         )
+
+
+def _check_folders(out: Path) -> None:
+    """Check before any work that what a run keeps in folders can be kept there. Raises: OutputError: if one is none."""
+    for folder in (out / name for name in _FOLDERS):
+        if os.path.lexists(folder) and not folder.is_dir():
+            what = f"leads to {folder.readlink()}, which is no folder here" if folder.is_symlink() else "is no folder"
+            raise OutputError(f"{folder} {what}; a run writes there: mend that, or choose another --out.")
 
 
 def list_unreadable(out: Path, data: Data | None) -> None:

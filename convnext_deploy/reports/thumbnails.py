@@ -9,14 +9,14 @@ from convnext_deploy.errors import DataError
 from convnext_deploy.reports.record import StageRow
 
 SIDE = 96  # pixels
-MOST = 150  # in a report, which holds them all: half a megabyte
+MOST = 120  # in a report, which holds them all: of photos half a megabyte, of noise one
 _TINY = 48  # up to this side a lossless file is small too
 
 
 def make_thumbnails(data: Data | None, row: StageRow, known: Collection[str] = ()) -> dict[str, str]:
     """Return the images in `Accuracy.flips` and `.errors` as data URIs, by their index in decimal digits.
 
-    The longer side has at most 96 pixels. With `known` there are at most 150.
+    The longer side has at most 96 pixels. With `known` there are at most 120.
 
     Args:
         data: whose validation images they are; None: there are no pictures.

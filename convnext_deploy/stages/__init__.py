@@ -11,6 +11,7 @@ from convnext_deploy.config.stage import StageConfig
 if TYPE_CHECKING:
     from convnext_deploy.artifacts.artifact import Artifact
     from convnext_deploy.stages.context import StageContext
+    from convnext_deploy.stages.foresight import Given, Outlook
 
 
 def run_stage(config: StageConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -24,6 +25,16 @@ def check_stage(config: StageConfig) -> None:
     check = getattr(_implementation(config), "check", None)
     if check is not None:
         check(config)
+
+
+def foresee_stage(config: StageConfig, given: Given) -> Outlook | None:
+    """Return what a stage would make of what it is given; None for a kind that does not tell.
+
+    Raises: DeployError: what the stage would end with.
+    """
+    foresee = getattr(_implementation(config), "foresee", None)
+    made: Outlook | None = None if foresee is None else foresee(config, given)
+    return made
 
 
 def _implementation(config: StageConfig) -> ModuleType:

@@ -39,13 +39,23 @@ class StageContext:
 
     def need_data(self) -> Data:
         """Return the images. Raises: DataError: if none were given."""
-        if self.data is None:
-            raise DataError(f"stage '{self.name}' needs images; give them with --data DIR.")
-        return self.data
+        return require_data(self.data, self.name)
+
+
+def require_data(data: Data | None, stage: str) -> Data:
+    """Return the images that a stage needs. Raises: DataError: if there are none."""
+    if data is None:
+        raise DataError(f"stage '{stage}' needs images; give them with --data DIR.")
+    return data
 
 
 def require_source(source: Artifact | None, kind: str) -> Artifact:
     """Return the source. Raises: ArtifactError: if there is none."""
     if source is None:
-        raise ArtifactError(f"a {kind} stage needs a source artifact.")
+        raise missing_source(kind)
     return source
+
+
+def missing_source(kind: str) -> ArtifactError:
+    """Return the error of a stage that lacks what it starts from."""
+    return ArtifactError(f"a {kind} stage needs a source artifact.")

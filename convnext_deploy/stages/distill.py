@@ -23,15 +23,16 @@ from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.teachers import (
     Taught,
     TeacherLogits,
-    check_teacher,
+    check_teachers,
     distillation_objective,
     open_predictions,
     open_teacher,
 )
-from convnext_deploy.stages.training_setup import fit_network, model_of, plan_seed, start_network
+from convnext_deploy.stages.training_setup import fit_network, foresee_training, model_of, plan_seed, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import (
@@ -53,16 +54,20 @@ def check(config: DistillConfig) -> None:
     resolve_variant(config.model.name)
 
 
+def foresee(config: DistillConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    student = foresee_training(config.model, config.fit, given)
+    check_teachers(given, student.model.in_channels, needed=True, features_alone=config.method == "feature")
+    return student
+
+
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
-    if not context.teachers:
-        raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
+    foresee(config, given_to(context, source))
     data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     with_features = config.method == "feature"
-    for artifact in context.teachers:
-        check_teacher(artifact, data, spec.in_channels, features_alone=with_features)
     student = start_network(spec, config.fit, start, context)
     teachers = _Teachers(config, preprocess, data, context)
     features: AbstractContextManager[Callable[[], Tensor] | None] = nullcontext()
@@ -94,6 +99,7 @@ def _distillation(config: DistillConfig) -> Distillation:
         label_smoothing=config.fit.label_smoothing,
         dkd_alpha=config.dkd_alpha,
         dkd_beta=config.dkd_beta,
+        standardize=config.standardize_logits,
     )
 
 

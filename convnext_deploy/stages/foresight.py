@@ -1,37 +1,23 @@
-"""What a stage would make, and why it could not: known before any work from settings, inputs and this machine alone.
+"""What a stage is given and what it would make of that: known before any work, of artifacts that may not be there yet.
 
-A stage itself checks all of this again. Here it is found before the hours that the stages in front of it take.
+Each kind of stage has a function `foresee(config, given)` beside its `run`, which calls it first. So what ends a stage for its
+settings, its inputs or this machine is checked in one place, before the hours that the stages in front of it take, and once more
+when they have passed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-import torch
-from torch import nn
+from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Format
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.config.distill import DistillConfig
-from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
-from convnext_deploy.config.onnx import ONNXConfig
-from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
-from convnext_deploy.config.recipe import StageEntry
-from convnext_deploy.config.train import TrainConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import RecipeError
-from convnext_deploy.exporters.tensorrt.bindings import RELEASES, import_tensorrt, require_gpu
-from convnext_deploy.exporters.tensorrt.build import check_gpus, check_options
-from convnext_deploy.exporters.tensorrt.torch_tensorrt import import_torch_tensorrt
-from convnext_deploy.models.variants import build_model, resolve_variant
-from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.stages.teachers import check_teacher
-from convnext_deploy.stages.tensorrt import build_options
-from convnext_deploy.stages.training_setup import model_of
-from convnext_deploy.system.gpu_models import resolve_gpus
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.stages.context import StageContext, missing_source, require_data
 from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.torch_compile import check_compiler
 
@@ -51,6 +37,53 @@ class Outlook:
     target: str | None = None
     artifact: Artifact | None = None
 
+    def made(self, name: str, **changes: Any) -> Outlook:
+        """Return what a stage of that name makes of this."""
+        return replace(self, name=name, artifact=None, **changes)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a stage has to work with: its `name`, its inputs by their roles, the images, and the device."""
+
+    name: str
+    inputs: Mapping[str, Outlook]
+    data: Data | None
+    device: str
+
+    @property
+    def start(self) -> Outlook | None:
+        """What a training starts from; None: fresh weights."""
+        return self.inputs.get("source") or self.inputs.get("weights")
+
+    @property
+    def teachers(self) -> list[Outlook]:
+        """What it learns from, besides labels."""
+        return [outlook for role, outlook in self.inputs.items() if role.startswith("teacher")]
+
+    def need_data(self) -> Data:
+        """Return the images. Raises: DataError: if none were given."""
+        return require_data(self.data, self.name)
+
+    def need_source(self, kind: str) -> Outlook:
+        """Return the source. Raises: ArtifactError: if there is none."""
+        if (source := self.inputs.get("source")) is None:
+            raise missing_source(kind)
+        return source
+
+    def of_stage(self, given: Outlook) -> str:
+        """Return how an error about an input begins: with the stage where the input is still to be made, or with nothing."""
+        return "" if given.artifact is not None else f"stage '{self.name}': "
+
+    def called(self, given: Outlook) -> str:
+        """Return how an error calls an input: where it lies, or of which stage it will be, and for which."""
+        return str(given.artifact.path) if given.artifact is not None else f"{self.of_stage(given)}{given.name}"
+
+    def expect(self, given: Outlook, expected: Format, why: str) -> None:
+        """Check the format of an input. Raises: ArtifactError: if it is another one; `why` it must be that."""
+        if given.format != expected:
+            raise ArtifactError(f"{self.called(given)} is in the format {given.format}; {why}.")
+
 
 def outlook_of(artifact: Artifact) -> Outlook:
     """Return what is known of an artifact that is there."""
@@ -59,138 +92,16 @@ def outlook_of(artifact: Artifact) -> Outlook:
     )
 
 
-def foresee(stage: StageEntry, inputs: Mapping[str, Outlook], data: Data | None, device: str) -> Outlook | None:
-    """Return what a stage would make of its inputs, by their roles; None for a kind of which nothing is known here.
-
-    Raises: DeployError: what the stage would end with.
-    """
-    config, source = stage.config, inputs.get("source")
-    if isinstance(config, TrainConfig | DistillConfig):
-        return _train(stage, config, inputs, data, device)
-    if source is None:
-        return None
-    if isinstance(config, PTQConfig | QuantizeConfig | QATConfig):
-        return _quantize(stage, config, inputs, data, device)
-    if isinstance(config, ONNXConfig):
-        _expect(stage, source, "torch", "ONNX is made of a PyTorch artifact")
-        classes = source.model.num_classes
-        if config.output == "top-k" and config.top_k > classes:
-            raise RecipeError(
-                f"stage '{stage.name}': the {config.top_k} largest of {classes} classes were asked for; set top_k to 1 to "
-                f"{classes}."
-            )
-        quantized = source.precision != "fp32"
-        precision = {"fp16": f"{source.precision}-fp16" if quantized else "fp16"}.get(
-            config.precision, source.precision
-        )
-        return replace(source, name=stage.name, format="onnx", precision=precision, artifact=None)
-    if isinstance(config, TensorRTConfig):
-        return _build(stage, config, source)
-    if isinstance(config, TorchTensorRTConfig):
-        _expect(stage, source, "torch", "Torch-TensorRT compiles a PyTorch artifact")
-        if source.precision != "fp32":
-            raise RecipeError(
-                f"stage '{stage.name}': {source.name} is quantized, and Torch-TensorRT would run its quantizers in PyTorch; take "
-                "its float source."
-            )
-        import_torch_tensorrt()
-        return replace(source, name=stage.name, format="torch-tensorrt", artifact=None)
-    return None
+def given_to(context: StageContext, source: Artifact | None) -> Given:
+    """Return what a stage that is about to run is given."""
+    inputs = {"source": source, "weights": context.weights}
+    inputs |= {f"teacher-{number}": teacher for number, teacher in enumerate(context.teachers)}
+    found = {role: outlook_of(artifact) for role, artifact in inputs.items() if artifact is not None}
+    return Given(context.name, found, context.data, context.execution.device)
 
 
-def _expect(stage: StageEntry, source: Outlook, expected: Format, why: str) -> None:
-    if source.format != expected:
-        raise RecipeError(f"stage '{stage.name}': {source.name} is in the format {source.format}; {why}.")
-
-
-def _train(
-    stage: StageEntry,
-    config: TrainConfig | DistillConfig,
-    inputs: Mapping[str, Outlook],
-    data: Data | None,
-    device: str,
-) -> Outlook:
-    asked = config.model
-    _check_fit(config, device)
-    start = inputs.get("source") or inputs.get("weights")
-    if start is not None:
-        _expect(stage, start, "torch", "a training starts from a PyTorch artifact")
-        if start.precision != "fp32":
-            raise RecipeError(f"stage '{stage.name}': {start.name} is {start.precision}; a training starts from FP32.")
-    classes = 0 if data is None else len(data.class_names)
-    if data is not None and (start is None or start.artifact is not None):
-        spec, _ = model_of(asked, data, None if start is None else start.artifact)
-    else:
-        spec = ModelSpec(resolve_variant(asked.name), classes, asked.in_channels, asked.patch_size)
-        for name in ("variant", "in_channels", "patch_size") if start is not None else ():
-            found, wanted = getattr(start.model, name) if start else None, getattr(spec, name)
-            if found != wanted:
-                raise RecipeError(
-                    f"stage '{stage.name}': its source cannot be fine-tuned as asked: its {name} is {found}, this stage asks for "
-                    f"{wanted}."
-                )
-    _check_teachers(stage, inputs, data, spec.in_channels)
-    return Outlook(stage.name, "torch", "fp32", spec)
-
-
-def _check_fit(config: TrainConfig | DistillConfig | QATConfig | QuantizeConfig, device: str) -> None:
-    autocast_dtype(config.fit.autocast, device)
-    if config.fit.compile:
+def check_fit(fit: FitConfig, device: str) -> None:
+    """Check that this machine can train as asked. Raises: DeployError: if it lacks a GPU or a compiler."""
+    autocast_dtype(fit.autocast, device)
+    if fit.compile:
         check_compiler(is_cuda=device == "cuda", wanted_by="compile = true", instead="leave compile out")
-
-
-def _check_teachers(stage: StageEntry, inputs: Mapping[str, Outlook], data: Data | None, channels: int) -> None:
-    for role, teacher in inputs.items():
-        if not role.startswith("teacher"):
-            continue
-        if teacher.artifact is not None and data is not None:
-            check_teacher(teacher.artifact, data, channels)
-        elif teacher.model.in_channels != channels:
-            raise RecipeError(
-                f"stage '{stage.name}': the teacher {teacher.name} takes {teacher.model.in_channels} channels, the student "
-                f"{channels}; both see the same images."
-            )
-
-
-def _quantize(
-    stage: StageEntry,
-    config: PTQConfig | QuantizeConfig | QATConfig,
-    inputs: Mapping[str, Outlook],
-    data: Data | None,
-    device: str,
-) -> Outlook:
-    source = inputs["source"]
-    _expect(stage, source, "torch", "quantization starts from a PyTorch artifact")
-    if not isinstance(config, PTQConfig):
-        _check_fit(config, device)
-        _check_teachers(stage, inputs, data, source.model.in_channels)
-    if isinstance(config, QATConfig):
-        if not source.precision.startswith("int8"):
-            raise RecipeError(
-                f"stage '{stage.name}': {source.name} has no quantizers to train; QAT starts from a PTQ artifact."
-            )
-        return replace(source, name=stage.name, artifact=None)
-    if source.precision != "fp32":
-        raise RecipeError(
-            f"stage '{stage.name}': {source.name} is already {source.precision}; quantize its FP32 ancestor."
-        )
-    with torch.device("meta"):  # names alone are looked up
-        network = build_model(source.model)
-    layers = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
-    resolve_scheme(config.target, config.sites).select(layers)
-    return replace(source, name=stage.name, precision="int8", target=config.target, artifact=None)
-
-
-def _build(stage: StageEntry, config: TensorRTConfig, source: Outlook) -> Outlook:
-    _expect(stage, source, "onnx", "engines are built from an ONNX artifact")
-    if source.target is not None and not source.target.startswith("tensorrt"):
-        raise RecipeError(
-            f"stage '{stage.name}': {source.name} was quantized for {source.target}, with zero points that TensorRT does not read; "
-            "quantize for the target tensorrt."
-        )
-    require_gpu(config.flavor)
-    trt = import_tensorrt(config.flavor)
-    check_options(config.flavor, build_options(config))
-    if RELEASES[config.flavor].builds_for_gpus:
-        check_gpus(trt, resolve_gpus(config.gpus))
-    return replace(source, name=stage.name, format="tensorrt", artifact=None)

@@ -17,21 +17,35 @@ from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
-from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends
+from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends, check_top_k
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.ptq_steps import choose_images
 
 _SYNTHETIC_IMAGES = 8
 _BATCH_SIZE = 8
 
 
+def foresee(config: ONNXConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    source = given.need_source("onnx")
+    given.expect(source, "torch", "ONNX is made of a PyTorch artifact")
+    if config.output == "top-k":
+        check_top_k(config.top_k, source.model.num_classes, given.of_stage(source))
+    precision = source.precision
+    if config.precision == "fp16":
+        precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
+    return source.made(given.name, format="onnx", precision=precision)
+
+
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write `model.onnx`, with input `images` and output `logits` unless asked otherwise."""
     source = require_source(source, "onnx")
+    foresee(config, given_to(context, source))
     network, scheme = load_network(source), source.scheme
     io = GraphIO(config.input_type, config.input_layout, config.output, config.top_k, config.batch_size)
     fp16: FP16Record | None = None

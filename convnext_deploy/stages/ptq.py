@@ -6,7 +6,8 @@ from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.quantization.prepare import fit_scheme
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages.context import StageContext, require_source
-from convnext_deploy.stages.ptq_steps import choose_images, open_folded, quantize_network
+from convnext_deploy.stages.foresight import Given, Outlook, given_to
+from convnext_deploy.stages.ptq_steps import choose_images, foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 
 
@@ -15,9 +16,15 @@ def check(config: PTQConfig) -> None:
     resolve_scheme(config.target, config.sites)
 
 
+def foresee(config: PTQConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    return foresee_quantization(config.target, config.sites, given.need_source("ptq"), given)
+
+
 def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Quantize an FP32 artifact. Its weights are kept in float beside the scales, so that QAT can start from them."""
     source = require_source(source, "ptq")
+    foresee(config, given_to(context, source))
     scheme = resolve_scheme(config.target, config.sites)
     folding = open_folded(source, scheme, context)
     scheme = fit_scheme(scheme, folding.network)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import PTQRecord
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.config.choices import Target
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
@@ -22,15 +23,18 @@ from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding, fold
+from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.adaround import RoundingSettings, reconstruct
 from convnext_deploy.quantization.bias_correction import correct_biases
 from convnext_deploy.quantization.calibration import calibrate, observe
 from convnext_deploy.quantization.prepare import prepare, without_quantizers
-from convnext_deploy.quantization.scheme import QuantizationScheme
+from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.smoothquant import choose_smoothing
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.foresight import Given, Outlook
 from convnext_deploy.system.progress import Task
 
+QUANTIZES_TORCH = "quantization starts from a PyTorch artifact"
 STEM = "downsample_layers.0.0"
 _SMOOTHING_IMAGES = 64
 _CORRECTION_IMAGES = 256
@@ -132,6 +136,24 @@ def _images(chosen: Sequence[int], preprocess: Preprocess, context: StageContext
     return Images(data, preprocess, order, batch_size, context.execution.workers, context.execution.exact_device)
 
 
+def foresee_quantization(target: Target, sites: Mapping[str, str], source: Outlook, given: Given) -> Outlook:
+    """Return what quantization for a target would make of a source.
+
+    Raises:
+        ArtifactError: if that is no network in PyTorch, or quantized already.
+        RecipeError: if `sites` does not fit its layers.
+    """
+    given.need_data()
+    given.expect(source, "torch", QUANTIZES_TORCH)
+    if source.precision != "fp32":
+        raise ArtifactError(f"{given.called(source)} is already {source.precision}; quantize its FP32 ancestor.")
+    with torch.device("meta"):  # names alone are looked up
+        network = build_model(source.model)
+    layers = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    resolve_scheme(target, dict(sites)).select(layers)
+    return source.made(given.name, precision="int8", target=target)
+
+
 def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageContext) -> Folding:
     """Return the folded float network of an artifact, on the device where it is calibrated.
 
@@ -139,10 +161,8 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     of 256 steps without any error. The network takes the images that its source takes all the same, and undoes their
     normalization before the stem's first layer.
 
-    Raises: ArtifactError: if the artifact is quantized already, or folding changed more than rounding does.
+    Raises: ArtifactError: if folding changed more than rounding does.
     """
-    if source.precision != "fp32":
-        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor.")
     pixels: Any = "unit" if scheme.is_site(STEM) else "normalized"
     folding = fold(load_network(source), source.preprocess, pixels=pixels)
     if not folding.certificate.holds:

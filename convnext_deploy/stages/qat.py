@@ -9,11 +9,25 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.quantization.prepare import without_quantizers
 from convnext_deploy.stages.context import StageContext, require_source
-from convnext_deploy.stages.quantized_training import check_teachers, train_quantized
-from convnext_deploy.stages.teachers import open_teacher
+from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
+from convnext_deploy.stages.ptq_steps import QUANTIZES_TORCH
+from convnext_deploy.stages.quantized_training import train_quantized
+from convnext_deploy.stages.teachers import check_teachers, open_teacher
 from convnext_deploy.stages.training_setup import training_options
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.training.teacher import Teacher
+
+
+def foresee(config: QATConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    source = given.need_source("qat")
+    given.need_data()
+    given.expect(source, "torch", QUANTIZES_TORCH)
+    if not source.precision.startswith("int8"):
+        raise ArtifactError(f"{given.called(source)} has no quantizers to train; QAT starts from a PTQ artifact.")
+    check_fit(config.fit, given.device)
+    check_teachers(given, source.model.in_channels, needed=config.teacher is not None)
+    return source.made(given.name)
 
 
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
@@ -22,10 +36,9 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
     Where that is gone, the artifact's own float weights teach, which bias correction and learned rounding have moved a little.
     """
     source = require_source(source, "qat")
+    foresee(config, given_to(context, source))
     scheme = source.scheme
-    if scheme is None:
-        raise ArtifactError(f"{source.path} has no quantizers to train; QAT starts from a PTQ artifact.")
-    check_teachers(source, config.teacher, context)
+    assert scheme is not None  # of a quantized artifact
     network = load_network(source, **training_options(config.fit)).to(context.execution.device)
     own: nn.Module | Teacher = without_quantizers(network)
     if context.baseline is not None:

@@ -16,10 +16,18 @@ from convnext_deploy.quantization.prepare import fit_scheme, prepare, quantized_
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
 from convnext_deploy.stages.context import StageContext, require_source
-from convnext_deploy.stages.ptq_steps import Images, choose_images_to_judge, open_folded, quantize_network
-from convnext_deploy.stages.quantized_training import check_teachers, train_quantized, training_seconds
+from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
+from convnext_deploy.stages.ptq_steps import (
+    Images,
+    choose_images_to_judge,
+    foresee_quantization,
+    open_folded,
+    quantize_network,
+)
+from convnext_deploy.stages.quantized_training import train_quantized, training_seconds
 from convnext_deploy.stages.search import Search, say_step, say_who_judges
 from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
+from convnext_deploy.stages.teachers import check_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 
@@ -47,6 +55,16 @@ def check(config: QuantizeConfig) -> None:
     resolve_scheme(config.target, config.sites)
 
 
+def foresee(config: QuantizeConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    source = given.need_source("quantize")
+    made = foresee_quantization(config.target, config.sites, source, given)
+    if config.method != "ptq":
+        check_fit(config.fit, given.device)
+    check_teachers(given, source.model.in_channels, needed=config.teacher is not None)
+    return made
+
+
 def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Try the steps in order, and write the best that was found. Its details have every step and the reason for the choice.
 
@@ -54,7 +72,7 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
     """
     source = require_source(source, "quantize")
     scheme = resolve_scheme(config.target, config.sites)
-    check_teachers(source, config.teacher, context)
+    foresee(config, given_to(context, source))
     start = time.monotonic()
     folding = open_folded(source, scheme, context)
     scheme = fit_scheme(scheme, folding.network)

@@ -12,29 +12,15 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.data.agreement import outputs_for
-from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.teachers import check_teacher, distillation_objective, open_teacher
+from convnext_deploy.stages.teachers import distillation_objective, open_teacher
 from convnext_deploy.stages.training_setup import fit_network
 from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher
 
 _TIMED_IMAGES = 8
-
-
-def check_teachers(source: Artifact, named: str | None, context: StageContext) -> None:
-    """Check the teachers of a stage that trains under quantization.
-
-    Raises:
-        ArtifactError: if one is named and there is none, or it takes other images.
-        DataError: if its classes are not those of the data.
-    """
-    if named is not None and not context.teachers:
-        raise ArtifactError(f"stage '{context.name}' has no teacher artifact.")
-    for artifact in context.teachers:
-        check_teacher(artifact, context.need_data(), source.model.in_channels)
 
 
 def train_quantized(

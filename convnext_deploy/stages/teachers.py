@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import PredictionsDetails
-from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.data.agreement import check_classes, outputs_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.foresight import Given
 from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import Distillation, distillation_loss
@@ -41,6 +42,26 @@ class GraphNetwork(nn.Module):
         """Map normalized images `(N, C, S, S)` to logits `(N, classes)` float32."""
         found = self._run(images.float().contiguous().cpu().numpy())
         return torch.from_numpy(found).to(images.device)
+
+
+def check_teachers(given: Given, in_channels: int, *, needed: bool, features_alone: bool = False) -> None:
+    """Check that the teachers of a stage and its student speak of the same classes and images.
+
+    Args:
+        given: to the stage.
+        in_channels: of the student.
+        needed: there must be one.
+        features_alone: see `check_teacher`.
+
+    Raises: DeployError: as `check_teacher`, and if there is none that is needed.
+    """
+    if needed and not given.teachers:
+        raise ArtifactError(f"stage '{given.name}' has no teacher artifact.")
+    for teacher in given.teachers:
+        if teacher.artifact is not None:
+            check_teacher(teacher.artifact, given.need_data(), in_channels, features_alone=features_alone)
+        elif teacher.model.in_channels != in_channels:
+            raise _other_channels(f"{given.of_stage(teacher)}the teacher {teacher.name}", teacher.model, in_channels)
 
 
 def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_alone: bool = False) -> None:
@@ -74,10 +95,13 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_a
                     f"{error} One of other classes can teach its features, by the method 'feature'."
                 ) from None
     if teacher.format != "predictions" and teacher.model.in_channels != in_channels:
-        raise ArtifactError(
-            f"the teacher {teacher.main_file} takes {teacher.model.in_channels} channels, the student {in_channels}; "
-            "both see the same images."
-        )
+        raise _other_channels(what, teacher.model, in_channels)
+
+
+def _other_channels(teacher: str, model: ModelSpec, in_channels: int) -> ArtifactError:
+    return ArtifactError(
+        f"{teacher} takes {model.in_channels} channels, the student {in_channels}; both see the same images."
+    )
 
 
 def open_teacher(

@@ -1,6 +1,7 @@
 """Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.files import write_bytes
 from convnext_deploy.system.gpu_models import resolve_gpus
@@ -40,19 +42,35 @@ def check(config: TensorRTConfig) -> None:
         resolve_gpus(config.gpus)
 
 
+def foresee(config: TensorRTConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    source = given.need_source("tensorrt")
+    given.expect(source, "onnx", "engines are built from an ONNX artifact")
+    if source.artifact is None and source.target is not None and not source.target.startswith("tensorrt"):
+        raise ArtifactError(  # a file that is there is looked into instead, see `check_scales`
+            f"{given.called(source)} was quantized for {source.target}, with zero points that TensorRT does not read; quantize "
+            "for the target tensorrt."
+        )
+    require_gpu(config.flavor)
+    trt = import_tensorrt(config.flavor)
+    check_options(config.flavor, build_options(config))
+    if RELEASES[config.flavor].builds_for_gpus:
+        check_gpus(trt, resolve_gpus(config.gpus))
+    return source.made(given.name, format="tensorrt")
+
+
 def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write one `model.<gpu>.plan` per compute capability, or `model.plan` for the GPU present."""
     source = require_source(source, "tensorrt")
-    if source.format != "onnx":
-        raise ArtifactError(f"{source.path} is in the format {source.format}; engines are built from an ONNX artifact.")
-    options = dataclasses.replace(build_options(config), image=_image_of(source))
     # All that can be wrong is found out before the first build, which on a device takes minutes.
-    require_gpu(config.flavor)
+    foresee(config, given_to(context, source))
     trt = import_tensorrt(config.flavor)
-    check_options(config.flavor, options)
+    options = dataclasses.replace(build_options(config), image=_image_of(source))
     view = open_view(source.main_file)
     check_scales(view)
-    gpus = _targets(trt, config, view)
+    gpus = _targets(config)
+    if "SM75" in gpus:
+        check_turing(view)
     files, reports, warnings = [], dict[str, PrecisionReport | None](), list[str]()
     for gpu in gpus:
         engine = build_engine(
@@ -89,7 +107,8 @@ def build_options(config: TensorRTConfig) -> BuildOptions:
         Profile(1, config.optimal_batch_size, config.max_batch_size),
         config.workspace_mib,
         config.optimization_level,
-        Path(config.timing_cache).expanduser() if config.timing_cache else None,
+        # not Path.expanduser, which raises where there is no such user
+        Path(os.path.expanduser(config.timing_cache)) if config.timing_cache else None,  # noqa: PTH111
         config.version_compatible,
         config.stripped,
     )
@@ -101,14 +120,8 @@ def _image_of(source: Artifact) -> tuple[int, ...]:
     return (*sides, channels) if source.io.input_layout == "nhwc" else (channels, *sides)
 
 
-def _targets(trt: ModuleType, config: TensorRTConfig, view: GraphView) -> tuple[str | None, ...]:
-    if not RELEASES[config.flavor].builds_for_gpus:
-        return (None,)
-    gpus = resolve_gpus(config.gpus)
-    check_gpus(trt, gpus)
-    if "SM75" in gpus:
-        check_turing(view)
-    return gpus
+def _targets(config: TensorRTConfig) -> tuple[str | None, ...]:
+    return resolve_gpus(config.gpus) if RELEASES[config.flavor].builds_for_gpus else (None,)
 
 
 def _report(

@@ -9,7 +9,8 @@ from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.training_setup import fit_network, model_of, start_network
+from convnext_deploy.stages.foresight import Given, Outlook, given_to
+from convnext_deploy.stages.training_setup import fit_network, foresee_training, model_of, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 
 
@@ -18,9 +19,15 @@ def check(config: TrainConfig) -> None:
     resolve_variant(config.model.name)
 
 
+def foresee(config: TrainConfig, given: Given) -> Outlook:
+    """Return what would be made. Raises: DeployError: if it could not be."""
+    return foresee_training(config.model, config.fit, given)
+
+
 def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train with cross-entropy on the labels, starting from the source, from given weights, or from fresh ones."""
     data = context.need_data()
+    foresee(config, given_to(context, source))
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     network = start_network(spec, config.fit, start, context)

@@ -26,6 +26,7 @@ from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.foresight import Given, Outlook, check_fit
 from convnext_deploy.system.distributed import from_first, world
 from convnext_deploy.training.fit import Objective, evaluate_classifier, fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
@@ -54,12 +55,7 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
     if start is None:
         usual = default_preprocess(config.image_size, config.crop_pct, config.in_channels)
         return spec, _as_trained(ask(usual, settings, config.name))
-    for name in ("variant", "in_channels", "patch_size"):
-        found, asked = getattr(start.model, name), getattr(spec, name)
-        if found != asked:
-            raise ArtifactError(
-                f"{start.main_file} cannot be fine-tuned as asked: its {name} is {found}, this stage asks for {asked}."
-            )
+    _check_start(start.model, spec, str(start.main_file))
     if config.head_hidden_size is None:
         spec = dataclasses.replace(
             spec, head_hidden_size=start.model.head_hidden_size, head_activation=start.model.head_activation
@@ -73,6 +69,34 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
     if config.image_size == start.preprocess.image_size:
         settings = dataclasses.replace(settings, image_size=None)  # another size would bring its own crop
     return spec, _as_trained(ask(start.preprocess, settings, config.name))
+
+
+def _check_start(found: ModelSpec, asked: ModelSpec, called: str) -> None:
+    for name in ("variant", "in_channels", "patch_size"):
+        if getattr(found, name) != getattr(asked, name):
+            raise ArtifactError(
+                f"{called} cannot be fine-tuned as asked: its {name} is {getattr(found, name)}, this stage asks for "
+                f"{getattr(asked, name)}."
+            )
+
+
+def foresee_training(config: ModelConfig, fit: FitConfig, given: Given) -> Outlook:
+    """Return what a training would make.
+
+    Raises: DeployError: if this machine cannot train as asked, or what the stage starts from is none for that.
+    """
+    data, start = given.need_data(), given.start
+    check_fit(fit, given.device)
+    if start is not None:
+        given.expect(start, "torch", "a training starts from a PyTorch artifact")
+        if start.precision != "fp32":
+            raise ArtifactError(f"{given.called(start)} is {start.precision}; a training starts from FP32.")
+    if start is None or start.artifact is not None:
+        spec, _ = model_of(config, data, None if start is None else start.artifact)
+    else:
+        spec = ModelSpec(resolve_variant(config.name), len(data.class_names), config.in_channels, config.patch_size)
+        _check_start(start.model, spec, f"stage '{given.name}': its source")
+    return Outlook(given.name, "torch", "fp32", spec)
 
 
 def _as_trained(preprocess: Preprocess) -> Preprocess:

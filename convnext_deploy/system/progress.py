@@ -1,7 +1,7 @@
 """Progress of long work, as a protocol: the command line draws it, a library caller may stay silent."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 
@@ -44,3 +44,10 @@ class SilentProgress:
 
     def say(self, message: str) -> None:
         pass
+
+
+def alive(progress: Progress | None, what: str) -> AbstractContextManager[None]:
+    """Show that `what` goes on where no task tells of it, on displays that can: those with a method of this name."""
+    show = getattr(progress, "alive", None)
+    found: AbstractContextManager[None] = nullcontext() if show is None else show(what)
+    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,19 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichBars
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 from convnext_deploy.errors import printable
@@ -21,7 +32,12 @@ from convnext_deploy.system.progress import Progress, SilentProgress, Task
 from convnext_deploy.system.standard_error import tell
 
 _LINE_EVERY_S = 10.0
-_BAR_WIDTH = 24  # leaves room for the rate, the time and a note in 100 columns
+_SILENT_S = 20.0  # after which a plain line says that work goes on; then after twice as long, up to a minute
+_BAR_WIDTH, _NARROW_BAR = (
+    24,
+    12,
+)  # leaves room for the rate, the time and a note in 100 columns, or for the time and a note
+_NARROW = 100  # columns of a terminal
 
 
 class _PlainTask:
@@ -58,24 +74,66 @@ def describe_rate(rate: float, unit: str) -> str:
 class PlainProgress:
     """Plain lines, for files and pipes."""
 
+    def __init__(self) -> None:
+        self._open: list[_PlainTask] = []
+        self._spoke = time.monotonic()
+
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
         """Open a task, which is closed when the context ends."""
         task = _PlainTask(description, total, unit, done)
-        yield task
+        self._open.append(task)
+        try:
+            yield task
+        finally:
+            self._open.remove(task)
         task.finish()
+        self._spoke = time.monotonic()
 
     def say(self, message: str) -> None:
         """Print one line that stays."""
         tell(message)
+        self._spoke = time.monotonic()
+
+    @contextmanager
+    def alive(self, what: str) -> Iterator[None]:
+        """Let a line now and then say that work goes on, while nothing else does."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(what, ended), name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=1)
+
+    def _watch(self, what: str, ended: threading.Event) -> None:
+        started = said = time.monotonic()
+        pause = _SILENT_S
+        while not ended.wait(1.0):
+            now = time.monotonic()
+            tasks = list(self._open)
+            last = max([self._spoke, *(task.last for task in tasks)])
+            if last > said:  # something else was printed meanwhile
+                said, pause = last, _SILENT_S
+            if now - said >= pause:
+                where, since = (tasks[-1].description, tasks[-1].started) if tasks else (what, started)
+                tell(f"{where}: {timedelta(seconds=round(now - since))} so far")
+                said, pause = now, min(2 * pause, 60.0)
+
+
+def _cut(text: str, room: int) -> str:
+    """Return a text that fits into one line with the bar; the width of its characters is taken for one."""
+    shown = printable(text)
+    return shown if len(shown) <= room else f"{shown[: max(0, room - 1)]}…"
 
 
 class _BarTask:
-    def __init__(self, bars: RichBars, task: TaskID) -> None:
-        self.bars, self.task = bars, task
+    def __init__(self, bars: RichBars, task: TaskID, room: int) -> None:
+        self.bars, self.task, self.room = bars, task, room
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self.bars.update(self.task, advance=steps, note=printable(note))
+        self.bars.update(self.task, advance=steps, note=_cut(note, self.room) if self.room > 1 else "")
 
 
 class _RateColumn(ProgressColumn):
@@ -87,6 +145,16 @@ class _RateColumn(ProgressColumn):
         if speed is None and task.finished and task.elapsed:  # all of it was one step
             speed = (task.completed - task.fields["before"]) / task.elapsed
         return Text("" if speed is None else describe_rate(speed, task.fields["unit"]), style="progress.data.speed")
+
+
+class _TimeColumn(TimeRemainingColumn):
+    """The time that is left, or that has passed, which moves also where nothing tells how much is left."""
+
+    def render(self, task: RichTask) -> Text:
+        """Return the time of a task as text."""
+        if task.finished or task.time_remaining is not None or task.elapsed is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=int(task.elapsed))), style="progress.elapsed")
 
 
 class _ErrorConsole(Console):
@@ -108,25 +176,57 @@ class BarProgress:
 
     def __init__(self) -> None:
         self.console: Console = _ErrorConsole(stderr=True, highlight=False, markup=False, emoji=False)
+        self._alive: RichBars | None = None
+        self._depth = 0
+
+    @contextmanager
+    def alive(self, what: str) -> Iterator[None]:
+        """Show a line that moves while no task is open."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self._alive = RichBars(*columns, console=self.console, transient=True, redirect_stdout=sys.stdout.isatty())
+        self._alive.add_task(what, total=None)
+        self._alive.start()
+        try:
+            yield
+        finally:
+            self._alive.stop()
+            self._alive = None
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
         """Open a task, which is closed when the context ends."""
+        narrow = self.console.width < _NARROW
+        whole = Column(no_wrap=True)
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=_BAR_WIDTH),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}", markup=False),
-            _RateColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=whole),
+            BarColumn(bar_width=_NARROW_BAR if narrow else _BAR_WIDTH),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn("{task.fields[unit]}", markup=False, table_column=whole),
+            *(() if narrow else (_RateColumn(table_column=whole),)),
+            _TimeColumn(elapsed_when_finished=True, table_column=whole),
+            TextColumn("{task.fields[note]}", markup=False, table_column=whole),
         )
+        if self._alive is not None and self._depth == 0:
+            self._alive.stop()
+        self._depth += 1
+        try:
+            bar, rate = (_NARROW_BAR, 0) if narrow else (_BAR_WIDTH, len(unit) + 8)
+            # between the columns are spaces, and the time takes seven
+            room = self.console.width - bar - rate - 2 * len(str(total)) - len(unit) - 7 - 8
+            with self._bars(columns, _cut(description, room), total, unit, done) as task:
+                yield _BarTask(*task, room - len(description))
+        finally:
+            self._depth -= 1
+            if self._alive is not None and self._depth == 0:
+                self._alive.start()
+
+    @contextmanager
+    def _bars(
+        self, columns: tuple[ProgressColumn, ...], description: str, total: int, unit: str, done: int
+    ) -> Iterator[tuple[RichBars, TaskID]]:
         # Results that go to a file meanwhile must not be drawn above the bar in their place.
         with RichBars(*columns, console=self.console, redirect_stdout=sys.stdout.isatty()) as bars:
-            yield _BarTask(
-                bars,
-                bars.add_task(printable(description), total=total, completed=done, note="", unit=unit, before=done),
-            )
+            yield bars, bars.add_task(description, total=total, completed=done, note="", unit=unit, before=done)
 
     def say(self, message: str) -> None:
         """Print one line that stays."""

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
-from convnext_deploy.errors import DataError, DeployError, LoaderError
+from convnext_deploy.errors import DataError, DeployError, LoaderError, OutputError, first_line
 from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
 from convnext_deploy.system.progress import Task
-from convnext_deploy.training.checkpoint_store import TrainingStore
+from convnext_deploy.training.checkpoint_store import LAST, TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
 from convnext_deploy.training.parallel import keeping_gradients, shared
@@ -79,7 +79,7 @@ def fit(
         parts = body, list(trained.values())
         loop = _Loop(batches, objective, schedule, description, evaluate, store, state, *parts, signals)
         state.seed(execution.seed)
-        if state.restore(store.load() if store is not None else None):
+        if _goes_on(state, store):
             progress.say(f"{description}: goes on at step {state.step} of {total_steps}")
         images = batches.batch_size
         with progress.task(description, total_steps * images, "images", done=state.step * images) as task:
@@ -92,6 +92,19 @@ def fit(
         model.load_state_dict(state.average.module.state_dict())
     model.eval()
     return state.history
+
+
+def _goes_on(state: TrainingState, store: TrainingStore | None) -> bool:
+    """Take the state that is kept, and return whether there is one. Raises: OutputError: if it is none for this training."""
+    if store is None:
+        return state.restore(None)
+    try:
+        return state.restore(store.load())
+    except ValueError as error:
+        raise OutputError(
+            f"{store.folder / LAST} is no state that this training can go on from ({first_line(error)}); move it away, and the "
+            "training begins anew."
+        ) from None
 
 
 @dataclass

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from convnext_deploy.config.choices import LogitMethod
 
+_SMALLEST_SPREAD = 1e-7  # of equal logits
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -22,12 +24,13 @@ class Distillation:
         method: the second term. `kd`: `kd_loss`; `teacher-only`: the same with w = 1, whatever is given (Beyer et al. 2022,
             "Knowledge distillation: A good teacher is patient and consistent", arXiv 2106.05237); `hard-label`:
             `hard_label_loss`, where w = 0.5 is the paper's; `dkd`: `dkd_loss`, whose paper adds the two terms, which is w = 0.5
-            but for a factor of 2.
+            but for a factor of 2; `dist`: `dist_loss`.
         temperature: T, 0.01 to 100; does not count for `hard-label`.
         distill_loss_weight: w in [0, 1].
         label_smoothing: of the cross-entropy with the labels alone, in [0, 1).
         dkd_alpha: weight of the target class in `dkd_loss`.
         dkd_beta: weight of the other classes in `dkd_loss`.
+        standardize: the logits of both are standardized over the classes before the second term, see `standardized`.
     """
 
     method: LogitMethod = "kd"
@@ -36,6 +39,7 @@ class Distillation:
     label_smoothing: float = 0.0
     dkd_alpha: float = 1.0
     dkd_beta: float = 2.0
+    standardize: bool = False
 
 
 def distillation_loss(
@@ -51,16 +55,21 @@ def distillation_loss(
     """
     if teacher_logits is None:
         return F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
+    own = student_logits
+    if by.standardize:
+        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     if by.method == "hard-label":
         soft = hard_label_loss(student_logits, teacher_logits)
     elif by.method == "dkd":
         weights = {"temperature": by.temperature, "alpha": by.dkd_alpha, "beta": by.dkd_beta}
         soft = dkd_loss(student_logits, teacher_logits, labels, **weights)
+    elif by.method == "dist":
+        soft = dist_loss(student_logits, teacher_logits, by.temperature)
     else:
         soft = kd_loss(student_logits, teacher_logits, by.temperature)
     if by.method == "teacher-only":
         return soft
-    hard = F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
+    hard = F.cross_entropy(_at_least_float32(own), labels, label_smoothing=by.label_smoothing)
     return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
 
 
@@ -135,6 +144,42 @@ def dkd_loss(
     return both.mean() * temperature**2
 
 
+def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Distillation of relations: `T² * (inter + intra)`, both 1 minus a correlation of probabilities softened by T.
+
+    `inter` correlates the classes of each image, `intra` the images of each class: the student has to rank like the teacher, and
+    not to have its probabilities. Where a batch is divided, among processes or by gradient accumulation, `intra` is that of each
+    part.
+
+    Args:
+        student_logits: `(N, num_classes)`.
+        teacher_logits: `(N, num_classes)`.
+        temperature: T, 0.01 to 100; 1 and 4 in the paper.
+
+    Returns: scalar from 0 to 4 T², up to rounding; with one image `intra` is 0.
+    Source: Huang et al. 2022, arXiv 2205.10536, equations 6 to 10 with both weights 1; T² as in the official code.
+    """
+    student, teacher = (
+        F.softmax(_at_least_float32(logits) / temperature, dim=1) for logits in (student_logits, teacher_logits)
+    )
+    loss = 1 - _correlation(student, teacher).mean()
+    if len(student) > 1:
+        loss = loss + 1 - _correlation(student.T, teacher.T).mean()
+    return loss * temperature**2
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Return logits `(N, num_classes)` with mean 0 and standard deviation 1 over the classes.
+
+    A student need not have logits as large as its teacher's, and the temperature means the same for both.
+
+    Source: Sun et al. 2024, "Logit Standardization in Knowledge Distillation", arXiv 2403.01427, algorithm 1.
+    """
+    logits = _at_least_float32(logits)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    return centred / (centred.std(dim=1, keepdim=True) + _SMALLEST_SPREAD)
+
+
 def average_teachers(teacher_logits: Sequence[Tensor], temperature: float) -> Tensor:
     """Return logits whose softmax at T is the mean of the teachers' probabilities at T.
 
@@ -153,6 +198,11 @@ def average_teachers(teacher_logits: Sequence[Tensor], temperature: float) -> Te
     logs = [F.log_softmax(_at_least_float32(logits) / temperature, dim=1) for logits in teacher_logits]
     # log(number of teachers) is left out: a constant changes no probability
     return temperature * torch.stack(logs).logsumexp(dim=0)
+
+
+def _correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Return Pearson's correlation of each row, `(N,)`."""
+    return F.cosine_similarity(x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True), dim=1, eps=1e-8)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

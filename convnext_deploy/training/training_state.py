@@ -1,16 +1,46 @@
 """Everything that a training is made of at one step: what is saved, and what a resumed training starts from."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from convnext_deploy.errors import OutputError
+from convnext_deploy.config.records import between
+from convnext_deploy.errors import OutputError, first_line
 from convnext_deploy.system.distributed import gather, world
+from convnext_deploy.system.memory_faults import out_of_memory
 
 _RANK_STRIDE = 1_000_003  # between the seeds of processes, which neighbouring seeds of users do not reach
+
+
+@dataclass(frozen=True)
+class _Sums:
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    cpu: Tensor
+    cuda: Tensor | None
+    mps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The shape of what `snapshot` returns and a file gives back. Figures of epochs may be anything, such as NaN."""
+
+    step: Annotated[int, between(0, 2**53)]
+    sums: _Sums
+    history: list[dict[str, float]]
+    model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    random: list[_RandomState]
 
 
 @dataclass
@@ -57,27 +87,46 @@ class TrainingState:
         With another number of processes than in the snapshot the random state stays as it was seeded: stochastic depth then
         differs from that of an uninterrupted run, and nothing else does.
 
-        Raises: OutputError: if the processes found different snapshots.
+        Raises:
+            OutputError: if the processes found different snapshots.
+            ValueError: if it is no snapshot, or one of another network or optimizer.
         """
-        steps = gather(None if found is None else int(found["step"]))
+        saved = None if found is None else _read(found)
+        steps = gather(None if saved is None else saved.step)
         if len(set(steps)) > 1:
             raise OutputError(
                 f"the processes found trainings at different steps ({sorted({str(step) for step in steps})}); the output folder "
                 "must be one folder that all machines see."
             )
-        if found is None:
+        if found is None or saved is None:
             return False
-        self.model.load_state_dict(found["model"])
-        if self.average is not None:
-            self.average.load_state_dict(found["average"])
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.scaler.load_state_dict(found["scaler"])
-        if len(found["random"]) == world().size:
-            random = found["random"][world().rank]
-            torch.set_rng_state(random["cpu"])
-            if random["cuda"] is not None and torch.device(self.device).type == "cuda":
-                torch.cuda.set_rng_state(random["cuda"], self.device)
-            if "mps" in random and torch.device(self.device).type == "mps":
-                torch.mps.set_rng_state(random["mps"])
-        self.step, self.sums, self.history = found["step"], found["sums"], found["history"]
+        try:
+            self._take(saved)
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            if out_of_memory(error) is not None:
+                raise  # which says nothing of the state
+            raise ValueError(f"it does not fit the network or its optimizer: {first_line(error)}") from None
+        self.step, self.sums, self.history = found["step"], found["sums"], found["history"]  # integers as integers
         return True
+
+    def _take(self, saved: _Snapshot) -> None:
+        self.model.load_state_dict(saved.model)
+        if self.average is not None:
+            self.average.load_state_dict(saved.average or {})
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.scaler.load_state_dict(saved.scaler)
+        if len(saved.random) == world().size:
+            random = saved.random[world().rank]
+            torch.set_rng_state(random.cpu)
+            if random.cuda is not None and torch.device(self.device).type == "cuda":
+                torch.cuda.set_rng_state(random.cuda, self.device)
+            if random.mps is not None and torch.device(self.device).type == "mps":
+                torch.mps.set_rng_state(random.mps)
+
+
+def _read(found: dict[str, Any]) -> _Snapshot:
+    """Return a state whose parts are what they should be. Raises: ValueError."""
+    try:
+        return msgspec.convert(found, _Snapshot)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}") from None

@@ -6,23 +6,29 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 
 from convnext_deploy.api import recommend as catalog
 from convnext_deploy.api.list_models import list_models
-from convnext_deploy.api.options import ExecutionOptions
-from convnext_deploy.api.recommend import SHORT_LIST, Recommendation, recommend
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
+from convnext_deploy.api.recommend import SHORT_LIST, Recommendation, TrainingMachine, recommend
+from convnext_deploy.api.run import plan_run
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
-from convnext_deploy.errors import OutputError, RecipeError
+from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
 from convnext_deploy.evaluation import latency as fresh_latency
 from convnext_deploy.evaluation.latency import measure_fresh_latency
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import rank
 from convnext_deploy.models.zoo.training_settings import settings_for_size
+from convnext_deploy.system.progress_bars import PlainProgress
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +39,12 @@ def names(recommendation: Recommendation) -> list[str]:
 
 def reasons(recommendation: Recommendation) -> dict[str, str]:
     return {exclusion.variant: exclusion.reason for exclusion in recommendation.exclusions}
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine have a GPU of any size: what is recommended must not depend on where the tests run."""
+    monkeypatch.setattr(catalog, "training_machine", lambda: TrainingMachine("a GPU", None, 2))
 
 
 @pytest.fixture
@@ -251,3 +263,99 @@ def test_recommend_reports_what_it_measures(timed: list[str]) -> None:
 def test_measure_fresh_latency_times_the_network(short_timing: None) -> None:
     small, large = (measure_fresh_latency(ModelSpec("convnext_atto", 2), size, "cpu") for size in (32, 320))
     assert 0 < small < large
+
+
+def test_without_a_gpu_what_trains_in_a_night_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "training_machine", lambda: TrainingMachine(None, 24.0, 2))
+    found = recommend(5000, 10)
+    assert found.machine == "2 cores, 24 GB, no GPU"
+    first, *others = found.candidates
+    assert VARIANTS[first.variant].dims[0] < VARIANTS["convnext_tiny"].dims[0], "no 28 million at 224 pixels"
+    assert first.memory_gib <= 12
+    hours = [candidate.cpu_hours or 0 for candidate in found.candidates]
+    # three times the forward pass, two operations each, 125 epochs, two cores of 25 GFLOP/s
+    macs = next(row.macs for row in list_models(first.variant))
+    assert hours[0] == pytest.approx(6 * macs * 5000 * 125 / 50e9 / 3600, rel=0.01)
+    assert all(hour > 8 for hour in hours[1:]), "of those that take longer the quickest"
+    assert hours[1:] == sorted(hours[1:])
+    assert others[0].reasons[-1] == f"about {hours[1]:.0f} hours of training on 2 cores"
+    # few images at a small size: what suits them is quick enough here, and keeps its order
+    quick = recommend(200, 4, image_size=64)
+    assert quick.candidates[0].variant == "convnextv2_tiny"
+    # for a GPU elsewhere nothing of this counts
+    elsewhere = recommend(5000, 10, gpu_memory_gb=12)
+    assert elsewhere.machine is None
+    assert elsewhere.candidates[0].variant == "convnextv2_tiny"
+    assert elsewhere.candidates[0].cpu_hours is None
+    monkeypatch.setattr(catalog, "training_machine", lambda: TrainingMachine(None, 2.4, 2))
+    with pytest.raises(RecipeError, match=r"^1.2 GB of memory here are too little: even \w+ needs about"):
+        recommend(5000, 10)
+
+
+def test_gpu_of_this_machine_limits_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "training_machine", lambda: TrainingMachine("NVIDIA L4", 8.0, 2))
+    found = recommend(6000, 4)
+    assert found.machine == "NVIDIA L4, 8 GB"
+    assert found.candidates == rank(6000, 4, gpu_memory_gb=8)[0][:SHORT_LIST]
+
+
+def test_folder_tells_images_classes_and_size(image_folder: Path) -> None:
+    found = recommend(data=DataOptions(image_folder))
+    assert found.data is not None
+    assert (found.images, found.classes, found.image_size) == (36, 3, 64)
+    assert (found.data.validation, found.data.median_side, found.data.rarest) == (18, 32, ("cat", 12))
+    assert found.data.describe() == (
+        f"{image_folder}: 36 training images of 3 classes and 18 for validation, shorter side 32 pixels; "
+        "the rarest class, cat, has 12"
+    )
+    assert "# the images' own, 32 pixels, in steps of 32 from 64 on" in found.recipe_text
+    assert json.loads(json.dumps(found.to_dict()))["data"]["images"] == 36
+    # what is said counts before what is seen
+    said = recommend(5000, 10, image_size=96, data=DataOptions(str(image_folder)))
+    assert (said.images, said.classes, said.image_size) == (5000, 10, 96)
+    with pytest.raises(RecipeError, match=r"^--classes is missing; give the folder with --data DIR, or both"):
+        recommend(5000)
+
+
+@pytest.mark.parametrize(("side", "size"), [(20, 64), (65, 96), (200, 224), (1000, 224)])
+def test_size_is_that_of_the_images_up_to_the_usual_one(tmp_path: Path, side: int, size: int) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            color = (index * 40, len(name), ord(name[0]))
+            Image.new("RGB", (side + 7 * index, side), color).save(tmp_path / name / f"{index}.png")
+    found = recommend(data=DataOptions(tmp_path))
+    assert found.image_size == size
+    assert found.images == 6, "some are held out"
+
+
+def test_recipe_passes_a_dry_run_offline(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bool] = []
+
+    def snapshot_download(repository: str, *, local_files_only: bool = False, **options: Any) -> str:
+        asked.append(local_files_only)
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    data = DataOptions(image_folder)
+    recommend(data=data, out=tmp_path / "start.toml")
+    progress = ExecutionOptions(device="cpu", workers=0, progress=PlainProgress())
+    plan = plan_run(tmp_path / "start.toml", out=tmp_path / "run", data=data, execution=progress)
+    assert [(stage.name, would_run) for stage, would_run in plan][:2] == [("model", True), ("quantize", True)]
+    assert asked == [True], "nothing is downloaded"
+    assert (
+        "timm/convnextv2_tiny.fcmae_ft_in1k is not in the cache: the run would download it" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run" / "stages").exists()
+    # what the name tells is checked all the same
+    text = (tmp_path / "start.toml").read_text()
+    (tmp_path / "wrong.toml").write_text(text.replace("timm/convnextv2_tiny.", "timm/convnextv2_nano."))
+    with pytest.raises(ArtifactError, match="its variant is convnextv2_nano, this stage asks for convnextv2_tiny"):
+        plan_run(tmp_path / "wrong.toml", out=tmp_path / "run", data=data, execution=progress)
+
+
+def test_recipe_has_no_engines_where_none_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    assert [stage.name for stage in recommend(6000, 4).recipe.stages] == ["model", "quantize", "onnx-fp32", "onnx-int8"]

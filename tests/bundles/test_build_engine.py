@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from convnext_deploy.bundles.device import build_engine, tensorrt_device
+from convnext_deploy.bundles.device import build_engine, bundle_index, tensorrt_device
 from convnext_deploy.bundles.device.tensorrt_device import NoDeviceError
 from tests.bundles.gpu import Driver, plug_in
 from tests.bundles.graphs import FP32, INT8
@@ -247,6 +247,30 @@ def test_what_is_no_bundle_is_one_line(
     spoil(newest.bundle / "bundle.json")
     assert newest.run() == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(
+    newest: Device, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = Path.write_bytes
+
+    def interrupt(path: Path, content: bytes) -> int:
+        write(path, content[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    assert bundle_index.exit_code(newest.run) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert list((newest.bundle / "built").iterdir()) == []
+
+
+def test_names_do_nothing_to_a_terminal(newest: Device, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert newest.run("--out", str(tmp_path / "a\x1b[2J\u202eb")) == 0
+    assert r"a\x1b[2J\u202eb" in capsys.readouterr().out
+    newest.bundle = newest.bundle.rename(newest.bundle.with_name("no\nbundle\x1b]0;"))
+    (newest.bundle / "bundle.json").unlink()
+    assert newest.run() == 1
+    assert r"no\nbundle\x1b]0;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [f"onnx/{INT8}.onnx", "bundle.json", "SHA256SUMS"])

@@ -82,7 +82,16 @@ FLAGS = {
     "doctor": {"--timeout", "--json", "--quiet"},
     "completion": {"--quiet"},
     "view": {"--port", "--no-browser", "--json", "--quiet"},
-    "recommend": {"--images", "--classes", "--gpu-memory", "--latency-budget", "--image-size", "--out", "--json"},
+    "recommend": {
+        "--data",
+        "--images",
+        "--classes",
+        "--gpu-memory",
+        "--latency-budget",
+        "--image-size",
+        "--out",
+        "--json",
+    },
 }
 ARGUMENTS = {
     "run": "RECIPE",

@@ -23,7 +23,7 @@ def records(*arguments: str) -> list[dict[str, Any]]:
 
 def test_models_prints_a_line_for_every_variant() -> None:
     outcome = call("models")
-    assert (outcome.code, outcome.err) == (0, "")
+    assert (outcome.code, outcome.err) == (0, "next: convnext-deploy models tiny\n")
     lines = {line.split()[0]: line.split() for line in outcome.out.splitlines() if line.strip()}
     assert {short_name(variant) for variant in VARIANTS} <= set(lines)
     assert lines["tiny"] == [

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.api import recommend as catalog
-from convnext_deploy.api.recommend import recommend
+from convnext_deploy.api.recommend import TrainingMachine, recommend
 from convnext_deploy.config.recipe_toml import load_recipe
 from tests.cli.conftest import call
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine have a GPU of any size: what is recommended must not depend on where the tests run."""
+    monkeypatch.setattr(catalog, "training_machine", lambda: TrainingMachine("a GPU", None, 2))
+
 
 SMALL = ("--images", "6000", "--classes", "4")
 

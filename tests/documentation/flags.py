@@ -15,7 +15,7 @@ _DEVICE = ROOT / "convnext_deploy" / "bundles" / "device"
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 _PYTHON = re.compile(r"(\.venv/bin/)?python3?")
 # what other people's programs do is theirs to say
-_FOREIGN = {"cd", "scp", "unzip", "sudo", "tritonserver"}
+_FOREIGN = {"cd", "git", "scp", "unzip", "sudo", "tritonserver"}
 
 
 def _open(verb: str) -> tuple[click.Command, click.Context]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from tests.brought import NETWORK
 from tests.documentation.flags import verb_parameters
 
-NETWORK = "test_convnext"  # 0.2 million parameters at 160 pixels
 VALUES = {  # option → its value here, wherever it is given
     "--teacher": NETWORK,
     "--student": NETWORK,

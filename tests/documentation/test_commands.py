@@ -14,16 +14,15 @@ import pytest
 
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.evaluation.timing import speedup as speed
+from tests.brought import CLASSES, write_photos, write_timm_checkpoint
 from tests.cli.conftest import call
-from tests.conftest import write_image_folder
 from tests.documentation.blocks import DOCUMENTS, NEEDS, ROOT, Block, read_blocks
 from tests.documentation.flags import check_command
-from tests.documentation.shortened import NETWORK, shorten, shorten_text
+from tests.documentation.shortened import shorten, shorten_text
 
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
 LONG = ("x86-server.md", "slow-or-worse.md")  # each takes most of a minute
-CLASSES = ("bee", "cat", "dog", "fox", "hen", "owl")  # more than the five that --output top-k gives
-LANGUAGES = ("sh", "python", "toml", "cpp")
+LANGUAGES = ("sh", "python", "toml", "cpp", "text")  # the last is what a command prints
 _MINUTES = [block for block in BLOCKS if block.needs == "minutes"]
 
 
@@ -34,11 +33,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("reader")
-    write_image_folder(folder / "photos", CLASSES, train=6, validation=3)
-    for name, file in ((NETWORK, "best.pth"), ("convnext_atto", "atto.pth")):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            torch.save({"state_dict": timm.create_model(name, num_classes=len(CLASSES)).state_dict()}, folder / file)
+    write_photos(folder / "photos", train=6, validation=3)
+    write_timm_checkpoint(folder / "best.pth", folder / "photos")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("convnext_atto", num_classes=len(CLASSES))
+        torch.save({"state_dict": network.state_dict()}, folder / "atto.pth")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_every_option_of_a_command_exists(block: Block) -> None:
 )
 def test_page_does_what_it_says(document: str, here: Path) -> None:
     for block in read_blocks(document):
-        if block.needs in (None, "compiler"):
+        if block.needs in (None, "compiler") and block.marks.get("command") != "folder":  # those test_readme.py runs
             _run(block, here)
 
 
@@ -118,6 +118,8 @@ def _run(block: Block, here: Path) -> None:
             load_recipe(path)
     elif block.language == "python":
         exec(compile(shorten_text(block.text), block.place, "exec"), {})
+    elif block.language == "text":
+        pass
     elif block.needs == "compiler":
         if shutil.which("g++"):
             script = ["bash", "-euo", "pipefail", "-c", shorten_text(block.text)]

@@ -16,6 +16,7 @@ from tests.documentation.blocks import DOCUMENTS, ROOT
 from tests.documentation.flags import known_options
 
 PACKAGE = ROOT / "convnext_deploy"
+VERBS = "recipes/how-to/verbs.md"
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -32,16 +33,16 @@ def _text(document: str) -> str:
     return (ROOT / document).read_text(encoding="utf-8")
 
 
-def _table_after(heading: str) -> list[str]:
-    """Return the first cells of the table under a heading of the README."""
-    section = _text("README.md").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def _table_after(document: str, heading: str) -> list[str]:
+    """Return the first cells of the table under a heading of a page."""
+    section = _text(document).split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
     return [row.replace(r"\|", "/").split("|")[1].strip() for row in rows]
 
 
 def _mapped() -> list[list[str]]:
-    """Return the rooms in each row of the README's map; `errors.py` is one."""
-    cells = _table_after("What is where")
+    """Return the rooms in each row of the map; `errors.py` is one."""
+    cells = _table_after("ARCHITECTURE.md", "The map")
     return [[name.removesuffix(".py") for name in re.findall(r"`([\w/.]+?)/?`", cell)] for cell in cells]
 
 
@@ -53,14 +54,16 @@ def _anchor(heading: str) -> str:
 def test_map_is_that_of_the_contracts() -> None:
     settings = tomllib.loads(_text("pyproject.toml"))["tool"]["importlinter"]
     (layers,) = (contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    rooms = [set(layer.split(" | ")) for layer in reversed(layers) if layer != "__main__"]
     rows = [{name.partition("/")[0] for name in row} for row in _mapped()]
-    assert rows == [set(layer.split(" | ")) for layer in reversed(layers) if layer != "__main__"]
+    places = [next(place for place, layer in enumerate(rooms) if row <= layer) for row in rows]
+    assert places == sorted(places)  # those of one layer may have several rows, one after the other
+    assert [set().union(*(r for r, p in zip(rows, places, strict=True) if p == i)) for i in range(len(rooms))] == rooms
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md"])
-def test_maps_name_every_room(document: str) -> None:
+def test_map_names_every_room() -> None:
     rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
-    rows = [line for line in _text(document).splitlines() if line.startswith("| `")]
+    rows = [line for line in _text("ARCHITECTURE.md").splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([\w/]+)/`", row.split("|")[1])}
     assert {str(room) for room in rooms} - {"."} <= named
 
@@ -105,7 +108,13 @@ def _resolves(name: str) -> bool:
 
 
 def test_every_verb_has_its_row() -> None:
-    assert sorted(re.findall(r"[\w-]+", cell)[0] for cell in _table_after("Verbs")) == sorted(COMMANDS)
+    assert sorted(re.findall(r"[\w-]+", cell)[0] for cell in _table_after(VERBS, "All of them")) == sorted(COMMANDS)
+
+
+def test_readme_is_short_enough_to_be_read() -> None:
+    lines = _text("README.md").splitlines()
+    assert len(lines) < 150
+    assert [line for line in lines if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -91,10 +91,17 @@ def test_doubt_names_size_crop_normalization_and_order_of_the_classes() -> None:
     assert found is not None
     assert "image size (here 64), crop (here 1, the shorter side resized to 64, bicubic)" in found
     assert "normalization (here mean 0.485/0.456/0.406, std 0.229/0.224/0.225)" in found
-    assert found.endswith(
-        "order of the classes (here 0 = cat, 1 = dog, 2 = eel, …, 4 = gnu, the data's, because the file names none)"
-    )
+    order = "order of the classes (here 0 = cat, 1 = dog, 2 = eel, …, 4 = gnu, the data's, because the file names none)"
+    assert found.endswith(f"{order}; say what differs with --image-size, --crop-pct, --mean, --std, --classes FILE")
     assert doubt_score(score(400, 500, 5), network(5), data) is None
+
+
+def test_network_that_was_trained_here_may_have_learned_too_little() -> None:
+    record: Any = SimpleNamespace(kind="train")
+    found = doubt_score(
+        score(100, 500, 5), network(5, lineage=(record,)), images_of(("cat", "dog", "eel", "fox", "gnu"))
+    )
+    assert str(found).endswith("; it may also have learned too little: train for more epochs")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_doubt_of_a_baseline_far_below_its_published_figure(first: str, top1: fl
 
 @pytest.mark.parametrize(("now", "doubted"), [("these", True), ("others", False)])
 def test_doubt_of_a_baseline_far_below_what_its_training_measured(now: str, doubted: bool) -> None:
-    record: Any = SimpleNamespace(judged_on="these")
+    record: Any = SimpleNamespace(kind="train", judged_on="these")
     history = ({"validation_top1": 0.3}, {"validation_top1": 0.5, "ema_validation_top1": 0.9})
     trained = network(5, details=TorchDetails(history=history), lineage=(record,))
     data = images_of(tuple("abcde"), now)

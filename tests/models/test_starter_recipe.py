@@ -10,7 +10,7 @@ import pytest
 
 from convnext_deploy.api.recommend import recommend
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.quantize import QATConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.models.zoo.published import PUBLISHED
@@ -54,16 +54,16 @@ def test_start_recipe_trains_as_recommended(case: tuple[int, int, float | None])
         stages = {stage.name: stage for stage in create_start_recipe(candidate, 160, images).stages}
         assert {name: (stage.config.kind, stage.source) for name, stage in stages.items()} == {
             "model": ("train", None),
-            "ptq": ("ptq", "model"),
-            "qat": ("qat", "ptq"),
+            "quantize": ("quantize", "model"),
             "onnx-fp32": ("onnx", "model"),
-            "onnx-int8": ("onnx", "qat"),
+            "onnx-int8": ("onnx", "quantize"),
             "engine-int8": ("tensorrt", "onnx-int8"),
         }
         assert all(stage.gate.max_top1_drop_pp is not None for name, stage in stages.items() if name != "model")
-        train, qat = stages["model"].config, stages["qat"].config
+        train, quantize = stages["model"].config, stages["quantize"].config
         assert isinstance(train, TrainConfig)
-        assert isinstance(qat, QATConfig)
+        assert isinstance(quantize, QuantizeConfig)
+        assert quantize == dataclasses.replace(QuantizeConfig(), fit=quantize.fit)
         published, settings = PUBLISHED[candidate.variant], candidate.settings
         assert train.model.weights == (f"timm/{published.weights}" if published else None)
         assert train.model.image_size == 160
@@ -73,11 +73,11 @@ def test_start_recipe_trains_as_recommended(case: tuple[int, int, float | None])
         assert {name: getattr(train.fit, name) for name in same} == {name: getattr(settings, name) for name in same}
         expected = (candidate.batch_size, candidate.gradient_checkpointing)
         assert (train.fit.batch_size, train.fit.gradient_checkpointing) == expected
-        assert (qat.fit.batch_size, qat.fit.gradient_checkpointing) == (max(1, expected[0] // 2), expected[1])
-        assert qat.fit.crop_scale_min == train.fit.crop_scale_min
+        assert (quantize.fit.batch_size, quantize.fit.gradient_checkpointing) == (max(1, expected[0] // 2), expected[1])
+        assert quantize.fit.crop_scale_min == train.fit.crop_scale_min
         touched = {"batch_size", "gradient_checkpointing", "crop_scale_min"}
         untouched = {field.name for field in dataclasses.fields(FitConfig)} - touched
-        assert all(getattr(qat.fit, name) == getattr(QATConfig().fit, name) for name in untouched)
+        assert all(getattr(quantize.fit, name) == getattr(QATConfig().fit, name) for name in untouched)
 
 
 def mixing_lines(text: str) -> list[str]:
@@ -92,7 +92,7 @@ def mixing_lines(text: str) -> list[str]:
     ],
 )
 def test_start_recipe_mixes_images_where_that_suits(images: int, lines: list[str]) -> None:
-    assert mixing_lines(recommend(images, 4).recipe_text) == lines
+    assert mixing_lines(recommend(images, 4, gpu_memory_gb=40).recipe_text) == lines
 
 
 def first_fit(images: int, variant: str) -> FitConfig:

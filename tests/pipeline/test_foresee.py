@@ -55,7 +55,7 @@ FAILURES = [
     (
         "more than all classes",
         f'{TRAIN}{ONNX}output = "top-k"\ntop_k = 9\n',
-        "stage 'onnx': the 9 largest of 3 classes were asked for; set top_k to 1 to 3.",
+        "stage 'onnx': the 9 largest of 3 classes were asked for; choose --top-k 1 to 3 (in a recipe top_k).",
     ),
     (
         "another network",
@@ -110,7 +110,12 @@ def dry_run(folder: Path, text: str, data: Path, *arguments: str | Path) -> tupl
     """Return the exit code, and the last line that is said."""
     recipe = folder / "recipe.toml"
     recipe.write_text(text if text.startswith("name") else f'name = "r"\n{text}')
-    outcome = call("run", recipe, "--dry-run", "--data", data, "--out", folder / "out", "--device", "cpu", *arguments)
+    return run(folder, data, "--dry-run", *arguments)
+
+
+def run(folder: Path, data: Path, *arguments: str | Path) -> tuple[int, str]:
+    words = ("--data", data, "--out", folder / "out", "--device", "cpu", "--workers", "0", *arguments)
+    outcome = call("run", folder / "recipe.toml", *words)
     return outcome.code, (outcome.err.splitlines() or outcome.out.splitlines())[-1]
 
 
@@ -126,10 +131,13 @@ def test_dry_run_says_what_would_fail(
     assert line.startswith("error: ")
     assert expected in line
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+    assert run(tmp_path, image_folder) == (1, line), "the run itself says the same"
+    left = {path.name for path in (tmp_path / "out").glob("*")}
+    assert left <= {".lock", "cache"}, "before any work"
 
 
 def test_dry_run_says_that_classes_differ(small_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    data = write_image_folder(tmp_path / "two", ("cat", "dog"), train=2, validation=1)
+    data = write_image_folder(tmp_path / "two", ("cat", "elk"), train=2, validation=1)
     head = f'name = "r"\nsource = "{small_artifacts["student"].path}"\n'
     for stages in (ONNX, STUDENT.format("source")):
         code, line = dry_run(tmp_path, head + stages, data)

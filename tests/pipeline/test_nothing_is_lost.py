@@ -82,14 +82,19 @@ def test_other_settings_are_named_before_any_work_and_replaced_when_asked(
 def test_other_seeds_images_and_results_are_named(
     rerun: Rerun, copied: Path, light_recipe: Recipe, small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "model (seed 3 → 4);" in refused(copied, lambda: rerun(dataclasses.replace(light_recipe, seed=4)))
+    assert "model, ptq, qat, minmax, onnx (seed 3 → 4)." in refused(
+        copied, lambda: rerun(dataclasses.replace(light_recipe, seed=4))
+    )
     other = open_data(str(write_image_folder(tmp_path / "big", train=2, validation=1)))
     text = refused(copied, lambda: rerun(data=other))
-    assert f"model (data {small_data.name} → {other.name}, which hold other images)" in text
+    assert (
+        f"model, ptq, qat, minmax (data {small_data.name} → {other.name}, which hold other images, or others under these names)"
+        in text
+    )
     monkeypatch.setattr(PTQConfig, "result_version", PTQConfig.result_version + 1)
     text = refused(copied, rerun)
-    assert "; minmax (version of the results of ptq 2 → 3: this release gives others for the same settings)" in text
-    assert "model (" not in text
+    assert " ptq, minmax (version of the results of ptq 2 → 3: this release gives others for the same settings)" in text
+    assert "model" not in text.split(": ", 1)[1]
 
 
 def test_images_elsewhere_are_the_same_and_those_that_changed_in_place_are_not(
@@ -220,7 +225,8 @@ def test_validate_replaces_its_own_report_of_the_same_artifact_alone(
 
 
 @pytest.mark.parametrize(
-    "name", ["report.md", "report.json", "model_card.md", "stages/model/notes.txt", "scores/a", ".lock/x"]
+    "name",
+    ["report.md", "report.json", "model_card.md", "unreadable.txt", "stages/model/notes.txt", "scores/a", ".lock/x"],
 )
 def test_a_folder_with_files_of_others_is_no_folder_for_a_run(
     light_recipe: Recipe, small_data: Data, tmp_path: Path, name: str
@@ -232,6 +238,26 @@ def test_a_folder_with_files_of_others_is_no_folder_for_a_run(
     text = refused(tmp_path / "mine", lambda: run_recipe(light_recipe, settings, data=small_data))
     assert "choose another --out" in text
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["stages", "scores", "flips", "checkpoints"])
+def test_a_folder_of_a_run_that_is_none_is_found_before_any_work(rerun: Rerun, copied: Path, name: str) -> None:
+    (copied / name).rename(copied.with_name("elsewhere"))
+    (copied / name).symlink_to("/scratch/nowhere")
+    assert refused(copied, rerun) == (
+        f"{copied / name} leads to /scratch/nowhere, which is no folder here; a run writes there: mend that, or choose another "
+        "--out."
+    )
+    (copied / name).unlink()
+    (copied / name).symlink_to(copied.with_name("elsewhere"))  # on another disk
+    assert rerun().executed == ()
+
+
+def test_a_file_that_links_to_itself_is_made_again(rerun: Rerun, copied: Path) -> None:
+    file = copied / "stages" / "minmax" / "model.safetensors"
+    file.unlink()
+    file.symlink_to(file.name)
+    assert rerun().executed == ("minmax",)
 
 
 def test_a_stage_never_deletes_what_is_not_its_own(rerun: Rerun, copied: Path) -> None:

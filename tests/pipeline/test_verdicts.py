@@ -11,16 +11,18 @@ import pytest
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.errors import ArtifactError, DataError, DeployError
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.reports.record import StageRow, read_report
 from tests.pipeline.conftest import Rerun, change_stage, settings_for
+from tests.pipeline.test_failure import failing
 from tests.rows import accuracy_of, drop_of
 
 
@@ -105,6 +107,10 @@ def test_brought_int8_artifact_is_compared_with_its_fp32_ancestor(
     recipe = Recipe("r", (StageEntry("again", PTQConfig(), SOURCE),), source=str(small_artifacts["ptq"].path))
     with pytest.raises(ArtifactError, match="already int8"):
         run_recipe(recipe, settings_for(tmp_path), source=small_artifacts["ptq"], data=small_data)
+    assert not (tmp_path / "report.json").exists(), "it is refused before anything is measured"
+    recipe = dataclasses.replace(recipe, stages=(StageEntry("next", ONNXConfig(), SOURCE),))
+    with failing(ONNXConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
+        run_recipe(recipe, settings_for(tmp_path), source=small_artifacts["ptq"], data=small_data)
     first, second = read_report(tmp_path).rows
     assert (first.name, first.identity.artifact) == (BASELINE, str(small_artifacts["student"].location))
     assert (second.name, second.provenance.baseline) == (SOURCE, BASELINE)
@@ -114,8 +120,8 @@ def test_brought_int8_file_without_lineage_is_its_own_reference(
     small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     bare = open_input(small_artifacts["ptq"].main_file)
-    recipe = Recipe("r", (StageEntry("again", PTQConfig(), SOURCE),), source=str(bare.main_file))
-    with pytest.raises(ArtifactError, match="already int8"):
+    recipe = Recipe("r", (StageEntry("next", ONNXConfig(), SOURCE),), source=str(bare.main_file))
+    with failing(ONNXConfig, DeployError("broken")), pytest.raises(DeployError, match="broken"):
         run_recipe(recipe, settings_for(tmp_path), source=bare, data=small_data)
     (row,) = read_report(tmp_path).rows
     assert (row.name, row.provenance.baseline, accuracy_of(row).drop) == (SOURCE, None, None)
@@ -159,7 +165,7 @@ def test_source_of_other_classes_is_refused_when_it_is_more_than_a_start(
     use: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     student = small_artifacts["student"]
-    train = StageEntry("model", TrainConfig(ModelConfig("atto", 32), UNTRAINED), SOURCE)
+    train = StageEntry("model", TrainConfig(ModelConfig(student.model.variant, 32), UNTRAINED), SOURCE)
     teach = StageEntry("more", DistillConfig(ModelConfig("atto", 32), SOURCE, UNTRAINED), None)
     more = StageEntry("more", PTQConfig(calibration_images=6), SOURCE) if use == "ptq" else teach
     recipe = Recipe("r", (train, more), source=str(student.path))

@@ -10,7 +10,7 @@ import pytest
 
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.quantize import QATConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.config.train import TrainConfig
@@ -85,16 +85,17 @@ def test_recipe_goes_the_whole_path_with_a_gate_on_everything_made_from_the_netw
         assert network.config == DistillConfig(network.config.model, "teacher", network.fit)  # VanillaKD's settings
     after = {name: (stage.config.kind, stage.source, stage.gate) for name, stage in stages.items()}
     assert {name: row for name, row in after.items() if row[0] not in ("train", "distill")} == {
-        "ptq": ("ptq", network.stage, Gate(1.0)),
-        "qat": ("qat", "ptq", Gate(0.5)),
+        "quantize": ("quantize", network.stage, Gate(0.5)),
         "onnx-fp32": ("onnx", network.stage, Gate(0.05)),
-        "onnx-int8": ("onnx", "qat", Gate(0.5)),
+        "onnx-int8": ("onnx", "quantize", Gate(0.5)),
         "engine-int8": ("tensorrt", "onnx-int8", Gate(0.5)),
     }
-    qat = stages["qat"].config
-    assert isinstance(qat, QATConfig)
+    quantize = stages["quantize"].config
+    assert isinstance(quantize, QuantizeConfig)
     expected = dataclasses.replace(QATConfig().fit, batch_size=64, crop_scale_min=network.fit.crop_scale_min)
-    assert without_parts(qat.fit) == expected
+    assert without_parts(quantize.fit) == expected
+    # as the verb, so that README, how-tos and recipes teach one way to INT8
+    assert quantize == dataclasses.replace(QuantizeConfig(), fit=quantize.fit)
 
 
 @pytest.mark.parametrize("path", SIZE_FILES, ids=lambda path: path.stem)

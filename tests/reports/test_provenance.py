@@ -22,7 +22,7 @@ from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.provenance import _place, read_history, read_provenance
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Layer
-from convnext_deploy.reports.thumbnails import SIDE, make_thumbnails
+from convnext_deploy.reports.thumbnails import MOST, SIDE, make_thumbnails
 from tests.details import selection_of, torch_details
 from tests.reports.conftest import INT8_ROW, change
 
@@ -158,6 +158,16 @@ def test_thumbnails_are_small(shape: tuple[int, ...]) -> None:
     image = decode(make_thumbnails(data, row)["0"])
     assert max(image.size) == SIDE
     assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("side", [48, 300])
+def test_thumbnails_of_a_report_stay_below_a_size_together(side: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, side, side, 3), dtype=np.uint8)  # nothing packs worse
+    images = ArrayImages(pixels, np.zeros(200, np.int64))
+    row = change(INT8_ROW, flips=tuple(Flip(index, None, 0, 0, 1, "lost") for index in range(200)))
+    made = make_thumbnails(Data("x", images, images, ("a",)), row, known=("7", "8"))
+    assert len(made) == MOST - 2
+    assert sum(map(len, made.values())) < 1_200_000
 
 
 def test_thumbnails_of_the_built_in_digits_exist() -> None:

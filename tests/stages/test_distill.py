@@ -43,7 +43,7 @@ CLASSES = ("cat", "dog", "owl")
 TEACHER, STUDENT = ModelSpec("test_convnext", 3), ModelSpec("test_convnext2", 3)
 MODEL = ModelConfig("test_convnext2", 64, crop_pct=PREPROCESS.crop_pct)
 QUICK = FitConfig(epochs=1, batch_size=18, base_learning_rate=1.0, warmup_epochs=0, drop_path_rate=0.0, autocast="off")
-METHODS: tuple[Any, ...] = ("kd", "teacher-only", "hard-label", "dkd", "feature")
+METHODS: tuple[Any, ...] = ("kd", "teacher-only", "hard-label", "dkd", "dist", "feature")
 IMAGES, LABELS = noise_images(3, 64, 4), torch.tensor([0, 1, 2, 0])
 
 
@@ -78,7 +78,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS[:4])
+@pytest.mark.parametrize("method", METHODS[:5])
 def test_distill_trains_with_the_loss_of_its_settings(
     method: Any, create_context: Callable[..., StageContext], seen: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from convnext_deploy.artifacts.artifact import describe_file
 from convnext_deploy.artifacts.hashes import SUMS, check_recorded
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.checkpoint_store import BEST, LAST, TrainingStore
+from convnext_deploy.training.fit import _goes_on
+from convnext_deploy.training.training_state import TrainingState
 
 
 class Said(SilentProgress):
@@ -53,6 +58,35 @@ def test_state_with_any_bit_altered_is_not_loaded_or_is_the_same(tmp_path: Path)
     path.write_bytes(whole)
     assert TrainingStore(tmp_path, "another").load() is None
     assert len(said.lines) == found  # another training's state is not damaged
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": -1}, "Expected `int` >= 0 - at `$.step`"),
+        ({"sums": {"loss": 0.5}}, "missing required field `seconds` - at `$.sums`"),
+        ({"model": {"weight": [1.0]}}, "Expected `Tensor`, got `list` - at `$.model[...]`"),
+        ({"model": {"weight": torch.zeros(2, 3)}}, "it does not fit the network or its optimizer"),
+        ({"optimizer": {"state": {}}}, "it does not fit the network or its optimizer"),
+        ({"random": [{"cpu": torch.zeros(3), "cuda": None}]}, "it does not fit the network or its optimizer"),
+        ({"history": None}, "Expected `array`, got `null` - at `$.history`"),
+    ],
+)
+def test_state_of_another_shape_is_refused_and_kept(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """Its checksums hold: another version wrote it, or somebody by hand."""
+    network = nn.Linear(3, 2)
+    state = TrainingState(network, torch.optim.SGD(network.parameters()), None, torch.amp.GradScaler("cpu"), "cpu")
+    store = TrainingStore(tmp_path, "key")
+    whole = {**state.snapshot(), "history": [{"epoch": 1, "validation_loss": math.nan}], "step": 4}
+    store.save(whole)
+    assert _goes_on(state, store)
+    assert (state.step, repr(state.history)) == (4, "[{'epoch': 1, 'validation_loss': nan}]")
+    store.save({**whole, **change})
+    before = (tmp_path / LAST).read_bytes()
+    with pytest.raises(OutputError, match="is no state that this training can go on from") as caught:
+        _goes_on(state, store)
+    assert says in str(caught.value)
+    assert (tmp_path / LAST).read_bytes() == before
 
 
 def test_best_weights_are_those_whose_checksum_lies_beside_them(tmp_path: Path) -> None:

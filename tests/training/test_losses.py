@@ -45,6 +45,10 @@ def divergence(p: Array, q: Array) -> float:
 
 def expected_soft(method: str, s: Array, t: Array, targets: Array, temperature: float) -> float:
     """Return a method's second term from its paper, one image after the other; DKD with alpha 1.5 and beta 0.5."""
+    if method == "dist":
+        p, q = softmax(t / temperature), softmax(s / temperature)
+        found = [[np.corrcoef(*rows)[0, 1] for rows in zip(x, y, strict=True)] for x, y in ((p, q), (p.T, q.T))]
+        return temperature**2 * sum(1 - float(np.mean(correlations)) for correlations in found)
     total = 0.0
     for student, teacher, row in zip(s, t, targets, strict=True):
         p, q = softmax(teacher / temperature), softmax(student / temperature)
@@ -95,7 +99,25 @@ def test_distillation_loss_follows_the_probabilities_unless_told_otherwise() -> 
     assert torch.equal(found, kd_loss(student, teacher, 2.0))
 
 
-@pytest.mark.parametrize("method", ["kd", "hard-label", "dkd"])
+@pytest.mark.parametrize("method", METHODS)
+def test_standardized_logits_differ_in_direction_alone(method: LogitMethod) -> None:
+    student, teacher, labels = example()
+    by = Distillation(method, 2.0, 1.0, standardize=True)
+    expected = distillation_loss(student, teacher, labels, by)
+    torch.testing.assert_close(distillation_loss(7 * student + 3, 0.2 * teacher - 5, labels, by), expected)
+    scores = [
+        (x - x.mean(1, keepdims=True)) / x.std(1, ddof=1, keepdims=True) for x in (student.numpy(), teacher.numpy())
+    ]
+    one, other = map(torch.from_numpy, scores)
+    plain = distillation_loss(one, other, labels, Distillation(method, 2.0, 1.0))
+    torch.testing.assert_close(expected, plain)
+    hard = distillation_loss(student, teacher, labels, Distillation(method, 2.0, 0.0, standardize=True))
+    if method != "teacher-only":
+        torch.testing.assert_close(hard, F.cross_entropy(student, labels))
+    assert torch.isfinite(distillation_loss(torch.zeros(2, 5), torch.zeros(2, 5), labels[:2], by))
+
+
+@pytest.mark.parametrize("method", ["kd", "hard-label", "dkd", "dist"])
 def test_distillation_loss_is_cross_entropy_when_weight_is_zero(method: LogitMethod) -> None:
     student, teacher, labels = example()
     found = distillation_loss(

@@ -4,7 +4,7 @@
     python3 build_engine.py [--model NAME | --precision NAME | --all] [--max-batch N] [BUNDLE]
 
 Networks are strongly typed: what the ONNX file says is what runs. Needs TensorRT, a GPU and Python 3.8, nothing else.
-Exit codes: 0 built, 1 not built, 2 usage.
+Exit codes: 0 built, 1 not built, 2 usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -141,9 +141,11 @@ def write(path: Path, content: bytes) -> None:
     try:
         partial.write_bytes(content)
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            partial.unlink()
+        if not isinstance(error, OSError):
+            raise
         free = shutil.disk_usage(path.parent).free
         raise BuildError(
             f"{path} cannot be written ({error.strerror}): it needs {len(content)} bytes, and {free} are free; make room, or "
@@ -180,18 +182,23 @@ def run(arguments: argparse.Namespace) -> None:
     out = bundle / "built" if arguments.out is None else arguments.out
     out.mkdir(parents=True, exist_ok=True)
     for model, batch in work:
-        print(f"building {model['name']} with TensorRT {trt.__version__}; this takes minutes", flush=True)
+        say(f"building {model['name']} with TensorRT {trt.__version__}; this takes minutes")
         settings = arguments.workspace, arguments.optimization_level, out / "timing.cache"
         plan, path = build(trt, bundle / model["file"], batch, *settings), out / f"{model['name']}.plan"
         write(path, plan)
-        print(f"built {path}, {len(plan)} bytes")
+        say(f"built {path}, {len(plan)} bytes")
         placed = load_sibling("tensorrt_device").place_for_triton(bundle, path, model["triton"])
         if placed is not None:
-            print(f"copied to {placed}")
+            say(f"copied to {placed}")
             if batch is not None and batch[1] < model["batch"]["maximum"]:
-                print(f"note: write max_batch_size: {batch[1]} into {placed.parent.with_name('config.pbtxt')}")
+                say(f"note: write max_batch_size: {batch[1]} into {placed.parent.with_name('config.pbtxt')}")
     place = "" if arguments.out is None else f" --built '{out}'"
-    print(f"next: python3 '{bundle / 'verify.py'}' --require engine{place}")
+    say(f"next: python3 '{bundle / 'verify.py'}' --require engine{place}")
+
+
+def say(text: str) -> None:
+    """Print a line at once, whatever the names in it."""
+    print(load_sibling("bundle_index").printable(text), flush=True)
 
 
 def positive(text: str) -> int:
@@ -222,10 +229,11 @@ def main() -> int:
     try:
         run(parser.parse_args())
     except (BuildError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {load_sibling('bundle_index').printable(error)}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.dont_write_bytecode = True  # not of what is loaded here either
+    sys.exit(load_sibling("bundle_index").exit_code(main))

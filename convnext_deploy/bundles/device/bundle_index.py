@@ -1,11 +1,15 @@
-"""Read the texts of a bundle, and check that `bundle.json` has what `verify.py` and `build_engine.py` read of it."""
+"""What the programs of a bundle share: they read its texts, check what `bundle.json` tells, and print and end alike."""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LARGEST = 100_000_000  # bytes of a text
 
@@ -64,3 +68,19 @@ def read_text(path: Path) -> str:
         if os.fstat(stream.fileno()).st_size > LARGEST:
             raise OSError(f"it is larger than {LARGEST} bytes")
         return stream.read().decode("utf-8")
+
+
+def printable(text: object) -> str:
+    """Return a text on one line that does nothing to a terminal, and that every terminal has characters for."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Return the exit code of a program; Ctrl-C ends it in one line, with that of a shell."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -4,7 +4,8 @@
     python3 verify.py [--require engine] [--built DIR] [--json] [BUNDLE]
 
 Checksums need nothing but Python 3.8; ONNX files need numpy and onnxruntime, engines numpy, TensorRT's Python bindings and a GPU.
-Exit codes: 0 nothing disagreed (what was not run is said), 1 something disagreed, is damaged, or was required and not run, 2 usage.
+Exit codes: 0 nothing disagreed (what was not run is said), 1 something disagreed, is damaged, or was required and not run, 2 usage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -256,13 +257,6 @@ def missing(checks: list[Check], required: list[str]) -> list[str]:
     return [kind for kind in required if not any(c.kind == kind and c.status == PASSED for c in checks)]
 
 
-def printable(text: object) -> str:
-    """Return a text on one line that does nothing to a terminal, and that every terminal has characters for."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
-
-
 def main() -> int:
     """Return the exit code."""
     parser = argparse.ArgumentParser(
@@ -278,6 +272,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
     sys.dont_write_bytecode = True  # the folder stays as it was
+    printable = load_sibling("bundle_index").printable
     try:
         checks = verify(arguments.bundle, arguments.built)
     except BundleError as error:
@@ -295,4 +290,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.dont_write_bytecode = True  # not of what is loaded here either
+    sys.exit(load_sibling("bundle_index").exit_code(main))

@@ -30,13 +30,21 @@ def add_ends(proto: onnx.ModelProto, io: GraphIO, preprocess: Preprocess) -> onn
     graph = model.graph
     classes = tensor_shape(proto.graph.output[0])[1]
     assert classes is not None  # the exporter knows the number of classes
-    if io.output == "top-k" and io.top_k > classes:
-        raise ExportError(f"the {io.top_k} largest of {classes} classes were asked for; choose --top-k 1 to {classes}.")
+    if io.output == "top-k":
+        check_top_k(io.top_k, classes)
     if not io.takes_usual_images:
         _take_pixels(graph, io, preprocess)
     if io.output != "logits":
         _give(graph, io)
     return finish(model)
+
+
+def check_top_k(count: int, classes: int, stage: str = "") -> None:
+    """Check how many classes are asked for; `stage` begins the error. Raises: ExportError: if there are not as many."""
+    if count > classes:
+        raise ExportError(
+            f"{stage}the {count} largest of {classes} classes were asked for; choose --top-k 1 to {classes} (in a recipe top_k)."
+        )
 
 
 def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:

@@ -52,10 +52,24 @@ def fetch_weights(name: str) -> Pretrained:
         CheckpointError: if there are no such weights, or they are not in the cache and cannot be downloaded.
         OutputError: if what is downloaded cannot be written.
     """
-    return _fetch_torchvision(name) if _TORCHVISION.fullmatch(name) else _fetch_hub(name.removeprefix(_HUB_PREFIX))
+    found = _find(name, download=True)
+    assert found is not None  # what cannot be downloaded raises
+    return found
 
 
-def _fetch_hub(repository: str) -> Pretrained:
+def is_at_hand(name: str) -> bool:
+    """Whether published weights are in the cache of their library; nothing is downloaded. Raises: as `fetch_weights`."""
+    return _find(name, download=False) is not None
+
+
+def _find(name: str, *, download: bool) -> Pretrained | None:
+    """Return published weights; None if they are not in the cache and shall not be downloaded."""
+    if _TORCHVISION.fullmatch(name):
+        return _fetch_torchvision(name, download)
+    return _fetch_hub(name.removeprefix(_HUB_PREFIX), download)
+
+
+def _fetch_hub(repository: str, download: bool) -> Pretrained | None:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -64,8 +78,8 @@ def _fetch_hub(repository: str) -> Pretrained:
             f"'{repository}' is on the Hugging Face hub; to download it: pip install 'convnext_deploy[hub]'."
         ) from None
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(_FILES[:3])))
-        if not (folder / _FILES[2]).is_file():
+        folder = Path(snapshot_download(repository, allow_patterns=list(_FILES[:3]), local_files_only=not download))
+        if not (folder / _FILES[2]).is_file() and download:
             folder = Path(snapshot_download(repository, allow_patterns=list(_FILES)))
     except RepositoryNotFoundError:
         raise CheckpointError(
@@ -73,6 +87,8 @@ def _fetch_hub(repository: str) -> Pretrained:
             "timm/convnext_tiny.fb_in1k."
         ) from None
     except LocalEntryNotFoundError:
+        if not download:
+            return None
         raise CheckpointError(_offline(repository)) from None
     except Exception as error:
         # the hub's client raises whatever its HTTP library, the proxy and the file system raise
@@ -82,6 +98,8 @@ def _fetch_hub(repository: str) -> Pretrained:
             raise _no_room(Path(HF_HUB_CACHE), repository, "HF_HOME", found) from None
         raise CheckpointError(f"{_offline(repository)} ({first_line(error)})") from None
     if not any((folder / name).is_file() for name in _FILES[2:]):
+        if not download:
+            return None
         raise CheckpointError(f"there are no weights of '{repository}' in {folder}: {_offline(repository)}")
     return Pretrained(folder)
 
@@ -97,7 +115,7 @@ def _offline(repository: str) -> str:
     )
 
 
-def _fetch_torchvision(name: str) -> Pretrained:
+def _fetch_torchvision(name: str, download: bool) -> Pretrained | None:
     from torchvision import models
 
     enums = [models.get_model_weights(model) for model in models.list_models(include="convnext*")]
@@ -105,7 +123,7 @@ def _fetch_torchvision(name: str) -> Pretrained:
     if name.lower() not in found:
         known = [str(weights) for enum in enums for weights in enum]
         raise CheckpointError(f"torchvision has no weights '{name}'.{suggest(name, known)} Known: {', '.join(known)}.")
-    return _download(found[name.lower()], name)
+    return _download(found[name.lower()], name, download)
 
 
 def fetch_torchvision(architecture: str) -> Pretrained:
@@ -118,11 +136,13 @@ def fetch_torchvision(architecture: str) -> Pretrained:
     weights = getattr(models.get_model_weights(architecture), "DEFAULT", None)
     if weights is None:
         raise CheckpointError(f"torchvision publishes no weights of {architecture}; give a file of them.")
-    return _download(weights, str(weights))
+    fetched = _download(weights, str(weights))
+    assert fetched is not None  # what cannot be downloaded raises
+    return fetched
 
 
-def _download(weights: Any, name: str) -> Pretrained:
-    """Return weights of torchvision from its cache, downloaded if they are not there."""
+def _download(weights: Any, name: str, download: bool = True) -> Pretrained | None:
+    """Return weights of torchvision from its cache; if they are not there, downloaded, or None."""
     import torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
@@ -133,6 +153,8 @@ def _download(weights: Any, name: str) -> Pretrained:
             f"{path} is not what its name says: it is damaged; remove it, and it is downloaded again."
         )
     if not path.is_file():
+        if not download:
+            return None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(weights.url, str(path), digits, progress=sys.stderr.isatty())

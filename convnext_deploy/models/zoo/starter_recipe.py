@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import Augmentation, FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
-from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.quantize import QATConfig
+from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.train import ModelConfig, TrainConfig
@@ -63,15 +62,17 @@ def recommended_fit(
     )
 
 
-def create_start_recipe(candidate: Candidate, image_size: int, images: int) -> Recipe:
-    """Return train → PTQ → QAT → ONNX (FP32, INT8) → TensorRT-RTX for a candidate; the data are for `--data`.
+def create_start_recipe(candidate: Candidate, image_size: int, images: int, *, engines: bool = True) -> Recipe:
+    """Return train → quantize → ONNX (FP32, INT8) → TensorRT-RTX for a candidate; the data are for `--data`.
 
-    QAT gets half the batch: it keeps up to 1.8 times as much for each image, and a float copy of the network as its teacher.
+    Training with quantization gets half the batch: it keeps up to 1.8 times as much for each image, and a float copy of the
+    network as its teacher.
 
     Args:
         candidate: from `rank`.
         image_size: side of the network's input in pixels.
         images: training images, which decide the augmentation.
+        engines: whether TensorRT-RTX engines come last.
     """
     published = PUBLISHED[candidate.variant]
     model = ModelConfig(
@@ -92,20 +93,29 @@ def create_start_recipe(candidate: Candidate, image_size: int, images: int) -> R
     )
     stages = (
         StageEntry("model", TrainConfig(model, fit), None),
-        StageEntry("ptq", PTQConfig(), "model", Gate(max_top1_drop_pp=1.0)),
-        StageEntry("qat", QATConfig(fit=qat_fit), "ptq", Gate(max_top1_drop_pp=0.5)),
+        StageEntry("quantize", QuantizeConfig(fit=qat_fit), "model", Gate(max_top1_drop_pp=0.5)),
         StageEntry("onnx-fp32", ONNXConfig(), "model", Gate(max_top1_drop_pp=0.05)),
         StageEntry(
-            "onnx-int8", ONNXConfig(precision="fp16", runtime="tensorrt-rtx"), "qat", Gate(max_top1_drop_pp=0.5)
+            "onnx-int8", ONNXConfig(precision="fp16", runtime="tensorrt-rtx"), "quantize", Gate(max_top1_drop_pp=0.5)
         ),
         StageEntry("engine-int8", TensorRTConfig(), "onnx-int8", Gate(max_top1_drop_pp=0.5)),
     )
-    return Recipe(f"start-{short_name(candidate.variant)}", stages)
+    return Recipe(f"start-{short_name(candidate.variant)}", stages if engines else stages[:-1])
 
 
-def write_recipe_text(recipe: Recipe, candidate: Candidate, images: int, classes: int) -> str:
-    """Return the TOML text of a recipe that `create_start_recipe` made, with a comment beside every value."""
-    comments = _comments(candidate, images, classes)
+def write_recipe_text(
+    recipe: Recipe, candidate: Candidate, images: int, classes: int, size_source: str = "--image-size"
+) -> str:
+    """Return the TOML text of a recipe that `create_start_recipe` made, with a comment beside every value.
+
+    Args:
+        recipe: what to write.
+        candidate: of which it was made.
+        images: training images.
+        classes: that they belong to.
+        size_source: where the image size is from.
+    """
+    comments = _comments(candidate, images, size_source)
     lines = [
         f"# A start for {images:,} images of {classes} classes: {candidate.variant}, fine-tuned, quantized to INT8, exported.",
         "# Run it with: convnext-deploy run THIS_FILE --data DIR",
@@ -149,7 +159,7 @@ def _toml(value: object) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
-def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comments]:
+def _comments(candidate: Candidate, images: int, size_source: str) -> dict[str, Comments]:
     """The source of each value, by stage and field."""
     data, size = data_size(images), settings_for_size(candidate.variant)
     assert size is not None  # candidates are never test networks
@@ -165,7 +175,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
     memory = f"an estimated {candidate.memory_gib:.1f} GB on a GPU with bfloat16"
     rate = f"{format_setting(candidate.settings.learning_rate)} at batch {RATE_BATCH_SIZE} x {_BASE_BATCH_SIZE // RATE_BATCH_SIZE}"
     return {
-        "model.model": {"name": candidate.reasons[0], "image_size": "--image-size", "weights": weights},
+        "model.model": {"name": candidate.reasons[0], "image_size": size_source, "weights": weights},
         "model.fit": {
             "epochs": f"{of_data}: {data.settings.epochs}",
             "batch_size": memory,
@@ -181,8 +191,13 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "cutmix_alpha": mixup,
             "gradient_checkpointing": "only where the memory of the GPU asks for it",
         },
-        "ptq": {"target": _TOOL, "calibration_method": _TOOL, "percentile": _TOOL, "calibration_images": _TOOL},
-        "qat.fit": {
+        "quantize": {
+            "target": _TOOL,
+            "method": f"{_TOOL}: the cheapest that is good enough, training last",
+            "max_drop_pp": f"{_TOOL}: percentage points of top-1, on training images set aside",
+            "calibration_images": _TOOL,
+        },
+        "quantize.fit": {
             "epochs": _TOOL,
             "batch_size": "half of the above: fake quantization keeps more, and the float network is the teacher",
             "base_learning_rate": "fine-tuning in arXiv 2201.03545, table 6: 5e-5 at batch 512",
@@ -202,8 +217,7 @@ def _comments(candidate: Candidate, images: int, classes: int) -> dict[str, Comm
             "max_batch_size": _TOOL,
         },
         "gate": {
-            "ptq": "percentage points of top-1 against 'model'; QAT follows and gets most of it back",
-            "qat": "against 'model'",
+            "quantize": "percentage points of top-1 against 'model', on the validation images",
             "onnx-fp32": "the same arithmetic: only ties may fall differently",
             "onnx-int8": "against 'model'",
             "engine-int8": "against 'model', where there is such a GPU to run it",
