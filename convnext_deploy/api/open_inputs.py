@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import ForeignDetails
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.class_names import match_names, read_class_names
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
@@ -39,7 +40,7 @@ def open_data_for(
     Raises: RecipeError: if there is none, and something was said of how to read it.
     """
     if options.data is not None:
-        return open_named_data(options.data, options, execution, out)
+        return with_labels_for(source, open_named_data(options.data, options, execution, out))
     if any(record.data == BUILT_IN for record in source.lineage):
         execution.progress.say(
             f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
@@ -71,6 +72,7 @@ def open_named_data(
             validation_fraction=VALIDATION_FRACTION if fraction is None else fraction,
             groups=options.groups,
             split_file=None if options.split is None else Path(options.split),
+            labels=None if options.labels is None else Path(options.labels),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
             skipping=skipping,

@@ -13,19 +13,22 @@ from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.config.checks import require
 from convnext_deploy.data.agreement import check_takes_images
 from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
 from convnext_deploy.data.image_folder import list_images
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.folder_labels import FolderLabels
 from convnext_deploy.evaluation.measure import BATCH_SIZE
-from convnext_deploy.evaluation.probabilities import to_probabilities
+from convnext_deploy.evaluation.probabilities import to_label_probabilities, to_probabilities
 from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
 from convnext_deploy.system.results import Result
 
+DEFAULT_THRESHOLD = 0.5
+"""The probability from which on a multi-label network is taken to say yes."""
 _WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
 
 
@@ -86,7 +89,8 @@ def predict(
     images: Path | str | Iterable[Path | str],
     *,
     stream: Literal[False] = False,
-    top_k: int = 5,
+    top_k: int | None = None,
+    threshold: float | None = None,
     runner: str | None = None,
     data: DataOptions = DataOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
@@ -100,7 +104,8 @@ def predict(
     images: Path | str | Iterable[Path | str],
     *,
     stream: Literal[True],
-    top_k: int = 5,
+    top_k: int | None = None,
+    threshold: float | None = None,
     runner: str | None = None,
     data: DataOptions = DataOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
@@ -114,7 +119,8 @@ def predict(
     images: Path | str | Iterable[Path | str],
     *,
     stream: bool = False,
-    top_k: int = 5,
+    top_k: int | None = None,
+    threshold: float | None = None,
     runner: str | None = None,
     data: DataOptions = DataOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
@@ -130,7 +136,10 @@ def predict(
             several of these.
         stream: return an iterator and no list. Everything but the images themselves is checked and opened before this returns;
             they are read while the predictions are taken, a few batches ahead, so that there may be any number of them.
-        top_k: classes per image, at least 1; fewer come where there are not so many.
+        top_k: classes per image, at least 1; fewer come where there are not so many. None: 5, or of a multi-label network all
+            labels above the threshold.
+        threshold: of a multi-label network, the probability from which on an image is said to have a label, 0 to 1; None: 0.5. A
+            network of another origin, which does not tell, is taken for one if this is given.
         runner: one of `runners.RUNNERS`; None: that of the artifact's format.
         data: what it says of the network's input and outputs counts.
         evaluation: `batch_size` counts.
@@ -143,12 +152,17 @@ def predict(
         ArtifactError: if the artifact cannot be opened, or computes values that are not finite.
         BackendUnavailableError: if this machine lacks what the runner needs.
     """
-    if top_k < 1:
+    if top_k is not None and top_k < 1:
         raise RecipeError(f"top_k = {top_k} is out of range; expected >= 1.")
+    require(threshold is None or 0 <= threshold <= 1, "threshold", threshold, "0 to 1")
     paths = find_images([images] if isinstance(images, str | Path) else images)
     opened = open_artifact(artifact, None, data, execution.reporter)
     check_takes_images(str(artifact), opened)
     io = opened.io
+    choice = _choose(opened, top_k, threshold)
+    if threshold is None and choice.threshold is not None:
+        execution.reporter.say(f"labels with a probability of at least {choice.threshold:g}; another with --threshold")
+    top_k = choice.most
     if io.gives_best_only and top_k > io.top_k:
         execution.reporter.say(f"{artifact} gives its {io.top_k} most probable classes only")
     backend = open_runner(opened, resolve_device(execution.device or "auto"), runner=runner)
@@ -156,8 +170,35 @@ def predict(
     if workers is None:
         workers = decoding_processes() if len(paths) >= _WORTH_PROCESSES else 0
     size = evaluation.batch_size or BATCH_SIZE
-    found = _classify(opened, backend, paths, io, top_k, size, workers, execution.reporter)
+    found = _classify(opened, backend, paths, io, choice, size, workers, execution.reporter)
     return found if stream else Predictions(found)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which classes of an image are told: the `most` probable, of a multi-label network those of at least `threshold`."""
+
+    most: int
+    multi_label: bool = False
+    threshold: float | None = None
+
+
+def _choose(artifact: Artifact, top_k: int | None, threshold: float | None) -> _Choice:
+    """Raises: RecipeError: if a threshold is given for a network that tells one class of an image."""
+    if not artifact.model.multi_label and (threshold is None or artifact.lineage):
+        if threshold is not None:
+            raise RecipeError(
+                f"{artifact.place} tells one class of an image, so that the probabilities of all sum to 1; --threshold is for "
+                "multi-label networks. Leave it out."
+            )
+        return _Choice(5 if top_k is None else top_k)
+    if artifact.io.gives_best_only:
+        raise RecipeError(
+            f"{artifact.place} gives its best classes alone, and a multi-label network is to answer each."
+        )
+    if threshold is None and top_k is None:
+        threshold = DEFAULT_THRESHOLD
+    return _Choice(artifact.model.num_classes if top_k is None else top_k, True, threshold)
 
 
 def find_images(images: Iterable[Path | str]) -> list[Path]:
@@ -189,7 +230,7 @@ def _classify(
     runner: Runner,
     paths: list[Path],
     io: GraphIO,
-    top_k: int,
+    choice: _Choice,
     batch_size: int,
     workers: int,
     progress: Progress,
@@ -209,10 +250,14 @@ def _classify(
                         raise ArtifactError(
                             f"{artifact.main_file}: the logits are not finite; the artifact is unusable."
                         )
-                    rows = _best(to_probabilities(logits, io, foreign), names, min(top_k, _given(io, logits.shape[1])))
+                    count = min(choice.most, _given(io, logits.shape[1]))
+                    if choice.multi_label:
+                        rows = _best(to_label_probabilities(logits, io), names, count, choice.threshold or 0.0)
+                    else:
+                        rows = _best(to_probabilities(logits, io, foreign), names, count)
                 for path, error in zip(batch.paths, batch.errors, strict=True):
                     found = Prediction(path, next(rows)) if error is None else Prediction(path, (), str(error))
-                    if found.guesses:
+                    if found.guesses and not choice.multi_label:
                         labels.add(path, found.guesses[0].index)
                     yield found
                 task.advance(len(batch.paths))
@@ -226,9 +271,13 @@ def _given(io: GraphIO, classes: int) -> int:
     return min(io.top_k, classes) if io.gives_best_only else classes
 
 
-def _best(probabilities: NDArray[np.float64], names: tuple[str, ...] | None, count: int) -> Iterator[tuple[Guess, ...]]:
+def _best(
+    probabilities: NDArray[np.float64], names: tuple[str, ...] | None, count: int, least: float = 0.0
+) -> Iterator[tuple[Guess, ...]]:
     # Among equal ones the lower class wins, as in the score of the validation images.
     for row, order in zip(probabilities, np.argsort(-probabilities, axis=1, kind="stable")[:, :count], strict=True):
         yield tuple(
-            Guess(str(index) if names is None else names[index], index, float(row[index])) for index in order.tolist()
+            Guess(str(index) if names is None else names[index], index, float(row[index]))
+            for index in order.tolist()
+            if row[index] >= least
         )

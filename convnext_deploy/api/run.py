@@ -9,8 +9,10 @@ from convnext_deploy.api.run_stages import check_names, create_execution, create
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
+from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.evaluation.limits import check_gates
 from convnext_deploy.pipeline.foresee import check_run, weights_to_download
 from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
 from convnext_deploy.pipeline.run import plan_recipe, run_recipe
@@ -92,6 +94,8 @@ def _open(
         for note in artifact.notes:
             how.progress.say(note)
     images = open_named_data(name, data, how, out)
+    images = images if source is None else with_labels_for(source, images)
+    check_gates(loaded, multi_label=images.multi_label)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)
     return loaded, settings, source, images, weights, downloads
 

@@ -8,6 +8,7 @@ from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.evaluation.limits import check_gates
 from convnext_deploy.pipeline.open_foreign import open_references
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
@@ -90,6 +91,7 @@ def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
     """Run a recipe whose source and data are open."""
     check_names(recipe)
+    check_gates(recipe, multi_label=data is not None and data.multi_label)
     return run_recipe(recipe, settings, source, data, open_references(recipe))
 
 

@@ -35,7 +35,9 @@ def fit_preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitCon
     """Return the training settings for the data: those of the digits, of fine-tuning, or of the papers."""
     if data.name == BUILT_IN:
         return digits
-    return FitConfig() if source is None else FINE_TUNE_FIT
+    found = FitConfig() if source is None else FINE_TUNE_FIT
+    # smoothing would teach that even the rarest label is likelier than it is
+    return dataclasses.replace(found, label_smoothing=0.0) if data.multi_label else found
 
 
 def override_fit(fit: FitConfig, options: TrainingOptions) -> FitConfig:

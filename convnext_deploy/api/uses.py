@@ -2,7 +2,7 @@
 
 from convnext_deploy.config.recipe import CHANGE_LIMITS
 
-_IMAGES = ("data", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
+_IMAGES = ("data", "labels", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _CHANGES = tuple(CHANGE_LIMITS)
 _GRAPH = ("output_name", "input_range")  # of ONNX files that others made

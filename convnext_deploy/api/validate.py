@@ -11,6 +11,7 @@ from convnext_deploy.config.choices import GateOn
 from convnext_deploy.config.recipe import CHANGE_LIMITS
 from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.errors import DataError, RecipeError
+from convnext_deploy.evaluation.limits import check_gate
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.pipeline.final_score import score_test
@@ -70,6 +71,7 @@ def validate(
     if "baseline" in opened:
         check_comparable(str(artifact), opened["artifact"], str(baseline), opened["baseline"])
     gate = create_gate(evaluation, None, gate_on)
+    check_gate(gate, "validate", multi_label=images.multi_label)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
     assumptions = find_assumptions(opened.values(), images)
     for text in assumptions.texts:

@@ -118,7 +118,8 @@ class LayerEffect:
 class Selection:
     """What `quantize` tried, the step that it chose and the reason, and the effect of each layer where that was measured.
 
-    `images`: how many training images judged; `images_needed`: with fewer no step can pass, None: no number is enough.
+    `images`: how many training images judged; `images_needed`: with fewer no step can pass, None: no number is enough. `metric`
+    says what `top1` and the drops of the steps are of.
     """
 
     steps: tuple[Step, ...]
@@ -128,6 +129,7 @@ class Selection:
     effects: tuple[LayerEffect, ...] = ()
     images: Count = 0
     images_needed: Count | None = None
+    metric: Literal["top-1", "mAP"] = "top-1"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class ModelSpec:
     LayerNorm of the head's own, after the network's last norm.
     `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
     have others than the papers' where the patch size is not 4, or an `output_stride` was asked for.
+    `multi_label`: each output is an answer of its own, yes or no, as of a sigmoid, and not one of the classes of an image.
     """
 
     variant: str
@@ -53,6 +54,7 @@ class ModelSpec:
     head_norm: bool = False
     strides: tuple[_Stride, _Stride, _Stride, _Stride] = (1, 2, 2, 2)
     dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
+    multi_label: bool = False
 
     @property
     def output_stride(self) -> int:
@@ -108,7 +110,8 @@ class GraphIO:
     `input_type` `float32`: images normalized as `Preprocess` says; `uint8`: pixels as decoders give them, RGB, 0 to 255;
     `float32-0-1` and `float32-0-255`: the same as floats, with white at 1 or 255. What takes pixels normalizes them itself.
     `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
-    `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax; `top-k`: the `top_k` largest of these, as
+    `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax, of a
+    multi-label network their sigmoid; `top-k`: the `top_k` largest of these, as
     `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
     `output_names`: which outputs of a graph of another origin these are; two are the best `top_k` scores, logits where `output`
     says so, and whose they are. Empty: those that this tool writes.

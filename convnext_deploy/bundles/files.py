@@ -96,6 +96,7 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
         "tolerance": allowed_errors(model, folder / model.file, images, outputs),
         "batch": {"frozen": model.frozen_batch, "optimal": batch.optimal, "maximum": batch.maximum},
         "buildable": model.obstacle is None,
+        **({"multi_label": True} if model.artifact.model.multi_label else {}),
         "triton": model.name,
         "measured": find_measurement(model.artifact),
         "history": model.artifact.history(),

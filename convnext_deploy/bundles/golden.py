@@ -12,6 +12,7 @@ from convnext_deploy.bundles.contents import Model
 from convnext_deploy.bundles.device import answers
 from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.data.sampling import rarest_labels
 from convnext_deploy.data.transforms import evaluation_transform
 from convnext_deploy.errors import ArtifactError
 
@@ -55,7 +56,7 @@ def choose_images(artifact: Artifact, count: int, data: Data | None) -> GoldenIm
         pixels = _synthetic_pixels(count, artifact.preprocess.sides, len(artifact.preprocess.mean))
         return GoldenImages(pixels, f"{count} synthetic images (waves and noise), of no class", "synthetic")
     check_classes(str(artifact.path), artifact, data)
-    chosen = spread_over_classes(data.validation.labels, count)
+    chosen = spread_over_classes(rarest_labels(data.validation.labels), count)
     pixels = np.stack([evaluation_transform(data.validation.load(i), artifact.preprocess) for i in chosen])
     if data.name == BUILT_IN:
         return GoldenImages(pixels, f"{len(chosen)} validation images of the built-in {BUILT_IN}", "built-in")

@@ -20,7 +20,8 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
     names = "" if contents.first.class_names is None else ", their names in `classes.txt`"
     sections = [
         f"# {contents.name}",
-        f"An image classifier, {spec.variant}: {'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
+        f"{'A multi-label' if spec.multi_label else 'An'} image classifier, {spec.variant}: "
+        f"{'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
         f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
         "## Files",
         _files(contents, models),

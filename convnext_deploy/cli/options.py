@@ -64,6 +64,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "WebDataset shards; or 'digits'.",
         {"metavar": "DIR", "shell_complete": candidates.data},
     ),
+    "labels": (
+        click.Path(path_type=Path),
+        "Labels of the images, any number for each, where folders do not tell them: CSV (filename,labels or a column of 0 and 1 "
+        "for each label), JSON, or COCO.  [default: labels.csv or the like in DIR, where images lie in no class folders]",
+        {"metavar": "FILE"},
+    ),
     "validation_fraction": (
         click.FloatRange(0, 1, min_open=True, max_open=True),
         "Share of each class held out where the folder has no validation images. Give the same to every verb, otherwise "

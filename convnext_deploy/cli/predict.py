@@ -26,7 +26,17 @@ _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 @click.command("predict", cls=Verb)
 @click.argument("artifact", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|DIR...", type=click.Path(path_type=Path))
-@click.option("--top-k", type=POSITIVE, default=5, show_default=True, help="How many classes to print for each image.")
+@click.option(
+    "--top-k",
+    type=POSITIVE,
+    help="How many classes to print for each image.  [default: 5; of a multi-label network all above the threshold]",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Of a multi-label network: the probability from which on an image has a label.  [default: 0.5]",
+)
 @click.option(
     "--runner", metavar="NAME", shell_complete=runners, help="What runs ARTIFACT.  [default: that of its format]"
 )
@@ -35,7 +45,8 @@ def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     """Print the most probable classes of images: of files, and of all images below folders.
 
     Images are resized and normalized as ARTIFACT says. A file that cannot be read is named, and the others are
-    classified all the same; the exit code is then 1, or 0 with --skip-unreadable if any could be read.
+    classified all the same; the exit code is then 1, or 0 with --skip-unreadable if any could be read. A multi-label
+    network answers each label by itself: those with a probability of 0.5 or more are printed.
     """
     from convnext_deploy.api.predict import predict
     from convnext_deploy.errors import DataError
@@ -86,6 +97,8 @@ def _conclude(values: Mapping[str, Any]) -> None:
 
 
 def _describe(prediction: Prediction) -> str:
+    if not prediction.guesses:
+        return "no label"
     return ", ".join(f"{guess.class_name} {_percent(guess.probability)}" for guess in prediction.guesses)
 
 

@@ -54,7 +54,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "What a result must reach": (
         "max_top1_drop_pp", "max_class_drop_pp", "max_ece_increase_pp", "gate_on", "min_speedup", "speed_check",
     ),
-    "Which images": ("validation_fraction", "split", "groups", "classes", "skip_unreadable"),
+    "Which images": ("labels", "validation_fraction", "split", "groups", "classes", "skip_unreadable"),
     "How images are made ready": ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std"),
     "ONNX files of other tools": ("output_name", "input_range"),
     "Network": ("patch_size", "head_hidden_size", "head_dropout", "drop_path_rate"),
@@ -73,7 +73,7 @@ _LAST_OF_FIRST = ("data", "out")
 _WIDEST_NAME = 30  # an option that is longer has a line of its own
 _METAVARS = {"integer range": "N", "float range": "X", "text": "NAME"}
 # what is in no group there, because it is what the verb is about
-_OWN = {"predict": ("top_k",), "recommend": ("classes", "image_size"), "doctor": ("timeout_s",)}
+_OWN = {"predict": ("top_k", "threshold"), "recommend": ("classes", "image_size"), "doctor": ("timeout_s",)}
 
 
 class Verb(click.Command):

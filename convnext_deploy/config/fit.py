@@ -72,7 +72,8 @@ class FitConfig(Augmentation):
         warmup_epochs: the learning rate rises linearly for so long, at most for half of the training; then it falls as a cosine.
         final_learning_rate_ratio: last learning rate over the highest.
         weight_decay: AdamW's, of the weights of convolutions and linear layers.
-        label_smoothing: share of a label's probability that is spread over all classes.
+        label_smoothing: share of a label's probability that is spread over all classes; of multi-label data, over yes and no.
+        balance_labels: of multi-label data: the images that have a label weigh as much as all that have it not, at most 100 times.
         drop_path_rate: chance that the last block is skipped in a step (stochastic depth); it rises linearly from 0 at the first.
         head_input_dropout: before the hidden layer of a head that has one.
         head_dropout: before the logits.
@@ -97,6 +98,7 @@ class FitConfig(Augmentation):
     final_learning_rate_ratio: float = 0.01
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
+    balance_labels: bool = False
     drop_path_rate: float = 0.1
     head_input_dropout: float = 0.0
     head_dropout: float = 0.0

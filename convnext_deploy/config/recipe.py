@@ -27,7 +27,8 @@ class Gate:
     """What a stage must reach. None: not judged. `max_top1_drop_pp` in percentage points, `min_top1` a fraction.
 
     `max_ece_increase_pp`: how much the expected calibration error may rise, `max_class_drop_pp`: how much top-1 of the class that
-    loses most may drop, both in percentage points against the baseline.
+    loses most may drop, both in percentage points against the baseline. Of multi-label data what is said of top-1 is about mAP,
+    of a class about the average precision of a label; there is no calibration error.
 
     `on` says what of drops and rises must stay within the gate: the `point` that was measured, or the `upper` end of its 95 %
     interval, which a small validation set does not let pass.

@@ -51,7 +51,36 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
         raise DataError(
             f"{what} was trained with class '{only_there[0]}' where {data.name} has '{only_here[0]}'; use the same classes."
         )
+    check_labels(what, artifact, data)
     _check_split(what, artifact, data)
+
+
+def check_labels(what: str, artifact: Artifact, data: Data) -> None:
+    """Check that an artifact answers what the data asks: one class an image, or each label. Raises: DataError: if not."""
+    if data.multi_label and not artifact.model.multi_label:
+        raise DataError(
+            f"{what} was trained to tell one class for an image, and {data.name} has any number of labels for one; train it on "
+            "them first: convnext-deploy train --checkpoint."
+        )
+    if artifact.model.multi_label and not data.multi_label:
+        raise DataError(
+            f"{what} was trained to tell any number of labels for an image, and {data.name} has one class for each; give a file "
+            "with all labels of the images with --labels."
+        )
+
+
+def with_labels_for(artifact: Artifact, data: Data) -> Data:
+    """Return data as a multi-label network takes it, where a file tells all labels of the images: also where each has just one."""
+    return data.as_multi_label() if artifact.model.multi_label and data.labels_from else data
+
+
+def assumed_labels(artifact: Artifact, data: Data) -> str | None:
+    """Say what is assumed of the outputs of an artifact that was not trained here, on multi-label data; None: nothing is."""
+    if artifact.lineage or not data.multi_label:
+        return None
+    return (
+        "each output of the network is taken for a label of its own, as of a sigmoid, because the data is multi-label"
+    )
 
 
 def _check_split(what: str, artifact: Artifact, data: Data) -> None:
@@ -91,8 +120,12 @@ def is_same_place(path: str, data: Data) -> bool:
 def name_classes(artifact: Artifact, data: Data | None) -> Artifact:
     """Return an artifact of which no file tells the classes with those of the data, numbered as its library numbers folders.
 
-    That is an assumption, which `assumed_classes` puts into words. Others come back as they are.
+    That is an assumption, which `assumed_classes` puts into words, as `assumed_labels` does that the outputs of a network of
+    another origin are labels of their own where the data is multi-label. Others come back as they are.
     """
+    untold = not artifact.lineage and not artifact.model.multi_label
+    if untold and data is not None and data.multi_label:
+        artifact = replace(artifact, model=replace(artifact.model, multi_label=True))
     if data is None or artifact.class_names is not None or artifact.model.num_classes != len(data.class_names):
         return artifact
     order = artifact.class_order or SORTED

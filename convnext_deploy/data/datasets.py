@@ -2,21 +2,25 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from convnext_deploy.data.class_names import describe_mismatch, match_names
 from convnext_deploy.data.contents import Contents, names_below
-from convnext_deploy.data.decoding import printable, read_image
+from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.digits import read_digits
 from convnext_deploy.data.division import Division
-from convnext_deploy.data.image_folder import FolderContents, read_folder
+from convnext_deploy.data.find_labels import LabelFile, find_label_files, has_class_folders, with_siblings
+from convnext_deploy.data.image_folder import FolderContents, list_images, read_folder
+from convnext_deploy.data.image_sets import ArrayImages as ArrayImages
+from convnext_deploy.data.image_sets import FolderImages as FolderImages
+from convnext_deploy.data.image_sets import ImageSet as ImageSet
+from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
 from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
 from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
@@ -24,80 +28,6 @@ from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
 VALIDATION_FRACTION = 0.1  # of each class, where nobody says it
-
-
-class ImageSet(Protocol):
-    """Labelled images."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class indices, `(N,)`."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def load(self, index: int) -> Image.Image:
-        """Decode an image, upright, 8-bit grey or RGB. Raises: DataError: naming the file, if it cannot be read."""
-
-    def content(self, index: int) -> bytes:
-        """Return the encoded bytes; equal bytes are equal images."""
-
-    def size_hint(self, index: int) -> int:
-        """Return a number that is equal for equal contents, without reading them where possible."""
-
-
-@dataclass(frozen=True)
-class FolderImages:
-    """Files of an image folder."""
-
-    paths: tuple[Path, ...]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
-
-    def content(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
-
-    def size_hint(self, index: int) -> int:
-        """Size of the file in bytes."""
-        return self.paths[index].stat().st_size
-
-    def identify(self, root: Path, contents: Contents) -> bytes:
-        """Return a hash of the names below a folder and of what the files hold."""
-        # names are bytes to the system, and not always valid text
-        digest = hashlib.sha256(b"\0".join(os.fsencode(name) for name in names_below(root, self.paths)))
-        digest.update(contents.read(self.paths).tobytes())
-        return digest.digest()
-
-
-@dataclass(frozen=True)
-class ArrayImages:
-    """Images in memory, `(N, H, W, C)` uint8."""
-
-    arrays: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def load(self, index: int) -> Image.Image:
-        return Image.fromarray(self.arrays[index])
-
-    def content(self, index: int) -> bytes:
-        content: bytes = self.arrays[index].tobytes()
-        return content
-
-    def size_hint(self, index: int) -> int:
-        """Sum of all pixel values."""
-        return int(self.arrays[index].sum())
-
-    def identify(self, root: Path, contents: Contents) -> bytes:
-        """Return a hash of the pixels; both arguments are for files."""
-        return hashlib.sha256(repr(self.arrays.shape).encode() + self.arrays.tobytes()).digest()
 
 
 @dataclass(frozen=True)
@@ -108,6 +38,7 @@ class Data:
     these `reasons`; `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself
     gives the classes their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images scored
     once, at the end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
+    `labels_from`: the files that tell the labels, where folders do not; `remarks`: how they were read, a line each.
     """
 
     name: str
@@ -123,6 +54,22 @@ class Data:
     test: ImageSet | None = None
     division: Division = field(default_factory=Division)
     contents: Contents = field(default_factory=Contents, compare=False, repr=False)
+    labels_from: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels, each of which is a question of its own."""
+        return self.validation.labels.ndim > 1
+
+    def as_multi_label(self) -> "Data":
+        """Return data of one class an image as data of which each image has that label alone, for a network that answers each."""
+        if self.multi_label:
+            return self
+        count = len(self.class_names)
+        train, validation = (_one_hot(images, count) for images in (self.train, self.validation))
+        test = None if self.test is None else _one_hot(self.test, count)
+        return replace(self, train=train, validation=validation, test=test)
 
     def in_order(self, names: tuple[str, ...], where: str) -> "Data":
         """Return the same images with the classes numbered as in `names`, of which `where` says whose they are.
@@ -143,7 +90,7 @@ class Data:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how the data was read, a line each."""
-        notes = []
+        notes = list(self.remarks)
         name = printable(self.name)
         if self.ignored_files:
             notes.append(f"{self.ignored_files} files in {name} are not images and were left out")
@@ -193,6 +140,7 @@ def open_data(
     split_seed: int = 0,
     groups: str | None = None,
     split_file: Path | None = None,
+    labels: Path | None = None,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,
     skipping: Skipping | None = None,
@@ -209,6 +157,8 @@ def open_data(
             a network is scored on images that it was trained on.
         groups: regular expression; images in whose names it finds the same stay on one side.
         split_file: lists of the images for training, validation and test, see `split_lists`; None: the folders tell them.
+        labels: file that tells the labels of images, any number for each, see `label_files`; None: folders tell them, or
+            where these do not, a file of a usual name in the data folder.
         skip_unreadable: leave out images that cannot be decoded to their last pixel, and list them in `Data.unreadable`: all are
             decoded for that, once. Otherwise damage that shows only then raises from `ImageSet.load`.
         cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: nowhere.
@@ -218,6 +168,8 @@ def open_data(
         small to hold out an image of it, or an image cannot be opened.
     """
     if name == BUILT_IN and not Path(name).is_dir():
+        if labels is not None:
+            raise DataError(f"the built-in data '{BUILT_IN}' has its labels; --labels is for image folders.")
         return _digits()
     root = Path(name)
     if not root.is_dir():
@@ -228,19 +180,50 @@ def open_data(
     split = Split(validation_fraction, split_seed, groups, split_file)
     known = Contents(root, cache_dir) if skipping is None else skipping.contents
     skipping = (skipping or Skipping(known)) if skip_unreadable else None
+    if labels is not None:
+        return _open_labelled(root, [*with_siblings(labels)], split, skipping, known)
     if shards := find_shards(root):
         inside = read_shards(root, shards, split, skipping, cache_dir)
         own = Data(str(root), inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
         own = replace(own, contents=known, test=inside.test if len(inside.test) else None)
         return _finish(own, inside, split)
-    contents = read_folder(root, split, skipping)
+    files = find_label_files(root)
+    if files and not has_class_folders(root):
+        return _open_labelled(root, files, split, skipping, known)
+    try:
+        contents = read_folder(root, split, skipping)
+    except DataError as error:
+        hint = f" The labels in {printable(files[0][0])} are used with --labels." if files else ""
+        raise DataError(f"{error}{hint}") from None
+    remarks = [
+        f"{printable(file)} is not used, because the images lie in folders of classes; --labels takes the labels from it"
+        for file, _ in files
+    ]
     names = tuple(sorted(contents.train))
     train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
     own = Data(str(root), train, validation, names, contents.ignored, contents=known, test=test if len(test) else None)
-    return _finish(own, contents, split)
+    return _finish(replace(own, remarks=tuple(remarks)), contents, split)
 
 
-def _finish(data: Data, contents: FolderContents | ShardContents, split: Split) -> Data:
+def _open_labelled(
+    root: Path, files: Sequence[LabelFile], split: Split, skipping: Skipping | None, contents: Contents
+) -> Data:
+    """Open images of which files tell the labels."""
+    found = read_labelled_folder(root, list_images(root), files, split, skipping)
+    sides = (FolderImages(side.paths, side.labels) for side in (found.train, found.validation, found.test))
+    train, validation, test = sides
+    own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
+    own = replace(own, labels_from=found.files, remarks=found.notes)
+    return _finish(own, found, split)
+
+
+def _one_hot(images: ImageSet, classes: int) -> ImageSet:
+    if isinstance(images, FolderImages | ArrayImages):
+        return replace(images, labels=np.eye(classes, dtype=np.int64)[images.labels])
+    raise DataError("shards have one class an image; labels of several are read from a file beside image files.")
+
+
+def _finish(data: Data, contents: FolderContents | ShardContents | LabelledContents, split: Split) -> Data:
     """Return the data with how it was divided, and what should not be on both sides."""
     division = Division(contents.places, contents.unused, contents.left_out)
     if not contents.held_out:  # otherwise copies and groups were kept on one side
@@ -282,6 +265,8 @@ def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
     if isinstance(images, ShardImages):
         return replace(images, numbers=numbers if images.numbers is None else numbers[images.numbers])
     if isinstance(images, FolderImages | ArrayImages):
+        if images.labels.ndim > 1:
+            return replace(images, labels=images.labels[:, np.argsort(numbers)])
         return replace(images, labels=numbers[images.labels])
     raise TypeError(f"{type(images).__name__} cannot be numbered anew")
 

@@ -36,7 +36,8 @@ _ORDER, _BATCH, _IMAGE, _FINISH, _NOISE, _REPEAT = 1, 2, 3, 4, 5, 6  # streams o
 
 @dataclass(frozen=True)
 class Batch:
-    """Augmented images `(N, C, S, S)` float32 and labels, `(N,)` int64 or where batches are mixed `(N, classes)` float32.
+    """Augmented images `(N, C, S, S)` float32 and labels, `(N,)` int64 or where batches are mixed `(N, classes)` float32;
+    of multi-label data `(N, classes)`, see `ImageSet`.
 
     `epoch` and `first_row` say where they stand in the plan of all augmented images: images with the same `epoch` and row are
     the same, bit for bit, whenever they come again.

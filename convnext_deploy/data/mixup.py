@@ -18,7 +18,7 @@ def mix(
 
     Args:
         images: `(N, C, H, W)` float, normalized, in random order.
-        labels: `(N,)` int64, below `num_classes`.
+        labels: `(N,)` int64, below `num_classes`; or of multi-label data `(N, num_classes)`: 1, 0 or below 0 where it is not known.
         num_classes: of the network.
         augmentation: with both alphas above 0, each of the two has half the batches.
         rng: where the draws come from.
@@ -30,7 +30,7 @@ def mix(
     cuts = augmentation.cutmix_alpha > 0 and (augmentation.mixup_alpha == 0 or rng.uniform() < 0.5)
     alpha = augmentation.cutmix_alpha if cuts else augmentation.mixup_alpha
     if not mixes or alpha == 0:
-        return images, F.one_hot(labels, num_classes).float(), 1.0
+        return images, _as_targets(labels, num_classes), 1.0
     weight = rng.beta(alpha, alpha)
     if cuts:
         box = draw_box(rng, weight, images.shape[2], images.shape[3])
@@ -79,8 +79,16 @@ def draw_box(rng: np.random.Generator, weight: float, height: int, width: int) -
 
 
 def _mix_labels(labels: Tensor, num_classes: int, weight: float) -> Tensor:
-    targets = F.one_hot(labels, num_classes).float()
-    return weight * targets + (1.0 - weight) * targets.roll(1, 0)
+    targets = _as_targets(labels, num_classes)
+    mixed = weight * targets + (1.0 - weight) * targets.roll(1, 0)
+    if labels.ndim == 1:
+        return mixed
+    # what is not known of one of two images is not known of the mixture
+    return torch.where((targets < 0) | (targets.roll(1, 0) < 0), torch.full_like(mixed, -1.0), mixed)
+
+
+def _as_targets(labels: Tensor, num_classes: int) -> Tensor:
+    return F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels.float()
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ def calibration_indices(
     """
     other = _Duplicates(train, validation)
     rng = np.random.default_rng((seed, 0xCA11B))
-    queues = [list(rng.permutation(np.flatnonzero(train.labels == label))) for label in np.unique(train.labels)]
-    left_out = frozenset(leave_out)
+    queues = [list(rng.permutation(rows)) for rows in rows_of_classes(train.labels)]
+    left_out = set(leave_out)
     chosen: list[int] = []
     while len(chosen) < count and any(queues):
         for queue in queues:
@@ -33,8 +33,17 @@ def calibration_indices(
                 if index in left_out or other.has(index):
                     continue
                 chosen.append(index)
+                left_out.add(index)  # it may have other labels too
                 break
     return sorted(chosen)
+
+
+def rows_of_classes(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return which images have each class, `(N,)` indices, or each label, `(N, K)`, and last those that have none."""
+    if labels.ndim == 1:
+        return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    columns = [np.flatnonzero(column == 1) for column in labels.T]
+    return [rows for rows in (*columns, np.flatnonzero((labels != 1).all(axis=1))) if len(rows)]
 
 
 def divide_training_images(
@@ -61,16 +70,27 @@ def divide_training_images(
 def sample_in_proportion(labels: NDArray[np.int64], among: NDArray[np.int64], count: int, seed: int) -> list[int]:
     """Draw `count` of the indices `among`, or all if there are no more, each class in proportion; sorted.
 
-    The indices are sorted by class, in random order within each, and every `len(among) / count`-th is taken.
+    The indices are sorted by class, in random order within each, and every `len(among) / count`-th is taken. Images with several
+    labels are sorted by the rarest of theirs.
     """
     count = min(count, len(among))
     if not count:
         return []
     rng = np.random.default_rng((seed, 0x5E1EC7))
     order = rng.permutation(among)
-    order = order[np.argsort(labels[order], kind="stable")]
+    order = order[np.argsort(rarest_labels(labels)[order], kind="stable")]
     places = ((np.arange(count) + rng.uniform()) * (len(among) / count)).astype(np.int64)
     return sorted(int(index) for index in order[np.minimum(places, len(among) - 1)])
+
+
+def rarest_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the class of each image, `(N,)`: of several labels, `(N, K)`, the rarest, and K for images that have none."""
+    if labels.ndim == 1:
+        return labels
+    has = labels == 1
+    return np.asarray(
+        np.where(has.any(axis=1), np.where(has, has.sum(axis=0), len(labels) + 1).argmin(axis=1), labels.shape[1])
+    )
 
 
 def without(data: Data, indices: Iterable[int]) -> Data:

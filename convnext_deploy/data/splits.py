@@ -91,7 +91,7 @@ def hold_out(
         key = group_finder(groups)
         equal = list(group_equal(list(label_of)))
         unclear = {item for group in equal if len({label_of[item] for item in group}) > 1 for item in group}
-        together = _join([*equal, *_divide(list(label_of), {item: key(name(item)) for item in label_of})])
+        together = join_groups([*equal, *_divide(list(label_of), {item: key(name(item)) for item in label_of})])
         eligible = [group for group in together if unclear.isdisjoint(group)]
         held_out = _hold_out_groups(eligible, label_of, fraction, rank)
         sides = [
@@ -153,7 +153,7 @@ def group_finder(pattern: str) -> Callable[[bytes], str]:
     return find
 
 
-def _join(groups: Iterable[list[Item]]) -> list[list[Item]]:
+def join_groups(groups: Iterable[list[Item]]) -> list[list[Item]]:
     """Join groups that share an item, and those that share one with these, and so on."""
     parent: dict[Item, Item] = {}
 

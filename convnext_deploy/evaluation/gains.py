@@ -18,12 +18,18 @@ def doubt_gain(drop: Drop | None, artifact: Artifact, baseline: str) -> str | No
     """
     if drop is None or artifact.is_baseline or drop.top1_drop_pp >= 0 or drop.p_value > SIGNIFICANCE:
         return None
+    beyond = f"exact McNemar p = {drop.p_value:.2g}"
+    return explain_gain(artifact, baseline, f"top-1 is {-drop.top1_drop_pp:.2f} pp", beyond)
+
+
+def explain_gain(artifact: Artifact, baseline: str, gain: str, beyond: str) -> str:
+    """Return what to check of a gain: `gain` is the beginning of the sentence, `beyond` tells that it is no chance."""
     own = artifact.preprocess
     learned = " without training" if may_have_learned(artifact) else ""
     return (
-        f"top-1 is {-drop.top1_drop_pp:.2f} pp above that of {baseline}, beyond chance (exact McNemar p = {drop.p_value:.2g}); "
-        f"no export and no quantization{learned} makes a network better, so check that {baseline} was trained as it is evaluated "
-        f"here: {show_size(own.image_size)} pixels, {own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
+        f"{gain} above that of {baseline}, beyond chance ({beyond}); no export and no quantization{learned} makes a network "
+        f"better, so check that {baseline} was trained as it is evaluated here: {show_size(own.image_size)} pixels, "
+        f"{own.crop_mode} crop {own.crop_pct:.3g}, {own.interpolation}, its mean and std"
     )
 
 

@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
 
 import numpy as np
 
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import DataError
+from convnext_deploy.evaluation.limits import ROUNDING_PP, Limit, images_at_this_rate, limit_labels
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.metrics.calibration import Calibration
+from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.paired import Drop, compare_predictions, images_needed
 from convnext_deploy.metrics.worst_class import WorstClass, simultaneous_z
-
-_MOST_IMAGES = 10_000_000  # that are asked for
-_ROUNDING_PP = 1e-9  # what the arithmetic of percentages may add
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ def judge(
     calibration: Calibration | None = None,
     worst: WorstClass | None = None,
     class_names: Sequence[str] | None = None,
+    labels: MultiLabel | None = None,
 ) -> Verdict:
     """Apply a gate to what was measured.
 
@@ -64,15 +63,17 @@ def judge(
         calibration: its calibration and how that changed.
         worst: the class that loses most.
         class_names: by class index; None: they go by number.
+        labels: of multi-label data, in the place of all that is compared.
     """
     reasons = []
-    if gate.min_top1 is not None and score.top1 < gate.min_top1:
-        reasons.append(f"{score.metric} {100 * score.top1:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
+    if gate.min_top1 is not None and score.value < gate.min_top1:
+        reasons.append(f"{score.metric} {100 * score.value:.2f} % is below the {100 * gate.min_top1:.2f} % asked for")
     on_calibration = list(_limit_calibration(gate.max_ece_increase_pp, calibration, score.total))
     limits = [
         *_limit_score(gate.max_top1_drop_pp, drop, score),
         *on_calibration,
         *_limit_class(gate.max_class_drop_pp, worst, score, class_names),
+        *([] if labels is None else limit_labels(gate, labels, score.total, class_names)),
     ]
     for limit in limits:
         reasons += _exceeded(limit, gate.on)
@@ -97,39 +98,12 @@ def withhold(verdict: Verdict, reason: str) -> Verdict:
     return replace(verdict, proven=False, notes=(*verdict.notes, note))
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """A change in percentage points, and how much of it is allowed.
-
-    `what` was measured on `images`, and `change` is what it does: it `drops` or `rises`. `needed` is about how many images, of all
-    or of a class as `enough` says, would tell, where there are `total`; None: that is not known. `details` follow the change.
-    `is_main`: it is the score itself, see `evaluation.metric`.
-    """
-
-    what: str
-    change: str
-    measured_pp: float
-    interval_pp: tuple[float, float]
-    allowed_pp: float
-    total: int
-    needed: int | None
-    images: str
-    enough: str
-    details: str = ""
-    is_main: bool = False
-
-    @property
-    def noun(self) -> str:
-        """What is limited."""
-        return f"{self.what} drop" if self.is_main else f"{self.change[:-1]} of {self.what}"
-
-
-def _limit_score(allowed_pp: float | None, drop: Drop | None, score: Score) -> Iterator[_Limit]:
+def _limit_score(allowed_pp: float | None, drop: Drop | None, score: Score) -> Iterator[Limit]:
     if allowed_pp is None or drop is None:
         return
     total = score.total
     needed = images_needed(allowed_pp / 100, (drop.lost + drop.gained) / total) if allowed_pp > 0 else None
-    yield _Limit(
+    yield Limit(
         score.metric,
         "drops",
         drop.top1_drop_pp,
@@ -143,14 +117,12 @@ def _limit_score(allowed_pp: float | None, drop: Drop | None, score: Score) -> I
     )
 
 
-def _limit_calibration(allowed_pp: float | None, found: Calibration | None, total: int) -> Iterator[_Limit]:
+def _limit_calibration(allowed_pp: float | None, found: Calibration | None, total: int) -> Iterator[Limit]:
     if allowed_pp is None or found is None or found.increase_pp is None or found.increase_interval_pp is None:
         return
-    increase, room = found.increase_pp, allowed_pp - found.increase_pp
-    # the interval shrinks with the root of the number; close to the limit no number that anyone has would do
-    times = ((found.increase_interval_pp[1] - increase) / room) ** 2 if room > _ROUNDING_PP else inf
-    needed = ceil(total * times) if total * times <= _MOST_IMAGES else None
-    yield _Limit(
+    increase = found.increase_pp
+    needed = images_at_this_rate(total, increase, found.increase_interval_pp[1], allowed_pp)
+    yield Limit(
         "the expected calibration error",
         "rises",
         increase,
@@ -166,12 +138,12 @@ def _limit_calibration(allowed_pp: float | None, found: Calibration | None, tota
 
 def _limit_class(
     allowed_pp: float | None, found: WorstClass | None, score: Score, names: Sequence[str] | None
-) -> Iterator[_Limit]:
+) -> Iterator[Limit]:
     if allowed_pp is None or found is None:
         return
     z, discordance = simultaneous_z(found.classes), found.changed / found.total
     name = str(found.label) if names is None else names[found.label]
-    yield _Limit(
+    yield Limit(
         f"{score.metric} of a class",
         "drops",
         found.drop_pp,
@@ -185,9 +157,9 @@ def _limit_class(
     )
 
 
-def _exceeded(limit: _Limit, on: str) -> list[str]:
+def _exceeded(limit: Limit, on: str) -> list[str]:
     measured, high, allowed = limit.measured_pp, limit.interval_pp[1], limit.allowed_pp
-    if (high if on == "upper" else measured) <= allowed + _ROUNDING_PP:
+    if (high if on == "upper" else measured) <= allowed + ROUNDING_PP:
         return []
     if on == "point":
         return [
@@ -200,10 +172,10 @@ def _exceeded(limit: _Limit, on: str) -> list[str]:
     ]
 
 
-def _weigh(verdict: Verdict, limit: _Limit) -> Verdict:
+def _weigh(verdict: Verdict, limit: Limit) -> Verdict:
     """Add to a verdict how sure it is of a limit, and how many images would make it so."""
     (low, high), allowed = limit.interval_pp, limit.allowed_pp
-    if high <= allowed + _ROUNDING_PP:
+    if high <= allowed + ROUNDING_PP:
         return replace(verdict, proven=verdict.proven is not False)
     verdict = replace(verdict, proven=False)
     interval = f"95 % interval {low:+.2f} to {high:+.2f} pp"

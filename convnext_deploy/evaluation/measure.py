@@ -12,7 +12,9 @@ from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.evaluation.label_score import score_labels
 from convnext_deploy.evaluation.latency import Latency, measure_latency
+from convnext_deploy.evaluation.metric import metric_of
 from convnext_deploy.evaluation.score import Score, score_runner
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
@@ -56,16 +58,12 @@ def measure_artifact(
         return Measurement(not_run=str(error))
     try:
         batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
-        score = score_runner(
-            runner,
-            batches,
-            len(data.validation),
-            execution.progress,
-            f"{name}: validate",
-            outputs_of_classes(artifact, data),
-            artifact.io,
-            foreign=artifact.model.variant == "unknown",
-        )
+        how = (len(data.validation), execution.progress, f"{name}: validate", outputs_of_classes(artifact, data))
+        if data.multi_label:
+            answers = score_labels(runner, batches, *how, artifact.io)
+            score = Score(0, 0, (), (), metric=metric_of(artifact, data), answers=answers)
+        else:
+            score = score_runner(runner, batches, *how, artifact.io, foreign=artifact.model.variant == "unknown")
         latency = measure_latency(runner, (artifact.model.in_channels, *artifact.preprocess.sides))
         return Measurement(score, latency, runner.name, runner.device)
     finally:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from convnext_deploy.artifacts.artifact import Artifact
     from convnext_deploy.data.datasets import Data
 
-MetricName = Literal["top-1", "kNN top-1"]
+MetricName = Literal["top-1", "kNN top-1", "mAP"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,19 @@ METRICS: dict[MetricName, Metric] = {
         "kNN top-1: the share of validation images whose class is that of most of the nearest gallery images, by the features that "
         "this very artifact gives of both.",
     ),
+    "mAP": Metric(
+        "mAP",
+        None,
+        "a multi-label image classifier",
+        "image-classification",
+        "mAP: the mean over the labels of the average precision, which tells how far the images that have a label come before the "
+        "others when all are sorted by its score; labels that no validation image has are left out.",
+    ),
 }
 
 
 def metric_of(artifact: Artifact, data: Data) -> MetricName:
     """Return what an artifact is scored by on these images."""
+    if data.multi_label:
+        return "mAP"
     return "top-1" if artifact.model.num_classes else "kNN top-1"

@@ -29,7 +29,9 @@ def find_reference(artifact: Artifact, data: Data) -> Reference | None:
         return None
     if artifact.lineage and _is_judged_alike(artifact.lineage[-1], data) and artifact.details.history:
         last = artifact.details.history[-1]
-        top1 = last.get("ema_validation_top1", last.get("validation_top1"))
+        top1 = last.get(
+            "ema_validation_top1", last.get("validation_top1")
+        )  # of multi-label data there is another figure
         return None if top1 is None else Reference(top1, "measured on them after its training")
     return None if artifact.lineage else _published(artifact, data)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.label_score import LabelAnswers, compare_labels
 from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
@@ -23,6 +24,7 @@ class Score:
     `predictions` and `labels` are `(total,)` class indices in the order of the images, so that two artifacts are compared image
     by image. `confidences` are the probabilities of the predictions, 0 to 1; empty where they are not known, as of a graph that
     gives the largest logits alone. `metric` says what the counts are of.
+    Of multi-label data there are `answers`, and nothing else.
     """
 
     correct: int
@@ -31,21 +33,33 @@ class Score:
     labels: tuple[int, ...]
     confidences: tuple[float, ...] = ()
     metric: MetricName = "top-1"
+    answers: LabelAnswers | None = None
 
     @property
     def total(self) -> int:
         """Number of images."""
-        return len(self.labels)
+        return len(self.labels) if self.answers is None else self.answers.images
+
+    @property
+    def value(self) -> float:
+        """What is scored, a fraction, see `metric`."""
+        return self.top1 if self.answers is None else compare_labels(self.answers).map
 
     @property
     def top1(self) -> float:
         """Fraction of images whose first guess is right."""
+        self._check_counted()
         return self.correct / self.total
 
     @property
     def top5(self) -> float:
         """Fraction of images whose label is among the first five guesses (all guesses, with fewer than five classes)."""
+        self._check_counted()
         return self.correct_top5 / self.total
+
+    def _check_counted(self) -> None:
+        if self.answers is not None:
+            raise TypeError("multi-label data has no first guess that is right or wrong")
 
 
 def score_runner(

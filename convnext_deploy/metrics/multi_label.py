@@ -48,7 +48,7 @@ class MultiLabel:
     """Means over the classes, mAP and AUC (None: of no class), fractions with their 95 % intervals, and what was lost.
 
     `drop_pp`: of mAP against a baseline on the same images, in percentage points; `agreement`: share of equal answers to the single
-    questions, yes or no; None where there is no baseline.
+    questions, yes or no; None where there is no baseline. `counted`: see `effective_number`.
     """
 
     map: float
@@ -59,6 +59,7 @@ class MultiLabel:
     drop_pp: float | None = None
     drop_interval_pp: tuple[float, float] | None = None
     agreement: float | None = None
+    counted: float = 0.0
 
 
 def average_precision(labels: NDArray[np.int8], scores: Scores) -> float | None:
@@ -94,11 +95,12 @@ def mean_average_precision(labels: Labels, scores: Scores) -> float | None:
 def measure_multi_label(labels: Labels, scores: Scores, before: Scores | None = None) -> MultiLabel:
     """Measure scores, and compare them with others for the same images.
 
-    Intervals are of the bootstrap over images, the same draws for both, so that differences are paired (percentiles; of the drops
-    of single classes `± z` standard errors, with `z` for all classes at once, after Bonferroni). A bootstrap of figures that no
-    image contradicts is a point, however few the images are. So no interval is narrower than what a change in no image leaves
-    open: Wilson's bound of a proportion of which nothing was seen, `z² / (n + z²)`, where n is the number of images with the label,
-    and for means over classes the number that gives the mean of as many proportions the same variance (see `effective_number`).
+    Intervals are of the bootstrap over images, the same draws for both, so that differences are paired: percentiles, or two
+    standard errors where those are more; of the drops of single classes `± z` standard errors, with `z` for all classes at once,
+    after Bonferroni. A bootstrap of figures that no image contradicts is a point, however few the images are. So no interval is
+    narrower than what a change in no image leaves open: Wilson's bound of a proportion of which nothing was seen, `z² / (n + z²)`,
+    where n is the number of images with the label, and for means over classes the number that gives the mean of as many proportions
+    the same variance (see `effective_number`).
 
     Args:
         labels: `(N, K)`, 1, 0 or `UNKNOWN`; at least one of them is 1.
@@ -138,6 +140,7 @@ def measure_multi_label(labels: Labels, scores: Scores, before: Scores | None = 
             )
             for k, ranking in enumerate(rankings)
         ),
+        counted=several,
     )
     if before is None:
         return found
@@ -159,6 +162,11 @@ def effective_number(positives: NDArray[np.int64], labels: Labels) -> float:
 def unseen(number: float, z: float = _Z95) -> float:
     """Return how large a proportion may be of which nothing was seen on that many images (Wilson 1927)."""
     return z**2 / (number + z**2)
+
+
+def images_for_unseen(share: float, z: float = _Z95) -> float:
+    """Return on how many images nothing must be seen for `unseen` to be as small as a share above 0."""
+    return z**2 * (1 - share) / share
 
 
 class _Ranking:
@@ -232,8 +240,11 @@ def _with_interval(
 
 
 def _interval(value: float, drawn: NDArray[np.float64], number: float, least: float = 0.0) -> tuple[float, float]:
-    """Return the percentiles of what was drawn, and at least as far as `unseen` allows, within [least, 1]."""
-    room = unseen(number)
+    """Return the percentiles of what was drawn, at least as far as two standard errors and as `unseen` allows; within [least, 1].
+
+    In simulations percentiles alone held the true mAP of 150 images, 15 of the rarest label, in 91 to 93 %.
+    """
+    room = max(unseen(number), _Z95 * float(np.nanstd(drawn)))
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return max(least, min(float(low), value - room)), min(1.0, max(float(high), value + room))
 

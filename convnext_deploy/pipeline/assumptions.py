@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.stages import trains_a_network
-from convnext_deploy.data.agreement import assumed_classes, is_same_place, speaks_of
+from convnext_deploy.data.agreement import assumed_classes, assumed_labels, is_same_place, speaks_of
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.reports.provenance import find_base_model
 
@@ -33,6 +33,7 @@ def find_assumptions(artifacts: Iterable[Artifact], data: Data | None) -> Assump
         return Assumptions()
     own = [artifact for artifact in artifacts if speaks_of(artifact, data)]
     texts = [text for artifact in own if (text := assumed_classes(artifact, data)) is not None]
+    texts += [text for artifact in own if (text := assumed_labels(artifact, data)) is not None]
     images = "which were not trained on"
     if any(may_have_seen(artifact, data) for artifact in own):
         images = "which it may have been trained on"

@@ -9,6 +9,7 @@ from convnext_deploy.data.division import Division
 from convnext_deploy.evaluation.gate import measure_drop
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.pipeline.ledger import Ledger
+from convnext_deploy.reports.label_rows import label_accuracy
 from convnext_deploy.reports.model_card import shipped_row
 from convnext_deploy.reports.record import TestResult
 
@@ -27,9 +28,13 @@ def score_test(ledger: Ledger, measure: Callable[[str, Artifact, Data], Measurem
     score = measure(row.name, ledger.artifacts[row.name], test).score
     if score is None:
         return
-    result = TestResult(row.name, score.total, score.top1, metric=score.metric)
+    result = TestResult(row.name, score.total, score.value, metric=score.metric)
     name = row.provenance.baseline
     if name is not None and (baseline := measure(name, ledger.artifacts[name], test).score) is not None:
-        drop = measure_drop(score, baseline)
-        result = replace(result, baseline=name, baseline_top1=baseline.top1, drop=drop, change=drop.change)
-    ledger.change(test=result)
+        result = replace(result, baseline=name, baseline_top1=baseline.value)
+        if score.answers is None:
+            drop = measure_drop(score, baseline)
+            return ledger.change(test=replace(result, drop=drop, change=drop.change))
+        compared = label_accuracy(score, "", "", baseline)
+        result = replace(result, change=compared.change)
+    return ledger.change(test=result)

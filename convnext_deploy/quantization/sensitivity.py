@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_deploy.quantization.prepare import quantized_layers, quantizers_disabled
@@ -28,13 +29,19 @@ class Effect:
     macs: int
 
 
-def kl_divergence(logits: Tensor, other: Tensor) -> float:
+def kl_divergence(logits: Tensor, other: Tensor, *, multi_label: bool = False) -> float:
     """Return the mean over rows of KL(softmax(logits) || softmax(other)), both `(N, classes)`, in nats, >= 0.
 
-    It is infinite where `other` is not finite.
+    Where each output is an answer of its own, it is the sum of the divergences of these, yes or no. It is infinite where `other` is
+    not finite.
     """
     if not other.isfinite().all():
         return math.inf
+    if multi_label:
+        own, others = logits.double(), other.double()
+        yes = own.sigmoid() * (logsigmoid(own) - logsigmoid(others))
+        no = (-own).sigmoid() * (logsigmoid(-own) - logsigmoid(-others))
+        return max(0.0, (yes + no).sum(1).mean().item())
     first, second = logits.double().log_softmax(1), other.double().log_softmax(1)
     return max(0.0, (first.exp() * (first - second)).sum(1).mean().item())
 
@@ -57,7 +64,12 @@ def compute_logits(model: nn.Module, images: Tensor, batch_size: int = 64) -> Te
 
 
 def measure_sensitivity(
-    model: nn.Module, images: Tensor, reference: Tensor, advance: Callable[[], None] = lambda: None
+    model: nn.Module,
+    images: Tensor,
+    reference: Tensor,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    multi_label: bool = False,
 ) -> tuple[Effect, ...]:
     """Measure every layer alone; the most harmful comes first.
 
@@ -66,14 +78,19 @@ def measure_sensitivity(
         images: `(N, C, H, W)`, normalized.
         reference: float logits `(N, classes)` of the same images.
         advance: called after every layer.
+        multi_label: each output is an answer of its own; `changed` are then these.
     """
+
+    def answers(logits: Tensor) -> Tensor:
+        return logits > 0 if multi_label else logits.argmax(1)
+
     macs = count_macs(model, images[:1])
     effects = []
     for name, _ in quantized_layers(model):
         with quantizers_disabled(model, but=[name]):
             found = compute_logits(model, images)
-        changed = (found.argmax(1) != reference.argmax(1)).double().mean().item()
-        effects.append(Effect(name, kl_divergence(reference, found), changed, macs[name]))
+        changed = (answers(found) != answers(reference)).double().mean().item()
+        effects.append(Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name]))
         advance()
     return tuple(sorted(effects, key=lambda effect: (-effect.kl, effect.layer)))
 

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 
 from convnext_deploy.reports.escaping import clean, markdown
+from convnext_deploy.reports.label_table import LABEL_COLUMNS, LABELS_TITLE, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, TITLE, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import (
-    STEP_COLUMNS,
     cells,
     columns,
     judged_on,
     remarks,
     step_cells,
+    step_columns,
     summary,
     warnings,
 )
@@ -39,13 +40,16 @@ def render_markdown(report: Report) -> str:
     ]
     if quality := quality_rows(report.rows):
         lines += ["", f"{TITLE}:", "", *_table(QUALITY_COLUMNS, quality)]
+    for row, found in labelled_rows(report):
+        lines += ["", f"{LABELS_TITLE} of {markdown(row.name)}, {describe_labels(found)}:", ""]
+        lines += _table(LABEL_COLUMNS, label_cells(found, report.class_names))
     for row in report.rows:
         if (tried := row.history.selection) is not None:
             lines += [
                 "",
                 f"What {markdown(row.name)} tried, {judged_on(tried)}:",
                 "",
-                *_table(STEP_COLUMNS, [step_cells(step, tried) for step in tried.steps]),
+                *_table(step_columns(tried), [step_cells(step, tried) for step in tried.steps]),
                 "",
                 f"Selected {markdown(tried.chosen)}: {markdown(tried.reason)}.",
             ]

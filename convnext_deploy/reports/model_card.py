@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from convnext_deploy.errors import printable
+from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.commands import NO_DATA, data_words
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
+from convnext_deploy.reports.label_table import LABEL_COLUMNS, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
@@ -76,7 +78,8 @@ def _description(report: Report, shipped: StageRow | None) -> str:
         return "The run has no artifact yet."
     own, accuracy, latency = shipped.identity, shipped.accuracy, shipped.speed.latency
     classes = own.num_classes or len(report.class_names)
-    text = f"An image classifier, {own.variant}" + (f", for {classes:,} classes" if classes else "")
+    kind = METRICS["mAP"].made_of if own.multi_label else "an image classifier"
+    text = f"{kind[0].upper()}{kind[1:]}, {own.variant}" + (f", for {classes:,} classes" if classes else "")
     names = [markdown(name) for name in report.class_names]
     if names and len(names) <= _MOST_CLASSES:
         text += f": {', '.join(names)}"
@@ -84,8 +87,7 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     if accuracy is not None:
         text += (
             f" The artifact to take is {code(shipped.name)} ({own.format}, {own.precision}): "
-            f"{accuracy.metric} {100 * accuracy.value:.2f} % on {accuracy.total:,} validation images, "
-            f"{report.images}; "
+            f"{accuracy.metric} {100 * accuracy.value:.2f} % on {accuracy.total:,} validation images, {report.images}; "
             f"{own.size_bytes / 1e6:.1f} MB"
         )
         is_known = latency is not None and latency.loaded is None
@@ -106,7 +108,12 @@ def _description(report: Report, shipped: StageRow | None) -> str:
 
 
 def _limits(report: Report) -> Iterator[str]:
-    yield "For images of the classes above, taken like those it was trained on. It names one of them for any image."
+    answers = "It names one of them for any image."
+    if any(row.identity.multi_label for row in report.rows):
+        answers = (
+            "It answers each by itself, as a sigmoid of its logit: an image may have any number of them, and none."
+        )
+    yield f"For images of the classes above, taken like those it was trained on. {answers}"
     if report.validation_images:
         yield (
             f"Accuracy is that on {report.validation_images:,} images of '{markdown(PurePath(report.data).name)}', "
@@ -150,7 +157,7 @@ def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
     yield f"From the folder {where}:\n\n" + fenced("\n".join(commands), "sh")
     if own.format == "onnx" and own.file is not None and preprocess is not None:
         folder = _place(shipped).removesuffix(f"/{own.file}")  # of a bare file
-        usage = write_usage(folder, own.file, preprocess, shipped.provenance.graph)
+        usage = write_usage(folder, own.file, preprocess, shipped.provenance.graph, multi_label=own.multi_label)
         yield f"With ONNX Runtime alone:\n\n{fenced(usage, 'python')}"
 
 
@@ -196,6 +203,11 @@ def _evaluation(report: Report) -> Iterator[str]:
         "Drops are against the nearest FP32 PyTorch ancestor on the same images, with the 95 % interval of the paired predictions; "
         "a positive one is a loss. Latency is of single images." + _loaded(report)
     )
+    for row, found in labelled_rows(report)[:1]:
+        lines = [f"{code(row.name)}: {describe_labels(found)}. Label by label:", ""]
+        lines += ["| " + " | ".join(LABEL_COLUMNS[:4]) + " |", "|" + "---|" * 4]
+        lines += [f"| {' | '.join(map(markdown, texts[:4]))} |" for texts in label_cells(found, report.class_names)]
+        yield "\n".join(lines)
     if quality := quality_rows(report.rows):
         titles, lines = ("artifact", *QUALITY_COLUMNS[1:]), []
         for texts in quality:

@@ -16,7 +16,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed
 class Identity:
     """Which artifact it is: `artifact` is where it lies, `file` the main file in there, `kind` that of the stage that made it.
 
-    `sha256` is the hash of its files, None in the report of an earlier version.
+    `sha256` is the hash of its files, None in the report of an earlier version. `multi_label`: it answers each label by itself.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Identity:
     file: str | None = None
     num_classes: int | None = None
     sha256: str | None = None
+    multi_label: bool = False
 
     @property
     def is_int8(self) -> bool:

@@ -24,6 +24,7 @@ from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.metrics.worst_class import find_worst_class
+from convnext_deploy.reports.label_rows import doubts_of_labels, guessing_names, label_accuracy, remarks_on_labels
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
 from convnext_deploy.system.load import unreliable
@@ -80,6 +81,7 @@ def create_row(
             file=artifact.files[0].name if artifact.files else None,
             num_classes=artifact.model.num_classes,
             sha256=artifact.sha256,
+            multi_label=artifact.model.multi_label,
         ),
         not_run=measured.not_run,
         history=read_history(artifact, role.kind),
@@ -94,6 +96,8 @@ def create_row(
     )
     if measured.score is None or measured.latency is None:
         return row
+    if measured.score.answers is not None:
+        return _complete_labels(row, role, artifact, measured, scores, data, earlier)
     accuracy = _compare(row, measured, scores, data)
     renumbered = None if data is None else describe_permutation(measured.score, artifact, data)
     gain = doubt_gain(accuracy.drop, artifact, role.baseline or "")
@@ -130,6 +134,38 @@ def create_row(
     )
     notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
     return dataclasses.replace(row, notes=notes)
+
+
+def _complete_labels(
+    row: StageRow,
+    role: Role,
+    artifact: Artifact,
+    measured: Measurement,
+    scores: Mapping[str, Score],
+    data: Data | None,
+    earlier: Sequence[StageRow],
+) -> StageRow:
+    """Return the row of an artifact that was scored on multi-label data."""
+    score, names = measured.score, None if data is None else data.class_names
+    assert score is not None  # it was scored
+    first = SOURCE if SOURCE in scores else next(iter(scores))
+    accuracy = label_accuracy(
+        score,
+        measured.runner or "",
+        measured.device or "",
+        scores.get(row.provenance.baseline or ""),
+        None if first == row.name else scores[first],
+    )
+    verdict = judge(score, None, role.gate, class_names=names, labels=accuracy.multi_label)
+    if (suspect := guessing_names(scores, (role.name, role.baseline))) and role.gate.judges_change:
+        verdict = withhold(verdict, f"{suspect[-1]} is no better than guessing")
+    warnings = doubts_of_labels(accuracy, artifact, role.baseline or "")
+    row = dataclasses.replace(
+        row, accuracy=accuracy, verdict=verdict, speed=MeasuredSpeed(measured.latency), warnings=warnings
+    )
+    return dataclasses.replace(
+        row, notes=(*row.notes, *remarks_on_labels(accuracy, names), *_precision(row, artifact, earlier))
+    )
 
 
 def _engine_warnings(artifact: Artifact) -> tuple[str, ...]:

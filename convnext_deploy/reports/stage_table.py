@@ -22,7 +22,7 @@ COLUMNS = (
     "time s",
     "verdict",
 )
-STEP_COLUMNS = ("step", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
+STEP_COLUMNS = ("step", SCORE, "drop pp [95 %]", "agree %", "KL", "SQNR dB", "risk pp", "s", "")
 SPEEDUP = "speedup [95 %]"
 """The column after the latency, where anything was measured for it: how many times as fast as its float baseline INT8 is."""
 
@@ -115,6 +115,11 @@ def judged_on(selection: Selection) -> str:
         return f"on {count} training images set aside"
     drop = f"a drop of {selection.max_drop_pp:.2f} pp"
     return f"on {count} training images set aside, where it takes at least {least:,} to tell {drop}"
+
+
+def step_columns(selection: Selection) -> tuple[str, ...]:
+    """Return `STEP_COLUMNS`, with what is scored under its name."""
+    return tuple(f"{selection.metric} %" if title == SCORE else title for title in STEP_COLUMNS)
 
 
 def step_cells(step: Step, selection: Selection) -> tuple[str, ...]:

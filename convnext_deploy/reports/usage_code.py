@@ -5,14 +5,17 @@ from convnext_deploy.config.image_size import sides_of
 from convnext_deploy.reports.escaping import quoted
 
 
-def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO | None) -> str:
-    """Return the code, which prints the five most probable classes of `image.jpg`.
+def write_usage(
+    folder: str, file: str, preprocess: Preprocess, graph: GraphIO | None, *, multi_label: bool = False
+) -> str:
+    """Return the code, which prints the five most probable classes of `image.jpg`, or its labels.
 
     Args:
         folder: of the artifact, from where the code will run.
         file: the ONNX file in it.
         preprocess: what the network was trained to see.
         graph: what the file takes and gives; None: the usual.
+        multi_label: the network answers each label by itself.
     """
     io = graph or GraphIO()
     height, width = preprocess.sides
@@ -50,7 +53,14 @@ def write_usage(folder: str, file: str, preprocess: Preprocess, graph: GraphIO |
         'session = onnxruntime.InferenceSession(f"{FOLDER}/{FILE}", providers=["CPUExecutionProvider"])',
         f"outputs = session.run({list(io.output_names) or None}, {{session.get_inputs()[0].name: {batch}}})",
     ]
-    if len(io.output_names) > 1:
+    if multi_label:
+        probabilities = "outputs[0][0]" if io.output == "probabilities" else "1 / (1 + np.exp(-outputs[0][0]))"
+        lines += [
+            f"scores = {probabilities}",
+            "classes = np.flatnonzero(scores >= 0.5)  # the labels that the image has",
+            "scores = scores[classes]",
+        ]
+    elif len(io.output_names) > 1:
         lines.append("scores, classes = outputs[0][0], outputs[1][0]")
     elif io.output == "top-k":
         lines += [

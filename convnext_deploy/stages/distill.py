@@ -19,7 +19,7 @@ from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.errors import ArtifactError, OutputError
+from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
@@ -32,7 +32,14 @@ from convnext_deploy.stages.teachers import (
     open_predictions,
     open_teacher,
 )
-from convnext_deploy.stages.training_setup import fit_network, foresee_training, model_of, plan_seed, start_network
+from convnext_deploy.stages.training_setup import (
+    fit_network,
+    foresee_training,
+    label_weights,
+    model_of,
+    plan_seed,
+    start_network,
+)
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import (
@@ -65,6 +72,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     foresee(config, given_to(context, source))
     data = context.need_data()
+    _check_multi_label(config, data, context)
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     with_features = config.method == "feature"
@@ -77,7 +85,9 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     if config.teacher_cache:
         logits = _cached(teachers, config, preprocess, data, context)
     with features as loss_of_features:
-        objective = distillation_objective(logits, _distillation(config), loss_of_features, config.feature_loss_weight)
+        objective = distillation_objective(
+            logits, _distillation(config, context), loss_of_features, config.feature_loss_weight
+        )
         history = fit_network(student, preprocess, config.fit, context, objective)
     return write_torch_artifact(
         student,
@@ -91,7 +101,26 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     )
 
 
-def _distillation(config: DistillConfig) -> Distillation:
+def _check_multi_label(config: DistillConfig, data: Data, context: StageContext) -> None:
+    """Raises: RecipeError: if the data is multi-label, and a setting or teacher is about one class an image."""
+    for teacher in context.teachers:
+        if data.multi_label and teacher.format == "predictions":
+            raise RecipeError(
+                f"the predictions in {teacher.main_file} are probabilities of classes that sum to 1, and {data.name} is "
+                "multi-label; distill from the network that made them."
+            )
+    if data.multi_label and (config.method in ("dkd", "dist") or config.standardize_logits):
+        setting = "standardize_logits" if config.standardize_logits else f"method = '{config.method}'"
+        raise RecipeError(
+            f"{setting} is about the one class of an image, and {data.name} is multi-label; use method = 'kd' alone."
+        )
+    if data.multi_label and config.teacher_cache:
+        raise RecipeError(
+            f"teacher_cache keeps probabilities of classes that sum to 1, and {data.name} is multi-label; leave it out."
+        )
+
+
+def _distillation(config: DistillConfig, context: StageContext) -> Distillation:
     return Distillation(
         method="kd" if config.method == "feature" else config.method,
         temperature=config.temperature,
@@ -99,6 +128,8 @@ def _distillation(config: DistillConfig) -> Distillation:
         label_smoothing=config.fit.label_smoothing,
         dkd_alpha=config.dkd_alpha,
         dkd_beta=config.dkd_beta,
+        multi_label=context.need_data().multi_label,
+        positive_weights=label_weights(config.fit, context),
         standardize=config.standardize_logits,
     )
 
@@ -120,6 +151,8 @@ class _Teachers:
 
     def _open_one(self, artifact: Artifact) -> tuple[Taught, bool]:
         outputs = outputs_for(artifact, self._data)
+        if artifact.model.multi_label != self._data.multi_label:
+            outputs = None  # its logits answer another question; its features can teach
         if artifact.format == "predictions":
             return open_predictions(artifact, self._data, self._config.temperature, outputs), outputs is not None
         teacher = open_teacher(artifact, self._preprocess, self._context, outputs)
@@ -159,7 +192,8 @@ class _Teachers:
             for teacher, teaches in self._open
             if (logits := self._look(teacher, batch, teaches=teaches)) is not None
         ]
-        return average_teachers(found, self._config.temperature) if found else None
+        multi_label = self._data.multi_label
+        return average_teachers(found, self._config.temperature, multi_label=multi_label) if found else None
 
     def _look(self, teacher: Taught, batch: Batch, *, teaches: bool) -> Tensor | None:
         if isinstance(teacher, PredictionTable):
@@ -169,7 +203,9 @@ class _Teachers:
 
     def __call__(self, batch: Batch) -> Tensor | None:
         found = self.raw(batch)
-        return None if found is None else rounded(found, self._config.temperature)
+        if found is None or self._data.multi_label:  # which no cache keeps
+            return found
+        return rounded(found, self._config.temperature)
 
 
 def _cached(

@@ -35,7 +35,9 @@ def foresee(config: ONNXConfig, given: Given) -> Outlook:
     source = given.need_source("onnx")
     given.expect(source, "torch", "ONNX is made of a PyTorch artifact")
     if config.output == "top-k":
-        check_top_k(config.top_k, source.model.num_classes, given.of_stage(source))
+        check_top_k(
+            config.top_k, source.model.num_classes, given.of_stage(source), multi_label=source.model.multi_label
+        )
     precision = source.precision
     if config.precision == "fp16":
         precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
@@ -64,7 +66,7 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
         found = export_network(
             network, source.model.in_channels, source.preprocess.image_size, config.batch_size, runtime=runtime
         )
-        proto = add_ends(found.graph, io, preprocess)
+        proto = add_ends(found.graph, io, preprocess, multi_label=source.model.multi_label)
         if config.precision == "fp16":
             precision = "fp16" if precision == "fp32" else f"{precision}-fp16"
             ranges, images = _measure(config, found.float_graph, preprocess, context)

@@ -105,7 +105,13 @@ def _try_steps(
 ) -> Search:
     """Try everything before training. The result has no reason where training is to come."""
     images, judge, held_out = _choose_judge(config, folding, context)
-    search = Search(config.max_drop_pp, judge.enough, held_out=held_out, unseen=judge.unseen)
+    search = Search(
+        config.max_drop_pp,
+        judge.enough,
+        held_out=held_out,
+        unseen=judge.unseen,
+        metric="mAP" if judge.multi_label else "top-1",
+    )
     deadline = math.inf if config.time_budget_s is None else start + config.time_budget_s
     for name in SEQUENCE if config.method != "qat" else (STRONGEST_OF_ONE_PASS,):
         begun = time.monotonic()
@@ -179,7 +185,7 @@ def _keep_some_in_float(
     with context.execution.progress.task(
         f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
     ) as task:
-        search.effects = measure_sensitivity(network, some, reference, task.advance)
+        search.effects = measure_sensitivity(network, some, reference, task.advance, multi_label=judge.multi_label)
     if search.reason:
         return
     room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp

@@ -16,7 +16,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher
-from convnext_deploy.stages.training_setup import fit_network
+from convnext_deploy.stages.training_setup import fit_network, label_weights
 from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher
 
@@ -50,7 +50,14 @@ def train_quantized(
         teacher.requires_grad_(False).eval()
     objective = distillation_objective(
         lambda batch: teacher(batch.images),
-        Distillation("kd", config.temperature, config.distill_loss_weight, config.fit.label_smoothing),
+        Distillation(
+            "kd",
+            config.temperature,
+            config.distill_loss_weight,
+            config.fit.label_smoothing,
+            multi_label=context.need_data().multi_label,
+            positive_weights=label_weights(config.fit, context),
+        ),
     )
     neutral = set(identity_parameters(network))
     for name, parameter in network.named_parameters():

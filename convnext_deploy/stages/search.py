@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step
 from convnext_deploy.models.convnext import ConvNeXt
@@ -34,6 +35,7 @@ class Search:
     effects: tuple[Effect, ...] = ()
     held_out: tuple[int, ...] = ()
     unseen: UnseenImages | None = None
+    metric: Literal["top-1", "mAP"] = "top-1"
 
     def take(
         self, step: Step, network: ConvNeXt, scheme: QuantizationScheme, record: PTQRecord, history: History = ()
@@ -85,6 +87,7 @@ class Search:
             effects,
             self.enough.images,
             self.enough.needed,
+            self.metric,
         )
 
 
@@ -96,7 +99,9 @@ def say_who_judges(judge: Judge, calibrating: int, context: StageContext) -> Non
         say(f"{context.name}: {judge.enough}; the step with the least risk is kept, unproven")
     if judge.unseen is None or not judge.reference.isfinite().all():
         return
-    known, new = confidence(judge.reference), confidence(judge.unseen.logits)
+    known, new = (
+        confidence(logits, multi_label=judge.multi_label) for logits in (judge.reference, judge.unseen.logits)
+    )
     if known - new > _MEMORIZED:
         say(
             f"{context.name}: the float network is {100 * known:.1f} % sure of its answers there and {100 * new:.1f} % on "
@@ -109,7 +114,9 @@ def say_step(step: Step, context: StageContext) -> None:
     low, high = step.interval_pp
     distance = "" if step.kl is None else f"KL {step.kl:.2g}, "
     distance += "" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB, "
+    scored = "mAP" if context.need_data().multi_label else "top-1"
     context.execution.progress.say(
-        f"{context.name}: {step.name}: top-1 {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp [{low:+.2f}, {high:+.2f}], "
-        f"agreement {100 * step.agreement:.2f} %, {distance}risk {step.risk_pp:.2f} pp, {step.seconds:.1f} s"
+        f"{context.name}: {step.name}: {scored} {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp "
+        f"[{low:+.2f}, {high:+.2f}], agreement {100 * step.agreement:.2f} %, {distance}"
+        f"risk {step.risk_pp:.2f} pp, {step.seconds:.1f} s"
     )

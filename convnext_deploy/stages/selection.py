@@ -23,6 +23,12 @@ from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
 from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, bound_drop, sharpest_scale
+from convnext_deploy.stages.label_drop import (
+    bound_drop_of_map,
+    images_that_count,
+    measure_drop_of_map,
+    sharpest_label_scale,
+)
 from convnext_deploy.stages.ptq_steps import Images
 
 _CERTAIN = Risk(1.0, 1.0)
@@ -76,11 +82,16 @@ class Judge:
         self.labels = images.labels
         self.reference = self.logits(folded)
         self.level = (1.0 - CONFIDENCE) / looks if looks else None
-        self.sharpness = 1.0 if unseen is None else sharpest_scale(unseen)
+        self.multi_label = self.labels.ndim > 1
+        find_scale = sharpest_label_scale if self.multi_label else sharpest_scale
+        self.sharpness = 1.0 if unseen is None else find_scale(unseen)
         own = None if self.level is None else self.level / (1 if unseen is None else 2)
         needed = 1 if own is None else images_without_event(max_drop_pp / 100, own)
+        counted = images_that_count(self.labels) if self.multi_label else len(self.labels)
+        if needed is not None:  # of images such as these
+            needed = -(-needed * len(self.labels) // counted)
         self.enough = Enough(len(self.labels), needed, max_drop_pp)
-        least = 0.0 if own is None else clopper_pearson_upper(0, len(self.labels), own).item()
+        least = 0.0 if own is None else clopper_pearson_upper(0, counted, own).item()
         self.least_risk_pp = 100.0 * least
 
     @torch.no_grad()
@@ -94,27 +105,36 @@ class Judge:
 
     def compare(self, name: str, logits: Tensor, seconds: float) -> Step:
         """Judge logits `(N, classes)`."""
-        before, now = self.reference.argmax(1), logits.argmax(1)
-        drop = compare_predictions(self.labels.numpy(), before.numpy(), now.numpy())
         finite = bool(logits.isfinite().all())
+        score, drop_pp, interval_pp, agreement = self._measure(logits if self.multi_label else logits.argmax(1))
         found = self._bound(logits) if finite else _CERTAIN
         risk = 100.0 * (found.expected if self.level is None else found.bound)
         return Step(
             name=name,
-            top1=(drop.both + drop.gained) / len(now),
-            top1_drop_pp=drop.top1_drop_pp,
-            interval_pp=drop.interval_pp,
-            agreement=drop.agreement,
-            kl=finite_or_none(kl_divergence(self.reference, logits)),
+            top1=score,
+            top1_drop_pp=drop_pp,
+            interval_pp=interval_pp,
+            agreement=agreement,
+            kl=finite_or_none(kl_divergence(self.reference, logits, multi_label=self.multi_label)),
             sqnr_db=finite_or_none(signal_to_noise_db(self.reference, logits)),
             risk_pp=risk,
             seconds=seconds,
-            passed=finite and risk <= self.max_drop_pp and drop.interval_pp[0] <= self.max_drop_pp,
+            passed=finite and risk <= self.max_drop_pp and interval_pp[0] <= self.max_drop_pp,
             expected_drop_pp=100.0 * found.expected,
         )
 
+    def _measure(self, answers: Tensor) -> tuple[float, float, tuple[float, float], float]:
+        """Return what is scored, what it lost in pp, the interval of that, and the agreement, of first guesses or logits."""
+        if self.multi_label:
+            return measure_drop_of_map(self.labels, self.reference, answers.nan_to_num(0.0))
+        drop = compare_predictions(self.labels.numpy(), self.reference.argmax(1).numpy(), answers.numpy())
+        return (drop.both + drop.gained) / len(answers), drop.top1_drop_pp, drop.interval_pp, drop.agreement
+
     def _bound(self, logits: Tensor) -> Risk:
         level = 1.0 - CONFIDENCE if self.level is None else self.level
+        if self.multi_label:
+            counted = images_that_count(self.labels)
+            return bound_drop_of_map(self.reference, logits, counted, self.unseen, self.sharpness, level)
         return bound_drop(self.reference, logits, self.unseen, self.sharpness, level)
 
 
@@ -134,12 +154,16 @@ def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImag
     batches = EvaluationBatches(data.validation, images.preprocess, images.batch_size, images.workers, chosen)
     found = [(folded(batch.to(images.device)).float().cpu(), labels) for batch, labels in batches]
     logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
-    known = (labels < logits.shape[1]) & logits.isfinite().all(1)
+    known = logits.isfinite().all(1)
+    if not data.multi_label:
+        known &= labels < logits.shape[1]
     return UnseenImages(logits[known], labels[known]) if known.any() else None
 
 
-def confidence(logits: Tensor) -> float:
-    """Return the mean probability of the first guess, of logits `(N, classes)`."""
+def confidence(logits: Tensor, *, multi_label: bool = False) -> float:
+    """Return the mean probability of the first guess, of logits `(N, classes)`; or of the answer to each label."""
+    if multi_label:
+        return logits.double().abs().sigmoid().mean().item()
     return logits.double().softmax(1).amax(1).mean().item()
 
 

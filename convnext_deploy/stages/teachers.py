@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import PredictionsDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.data.agreement import check_classes, outputs_for
+from convnext_deploy.data.agreement import check_classes, check_labels, outputs_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError
@@ -84,6 +84,8 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_a
     what = f"the teacher {teacher.main_file}"
     if not teacher.model.num_classes and not features_alone:
         raise ArtifactError(f"{what} has no classes, and gives features alone: it teaches by the method 'feature'.")
+    if not features_alone and teacher.format != "predictions":
+        check_labels(what, teacher, data)
     if teacher.model.num_classes == len(data.class_names) or (
         not features_alone and outputs_for(teacher, data) is None
     ):

@@ -10,8 +10,9 @@ from convnext_deploy.data.loaders import Batch
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.stages.training_setup import fit_network, foresee_training, model_of, start_network
+from convnext_deploy.stages.training_setup import fit_network, foresee_training, label_weights, model_of, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.training.losses import bce_loss
 
 
 def check(config: TrainConfig) -> None:
@@ -25,15 +26,23 @@ def foresee(config: TrainConfig, given: Given) -> Outlook:
 
 
 def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> Artifact:
-    """Train with cross-entropy on the labels, starting from the source, from given weights, or from fresh ones."""
+    """Train with cross-entropy on the labels, starting from the source, from given weights, or from fresh ones.
+
+    Of multi-label data each label has a binary cross-entropy of its own.
+    """
     data = context.need_data()
     foresee(config, given_to(context, source))
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     network = start_network(spec, config.fit, start, context)
 
+    weights = label_weights(config.fit, context)
+
     def objective(model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=config.fit.label_smoothing)
+        logits, smoothing = model(batch.images).float(), config.fit.label_smoothing
+        if data.multi_label:
+            return bce_loss(logits, batch.labels, smoothing, weights)
+        return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
 
     history = fit_network(network, preprocess, config.fit, context, objective)
     return write_torch_artifact(

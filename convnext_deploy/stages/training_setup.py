@@ -7,9 +7,10 @@ import math
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import PIL
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import History
@@ -21,16 +22,19 @@ from convnext_deploy.data.agreement import is_in_order
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, RESULT_VERSION, PixelCache, decode_small
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit
 from convnext_deploy.system.distributed import from_first, world
+from convnext_deploy.training.evaluate_labels import evaluate_labels
 from convnext_deploy.training.fit import Objective, evaluate_classifier, fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
 from convnext_deploy.training.torch_compile import compile_network
+
+_MOST_WEIGHT = 100.0  # of a label that few images have
 
 
 def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[ModelSpec, Preprocess]:
@@ -50,6 +54,7 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
         config.patch_size,
         config.head_hidden_size,
         config.head_activation,
+        multi_label=data.multi_label,
     )
     settings = config.preprocess
     if start is None:
@@ -63,6 +68,7 @@ def model_of(config: ModelConfig, data: Data, start: Artifact | None) -> tuple[M
     spec = dataclasses.replace(
         start.model,
         num_classes=spec.num_classes,
+        multi_label=spec.multi_label,
         head_hidden_size=spec.head_hidden_size,
         head_activation=spec.head_activation,
     )
@@ -143,6 +149,7 @@ def fit_network(
 ) -> History:
     """Run the training loop on the training images with a stage's settings, and return its history without times."""
     data, own, execution = context.need_data(), world(), context.execution
+    evaluate = evaluate_labels if data.multi_label else evaluate_classifier
     freeze(network, config.frozen_stages)
     if config.compile:
         compile_network(network, execution.device)
@@ -173,7 +180,7 @@ def fit_network(
             _schedule(config, execution.device),
             execution,
             description=context.name,
-            evaluate=lambda model: evaluate_classifier(model, validation, execution.device),
+            evaluate=lambda model: evaluate(model, validation, execution.device),
             store=context.store,
         )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run
@@ -186,6 +193,23 @@ def fit_network(
 def _schedule(config: FitConfig, device: str) -> Schedule:
     names = {field.name for field in dataclasses.fields(Schedule)} - {"autocast"}
     return Schedule(**{name: getattr(config, name) for name in names}, autocast=autocast_dtype(config.autocast, device))
+
+
+def label_weights(config: FitConfig, context: StageContext) -> Tensor | None:
+    """Return by how much the images that have a label count more than those that have it not, `(K,)` on the device; None: equally.
+
+    Raises: RecipeError: if that is asked for, and the data has one class an image.
+    """
+    data = context.need_data()
+    if not config.balance_labels:
+        return None
+    if not data.multi_label:
+        raise RecipeError(
+            f"balance_labels is for multi-label data, and {data.name} has one class an image; leave it out."
+        )
+    labels = data.train.labels
+    ratio = (labels == 0).sum(axis=0) / np.maximum((labels == 1).sum(axis=0), 1)
+    return torch.from_numpy(np.clip(ratio, 1 / _MOST_WEIGHT, _MOST_WEIGHT)).float().to(context.execution.device)
 
 
 def plan_seed(config: FitConfig, context: StageContext) -> int:

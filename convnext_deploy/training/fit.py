@@ -26,7 +26,9 @@ from convnext_deploy.training.training_state import TrainingState
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
 Evaluation = Callable[[nn.Module], dict[str, float]]
-"""Scores a network on the validation images: at least `validation_top1`."""
+"""Scores a network on the validation images: at least `validation_top1` or `validation_map`, see `SCORES`."""
+SCORES = ("validation_top1", "validation_map")
+"""The figures by which one epoch is better than another, of which each training has one."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
@@ -262,8 +264,8 @@ def _end_epoch(loop: _Loop) -> None:
 def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:
     """Write the history, and the weights if no earlier epoch was better."""
     store.save_history(history)
-    name = "ema_validation_top1" if averaged else "validation_top1"
-    figures = [row[name] for row in history if name in row]
+    names = [f"ema_{name}" if averaged else name for name in SCORES]
+    figures = [row[name] for row in history for name in names if name in row]
     if figures and figures[-1] >= max(figures):
         weights = network.state_dict()
         store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})

@@ -30,6 +30,9 @@ class Distillation:
         label_smoothing: of the cross-entropy with the labels alone, in [0, 1).
         dkd_alpha: weight of the target class in `dkd_loss`.
         dkd_beta: weight of the other classes in `dkd_loss`.
+        multi_label: each output is an answer of its own: `bce_loss` is in the place of the cross-entropy, `bernoulli_kd_loss` in
+            that of `kd_loss`. There is no `dkd` then.
+        positive_weights: of `bce_loss`.
         standardize: the logits of both are standardized over the classes before the second term, see `standardized`.
     """
 
@@ -39,6 +42,8 @@ class Distillation:
     label_smoothing: float = 0.0
     dkd_alpha: float = 1.0
     dkd_beta: float = 2.0
+    multi_label: bool = False
+    positive_weights: Tensor | None = None
     standardize: bool = False
 
 
@@ -50,9 +55,11 @@ def distillation_loss(
     Args:
         student_logits: `(N, num_classes)`, of any floating-point dtype.
         teacher_logits: `(N, num_classes)`, without gradient; None: the teacher has none, and the labels are all there is.
-        labels: `(N,)` int64, or `(N, num_classes)` floating point.
+        labels: `(N,)` int64, or `(N, num_classes)` floating point; if `by.multi_label` as of `bce_loss`.
         by: which loss, and the weights of its terms.
     """
+    if by.multi_label:
+        return _multi_label_loss(student_logits, teacher_logits, labels, by)
     if teacher_logits is None:
         return F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
     own = student_logits
@@ -71,6 +78,56 @@ def distillation_loss(
         return soft
     hard = F.cross_entropy(_at_least_float32(own), labels, label_smoothing=by.label_smoothing)
     return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
+
+
+def _multi_label_loss(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
+) -> Tensor:
+    if teacher_logits is None:
+        return bce_loss(student_logits, labels, by.label_smoothing, by.positive_weights)
+    if by.method == "hard-label":
+        soft = bce_loss(student_logits, (teacher_logits > 0).float())
+    else:
+        soft = bernoulli_kd_loss(student_logits, teacher_logits, by.temperature)
+    if by.method == "teacher-only":
+        return soft
+    hard = bce_loss(student_logits, labels, by.label_smoothing, by.positive_weights)
+    return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
+
+
+def bce_loss(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, positive_weights: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy of each label, from logits, so that it is finite for any of them; the mean over images and labels.
+
+    A label that is not known counts as nothing was asked: its term is 0, and the mean is still over all, so that the parts of a
+    batch add up to the whole.
+
+    Args:
+        logits: `(N, K)`.
+        labels: `(N, K)`: 0 to 1, as mixup gives them, or below 0 where that is not known.
+        label_smoothing: e in `(1 - e) * label + e / 2`.
+        positive_weights: `(K,)`, factors of the terms of images that have the label.
+    """
+    known = labels >= 0
+    targets = labels.clamp(min=0).to(torch.promote_types(logits.dtype, torch.float32))
+    targets = (1 - label_smoothing) * targets + label_smoothing / 2
+    terms = F.binary_cross_entropy_with_logits(
+        _at_least_float32(logits), targets, reduction="none", pos_weight=positive_weights
+    )
+    return torch.where(known, terms, torch.zeros_like(terms)).mean()
+
+
+def bernoulli_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`T² * KL(teacher || student)` of each answer, yes or no, both softened by T; the mean over images and labels.
+
+    Args as `kd_loss`, of which it is what remains where every class has a softmax of its own, against a logit of 0.
+    """
+    student, teacher = (_at_least_float32(logits) / temperature for logits in (student_logits, teacher_logits))
+    yes = teacher.sigmoid()
+    terms = yes * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    terms = terms + (1 - yes) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return terms.mean() * temperature**2
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -180,7 +237,7 @@ def standardized(logits: Tensor) -> Tensor:
     return centred / (centred.std(dim=1, keepdim=True) + _SMALLEST_SPREAD)
 
 
-def average_teachers(teacher_logits: Sequence[Tensor], temperature: float) -> Tensor:
+def average_teachers(teacher_logits: Sequence[Tensor], temperature: float, *, multi_label: bool = False) -> Tensor:
     """Return logits whose softmax at T is the mean of the teachers' probabilities at T.
 
     Probabilities and not logits are averaged: a mean of logits is a geometric mean of the probabilities, in which one teacher
@@ -189,12 +246,16 @@ def average_teachers(teacher_logits: Sequence[Tensor], temperature: float) -> Te
     Args:
         teacher_logits: at least one tensor `(N, num_classes)`; a single one is returned as it is.
         temperature: T, 0.01 to 100, at which the result is then used.
+        multi_label: the probabilities are those of each answer by itself.
 
     Returns: `(N, num_classes)`.
     Source: Hinton et al. 2015, arXiv 1503.02531, section 1: the arithmetic mean of the predictive distributions.
     """
     if len(teacher_logits) == 1:
         return teacher_logits[0]
+    if multi_label:
+        scaled = torch.stack([_at_least_float32(logits) / temperature for logits in teacher_logits])
+        return temperature * (F.logsigmoid(scaled).logsumexp(dim=0) - F.logsigmoid(-scaled).logsumexp(dim=0))
     logs = [F.log_softmax(_at_least_float32(logits) / temperature, dim=1) for logits in teacher_logits]
     # log(number of teachers) is left out: a constant changes no probability
     return temperature * torch.stack(logs).logsumexp(dim=0)

@@ -41,6 +41,7 @@ VALUES: dict[str, Any] = {
     "classes": "classes.txt",
     "split": "val.txt",
     "groups": "p[0-9]+",
+    "labels": "labels.csv",
     "crop_mode": "squash",
     "interpolation": "bilinear",
     "mean": (0.5,),

@@ -53,6 +53,7 @@ FITS = st.builds(
     augmentation_epochs=st.integers(0, 10_000),
     augmentation_seed=st.none() | st.integers(0, 2**63 - 1),
     compile=st.booleans(),
+    balance_labels=st.booleans(),
 )
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
 MODELS = st.builds(
@@ -137,4 +138,10 @@ def test_load_recipe_refuses_every_value_outside_its_range(tmp_path_factory: pyt
 
 def test_outside_lists_every_number_of_a_fit() -> None:
     names = {field.name for field in dataclasses.fields(FitConfig)}
-    assert set(OUTSIDE) == names - {"autocast", "gradient_checkpointing", "augmentation_policy", "compile"}
+    assert set(OUTSIDE) == names - {
+        "autocast",
+        "gradient_checkpointing",
+        "augmentation_policy",
+        "compile",
+        "balance_labels",
+    }

@@ -58,11 +58,14 @@ def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
     return float(np.sqrt(((found - expected) ** 2).sum(axis=1)).max() / usual)
 
 
-def compare(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], tolerance: float) -> tuple[bool, str]:
+def compare(
+    expected: dict[str, np.ndarray], found: dict[str, np.ndarray], tolerance: float, multi_label: bool = False
+) -> tuple[bool, str]:
     """Compare outputs by name; return whether they agree, and how well in words.
 
     Agreement: every float output within `tolerance` (see `relative_error`), and the same first class for every image whose first
-    two scores lie so far apart that an error of `tolerance` cannot swap them.
+    two scores lie so far apart that an error of `tolerance` cannot swap them; of a multi-label model the same answer, yes or no, to
+    every label where such an error cannot turn it.
     """
     import numpy as np
 
@@ -83,12 +86,30 @@ def compare(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], toler
         if golden.shape[1] > 1:
             scores = np.sort(golden.astype(np.float64), axis=1)
             clear = scores[:, -1] - scores[:, -2] > 2 * tolerance * np.sqrt((scores**2).sum(axis=1).mean())
+    if multi_label:
+        return _compare_labels(expected, found, worst, tolerance)
     if first_classes is None:
         return False, "there is no output of scores"
     same = first_classes[0] == first_classes[1]
     text = f"error {worst:.1e} of {tolerance:.1e} allowed, {int(same.sum())} of {count} images in the same class"
     if (clear & ~same).any():
         return False, f"{text}; of the others {int((clear & ~same).sum())} were clear cases"
+    return worst <= tolerance, text
+
+
+def _compare_labels(
+    expected: dict[str, np.ndarray], found: dict[str, np.ndarray], worst: float, tolerance: float
+) -> tuple[bool, str]:
+    import numpy as np
+
+    name, golden = next(iter(expected.items()))
+    yes = 0.5 if name == "probabilities" else 0.0
+    same = (golden > yes) == (found[name] > yes)
+    room = tolerance * np.sqrt((golden.astype(np.float64) ** 2).sum(axis=1).mean())
+    turned = int((~same & (np.abs(golden - yes) > room)).sum())
+    text = f"error {worst:.1e} of {tolerance:.1e} allowed, {int(same.sum())} of {same.size} answers to labels the same"
+    if turned:
+        return False, f"{text}; of the others {turned} were clear cases"
     return worst <= tolerance, text
 
 

@@ -145,7 +145,8 @@ class Verifier:
 
     def _compare(self, what: str, kind: str, model: dict[str, Any], found: dict[str, np.ndarray]) -> Check:
         expected = {output["name"]: self._load(output["golden"]) for output in model["outputs"]}
-        agrees, text = self._answers.compare(expected, found, model["tolerance"][kind])
+        labels = model.get("multi_label", False)
+        agrees, text = self._answers.compare(expected, found, model["tolerance"][kind], labels)
         return Check(what, kind, PASSED if agrees else FAILED, text)
 
     def check_model(self, model: dict[str, Any]) -> Check:

@@ -16,31 +16,42 @@ ENDS = "graph_ends"
 """What the nodes made here carry as the name of their layer. They compute in float32 whatever the rest computes in."""
 
 
-def add_ends(proto: onnx.ModelProto, io: GraphIO, preprocess: Preprocess) -> onnx.ModelProto:
+def add_ends(
+    proto: onnx.ModelProto, io: GraphIO, preprocess: Preprocess, *, multi_label: bool = False
+) -> onnx.ModelProto:
     """Return the graph with the input and the outputs that `io` asks for.
 
     Args:
         proto: from `export_float`: normalized `images (N, C, S, S)` to `logits (N, classes)`.
         io: what the graph is to take and give.
         preprocess: its mean and std are what a graph that takes pixels normalizes with.
+        multi_label: each logit is an answer of its own, whose probability is its sigmoid.
 
-    Raises: ExportError: if more classes are asked for than there are.
+    Raises: ExportError: if the best of such answers, or more classes are asked for than there are.
     """
     model = ir.from_proto(proto)
     graph = model.graph
     classes = tensor_shape(proto.graph.output[0])[1]
     assert classes is not None  # the exporter knows the number of classes
     if io.output == "top-k":
-        check_top_k(io.top_k, classes)
+        check_top_k(io.top_k, classes, multi_label=multi_label)
     if not io.takes_usual_images:
         _take_pixels(graph, io, preprocess)
     if io.output != "logits":
-        _give(graph, io)
+        _give(graph, io, "Sigmoid" if multi_label else "Softmax")
     return finish(model)
 
 
-def check_top_k(count: int, classes: int, stage: str = "") -> None:
-    """Check how many classes are asked for; `stage` begins the error. Raises: ExportError: if there are not as many."""
+def check_top_k(count: int, classes: int, stage: str = "", *, multi_label: bool = False) -> None:
+    """Check how many classes are asked for; `stage` begins the error.
+
+    Raises: ExportError: if there are not as many, or each of them is an answer of its own.
+    """
+    if multi_label:
+        raise ExportError(
+            f"{stage}a multi-label network answers each label by itself, and its best classes alone would leave out the others; "
+            "export --output probabilities."
+        )
     if count > classes:
         raise ExportError(
             f"{stage}the {count} largest of {classes} classes were asked for; choose --top-k 1 to {classes} (in a recipe top_k)."
@@ -78,13 +89,14 @@ def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:
         reader.replace_input_with(place, value)
 
 
-def _give(graph: ir.Graph, io: GraphIO) -> None:
+def _give(graph: ir.Graph, io: GraphIO, operator: str) -> None:
     logits, names = graph.outputs[0], OUTPUT_NAMES[io.output]
     assert logits.shape is not None  # the exporter knows it
     probabilities = ir.val(
         names[0] if io.output == "probabilities" else "all_probabilities", logits.dtype, logits.shape
     )
-    graph.append(ir.node("Softmax", [logits], {"axis": -1}, outputs=[probabilities], doc_string=ENDS))
+    attributes = {"axis": -1} if operator == "Softmax" else {}
+    graph.append(ir.node(operator, [logits], attributes, outputs=[probabilities], doc_string=ENDS))
     graph.outputs[:] = [probabilities]
     if io.output == "top-k":
         k = add_constant(graph, "top_k", np.array([io.top_k], np.int64))

@@ -67,7 +67,10 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def interval_of(accuracy: Accuracy) -> tuple[float, float]:
-    """Return the 95 % interval of a share of images in per cent (Wilson 1927); of another score nothing but its value."""
+    """Return the 95 % interval of what is scored in per cent: of a share of images that of Wilson 1927."""
+    if accuracy.multi_label is not None:
+        low, high = accuracy.multi_label.map_interval
+        return 100 * low, 100 * high
     if accuracy.top1 is None:
         return 100 * accuracy.value, 100 * accuracy.value
     low, high = wilson_interval(round(accuracy.top1 * accuracy.total), accuracy.total)

@@ -21,6 +21,11 @@ _CURVES = (
             ("ema_validation_top1", "averaged weights", "fp16", "dash"),
         ),
     ),
+    (
+        "mAP",
+        "mAP, %",
+        (("validation_map", "validation", "fp32", "curve"), ("ema_validation_map", "averaged weights", "fp16", "dash")),
+    ),
     ("learning rate", "learning rate", (("learning_rate", "learning rate", "muted", "curve"),)),
 )
 _PARTS = {
@@ -34,7 +39,7 @@ _LEAST_KL = 1e-12  # nats: what is less lies at the foot of the plot, as 0 does,
 
 
 def curves(history: Sequence[Mapping[str, float | None]], images: int | None = None) -> dict[str, Markup]:
-    """Draw loss, top-1 and learning rate over the epochs; what was not recorded is left out.
+    """Draw loss, what is scored and learning rate over the epochs; what was not recorded is left out.
 
     Args:
         history: what was measured after each epoch.
@@ -45,7 +50,7 @@ def curves(history: Sequence[Mapping[str, float | None]], images: int | None = N
     epochs = [epoch.get("epoch") or float(number) for number, epoch in enumerate(history, 1)]
     drawn = {}
     for title, unit, lines in _CURVES:
-        scale = 100.0 if title == "top-1" else 1.0
+        scale = 100.0 if unit.endswith("%") else 1.0
         found = {
             line: [
                 (x, scale * y)

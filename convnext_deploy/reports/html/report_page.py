@@ -9,6 +9,7 @@ from convnext_deploy.reports.html import error_sections, sections
 from convnext_deploy.reports.html.page import render_page
 from convnext_deploy.reports.html.tables import Cell, speed_table, stage_table, step_table
 from convnext_deploy.reports.html.tiles import create_tiles
+from convnext_deploy.reports.label_table import LABELS_TITLE
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import TITLE
 from convnext_deploy.reports.recipe_toml import write_recipe
@@ -20,6 +21,7 @@ _CONTENTS = {
     "accuracy": ("latency", "Accuracy and latency"),
     "speeds": ("speed", "INT8 against float"),
     "quality": ("quality", TITLE),
+    "labels": ("labels", LABELS_TITLE),
     "classes": ("classes", "Classes"),
     "confusions": ("confusions", "Confusions"),
     "errors": ("errors", "Surest errors"),
@@ -61,6 +63,7 @@ def render_html(report: Report) -> str:
             if (tried := row.history.selection) is not None
         ],
         "training": list(sections.training(report)),
+        "labels": list(sections.labels(report)),
     }
     contents = [place for key, place in _CONTENTS.items() if found[key]]
     return render_page(

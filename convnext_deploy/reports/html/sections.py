@@ -13,7 +13,8 @@ from convnext_deploy.reports.html.answer_plots import (
     reliability_table,
 )
 from convnext_deploy.reports.html.plots import curves, sensitivity_plot
-from convnext_deploy.reports.html.tables import epoch_table, layer_table, point_table, quality_table
+from convnext_deploy.reports.html.tables import epoch_table, label_table, layer_table, point_table, quality_table
+from convnext_deploy.reports.label_table import describe_labels, labelled_rows, left_out
 from convnext_deploy.reports.record import Layer, Report, StageRow
 
 _NAMED = 6  # layers in a sentence
@@ -120,6 +121,15 @@ def _describe_layers(found: tuple[Layer, ...]) -> str:
     return text
 
 
+def labels(report: Report) -> Iterator[dict[str, Any]]:
+    """Yield the figures of the labels of every artifact that was scored on multi-label data."""
+    for row, found in labelled_rows(report):
+        text = f"{describe_labels(found)}. AP: average precision. A drop is against the row's baseline."
+        if more := left_out(found):
+            text += f" {more} more labels are in report.json."
+        yield {"title": row.name, "text": text, "table": label_table(found, report.class_names)}
+
+
 def training(report: Report) -> Iterator[dict[str, Any]]:
     """Yield the curves of every training, also of one that the source came from."""
     for row in report.rows:
@@ -128,16 +138,18 @@ def training(report: Report) -> Iterator[dict[str, Any]]:
             continue
         known = own.kind in STAGE_KINDS  # it was made here, judged by the validation images of this run
         scored = [
-            (top1, -number)
+            (score, -number)
             for number, epoch in enumerate(epochs, 1)
-            if (top1 := epoch.get("validation_top1")) is not None
+            if (score := epoch.get("validation_top1", epoch.get("validation_map"))) is not None
         ]
         what = f"{own.kind} of {own.variant}" if known else f"the training that {own.variant} came from"
         text = f"{what}, {len(epochs)} epochs"
         if scored:
             best, epoch = max(scored)  # of equal ones the first
-            text += f", best top-1 {100 * best:.2f} % after epoch {-epoch}"
+            name = "mAP" if any("validation_map" in epoch for epoch in epochs) else "top-1"
+            text += f", best {name} {100 * best:.2f} % after epoch {-epoch}"
         text += f", {row.history.wall_s:,.0f} s." if row.history.wall_s else "."
         images = report.validation_images if known and report.validation_images else None
-        plots = [(title.capitalize(), plot) for title, plot in curves(epochs, images).items()]
+        drawn = curves(epochs, images)
+        plots = [(title if title == "mAP" else title.capitalize(), plot) for title, plot in drawn.items()]
         yield {"title": row.name, "text": text, "plots": plots, "table": epoch_table(epochs)}

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 
 from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.reports.html.accuracy_plot import Point, pareto_front
+from convnext_deploy.reports.label_table import LABEL_COLUMNS, label_cells
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Layer, StageRow
 from convnext_deploy.reports.stage_table import (
-    STEP_COLUMNS,
     cells,
     columns,
     drop_text,
     metric_name,
     step_cells,
+    step_columns,
     verdict,
 )
 
@@ -99,6 +101,11 @@ def quality_table(rows: Sequence[StageRow]) -> Table | None:
     return create_table(QUALITY_COLUMNS, ("stage", "worst class"), found) if found else None
 
 
+def label_table(found: MultiLabel, names: Sequence[str]) -> Table:
+    """Return the figures of the labels of multi-label data."""
+    return create_table(LABEL_COLUMNS, ("label",), label_cells(found, names))
+
+
 def speed_table(speed: Speed) -> Table:
     """Return the layers that are to be named of an INT8 artifact, beside those of its float baseline."""
     titles = ("layer", "ms", "float ms", "conversions ms", "of a call more, %")
@@ -174,18 +181,19 @@ def step_table(selection: Selection) -> Table:
     badges = {"passed": "passed", "selected": "warned"}
     texts = [step_cells(step, selection) for step in selection.steps]
     rows: list[tuple[str | Cell, ...]] = [(*line[:-1], Cell(line[-1], badges.get(line[-1]))) for line in texts]
-    return create_table(STEP_COLUMNS, ("step", ""), rows)
+    return create_table(step_columns(selection), ("step", ""), rows)
 
 
 def epoch_table(epochs: Sequence[Mapping[str, float | None]]) -> Table:
     """Return what a training measured after each epoch."""
-    titles = ("epoch", "training loss", "validation loss", "top-1 %", "learning rate", "images/s")
+    scored = "mAP" if any("validation_map" in epoch for epoch in epochs) else "top-1"
+    titles = ("epoch", "training loss", "validation loss", f"{scored} %", "learning rate", "images/s")
     rows = [
         (
             f"{epoch.get('epoch') or place:g}",
             number(epoch.get("train_loss"), 4),
             number(epoch.get("validation_loss"), 4),
-            number(epoch.get("validation_top1"), scale=100),
+            number(epoch.get("validation_top1", epoch.get("validation_map")), scale=100),
             small_number(epoch.get("learning_rate")),
             number(epoch.get("images_per_s"), 0),
         )

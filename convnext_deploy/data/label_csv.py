@@ -1,0 +1,143 @@
+"""Labels in a table of text: a list of labels in a cell, or a column of 0 and 1 for each of them."""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
+from convnext_deploy.data.label_table import (
+    FILE_COLUMNS,
+    LABEL_COLUMNS,
+    ROLE_COLUMNS,
+    ROLES,
+    LabelTable,
+    label_lists,
+    plain,
+    some,
+)
+from convnext_deploy.metrics.multi_label import UNKNOWN
+
+_SEPARATORS = {"|": "'|'", ";": "';'", ",": "commas", " ": "spaces"}
+_VALIDATION_COLUMNS = ("is_valid", "is_val", "is_validation")
+_YES, _NO, _UNSURE = {"1", "true", "yes"}, {"0", "false", "no"}, {"", "-1", "nan", "na", "none", "unknown"}
+
+
+def parse_table(text: str) -> LabelTable:
+    """Read a table whose first line names the columns, or, of two columns, is an image already.
+
+    Raises: ValueError, csv.Error: saying why that is no table of labels.
+    """
+    first = text.lstrip("\n").split("\n", 1)[0]
+    delimiter = max((",", ";", "\t"), key=lambda each: (first.count(each), each == ","))
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    if not rows:
+        raise ValueError("it is empty")
+    if _is_image_name(rows[0][0]):
+        if len(rows[0]) != 2:
+            raise ValueError(f"its first line, which begins with '{rows[0][0]}', does not name the columns")
+        rows.insert(0, ["filename", "labels"])
+    head, body = rows[0], rows[1:]
+    if not body:
+        raise ValueError("it has no rows")
+    for number, row in enumerate(body, 2):
+        if len(row) != len(head):
+            raise ValueError(f"row {number} has {len(row)} cells, the first {len(head)}")
+    if twice := [name for name, count in Counter(head).items() if count > 1]:
+        raise ValueError(f"two columns are called '{twice[0]}'")
+    columns = {name: [row[place] for row in body] for place, name in enumerate(head)}
+    file = next((name for known in FILE_COLUMNS for name in head if plain(name) == known), head[0])
+    names, roles, used = tuple(columns[file]), *_roles(columns, file)
+    rest = {name: cells for name, cells in columns.items() if name not in {file, *used}}
+    told = next((name for known in LABEL_COLUMNS for name in rest if plain(name) == known), None)
+    yes_or_no = [name for name, cells in rest.items() if _is_binary(cells)]
+    if told is None and not yes_or_no and len(rest) == 1:
+        told = next(iter(rest))
+    if told is not None:
+        lists, how = _lists(rest[told])
+        found = replace(label_lists(names, lists), roles=roles, notes=how)
+        unused = [name for name in rest if name != told]
+    elif yes_or_no:
+        labels = np.array([[_answer(cell) for cell in rest[name]] for name in yes_or_no], np.int8).T
+        found = LabelTable(names, labels, tuple(yes_or_no), roles, listed=False)
+        found = _of_one_question(found) if len(yes_or_no) == 1 else found
+        unused = [name for name in rest if name not in yes_or_no]
+    else:
+        raise ValueError(f"none of its columns ({', '.join(head)[:200]}) is called 'labels', or has 0 and 1 alone")
+    if unused:
+        found = replace(found, notes=(*found.notes, f"columns that are no labels and not used: {some(unused)}"))
+    return found
+
+
+def _of_one_question(table: LabelTable) -> LabelTable:
+    """Return a single column of yes and no as two classes, of which every image has one."""
+    answers, (name,) = table.labels[:, 0], table.classes
+    known = np.flatnonzero(answers != UNKNOWN)
+    notes: tuple[str, ...] = (f"the one column of labels, {name}, is read as two classes, 'not {name}' and '{name}'",)
+    if (missing := len(answers) - len(known)) > 0:
+        notes += (f"{missing:,} rows do not tell it and are not used",)
+    return LabelTable(
+        tuple(table.names[row] for row in known),
+        np.stack([1 - answers[known], answers[known]], axis=1),
+        (f"not {name}", name),
+        tuple(table.roles[row] for row in known),
+        notes,
+        listed=False,
+    )
+
+
+def _roles(columns: Mapping[str, Sequence[str]], file: str) -> tuple[tuple[str | None, ...], list[str]]:
+    """Return the split of each row, and the columns that tell it."""
+    for name, cells in columns.items():
+        if name == file:
+            continue
+        if plain(name) in ROLE_COLUMNS and {cell.lower() for cell in cells} <= ROLES.keys():
+            return tuple(ROLES[cell.lower()] for cell in cells), [name]
+        if plain(name) in _VALIDATION_COLUMNS and _is_binary(cells):
+            return tuple("validation" if _answer(cell) == 1 else "train" for cell in cells), [name]
+    return (None,) * len(columns[file]), []
+
+
+def _is_binary(cells: Iterable[str]) -> bool:
+    values = {_number(cell) for cell in cells}
+    return values <= _YES | _NO | _UNSURE and bool(values & (_YES | _NO))
+
+
+def _answer(cell: str) -> int:
+    value = _number(cell)
+    return 1 if value in _YES else 0 if value in _NO else UNKNOWN
+
+
+def _number(cell: str) -> str:
+    return re.sub(r"\.0*$", "", cell.strip().lower())
+
+
+def _lists(cells: Sequence[str]) -> tuple[list[list[str]], tuple[str, ...]]:
+    """Divide cells into labels, and say at what."""
+    bare = [cell.strip("[]() ").replace("'", "").replace('"', "") if cell[:1] in "[(" else cell for cell in cells]
+    separator = next((each for each in "|;," if any(each in cell for cell in bare)), None)
+    if separator is None and _space_separates(bare):
+        separator = " "
+    if separator is None:
+        whole = next((cell for cell in bare if " " in cell), None)
+        note = f"labels such as '{whole}' are taken whole; several in a cell are to be separated by '|'"
+        return [[cell] if cell else [] for cell in bare], () if whole is None else (note,)
+    parts = [[part.strip() for part in cell.split(separator) if part.strip()] for cell in bare]
+    return parts, (f"labels are separated by {_SEPARATORS[separator]}",)
+
+
+def _space_separates(cells: Sequence[str]) -> bool:
+    """Whether spaces stand between labels, not within names such as 'traffic light': most parts come again in other cells."""
+    several = {cell for cell in cells if " " in cell}
+    seen = Counter(part for cell in {*cells} for part in {*cell.split()})
+    parts = {part for cell in several for part in cell.split()}
+    return 2 * sum(seen[part] > 1 for part in parts) > len(parts)
+
+
+def _is_image_name(cell: str) -> bool:
+    return Path(cell).suffix.lower() in IMAGE_EXTENSIONS

@@ -1,0 +1,71 @@
+"""Labels in JSON: a mapping of names to labels, a list of records, or the annotations of COCO."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from convnext_deploy.data.label_table import (
+    FILE_COLUMNS,
+    LABEL_COLUMNS,
+    ROLE_COLUMNS,
+    ROLES,
+    LabelTable,
+    label_lists,
+    plain,
+    some,
+)
+
+
+def parse_labels(content: Any) -> LabelTable:
+    """Read the value of a JSON file.
+
+    Raises: ValueError, TypeError, KeyError: saying why it does not tell labels.
+    """
+    if isinstance(content, Mapping) and {"images", "annotations", "categories"} <= content.keys():
+        return _of_coco(content)
+    if isinstance(content, Mapping):
+        pairs = list(content.items())
+        roles: tuple[str | None, ...] = (None,) * len(pairs)
+    elif isinstance(content, list) and content and all(isinstance(record, Mapping) for record in content):
+        keys = {plain(str(key)): key for record in content for key in record}
+        file = next((keys[known] for known in FILE_COLUMNS if known in keys), None)
+        told = next((keys[known] for known in LABEL_COLUMNS if known in keys), None)
+        if file is None or told is None:
+            raise ValueError(f"its records have {some(list(keys.values()))}, not 'file' and 'labels'")
+        pairs = [(str(record[file]), record.get(told)) for record in content]
+        split = next((keys[known] for known in ROLE_COLUMNS if known in keys), None)
+        roles = tuple(None if split is None else ROLES.get(str(record.get(split)).lower()) for record in content)
+    else:
+        raise ValueError("it is neither a table of names nor a list of records")
+    lists = []
+    for name, labels in pairs:
+        found = [labels] if isinstance(labels, str | int) else [] if labels is None else labels
+        if not isinstance(found, list) or not all(isinstance(label, str | int) for label in found):
+            raise ValueError(f"the labels of '{name}' are not a list of names")
+        lists.append([str(label) for label in found])
+    if not pairs:
+        raise ValueError("it is empty")
+    table = replace(label_lists([str(name) for name, _ in pairs], lists), roles=roles)
+    return replace(table, notes=(*table.notes,))
+
+
+def _of_coco(content: Mapping[str, Any]) -> LabelTable:
+    """Read which categories have an annotation in each image; crowds count, as they show the category."""
+    files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    categories = {each["id"]: str(each["name"]) for each in content["categories"]}
+    annotated = {each["category_id"] for each in content["annotations"]}
+    # an export of Roboflow has a category above the others that no annotation names
+    classes = [name for number, name in categories.items() if number in annotated]
+    places = {number: classes.index(categories[number]) for number in annotated if number in categories}
+    rows = {number: row for row, number in enumerate(files)}
+    labels = np.zeros((len(files), len(classes)), np.int8)
+    for each in content["annotations"]:
+        if each["image_id"] not in rows or each["category_id"] not in places:
+            raise ValueError(f"annotation {each.get('id')} is of an image or category that is not listed")
+        labels[rows[each["image_id"]], places[each["category_id"]]] = 1
+    if not files:
+        raise ValueError("it lists no images")
+    note = "labels are the categories that have an annotation in an image"
+    return LabelTable(tuple(files.values()), labels, tuple(classes), (None,) * len(files), (note,))
