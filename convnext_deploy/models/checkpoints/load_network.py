@@ -36,11 +36,12 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
             "'convnext-deploy train --weights FILE --data DIR'."
         )
     scheme = artifact.scheme
+    # before the next block, in which releases of safetensors until 0.5 give tensors without numbers
+    state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
     with torch.device("meta"):
         model = build_model(artifact.model, **training)
         if scheme is not None:
             prepare(model, scheme)
-        state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
         add_gains(model, state)
         if _PIXEL_STEM in state:  # what its buffers are is in the file
             model.stem.undo_normalization(*[[0.0] * artifact.model.in_channels] * 2)
