@@ -29,18 +29,19 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
         CheckpointError: if the weights cannot be read or do not fit, or have no head.
     """
     if artifact.format != "torch":
-        raise ArtifactError(f"{artifact.path} is in the format {artifact.format}; this step needs a PyTorch artifact.")
+        raise ArtifactError(f"{artifact.place} is in the format {artifact.format}; this step needs a PyTorch artifact.")
     if artifact.model.num_classes < 1:
         raise CheckpointError(
             f"{artifact.main_file} has no classification head; give it one with "
             "'convnext-deploy train --weights FILE --data DIR'."
         )
     scheme = artifact.scheme
+    # before the next block, in which releases of safetensors until 0.5 give tensors without numbers
+    state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
     with torch.device("meta"):
         model = build_model(artifact.model, **training)
         if scheme is not None:
             prepare(model, scheme)
-        state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
         add_gains(model, state)
         if _PIXEL_STEM in state:  # what its buffers are is in the file
             model.stem.undo_normalization(*[[0.0] * artifact.model.in_channels] * 2)
