@@ -40,6 +40,10 @@ class CheckpointError(DeployError):
     """A checkpoint cannot be read, or does not fit the network."""
 
 
+class OtherNetworkError(CheckpointError):
+    """A file holds weights of a network that is no ConvNeXt."""
+
+
 class ArtifactError(DeployError):
     """An artifact folder or file is missing, incomplete, altered or of the wrong format."""
 

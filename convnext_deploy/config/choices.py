@@ -40,7 +40,8 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nea
 """How images are resized for evaluation, by Pillow's filters; all but `nearest` weigh every pixel that they leave out."""
 CropMode = Literal["center", "squash"]
 """Which sides are resized before the centre is cut out: the shorter one, or both."""
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+"""Where PyTorch computes; `mps` is the GPU of a Mac, and `auto` does not take it."""
 BundledKind = Literal["onnx", "engine"]
 """Of the models in a bundle, those that can be run."""
 MetricName = Literal["top-1", "kNN top-1", "mAP"]

@@ -18,7 +18,7 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, WEIGHTS_PREFIX, Recipe
 from convnext_deploy.config.records import read_record, shown
 from convnext_deploy.data.class_names import parse_names
-from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.errors import CheckpointError, OtherNetworkError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.pipeline.open_artifact import CHECKPOINT_SUFFIXES, ask_for, open_input
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note
@@ -68,11 +68,20 @@ def open_teacher_input(
     if named is None:
         path = Path(place)
         found = _open_foreign(path) if os.path.lexists(path) else None
-        return open_input(path, model=model, asked=asked) if found is None else ask_for(found, asked, path)
+        return _open_own(path, model, asked) if found is None else ask_for(found, asked, path)
     if named.weights is None:
         return ask_for(_open_published(named.library, named.architecture), asked, Path(named.architecture))
     check_place(named.weights, EXPECTED_OF_TEACHERS)
     return ask_for(_open_weights(named.weights, named.library, named.architecture), asked, named.weights)
+
+
+def _open_own(path: Path, model: str | None, asked: PreprocessSettings) -> Artifact:
+    try:
+        return open_input(path, model=model, asked=asked)
+    except OtherNetworkError as error:
+        raise OtherNetworkError(
+            f"{error} To have it teach, say whose network it is: timm:NAME@{path} or torchvision:NAME@{path}."
+        ) from None
 
 
 def teaches_only(recipe: Recipe) -> bool:

@@ -224,7 +224,11 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: S
     settings = QATConfig(config.fit, config.teacher, config.temperature, config.distill_loss_weight)
     network, scheme = copy.deepcopy(search.network).to(context.execution.device), search.scheme
     rest = dataclasses.replace(context, data=without(context.need_data(), search.held_out))
-    history = train_quantized(network, folding.network, source, folding.preprocess, settings, rest)
+    teacher = folding.network
+    if context.execution.device != context.execution.exact_device:
+        teacher = copy.deepcopy(teacher).to(context.execution.device)
+    history = train_quantized(network, teacher, source, folding.preprocess, settings, rest)
+    network.to(context.execution.exact_device)
     counts = (config.calibration_images, config.selection_images)
 
     def judged() -> tuple[Step, Enough, MetricName]:

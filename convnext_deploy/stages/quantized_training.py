@@ -1,5 +1,6 @@
 """Training under fake quantization, which `qat` and `quantize` share."""
 
+import copy
 import time
 
 import torch
@@ -68,6 +69,8 @@ def train_quantized(
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
     """Return about how long training would take, from two passes with gradients over a few images."""
+    if context.execution.device != context.execution.exact_device:
+        network = copy.deepcopy(network).to(context.execution.device)
     images = torch.zeros(_TIMED_IMAGES, len(preprocess.mean), *preprocess.sides, device=context.execution.device)
     times = []
     with torch.enable_grad():

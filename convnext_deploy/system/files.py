@@ -137,8 +137,15 @@ def resolve_target(path: Path) -> Path:
 def create_output_folder(path: Path) -> None:
     """Make `path` and check that files can be written there.
 
-    Raises: OutputError: if it is a file, or cannot be created or written.
+    Raises: OutputError: if it is a file, cannot be created or written, or has a name that libraries in Rust do not take.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OutputError(
+            f"the output folder {path} has a name that is no UTF-8 text, and weights cannot be written there; choose another one "
+            "with --out."
+        ) from None
     probe = path / f".write-test-{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)

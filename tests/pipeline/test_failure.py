@@ -110,6 +110,14 @@ def test_run_recipe_raises_when_the_output_folder_is_a_file(
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_run_recipe_raises_before_any_work_when_the_name_of_the_output_folder_is_no_text(
+    light_recipe: Recipe, small_data: Data, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match=r"the output folder .*/o\\udcff has a name that is no UTF-8 text"):
+        run_recipe(light_recipe, settings_for(tmp_path / "o\udcff"), data=small_data)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run_recipe_raises_when_another_process_works_in_the_folder(
     rerun: Rerun, copied: Path, hold_lock: Callable[[Path], subprocess.Popen[str]]
 ) -> None:

@@ -264,6 +264,14 @@ def test_weights_of_another_network_are_refused_by_the_first_name(tmp_path: Path
         open_teacher(artifact, STUDENT, context(None, tmp_path))
 
 
+def test_weights_without_the_name_of_their_network_say_what_to_add(tmp_path: Path) -> None:
+    place, _ = next(kind for kind in NETWORKS if kind.name == "torchvision").write(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"looks like a ResNet .+ say whose network it is: timm:NAME@.*best\.pth or"
+    ):
+        open_teacher_input(str(place).partition("@")[2])
+
+
 def test_several_teachers_cannot_have_one_name(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="several teacher checkpoints were given"):
         distill("tiny", "atto", teacher_checkpoint=["a.onnx", "b.onnx"], out=tmp_path / "run")

@@ -34,13 +34,14 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
         CheckpointError: if the weights cannot be read or do not fit.
     """
     if artifact.format != "torch":
-        raise ArtifactError(f"{artifact.path} is in the format {artifact.format}; this step needs a PyTorch artifact.")
+        raise ArtifactError(f"{artifact.place} is in the format {artifact.format}; this step needs a PyTorch artifact.")
     scheme = artifact.scheme
+    # before the next block, in which releases of safetensors until 0.5 give tensors without numbers
+    state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
     with torch.device("meta"):
         model = build_model(artifact.model, **training)
         if scheme is not None:
             prepare(model, scheme)
-        state = load_checkpoint(artifact.main_file, artifact.details_as(TorchDetails).entry).state
         _check_last_norm(artifact, model, state)
         if unused := _behind_features(artifact.model.output):
             state = {key: tensor for key, tensor in state.items() if not key.startswith(unused)}

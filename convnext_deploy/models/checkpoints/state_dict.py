@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
-from convnext_deploy.errors import CheckpointError
+from convnext_deploy.errors import CheckpointError, OtherNetworkError
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
@@ -99,7 +99,7 @@ def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[s
     tensors, _ = take_tensors(content, path)
     dialect = recognize(tensors)
     if (other := name_network(tensors)) is not None:
-        raise CheckpointError(f"{path} is not a ConvNeXt checkpoint: it looks like {other}.")
+        raise OtherNetworkError(f"{path} is not a ConvNeXt checkpoint: it looks like {other}.")
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
