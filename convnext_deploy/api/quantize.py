@@ -99,4 +99,4 @@ def _check_source(source: Artifact) -> None:
             f"PyTorch checkpoint that it was made from{where}."
         )
     if source.precision != "fp32":
-        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor{where}.")
+        raise ArtifactError(f"{source.place} is already {source.precision}; quantize its FP32 ancestor{where}.")

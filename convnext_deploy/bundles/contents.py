@@ -36,8 +36,8 @@ class Tensor:
 class Model:
     """An ONNX file. `obstacle`: why TensorRT refuses it, or would compute something else; None: it does neither.
 
-    `fixes_size`: the graph takes images of any size, and its copy in the bundle those of the evaluation alone. `late`: versions in
-    it that older runtimes on devices do not read.
+    `late`: versions in it that older runtimes on devices do not read. `fixes_size`: the graph takes images of any size, and its
+    copy in the bundle those of the evaluation alone. `joins_weights`: it keeps tensors in files beside it, and its copy inside.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Model:
     obstacle: str | None
     late: tuple[str, ...] = ()
     fixes_size: bool = False
+    joins_weights: bool = False
 
     @property
     def layout(self) -> str:
@@ -161,11 +162,7 @@ def _check_same(one: tuple[Path, Artifact], other: tuple[Path, Artifact]) -> Non
 
 def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     view = open_view(artifact.main_file)
-    if any(True for _ in external_tensors(view.model)):
-        raise ArtifactError(
-            f"{path} keeps its weights in a file of their own, which a bundle has no place for; write one file: "
-            "onnx.save(onnx.load(A), B)."
-        )
+    joins_weights = any(True for _ in external_tensors(view.model))
     findings = apply_rules(find_compute_nodes(view))
     _refuse_invalid(path, findings)
     inputs = [_tensor(path, value, _INPUT_TYPES) for value in view.inputs]
@@ -195,7 +192,7 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
         )
     obstacle = next((finding.cost for finding in findings if finding.severity == "error"), None)
     late = tuple(f"{found.places[0]}: {found.cost}" for found in findings if found.name in _LATE)
-    return Model(name, artifact, inputs[0], outputs, obstacle, late, fixes_size)
+    return Model(name, artifact, inputs[0], outputs, obstacle, late, fixes_size, joins_weights)
 
 
 def _fixed(shape: Sequence[int | None], items: Sequence[tuple[int, ...]]) -> tuple[int | None, ...]:

@@ -167,7 +167,7 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     folding = fold(load_network(source), source.preprocess, pixels=pixels)
     if not folding.certificate.holds:
         worst = max(difference.relative for difference in folding.certificate.differences)
-        raise ArtifactError(f"{source.path}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
+        raise ArtifactError(f"{source.place}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
     if folding.preprocess != source.preprocess:
         folding.network.stem.undo_normalization(source.preprocess.mean, source.preprocess.std)
         folding = dataclasses.replace(folding, preprocess=source.preprocess)

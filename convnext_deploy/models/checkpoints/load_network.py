@@ -29,7 +29,7 @@ def load_network(artifact: Artifact, **training: Any) -> ConvNeXt:
         CheckpointError: if the weights cannot be read or do not fit, or have no head.
     """
     if artifact.format != "torch":
-        raise ArtifactError(f"{artifact.path} is in the format {artifact.format}; this step needs a PyTorch artifact.")
+        raise ArtifactError(f"{artifact.place} is in the format {artifact.format}; this step needs a PyTorch artifact.")
     if artifact.model.num_classes < 1:
         raise CheckpointError(
             f"{artifact.main_file} has no classification head; give it one with "
