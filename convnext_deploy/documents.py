@@ -18,6 +18,8 @@ from convnext_deploy.errors import first_line
 LARGEST = 100_000_000  # bytes of a document; a report with the pictures of its flips has a few million
 _LEAST = 1 << 16
 _DEEPEST = 64  # tables and lists within each other; ours have ten
+# Windows has no pipes among its files, and would change the ends of lines
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -35,7 +37,7 @@ def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     Raises: OSError: if it cannot be opened, is no regular file, or is larger.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _READ)
     except ValueError:  # NUL, or half of a character
         raise RefusedFileError(errno.EINVAL, "no file can have this name") from None
     status = os.fstat(descriptor)

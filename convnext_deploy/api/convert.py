@@ -159,9 +159,10 @@ def _loading_lines(artifact: Artifact, dialect: Dialect) -> str:
     if dialect == "timm":
         return "import timm\n\nmodel = timm.create_model('local-dir:.', pretrained=True)"
     if dialect == "huggingface":
+        model = "AutoModelForImageClassification" if spec.num_classes else "AutoModel"
         return (
-            "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
-            "model = AutoModelForImageClassification.from_pretrained('.')\n"
+            f"from transformers import AutoImageProcessor, {model}\n\n"
+            f"model = {model}.from_pretrained('.')\n"
             "processor = AutoImageProcessor.from_pretrained('.')"
         )
     read = "torch.load('model.pth', weights_only=True)"
@@ -189,7 +190,7 @@ def _readme(artifact: Artifact, dialect: Dialect, load: str, notes: list[str]) -
     lines = [
         f"# {spec.variant} for {dialect}",
         "",
-        f"{spec.num_classes} classes, {spec.in_channels} input channels. Run in this folder:",
+        f"{spec.num_classes or 'No'} classes, {spec.in_channels} input channels. Run in this folder:",
         "",
         "```python",
         load,

@@ -1,9 +1,9 @@
 """`export`: from an artifact to ONNX, TensorRT engines or a Torch-TensorRT program."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.open_inputs import open_artifact, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
 from convnext_deploy.api.run_stages import (
     changes_of,
@@ -14,7 +14,15 @@ from convnext_deploy.api.run_stages import (
     run_stages,
 )
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
+from convnext_deploy.config.choices import (
+    ExportFormat,
+    FeatureOutput,
+    GraphOutput,
+    InputLayout,
+    InputType,
+    Precision,
+    Runtime,
+)
 from convnext_deploy.config.engine import TensorRTConfig, TorchTensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
@@ -78,7 +86,8 @@ def export(
         input_type: `float32`, normalized images, as the artifact takes them; or pixels, which the graph normalizes itself:
             `uint8`, `float32-0-1`, `float32-0-255`.
         input_layout: order of the dimensions.
-        output: what is given: `logits`, `probabilities`, or the `top-k` classes.
+        output: what is given: `logits`, `probabilities`, or the `top-k` classes; or without the head `features`, pooled, or the
+            `feature-map` before the pooling. None: `logits`, and of a network without head `features`.
         top_k: how many classes a `top-k` output gives.
         range_images: training images that tell what overflows in FP16.
         license: of the weights, written into the file.
@@ -99,13 +108,14 @@ def export(
 
     Raises: RecipeError: if the artifact cannot become that, or a setting is for another format.
     """
+    taken = output if output == "features" or output == "feature-map" else None
     settings = {
         "precision": precision,
         "runtime": runtime,
         "batch_size": fixed_batch_size,
         "input_type": input_type,
         "input_layout": input_layout,
-        "output": output,
+        "output": output if taken is None else None,  # what the source gives itself
         "top_k": top_k,
         "range_images": range_images,
         "license": license,
@@ -123,13 +133,18 @@ def export(
     _check_settings(format, settings)
     how = create_execution(execution, data.data)
     source = open_artifact(artifact, model, data, how.progress)
+    if taken is not None:
+        source = with_features(source, taken, artifact, how.progress)
+    _check_output(artifact, source, output)
     _check_source(artifact, source, format, settings)
     _check_speed(source, evaluation)
     stages = _stages(source, format, settings, create_gate(evaluation, DEFAULT_MAX_TOP1_DROP_PP))
     images = open_data_for(source, data, how, out)
     if images is None:
         refuse(changes_of(evaluation), "export without data", "nothing is validated")
-    recipe = create_recipe(f"{format}-{source.model.variant}", stages, images, artifact, how.seed, data.preprocess)
+    recipe = create_recipe(
+        f"{format}-{source.model.variant}", stages, images, artifact, how.seed, data.preprocess, taken
+    )
     run = create_settings("export", recipe.name, out, how, execution, speed_check=evaluation.speed_check)
     return run_stages(recipe, run, source, images)
 
@@ -160,6 +175,15 @@ def _check_source(path: Path | str, source: Artifact, to: ExportFormat, settings
         raise RecipeError(
             f"{path} was quantized for {scheme.target}, with zero points that TensorRT does not read; quantize its FP32 "
             "ancestor with --target tensorrt."
+        )
+
+
+def _check_output(path: Path | str, source: Artifact, output: GraphOutput | None) -> None:
+    """Check that a network gives what is asked for. Raises: RecipeError: if it has no head for that."""
+    if output is not None and not source.model.num_classes and output not in get_args(FeatureOutput):
+        raise RecipeError(
+            f"{path} has no head, and gives no {output}; leave --output out, or give it a head with 'convnext-deploy train "
+            "--checkpoint FILE --data DIR'."
         )
 
 

@@ -9,6 +9,7 @@ from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import ForeignDetails
 from convnext_deploy.artifacts.preprocessing import assumed_fields
+from convnext_deploy.config.choices import FeatureOutput
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.class_names import match_names, read_class_names
@@ -18,7 +19,7 @@ from convnext_deploy.data.unreadable import Skipping
 from convnext_deploy.data.value_range import describe_dark
 from convnext_deploy.errors import DataError, RecipeError, printable
 from convnext_deploy.models.variants import resolve_variant, short_name
-from convnext_deploy.pipeline.open_artifact import ask_for, open_input
+from convnext_deploy.pipeline.open_artifact import ask_for, open_input, without_head
 from convnext_deploy.pipeline.open_foreign import open_teacher_input, read_name
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
@@ -125,6 +126,15 @@ def open_artifacts(
             progress.say(note)
         found.append(opened if options.classes is None else _with_classes(opened, options, progress))
     check_graph_options(options.preprocess, found, " and ".join(map(str, paths)))
+    return found
+
+
+def with_features(artifact: Artifact, output: FeatureOutput, path: Path | str, progress: Progress) -> Artifact:
+    """Return a network without its head, see `without_head`, and say so."""
+    found = without_head(artifact, output, path)
+    for note in found.notes:
+        if note not in artifact.notes:
+            progress.say(note)
     return found
 
 

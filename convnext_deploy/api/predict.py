@@ -2,7 +2,7 @@
 
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -43,14 +43,20 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, best first; for a file that cannot be read there are none, and `error` says why."""
+    """The most probable classes of an image, best first; for a file that cannot be read there are none, and `error` says why.
+
+    A feature extractor gives `features`, `(D,)` float32, in their place; the features of others are None.
+    """
 
     path: Path
     guesses: tuple[Guess, ...]
     error: str | None = None
+    features: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def to_record(self) -> dict[str, Any]:
-        """Return what `--json` prints: `path`, `predictions` and, only where there is one, `error`."""
+        """Return what `--json` prints: `path`, `predictions` or `features` and, only where there is one, `error`."""
+        if self.features is not None:
+            return {"path": str(self.path), "features": [float(str(value)) for value in self.features]}
         guesses = [{"class": g.class_name, "index": g.index, "probability": g.probability} for g in self.guesses]
         record: dict[str, Any] = {"path": str(self.path), "predictions": guesses}
         return record if self.error is None else {**record, "error": self.error}
@@ -159,6 +165,9 @@ def predict(
     opened = open_artifact(artifact, None, data, execution.reporter)
     check_takes_images(str(artifact), opened)
     io = opened.io
+    if io.output == "feature-map":
+        what = "gives a feature map, which is no vector of an image; take the network with --output features"
+        raise RecipeError(f"{artifact} {what}.")
     choice = _choose(opened, top_k, threshold)
     if threshold is None and choice.threshold is not None:
         execution.reporter.say(f"labels with a probability of at least {choice.threshold:g}; another with --threshold")
@@ -244,19 +253,27 @@ def _classify(
         with progress.task("predict", len(paths), "images") as task:
             for batch in FileBatches(paths, artifact.preprocess, batch_size, workers):
                 rows: Iterator[tuple[Guess, ...]] = iter(())
+                vectors: Iterator[NDArray[np.float32]] = iter(())
                 if len(batch.pixels):
                     logits = compute(batch.pixels)
                     if not np.isfinite(logits).all():
                         raise ArtifactError(
-                            f"{artifact.main_file}: the logits are not finite; the artifact is unusable."
+                            f"{artifact.main_file}: the {io.output} are not finite; the artifact is unusable."
                         )
                     count = min(choice.most, _given(io, logits.shape[1]))
-                    if choice.multi_label:
+                    if io.gives_features:
+                        vectors = iter(logits)
+                    elif choice.multi_label:
                         rows = _best(to_label_probabilities(logits, io), names, count, choice.threshold or 0.0)
                     else:
                         rows = _best(to_probabilities(logits, io, foreign), names, count)
                 for path, error in zip(batch.paths, batch.errors, strict=True):
-                    found = Prediction(path, next(rows)) if error is None else Prediction(path, (), str(error))
+                    if error is not None:
+                        found = Prediction(path, (), str(error))
+                    elif io.gives_features:
+                        found = Prediction(path, (), features=next(vectors))
+                    else:
+                        found = Prediction(path, next(rows))
                     if found.guesses and not choice.multi_label:
                         labels.add(path, found.guesses[0].index)
                     yield found

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import open_artifact, open_data_for
+from convnext_deploy.api.open_inputs import open_artifact, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
+from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
@@ -26,6 +26,7 @@ def quantize(
     calibration_images: int | None = None,
     selection_images: int | None = None,
     time_budget_s: float | None = None,
+    output: FeatureOutput | None = None,
     model: str | None = None,
     out: Path | str | None = None,
     data: DataOptions = DataOptions(),
@@ -43,6 +44,8 @@ def quantize(
         calibration_images: training images that fix the ranges, >= 1; None: 512.
         selection_images: other training images, by which the method is chosen, >= 1; None: 4096.
         time_budget_s: begin nothing that would not end within so many seconds; None: no limit.
+        output: what the network is to give without its head: `features`, pooled, or the `feature-map` before the pooling; None: its
+            logits, and of a network without head its features.
         model: variant that the checkpoint must hold.
         out: folder of the run; None: `runs/quantize-VARIANT`, or `runs/ptq-VARIANT` with a calibration method.
         data: images; none named: the digits, for what was trained on them.
@@ -64,6 +67,8 @@ def quantize(
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
     _check_source(source)
+    if output is not None:
+        source = with_features(source, output, checkpoint, how.progress)
     images = open_data_for(source, data, how, out)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
@@ -84,7 +89,7 @@ def quantize(
         )
     stage = StageEntry(config.kind, config, SOURCE, create_gate(evaluation, drop))
     recipe = create_recipe(
-        f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess
+        f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess, output
     )
     return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)
 
@@ -99,4 +104,4 @@ def _check_source(source: Artifact) -> None:
             f"PyTorch checkpoint that it was made from{where}."
         )
     if source.precision != "fp32":
-        raise ArtifactError(f"{source.path} is already {source.precision}; quantize its FP32 ancestor{where}.")
+        raise ArtifactError(f"{source.place} is already {source.precision}; quantize its FP32 ancestor{where}.")

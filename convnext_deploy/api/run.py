@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import open_artifact, open_named_data
+from convnext_deploy.api.open_inputs import open_artifact, open_named_data, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
@@ -88,6 +88,8 @@ def _open(
     how = create_execution(execution, name)
     asked = DataOptions(name, classes=data.classes, **loaded.source_preprocess.asked())
     source = _open_source(loaded, asked, how.progress)
+    if source is not None and loaded.source_output is not None:
+        source = with_features(source, loaded.source_output, str(loaded.source), how.progress)
     downloads = weights_to_download(loaded) if plan else ()
     weights = open_references(loaded, but=downloads)
     for artifact in weights.values():

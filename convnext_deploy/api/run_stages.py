@@ -4,7 +4,7 @@ from pathlib import Path
 
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.choices import FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
@@ -63,12 +63,16 @@ def create_recipe(
     source: Path | str | None,
     seed: int,
     preprocess: PreprocessSettings = PreprocessSettings(),
+    output: FeatureOutput | None = None,
 ) -> Recipe:
-    """Return the recipe of a verb; `source` is what the user named, if the stages start from something, opened as asked for."""
+    """Return the recipe of a verb; `source` is what the user named, if the stages start from something, opened as asked for.
+
+    `output`: what is taken of it in the place of its logits.
+    """
     asked = PreprocessSettings() if source is None else preprocess
     origin = None if source is None else str(source)
     images = None if data is None else data.name
-    return Recipe(name, tuple(stages), images, origin, seed, source_preprocess=asked)
+    return Recipe(name, tuple(stages), images, origin, seed, source_preprocess=asked, source_output=output)
 
 
 def create_gate(evaluation: EvaluationOptions, usual_drop_pp: float | None, on: GateOn = "point") -> Gate:

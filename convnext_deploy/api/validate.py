@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from convnext_deploy.api import options
-from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
+from convnext_deploy.api.open_inputs import open_artifacts, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
 from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
 from convnext_deploy.config.choices import GateOn
@@ -36,7 +36,8 @@ def validate(
 
     Args:
         artifact: folder or file, or the name of published weights.
-        baseline: artifact to compare with, of any kind; None: nothing is compared.
+        baseline: artifact to compare with, of any kind; a feature extractor is compared with what the baseline gives without its
+            head. None: nothing is compared.
         model: variant that both must hold.
         gate_on: what must be within the limits of `evaluation`: changes as measured, or the upper ends of their 95 % intervals.
         out: folder for the report, not that of a run, which has its own; None: none is written.
@@ -61,6 +62,9 @@ def validate(
     paths = {"baseline": baseline, "artifact": artifact}
     given = {name: path for name, path in paths.items() if path is not None}
     opened = dict(zip(given, open_artifacts(list(given.values()), model, data, how.progress), strict=True))
+    output = opened["artifact"].model.output
+    if "baseline" in opened and output != "logits":
+        opened["baseline"] = with_features(opened["baseline"], output, str(baseline), how.progress)
     images = open_data_for(opened["artifact"], data, how)
     if images is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")

@@ -120,8 +120,10 @@ class Artifact:
 
     @property
     def io(self) -> GraphIO:
-        """What it takes and gives: for PyTorch normalized images and logits."""
-        return self.details.io if isinstance(self.details, ONNXDetails | EngineDetails) else GraphIO()
+        """What it takes and gives: for PyTorch normalized images, and logits or features."""
+        if isinstance(self.details, ONNXDetails | EngineDetails):
+            return self.details.io
+        return GraphIO(output=self.model.output)
 
     def details_as(self, record: type[Record]) -> Record:
         """Return the details of an artifact that is in their format. Raises: ArtifactError: if it is in another."""

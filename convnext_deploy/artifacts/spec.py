@@ -3,10 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from convnext_deploy.config.checks import check_size
-from convnext_deploy.config.choices import CropMode, GraphOutput, HeadActivation, InputLayout, InputType, Interpolation
+from convnext_deploy.config.choices import (
+    CropMode,
+    FeatureOutput,
+    GraphOutput,
+    HeadActivation,
+    InputLayout,
+    InputType,
+    Interpolation,
+    NetworkOutput,
+)
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.config.records import between
 
@@ -34,7 +43,8 @@ _INPUTS: dict[InputType, tuple[str, float | None]] = {
 class ModelSpec:
     """Which network the weights belong to. None: as in the table of variants.
 
-    `num_classes` 0: the weights have no classification head. `norm_eps` holds for all norms, `head_norm_eps` for the last.
+    `num_classes` 0: a feature extractor, which gives what a head would see, or with `feature_map` the map before the pooling, see
+    `output`. `norm_eps` holds for all norms, `head_norm_eps` for the last.
     `head_hidden_size` is the width of a hidden layer before the logits (0: none), `head_activation` what follows it. `head_norm`: a
     LayerNorm of the head's own, after the network's last norm.
     `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
@@ -54,7 +64,19 @@ class ModelSpec:
     head_norm: bool = False
     strides: tuple[_Stride, _Stride, _Stride, _Stride] = (1, 2, 2, 2)
     dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
+    feature_map: bool = False
     multi_label: bool = False
+
+    @property
+    def output(self) -> NetworkOutput:
+        """What the network gives.
+
+        `logits (N, num_classes)`; `features (N, D)`, behind the pooling, the last norm and a hidden layer of the head; or
+        `feature-map (N, D, H, W)`, the last model stage's output behind the last norm, which is applied at every place.
+        """
+        if self.num_classes:
+            return "logits"
+        return "feature-map" if self.feature_map else "features"
 
     @property
     def output_stride(self) -> int:
@@ -112,7 +134,8 @@ class GraphIO:
     `input_layout`: `nchw` `(N, C, S, S)` or `nhwc` `(N, S, S, C)`.
     `output`: `logits (N, classes)`; `probabilities (N, classes)`, their softmax, of a
     multi-label network their sigmoid; `top-k`: the `top_k` largest of these, as
-    `scores (N, k)` in descending order and `classes (N, k)` int64. `batch_size` None: any N >= 1.
+    `scores (N, k)` in descending order and `classes (N, k)` int64; or of a network without head what `ModelSpec.output` says.
+    `batch_size` None: any N >= 1.
     `output_names`: which outputs of a graph of another origin these are; two are the best `top_k` scores, logits where `output`
     says so, and whose they are. Empty: those that this tool writes.
     """
@@ -139,6 +162,11 @@ class GraphIO:
     def takes_usual_images(self) -> bool:
         """Whether the graph takes what the network does, so that one file can be put in the place of the other."""
         return self.white is None and self.input_layout == "nchw"
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether no output is about classes."""
+        return self.output in get_args(FeatureOutput)
 
     @property
     def gives_best_logits(self) -> bool:

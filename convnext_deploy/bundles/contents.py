@@ -36,8 +36,8 @@ class Tensor:
 class Model:
     """An ONNX file. `obstacle`: why TensorRT refuses it, or would compute something else; None: it does neither.
 
-    `fixes_size`: the graph takes images of any size, and its copy in the bundle those of the evaluation alone. `late`: versions in
-    it that older runtimes on devices do not read.
+    `late`: versions in it that older runtimes on devices do not read. `fixes_size`: the graph takes images of any size, and its
+    copy in the bundle those of the evaluation alone. `joins_weights`: it keeps tensors in files beside it, and its copy inside.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Model:
     obstacle: str | None
     late: tuple[str, ...] = ()
     fixes_size: bool = False
+    joins_weights: bool = False
 
     @property
     def layout(self) -> str:
@@ -145,9 +146,13 @@ def _check_same(one: tuple[Path, Artifact], other: tuple[Path, Artifact]) -> Non
     def identity(spec: ModelSpec) -> tuple[str, int, int]:
         return spec.variant, spec.in_channels, spec.num_classes
 
+    def gives(artifact: Artifact) -> str:
+        return artifact.model.output if not artifact.model.num_classes else "scores of classes"
+
     pairs = (
         ("a {}", one[1].model.variant, other[1].model.variant),
         ("of {0[1]} channels and {0[2]} classes", identity(one[1].model), identity(other[1].model)),
+        ("one that gives {}", gives(one[1]), gives(other[1])),
         ("of the classes {}", one[1].class_names, other[1].class_names),
         ("preprocessed by {}", one[1].preprocess, other[1].preprocess),
     )
@@ -161,11 +166,7 @@ def _check_same(one: tuple[Path, Artifact], other: tuple[Path, Artifact]) -> Non
 
 def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     view = open_view(artifact.main_file)
-    if any(True for _ in external_tensors(view.model)):
-        raise ArtifactError(
-            f"{path} keeps its weights in a file of their own, which a bundle has no place for; write one file: "
-            "onnx.save(onnx.load(A), B)."
-        )
+    joins_weights = any(True for _ in external_tensors(view.model))
     findings = apply_rules(find_compute_nodes(view))
     _refuse_invalid(path, findings)
     inputs = [_tensor(path, value, _INPUT_TYPES) for value in view.inputs]
@@ -178,11 +179,7 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
     if len(inputs) != 1 or inputs[0].shape[1:] not in items:
         found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in inputs)
         raise ArtifactError(f"{path} takes {found}; expected one input of images, (batch, {items[0]}).")
-    if (
-        not outputs
-        or any(len(o.shape) != 2 or o.shape[1] is None for o in outputs)
-        or outputs[0].dtype not in _INPUT_TYPES
-    ):
+    if not _is_known(artifact, outputs):
         found = ", ".join(f"{tensor.name} {tensor.dtype} {tensor.shape}" for tensor in outputs)
         raise ArtifactError(
             f"{path} gives {found}; expected scores (batch, classes) first, and nothing that is not (batch, k)."
@@ -195,7 +192,7 @@ def _describe_model(name: str, path: Path, artifact: Artifact) -> Model:
         )
     obstacle = next((finding.cost for finding in findings if finding.severity == "error"), None)
     late = tuple(f"{found.places[0]}: {found.cost}" for found in findings if found.name in _LATE)
-    return Model(name, artifact, inputs[0], outputs, obstacle, late, fixes_size)
+    return Model(name, artifact, inputs[0], outputs, obstacle, late, fixes_size, joins_weights)
 
 
 def _fixed(shape: Sequence[int | None], items: Sequence[tuple[int, ...]]) -> tuple[int | None, ...]:
@@ -206,6 +203,15 @@ def _fixed(shape: Sequence[int | None], items: Sequence[tuple[int, ...]]) -> tup
         if len(item) == len(shape) - 1 and all(own in (None, size) for own, size in zip(shape[1:], item, strict=True))
     )
     return (shape[0], *next(fitting, tuple(shape[1:])))
+
+
+def _is_known(artifact: Artifact, outputs: Sequence[Tensor]) -> bool:
+    """Whether a graph gives scores first and nothing that is not `(batch, k)`, or the features of a network without head."""
+    if not outputs or outputs[0].dtype not in _INPUT_TYPES or any(None in output.shape[1:] for output in outputs):
+        return False
+    if artifact.io.output == "feature-map":
+        return len(outputs) == 1 and len(outputs[0].shape) == 4
+    return all(len(output.shape) == 2 for output in outputs)
 
 
 def _refuse_invalid(path: Path, findings: Sequence[Finding]) -> None:

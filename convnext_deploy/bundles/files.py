@@ -15,7 +15,7 @@ from convnext_deploy.bundles.readme import render_card
 from convnext_deploy.bundles.reported_accuracy import find_measurement
 from convnext_deploy.bundles.triton import model_config, write_entry
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.onnx_io import fix_image, load_onnx
+from convnext_deploy.graphs.onnx_io import fix_image, join_weights, load_onnx
 from convnext_deploy.reports.phrases import one_line
 from convnext_deploy.system.environment import package_versions
 from convnext_deploy.system.files import copy_file, write_array, write_bytes, write_text
@@ -45,8 +45,8 @@ def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: Batc
     with progress.task("bundle", len(contents.models) + len(contents.engines), "files") as task:
         for model in contents.models:
             _copy(model.artifact.main_file, folder / model.file, model.artifact)
-            if model.fixes_size:
-                _fix_size(folder / model.file, model)
+            if model.fixes_size or model.joins_weights:
+                _write_anew(folder / model.file, model)
             records.append(_answer(folder, model, golden, batch))
             task.advance(note=model.name)
         for engine in contents.engines:
@@ -72,10 +72,17 @@ def _copy(source: Path, target: Path, artifact: Artifact) -> None:
         raise ArtifactError(f"{source} is not the file that its manifest describes; make the artifact again.")
 
 
-def _fix_size(path: Path, model: Model) -> None:
-    """Fix the size of the images that a copied graph takes: what runs on devices is built and served for one."""
-    proto = load_onnx(path)
-    fix_image(proto, tuple(size for size in model.input.shape[1:] if size is not None))
+def _write_anew(path: Path, model: Model) -> None:
+    """Write a graph as devices want it: one file, for images of one size.
+
+    Raises: ArtifactError: if it is too large for one file.
+    """
+    source = model.artifact.main_file
+    proto = load_onnx(source)
+    if model.joins_weights:
+        join_weights(proto, source)
+    if model.fixes_size:
+        fix_image(proto, tuple(size for size in model.input.shape[1:] if size is not None))
     write_bytes(path, proto.SerializeToString(deterministic=True))
 
 

@@ -55,7 +55,7 @@ def choose_images(artifact: Artifact, count: int, data: Data | None) -> GoldenIm
     if data is None:
         pixels = _synthetic_pixels(count, artifact.preprocess.sides, len(artifact.preprocess.mean))
         return GoldenImages(pixels, f"{count} synthetic images (waves and noise), of no class", "synthetic")
-    check_classes(str(artifact.path), artifact, data)
+    check_classes(str(artifact.place), artifact, data)
     chosen = spread_over_classes(rarest_labels(data.validation.labels), count)
     pixels = np.stack([evaluation_transform(data.validation.load(i), artifact.preprocess) for i in chosen])
     if data.name == BUILT_IN:

@@ -7,6 +7,7 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.bundles.contents import Contents, Engine, Model
 from convnext_deploy.bundles.golden import GoldenImages
 from convnext_deploy.evaluation.metric import METRICS
+from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.reports.escaping import clean, code, markdown
 from convnext_deploy.reports.phrases import describe_step, one_line, preprocessing_steps
 
@@ -20,9 +21,9 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
     names = "" if contents.first.class_names is None else ", their names in `classes.txt`"
     sections = [
         f"# {contents.name}",
-        f"{'A multi-label' if spec.multi_label else 'An'} image classifier, {spec.variant}: "
-        f"{'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
-        f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, {spec.num_classes} classes{names}. Written by {record['tool']}.",
+        f"{_kind(contents)}, {spec.variant}: {'RGB' if spec.in_channels == 3 else f'{spec.in_channels} channel(s)'}, "
+        f"{preprocess.sides[0]}×{preprocess.sides[1]} pixels, "
+        f"{f'{spec.num_classes} classes{names}' if spec.num_classes else _gives(contents)}. Written by {record['tool']}.",
         "## Files",
         _files(contents, models),
         *_measured_on(models),
@@ -40,6 +41,15 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
         "\n".join(f"- {text}" for text in _limits(contents, golden, models)),
     ]
     return clean("\n\n".join(sections) + "\n")
+
+
+def _gives(contents: Contents) -> str:
+    own = contents.first
+    return f"without classes: it gives {own.model.output} {describe_features(own.model, own.preprocess.image_size)}"
+
+
+def _kind(contents: Contents) -> str:
+    return "An image classifier" if contents.first.model.num_classes else "A feature extractor"
 
 
 def _files(contents: Contents, models: Mapping[str, Any]) -> str:
@@ -173,9 +183,10 @@ def _limits(contents: Contents, golden: GoldenImages, models: Mapping[str, Any])
     texts = [f"Golden images: {markdown(golden.origin)} (`golden/pixels.npy`), answered by ONNX Runtime on a CPU."]
     if golden.kind == "synthetic":
         texts.append("They show whether a machine computes what it should, and nothing of accuracy on photographs.")
+    unclear = ", and no clear first class may change" if contents.first.model.num_classes else ""
     texts += [
         "`{}`: answers may differ by {onnx:g} under ONNX Runtime and {engine:g} in an engine, as the largest error of an image "
-        "over the usual length of an output, and no clear first class may change.".format(name, **model["tolerance"])
+        "over the usual length of an output{}.".format(name, unclear, **model["tolerance"])
         for name, model in models.items()
     ]
     for model in contents.models:

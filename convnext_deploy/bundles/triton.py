@@ -37,7 +37,7 @@ def model_config(model: Model, *, runtime: str, max_batch_size: int, has_labels:
         f"input [ {{ {_signature(model.input, frozen)} }} ]",
     ]
     for output in model.outputs:
-        is_scores = output.dtype.startswith("float") and output.shape[1] == classes
+        is_scores = output.dtype.startswith("float") and classes and output.shape[1] == classes
         labels = f" label_filename: {quoted(LABELS)}" if has_labels and is_scores else ""
         lines.append(f"output [ {{ {_signature(output, frozen)}{labels} }} ]")
     if not frozen and max_batch_size > 1:

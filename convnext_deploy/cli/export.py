@@ -42,7 +42,12 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 @click.option(
     "--input-layout", type=click.Choice(get_args(InputLayout)), help="Order of the dimensions.  [default: nchw]"
 )
-@click.option("--output", type=click.Choice(get_args(GraphOutput)), help="What the graph returns.  [default: logits]")
+@click.option(
+    "--output",
+    type=click.Choice(get_args(GraphOutput)),
+    help="What the graph returns: scores of the classes, or without the head features, pooled or the map before the pooling.  "
+    "[default: logits; of a network without head features]",
+)
 @click.option("--top-k", type=POSITIVE, help="How many classes --output top-k gives.  [default: 5]")
 @click.option("--range-images", type=POSITIVE, help="Training images that show what overflows in FP16.  [default: 64]")
 @click.option("--license", help="License of the weights, written into the file.  [default: what is known of it]")

@@ -187,7 +187,11 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         {},
     ),
     "seed": (_COUNT, "Seed of weights, crops and calibration.  [default: 0]", {}),
-    "device": (click.Choice(get_args(Device)), "Where PyTorch runs.  [default: auto, a GPU if there is one]", {}),
+    "device": (
+        click.Choice(get_args(Device)),
+        "Where PyTorch runs; mps: the GPU of a Mac.  [default: auto, an NVIDIA GPU if there is one]",
+        {},
+    ),
     "workers": (_COUNT, "Processes that decode images.  [default: one per core, at most 8]", {}),
     "cache_dir": (
         click.Path(path_type=Path),

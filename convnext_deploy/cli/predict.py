@@ -44,9 +44,10 @@ _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 def command(as_json: bool, skip_unreadable: bool | None, **values: Any) -> None:
     """Print the most probable classes of images: of files, and of all images below folders.
 
-    Images are resized and normalized as ARTIFACT says. A file that cannot be read is named, and the others are
-    classified all the same; the exit code is then 1, or 0 with --skip-unreadable if any could be read. A multi-label
-    network answers each label by itself: those with a probability of 0.5 or more are printed.
+    A feature extractor gives its features instead, one vector of numbers for each image. Images are resized and
+    normalized as ARTIFACT says. A file that cannot be read is named, and the others are classified all the same; the
+    exit code is then 1, or 0 with --skip-unreadable if any could be read. A multi-label network answers each label
+    by itself: those with a probability of 0.5 or more are printed.
     """
     from convnext_deploy.api.predict import predict
     from convnext_deploy.errors import DataError
@@ -97,6 +98,8 @@ def _conclude(values: Mapping[str, Any]) -> None:
 
 
 def _describe(prediction: Prediction) -> str:
+    if prediction.features is not None:
+        return " ".join(f"{value:.4g}" for value in prediction.features)
     if not prediction.guesses:
         return "no label"
     return ", ".join(f"{guess.class_name} {_percent(guess.probability)}" for guess in prediction.guesses)

@@ -9,7 +9,7 @@ import click
 from convnext_deploy.cli.completions import artifacts, variants
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 from convnext_deploy.cli.verbs import Verb
-from convnext_deploy.config.choices import CalibrationMethod, QuantizeMethod, Target
+from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -56,6 +56,12 @@ class Duration(click.ParamType[float]):
     type=Duration(),
     metavar="TIME",
     help="Start no step that would not end within it, such as 90s, 20m or 1h.  [default: no limit]",
+)
+@click.option(
+    "--output",
+    type=click.Choice(get_args(FeatureOutput)),
+    help="Quantize CHECKPOINT without its head, for features, pooled or the map before the pooling.  [default: logits; of a "
+    "network without head features]",
 )
 @click.option(
     "--model", shell_complete=variants, help="Model that CHECKPOINT must hold; found from its shapes if not given."

@@ -27,7 +27,10 @@ InputType = Literal["float32", "uint8", "float32-0-1", "float32-0-255"]
 InputRange = Literal["normalized", "0-1", "0-255"]
 """Of the values that a graph of another origin takes: normalized by mean and std, or pixels, which it normalizes itself."""
 InputLayout = Literal["nchw", "nhwc"]
-GraphOutput = Literal["logits", "probabilities", "top-k"]
+NetworkOutput = Literal["logits", "features", "feature-map"]
+"""What a network gives: scores of classes, or without a head what these would be made of, pooled or the map before the pooling."""
+FeatureOutput = Literal["features", "feature-map"]
+GraphOutput = Literal["logits", "probabilities", "top-k", "features", "feature-map"]
 GateOn = Literal["point", "upper"]
 """Which drop a gate judges: the one measured, or the upper end of its 95 % interval."""
 Autocast = Literal["auto", "off", "bf16", "fp16"]
@@ -37,8 +40,11 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nea
 """How images are resized for evaluation, by Pillow's filters; all but `nearest` weigh every pixel that they leave out."""
 CropMode = Literal["center", "squash"]
 """Which sides are resized before the centre is cut out: the shorter one, or both."""
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+"""Where PyTorch computes; `mps` is the GPU of a Mac, and `auto` does not take it."""
 BundledKind = Literal["onnx", "engine"]
 """Of the models in a bundle, those that can be run."""
+MetricName = Literal["top-1", "kNN top-1", "mAP"]
+"""What an artifact is scored by, see `evaluation.metric`."""
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 """Whose names of weights a checkpoint has."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from convnext_deploy.config.checks import LARGEST_SEED, check_fields, require
-from convnext_deploy.config.choices import GateOn
+from convnext_deploy.config.choices import FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.errors import RecipeError, suggest
@@ -92,7 +92,8 @@ class Recipe:
     """Stages in order. `data` is `digits` or an image folder; `source` the path of an artifact, checkpoint or ONNX file.
 
     `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
-    images are made ready for the source, where its file does not tell that or something else is wanted.
+    images are made ready for the source, where its file does not tell that or something else is wanted. `source_output`: take the
+    source without its head, for what that would see; None: as it is.
     """
 
     name: str
@@ -102,11 +103,13 @@ class Recipe:
     seed: int = 0
     speed_check: bool = True
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    source_output: FeatureOutput | None = None
 
     def __post_init__(self) -> None:
         _check_name("the recipe's name", self.name)
-        if self.source is None and self.source_preprocess.asked():
-            raise RecipeError(f"recipe '{self.name}' has source_preprocess and no source; name the source too.")
+        for name, asked in (("preprocess", self.source_preprocess.asked()), ("output", self.source_output)):
+            if self.source is None and asked:
+                raise RecipeError(f"recipe '{self.name}' has source_{name} and no source; name the source too.")
         require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"0 to {LARGEST_SEED}")
         known = {SOURCE} if self.source else set()
         if not self.stages:

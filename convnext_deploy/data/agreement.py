@@ -23,25 +23,26 @@ from convnext_deploy.errors import DataError
 
 
 def check_takes_images(what: str, artifact: Artifact) -> None:
-    """Check that an artifact takes images as files hold them, and tells their classes.
-
-    Raises: DataError: if not.
-    """
+    """Check that an artifact takes images as files hold them. Raises: DataError: if not."""
     if artifact.model.in_channels not in (1, 3):
         raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
-    if artifact.model.num_classes < 1:
-        raise DataError(
-            f"{what} has no classification head; give it one with 'convnext-deploy train --weights FILE --data DIR'."
-        )
+
+
+def is_labelled(data: Data) -> bool:
+    """Whether the images are told apart by classes; one class of all images tells nothing."""
+    return len(data.class_names) > 1
 
 
 def check_classes(what: str, artifact: Artifact, data: Data) -> None:
     """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, in whatever order,
-    and that no image on which it was trained is now held out to judge it.
+    and that no image on which it was trained is now held out to judge it. A feature extractor speaks of none.
 
     Raises: DataError: if not.
     """
     check_takes_images(what, artifact)
+    if not artifact.model.num_classes:
+        _check_split(what, artifact, data)
+        return
     if len(data.class_names) != artifact.model.num_classes:
         raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
     if _places(artifact, data) is None:
@@ -216,6 +217,8 @@ def speaks_of(artifact: Artifact, data: Data) -> bool:
 
 def _places(artifact: Artifact, data: Data) -> tuple[int, ...] | None:
     """Return for each class of the data its output, or None for other classes; both have as many."""
+    if not artifact.model.num_classes:
+        return None
     names = name_classes(artifact, data).class_names or ()
     found = match_names(names, data.class_names)
     if found is not None or len(names) != len(data.class_names):

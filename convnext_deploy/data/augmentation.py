@@ -40,7 +40,7 @@ def crop_and_flip(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.
     """
     _, height, width, _ = pixels.shape
     to = sides_of(size)
-    top, left, h, w = torch.from_numpy(boxes.T.copy()).to(pixels.device, torch.float32)
+    top, left, h, w = torch.from_numpy(boxes.T.astype(np.float32, order="C")).to(pixels.device)
     mirrored = torch.from_numpy(flips).to(pixels.device)
     rows = _cubic_weights(top, h, height, to[0])
     columns = _cubic_weights(torch.where(mirrored, left + w, left), torch.where(mirrored, -w, w), width, to[1])

@@ -208,7 +208,7 @@ def _apply(group: str, images: Tensor, names: NDArray[np.str_], magnitudes: NDAr
 
 
 def _per_image(values: NDArray[Any], images: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(images.device, torch.float32)[:, None, None, None]
+    return torch.from_numpy(values.astype(np.float32)).to(images.device)[:, None, None, None]
 
 
 def _resample(images: Tensor, names: NDArray[np.str_], magnitudes: NDArray[np.float64]) -> Tensor:
@@ -227,6 +227,6 @@ def _resample(images: Tensor, names: NDArray[np.str_], magnitudes: NDArray[np.fl
     matrix[:, 1, 2] = np.where(names == "ShearY", magnitudes * width / 2, np.where(names == "TranslateY", -pixels, 0.0))
     # affine_grid counts in halves of the image
     half = np.array([width / 2, height / 2, 1.0])
-    theta = torch.from_numpy(matrix * half / half[:2, None]).to(images.device, torch.float32)
+    theta = torch.from_numpy((matrix * half / half[:2, None]).astype(np.float32)).to(images.device)
     grid = F.affine_grid(theta, [count, channels, height, width], align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False).round_().to(torch.uint8)

@@ -14,6 +14,7 @@ from convnext_deploy.data.damage import Decoded
 from convnext_deploy.data.decoding import map_files, printable
 from convnext_deploy.errors import DataError, OutputError
 from convnext_deploy.system.files import write_bytes
+from convnext_deploy.system.posix import read_at
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 LARGEST_WHOLE = 64 << 20  # bytes; of larger files blocks are read, evenly from the first to the last
@@ -139,7 +140,7 @@ def digest_file(path: Path) -> bytes:
             digest = hashlib.sha256(size.to_bytes(8, "little"))
             if size > LARGEST_WHOLE:
                 for number in range(BLOCKS):
-                    digest.update(os.pread(stream.fileno(), BLOCK, number * (size - BLOCK) // (BLOCKS - 1)))
+                    digest.update(read_at(stream.fileno(), BLOCK, number * (size - BLOCK) // (BLOCKS - 1)))
             else:
                 while block := stream.read(1 << 20):
                     digest.update(block)

@@ -17,6 +17,7 @@ from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.system.disk_faults import CACHE_DIR
 from convnext_deploy.system.files import whole_file
+from convnext_deploy.system.posix import reserve
 
 LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch
 LARGEST_IN_MEMORY = 2 << 30  # bytes
@@ -76,10 +77,11 @@ def _write(file: Path, shape: tuple[int, int, int, int], images: ImageSet) -> bo
             mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             with partial.open("r+b") as opened:
                 # what is mapped and finds no room ends the process when it is written
-                os.posix_fallocate(opened.fileno(), 0, partial.stat().st_size + _CHECKSUM)
+                reserve(opened.fileno(), partial.stat().st_size + _CHECKSUM)
             if not _fill(mapped, images):
                 raise _SizesDifferError
             mapped.flush()
+            del mapped  # Windows moves no file that is mapped
             checksum = bytes.fromhex(hash_file(partial, end=_CHECKSUM))
             with partial.open("r+b") as opened:
                 opened.seek(-_CHECKSUM, os.SEEK_END)

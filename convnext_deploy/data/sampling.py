@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, ImageSet
+from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, ImageSet, name_images
 from convnext_deploy.data.shards import ShardImages
 
 
@@ -65,6 +67,24 @@ def divide_training_images(
         chosen = judging(np.array([index for index in range(len(train)) if not other.has(index)], np.int64))
     calibrating = calibration_indices(train, validation, counts[0], seed, chosen)
     return (calibrating, chosen) if calibrating else (chosen[:1], chosen[1:])
+
+
+def gallery_indices(train: ImageSet, validation: ImageSet, most: int) -> list[int]:
+    """Choose the training images that validation images are compared with, `most` in proportion to the classes, else all.
+
+    None of them is also a validation image, which would be its own nearest neighbour.
+    """
+    other = _Duplicates(train, validation)
+    chosen = sample_in_proportion(train.labels, np.arange(len(train)), most, 0)
+    return [index for index in chosen if not other.has(index)]
+
+
+def gallery_key(data: Data) -> str:
+    """Return a hash of the training images with which others are compared: by names and sizes, where they are files."""
+    names = name_images(data.train, Path(data.name))
+    lines = [f"{os.fsencode(name)!r} {data.train.size_hint(place)}" for place, name in enumerate(names)]
+    known = "\n".join(lines) if names else data.fingerprint
+    return hashlib.sha256(data.train.labels.astype("<i8").tobytes() + known.encode()).hexdigest()
 
 
 def sample_in_proportion(labels: NDArray[np.int64], among: NDArray[np.int64], count: int, seed: int) -> list[int]:

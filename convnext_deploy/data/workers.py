@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from convnext_deploy.data.worker_process import TICK_S, Chunk, Items, Worker, fill, share, start
 from convnext_deploy.errors import DataError, LoaderError
 from convnext_deploy.system.memory import available_memory
+from convnext_deploy.system.posix import signals_named
 
 Loaded = tuple[NDArray[np.uint8], dict[int, DataError]]
 """Pixels `(N, S, S, C)` uint8, and for each row that could not be read the error; such a row holds anything."""
 STALLED_S = 600.0  # the longest time for one image: a disk on the network may be gone for minutes
 _AHEAD = 2  # batches that each process loads before they are asked for
 _MOST_MEMORY = 0.25  # of what is available, for batches under way
-_CAUSES: dict[int, str] = {
-    signal.SIGKILL: "was killed, as the system does when memory runs out; use fewer --workers, a smaller batch_size or more memory",
-    signal.SIGBUS: "found no memory behind an address (SIGBUS), as when memory or a disk is full; use fewer --workers or a smaller "
+_CAUSES = signals_named(
+    SIGKILL="was killed, as the system does when memory runs out; use fewer --workers, a smaller batch_size or more memory",
+    SIGBUS="found no memory behind an address (SIGBUS), as when memory or a disk is full; use fewer --workers or a smaller "
     "batch_size, and make room",
-}
+)
 _CRASHED = "crashed ({name}); if it does so again, remove that image, or update Pillow"
 
 
@@ -77,7 +78,7 @@ class Loader:
 
 def _affordable(workers: int, batch_bytes: int) -> tuple[int, int]:
     """Return how many processes load how many batches ahead, so that there is memory for all of them."""
-    if workers <= 0 or not sys.platform.startswith("linux"):
+    if workers <= 0 or not sys.platform.startswith("linux") or not hasattr(os, "fork"):
         return 0, 0
     room = int(_MOST_MEMORY * (available_memory() or 1 << 62))
     ahead = _AHEAD if workers * _AHEAD * batch_bytes <= room else 1

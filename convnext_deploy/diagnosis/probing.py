@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from convnext_deploy.system.posix import end_group
 
 _PROGRAM = Path(__file__).with_name("import_probe.py")
 
@@ -87,10 +88,7 @@ def _finish(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+        end_group(process)
 
 
 def _read(answers: bytes) -> dict[str, Probe]:

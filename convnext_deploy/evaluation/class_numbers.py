@@ -57,6 +57,8 @@ def _log_tail(hits: int, images: int, chance: float) -> float:
 
 def describe_permutation(score: Score, artifact: Artifact, data: Data) -> str | None:
     """Say which classes are answered under another's number, what top-1 would be, and what to do; None where none are."""
+    if not artifact.model.num_classes:
+        return None
     names, found = data.class_names, outputs_of_classes(artifact, data)
     moved = find_permutation(score, len(names))
     if not moved:

@@ -13,6 +13,7 @@ from convnext_deploy.evaluation.score import Score
 from convnext_deploy.metrics.paired import wilson_interval
 
 _NEAR = 0.1  # of the way from guessing to 100 %, below which a network is as good as guessing
+_CHECK = "check what it was trained with"
 _FAR_PP = 3.0  # further below a known figure than other releases, another crop or chance bring
 
 
@@ -25,7 +26,7 @@ def doubt_score(score: Score, artifact: Artifact, data: Data | None) -> str | No
         data: what was scored; None: classes go by the names of the artifact, and nothing is known of the images.
     """
     names = artifact.class_names if data is None else data.class_names
-    found = find_guessing(score, artifact.model.num_classes, names)
+    found = find_guessing(score, artifact.model.num_classes or len(names or ()) or 1, names)
     if found is None and data is not None and (reference := find_reference(artifact, data)) is not None:
         found = find_shortfall(score, reference)
     return None if found is None else f"{found}; {_what_to_check(artifact, artifact.class_names or names)}"
@@ -47,7 +48,7 @@ def find_guessing(score: Score, num_classes: int, class_names: Sequence[str] | N
     low, high = wilson_interval(score.correct, total)
     counts = np.bincount(score.labels)
     most, share = int(counts.argmax()), float(counts.max() / total)
-    measured = f"top-1 {100 * top1:.2f} % on {total:,} image{'' if total == 1 else 's'}"
+    measured = f"{score.metric} {100 * top1:.2f} % on {total:,} image{'' if total == 1 else 's'}"
 
     def name(label: int) -> str:
         return str(label) if class_names is None else f"'{class_names[label]}'"
@@ -84,6 +85,8 @@ def _what_to_check(artifact: Artifact, class_names: Sequence[str] | None) -> str
         class_names: by class index; None: they go by number.
     """
     own = artifact.preprocess
+    if not artifact.model.num_classes:
+        return f"{_CHECK}: {_shown(own)}"
     order = _order(class_names) if class_names else "by number"
     if artifact.class_names is None or artifact.class_order is not None:
         order += ", the data's, because the file names none"
@@ -93,9 +96,13 @@ def _what_to_check(artifact: Artifact, class_names: Sequence[str] | None) -> str
         if trained_here
         else "say what differs with --image-size, --crop-pct, --mean, --std, --classes FILE"
     )
+    return f"{_CHECK}: {_shown(own)}, order of the classes (here {order}); {other}"
+
+
+def _shown(own: Preprocess) -> str:
     return (
-        f"check what it was trained with: image size (here {show_size(own.image_size)}), crop (here {_crop(own)}), "
-        f"normalization (here mean {_numbers(own.mean)}, std {_numbers(own.std)}), order of the classes (here {order}); {other}"
+        f"image size (here {show_size(own.image_size)}), crop (here {_crop(own)}), normalization (here mean {_numbers(own.mean)}, "
+        f"std {_numbers(own.std)})"
     )
 
 

@@ -1,10 +1,13 @@
 """Open an artifact with its own runner and measure it: score on all validation images, latency of single images."""
 
 import dataclasses
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+import numpy as np
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.records import read_record
@@ -12,13 +15,15 @@ from convnext_deploy.data.agreement import outputs_of_classes
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.evaluation.feature_score import Neighbourhood, Vectors, score_features
 from convnext_deploy.evaluation.label_score import score_labels
 from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.metric import metric_of
 from convnext_deploy.evaluation.score import Score, score_runner
+from convnext_deploy.metrics.neighbours import Similarity
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.system.files import write_text
+from convnext_deploy.system.files import whole_file, write_text
 from convnext_deploy.system.sealed_json import seal, unseal
 
 Record = TypeVar("Record")
@@ -30,13 +35,21 @@ RESULT_VERSION = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the runner of an artifact gave. `score` is None when it was not run, and `not_run` says why."""
+    """What the runner of an artifact gave. `score` is None when it was not run, and `not_run` says why.
+
+    Of a feature extractor `features` say by what it was scored; its `vectors` are kept in a file of their own, of which the hash is
+    here, and `similarity` is that to those of its baseline.
+    """
 
     score: Score | None = None
     latency: Latency | None = None
     runner: str | None = None
     device: str | None = None
     not_run: str | None = None
+    features: Neighbourhood | None = None
+    similarity: Similarity | None = None
+    vectors_sha256: str | None = None
+    vectors: Any = field(default=None, compare=False, repr=False)
 
 
 def measure_artifact(
@@ -57,6 +70,20 @@ def measure_artifact(
             raise
         return Measurement(not_run=str(error))
     try:
+        image = (artifact.model.in_channels, *artifact.preprocess.sides)
+        if not artifact.model.num_classes:
+            found, features, vectors = score_features(runner, artifact, data, execution, name, batch_size)
+            latency = measure_latency(runner, image)
+            return Measurement(
+                found,
+                latency,
+                runner.name,
+                runner.device,
+                None,
+                features,
+                vectors_sha256=_digest(vectors),
+                vectors=vectors,
+            )
         batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
         how = (len(data.validation), execution.progress, f"{name}: validate", outputs_of_classes(artifact, data))
         if data.multi_label:
@@ -64,10 +91,38 @@ def measure_artifact(
             score = Score(0, 0, (), (), metric=metric_of(artifact, data), answers=answers)
         else:
             score = score_runner(runner, batches, *how, artifact.io, foreign=artifact.model.variant == "unknown")
-        latency = measure_latency(runner, (artifact.model.in_channels, *artifact.preprocess.sides))
-        return Measurement(score, latency, runner.name, runner.device)
+        return Measurement(score, measure_latency(runner, image), runner.name, runner.device)
     finally:
         runner.close()
+
+
+def _digest(vectors: Vectors) -> str:
+    return hashlib.sha256(repr(vectors.shape).encode() + vectors.tobytes()).hexdigest()
+
+
+def write_measurement(path: Path, key: str, measured: Measurement) -> None:
+    """Keep a measurement, and its vectors beside it, in `NAME.features.npy`."""
+    if measured.vectors is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(_vectors_file(path), needed=measured.vectors.nbytes) as partial, partial.open("wb") as file:
+            np.save(file, measured.vectors, allow_pickle=False)
+    write_kept(path, key, dataclasses.replace(measured, vectors=None, similarity=None))
+
+
+def read_measurement(path: Path, key: str) -> Measurement | None:
+    """Return the measurement kept in `path` with its vectors, or None, as `read_kept`."""
+    measured = read_kept(Measurement, path, key)
+    if measured is None or measured.vectors_sha256 is None:
+        return measured
+    try:
+        vectors = np.load(_vectors_file(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return dataclasses.replace(measured, vectors=vectors) if _digest(vectors) == measured.vectors_sha256 else None
+
+
+def _vectors_file(path: Path) -> Path:
+    return path.with_suffix(".features.npy")
 
 
 def write_kept(path: Path, key: str, record: Any) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from convnext_deploy.config.choices import MetricName
 
 if TYPE_CHECKING:
     from convnext_deploy.artifacts.artifact import Artifact
     from convnext_deploy.data.datasets import Data
-
-MetricName = Literal["top-1", "kNN top-1", "mAP"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Metric:
     def title(self) -> str:
         """Its name at the beginning of a sentence."""
         return "Top-1" if self.name == "top-1" else self.name
+
+    @property
+    def second_title(self) -> str:
+        """The same of `second`."""
+        return "Top-5" if self.second == "top-5" else self.second or ""
 
 
 METRICS: dict[MetricName, Metric] = {

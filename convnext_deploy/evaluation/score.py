@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import GraphIO
+from convnext_deploy.config.choices import MetricName
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.label_score import LabelAnswers, compare_labels
-from convnext_deploy.evaluation.metric import MetricName
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.memory_faults import Halving

@@ -89,6 +89,22 @@ def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
 
 
+def join_weights(proto: onnx.ModelProto, path: Path) -> None:
+    """Take the tensors that the file of a model keeps beside it into the model, in place.
+
+    Raises: ArtifactError: if they cannot be read, or are too large for one file.
+    """
+    try:
+        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
+    except Exception as error:  # missing, cut, or outside of the folder: each has an error of its own
+        raise ArtifactError(f"{path}: the weights beside it cannot be read ({first_line(error)}).") from None
+    if proto.ByteSize() > _LARGEST:
+        raise ArtifactError(
+            f"{path} and the weights beside it have {proto.ByteSize():,} bytes, and one ONNX file at most {_LARGEST:,}; a bundle "
+            "has one file for each model."
+        )
+
+
 def fix_image(proto: onnx.ModelProto, image: tuple[int, ...]) -> None:
     """Fix the shape of the images that a graph with one input takes, in place; its batch stays as it is."""
     dims = proto.graph.input[0].type.tensor_type.shape.dim

@@ -77,12 +77,12 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """A ConvNeXt classifier.
+    """A ConvNeXt, a classifier or without head a feature extractor.
 
     Args:
         depths: number of blocks of each of the four model stages.
         dims: channels of each model stage.
-        num_classes: number of logits, >= 1.
+        num_classes: number of logits; 0: no head, the network gives features.
         in_channels: channels of the input images.
         patch_size: kernel and stride of the patch stem: 4 in the papers, 2 for images of about 32 pixels.
         stem: `patch`, `overlap` or `overlap_act`, the kinds of `Stem`.
@@ -103,6 +103,7 @@ class ConvNeXt(nn.Module):
         drop_path_rate: stochastic depth of the last block; it grows linearly over all blocks of the network.
         head_input_dropout: before the hidden layer.
         head_dropout: before the logits.
+        feature_map: without head, give the map `(N, C, H, W)` before the pooling, with the last norm at every place.
         gradient_checkpointing: in training, keep only the inputs of blocks and compute the rest again for the gradient.
     """
 
@@ -132,6 +133,7 @@ class ConvNeXt(nn.Module):
         drop_path_rate: float = 0.0,
         head_input_dropout: float = 0.0,
         head_dropout: float = 0.0,
+        feature_map: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -170,10 +172,14 @@ class ConvNeXt(nn.Module):
         last_norm = NORMS[norm](dims[-1], norm_eps if head_norm_eps is None else head_norm_eps)
         self.norm_pre = last_norm if head_norm_first else None
         self.norm = None if head_norm_first else last_norm
-        self.head_norm = nn.LayerNorm(dims[-1]) if head_norm else None
-        self.pre_logits = nn.Linear(dims[-1], head_hidden_size) if head_hidden_size else None
+        self.feature_map = feature_map and not num_classes
+        self.head_norm = nn.LayerNorm(dims[-1]) if head_norm and not self.feature_map else None
+        hidden = 0 if self.feature_map else head_hidden_size or 0
+        self.pre_logits = nn.Linear(dims[-1], hidden) if hidden else None
         self.head_activation = head_activation
-        self.head = nn.Linear(head_hidden_size or dims[-1], num_classes)
+        self.num_features = hidden or dims[-1]
+        self.num_classes = num_classes
+        self.head: nn.Linear = nn.Linear(self.num_features, num_classes) if num_classes else None  # type: ignore[assignment]  # rare
         self.head_input_dropout, self.head_dropout = nn.Dropout(head_input_dropout), nn.Dropout(head_dropout)
         self.gradient_checkpointing = gradient_checkpointing
         self.apply(initialize)
@@ -194,7 +200,7 @@ class ConvNeXt(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images `(N, C_in, H, W)` to logits `(N, num_classes)`."""
+        """Map images `(N, C_in, H, W)` to logits `(N, num_classes)`, features `(N, D)` or a feature map `(N, D, H', W')`."""
         x = images
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = downsample(x)
@@ -205,6 +211,8 @@ class ConvNeXt(nn.Module):
                 x = stage(x)
         if self.norm_pre is not None:
             x = self.norm_pre(x)
+        if self.feature_map:
+            return (x if self.norm is None else self.norm(x)).permute(0, 3, 1, 2)
         x = x.mean(dim=(1, 2))
         if self.norm is not None:
             x = self.norm(x)
@@ -212,7 +220,7 @@ class ConvNeXt(nn.Module):
             x = self.head_norm(x)
         if self.pre_logits is not None:
             x = ACTIVATIONS[self.head_activation](self.pre_logits(self.head_input_dropout(x)))
-        return self.head(self.head_dropout(x))  # type: ignore[no-any-return]  # as above
+        return self.head(self.head_dropout(x)) if self.num_classes else x
 
 
 def initialize(module: Any) -> None:

@@ -15,13 +15,13 @@ _IMAGES_AT_ONCE = 8
 
 @torch.no_grad()
 def compute_logits(network: ConvNeXt, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the logits `(N, num_classes)` of images `(N, C, H, W)`, computed on the CPU in `dtype`, as float64.
+    """Return what a network gives for images `(N, C, H, W)`, logits or features, computed on the CPU in `dtype`, as float64.
 
     There neither TensorFloat-32 nor a device without float64 blurs them. The network is copied only where it is not so already.
 
     Raises: CheckpointError: if a logit is not finite.
     """
-    weight = network.head.weight
+    weight = next(network.parameters())
     if network.training or weight.dtype != dtype or weight.device.type != "cpu":
         network = copy.deepcopy(network).to("cpu", dtype).eval()
     logits = torch.cat([network(batch.to(dtype)) for batch in images.split(_IMAGES_AT_ONCE)]).double()

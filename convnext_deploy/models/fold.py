@@ -52,6 +52,7 @@ _RANDOM_IMAGES = 2
 _RANDOM_SIDE = 96  # pixels; what a rewrite changes is the same at every position, so larger images tell no more
 _ALREADY = "it already changes nothing"
 _RESIDUAL = "its output is also the residual stream, which no layer multiplies, or goes into another norm"
+_FEATURES = "what it gives are the features, behind which no layer comes"
 _PADDED_LAYER = "the layer after it pads with zeros, to which a norm adds no bias"
 _PADDED = f"{STEM} overlaps and pads with zeros, which are the mean colour after normalization and black before it"
 
@@ -88,7 +89,7 @@ def fold(
 
     Raises:
         RecipeError: if there is no such rewrite or kind of pixels.
-        CheckpointError: if the network is quantized, of another dtype, without classes, or has or gets values that are not finite.
+        CheckpointError: if the network is quantized, of another dtype, or has or gets values that are not finite.
         DataError: if transform or images do not fit the network, or values are not finite.
     """
     _check_request(rewrites, pixels)
@@ -135,7 +136,7 @@ def _rewrite(network: ConvNeXt, rewrites: Collection[str]) -> tuple[list[Fold], 
         if rewrite not in rewrites:
             continue
         if target is None:
-            kept.append(Kept(rewrite, source, _RESIDUAL))
+            kept.append(Kept(rewrite, source, _FEATURES if _is_last(network, source) else _RESIDUAL))
         elif _is_shifted(network.get_submodule(source)) and is_padded(network.get_submodule(target)):
             kept.append(Kept(rewrite, source, _PADDED_LAYER))
         elif _fold_module(network.get_submodule(source), network.get_submodule(target)):
@@ -161,10 +162,17 @@ def places(network: ConvNeXt) -> Iterator[tuple[Rewrite, str, str | None]]:
             if block.gamma is not None:
                 yield "layer_scale", name, f"{name}.pwconv2"
     last_norm = "norm" if network.norm_pre is None else "norm_pre"
-    head = "head" if network.pre_logits is None else "pre_logits"
+    head: str | None = "head" if network.pre_logits is None else "pre_logits"
+    if not network.num_classes and network.pre_logits is None:
+        head = None  # the features are what the norm gives
     yield "norm_affine", last_norm, head if network.head_norm is None else None
     if network.head_norm is not None:
         yield "norm_affine", "head_norm", head
+
+
+def _is_last(network: ConvNeXt, source: str) -> bool:
+    """Whether no layer comes behind a norm, as in a network without head."""
+    return not network.num_classes and source in ("norm", "norm_pre", "head_norm")
 
 
 def _is_shifted(source: nn.Module) -> bool:
@@ -237,8 +245,6 @@ def _check_network(network: ConvNeXt) -> None:
             raise CheckpointError(f"'{name}' is quantized, and folding would move its grid; fold the float network.")
     if others := {dtype_name(parameter.dtype) for parameter in network.parameters()} - {"float32", "float64"}:
         raise CheckpointError(f"the weights are {', '.join(sorted(others))}; fold the float32 network.")
-    if network.head.out_features < 1:
-        raise CheckpointError("the network has no classes, so there are no logits to compare; give it a head first.")
     _check_finite(network, "; the training that made it diverged")
 
 

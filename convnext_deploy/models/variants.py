@@ -125,6 +125,12 @@ def complete_spec(spec: ModelSpec) -> Variant:
     )
 
 
+def feature_width(spec: ModelSpec) -> int:
+    """Return the number of features of an image, or at a place of the map: what the head of a network sees."""
+    row = complete_spec(spec)
+    return (None if spec.feature_map else row.head_hidden_size) or row.dims[-1]
+
+
 def timm_layout(patch_size: int, output_stride: int = TIMM_OUTPUT_STRIDE) -> tuple[Four, Four]:
     """Return the strides and dilations of the model stages of timm's ConvNeXt, whose stem has the stride `patch_size`.
 
@@ -188,5 +194,6 @@ def build_model(
         drop_path_rate=drop_path_rate,
         head_input_dropout=head_input_dropout,
         head_dropout=head_dropout,
+        feature_map=spec.feature_map,
         gradient_checkpointing=gradient_checkpointing,
     )

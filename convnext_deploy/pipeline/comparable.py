@@ -14,6 +14,9 @@ def check_comparable(name: str, artifact: Artifact, baseline_name: str, baseline
 
     Raises: ArtifactError: naming both, and in what they differ.
     """
+    if artifact.model.output != baseline.model.output:
+        gives = f"{name} gives {artifact.model.output}, and its baseline {baseline_name} gives {baseline.model.output}"
+        raise ArtifactError(f"{gives}; compare what gives the same.")
     one, other = artifact.preprocess, baseline.preprocess
     if found := difference(one, other):
         raise ArtifactError(

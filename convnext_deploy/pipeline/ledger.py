@@ -8,9 +8,11 @@ from pathlib import Path
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, Gate, StageEntry
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.evaluation.feature_score import Vectors
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed
+from convnext_deploy.metrics.neighbours import compare_features
 from convnext_deploy.pipeline.assumptions import Assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.reports.record import REPORT_JSON, Report
@@ -32,6 +34,7 @@ class Ledger:
         baselines: name → name of the artifact that its drop is measured against: the nearest FP32 PyTorch ancestor; one that was
             brought without it is its own.
         scores: name → score, of what could be run.
+        vectors: name → features of some images, of feature extractors that could be run.
     """
 
     report: Report
@@ -40,6 +43,7 @@ class Ledger:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     baselines: dict[str, str] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
+    vectors: dict[str, Vectors] = field(default_factory=dict)
 
     def record(
         self,
@@ -74,6 +78,12 @@ class Ledger:
             check_comparable(name, artifact, baseline, self.artifacts[baseline])
         if measured.score is not None:
             self.scores[name] = measured.score
+        if measured.vectors is not None:
+            self.vectors[name] = measured.vectors
+            if baseline is not None and baseline != name and baseline in self.vectors:
+                check_comparable(name, artifact, baseline, self.artifacts[baseline])
+                similarity = compare_features(measured.vectors, self.vectors[baseline])
+                measured = dataclasses.replace(measured, similarity=similarity)
         role = Role(name, BASELINE if name == BASELINE else SOURCE, self.baselines[name], gate or Gate())
         if stage is not None:
             role = Role(name, stage.config.kind, self.baselines[name], stage.gate, stage.inputs, for_comparison)

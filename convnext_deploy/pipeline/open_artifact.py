@@ -11,11 +11,13 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, 
 from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.places import check_place, no_artifact
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
+from convnext_deploy.config.choices import FeatureOutput
 from convnext_deploy.config.image_size import show_size, sides_of, size_option
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.errors import ArtifactError, CheckpointError, DeployError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
+from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note, open_checkpoint, open_header
 
 _EQUAL = 1e-3  # of mean and std, as people round them
@@ -105,6 +107,27 @@ def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifa
     earlier = artifact.notes[:-1] if artifact.notes and ": evaluated at " in artifact.notes[-1] else artifact.notes
     notes = (*earlier, evaluation_note(artifact.main_file, preprocess))
     return dataclasses.replace(artifact, preprocess=preprocess, notes=notes)
+
+
+def without_head(artifact: Artifact, output: FeatureOutput, path: Path | str) -> Artifact:
+    """Return a network, a classifier or none, as the feature extractor that gives this; `notes` tell of it.
+
+    Raises: ArtifactError: if it is a graph or an engine, of which nothing else can be had.
+    """
+    if artifact.model.output == output:
+        return artifact
+    if artifact.format != "torch":
+        raise ArtifactError(
+            f"{path} gives {artifact.model.output} and cannot give {output}; give the PyTorch checkpoint that it was made from."
+        )
+    if artifact.model.variant == "unknown":
+        raise ArtifactError(f"{path} is of no known network, so that it has no {output}.")
+    spec = dataclasses.replace(artifact.model, num_classes=0, feature_map=output == "feature-map")
+    left = f", without its head for {artifact.model.num_classes:,} classes" if artifact.model.num_classes else ""
+    shape = describe_features(spec, artifact.preprocess.image_size)
+    note = f"{artifact.main_file.name}: taken as a feature extractor, which gives {output} {shape}{left}"
+    notes = (*artifact.notes[:-1], note, *artifact.notes[-1:])
+    return dataclasses.replace(artifact, model=spec, class_names=None, class_order=None, notes=notes)
 
 
 def _without_equal(artifact: Artifact, asked: PreprocessSettings) -> PreprocessSettings:

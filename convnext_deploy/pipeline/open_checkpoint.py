@@ -14,6 +14,7 @@ from convnext_deploy.artifacts.spec import ModelSpec, Preprocess, default_prepro
 from convnext_deploy.data.class_names import NATURAL
 from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.pipeline.told_classes import find_class_names
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
         remarks += told
     notes = (
         *checkpoint.notes,
-        f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes",
+        f"{path.name}: a {spec.variant} with {spec.num_classes or 'no'} classes" + _gives(spec, preprocess),
         *remarks,
         evaluation_note(path, preprocess),
     )
@@ -72,6 +73,13 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
         license=config.license if config is not None else None,
         notes=notes,
         class_order=_numbered_by(checkpoint) if class_names is None else None,
+    )
+
+
+def _gives(spec: ModelSpec, preprocess: Preprocess) -> str:
+    """Say of a network without head what it gives."""
+    return (
+        "" if spec.num_classes else f", a feature extractor: it gives {describe_features(spec, preprocess.image_size)}"
     )
 
 

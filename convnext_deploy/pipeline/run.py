@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -12,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
-from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, DataError, DeployError, OutputError, first_line
+from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
@@ -28,7 +24,6 @@ from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.system.distributed import announce, from_first, receive, world
-from convnext_deploy.system.environment import conditions_of
 
 if TYPE_CHECKING:
     from convnext_deploy.evaluation.measure import Measurement
@@ -112,7 +107,7 @@ def _run(
     )
     list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
-    ledger.change(complete=False, source_preprocess=recipe.source_preprocess)
+    ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
     if source is not None:
         _bring(run, source)
     for name, artifact in weights.items():
@@ -254,40 +249,8 @@ def _only_starts(recipe: Recipe) -> bool:
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:
-    """Score and time an artifact, or take both from an earlier run on the same artifact, images, machine and versions."""
-    from convnext_deploy.evaluation.measure import RESULT_VERSION, Measurement, measure_artifact, read_kept, write_kept
+    """Score and time an artifact, or take both from an earlier run, see `measure_once`."""
+    from convnext_deploy.pipeline.measuring import measure_once
 
-    data, execution = run.data, run.settings.execution
-    if data is None:
-        return Measurement(not_run="not validated: no --data")
-    if artifact.format == "predictions":
-        return Measurement(not_run="not validated: a file of predictions is no network")
-    try:
-        check_classes(name, artifact, data)
-    except DataError as error:
-        if not may_differ:
-            raise
-        return Measurement(not_run=f"not validated: {error}")
-    images = [data.validation_fingerprint, artifact.preprocess.settings(), artifact.class_names]
-    # the same bytes may be those of networks that differ in what no weight shows, such as the activation
-    network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
-    scheme = None if artifact.scheme is None else artifact.scheme.details()
-    where = [execution.device, conditions_of(run.ledger.report.environment), _threads_of(artifact)]
-    content = [artifact.sha256, artifact.format, network, scheme, images, where, RESULT_VERSION]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    path = run.settings.out / "scores" / f"{name}.json"
-    measured = None if run.settings.measure_again else read_kept(Measurement, path, key)
-    if measured is None:
-        measured = measure_artifact(artifact, data, execution, name)
-        if measured.score is not None:
-            write_kept(path, key, measured)
-    return measured
-
-
-def _threads_of(artifact: Artifact) -> int | None:
-    """Return with how many threads PyTorch computes, where it does: who calls a verb from Python may have set it."""
-    if artifact.format != "torch":
-        return None
-    import torch
-
-    return torch.get_num_threads()
+    environment = run.ledger.report.environment
+    return measure_once(run.settings, run.data, environment, name, artifact, may_differ=may_differ)

@@ -16,6 +16,7 @@ from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
 from convnext_deploy.system.files import create_output_folder, write_text
+from convnext_deploy.system.posix import lock
 from convnext_deploy.system.sealed_json import unseal
 
 VIEWS = ("report.md", "report.html", "model_card.md", UNREADABLE)
@@ -35,18 +36,12 @@ def claim(out: Path) -> Iterator[None]:
     create_output_folder(out)
     _check_folders(out)
     try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl; there the user takes care
-        yield
-        return
-    try:
         file = (out / _LOCK).open("a")
     except OSError as error:
         raise OutputError(f"{out / _LOCK} cannot be written ({error.strerror}); choose another --out.") from None
     with file:
         try:
-            # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except OSError:
             raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
         yield

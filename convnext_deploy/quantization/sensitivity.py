@@ -70,6 +70,7 @@ def measure_sensitivity(
     advance: Callable[[], None] = lambda: None,
     *,
     multi_label: bool = False,
+    to_logits: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> tuple[Effect, ...]:
     """Measure every layer alone; the most harmful comes first.
 
@@ -79,6 +80,7 @@ def measure_sensitivity(
         reference: float logits `(N, classes)` of the same images.
         advance: called after every layer.
         multi_label: each output is an answer of its own; `changed` are then these.
+        to_logits: maps what the model gives to logits, where these are something else.
     """
 
     def answers(logits: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def measure_sensitivity(
     effects = []
     for name, _ in quantized_layers(model):
         with quantizers_disabled(model, but=[name]):
-            found = compute_logits(model, images)
+            found = to_logits(compute_logits(model, images))
         changed = (answers(found) != answers(reference)).double().mean().item()
         effects.append(Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name]))
         advance()

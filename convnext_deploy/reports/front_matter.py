@@ -26,7 +26,7 @@ def write_front_matter(report: Report, name: str) -> str:
     content: dict[str, Any] = {
         **_license(report),
         "library_name": "convnext_deploy",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": report.metric.hub_task,
         "tags": _tags(report),
     }
     if (base := base_model(report)) is not None:
@@ -35,7 +35,7 @@ def write_front_matter(report: Report, name: str) -> str:
     if metrics:
         data = PurePath(report.data).name or "images"
         result = {
-            "task": {"type": "image-classification", "name": "Image Classification"},
+            "task": {"type": report.metric.hub_task, "name": report.metric.hub_task.replace("-", " ").title()},
             "dataset": {"type": re.sub(r"[^\w.-]+", "-", data, flags=re.ASCII), "name": data, "split": "validation"},
             "metrics": metrics,
         }
@@ -69,7 +69,7 @@ def _tags(report: Report) -> list[str]:
     formats = dict.fromkeys(row.identity.format for row in report.rows)
     precisions = dict.fromkeys(row.identity.precision for row in report.rows if row.identity.precision != "fp32")
     names = {"torch": "pytorch", "torch-tensorrt": "tensorrt"}
-    tags = ["image-classification", "convnext", *(names.get(name, name) for name in formats), *precisions]
+    tags = [report.metric.hub_task, "convnext", *(names.get(name, name) for name in formats), *precisions]
     return list(dict.fromkeys([*tags, *(["quantized"] if any(p.startswith("int8") for p in precisions) else [])]))
 
 
@@ -81,7 +81,7 @@ def _metrics(row: StageRow) -> Iterator[dict[str, Any]]:
         if found.multi_label.auc is not None:
             yield {"type": "roc_auc", "name": f"mean AUC, {row.name}", "value": round(found.multi_label.auc, 6)}
         return
-    for what, value in ((METRICS[found.metric].title, found.top1), ("Top-5", found.top5)):
+    for what, value in ((METRICS[found.metric].title, found.top1), (METRICS[found.metric].second_title, found.top5)):
         if value is not None:
             yield {"type": "accuracy", "name": f"{what} accuracy, {row.name}", "value": round(value, 6)}
 

@@ -79,8 +79,13 @@ def _description(report: Report, shipped: StageRow | None) -> str:
     own, accuracy, latency = shipped.identity, shipped.accuracy, shipped.speed.latency
     classes = own.num_classes or len(report.class_names)
     kind = METRICS["mAP"].made_of if own.multi_label else "an image classifier"
-    text = f"{kind[0].upper()}{kind[1:]}, {own.variant}" + (f", for {classes:,} classes" if classes else "")
-    names = [markdown(name) for name in report.class_names]
+    if shipped.features is not None:
+        text = f"A feature extractor, {markdown(own.variant)}, which {markdown(shipped.features.gives)}"
+        if (similarity := shipped.features.similarity) is not None:
+            text += f"; {markdown(similarity.describe())} in FP32"
+    else:
+        text = f"{kind[0].upper()}{kind[1:]}, {own.variant}" + (f", for {classes:,} classes" if classes else "")
+    names = [] if shipped.features is not None else [markdown(name) for name in report.class_names]
     if names and len(names) <= _MOST_CLASSES:
         text += f": {', '.join(names)}"
     text += "."
@@ -113,7 +118,10 @@ def _limits(report: Report) -> Iterator[str]:
         answers = (
             "It answers each by itself, as a sigmoid of its logit: an image may have any number of them, and none."
         )
-    yield f"For images of the classes above, taken like those it was trained on. {answers}"
+    if any(row.features is not None for row in report.rows):
+        yield "For images like those it was trained on; it tells no classes, and features of other artifacts are other features."
+    else:
+        yield f"For images of the classes above, taken like those it was trained on. {answers}"
     if report.validation_images:
         yield (
             f"Accuracy is that on {report.validation_images:,} images of '{markdown(PurePath(report.data).name)}', "

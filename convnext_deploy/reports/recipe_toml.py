@@ -24,6 +24,8 @@ def write_recipe(report: Report) -> str | None:
         head.append(f"source = {quoted(report.source)}")
         if asked := report.source_preprocess.asked():
             head.append(f"source_preprocess = {_value(asked)}")
+        if report.source_output is not None:
+            head.append(f"source_output = {quoted(report.source_output)}")
     return "\n".join(head) + "\n\n" + "\n".join(stages)
 
 

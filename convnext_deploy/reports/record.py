@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.config.choices import FeatureOutput, MetricName
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
-from convnext_deploy.evaluation.metric import METRICS, Metric, MetricName
+from convnext_deploy.evaluation.metric import METRICS, Metric
 from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.change import Change
@@ -99,6 +101,7 @@ class StageRow:
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    features: FeatureQuality | None = None
 
     @property
     def name(self) -> str:
@@ -164,6 +167,7 @@ class Report(Result):
     """All rows of a run in order, and what is needed to understand them.
 
     `source` is where the artifact that the user brought lay, `source_preprocess` what was said of how images are made ready for it,
+    `source_output` what was taken of it in the place of its logits,
     `command` what was typed or called. `started_in` is the folder from which its paths lead, None in the report of an earlier
     version; `data_options` what was said of how the data is read, as words of the command line. `thumbnails` are the images in
     `Accuracy.flips` and `.errors` as data URIs, by their index.
@@ -191,11 +195,14 @@ class Report(Result):
     judged_on: str | None = None
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    source_output: FeatureOutput | None = None
 
     @property
     def metric(self) -> Metric:
-        """What its artifacts are scored by; of several, the first."""
-        return METRICS[next((row.accuracy.metric for row in self.rows if row.accuracy is not None), "top-1")]
+        """What its artifacts are scored by, or would be with labels; of several, the first."""
+        found: list[MetricName] = [row.accuracy.metric for row in self.rows if row.accuracy is not None]
+        found += ["kNN top-1" for row in self.rows if row.features is not None]
+        return METRICS[found[0] if found else "top-1"]
 
     @property
     def passed(self) -> bool:

@@ -24,10 +24,10 @@ from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.metrics.worst_class import find_worst_class
+from convnext_deploy.reports.feature_rows import UNLABELLED, describe_load, feature_quality
 from convnext_deploy.reports.label_rows import doubts_of_labels, guessing_names, label_accuracy, remarks_on_labels
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
-from convnext_deploy.system.load import unreliable
 
 _MOST_FLIPS = 20  # images in the report; all are in the file beside it
 _MOST_ERRORS = 8  # of which it is most sure
@@ -94,8 +94,19 @@ def create_row(
         ),
         notes=(*_assumptions(role, artifact), *_engine_warnings(artifact)),
     )
-    if measured.score is None or measured.latency is None:
+    if measured.features is not None:
+        features = feature_quality(artifact, measured)
+        row = dataclasses.replace(
+            row, features=features, notes=(*row.notes, *features.describe(row.provenance.baseline))
+        )
+    if measured.latency is None:
         return row
+    row = dataclasses.replace(
+        row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *describe_load(measured.latency))
+    )
+    if measured.score is None:
+        unjudged = role.gate.judges_change and role.baseline != role.name
+        return dataclasses.replace(row, warnings=(UNLABELLED,) if unjudged else ())
     if measured.score.answers is not None:
         return _complete_labels(row, role, artifact, measured, scores, data, earlier)
     accuracy = _compare(row, measured, scores, data)
@@ -113,7 +124,6 @@ def create_row(
             accuracy.worst_class,
             None if data is None else data.class_names,
         ),
-        speed=MeasuredSpeed(measured.latency),
         warnings=tuple(doubt for doubt in doubts if doubt is not None),
     )
     reasons = []
@@ -126,13 +136,7 @@ def create_row(
     reasons += [f"{name} is no better than guessing" for name in suspect]
     if reasons and role.gate.judges_change:
         row = dataclasses.replace(row, verdict=withhold(row.verdict, reasons[-1]))
-    loaded = measured.latency.loaded
-    notes = (
-        ()
-        if loaded is None
-        else (f"{unreliable(loaded)}; time it again on a free machine, in a run with --measure-again",)
-    )
-    notes = (*row.notes, *notes, *_changes(accuracy), *_precision(row, artifact, earlier))
+    notes = (*row.notes, *_changes(accuracy), *_precision(row, artifact, earlier))
     return dataclasses.replace(row, notes=notes)
 
 
@@ -181,7 +185,9 @@ def _assumptions(role: Role, artifact: Artifact) -> Iterator[str]:
 
 def _guesses(score: Score | None, artifact: Artifact) -> bool:
     classes = artifact.model.num_classes
-    return score is not None and bool(find_guessing(score, classes) or find_permutation(score, classes))
+    if score is None or not classes:
+        return score is not None and bool(find_guessing(score, len({*score.labels})))
+    return bool(find_guessing(score, classes) or find_permutation(score, classes))
 
 
 def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], data: Data | None) -> Accuracy:
@@ -196,7 +202,9 @@ def _compare(row: StageRow, measured: Measurement, scores: Mapping[str, Score], 
         total=score.total,
         top1=score.top1,
         top5=score.top5,
-        source_drop_pp=None if first == row.name else measure_drop(score, scores[first]).top1_drop_pp,
+        source_drop_pp=None
+        if first == row.name or scores[first].metric != score.metric
+        else measure_drop(score, scores[first]).top1_drop_pp,
         calibration=compare_calibration(score, baseline),
         per_class=score_classes(score),
         confusions=find_confusions(score, baseline),

@@ -43,7 +43,7 @@ class Runner(Protocol):
         """Call the backend on prepared images, any number of at least one; return the outputs by name, in the CPU's memory."""
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Map images, as `prepare` takes them, to logits `(N, num_classes)` float32."""
+        """Map images, as `prepare` takes them, to logits `(N, num_classes)`, or what `ModelSpec.output` says, float32."""
 
     def close(self) -> None:
         """Give back threads and memory; the runner cannot be used afterwards."""

@@ -43,7 +43,7 @@ def prepare_images(images: Images, io: GraphIO, preprocess: Preprocess, dtype: A
 
 
 def to_logits(outputs: Outputs, num_classes: int, io: GraphIO = GraphIO()) -> NDArray[np.float32]:
-    """Return logits `(N, num_classes)` float32 from a graph's outputs by name.
+    """Return logits `(N, num_classes)` float32 from a graph's outputs by name, or features as they are.
 
     Probabilities become their logarithms: logits that differ from the network's by one number per image. Of a top-k output the
     classes that it leaves out get the logarithm of the smallest normal float. One score for two classes is that of the second
@@ -54,6 +54,8 @@ def to_logits(outputs: Outputs, num_classes: int, io: GraphIO = GraphIO()) -> ND
     missing = [name for name in io.output_names if name not in outputs]
     if missing:
         raise ArtifactError(f"the graph gives no output '{missing[0]}', only {', '.join(outputs)}.")
+    if io.gives_features:
+        return next(iter(outputs.values())).astype(np.float32, copy=False)  # they are all that such a graph gives
     if io.gives_best_only or {"scores", "classes"} <= set(outputs):
         scores, classes = (outputs[name] for name in io.output_names or ("scores", "classes"))
         return _spread(scores, classes, num_classes, io)

@@ -91,7 +91,7 @@ class ONNXRuntimeRunner:
         return run_in_parts(prepared, self._run, frozen or max(1, len(prepared)), frozen=frozen is not None)
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        """Return the logits `(N, num_classes)`, or the features, float32 of pixels or normalized images."""
         return to_logits(self.run(self.prepare(images)), self._num_classes, self._io)
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:

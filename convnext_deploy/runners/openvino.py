@@ -106,7 +106,7 @@ class OpenVINORunner:
         return run_in_two_sizes(prepared, self._run, self._many, single=self._batch_size is None)
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        """Return the logits `(N, num_classes)`, or the features, float32 of pixels or normalized images."""
         return to_logits(self.run(self.prepare(images)), self._num_classes, self._io)
 
     def request(self, batch_size: int) -> Any:

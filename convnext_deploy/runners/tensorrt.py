@@ -112,7 +112,7 @@ class TensorRTRunner:
         return run_in_parts(prepared, self._run, self._batch_size, frozen=self._padded)
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        """Return the logits `(N, num_classes)`, or the features, float32 of pixels or normalized images."""
         return to_logits(self.run(self.prepare(images)), self._num_classes, self._io)
 
     def _run(self, taken: NDArray[np.generic]) -> Outputs:

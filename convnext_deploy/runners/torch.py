@@ -11,7 +11,7 @@ from torch import nn
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.errors import BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_two_sizes
-from convnext_deploy.training.torch_compile import check_compiler
+from convnext_deploy.training.torch_compile import check_compiler, compile_alone
 
 
 class TorchRunner:
@@ -22,7 +22,10 @@ class TorchRunner:
     def __init__(
         self, network: nn.Module, device: str, threads: int | None = None, preprocess: Preprocess | None = None
     ) -> None:
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        kind = torch.device(device).type
+        if (kind == "cuda" and not torch.cuda.is_available()) or (
+            kind == "mps" and not torch.backends.mps.is_available()
+        ):
             raise BackendUnavailableError("PyTorch finds no GPU; use the device cpu.")
         self.device = device
         self._network, self._threads, self._preprocess = network.to(device), threads, preprocess
@@ -35,12 +38,12 @@ class TorchRunner:
         return prepare_images(images, GraphIO(), self._preprocess)
 
     def run(self, prepared: NDArray[np.generic]) -> Outputs:
-        """Compute the logits of prepared images."""
+        """Compute the logits or features of prepared images."""
         with torch.inference_mode(), _threads(self._threads):
             return {"logits": self._network(torch.from_numpy(prepared).to(self.device)).cpu().numpy()}
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
+        """Return the logits `(N, num_classes)`, or the features, float32 of pixels or normalized images."""
         return self.run(self.prepare(images))["logits"].astype(np.float32, copy=False)
 
     def close(self) -> None:
@@ -62,9 +65,7 @@ class CompiledTorchRunner(TorchRunner):
     ) -> None:
         check_compiler(is_cuda=torch.device(device).type == "cuda", wanted_by=self.name, instead="use the runner torch")
         super().__init__(network, device, threads, preprocess)
-        # isolated, because kernels are otherwise counted over all networks of a class, and after eight there are no more
-        compiled = torch.compile(self._network, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]  # stub lacks it
-        self._network = compiled
+        self._network = compile_alone(self._network)
         self._many = 1
 
     def run(self, prepared: NDArray[np.generic]) -> Outputs:

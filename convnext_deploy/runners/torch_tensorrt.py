@@ -28,7 +28,7 @@ class TorchTensorRTRunner:
         if missing is not None:
             raise BackendUnavailableError(f"built for {built_for}; not run: {missing}")
         self._program = load_program(artifact.main_file)
-        self._preprocess, self._num_classes = artifact.preprocess, artifact.model.num_classes
+        self._preprocess, self._num_classes, self._io = artifact.preprocess, artifact.model.num_classes, artifact.io
 
     def prepare(self, images: Images) -> NDArray[np.generic]:
         """Return normalized images `(N, C, S, S)` float32."""
@@ -39,8 +39,8 @@ class TorchTensorRTRunner:
         return run_in_parts(prepared, self._run, self._most, frozen=False)
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """Return the logits `(N, num_classes)` float32 of pixels or normalized images."""
-        return to_logits(self.run(self.prepare(images)), self._num_classes)
+        """Return the logits `(N, num_classes)`, or the features, float32 of pixels or normalized images."""
+        return to_logits(self.run(self.prepare(images)), self._num_classes, self._io)
 
     def _run(self, images: NDArray[np.generic]) -> Outputs:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(DEVICE)

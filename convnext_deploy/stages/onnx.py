@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -12,8 +13,10 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import FP16Record, ONNXDetails
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess, file_header
+from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, file_header
+from convnext_deploy.config.choices import FeatureOutput, GraphOutput
 from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.errors import ArtifactError
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
@@ -22,6 +25,7 @@ from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
+from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.ptq_steps import choose_images
@@ -34,6 +38,7 @@ def foresee(config: ONNXConfig, given: Given) -> Outlook:
     """Return what would be made. Raises: DeployError: if it could not be."""
     source = given.need_source("onnx")
     given.expect(source, "torch", "ONNX is made of a PyTorch artifact")
+    output_of(config, source.model, given.called(source))
     if config.output == "top-k":
         check_top_k(
             config.top_k, source.model.num_classes, given.of_stage(source), multi_label=source.model.multi_label
@@ -45,11 +50,12 @@ def foresee(config: ONNXConfig, given: Given) -> Outlook:
 
 
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
-    """Write `model.onnx`, with input `images` and output `logits` unless asked otherwise."""
+    """Write `model.onnx`, with input `images` and the network's output, such as `logits`, unless asked otherwise."""
     source = require_source(source, "onnx")
     foresee(config, given_to(context, source))
+    output = output_of(config, source.model, str(source.path))
     network, scheme = load_network(source), source.scheme
-    io = GraphIO(config.input_type, config.input_layout, config.output, config.top_k, config.batch_size)
+    io = GraphIO(config.input_type, config.input_layout, output, config.top_k, config.batch_size)
     fp16: FP16Record | None = None
     precision = source.precision
     # FP16 is for TensorRT alone, whatever the network was quantized for
@@ -100,6 +106,19 @@ def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> A
     )
 
 
+def output_of(config: ONNXConfig, model: ModelSpec, name: str) -> GraphOutput:
+    """Return what the graph of a network of this name is to give. Raises: ArtifactError: if the network has no such thing."""
+    own, asked = model.output, config.output
+    if own == "logits" and asked in get_args(FeatureOutput):
+        raise ArtifactError(
+            f"{name} is a classifier, and its {asked} cannot be compared with its logits; take its features from the start: "
+            f"'convnext-deploy export DIR --output {asked}', or source_output = '{asked}' beside the recipe's source."
+        )
+    if own != "logits" and asked not in ("logits", own):
+        raise ArtifactError(f"{name} is a feature extractor, which gives {own} and no {asked}.")
+    return asked if own == "logits" else own
+
+
 def describe_ends(io: GraphIO, source: Artifact) -> Iterator[str]:
     """Say what a graph takes and gives otherwise than the network that it is made of."""
     if not io.takes_usual_images:
@@ -110,7 +129,9 @@ def describe_ends(io: GraphIO, source: Artifact) -> Iterator[str]:
         kind = "uint8" if io.input_type == "uint8" else "float32"
         taken = f"normalized images {usual}"
         yield f"the input '{io.input_name}' takes {values} {shape} {kind}; {source.main_file.name} takes {taken}"
-    if io.output != "logits":
+    if io.gives_features:
+        yield f"the graph gives '{OUTPUT_NAMES[io.output][0]}' {describe_features(source.model, source.preprocess.image_size)}"
+    elif io.output != "logits":
         given = " and ".join(f"'{name}'" for name in OUTPUT_NAMES[io.output])
         yield f"the graph gives {given}; {source.main_file.name} gives 'logits'"
 

@@ -133,7 +133,7 @@ def _images(chosen: Sequence[int], preprocess: Preprocess, context: StageContext
         )
     order = [chosen[i] for i in np.random.default_rng((context.execution.seed, 0x5E7)).permutation(len(chosen))]
     batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // math.prod(preprocess.sides)))
-    return Images(data, preprocess, order, batch_size, context.execution.workers, context.execution.device)
+    return Images(data, preprocess, order, batch_size, context.execution.workers, context.execution.exact_device)
 
 
 def foresee_quantization(target: Target, sites: Mapping[str, str], source: Outlook, given: Given) -> Outlook:
@@ -155,7 +155,7 @@ def foresee_quantization(target: Target, sites: Mapping[str, str], source: Outlo
 
 
 def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageContext) -> Folding:
-    """Return the folded float network of an artifact, on the device.
+    """Return the folded float network of an artifact, on the device where it is calibrated.
 
     Where the scheme quantizes the stem, mean and std go into it too if that is exact: pixel values of 8 bits then lie on a grid
     of 256 steps without any error. The network takes the images that its source takes all the same, and undoes their
@@ -167,11 +167,11 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
     folding = fold(load_network(source), source.preprocess, pixels=pixels)
     if not folding.certificate.holds:
         worst = max(difference.relative for difference in folding.certificate.differences)
-        raise ArtifactError(f"{source.path}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
+        raise ArtifactError(f"{source.place}: folding moved a logit by {worst:.1e} of the largest one; it is not safe.")
     if folding.preprocess != source.preprocess:
         folding.network.stem.undo_normalization(source.preprocess.mean, source.preprocess.std)
         folding = dataclasses.replace(folding, preprocess=source.preprocess)
-    folding.network.to(context.execution.device)
+    folding.network.to(context.execution.exact_device)
     return folding
 
 

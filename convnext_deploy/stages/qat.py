@@ -12,7 +12,7 @@ from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
 from convnext_deploy.stages.ptq_steps import QUANTIZES_TORCH
 from convnext_deploy.stages.quantized_training import train_quantized
-from convnext_deploy.stages.teachers import check_teachers, open_teacher
+from convnext_deploy.stages.teachers import check_quantized_teachers, open_teacher
 from convnext_deploy.stages.training_setup import training_options
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.training.teacher import Teacher
@@ -26,7 +26,7 @@ def foresee(config: QATConfig, given: Given) -> Outlook:
     if not source.precision.startswith("int8"):
         raise ArtifactError(f"{given.called(source)} has no quantizers to train; QAT starts from a PTQ artifact.")
     check_fit(config.fit, given.device)
-    check_teachers(given, source.model.in_channels, needed=config.teacher is not None)
+    check_quantized_teachers(given, source.model, needed=config.teacher is not None)
     return source.made(given.name)
 
 

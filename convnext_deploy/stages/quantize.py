@@ -7,7 +7,7 @@ import time
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Step, TorchDetails
-from convnext_deploy.config.choices import QuantizeMethod
+from convnext_deploy.config.choices import MetricName, QuantizeMethod
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.data.sampling import without
@@ -15,6 +15,7 @@ from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
+from convnext_deploy.stages.answers import answers_of
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
 from convnext_deploy.stages.ptq_steps import (
@@ -27,7 +28,7 @@ from convnext_deploy.stages.ptq_steps import (
 from convnext_deploy.stages.quantized_training import train_quantized, training_seconds
 from convnext_deploy.stages.search import Search, say_step, say_who_judges
 from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
-from convnext_deploy.stages.teachers import check_teachers
+from convnext_deploy.stages.teachers import check_quantized_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 
@@ -61,7 +62,7 @@ def foresee(config: QuantizeConfig, given: Given) -> Outlook:
     made = foresee_quantization(config.target, config.sites, source, given)
     if config.method != "ptq":
         check_fit(config.fit, given.device)
-    check_teachers(given, source.model.in_channels, needed=config.teacher is not None)
+    check_quantized_teachers(given, source.model, needed=config.teacher is not None)
     return made
 
 
@@ -129,7 +130,7 @@ def _try_steps(
             deadline=deadline - longest,
         )
         step = _timed(judge.judge(name, network), begun)
-        say_step(step, context)
+        say_step(step, judge.metric, context)
         passed = search.take(step, network, scheme, record)
         # what takes no time is all tried where nothing can pass
         may_end = passed or name in (STRONGEST_OF_ONE_PASS, STRONGEST)
@@ -181,11 +182,15 @@ def _keep_some_in_float(
     if begun > deadline:
         return
     some = images.first(_SENSITIVITY_IMAGES)
-    reference = compute_logits(without_quantizers(network), some)
+    answers = answers_of(network, images.labels[: len(some)])
+    reference = answers(compute_logits(without_quantizers(network), some))
     with context.execution.progress.task(
         f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
     ) as task:
-        search.effects = measure_sensitivity(network, some, reference, task.advance, multi_label=judge.multi_label)
+        multi_label = judge.multi_label
+        search.effects = measure_sensitivity(
+            network, some, reference, task.advance, multi_label=multi_label, to_logits=answers
+        )
     if search.reason:
         return
     room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
@@ -205,7 +210,7 @@ def _keep_some_in_float(
     kept = result.state_dict().keys()
     result.load_state_dict({key: value for key, value in network.state_dict().items() if key in kept})
     step = _timed(judge.judge("layers in float", result), begun)
-    say_step(step, context)
+    say_step(step, judge.metric, context)
     search.take(step, result, narrower, dataclasses.replace(search.record, float_layers=chosen))
     if search.chosen is step and search.end_if_good_enough():
         search.reason += f", with {', '.join(chosen)} in float"
@@ -219,17 +224,21 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: S
     settings = QATConfig(config.fit, config.teacher, config.temperature, config.distill_loss_weight)
     network, scheme = copy.deepcopy(search.network).to(context.execution.device), search.scheme
     rest = dataclasses.replace(context, data=without(context.need_data(), search.held_out))
-    history = train_quantized(network, folding.network, source, folding.preprocess, settings, rest)
+    teacher = folding.network
+    if context.execution.device != context.execution.exact_device:
+        teacher = copy.deepcopy(teacher).to(context.execution.device)
+    history = train_quantized(network, teacher, source, folding.preprocess, settings, rest)
+    network.to(context.execution.exact_device)
     counts = (config.calibration_images, config.selection_images)
 
-    def judged() -> tuple[Step, Enough]:
+    def judged() -> tuple[Step, Enough, MetricName]:
         images, selection = choose_images_to_judge(counts, folding.preprocess, context, config.batch_size)
         images = dataclasses.replace(selection, indices=search.held_out) if search.held_out else images
         judge = Judge(folding.network, images, config.max_drop_pp, search.unseen, LOOKS[config.method])
-        return _timed(judge.judge("training", network), begun), judge.enough
+        return _timed(judge.judge("training", network), begun), judge.enough, judge.metric
 
-    step, search.enough = from_first(judged)
-    say_step(step, context)
+    step, search.enough, metric = from_first(judged)
+    say_step(step, metric, context)
     passed = search.take(step, network, scheme, search.record, history)
     if config.method == "qat" and not passed and step.risk_pp < 100 and step.top1_drop_pp <= config.max_drop_pp:
         # asked for, it may give other answers than the float network, as long as no fewer are right

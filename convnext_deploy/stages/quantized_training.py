@@ -1,5 +1,6 @@
 """Training under fake quantization, which `qat` and `quantize` share."""
 
+import copy
 import time
 
 import torch
@@ -14,7 +15,7 @@ from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.teachers import distillation_objective, open_teacher
+from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
 from convnext_deploy.stages.training_setup import fit_network, label_weights
 from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.teacher import Teacher
@@ -47,6 +48,11 @@ def train_quantized(
         teacher = open_teacher(other, preprocess, context, outputs)
     if isinstance(teacher, nn.Module):
         teacher.requires_grad_(False).eval()
+    neutral = set(identity_parameters(network))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in neutral)
+    if not network.num_classes:
+        return fit_network(network, preprocess, config.fit, context, same_features(teacher), teacher)
     objective = distillation_objective(
         lambda batch: teacher(batch.images),
         Distillation(
@@ -58,14 +64,13 @@ def train_quantized(
             positive_weights=label_weights(config.fit, context),
         ),
     )
-    neutral = set(identity_parameters(network))
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in neutral)
     return fit_network(network, preprocess, config.fit, context, objective)
 
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
     """Return about how long training would take, from two passes with gradients over a few images."""
+    if context.execution.device != context.execution.exact_device:
+        network = copy.deepcopy(network).to(context.execution.device)
     images = torch.zeros(_TIMED_IMAGES, len(preprocess.mean), *preprocess.sides, device=context.execution.device)
     times = []
     with torch.enable_grad():

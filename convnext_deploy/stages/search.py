@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step
+from convnext_deploy.config.choices import MetricName
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.scheme import QuantizationScheme
 from convnext_deploy.quantization.sensitivity import Effect
@@ -109,12 +110,12 @@ def say_who_judges(judge: Judge, calibrating: int, context: StageContext) -> Non
         )
 
 
-def say_step(step: Step, context: StageContext) -> None:
-    """Print what a step gave."""
+def say_step(step: Step, metric: MetricName, context: StageContext) -> None:
+    """Print what a step gave, scored by `metric`."""
     low, high = step.interval_pp
     distance = "" if step.kl is None else f"KL {step.kl:.2g}, "
     distance += "" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB, "
-    scored = "mAP" if context.need_data().multi_label else "top-1"
+    scored = "mAP" if context.need_data().multi_label else metric
     context.execution.progress.say(
         f"{context.name}: {step.name}: {scored} {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp "
         f"[{low:+.2f}, {high:+.2f}], agreement {100 * step.agreement:.2f} %, {distance}"

@@ -22,6 +22,7 @@ from convnext_deploy.metrics.bounds import clopper_pearson_upper, images_without
 from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
+from convnext_deploy.stages.answers import answers_by, answers_of, extracts, metric_of_network
 from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, bound_drop, sharpest_scale
 from convnext_deploy.stages.label_drop import (
     bound_drop_of_map,
@@ -61,7 +62,7 @@ class Judge:
     """Compares quantized networks with the float one on the selection images.
 
     Attributes:
-        reference: the float network's logits `(N, classes)` of them.
+        reference: the float network's logits `(N, classes)` of them; of a feature extractor see `answers_of`.
         enough: whether they can tell a drop as small as the budget.
         least_risk_pp: the risk of a step that changes no answer.
     """
@@ -80,7 +81,10 @@ class Judge:
         """
         self.images, self.max_drop_pp, self.unseen = images, max_drop_pp, unseen
         self.labels = images.labels
-        self.reference = self.logits(folded)
+        self.metric = metric_of_network(folded)
+        self.answers = answers_of(folded, self.labels)
+        self.outputs = outputs_of(folded, images)
+        self.reference = self.answers(self.outputs)
         self.level = (1.0 - CONFIDENCE) / looks if looks else None
         self.multi_label = self.labels.ndim > 1
         find_scale = sharpest_label_scale if self.multi_label else sharpest_scale
@@ -94,17 +98,17 @@ class Judge:
         least = 0.0 if own is None else clopper_pearson_upper(0, counted, own).item()
         self.least_risk_pp = 100.0 * least
 
-    @torch.no_grad()
     def logits(self, network: nn.Module) -> Tensor:
         """Return the logits `(N, classes)` of the selection images, on the CPU."""
-        return torch.cat([network(batch).float().cpu() for batch in self.images.batches()])
+        return self.answers(outputs_of(network, self.images))
 
     def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Step:
         """Measure a step. `seconds`: what making it took."""
-        return self.compare(name, self.logits(network), seconds)
+        return self.compare(name, outputs_of(network, self.images), seconds)
 
-    def compare(self, name: str, logits: Tensor, seconds: float) -> Step:
-        """Judge logits `(N, classes)`."""
+    def compare(self, name: str, outputs: Tensor, seconds: float) -> Step:
+        """Judge what a network gives for the selection images: logits `(N, classes)`, or features."""
+        logits = self.answers(outputs)
         finite = bool(logits.isfinite().all())
         score, drop_pp, interval_pp, agreement = self._measure(logits if self.multi_label else logits.argmax(1))
         found = self._bound(logits) if finite else _CERTAIN
@@ -116,7 +120,7 @@ class Judge:
             interval_pp=interval_pp,
             agreement=agreement,
             kl=finite_or_none(kl_divergence(self.reference, logits, multi_label=self.multi_label)),
-            sqnr_db=finite_or_none(signal_to_noise_db(self.reference, logits)),
+            sqnr_db=finite_or_none(signal_to_noise_db(self.outputs, outputs)),
             risk_pp=risk,
             seconds=seconds,
             passed=finite and risk <= self.max_drop_pp and interval_pp[0] <= self.max_drop_pp,
@@ -153,11 +157,19 @@ def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImag
     chosen = sample_in_proportion(data.validation.labels, np.arange(count), len(images), 0)
     batches = EvaluationBatches(data.validation, images.preprocess, images.batch_size, images.workers, chosen)
     found = [(folded(batch.to(images.device)).float().cpu(), labels) for batch, labels in batches]
-    logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    outputs, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    gallery = outputs_of(folded, images) if extracts(folded) else outputs
+    logits = answers_by(folded, gallery, images.labels)(outputs)
     known = logits.isfinite().all(1)
     if not data.multi_label:
         known &= labels < logits.shape[1]
     return UnseenImages(logits[known], labels[known]) if known.any() else None
+
+
+@torch.no_grad()
+def outputs_of(network: nn.Module, images: Images) -> Tensor:
+    """Return what a network gives for images, `(N, …)` on the CPU."""
+    return torch.cat([network(batch).float().cpu() for batch in images.batches()])
 
 
 def confidence(logits: Tensor, *, multi_label: bool = False) -> float:

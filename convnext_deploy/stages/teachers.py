@@ -17,11 +17,12 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.variants import feature_width
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given
 from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.load_foreign import load_foreign
-from convnext_deploy.training.losses import Distillation, distillation_loss
+from convnext_deploy.training.losses import Distillation, cosine_loss, distillation_loss
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.teacher import Teacher
 
@@ -64,6 +65,22 @@ def check_teachers(given: Given, in_channels: int, *, needed: bool, features_alo
             raise _other_channels(f"{given.of_stage(teacher)}the teacher {teacher.name}", teacher.model, in_channels)
 
 
+def check_quantized_teachers(given: Given, student: ModelSpec, *, needed: bool) -> None:
+    """Check the teachers of a training under quantization: of a feature extractor they must give the same features.
+
+    Raises: DeployError: as `check_teachers`, and if one gives others.
+    """
+    extracts = not student.num_classes
+    check_teachers(given, student.in_channels, needed=needed, features_alone=extracts)
+    for teacher in given.teachers if extracts else ():
+        own = teacher.model
+        if teacher.format != "torch" or own.output != student.output or feature_width(own) != feature_width(student):
+            raise ArtifactError(
+                f"{given.of_stage(teacher)}the teacher {teacher.name} does not give the student's {student.output} of "
+                f"{feature_width(student)} numbers; leave it out, and the float network teaches."
+            )
+
+
 def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_alone: bool = False) -> None:
     """Check that teacher and student speak of the same classes and images.
 
@@ -104,6 +121,17 @@ def _other_channels(teacher: str, model: ModelSpec, in_channels: int) -> Artifac
     return ArtifactError(
         f"{teacher} takes {model.in_channels} channels, the student {in_channels}; both see the same images."
     )
+
+
+def same_features(teacher: nn.Module) -> Objective:
+    """Return the loss of a feature extractor against the features that a teacher gives, see `cosine_loss`."""
+
+    def objective(student: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            features = teacher(batch.images)
+        return cosine_loss(student(batch.images), features)
+
+    return objective
 
 
 def open_teacher(

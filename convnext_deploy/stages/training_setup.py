@@ -32,6 +32,7 @@ from convnext_deploy.system.distributed import from_first, world
 from convnext_deploy.training.evaluate_labels import evaluate_labels
 from convnext_deploy.training.fit import Objective, evaluate_classifier, fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
+from convnext_deploy.training.teacher import evaluate_features
 from convnext_deploy.training.torch_compile import compile_network
 
 _MOST_WEIGHT = 100.0  # of a label that few images have
@@ -145,9 +146,17 @@ def start_network(spec: ModelSpec, config: FitConfig, start: Artifact | None, co
 
 
 def fit_network(
-    network: nn.Module, preprocess: Preprocess, config: FitConfig, context: StageContext, objective: Objective
+    network: nn.Module,
+    preprocess: Preprocess,
+    config: FitConfig,
+    context: StageContext,
+    objective: Objective,
+    teacher: nn.Module | None = None,
 ) -> History:
-    """Run the training loop on the training images with a stage's settings, and return its history without times."""
+    """Run the training loop on the training images with a stage's settings, and return its history without times.
+
+    After each epoch the network is scored by the labels, or a feature extractor by how like its features are to its teacher's.
+    """
     data, own, execution = context.need_data(), world(), context.execution
     evaluate = evaluate_labels if data.multi_label else evaluate_classifier
     freeze(network, config.frozen_stages)
@@ -180,7 +189,11 @@ def fit_network(
             _schedule(config, execution.device),
             execution,
             description=context.name,
-            evaluate=lambda model: evaluate(model, validation, execution.device),
+            evaluate=lambda model: (
+                evaluate(model, validation, execution.device)
+                if teacher is None
+                else evaluate_features(model, teacher, validation, execution.device)
+            ),
             store=context.store,
         )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_deploy.errors import OutputError
+from convnext_deploy.system.posix import free_bytes
 
 OUT, CACHE_DIR = "another folder with --out", "another folder with --cache-dir"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -87,16 +88,22 @@ def naming_disk_faults() -> Iterator[None]:
 def _room(path: Path, number: int, needs: str) -> str:
     """Say what has to be done for a file to find its room, and how much there is, of bytes or of entries."""
     places = (path.absolute(), *path.absolute().parents)
-    folder = next((place for place in places if place.is_dir()), Path("/"))
-    status = os.statvfs(folder)
+    folder = next((place for place in places if place.is_dir()), Path(path.absolute().anchor))
     if number == errno.EDQUOT:
         return f"raise the quota or remove files of yours ({needs})"
     if number == errno.EFBIG:
-        import resource  # Windows has none, nor such limits
-
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        by = "the file system" if limit == resource.RLIM_INFINITY else f"ulimit -f, {limit:,} bytes"
-        return f"raise the limit on the size of files by {by} ({needs})"
-    if status.f_files and not status.f_favail:
+        return f"raise the limit on the size of files by {_size_limit()} ({needs})"
+    free = free_bytes(folder)
+    if free is None:
         return "make room (the file system takes no more files, see df -i)"
-    return f"make room ({needs}, and {status.f_bavail * status.f_frsize:,} are free)"
+    return f"make room ({needs}, and {free:,} are free)"
+
+
+def _size_limit() -> str:
+    """Return who limits the size of files: the shell that started this process, or the file system."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limits
+        return "the file system"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return "the file system" if limit == resource.RLIM_INFINITY else f"ulimit -f, {limit:,} bytes"

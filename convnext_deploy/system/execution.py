@@ -15,7 +15,7 @@ class Execution:
     """How work is done, never what is done.
 
     Attributes:
-        device: where PyTorch runs, `cpu` or `cuda`.
+        device: where PyTorch runs, `cpu`, `cuda` or `mps`.
         workers: processes that decode images; 0: this one does.
         seed: of weights, crops and the choice of calibration images, >= 0.
         progress: where to report.
@@ -29,12 +29,19 @@ class Execution:
     progress: Progress = field(default_factory=SilentProgress)
     cache_dir: Path | None = None
 
+    @property
+    def exact_device(self) -> str:
+        """Where networks are calibrated and compared, which takes float64: the device, but for Apple's, which has none."""
+        return "cpu" if self.device == "mps" else self.device
+
 
 def resolve_device(device: str) -> str:
-    """Return `cpu` or `cuda`, which is then this process's own GPU, for one of those or `auto`.
+    """Return `cpu`, `mps`, or `cuda`, which is then this process's own GPU, for one of those or `auto`.
 
     Raises: BackendUnavailableError: if a GPU was asked for and there is none, or more processes than GPUs.
     """
+    if device == "mps":
+        return _require_mps()
     missing = cuda_driver_error()
     if device == "cuda" and missing:
         raise BackendUnavailableError(f"--device cuda was asked for, but here is {missing}; use --device cpu.")
@@ -49,6 +56,19 @@ def resolve_device(device: str) -> str:
             )
         torch.cuda.set_device(own)
     return found
+
+
+def _require_mps() -> str:
+    import torch
+
+    if launched().size > 1:
+        raise BackendUnavailableError(
+            "--device mps is one GPU, for one process; leave torchrun out, or use --device cpu."
+        )
+    if not torch.backends.mps.is_available():
+        missing = "no GPU that Metal knows" if torch.backends.mps.is_built() else "a PyTorch without Apple's Metal"
+        raise BackendUnavailableError(f"--device mps was asked for, but here is {missing}; use --device cpu.")
+    return "mps"
 
 
 def decoding_processes() -> int:

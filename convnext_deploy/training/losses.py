@@ -80,6 +80,11 @@ def distillation_loss(
     return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
 
 
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean over images and places of 1 - cos, in [0, 2], of features `(N, D)` or maps `(N, D, H, W)`."""
+    return 1 - F.cosine_similarity(_at_least_float32(student), _at_least_float32(teacher), dim=1).mean()
+
+
 def _multi_label_loss(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
 ) -> Tensor:

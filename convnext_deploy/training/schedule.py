@@ -55,11 +55,17 @@ def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
     """Return bfloat16 where it is faster than float32 (or what is asked for), else None.
 
     It is faster on GPUs from SM80 on, and on CPUs with native bfloat16 products: AVX512-BF16 or AMX. On other CPUs bfloat16
-    is emulated and slower.
+    is emulated and slower. On Apple's GPUs training is in float32.
 
-    Raises: DeployError: if float16 is asked for on a CPU.
+    Raises: DeployError: if float16 is asked for on a CPU, or any of the two on a GPU of Apple.
     """
     is_cuda = torch.device(device).type == "cuda"
+    if torch.device(device).type == "mps":
+        if choice in ("bf16", "fp16"):
+            raise DeployError(
+                f'autocast = "{choice}" is not tested on mps; use "auto" or "off", which train in float32.'
+            )
+        return None
     if choice == "bf16":
         return torch.bfloat16
     if choice == "fp16":
@@ -70,6 +76,14 @@ def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
         return None
     if is_cuda:
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else None
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else None
+    return torch.bfloat16 if _multiplies_bfloat16() else None
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    # releases of PyTorch up to 2.10 tell it under these names alone
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)

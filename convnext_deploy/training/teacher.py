@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.system.distributed import total
+from convnext_deploy.training.losses import cosine_loss
 
 
 class Teacher(nn.Module):
@@ -48,3 +51,21 @@ class Teacher(nn.Module):
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
         return images if self.same else images * self.scale + self.shift
+
+
+@torch.no_grad()
+def evaluate_features(
+    network: nn.Module, teacher: nn.Module, batches: EvaluationBatches, device: str
+) -> dict[str, float]:
+    """Return `validation_loss`, the mean of 1 - cos between the features of a network and those of its teacher.
+
+    Everything else as in `fit.evaluate_classifier`.
+    """
+    network.eval()
+    loss, count = 0.0, 0.0
+    for images, _ in batches:
+        given = images.to(device)
+        loss += len(images) * cosine_loss(network(given), teacher(given)).item()
+        count += len(images)
+    loss, count = total([loss, count])
+    return {"validation_loss": loss / count}

@@ -25,6 +25,7 @@ from torch import Tensor
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.documents import open_file
 from convnext_deploy.system.disk_faults import CACHE_DIR, Target, cannot_write
+from convnext_deploy.system.posix import BINARY, read_at, write_at
 
 RESULT_VERSION = 1
 """In the name of a plan: raised when a teacher gives other predictions for the same crops, the plan has other crops, or the layout
@@ -145,7 +146,7 @@ class TeacherCache:
         size = self._row.itemsize
         try:
             with open_file(self._path(batch.epoch)) as file:
-                content = os.pread(file.fileno(), len(batch) * size, batch.first_row * size)
+                content = read_at(file.fileno(), len(batch) * size, batch.first_row * size)
         except OSError:
             return None
         if len(content) != len(batch) * size:
@@ -158,10 +159,10 @@ class TeacherCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # no truncation, no append: processes write different rows of one file, in any order
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | BINARY, 0o666)
             try:
                 while content:  # a disk that is nearly full takes a part, and only then raises
-                    written = os.pwrite(descriptor, content, start)
+                    written = write_at(descriptor, content, start)
                     content, start = content[written:], start + written
             finally:
                 os.close(descriptor)

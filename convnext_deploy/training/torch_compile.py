@@ -1,11 +1,13 @@
 """`torch.compile` by choice."""
 
 import importlib.util
+import inspect
 import os
 import shlex
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +24,21 @@ def compile_network(network: nn.Module, device: str) -> None:
     # Kernels are counted over all networks of a class: after eight, which three stages reach, the next would silently have none.
     torch.compiler.reset()
     network.compile()
+
+
+def compile_alone(network: nn.Module) -> nn.Module:
+    """Return a network with kernels of its own, for each batch size.
+
+    They are otherwise counted over all networks of a class, and after eight there are no more. Releases of PyTorch without a way to
+    keep them apart forget those of all other networks here, which are compiled again if they are called again.
+    """
+    compile_with: Any = torch.compile
+    if "isolate_recompiles" in inspect.signature(compile_with).parameters:
+        compiled: nn.Module = compile_with(network, dynamic=False, isolate_recompiles=True)
+    else:
+        torch.compiler.reset()
+        compiled = compile_with(network, dynamic=False)
+    return compiled
 
 
 def check_compiler(*, is_cuda: bool, wanted_by: str, instead: str) -> None:

@@ -26,6 +26,7 @@ class _Sums:
 class _RandomState:
     cpu: Tensor
     cuda: Tensor | None
+    mps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class TrainingState:
         """Return what `restore` takes, as tensors, numbers and texts. All processes must ask for it together."""
         is_cuda = torch.device(self.device).type == "cuda"
         random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None}
+        if torch.device(self.device).type == "mps":
+            random["mps"] = torch.mps.get_rng_state()
         return {
             "step": self.step,
             "sums": dict(self.sums),
@@ -117,6 +120,8 @@ class TrainingState:
             torch.set_rng_state(random.cpu)
             if random.cuda is not None and torch.device(self.device).type == "cuda":
                 torch.cuda.set_rng_state(random.cuda, self.device)
+            if random.mps is not None and torch.device(self.device).type == "mps":
+                torch.mps.set_rng_state(random.mps)
 
 
 def _read(found: dict[str, Any]) -> _Snapshot:

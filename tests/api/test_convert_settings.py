@@ -172,12 +172,12 @@ def test_convert_refuses_when_the_library_has_no_such_network(
     assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
 
 
-def test_convert_refuses_when_the_weights_have_no_head(tmp_path: Path) -> None:
+def test_convert_refuses_when_the_weights_have_neither_head_nor_last_norm(tmp_path: Path) -> None:
     state = {
         key: value for key, value in build_model(ATTO).state_dict().items() if not key.startswith(("head", "norm."))
     }
     torch.save(state, tmp_path / "backbone.pth")
-    with pytest.raises(CheckpointError, match="has no classification head"):
+    with pytest.raises(CheckpointError, match="neither a head nor the norm before it"):
         convert(tmp_path / "backbone.pth", "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

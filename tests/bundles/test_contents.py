@@ -208,11 +208,11 @@ def test_collect_refuses_engines_without_weights(tmp_path: Path) -> None:
         collected(source.path, engine.path)
 
 
-def test_collect_refuses_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
+def test_weights_in_a_file_of_their_own_are_joined(tmp_path: Path) -> None:
     proto = row_sum_graph()
     onnx.save(proto, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
-    with pytest.raises(ArtifactError, match="a file of their own"):
-        collected(tmp_path / "a.onnx")
+    (model,) = collected(tmp_path / "a.onnx").models
+    assert (model.joins_weights, model.fixes_size) == (True, False)
 
 
 def test_collect_refuses_a_graph_of_other_images_than_its_manifest_says(tmp_path: Path) -> None:

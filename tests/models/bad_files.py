@@ -226,7 +226,7 @@ CONTENTS = [
     Bad("no channels", torch_save(changed(downsample_layers__0__0__weight=torch.ones(24, 0, 4, 4))), "(24, 0, 4, 4)"),
     Bad("no patch", torch_save(changed(downsample_layers__0__0__weight=torch.ones(24, 3, 0, 0))), "(24, 3, 0, 0)"),
     Bad("scalar hidden layer", torch_save(changed(pre_logits__weight=torch.ones(()))), "not a ConvNeXt checkpoint"),
-    Bad("no head", torch_save(lambda _: {k: v for k, v in good_state().items() if "head" not in k}), "bad.pth"),
+    Bad("no head", torch_save(lambda _: {k: v for k, v in good_state().items() if not k.startswith(("head", "norm."))}), "bad.pth"),
     Bad("line break in key", torch_save(renamed("evil\nerror: x")), "bad.pth"),
     Bad("escape in key", torch_save(renamed("\x1b[2J\x1b]0;owned\x07")), "bad.pth"),
     Bad("long key", torch_save(renamed("x" * 1_000_000)), "xxx"),

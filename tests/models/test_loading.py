@@ -234,10 +234,13 @@ def test_load_network_gives_float32_when_the_file_is_of_another_dtype(
     assert_equal_logits(network, reference.eval())
 
 
-def test_load_network_refuses_when_there_is_no_head(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    save_state(tmp_path / "w.safetensors", without(state, *HEAD), {})
+def test_load_network_refuses_when_there_is_neither_head_nor_the_norm_before_it(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    left_out = (*HEAD, "norm.weight", "norm.bias")
+    save_state(tmp_path / "w.safetensors", without(state, *left_out), {})
     artifact = open_input(tmp_path / "w.safetensors")
     assert artifact.model.num_classes == 0
     message = refusal(lambda: load_network(artifact), CheckpointError)
-    assert "has no classification head" in message
-    assert load_checkpoint(artifact.main_file).state.keys() == without(state, *HEAD).keys()
+    assert "neither a head nor the norm before it" in message
+    assert load_checkpoint(artifact.main_file).state.keys() == without(state, *left_out).keys()

@@ -39,17 +39,19 @@ def write_graph(path: Path, *sides: int | str, layout: str = "nchw") -> Path:
     helper, tensor = onnx.helper, onnx.TensorProto
     shape = ["n", 3, *sides] if layout == "nchw" else ["n", *sides, 3]
     axes = [2, 3] if layout == "nchw" else [1, 2]
-    weights = onnx.numpy_helper.from_array(np.eye(3, dtype=np.float32)[[2, 0, 1]], "w")
+    order = np.eye(3, dtype=np.float32)[[2, 0, 1]]
+    constants = {"v": order, "w": order.T @ order.T, "axes": np.array(axes, np.int64)}
     nodes = [
         helper.make_node("ReduceMean", ["images", "axes"], ["pooled"], keepdims=0),
-        helper.make_node("MatMul", ["pooled", "w"], ["logits"]),
+        helper.make_node("MatMul", ["pooled", "v"], ["ordered"]),
+        helper.make_node("MatMul", ["ordered", "w"], ["logits"]),
     ]
     graph = helper.make_graph(
         nodes,
         "colours",
         [helper.make_tensor_value_info("images", tensor.FLOAT, shape)],
         [helper.make_tensor_value_info("logits", tensor.FLOAT, ["n", 3])],
-        [weights, onnx.numpy_helper.from_array(np.array(axes, np.int64), "axes")],
+        [onnx.numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     return path

@@ -62,9 +62,8 @@ def test_open_input_tells_of_half_precision_and_of_a_missing_head(tmp_path: Path
     artifact = open_input(tmp_path / "w.ckpt")
     assert artifact.model == ModelSpec("test_convnext", 0)
     assert "w.ckpt: weights in float16 are converted to float32" in artifact.notes
-    assert "w.ckpt: a test_convnext with no classes" in artifact.notes
-    with pytest.raises(CheckpointError, match=r"has no classification head; give it one with 'convnext-deploy train"):
-        load_network(artifact)
+    assert "w.ckpt: a test_convnext with no classes, a feature extractor: it gives (N, 64)" in artifact.notes
+    assert load_network(artifact)(torch.zeros(2, 3, 64, 64)).shape == (2, 64)
 
 
 def test_open_input_says_which_evaluation_was_asked_for(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ from tests.exporters.torch_tensorrt_stand_in import Script, install_stand_in
 from tests.shared import heavy_except
 from tests.weights import write_weights
 
+# torch 2.10 says it once of the bytes that it reads itself
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+
 CLASSES, SIDE, MAX_BATCH = 3, 32, 4
 
 

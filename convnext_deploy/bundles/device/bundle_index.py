@@ -55,7 +55,7 @@ def named_files(record: dict[str, Any]) -> list[str]:
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file: a pipe would wait for ever, a device has no end. Raises: OSError."""
-    descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = os.open(str(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError("it is not a regular file")

@@ -32,7 +32,9 @@ def _end_with_the_parent() -> None:
     """End this process, and all that it started, when the other end of standard input is closed."""
     while os.read(0, 1):
         pass
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+    os._exit(1)
 
 
 def _measure(job: Any) -> dict[str, Any]:
@@ -89,10 +91,27 @@ def peak_memory_bytes() -> int:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123  (no file on disk)
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        import resource
-
+        try:
+            import resource
+        except ImportError:
+            return _peak_memory_on_windows()
         # not on Linux, where it begins with the memory of the process that started this one
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _peak_memory_on_windows() -> int:
+    """Return the field PeakWorkingSetSize of the structure PROCESS_MEMORY_COUNTERS."""
+    import ctypes
+
+    system: Any = ctypes
+    # two integers of 32 bits (size of the structure, page faults), then eight of a pointer's 64, of which the peak is the first
+    counters = (ctypes.c_uint64 * (1 + 8))()
+    head = ctypes.cast(counters, ctypes.POINTER(ctypes.c_uint32))
+    head[0] = ctypes.sizeof(counters)
+    kernel = system.WinDLL("kernel32")
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.GetCurrentProcess())
+    return int(counters[1]) if kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), head[0]) else 0
 
 
 def _describe(error: BaseException) -> dict[str, str]:

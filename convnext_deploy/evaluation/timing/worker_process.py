@@ -17,14 +17,15 @@ from typing import IO, Any
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError
 from convnext_deploy.evaluation.timing._worker import MARK
+from convnext_deploy.system.posix import end_group, signals_named
 
 _PROGRAM = "convnext_deploy.evaluation.timing._worker"
-_SIGNALS = {
-    signal.SIGKILL: "it was killed, as the system does when memory runs out",
-    signal.SIGSEGV: "its runtime crashed (segmentation fault)",
-    signal.SIGILL: "its runtime uses instructions that this CPU lacks",
-    signal.SIGABRT: "its runtime gave up (abort)",
-}
+_SIGNALS = signals_named(
+    SIGKILL="it was killed, as the system does when memory runs out",
+    SIGSEGV="its runtime crashed (segmentation fault)",
+    SIGILL="its runtime uses instructions that this CPU lacks",
+    SIGABRT="its runtime gave up (abort)",
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _started(threads: int | None, errors: IO[bytes]) -> Iterator[subprocess.Pope
         yield process
     finally:
         with suppress(ProcessLookupError, PermissionError):  # when it has ended, with nothing left
-            os.killpg(process.pid, signal.SIGKILL)
+            end_group(process)
         for stream in (process.stdin, process.stdout):
             assert stream is not None
             with suppress(BrokenPipeError):

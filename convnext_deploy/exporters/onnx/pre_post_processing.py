@@ -9,7 +9,13 @@ from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.onnx.graph_edits import add_constant, finish
 from convnext_deploy.graphs.onnx_io import OUTPUT_NAME, tensor_shape
 
-OUTPUT_NAMES = {"logits": (OUTPUT_NAME,), "probabilities": ("probabilities",), "top-k": ("scores", "classes")}
+OUTPUT_NAMES = {
+    "logits": (OUTPUT_NAME,),
+    "probabilities": ("probabilities",),
+    "top-k": ("scores", "classes"),
+    "features": ("features",),
+    "feature-map": ("feature_map",),
+}
 """`GraphIO.output` → names of the graph's outputs."""
 
 ENDS = "graph_ends"
@@ -22,7 +28,7 @@ def add_ends(
     """Return the graph with the input and the outputs that `io` asks for.
 
     Args:
-        proto: from `export_float`: normalized `images (N, C, S, S)` to `logits (N, classes)`.
+        proto: from `export_float`: normalized `images (N, C, S, S)` to `logits (N, classes)`, or to features.
         io: what the graph is to take and give.
         preprocess: its mean and std are what a graph that takes pixels normalizes with.
         multi_label: each logit is an answer of its own, whose probability is its sigmoid.
@@ -37,7 +43,9 @@ def add_ends(
         check_top_k(io.top_k, classes, multi_label=multi_label)
     if not io.takes_usual_images:
         _take_pixels(graph, io, preprocess)
-    if io.output != "logits":
+    if io.gives_features:
+        graph.outputs[0].name = OUTPUT_NAMES[io.output][0]
+    elif io.output != "logits":
         _give(graph, io, "Sigmoid" if multi_label else "Softmax")
     return finish(model)
 

@@ -30,7 +30,8 @@ def rewrite_for(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
         quantized: MatMul and Conv nodes of the graph will be INT8.
     """
     for module in list(network.modules()):
-        if runtime == "openvino" and type(module) is nn.LayerNorm and module is not network.norm:  # after the pooling
+        after_pooling = module is network.head_norm or (module is network.norm and not network.feature_map)
+        if runtime == "openvino" and type(module) is nn.LayerNorm and not after_pooling:
             module.__class__ = _PixelNorm
         elif runtime == "onnxruntime" and quantized and type(module) is GRN:
             module.__class__ = _MatMulGRN

@@ -15,6 +15,7 @@ IMAGE_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.UINT8)
 _STANDARD = ("", "ai.onnx")
 _SHAPES = ("Shape", "Size")  # read no pixels
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, TypeError, ValueError)
+_MOST_TO_CHECK = 1 << 30  # bytes of weights beside a file that are taken into memory for the checker
 
 
 @invalid(
@@ -120,9 +121,19 @@ def against_the_standard(graph: AnalyzedGraph) -> Iterator[Place]:
         for _ in rule.find(graph)
     ):
         return
+    beside = [
+        (value, value.const_value)
+        for inner in graph.view.model.graphs()
+        for value in inner.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    if sum(tensor.nbytes for _, tensor in beside if tensor is not None) > _MOST_TO_CHECK:
+        return
     guesses = [(value, value.type) for value in graph.view.guessed]
     for value, _ in guesses:
         value.type = None  # the file does not say it, so it cannot be wrong
+    for value, tensor in beside:  # the checker does not know the folder in which they lie
+        value.const_value = None if tensor is None else ir.Tensor(tensor.numpy(), name=tensor.name)
     try:
         CheckerPass(full_check=True, skip_opset_compatibility_check=True)(graph.view.model)
     except _CHECKER_ERRORS as refusal:
@@ -130,6 +141,8 @@ def against_the_standard(graph: AnalyzedGraph) -> Iterator[Place]:
     finally:
         for value, type_ in guesses:
             value.type = type_
+        for value, tensor in beside:
+            value.const_value = tensor
 
 
 @invalid(

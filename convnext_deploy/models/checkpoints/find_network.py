@@ -22,6 +22,10 @@ from convnext_deploy.models.checkpoints.safe_reader import check_name, check_ten
 _DEEPEST = 6  # tables within tables
 _MOST_TABLES = 1000
 _SHOWN = 3  # names of what is left out
+_NO_HEADS = (
+    "norms.",
+    "projectors.",
+)  # of DINOv3: the last norm once more, and what led the features of its distillation
 _WORDS = re.compile(r"[a-z]+")
 
 
@@ -109,7 +113,12 @@ def _gather(
     last = next((tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2])), None)
     if prefix and last is not None and not head.tensors and not has_head(tensors, dialect):
         parent = ".".join(prefix.split(".")[:-2])
-        beside = {key: table[key] for key in left_out if isinstance(table[key], Tensor) and key.startswith(parent)}
+        own = tuple(prefix + part for part in _NO_HEADS)
+        beside = {
+            key: table[key]
+            for key in left_out
+            if isinstance(table[key], Tensor) and key.startswith(parent) and not key.startswith(own)
+        }
         head = head_beside(beside, len(parent) + bool(parent), last.shape[0], path)
         left_out = [key for key in left_out if key not in head.taken]
     return FoundNetwork(entry, dialect, library or dialect, tensors, head, tuple(left_out))

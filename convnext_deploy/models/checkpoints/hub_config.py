@@ -4,7 +4,7 @@ timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.js
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ _TIMM_TOLD_BY_SHAPES = {
     "in_chans", "patch_size", "num_classes", "head_hidden_size", "depths", "dims", "kernel_sizes", "use_grn", "conv_mlp",
     "head_norm_first", "stem_type", "norm_layer", "ls_init_value", "drop_rate", "drop_path_rate", "head_init_scale", "img_size",
 }  # fmt: skip
+_DINOV3 = "dinov3_convnext"
 TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6, which no config changes
 
 
@@ -79,7 +80,7 @@ def read_hub_config(folder: Path, spec: ModelSpec) -> HubConfig | None:
     try:
         if "architecture" in config or "pretrained_cfg" in config:
             return _read_timm(config, spec, path)
-        if str(config.get("model_type", "")) in ("convnext", "convnextv2"):
+        if str(config.get("model_type", "")) in ("convnext", "convnextv2", _DINOV3):
             return _read_transformers(config, *read_processor(folder), spec, path)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
@@ -146,7 +147,10 @@ def _read_transformers(
     config: Mapping[str, Any], processor: Mapping[str, Any], processor_path: Path, spec: ModelSpec, path: Path
 ) -> HubConfig:
     activation = _look_up(_TRANSFORMERS_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act", path)
-    changes: dict[str, Any] = {"head_norm_eps": _positive(config.get("layer_norm_eps", TRANSFORMERS_DEFAULT_EPS))}
+    eps, usual = "head_norm_eps", TRANSFORMERS_DEFAULT_EPS
+    if config.get("model_type") == _DINOV3:
+        eps, usual = "norm_eps", complete_spec(spec).norm_eps
+    changes: dict[str, Any] = {eps: _positive(config.get("layer_norm_eps", usual))}
     if activation != complete_spec(spec).activation:
         changes["activation"] = activation
     names, remarks = _class_names(_labels(config), spec, path)
@@ -240,9 +244,11 @@ def timm_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str,
 
 
 def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tuple[str, ...] | None) -> dict[str, Any]:
-    """Return the `config.json` of a `ConvNextForImageClassification` or `ConvNextV2ForImageClassification`."""
+    """Return the `config.json` of a `ConvNextForImageClassification` or `ConvNextV2ForImageClassification`, or `…Model`."""
     row = complete_spec(spec)
-    name = "ConvNextForImageClassification" if row.version == 1 else "ConvNextV2ForImageClassification"
+    name = ("ConvNext" if row.version == 1 else "ConvNextV2") + (
+        "ForImageClassification" if spec.num_classes else "Model"
+    )
     names = class_names or tuple(f"LABEL_{i}" for i in range(spec.num_classes))
     activation = next(theirs for theirs, ours in _TRANSFORMERS_ACTIVATIONS.items() if ours == row.activation)
     return {
@@ -256,10 +262,13 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
         "hidden_act": activation,
         "layer_norm_eps": row.norm_eps if spec.head_norm_eps is None else spec.head_norm_eps,
         "image_size": preprocess.image_size,
-        "id2label": {str(i): label for i, label in enumerate(names)},
-        "label2id": {label: i for i, label in enumerate(names)},
+        **(_numbered(names) if names else {}),
         "dtype": "float32",
     }
+
+
+def _numbered(names: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
 def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:

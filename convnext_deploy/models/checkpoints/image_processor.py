@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD
 from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.config.image_size import ImageSize, plain_size, show_size
 from convnext_deploy.config.records import shown
@@ -21,6 +22,7 @@ RESAMPLE: dict[int, Interpolation] = {  # Pillow's numbers
 }  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST_CONFIG = 50_000_000  # bytes; 21,841 class names with descriptions take about 2 MB
+_DINOV3_SIZE = {"height": 224, "width": 224}
 _USUAL = [0.5, 0.5, 0.5]  # mean and std of ConvNextImageProcessor where its config has none
 
 
@@ -73,7 +75,8 @@ def interpret_processor(processor: Mapping[str, Any], channels: int, path: Path)
             f"{show_size(values['image_size'])} pixels"
         )
     number = processor.get("resample")
-    values["interpolation"] = RESAMPLE[3 if number is None else number]
+    usual = 2 if _is_dinov3(processor) else 3
+    values["interpolation"] = RESAMPLE[usual if number is None else number]
     mean, std = _statistics(processor, channels)
     if len(mean) == len(std) == channels:
         values |= {"mean": mean, "std": std}
@@ -82,6 +85,11 @@ def interpret_processor(processor: Mapping[str, Any], channels: int, path: Path)
             f"{path.name} has mean and std for {len(mean)} channels, and the network takes {channels}: they are not taken"
         )
     return Processed(values, tuple(remarks))
+
+
+def _is_dinov3(processor: Mapping[str, Any]) -> bool:
+    """Whether it is that of DINOv3, which squashes images to 224 pixels, bilinearly, and normalizes with ImageNet's statistics."""
+    return str(processor.get("image_processor_type", "")).startswith("DINOv3ViTImageProcessor")
 
 
 def _crops_itself(processor: Mapping[str, Any]) -> bool:
@@ -108,7 +116,7 @@ def _crop_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _convnext_crop(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    side, both = _sides(processor.get("size", SQUASHED_FROM), path)
+    side, both = _sides(processor.get("size") or (_DINOV3_SIZE if _is_dinov3(processor) else SQUASHED_FROM), path)
     squash = both or not isinstance(side, int) or side >= SQUASHED_FROM
     crop_pct = 1.0 if squash else processor.get("crop_pct") or 224 / 256
     return {"image_size": side, "crop_pct": crop_pct, "crop_mode": "squash" if squash else "center"}
@@ -131,5 +139,6 @@ def _statistics(processor: Mapping[str, Any], channels: int) -> tuple[list[float
     unit = 255.0 * (processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0)
     if not processor.get("do_normalize", True):
         return [0.0] * channels, [1.0 / unit] * channels
-    mean, std = (processor.get(name, _USUAL) for name in ("image_mean", "image_std"))
+    usual = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD} if _is_dinov3(processor) else {}
+    mean, std = (processor.get(name, usual.get(name, _USUAL)) for name in ("image_mean", "image_std"))
     return [value / unit for value in mean], [value / unit for value in std]

@@ -74,6 +74,8 @@ MAIN_PARTS: dict[Dialect, tuple[str, ...]] = {
     "huggingface": ("embeddings", "encoder", "layernorm", "classifier", *(base.rstrip(".") for base in BASE_MODELS)),
 }
 """Dialect → how the names of all its weights begin."""
+WITHOUT_HEAD: tuple[Dialect, ...] = ("timm", "huggingface")
+"""The libraries whose own networks can be without head: `num_classes=0`, `ConvNextModel`."""
 
 
 def recognize(state: Mapping[str, Tensor]) -> Dialect | None:
@@ -104,7 +106,7 @@ def from_native(state: Mapping[str, Tensor], spec: ModelSpec, dialect: Dialect) 
         name = key if dialect == "facebook" else _rename(key, dialect, reverse=False, halved=spec.strides[0] > 1)
         if name is None:
             raise CheckpointError(f"'{key}' has no name in {dialect}; this network cannot be written for it.")
-        if dialect == "huggingface" and not name.startswith("classifier."):
+        if dialect == "huggingface" and spec.num_classes and not name.startswith("classifier."):
             name = BASE_MODELS[row.version - 1] + name
         result[name] = _foreign_shape(key, tensor, row, dialect)
     return result
@@ -116,12 +118,11 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     Raises: CheckpointError: naming what it lacks.
     """
     row = complete_spec(spec)
-    if spec.num_classes < 1:
-        raise CheckpointError(
-            f"{spec.variant} cannot be written for {dialect}: it has no classification head; give it one with "
-            "'convnext-deploy train --weights FILE --data DIR'."
-        )
-    lacking: list[tuple[bool, str]] = [(spec.head_norm, "a second norm before the head")]
+    headless = not spec.num_classes and dialect not in WITHOUT_HEAD
+    lacking: list[tuple[bool, str]] = [
+        (spec.head_norm, "a second norm before the head"),
+        (headless, f"a form without head; those of {' and '.join(WITHOUT_HEAD)} have one"),
+    ]
     if dialect == "timm":
         lacking += [
             (

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.errors import RecipeError
-from convnext_deploy.models.variants import Four, Variant, complete_spec
+from convnext_deploy.models.variants import Four, Variant, complete_spec, feature_width
 
 MLP_RATIO = 4  # as in `convnext.py`, which imports PyTorch
 _STEM_KERNEL = 3  # of both convolutions of an overlapping stem
@@ -130,6 +131,15 @@ def feature_map_sides(spec: ModelSpec, image_size: int) -> Four:
     return sides
 
 
+def describe_features(spec: ModelSpec, image_size: ImageSize) -> str:
+    """Return the shape of what a feature extractor gives, such as `(N, 768)`."""
+    numbers = feature_width(spec)
+    if spec.output == "features":
+        return f"(N, {numbers})"
+    height, width = (feature_map_sides(spec, side)[-1] for side in sides_of(image_size))
+    return f"(N, {numbers}, {height}, {width})"
+
+
 def _overlap_side(side: int) -> int:
     """Side after a 3x3 convolution with stride 2 and padding 1."""
     return (side + 1) // 2
@@ -154,10 +164,12 @@ def _downsampling(spec: ModelSpec, row: Variant, sides: Four) -> Iterator[_Convo
 
 def _head(spec: ModelSpec, row: Variant) -> tuple[tuple[int, int], ...]:
     """Inputs and outputs of the linear layers of the head."""
-    width = row.dims[-1]
-    if row.head_hidden_size is None:
-        return ((width, spec.num_classes),)
-    return ((width, row.head_hidden_size), (row.head_hidden_size, spec.num_classes))
+    widths = [row.dims[-1]]
+    if row.head_hidden_size is not None and spec.output != "feature-map":
+        widths.append(row.head_hidden_size)
+    if spec.num_classes:
+        widths.append(spec.num_classes)
+    return tuple(itertools.pairwise(widths))
 
 
 def _norm_parameters(row: Variant, dim: int) -> int:

@@ -1,0 +1,176 @@
+"""Score a feature extractor: kNN top-1 by its own features, and vectors by which it is compared with another one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.data.agreement import is_labelled
+from convnext_deploy.data.datasets import Data, ImageSet
+from convnext_deploy.data.sampling import gallery_indices
+from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.score import Score
+from convnext_deploy.metrics.neighbours import NEIGHBOURS, Similarity, neighbour_votes, unit
+from convnext_deploy.runners import Runner
+from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.memory_faults import Halving
+
+LARGEST_GALLERY = 50_000
+"""Of more training images so many are taken, each class in proportion."""
+_MOST_COMPARED = 10_000  # images whose features are kept
+_PLACES = 4  # of a feature map, of each image
+
+Vectors = NDArray[np.float16]
+"""Features of some validation images at some places, `(n, places, D)`, of length 1."""
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What a feature extractor was scored by: the `neighbours` nearest of `gallery` images, by features of `width` numbers.
+
+    `leave_one_out`: the gallery are the other validation images, because there are no training images. `gallery` 0: the images have
+    no labels, and there is no score.
+    """
+
+    width: int
+    neighbours: int = 0
+    gallery: int = 0
+    leave_one_out: bool = False
+
+    def __str__(self) -> str:
+        if not self.gallery:
+            return "the images have no labels, so that there is no kNN top-1: features are compared with those in FP32 alone"
+        of = "the other validation images" if self.leave_one_out else f"{self.gallery:,} training images"
+        return f"kNN top-1 is by the {self.neighbours} nearest of {of}, whose features this very artifact gives"
+
+
+@dataclass(frozen=True)
+class FeatureQuality:
+    """What a feature extractor gives: `output` of the `shape`, and what it was scored by.
+
+    `similarity`: to the features of the row's baseline, None for a baseline itself.
+    """
+
+    output: str
+    shape: str
+    measured_by: Neighbourhood
+    similarity: Similarity | None = None
+
+    @property
+    def gives(self) -> str:
+        """What it gives, in words."""
+        return f"gives '{self.output}' {self.shape}"
+
+    def describe(self, baseline: str | None) -> tuple[str, ...]:
+        """Return what is to be known of its score, and how like its features are to those of the `baseline`, a sentence each."""
+        own = f"a feature extractor, which {self.gives}; {self.measured_by}"
+        return (own,) if self.similarity is None else (own, f"{self.similarity.describe()} of {baseline}")
+
+
+@dataclass(frozen=True)
+class _Extractor:
+    """An opened artifact, and how images are given to it."""
+
+    runner: Runner
+    artifact: Artifact
+    execution: Execution
+    name: str
+    batch_size: int
+
+    def outputs(
+        self, images: ImageSet, chosen: Sequence[int], doing: str
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Yield features `(n, D)` or `(n, D, H, W)`, and labels. Raises: ArtifactError: if a feature is not finite."""
+        from convnext_deploy.data.loaders import EvaluationBatches
+
+        text = f"{self.name}: {doing}"
+        progress, workers = self.execution.progress, self.execution.workers
+        compute = Halving(self.runner.logits, np.concatenate, text, progress)
+        preprocess = self.artifact.preprocess
+        batches = EvaluationBatches(images, preprocess, self.batch_size, workers, chosen, as_pixels=True)
+        with progress.task(text, len(chosen), "images") as task:
+            for pixels, labels in batches:
+                found = compute(np.ascontiguousarray(pixels.numpy()))
+                if not np.isfinite(found).all():
+                    raise ArtifactError(f"{text}: the features are not finite; the artifact is unusable.")
+                yield found, labels.numpy()
+                task.advance(len(labels))
+
+    def pooled(
+        self, images: ImageSet, chosen: Sequence[int], doing: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return features `(N, D)` and labels `(N,)` of images."""
+        found = [(_pooled(features), labels) for features, labels in self.outputs(images, chosen, doing)]
+        features, labels = zip(*found, strict=True)
+        return np.concatenate(features), np.concatenate(labels)
+
+
+def score_features(
+    runner: Runner, artifact: Artifact, data: Data, execution: Execution, name: str, batch_size: int
+) -> tuple[Score | None, Neighbourhood, Vectors]:
+    """Give an opened feature extractor all validation images, and the training images to compare these with.
+
+    Returns: its score, None where the images have no labels; by what that was measured; and the features of some validation images,
+        always the same, to compare with those of another artifact.
+
+    Raises:
+        ArtifactError: if a feature is not finite.
+        TooLittleMemoryError: if it is too small for a single image.
+    """
+    extractor = _Extractor(runner, artifact, execution, name, batch_size)
+    total = len(data.validation)
+    places = np.random.default_rng(0).uniform(size=(total, _PLACES))  # of images, whatever the batches
+    kept = np.zeros(total, np.bool_)
+    kept[np.linspace(0, total - 1, min(total, _MOST_COMPARED)).round().astype(np.int64)] = True
+    features, labels, vectors = list[Any](), list[Any](), list[Any]()
+    start = 0
+    for found, of in extractor.outputs(data.validation, range(total), "validate"):
+        rows = np.flatnonzero(kept[start : start + len(of)])
+        vectors.append(_at_places(found[rows], places[start + rows]))
+        features.append(_pooled(found))
+        labels.append(of)
+        start += len(of)
+    queries, truth = np.concatenate(features), np.concatenate(labels)
+    compared: Vectors = unit(np.concatenate(vectors)).astype(np.float16)
+    width = queries.shape[1]
+    if not is_labelled(data):
+        return None, Neighbourhood(width), compared
+    chosen = gallery_indices(data.train, data.validation, LARGEST_GALLERY)
+    if chosen:
+        gallery, classes = extractor.pooled(data.train, chosen, "gallery of training images")
+        own = None
+    else:
+        gallery, classes, own = queries, truth, np.arange(total)
+    votes = neighbour_votes(queries, gallery, classes, len(data.class_names), own=own)
+    others = len(gallery) - (own is not None)
+    return count_votes(votes, truth), Neighbourhood(width, min(NEIGHBOURS, others), others, own is not None), compared
+
+
+def count_votes(votes: NDArray[np.float64], labels: NDArray[np.int64]) -> Score:
+    """Return the score of votes `(N, classes)`; of equal votes the lower class wins, and what has none is no guess."""
+    order = np.argsort(-votes, axis=1, kind="stable")[:, :5]
+    named = np.take_along_axis(votes, order, axis=1) > 0
+    best = order[:, 0]
+    return Score(
+        int((best == labels).sum()),
+        int(((order == labels[:, None]) & named).any(axis=1).sum()),
+        tuple(best.tolist()),
+        tuple(labels.tolist()),
+        metric="kNN top-1",
+    )
+
+
+def _pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    return features if features.ndim == 2 else features.mean(axis=(2, 3))
+
+
+def _at_places(features: NDArray[np.float32], places: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return features `(n, D)` as `(n, 1, D)`, and of a map `(n, D, H, W)` those at places, `(n, places)` in [0, 1)."""
+    if features.ndim == 2:
+        return features[:, None]
+    flat = features.reshape(*features.shape[:2], -1)
+    chosen = (places * flat.shape[2]).astype(np.int64)
+    return np.take_along_axis(flat, chosen[:, None], axis=2).transpose(0, 2, 1)

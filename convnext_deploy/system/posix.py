@@ -1,0 +1,88 @@
+"""Calls of POSIX that a system may lack, Windows most of them and macOS some, with what stands for them there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import IO, Any
+
+BINARY = getattr(os, "O_BINARY", 0)
+"""For `os.open`: without it Windows changes the ends of lines."""
+_BLOCK = 1 << 20
+
+
+def read_at(descriptor: int, size: int, start: int) -> bytes:
+    """Return up to `size` bytes of a file from `start` on. Raises: OSError."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, start)
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def write_at(descriptor: int, content: memoryview, start: int) -> int:
+    """Write into a file from `start` on, and return how many bytes were taken. Raises: OSError."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, content, start)
+    os.lseek(descriptor, start, os.SEEK_SET)
+    return os.write(descriptor, content)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Make a file at least `size` bytes long, with room on the disk for all of them. Raises: OSError: if there is none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    # what lies there is written again: a file that was only made longer has holes, for which the disk keeps no room
+    for start in range(0, size, _BLOCK):
+        length = min(_BLOCK, size - start)
+        content = memoryview(read_at(descriptor, length, start).ljust(length, b"\0"))
+        while content:
+            written = write_at(descriptor, content, start)
+            content, start = content[written:], start + written
+
+
+def lock(file: IO[Any]) -> None:
+    """Lock an open file until it is closed, or this process ends, however it does.
+
+    Raises: OSError: if another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        windows: Any = importlib.import_module("msvcrt")
+        file.seek(0)
+        windows.locking(file.fileno(), windows.LK_NBLCK, 1)
+        return
+    # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return how many bytes a user may still write there; None where the file system has them and takes no more files.
+
+    Raises: OSError.
+    """
+    if not hasattr(os, "statvfs"):
+        return shutil.disk_usage(folder).free
+    status = os.statvfs(folder)
+    return None if status.f_files and not status.f_favail else status.f_bavail * status.f_frsize
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that was started with a session of its own, and all that it started, where the system can tell them.
+
+    Raises: OSError: if there is nothing left to end.
+    """
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def signals_named(**meanings: str) -> dict[int, str]:
+    """Return what is said of signals by their numbers, of those that this system has."""
+    return {int(getattr(signal, name)): text for name, text in meanings.items() if hasattr(signal, name)}
