@@ -27,6 +27,7 @@ from convnext_deploy.models.checkpoints.key_maps import DIALECTS
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models import test_wrappers as made
+from tests.models import wrappers
 
 PAGE = Path(__file__).parents[2] / "recipes" / "how-to" / "checkpoints.md"
 BEGIN, END = "<!-- table: writers -->\n", "<!-- end -->"
@@ -60,7 +61,7 @@ def _of_head(name: str, make: Callable[[], nn.Module]) -> Writer:
 
 WRITERS = (
     Writer("timm", "flat", _timm()),
-    Writer("timm", "`train.py`", _timm(), lambda s: {"state_dict": made.other(s), "state_dict_ema": s, "arch": "x"}),
+    Writer("timm", "`train.py`", _timm(), lambda s: {"state_dict": wrappers.other(s), "state_dict_ema": s, "arch": "x"}),
     Writer("timm", "`patch_size=2`", _timm(patch_size=2), lambda s: {"state_dict": s, "args": {"model_kwargs": {"patch_size": 2}}}),
     Writer("timm", "`patch_size=8`", _timm(patch_size=8), lambda s: {"state_dict": s, "args": {"model_kwargs": {"patch_size": 8}}}),
     Writer(
@@ -71,11 +72,11 @@ WRITERS = (
     Writer("torchvision", "flat", lambda: made.filled(made.torchvision_network())),
     Writer(
         "torchvision", "references, average", lambda: made.filled(made.torchvision_network()),
-        lambda s: {"model": made.other(s), "model_ema": {"n_averaged": torch.ones(1), **made.under("module.", s)}},
+        lambda s: {"model": wrappers.other(s), "model_ema": {"n_averaged": torch.ones(1), **wrappers.under("module.", s)}},
     ),
     Writer("transformers", "`ConvNextForImageClassification`", made.transformers_network),
-    Writer("lightning", "module", _timm(), lambda s: {"state_dict": made.under("model.", s), "hyper_parameters": {}}),
-    Writer("torch.compile and DDP", "flat", _timm(), lambda s: made.under("module._orig_mod.", s)),
+    Writer("lightning", "module", _timm(), lambda s: {"state_dict": wrappers.under("model.", s), "hyper_parameters": {}}),
+    Writer("torch.compile and DDP", "flat", _timm(), lambda s: wrappers.under("module._orig_mod.", s)),
     Writer("DeepSpeed", "consolidated", _timm(), lambda s: {"module": s, "ds_version": "0.15"}),
     Writer("mmpretrain", "names", _timm(), lambda s: {"meta": {}, "state_dict": made.to_mmpretrain(s)}),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import assert_equal_states, random_weights, refusal
+from tests.models.wrappers import WRAPPERS, State, other, under
 
 CLASSES = 7
-State = dict[str, Tensor]
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -49,43 +50,6 @@ def answers(network: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found.logits
 
 
-def under(prefix: str, state: State) -> State:
-    return {prefix + key: value for key, value in state.items()}
-
-
-def other(state: State) -> State:
-    """The same network with other weights, which must not be taken."""
-    return {key: value * 0.5 for key, value in state.items()}
-
-
-OPTIMIZER = {
-    "state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(3)}},
-    "param_groups": [{"lr": 0.1, "params": [0]}],
-}
-WRAPPERS: dict[str, Callable[[State], Any]] = {
-    "flat": lambda s: s,
-    "DataParallel": lambda s: under("module.", s),
-    "torch.compile": lambda s: {"model": under("_orig_mod.", s), "epoch": 3},
-    "DataParallel of torch.compile": lambda s: {"state_dict": under("module._orig_mod.", s)},
-    "Lightning": lambda s: {"state_dict": under("model.", s), "hyper_parameters": {"lr": 0.1}, "global_step": 5},
-    "Lightning with a loss": lambda s: {"state_dict": {**under("net.", s), "criterion.weight": torch.ones(CLASSES)}},
-    "Lightning with metrics": lambda s: {"state_dict": {**under("encoder.", s), "val_acc.tp": torch.ones(3), "n": torch.ones(1)}},
-    "distillation": lambda s: {"state_dict": {**under("teacher.", other(s)), **under("student.", s)}},
-    "distillation of modules": lambda s: {"model": {**under("module.student.", s), **under("module.teacher.", other(s))}},
-    "average beside": lambda s: {"state_dict": {**under("model.", other(s)), **under("ema_model.", s)}},
-    "torchvision's average": lambda s: {"model": other(s), "model_ema": {"n_averaged": torch.ones(1), **under("module.", s)}},
-    "ema": lambda s: {"model": other(s), "ema": s, "updates": 100},
-    "ema in a table": lambda s: {"ema": {"state_dict": s, "decay": 0.99}, "net": other(s)},
-    "empty average": lambda s: {"state_dict": s, "state_dict_ema": {}},
-    "no average": lambda s: {"model": s, "model_ema": None},
-    "PyTorch's tutorials": lambda s: {"epoch": 1, "model_state_dict": s, "optimizer_state_dict": OPTIMIZER, "loss": 0.3},
-    "net": lambda s: {"net": s, "acc": 93.1, "epoch": 3},
-    "DeepSpeed": lambda s: {"module": s, "dp_world_size": 8, "ds_version": "0.15"},
-    "FSDP": lambda s: under("_fsdp_wrapped_module._orig_mod.", s),
-    "a module in a module": lambda s: {"state_dict": under("backbone.model.", s)},
-    "networks as tables": lambda s: {"models": {"student": s, "teacher": other(s)}, "optimizer": OPTIMIZER},
-    "generations": lambda s: {"model": {"module": {"net": under("0.", s)}}},
-}  # fmt: skip
 BASES: dict[str, Callable[[], nn.Module]] = {"timm": timm_network, "transformers": transformers_network}
 
 
@@ -103,6 +67,20 @@ def test_wrapped_networks_give_their_logits(
     torch.save(wrap(dict(network.state_dict())), tmp_path / "w.pth")
     found = answers(load_network(open_input(tmp_path / "w.pth")))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_forty_wrappers_are_read() -> None:
+    assert len(WRAPPERS) >= 40
+
+
+def test_counters_in_every_module_are_named_and_left_out(tmp_path: Path) -> None:
+    network = filled(Backbone(nn.Linear(128, CLASSES)))
+    state = network.state_dict()
+    torch.save(WRAPPERS["counts of thop"](dict(state)), tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    (said,) = [note for note in artifact.notes if "left out" in note]
+    assert re.search(r"total_(ops|params).* and \d+ more, which are no part of the network", said)
+    torch.testing.assert_close(answers(load_network(artifact)), answers(network), rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_taken_and_left_is_said(tmp_path: Path) -> None:

@@ -123,6 +123,22 @@ def test_one_spelling_for_training_and_another_for_validation_is_one_class(tmp_p
     assert top1(validate(path, folder)) == 1.0
 
 
+@pytest.mark.parametrize("told", ["class file", "checkpoint"])
+def test_names_of_a_class_file_or_checkpoint_are_matched_in_another_unicode_form(told: str, tmp_path: Path) -> None:
+    names = ("ü", "é", *NUMBERS[2:])  # not the order of the folders
+    folder = write_colours(tmp_path / "photos", names, COUNTS)
+    apart = [unicodedata.normalize("NFD", name) for name in names]
+    assert apart[0] != names[0]
+    path, classes = save_colours(tmp_path / "other.pth"), None
+    if told == "class file":
+        classes = tmp_path / "classes.txt"
+        classes.write_text("\n".join(apart), encoding="utf-8")
+    else:
+        torch.save({"state_dict": torch.load(path, weights_only=True), "hyper_parameters": {"classes": apart}}, path)
+    report = validate(path, folder, classes)
+    assert (top1(report), report.assumptions) == (1.0, ())
+
+
 @pytest.mark.parametrize("named", ["with", "without", "folders"])
 def test_transformers_labels_and_folders_of_imagenet(named: str, tmp_path: Path) -> None:
     ids = tuple(f"n{7 * number + 1440764:08d}" for number in range(COUNT))

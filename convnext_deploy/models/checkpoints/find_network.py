@@ -26,6 +26,7 @@ _NO_HEADS = (
     "norms.",
     "projectors.",
 )  # of DINOv3: the last norm once more, and what led the features of its distillation
+_COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")  # that thop leaves in every module it has counted
 _WORDS = re.compile(r"[a-z]+")
 
 
@@ -97,7 +98,8 @@ def _gather(
     for key, value in table.items():
         check_name(path, key)
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and isinstance(value, Tensor) and name.partition(".")[0] in MAIN_PARTS[dialect]:
+        own = key.startswith(prefix) and name.partition(".")[0] in MAIN_PARTS[dialect]
+        if own and isinstance(value, Tensor) and not _COUNTERS.search(name):
             check_tensor(path, key, value)
             tensors[name] = value
         else:
@@ -113,20 +115,23 @@ def _gather(
     last = next((tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2])), None)
     if prefix and last is not None and not head.tensors and not has_head(tensors, dialect):
         parent = ".".join(prefix.split(".")[:-2])
-        own = tuple(prefix + part for part in _NO_HEADS)
+        not_heads = tuple(prefix + part for part in _NO_HEADS)
         beside = {
             key: table[key]
             for key in left_out
-            if isinstance(table[key], Tensor) and key.startswith(parent) and not key.startswith(own)
+            if isinstance(table[key], Tensor)
+            and key.startswith(parent)
+            and not key.startswith(not_heads)
+            and not _COUNTERS.search(key)
         }
         head = head_beside(beside, len(parent) + bool(parent), last.shape[0], path)
         left_out = [key for key in left_out if key not in head.taken]
     return FoundNetwork(entry, dialect, library or dialect, tensors, head, tuple(left_out))
 
 
-def _rank(entry: str) -> tuple[bool, bool]:
-    words = set(_WORDS.findall(entry.lower()))
-    return "teacher" in words, "ema" not in words
+def _rank(entry: str) -> tuple[bool, int]:
+    words = _WORDS.findall(entry.lower())
+    return "teacher" in words, -words.count("ema")  # ema.ema_model stands beside ema.online_model
 
 
 def choose_network(networks: list[FoundNetwork], entry: str | None, path: Path) -> FoundNetwork:

@@ -17,6 +17,11 @@ _DINOV3 = "stages.0.layers.0.depthwise_conv.weight"
 _LAYERS = (("depthwise_conv", "dwconv"), ("pointwise_conv", "pwconv"), ("layer_norm", "norm"))
 _STAGE_DOWNSAMPLING = re.compile(r"stages\.(\d)\.downsample_layers\.")
 _STAGE_LAYER = re.compile(r"stages\.(\d)\.layers\.")
+# what torch.compile, FSDP and activation checkpointing put in where they wrapped a part of a network, and not the whole
+_WRAPPED_PART = re.compile(
+    r"((?:^|\.)(?:stem|stages|features|head|classifier|embeddings|encoder|\d+)\.)"
+    r"(?:_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)+"
+)
 
 
 def with_official_names(table: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], dict[str, str]]:
@@ -24,6 +29,7 @@ def with_official_names(table: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], di
 
     Names of other networks, and those that the libraries do not have, stay as they are.
     """
+    table = _without_wrapped_parts(table)
     keys = [key for key in table if isinstance(key, str)]
     renamed: dict[Any, Any] = dict(table)
     libraries = {}
@@ -38,6 +44,13 @@ def with_official_names(table: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], di
                 if key.startswith(outer) and key in renamed:
                     renamed[outer + rename(key.removeprefix(outer), prefix.removeprefix(outer))] = renamed.pop(key)
     return (renamed, libraries) if libraries else (table, {})
+
+
+def _without_wrapped_parts(table: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    names = {key: _WRAPPED_PART.sub(r"\1", key) for key in table if isinstance(key, str)}
+    if len(set(names.values())) < len(names) or all(key == name for key, name in names.items()):
+        return table
+    return {names.get(key, key): value for key, value in table.items()}
 
 
 def prefixes_before(keys: Iterable[str], ending: str) -> list[str]:
