@@ -1,4 +1,4 @@
-"""The mutants of `mutants.py`: 30 errors that a tired person could make, at least one in every room of the package."""
+"""The mutants of `mutants.py`: 31 errors that a tired person could make, at least one in every room of the package."""
 
 from __future__ import annotations
 
@@ -200,6 +200,13 @@ MUTANTS = (
         "max(floor, _HEADROOM * max(errors))",
         "min(floor, _HEADROOM * max(errors))",
         ("test_golden.py",),
+    ),
+    Mutant(
+        "view-shows-all",
+        "`view` shows files outside of a run through links in its folder",
+        "if not path.is_relative_to(run.folder) or not stat.S_ISREG(path.stat().st_mode):",
+        "if not stat.S_ISREG(path.stat().st_mode):",
+        ("test_library.py",),
     ),
     Mutant(
         "golden-answers",
