@@ -1,4 +1,4 @@
-"""The mutants of `mutants.py`: 30 errors that a tired person could make, at least one in every room of the package."""
+"""The mutants of `mutants.py`: 31 errors that a tired person could make, at least one in every room of the package."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ MUTANTS = (
     Mutant(
         "gate-sign",
         "an artifact that is more accurate than its gate asks for fails, and one below it passes",
-        "if gate.min_top1 is not None and score.top1 < gate.min_top1:",
-        "if gate.min_top1 is not None and score.top1 > gate.min_top1:",
+        "if gate.min_top1 is not None and score.value < gate.min_top1:",
+        "if gate.min_top1 is not None and score.value > gate.min_top1:",
         ("test_gate.py",),
     ),
     Mutant(
@@ -190,8 +190,8 @@ MUTANTS = (
     Mutant(
         "pareto-front",
         "a report draws slower artifacts of less accuracy as the ones that no other beats",
-        "if not front or point.top1_percent > front[-1].top1_percent:",
-        "if not front or point.top1_percent < front[-1].top1_percent:",
+        "if not front or point.score_percent > front[-1].score_percent:",
+        "if not front or point.score_percent < front[-1].score_percent:",
         ("test_accuracy_plot.py",),
     ),
     Mutant(
@@ -202,10 +202,17 @@ MUTANTS = (
         ("test_golden.py",),
     ),
     Mutant(
+        "view-shows-all",
+        "`view` shows files outside of a run through links in its folder",
+        "if not path.is_relative_to(run.folder) or not stat.S_ISREG(path.stat().st_mode):",
+        "if not stat.S_ISREG(path.stat().st_mode):",
+        ("test_library.py",),
+    ),
+    Mutant(
         "golden-answers",
         "a model on a device whose answers are wrong passes the check of its bundle",
-        "return worst <= tolerance, text",
-        "return worst >= 0.0, text",
+        "return worst <= tolerance, text def _compare_labels(",
+        "return worst >= 0.0, text\n\n\ndef _compare_labels(",
         ("test_golden.py", "test_verification.py"),
     ),
     Mutant(

@@ -60,7 +60,8 @@ class Data:
     @property
     def multi_label(self) -> bool:
         """Whether an image may have any number of labels, each of which is a question of its own."""
-        return self.validation.labels.ndim > 1
+        # not of the validation images where it can be helped: stages must not look at those
+        return (self.train if len(self.train) else self.validation).labels.ndim > 1
 
     def as_multi_label(self) -> "Data":
         """Return data of one class an image as data of which each image has that label alone, for a network that answers each."""

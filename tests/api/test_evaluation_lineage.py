@@ -200,6 +200,7 @@ def test_report_says_what_is_only_assumed_and_that_no_ancestor_is_at_hand(
     small_artifacts: dict[str, Artifact],
     brought: Path,
     image_folder: Path,
+    small_data: Data,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -214,7 +215,7 @@ def test_report_says_what_is_only_assumed_and_that_no_ancestor_is_at_hand(
     recipe = Recipe("none", (StageEntry("qat", QATConfig(), SOURCE),), source="given")
     monkeypatch.setattr(qat, "run", _stop)
     with pytest.raises(InterruptedError):
-        run_recipe(recipe, Settings(tmp_path, Execution()), source=alone, data=None)
+        run_recipe(recipe, Settings(tmp_path, Execution()), source=alone, data=small_data)
     (row,) = read_report(tmp_path).rows
     assert row.notes[0] == (
         "no FP32 ancestor is at hand (the artifact does not say what it was made of): drops are against this int8 artifact itself"

@@ -231,7 +231,7 @@ def test_anything_but_a_record_is_refused_in_one_line(verb: str, wrong: Any) -> 
         (
             "execution",
             {"device": "tpu"},
-            "device = 'tpu' is unknown; expected one of 'auto', 'cpu', 'cuda'. Did you mean 'cpu'?",
+            "device = 'tpu' is unknown; expected one of 'auto', 'cpu', 'cuda', 'mps'. Did you mean 'cpu'?",
         ),
     ],
 )

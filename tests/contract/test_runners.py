@@ -142,7 +142,9 @@ def tolerance(case: Case, artifact: Artifact) -> float:
 def test_every_runner_and_every_format_is_under_contract(artifacts: dict[str, Artifact]) -> None:
     # a Torch-TensorRT program is made on a GPU alone; tests/runners/test_torch_tensorrt.py has one of a stand-in
     assert {runner for _, runner, _ in CASES} == set(RUNNERS) - {"torch-tensorrt"}
-    assert {artifacts[name].format for name, _, _ in CASES} == set(get_args(Format)) - {"torch-tensorrt"}
+    # those that only teach are in tests/stages/test_foreign_teachers.py
+    teaching = {"foreign", "predictions"}
+    assert {artifacts[name].format for name, _, _ in CASES} == set(get_args(Format)) - {"torch-tensorrt"} - teaching
 
 
 def test_pixels_are_prepared_as_the_artifact_takes_them(

@@ -221,13 +221,6 @@ def test_fold_refuses_half_precision(dtype: torch.dtype) -> None:
     assert f"the weights are {name}; fold the float32" in refusal(fold_with(network=network_of(V1, dtype)))
 
 
-def test_fold_refuses_a_network_without_classes() -> None:
-    network = network_of(V1)
-    network.head = nn.Linear(64, 1)
-    network.head.out_features = 0
-    assert "no classes" in refusal(fold_with(network=network))
-
-
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [

@@ -17,7 +17,7 @@ from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation import measure
 from convnext_deploy.evaluation.measure import Measurement
-from convnext_deploy.pipeline import ledger, speed_check, stage
+from convnext_deploy.pipeline import ledger, measuring, speed_check, stage
 from convnext_deploy.pipeline.float_baseline import FloatBaseline
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import reusable
@@ -40,7 +40,7 @@ def again(copied: Path, light_recipe: Recipe, small_data: Data, monkeypatch: pyt
         names.append(given[2])
         return original(artifact, *given)
 
-    monkeypatch.setattr(measure, "measure_artifact", count)
+    monkeypatch.setattr(measuring, "measure_artifact", count)
     short = dataclasses.replace(light_recipe, stages=light_recipe.stages[:1])
 
     def run(**changes: Any) -> list[str]:

@@ -195,6 +195,7 @@ _WRITERS = {
     "system/files.py": "the mechanism",
     "bundles/device": "runs alone, without the package",
     "data/pixel_cache.py": "within whole_file",
+    "evaluation/measure.py": "within whole_file",
     "data/shard_index.py": "within whole_file",
     "training/checkpoint_store.py": "within whole_file",
     "models/checkpoints/safe_reader.py": "within whole_file",
