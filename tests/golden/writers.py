@@ -2,10 +2,10 @@
 
     python -m tests.golden.writers
 
-writes the table into `recipes/how-to/checkpoints.md`. For each form a file is made by the library itself, with drawn weights; the
-official repository of DINOv3 is no package, and its forward pass is written out in the tests. Read: its logits against those of
-the library, of a network without head its features. Train: a step of gradients reaches every parameter. Convert: written for the
-first library that takes it and read again, bit for bit. Export: what the ONNX graph gives on ONNX Runtime against the network.
+writes the table into `recipes/how-to/checkpoints.md`. For each form a file is made by the library itself, with drawn weights. Read:
+its logits against the library's own, of a network without head its features. Train: a step of gradients reaches every parameter.
+Convert: written for the first library that takes it and read again, bit for bit. Export: what the ONNX graph gives on ONNX Runtime
+against the network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import onnxruntime
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import ConvNextConfig, ConvNextModel, DINOv3ConvNextConfig, DINOv3ConvNextModel
 
 from convnext_deploy.api.convert import convert
 from convnext_deploy.errors import DeployError
@@ -30,7 +29,7 @@ from convnext_deploy.models.checkpoints.key_maps import DIALECTS
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models import test_wrappers as made
-from tests.models.test_dinov3 import DEPTHS, DIMS, official_forward, official_state
+from tests.models.test_dinov3 import DEPTHS, DIMS
 
 PAGE = Path(__file__).parents[2] / "recipes" / "how-to" / "checkpoints.md"
 BEGIN, END = "<!-- table: writers -->\n", "<!-- end -->"
@@ -58,16 +57,6 @@ def _timm(**options: Any) -> Callable[[], nn.Module]:
 def _timm_dinov3(tag: str) -> Callable[[], nn.Module]:
     """Return what makes the network of published weights, which has no head by its tag, at less depth and width."""
     return lambda: made.filled(timm.create_model(f"convnext_tiny.{tag}", depths=DEPTHS, dims=DIMS))
-
-
-class OfficialDINOv3(nn.Module):
-    """The pooled features as the official repository computes them."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return official_forward(official_state(), images)[0]
-
-
-_SIZES: Mapping[str, Any] = {"depths": [*DEPTHS], "hidden_sizes": [*DIMS]}
 
 
 def _of_head(name: str, make: Callable[[], nn.Module]) -> Writer:
@@ -100,11 +89,6 @@ WRITERS = (
     Writer("timm", "no head: `num_classes=0`", _timm(num_classes=0)),
     Writer("timm", "no head: `dinov3_lvd1689m`", _timm_dinov3("dinov3_lvd1689m")),
     Writer("timm", "no head: `eupe_lvd1689m`", _timm_dinov3("eupe_lvd1689m")),
-    Writer("transformers", "no head: `ConvNextModel`", lambda: made.filled(ConvNextModel(ConvNextConfig(**_SIZES)))),
-    Writer(
-        "transformers", "no head: `DINOv3ConvNextModel`", lambda: made.filled(DINOv3ConvNextModel(DINOv3ConvNextConfig(**_SIZES)))
-    ),
-    Writer("DINOv3", "no head: official repository", OfficialDINOv3, lambda _: official_state()),
 )  # fmt: skip
 
 
