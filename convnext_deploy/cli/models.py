@@ -55,6 +55,7 @@ def _print_table(rows: tuple[ModelRow, ...], console: Console) -> None:
     columns = _columns(console.width)
     left = [title for title in columns if title.split("\n")[0] not in ("params", "GMACs", "top-1")]
     print_table(console, list(columns), ([cell(row) for cell in columns.values()] for row in rows), left)
+    console.print()
     for line in _legend():
         console.print(line)
 

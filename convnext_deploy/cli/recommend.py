@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convnext_deploy.cli.console import say, write
+from convnext_deploy.cli.console import write
+from convnext_deploy.cli.next_steps import tell_next, tell_to_do, tell_where
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 from convnext_deploy.cli.verbs import Verb
 
@@ -63,18 +64,19 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
 
         write(json.dumps(found.to_dict(), indent=1))
         return
-    _print_list(found, create_console())
-    write("")
-    say(
+    _print_list(found, console := create_console())
+    console.print()
+    console.print(
         "See also, in the project's repository: "
         f"{found.size_recipe} for networks like {found.candidates[0].variant}, {found.data_recipe} for so many images."
     )
+    place = folder or "DIR"
     if out is None:
-        write(f"\nA recipe to start from; --out FILE writes it:\n\n{found.recipe_text}", end="")
+        write(f"\nA recipe to start from:\n\n{found.recipe_text}", end="")
+        tell_to_do(f"--out FILE writes this recipe; then convnext-deploy run FILE --data {shlex.quote(str(place))}")
     else:
-        write("")
-        place = shlex.quote(folder) if folder else "DIR"
-        say(f"The recipe is in {out}: convnext-deploy run {shlex.quote(str(out))} --data {place}")
+        tell_where("recipe", out)
+        tell_next("run", out, "--data", place)
 
 
 def _print_list(found: Recommendation, console: Console) -> None:

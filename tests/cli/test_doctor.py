@@ -37,7 +37,7 @@ def test_doctor_shows_one_calm_screen_where_all_is_well() -> None:
     begun = time.monotonic()
     done = run_doctor()
     assert time.monotonic() - begun < 60  # 4 s on an idle machine; this says that nothing hangs
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "next: convnext-deploy models\n")
     lines = done.stdout.splitlines()
     assert len(lines) < 50
     assert max(map(len, lines)) <= 120
@@ -62,7 +62,8 @@ def test_doctor_as_json_is_one_document(monkeypatch: pytest.MonkeyPatch, works: 
 def test_doctor_fits_into_a_terminal_of_any_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setattr(checkup, "probe", lambda chains, timeout_s: {**WELL, "torch": Probe(error="ImportError")})
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = call("doctor").out.splitlines()
+    lines = (outcome := call("doctor")).out.splitlines()
+    assert outcome.err == ""  # what is broken comes first
     assert max(map(len, lines)) <= min(width, 120)
     assert "Problems" in lines
 

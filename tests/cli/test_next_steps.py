@@ -82,23 +82,31 @@ def test_quiet_and_json_leave_it_out(failed_run: FailedRun) -> None:
     assert call("report", failed_run.out, "--json").err == ""
 
 
-@pytest.mark.parametrize("words", [("models",), ("models", "tiny"), ("inspect", "ONNX"), ("compare", "RUN", "COPY")])
+@pytest.mark.parametrize(
+    "words",
+    [("models",), ("models", "tiny"), ("inspect", "ONNX"), ("compare", "RUN", "COPY"), ("predict", "ONNX", "IMAGE")],
+)
 def test_command_that_follows_a_verb_that_only_shows_runs_as_printed(
     words: tuple[str, ...],
     small_artifacts: dict[str, Artifact],
     failed_run: FailedRun,
+    image_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (graph := tmp_path / "a graph.onnx").write_bytes(small_artifacts["onnx-int8"].main_file.read_bytes())
     shutil.copytree(failed_run.out, copied := tmp_path / "a copy")
-    known = {"ONNX": str(graph), "RUN": str(failed_run.out), "COPY": str(copied)}
+    image = next(path for path in sorted(image_folder.rglob("*.png")))
+    known = {"IMAGE": str(image), "ONNX": str(graph), "RUN": str(failed_run.out), "COPY": str(copied)}
     follows = next_of(call(*(known.get(word, word) for word in words)))
     if follows[0] == "bench":
         follows += ["--rounds", "1", "--seconds", "0.02"]
     outcome = call(*follows)
     assert outcome.code == 0, outcome.err
+    if follows[0] == "bench":
+        assert next_of(outcome) == ["bundle", str(graph), "--out", "a graph-bundle"]  # as `predict` of the same, below
+    assert (tmp_path / "a graph-bundle" / "verify.py").is_file() is (words[0] == "predict")
     assert (tmp_path / "comparison.html").is_file() is (words[0] == "compare")
 
 

@@ -24,7 +24,8 @@ SMALL = ("--images", "6000", "--classes", "4")
 
 def test_recommend_prints_the_ranked_list_with_reasons_and_the_recipe() -> None:
     outcome = call("recommend", *SMALL, "--gpu-memory", "12")
-    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.code == 0
+    assert outcome.err == "next: --out FILE writes this recipe; then convnext-deploy run FILE --data DIR\n"
     lines = outcome.out.splitlines()
     assert lines[0] == "For 6,000 training images of 4 classes at 224 pixels, best first:"
     cells = [line.split() for line in lines]
@@ -46,8 +47,8 @@ def test_recommend_prints_the_ranked_list_with_reasons_and_the_recipe() -> None:
 def test_recommend_writes_the_recipe_to_a_file_that_runs(tmp_path: Path) -> None:
     path = tmp_path / "start.toml"
     outcome = call("recommend", *SMALL, "--gpu-memory", "12", "--out", path)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.endswith(f"The recipe is in {path}: convnext-deploy run {path} --data DIR\n")
+    assert outcome.code == 0
+    assert outcome.err == f"recipe: {path}\nnext: convnext-deploy run {path} --data DIR\n"
     assert "[[stages]]" not in outcome.out
     assert "recipes/data/small_medical.toml" in outcome.out
     assert load_recipe(path) == recommend(6000, 4, gpu_memory_gb=12).recipe
