@@ -60,7 +60,7 @@ def _print_onnx(found: ONNXRecord, console: Console) -> None:
         "inputs": "; ".join(f"{v.name} {v.type} {_shape(v.shape)}" for v in found.inputs),
         "outputs": "; ".join(f"{v.name} {v.type} {_shape(v.shape)}" for v in found.outputs),
         "batch": "dynamic" if found.dynamic_batch else "frozen",
-        **_describe_metadata(found.metadata),
+        **_describe_metadata(found),
     }
     print_facts(console, facts)
     console.print()
@@ -132,20 +132,31 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
         console.print(f"- {note}")
 
 
-def _describe_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+def _describe_metadata(found: ONNXRecord) -> dict[str, str]:
+    metadata = found.metadata
     if not metadata:
         return {}
     # what stands in a file may be anything
-    model, details = (found if isinstance(found := metadata.get(key), dict) else {} for key in ("model", "details"))
-    names = found if isinstance(found := metadata.get("class_names"), list) else []
+    model, details = (told if isinstance(told := metadata.get(key), dict) else {} for key in ("model", "details"))
+    names = told if isinstance(told := metadata.get("class_names"), list) else []
     facts = {
-        "model": f"{model.get('variant', '?')} with {model.get('num_classes', '?')} classes",
+        "model": f"{model.get('variant', '?')}{_describe_answer(model.get('num_classes', '?'), found)}",
         "precision": str(metadata.get("precision", "?")),
-        "quantized for": str(details.get("target", "")),
+        "quantized for": str(details.get("target") or ""),
         "classes": ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "") if names else "",
         "license": str(metadata.get("license") or ""),
     }
     return {key: text for key, text in facts.items() if text}
+
+
+def _describe_answer(classes: Any, found: ONNXRecord) -> str:
+    """Say what a network of ours gives: classes, or features, as many as its one output has for an image or a place of it."""
+    if classes != 0:
+        return f" with {classes} classes"
+    shape = found.outputs[0].shape if found.outputs else ()
+    numbers = f" of {shape[1]} numbers" if len(shape) > 1 else ""
+    where = ", at each place of a map" if len(shape) == 4 else ""
+    return f", a feature extractor: features{numbers}{where}"
 
 
 def _grid(grid: GridRecord | None, usual: str = "") -> str:

@@ -44,7 +44,15 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
         _check_split(what, artifact, data)
         return
     if len(data.class_names) != artifact.model.num_classes:
-        raise DataError(f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.")
+        hint = ""
+        if len(artifact.io.output_names) == 1:  # of a graph that others made, which the user may have named
+            hint = (
+                f" If '{artifact.io.output_names[0]}' holds features and no scores, export the PyTorch checkpoint instead: "
+                "'convnext-deploy export FILE --output features'."
+            )
+        raise DataError(
+            f"{what} has {artifact.model.num_classes} classes, {data.name} has {len(data.class_names)}.{hint}"
+        )
     if _places(artifact, data) is None:
         only_there, only_here = missing_names(artifact.class_names or (), data.class_names)
         if not only_there:

@@ -127,6 +127,12 @@ def _find_splits(root: Path) -> Places:
     if "train" not in folders:
         # A folder of classes, unless it has nothing of the sort or is a folder of splits by other names.
         if splits or not has_images(root):
+            if loose := [] if splits else [path for path in root.iterdir() if path.is_file() and _is_image(path)]:
+                raise DataError(
+                    f"the data folder {printable(root)} has {len(loose):,} images in no folder of a class, such as "
+                    f"{printable(min(loose).name)}, so that nothing tells their classes; expected CLASS/*.jpg, or a file of labels "
+                    "with --labels. Without either, 'convnext-deploy predict' takes them."
+                )
             raise DataError(f"the data folder {printable(root)} has no train/; found {inside}. {_EXPECTED}.")
         return Places(root)
     named = [name for name in VALIDATION_FOLDERS if name in folders]

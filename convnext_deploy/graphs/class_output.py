@@ -36,6 +36,10 @@ _NAMES_FEATURES = re.compile(r"embed|feat|hidden|pool|latent|descriptor", re.IGN
 # the best first; the others tell nothing
 _NAMES_SCORES = (re.compile(r"logit", re.IGNORECASE), re.compile(r"^outputs?$", re.IGNORECASE))
 _MOST_LISTED = 8
+FEATURES_OF_OTHERS = (
+    "Features that other tools' files give are not scored: export the PyTorch checkpoint with 'convnext-deploy export FILE "
+    "--output features'."
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def find_class_output(view: GraphView, asked: str | None = None) -> ClassOutput:
         if found is None:
             raise ArtifactError(
                 f"gives '{asked}' as {_signature(outputs[asked])}; expected scores as floats, (batch, classes)."
+                + (f" {FEATURES_OF_OTHERS}" if len(shape_of(outputs[asked])) == 4 else "")
             )
         return found
     pairs = {pair.names: pair for value in outputs.values() if (pair := _top_k(value, outputs))}
@@ -95,8 +100,13 @@ def find_class_output(view: GraphView, asked: str | None = None) -> ClassOutput:
         likely = list(pairs.values())
     if len(likely) == 1:
         return likely[0]
-    why = "several of which may be the scores of the classes" if likely else "none of which is known to be scores"
-    raise ArtifactError(f"gives {list_outputs(view)}, {why}; say which with --output-name.")
+    why = "several of which may be the scores of the classes; "
+    if not likely:
+        extracts = any(map(_is_features, outputs.values()))
+        why = "none of which is known to be scores" + (
+            f". {FEATURES_OF_OTHERS} If one is scores, " if extracts else "; "
+        )
+    raise ArtifactError(f"gives {list_outputs(view)}, {why}say which with --output-name.")
 
 
 def list_outputs(view: GraphView) -> str:

@@ -175,9 +175,11 @@ class _Teachers:
             elif isinstance(teacher.network, ForeignNetwork):
                 source = LastMap(teacher, channels)
             else:
+                own = artifact.model
+                instead = "distill its predictions, or take" if own.num_classes else "take"
                 raise ArtifactError(
-                    f"the teacher {artifact.main_file} is {artifact.format}, which gives logits alone; distill its predictions, or "
-                    "take the network that it was made of."
+                    f"the teacher {artifact.main_file} is {artifact.format}, which gives {own.output} alone; {instead} the network "
+                    "that it was made of."
                 )
             self._of_features.append(source)
         return self._of_features

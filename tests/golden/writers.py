@@ -3,8 +3,9 @@
     python -m tests.golden.writers
 
 writes the table into `recipes/how-to/checkpoints.md`. For each form a file is made by the library itself, with drawn weights. Read:
-its logits against the library's own. Train: a step of gradients reaches every parameter. Convert: written for the first library
-that takes it and read again, bit for bit. Export: the ONNX graph's logits on ONNX Runtime against the network's.
+its logits against the library's own, of a network without head its features. Train: a step of gradients reaches every parameter.
+Convert: written for the first library that takes it and read again, bit for bit. Export: what the ONNX graph gives on ONNX Runtime
+against the network.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models import test_wrappers as made
 from tests.models import wrappers
+from tests.models.test_dinov3 import DEPTHS, DIMS
 
 PAGE = Path(__file__).parents[2] / "recipes" / "how-to" / "checkpoints.md"
 BEGIN, END = "<!-- table: writers -->\n", "<!-- end -->"
@@ -50,6 +53,11 @@ class Writer:
 
 def _timm(**options: Any) -> Callable[[], nn.Module]:
     return lambda: made.timm_network(**options)
+
+
+def _timm_dinov3(tag: str) -> Callable[[], nn.Module]:
+    """Return what makes the network of published weights, which has no head by its tag, at less depth and width."""
+    return lambda: made.filled(timm.create_model(f"convnext_tiny.{tag}", depths=DEPTHS, dims=DIMS))
 
 
 def _of_head(name: str, make: Callable[[], nn.Module]) -> Writer:
@@ -79,12 +87,15 @@ WRITERS = (
     Writer("torch.compile and DDP", "flat", _timm(), lambda s: wrappers.under("module._orig_mod.", s)),
     Writer("DeepSpeed", "consolidated", _timm(), lambda s: {"module": s, "ds_version": "0.15"}),
     Writer("mmpretrain", "names", _timm(), lambda s: {"meta": {}, "state_dict": made.to_mmpretrain(s)}),
+    Writer("timm", "no head: `num_classes=0`", _timm(num_classes=0)),
+    Writer("timm", "no head: `dinov3_lvd1689m`", _timm_dinov3("dinov3_lvd1689m")),
+    Writer("timm", "no head: `eupe_lvd1689m`", _timm_dinov3("eupe_lvd1689m")),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Largest differences of logits, relative to the largest: of the file read and of its graph; the dialect that takes it."""
+    """Largest differences of the answers, relative to the largest: of the file read and of its graph; the dialect that takes it."""
 
     read: float
     trains: bool
@@ -138,8 +149,11 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     """Return the whole table, with the versions of the libraries."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("timm", "torchvision", "transformers"))
     lines = [row(writer, outcomes[writer.name]) for writer in WRITERS]
-    head = "| written by | form | read | train from | convert to | export | logits differ by |\n|---|---|---|---|---|---|---|"
-    return "\n".join((f"With {versions}:\n", head, *lines)) + "\n\n"
+    head = "| written by | form | read | train from | convert to | export | answers differ by |\n|---|---|---|---|---|---|---|"
+    return (
+        "\n".join((f"With {versions}; answers are logits, or without a head the pooled features:\n", head, *lines))
+        + "\n\n"
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,12 @@ def filled(network: nn.Module, seed: int = 0) -> nn.Module:
 def answers(network: Any) -> Tensor:
     with torch.no_grad():
         found = network(IMAGES)
-    return found if isinstance(found, Tensor) else found.logits
+    if isinstance(found, Tensor):
+        return found
+    answer: Tensor = (
+        found.logits if "logits" in found else found.pooler_output
+    )  # of transformers; without head its features
+    return answer
 
 
 BASES: dict[str, Callable[[], nn.Module]] = {"timm": timm_network, "transformers": transformers_network}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -28,7 +30,8 @@ from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import open_data
-from convnext_deploy.errors import ArtifactError, CheckpointError, RecipeError
+from convnext_deploy.errors import ArtifactError, CheckpointError, DataError, RecipeError
+from convnext_deploy.graphs.engine_plan import inspect_plan
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input, without_head
 from convnext_deploy.pipeline.run import RunResult, run_recipe
@@ -36,6 +39,7 @@ from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
+from tests.cli.conftest import call
 from tests.models.conftest import random_weights
 from tests.shared import make_once
 
@@ -191,6 +195,60 @@ def test_int8_map_is_judged_against_the_map_of_the_classifier(
     )
     assert report.rows[1].features == row.features
     assert report.rows[1].verdict.passed
+
+
+def test_inspect_says_what_it_gives(pooled: tuple[Path, RunResult], tmp_path: Path) -> None:
+    file = pooled[0] / "stages" / "onnx" / "model.onnx"
+    said = "model test_convnext2, a feature extractor: features of 128 numbers"
+    shown = call("inspect", file).out
+    assert said in " ".join(shown.split())
+    assert "None" not in shown
+    graph = onnx.load(file)
+    for _ in range(2):
+        graph.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 5
+    onnx.save(graph, tmp_path / "map.onnx")
+    assert f"{said}, at each place of a map" in " ".join(call("inspect", tmp_path / "map.onnx").out.split())
+
+
+def test_features_of_other_tools_are_refused_with_what_helps(
+    pooled: tuple[Path, RunResult], image_folder: Path, tmp_path: Path
+) -> None:
+    graph = onnx.load(pooled[0] / "stages" / "onnx" / "model.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "other.onnx")
+    data = DataOptions(data=str(image_folder))
+    with pytest.raises(ArtifactError, match=r"none of which is known to be scores. Features .* --output features'"):
+        validate(tmp_path / "other.onnx", data=data)
+    with pytest.raises(
+        DataError, match=r"has 128 classes, .* has 3. If 'features' holds features .* --output features'"
+    ):
+        validate(tmp_path / "other.onnx", data=dataclasses.replace(data, output_name="features"))
+
+
+def test_images_without_classes_are_refused_with_what_takes_them(
+    pooled: tuple[Path, RunResult], image_folder: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in sorted((image_folder / "val" / "cat").glob("*.png"))[:3]:
+        shutil.copy(path, flat)
+    with pytest.raises(
+        DataError, match=r"has 3 images in no folder of a class, such as .* 'convnext-deploy predict' takes them"
+    ):
+        export(pooled[0].parent / "w.pth", out=tmp_path / "out", data=DataOptions(data=str(flat)))
+    assert not (tmp_path / "out").exists()
+    assert len(predict(pooled[0] / "stages" / "onnx", [flat])) == 3
+
+
+@pytest.mark.heavy
+def test_engine_of_tensorrt_rtx_gives_features(pooled: tuple[Path, RunResult], tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    result = export(pooled[0] / "stages" / "onnx", format="tensorrt-rtx", gpus=("sm89",), out=tmp_path / "run")
+    engine = read_artifact(Path(result.report.rows[-1].identity.artifact))
+    assert (engine.format, engine.model.output, engine.io.output) == ("tensorrt", "features", "features")
+    plan = inspect_plan(engine.main_file)
+    assert (plan.flavor, plan.notes) == ("tensorrt-rtx", ())
+    assert sum(plan.nodes.values()) == 16  # the stem, three downsamplings and three layers in each of four blocks
 
 
 def test_predict_gives_one_vector_for_each_image(
