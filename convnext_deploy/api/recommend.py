@@ -1,18 +1,17 @@
 """`recommend`: which variants to take for a data set, with reasons and a recipe to start from."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
-from convnext_deploy.api.run_stages import create_execution
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, size_option
 from convnext_deploy.config.recipe import Recipe
-from convnext_deploy.data.survey import Survey, survey
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.models.zoo.ranking import GIB, Candidate, Exclusion, order_for_cpu, rank
@@ -25,6 +24,9 @@ from convnext_deploy.system.load import Load, unreliable, watch_load
 from convnext_deploy.system.memory import memory_sizes
 from convnext_deploy.system.progress import Progress
 from convnext_deploy.system.results import Result, plain
+
+if TYPE_CHECKING:
+    from convnext_deploy.data.survey import Survey
 
 SHORT_LIST = 5
 _USUAL_SIZE, _LEAST_SIZE = 224, 64  # pixels; below, hardly anything is left in the last feature map
@@ -171,6 +173,11 @@ def recommend(
 def _look_at(data: DataOptions, execution: ExecutionOptions) -> Survey | None:
     if data.data is None:
         return None
+    # the libraries that read images, which advice for so many images does without
+    from convnext_deploy.api.open_inputs import open_named_data
+    from convnext_deploy.api.run_stages import create_execution
+    from convnext_deploy.data.survey import survey
+
     return survey(open_named_data(data.data, data, create_execution(execution, data.data)))
 
 

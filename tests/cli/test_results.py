@@ -116,7 +116,8 @@ def test_command_exits_with(arguments: tuple[str, ...], code: int) -> None:
 def test_process_exits_with_3_when_a_gate_failed(failed_run: FailedRun) -> None:
     command = [sys.executable, "-m", "convnext_deploy", "report", str(failed_run.out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, done.stderr) == (3, "")
+    assert done.returncode == 3
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["report", "next"]
     assert done.stdout == failed_run.outcome.out
 
 

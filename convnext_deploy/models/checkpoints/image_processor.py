@@ -116,7 +116,10 @@ def _crop_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _convnext_crop(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    side, both = _sides(processor.get("size") or (_DINOV3_SIZE if _is_dinov3(processor) else SQUASHED_FROM), path)
+    size = processor.get("size")
+    if size is None:
+        size = _DINOV3_SIZE if _is_dinov3(processor) else SQUASHED_FROM
+    side, both = _sides(size, path)
     squash = both or not isinstance(side, int) or side >= SQUASHED_FROM
     crop_pct = 1.0 if squash else processor.get("crop_pct") or 224 / 256
     return {"image_size": side, "crop_pct": crop_pct, "crop_mode": "squash" if squash else "center"}
