@@ -4,8 +4,8 @@
 
 writes the table into `recipes/how-to/checkpoints.md`. For each form a file is made by the library itself, with drawn weights; the
 official repository of DINOv3 is no package, and its forward pass is written out in the tests. Read: its logits against those of the
-library, or the features of a network without head. Train: a step of gradients reaches every parameter. Convert: written for the first
-library that takes it and read again, bit for bit. Export: what the ONNX graph gives on ONNX Runtime against the network.
+library, or the features of a network without head. Train: a step of gradients reaches every parameter. Convert: written for the
+first library that takes it and read again, bit for bit. Export: what the ONNX graph gives on ONNX Runtime against the network.
 """
 
 from __future__ import annotations
