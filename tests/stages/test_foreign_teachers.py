@@ -35,6 +35,7 @@ from convnext_deploy.stages.teachers import check_teacher, open_teacher
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.predictions import PredictionTable, find_rows, read_predictions
+from tests.shared import slow_except
 from tests.stages.foreign_teachers import CLASSES, NETWORKS, SIDE, Kind, normalized, write_program, write_table
 from tests.weights import PREPROCESS
 
@@ -106,7 +107,10 @@ def places_of(kind: str, folder: Path, data: Data) -> list[str | Path]:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", [*(kind.name for kind in NETWORKS), "logits file", "ensemble"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_except(("timm ViT", "ONNX uint8", "ensemble"), [*(kind.name for kind in NETWORKS), "logits file", "ensemble"]),
+)
 def test_cached_and_uncached_trainings_are_equal_bit_for_bit(
     kind: str, tmp_path: Path, small_data: Data, image_folder: Path
 ) -> None:
@@ -120,7 +124,12 @@ def test_cached_and_uncached_trainings_are_equal_bit_for_bit(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["features file", "timm ViT", "timm Swin", "torchvision", "transformers ViT"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_except(
+        ("features file", "timm Swin"), ("features file", "timm ViT", "timm Swin", "torchvision", "transformers ViT")
+    ),
+)
 def test_features_of_other_networks_teach(kind: str, tmp_path: Path, small_data: Data, image_folder: Path) -> None:
     (tmp_path / "data").symlink_to(image_folder, target_is_directory=True)
     (tmp_path / "teacher").mkdir()
