@@ -11,12 +11,11 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.agreement import is_labelled
 from convnext_deploy.data.datasets import Data, ImageSet
 from convnext_deploy.data.sampling import gallery_indices
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.evaluation.run_images import run_images
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.metrics.neighbours import NEIGHBOURS, Similarity, neighbour_votes, unit
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.system.memory_faults import Halving
 
 LARGEST_GALLERY = 50_000
 """Of more training images so many are taken, each class in proportion."""
@@ -87,17 +86,9 @@ class _Extractor:
         from convnext_deploy.data.loaders import EvaluationBatches
 
         text = f"{self.name}: {doing}"
-        progress, workers = self.execution.progress, self.execution.workers
-        compute = Halving(self.runner.logits, np.concatenate, text, progress)
-        preprocess = self.artifact.preprocess
-        batches = EvaluationBatches(images, preprocess, self.batch_size, workers, chosen, as_pixels=True)
-        with progress.task(text, len(chosen), "images") as task:
-            for pixels, labels in batches:
-                found = compute(np.ascontiguousarray(pixels.numpy()))
-                if not np.isfinite(found).all():
-                    raise ArtifactError(f"{text}: the features are not finite; the artifact is unusable.")
-                yield found, labels.numpy()
-                task.advance(len(labels))
+        preprocess, how = self.artifact.preprocess, self.execution
+        batches = EvaluationBatches(images, preprocess, self.batch_size, how.workers, chosen, as_pixels=True)
+        yield from run_images(self.runner, batches, len(chosen), how.progress, text, gives="features")
 
     def pooled(
         self, images: ImageSet, chosen: Sequence[int], doing: str

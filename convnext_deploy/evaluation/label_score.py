@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.evaluation.probabilities import to_label_logits
+from convnext_deploy.evaluation.run_images import in_order, run_images
 from convnext_deploy.metrics.multi_label import MultiLabel, measure_multi_label
 from convnext_deploy.runners import Runner
-from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
 
 
@@ -60,16 +60,14 @@ def score_labels(
         raise ArtifactError(f"{description}: the graph gives its best classes alone, and mAP needs the scores of all.")
     found: list[NDArray[np.float32]] = []
     truth: list[NDArray[np.int8]] = []
-    compute = Halving(runner.logits, np.concatenate, description, progress)
-    with progress.task(description, total, "images") as task:
-        for images, targets in batches:
-            logits = to_label_logits(compute(np.ascontiguousarray(images.numpy())), io)
-            logits = logits if outputs is None else logits[:, outputs]
-            if not np.isfinite(logits).all():
-                raise ArtifactError(f"{description}: the logits are not finite; the artifact is unusable.")
-            found.append(logits.astype("<f4"))
-            truth.append(targets.numpy().astype(np.int8))
-            task.advance(len(targets))
+    ordered = in_order(outputs)
+
+    def convert(given: NDArray[Any]) -> NDArray[Any]:
+        return ordered(to_label_logits(given, io))
+
+    for answers, targets in run_images(runner, batches, total, progress, description, convert):
+        found.append(answers.astype("<f4"))
+        truth.append(targets.astype(np.int8))
     logits, labels = np.concatenate(found), np.concatenate(truth)
     images, count = labels.shape
     return LabelAnswers(images, count, *(base64.b64encode(part.tobytes()).decode() for part in (labels, logits)))

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.config.choices import MetricName
-from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.label_score import LabelAnswers, compare_labels
 from convnext_deploy.evaluation.probabilities import to_probabilities
+from convnext_deploy.evaluation.run_images import in_order, run_images
 from convnext_deploy.runners import Runner
-from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
 
 
@@ -96,25 +95,16 @@ def score_runner(
     labels: list[NDArray[np.int64]] = []
     confidences: list[NDArray[np.float64]] = []
     correct_top5 = 0
-    compute = Halving(runner.logits, np.concatenate, description, progress)
     io = io or GraphIO()
     knows = not io.gives_best_logits
-    with progress.task(description, total, "images") as task:
-        for images, targets in batches:
-            logits = compute(np.ascontiguousarray(images.numpy()))
-            if outputs is not None:
-                logits = logits[:, outputs]
-            if not np.isfinite(logits).all():
-                raise ArtifactError(f"{description}: the logits are not finite; the artifact is unusable.")
-            target = targets.numpy()
-            # Stable sort on the negated logits: among equal logits the lower class wins, in every backend alike.
-            order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-            correct_top5 += int((order == target[:, None]).any(axis=1).sum())
-            predictions.append(order[:, 0])
-            if knows:
-                confidences.append(to_probabilities(logits, io, foreign).max(axis=1))
-            labels.append(target)
-            task.advance(len(target))
+    for found, target in run_images(runner, batches, total, progress, description, in_order(outputs)):
+        # Stable sort on the negated logits: among equal logits the lower class wins, in every backend alike.
+        order = np.argsort(-found, axis=1, kind="stable")[:, :5]
+        correct_top5 += int((order == target[:, None]).any(axis=1).sum())
+        predictions.append(order[:, 0])
+        if knows:
+            confidences.append(to_probabilities(found, io, foreign).max(axis=1))
+        labels.append(target)
     guessed, truth = np.concatenate(predictions), np.concatenate(labels)
     sure = np.concatenate(confidences) if knows else np.zeros(0)
     correct = int((guessed == truth).sum())
