@@ -199,16 +199,13 @@ def _open_file(path: Path) -> BinaryIO:
 
 def find_defect(stream: BinaryIO) -> str | None:
     """Return why an image file cannot be read, or None, without decoding it in full where possible. To be called within `quiet`."""
-    try:
-        with open_image(stream) as image:
-            # integers of 32 bits and floats may be out of range
-            if image.mode in ("I", "F") or _ends_oddly(image, stream):
-                to_8_bit(image)
-    except MemoryError:
-        raise  # which says nothing of the image
-    except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
-        return _reason(error)
-    return None
+
+    def look(image: Image.Image) -> None:
+        # integers of 32 bits and floats may be out of range
+        if image.mode in ("I", "F") or _ends_oddly(image, stream):
+            to_8_bit(image)
+
+    return _why_not(stream, look)
 
 
 def find_damage(stream: BinaryIO) -> str | None:
@@ -216,13 +213,22 @@ def find_damage(stream: BinaryIO) -> str | None:
 
     JPEG files are decoded at an eighth of their size, which reads all of the file in less than half of the time.
     """
+
+    def decode(image: Image.Image) -> None:
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+        else:
+            to_8_bit(image)
+
+    return _why_not(stream, decode)
+
+
+def _why_not(stream: BinaryIO, look: Callable[[Image.Image], None]) -> str | None:
+    """Return why an image cannot be opened or looked at, or None."""
     try:
         with open_image(stream) as image:
-            if image.format in ("JPEG", "MPO"):
-                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-                image.load()
-            else:
-                to_8_bit(image)
+            look(image)
     except MemoryError:
         raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
