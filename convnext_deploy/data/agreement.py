@@ -167,6 +167,11 @@ def outputs_for(artifact: Artifact, data: Data) -> NDArray[np.int64] | None:
     return np.array([names.index(name) for name in wanted], np.int64)
 
 
+def unless_in_order(outputs: NDArray[np.int64] | None, count: int) -> NDArray[np.int64] | None:
+    """Return the outputs `(classes,)` that are to be picked out of `count`; None where all of them are taken in their order."""
+    return None if outputs is None or np.array_equal(outputs, np.arange(count)) else outputs
+
+
 def order_for(artifact: Artifact | None, data: Data) -> Data:
     """Return the data with its classes numbered as the artifact's outputs; as it is for other classes, and without artifact."""
     if artifact is None or artifact.model.num_classes != len(data.class_names):

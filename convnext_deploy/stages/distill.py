@@ -16,7 +16,7 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import Augmentation
-from convnext_deploy.data.agreement import outputs_for
+from convnext_deploy.data.agreement import outputs_for, unless_in_order
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
@@ -143,6 +143,7 @@ class _Teachers:
 
     def __init__(self, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext) -> None:
         self._config, self._preprocess, self._data, self._context = config, preprocess, data, context
+        self._of_features: list[FeatureSource] = []
 
     @functools.cached_property
     def _open(self) -> list[tuple[Taught, bool]]:
@@ -157,10 +158,6 @@ class _Teachers:
             return open_predictions(artifact, self._data, self._config.temperature, outputs), outputs is not None
         teacher = open_teacher(artifact, self._preprocess, self._context, outputs)
         return teacher, outputs is not None
-
-    @functools.cached_property
-    def _of_features(self) -> list[FeatureSource]:
-        return []
 
     def features(self, channels: int) -> list[FeatureSource]:
         """Return what the teachers give of their features, for the images of so many channels that they are called with.
@@ -199,7 +196,7 @@ class _Teachers:
 
     def _look(self, teacher: Taught, batch: Batch, *, teaches: bool) -> Tensor | None:
         if isinstance(teacher, PredictionTable):
-            return teacher(batch) if teaches and not teacher.is_features else None
+            return teacher(batch) if teaches else None  # features stand for no classes
         logits: Tensor = teacher(batch.images)
         return logits if teaches else None
 
@@ -216,6 +213,7 @@ def _cached(
     """Return the teachers' predictions from the cache of the plan of crops, which is shared by all students of that plan."""
     fit = config.fit
     autocast = autocast_dtype(fit.autocast, context.execution.device)
+    picked = [unless_in_order(outputs_for(teacher, data), teacher.model.num_classes) for teacher in context.teachers]
     plan = {
         # the same weights may be those of networks that differ in what no weight shows, such as the activation
         "teachers": [
@@ -223,9 +221,9 @@ def _cached(
                 teacher.sha256,
                 dataclasses.asdict(teacher.model),
                 teacher.preprocess.settings(),
-                *(outputs.tolist() if (outputs := outputs_for(teacher, data)) is not None else ()),
+                *(() if outputs is None else outputs.tolist()),
             ]
-            for teacher in context.teachers
+            for teacher, outputs in zip(context.teachers, picked, strict=True)
         ],
         "images": [data.fingerprint, preprocess.settings()],
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},

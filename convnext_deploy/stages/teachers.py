@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import PredictionsDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.data.agreement import check_classes, check_labels, outputs_for
+from convnext_deploy.data.agreement import check_classes, check_labels, outputs_for, unless_in_order
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, DataError
@@ -141,8 +141,7 @@ def open_teacher(
 
     Raises: DeployError: as what loads the network.
     """
-    if outputs is not None and np.array_equal(outputs, np.arange(artifact.model.num_classes)):
-        outputs = None
+    outputs = unless_in_order(outputs, artifact.model.num_classes)
     device = context.execution.device
     if artifact.format == "onnx" and context.open_graph is not None:
         network: nn.Module = GraphNetwork(context.open_graph(artifact))
