@@ -64,6 +64,10 @@ class RunnerError(DeployError):
     """There is no runner of that name, or it does not open this kind of artifact."""
 
 
+class StoppedError(DeployError):
+    """Who was asked whether to go on said no."""
+
+
 class OutputError(DeployError):
     """The output folder cannot be written, or another process is writing it."""
 

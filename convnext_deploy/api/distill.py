@@ -6,7 +6,7 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_teacher, open_training_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import DIGITS_FIT, DIGITS_TEACHER_FIT, fit_preset, model_config, override_fit
+from convnext_deploy.api.training_presets import DIGITS_FIT, DIGITS_TEACHER_FIT, better_teacher, choose
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -76,16 +76,19 @@ def distill(
     start = None if student_weights is None else open_artifact(student_weights, student, data, how.progress)
     teacher, student = name_variant(teacher, source), name_variant(student, start)
     stages: list[StageEntry] = []
+    choices: dict[str, tuple[str, ...]] = {}
     if source is None:
-        how.progress.say(f"no teacher checkpoint was given: training the teacher '{teacher}' first")
-        fit = override_fit(fit_preset(images, DIGITS_TEACHER_FIT, None), training)
-        model = model_config(teacher, data, training, images, None)
-        stages.append(StageEntry("teacher", TrainConfig(model, fit), None))
+        how.progress.say(better_teacher(teacher, images))
+        chosen = choose(teacher, data, training, images, None, DIGITS_TEACHER_FIT)
+        stages.append(StageEntry("teacher", TrainConfig(chosen.model, chosen.fit), None))
+        choices["teacher"] = chosen.words
     first = "teacher" if source is None else SOURCE
+    chosen = choose(student, data, training, images, start, DIGITS_FIT, student_weights)
+    choices["student"] = chosen.words
     config = DistillConfig(
-        model=model_config(student, data, training, images, start, student_weights),
+        model=chosen.model,
         teacher=(first, *others) if others else first,
-        fit=override_fit(fit_preset(images, DIGITS_FIT, start), training),
+        fit=chosen.fit,
         method=distill_method,
         temperature=loss.get("temperature", DistillConfig.temperature),
         distill_loss_weight=loss.get("distill_loss_weight", DistillConfig.distill_loss_weight),
@@ -94,7 +97,8 @@ def distill(
     )
     stages.append(StageEntry("student", config, None))
     recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed, asked)
-    return run_stages(recipe, create_settings("distill", recipe.name, out, how, execution), source, images)
+    settings = create_settings("distill", recipe.name, out, how, execution, choices=choices)
+    return run_stages(recipe, settings, source, images)
 
 
 def _teachers(

@@ -159,6 +159,7 @@ class ExecutionOptions:
             images, the machine, its threads or a version has changed since.
         restart: replace what an earlier run into the same folder made with other settings, inputs or images, or with a release
             that gives other results; what is the same is kept. None: that is refused, with what differs.
+        dry_run: do nothing, but say what would be done, with which settings and in about which time. None: it is done.
         progress: where to report: `auto`, bars on a terminal and in a notebook and elsewhere nothing; `off`; or an object with the
             methods of `system.progress.Progress`.
         command: what the report says was typed; None: that the function was called.
@@ -171,6 +172,7 @@ class ExecutionOptions:
     tensorboard: bool | None = None
     measure_again: bool | None = None
     restart: bool | None = None
+    dry_run: bool | None = None
     progress: Progress | Literal["auto", "off"] = "auto"
     command: str | None = None
 

@@ -5,13 +5,12 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import DIGITS_QAT_FIT, override_fit
+from convnext_deploy.api.training_presets import choose_qat
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
-from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
+from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, StageEntry
-from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.pipeline.run_result import RunResult
 
@@ -85,7 +84,7 @@ def quantize(
             calibration_images=counted,
             selection_images=QuantizeConfig.selection_images if selection_images is None else selection_images,
             time_budget_s=time_budget_s,
-            fit=override_fit(DIGITS_QAT_FIT if images.name == BUILT_IN else QATConfig().fit, training),
+            fit=choose_qat(training, images),
         )
     stage = StageEntry(config.kind, config, SOURCE, create_gate(evaluation, drop))
     recipe = create_recipe(

@@ -7,12 +7,13 @@ from convnext_deploy.api.open_inputs import open_artifact, open_named_data, with
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import WEIGHTS_PREFIX, Recipe, StageEntry
+from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.evaluation.limits import check_gates
+from convnext_deploy.pipeline.estimate import tell_estimates
 from convnext_deploy.pipeline.foresee import check_run, weights_to_download
 from convnext_deploy.pipeline.open_foreign import open_references, open_teacher_input, teaches_only
 from convnext_deploy.pipeline.run import plan_recipe, run_recipe
@@ -65,6 +66,9 @@ def plan_run(
         )
     plan = plan_recipe(loaded, settings.out, source, images, weights)
     check_run(loaded, settings, source, images, weights, downloads)
+    up_to_date = {stage.name for stage, runs in plan if not runs}
+    brought = {**weights, **({} if source is None else {SOURCE: source})}
+    tell_estimates(loaded, up_to_date, images, brought, settings.execution, may_ask=False)
     return plan
 
 

@@ -1,5 +1,6 @@
 """From the stages that a verb wants to a run of the pipeline."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
@@ -10,7 +11,7 @@ from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntr
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.evaluation.limits import check_gates
 from convnext_deploy.pipeline.open_foreign import open_references
-from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.run import plan_run_of, run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
@@ -34,8 +35,11 @@ def create_settings(
     execution: Execution,
     options: ExecutionOptions,
     speed_check: bool | None = None,
+    choices: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Settings:
     """Decide where and how the recipe `name` of a verb runs; `execution` was made of `options`.
+
+    `choices`: stage → how it trains, and why, in words.
 
     Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
     """
@@ -53,6 +57,8 @@ def create_settings(
         speed_check is not False,
         options.measure_again or False,
         options.restart or False,
+        choices or {},
+        options.dry_run or False,
     )
 
 
@@ -93,10 +99,11 @@ def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:
 
 
 def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
-    """Run a recipe whose source and data are open."""
+    """Run a recipe whose source and data are open, or say what would be done."""
     check_names(recipe)
     check_gates(recipe, multi_label=data is not None and data.multi_label)
-    return run_recipe(recipe, settings, source, data, open_references(recipe))
+    perform = plan_run_of if settings.dry_run else run_recipe
+    return perform(recipe, settings, source, data, open_references(recipe))
 
 
 def check_names(recipe: Recipe) -> None:

@@ -1,14 +1,22 @@
-"""The training settings of a verb: presets for the data, and what the user overrides."""
+"""The training settings of a verb: chosen for the data, put in place by what the user asked for, and said in plain words."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.fit import REFERENCE_BATCH_SIZE, FitConfig
+from convnext_deploy.config.image_size import show_size
+from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import BUILT_IN, Data
+from convnext_deploy.data.survey import survey
 from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.models.zoo.presets import SMALL_DATA, preset_fit, preset_qat, preset_size, preset_stem, with_batch
+from convnext_deploy.models.zoo.published import PUBLISHED
+from convnext_deploy.models.zoo.training_settings import FEW_IMAGES, format_setting
 
 # The digits are few and simple: high learning rates for their few steps, crops that keep the digit, and no mirror images,
 # which are other signs.
@@ -27,26 +35,123 @@ DIGITS_QAT_FIT = dataclasses.replace(
 )
 
 
-# Fine-tuning as in arXiv 2201.03545, table 6: 30 epochs at 5e-5 and batch 512, which is 4e-4 at batch 4096.
-FINE_TUNE_FIT = FitConfig(epochs=30, base_learning_rate=4e-4, warmup_epochs=0.0)
+@dataclass(frozen=True)
+class Chosen:
+    """How a stage trains, and why in words: a line for the network and one for the settings."""
+
+    model: ModelConfig
+    fit: FitConfig
+    words: tuple[str, ...]
 
 
-def fit_preset(data: Data, digits: FitConfig, source: Artifact | None) -> FitConfig:
-    """Return the training settings for the data: those of the digits, of fine-tuning, or of the papers."""
-    if data.name == BUILT_IN:
-        return digits
-    found = FitConfig() if source is None else FINE_TUNE_FIT
-    # smoothing would teach that even the rarest label is likelier than it is
-    return dataclasses.replace(found, label_smoothing=0.0) if data.multi_label else found
+def choose(
+    name: str,
+    data: DataOptions,
+    training: TrainingOptions,
+    images: Data,
+    start: Artifact | None,
+    digits: FitConfig,
+    weights: Path | str | None = None,
+) -> Chosen:
+    """Choose how to train a variant where the user did not say it; the same images give the same choice.
+
+    Args:
+        name: variant.
+        data: what it says of the preprocessing; size and crop of given weights are those of `start`.
+        training: what replaces the choice.
+        images: their number and size decide when nobody else does.
+        start: the opened weights, at the image size asked for.
+        digits: the choice for the built-in digits.
+        weights: where the weights lie, if the stage itself is to load them.
+    """
+    resolve_variant(name)
+    count = len(images.train)
+    fit = digits if images.name == BUILT_IN else preset_fit(name, count, from_weights=start is not None)
+    if images.multi_label:
+        # smoothing would teach that even the rarest label is likelier than it is
+        fit = dataclasses.replace(fit, label_smoothing=0.0)
+    fit = override_fit(fit, training)
+    model = _model(name, data, training, images, start, weights)
+    return Chosen(model, fit, tuple(_words(name, model, fit, (data, training), images, start)))
+
+
+def choose_qat(training: TrainingOptions, images: Data) -> FitConfig:
+    """Choose how to train with quantizers in place."""
+    usual = DIGITS_QAT_FIT if images.name == BUILT_IN else preset_qat(QATConfig().fit, len(images.train))
+    return override_fit(usual, training)
 
 
 def override_fit(fit: FitConfig, options: TrainingOptions) -> FitConfig:
-    """Put what the user asked for in the place of the preset."""
+    """Put what the user asked for in the place of what was chosen; learning rate and warm-up follow another batch or length."""
     known = {field.name for field in dataclasses.fields(fit)}
-    return dataclasses.replace(fit, **{name: getattr(options, name) for name in given(options) if name in known})
+    asked = {name: getattr(options, name) for name in given(options) if name in known}
+    found = dataclasses.replace(fit, **asked)
+    if "batch_size" in asked and "base_learning_rate" not in asked:
+        found = with_batch(found, peak_rate(fit), fit.batch_size)
+    if "epochs" in asked:
+        found = dataclasses.replace(found, warmup_epochs=round(fit.warmup_epochs * found.epochs / fit.epochs, 3))
+    return found
 
 
-def model_config(
+def peak_rate(fit: FitConfig) -> float:
+    """Return the highest learning rate of a training."""
+    return fit.linear_learning_rate * fit.batch_size / REFERENCE_BATCH_SIZE
+
+
+def better_teacher(name: str, images: Data) -> str:
+    """Say what is done where no weights of a teacher were given, and what would teach more."""
+    text = f"no teacher checkpoint was given: training the teacher '{name}' first"
+    published = PUBLISHED[resolve_variant(name)]
+    if images.name == BUILT_IN or published is None or len(images.train) >= SMALL_DATA:
+        return text
+    return (
+        f"{text}, from scratch, on these {len(images.train):,} images alone; one that begins with published weights knows more: "
+        f"convnext-deploy train --weights timm/{published.weights} --data {images.name} --out runs/teacher, and then "
+        "--teacher-checkpoint runs/teacher/stages/model"
+    )
+
+
+def _words(
+    name: str,
+    model: ModelConfig,
+    fit: FitConfig,
+    options: Sequence[DataOptions | TrainingOptions],
+    images: Data,
+    start: Artifact | None,
+) -> Iterator[str]:
+    """Yield what is trained and how, with what was chosen for which reason and what was asked for."""
+    count = len(images.train)
+    origin = "from scratch" if start is None else f"from {start.place}"
+    yield (
+        f"{name} {origin}, {count:,} images of {len(images.class_names)} classes at {show_size(model.image_size)} pixels, stem "
+        f"{model.patch_size}"
+    )
+    batch = min(fit.batch_size, count)
+    yield (
+        f"{fit.epochs} epochs of {count // max(1, batch)} steps, batch {batch}, learning rate up to "
+        f"{format_setting(float(f'{peak_rate(fit):.2g}'))}: {_reason(images, start)}"
+    )
+    asked = [f"{field} {getattr(record, field)}" for record in options for field in given(record) if field in _SAID]
+    if asked:
+        yield f"as asked for: {', '.join(asked).replace('_', ' ')}"
+
+
+_SAID = {field.name for field in dataclasses.fields(TrainingOptions)} | {"image_size"}
+
+
+def _reason(images: Data, start: Artifact | None) -> str:
+    if images.name == BUILT_IN:
+        return "measured on the digits"
+    count = len(images.train)
+    if start is not None:
+        return "fine-tuning, as in our recipes for so many images"
+    if count >= SMALL_DATA:
+        return "as in our recipes for so many images"
+    few = f"fewer than {FEW_IMAGES if count < FEW_IMAGES else SMALL_DATA:,} images"
+    return f"{few} from scratch learn more from many short steps at high rates than from large pictures"
+
+
+def _model(
     name: str,
     data: DataOptions,
     training: TrainingOptions,
@@ -54,17 +159,7 @@ def model_config(
     start: Artifact | None,
     weights: Path | str | None = None,
 ) -> ModelConfig:
-    """Return the network to train: that of the weights to start from when there are any, otherwise as asked for.
-
-    Args:
-        name: variant.
-        data: what it says of the preprocessing; size and crop of given weights are those of `start`.
-        training: `patch_size` and `head_hidden_size` count.
-        images: they decide the image size when nobody else does.
-        start: the opened weights, at the image size asked for.
-        weights: where they lie, if the stage itself is to load them.
-    """
-    resolve_variant(name)
+    """Return the network to train: that of the weights to start from when there are any, otherwise as asked for or chosen."""
     asked = data.preprocess
     if start is not None:
         model = ModelConfig(
@@ -77,13 +172,14 @@ def model_config(
             weights=None if weights is None else str(weights),
         )
     else:
-        model = ModelConfig(
-            name,
-            data.image_size or (32 if images.name == BUILT_IN else ModelConfig.image_size),
-            training.patch_size or ModelConfig.patch_size,
-            crop_pct=data.crop_pct,
-            head_hidden_size=training.head_hidden_size,
-        )
+        size, stem = data.image_size, training.patch_size or ModelConfig.patch_size
+        if size is None and images.name == BUILT_IN:
+            size = 32
+        elif size is None:
+            size = preset_size(len(images.train), survey(images).median_side)
+            stem = training.patch_size or preset_stem(size)
+            size = max(size, 8 * stem)
+        model = ModelConfig(name, size, stem, crop_pct=data.crop_pct, head_hidden_size=training.head_hidden_size)
     return dataclasses.replace(
         model, crop_mode=asked.crop_mode, interpolation=asked.interpolation, mean=asked.mean, std=asked.std
     )

@@ -15,7 +15,17 @@ _NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_s
 _TRAINED = {
     "data": (*_IMAGES, *_INPUT),
     "training": (*_FIT, *_NETWORK),
-    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", "measure_again", "restart", *_REPORTED),
+    "execution": (
+        "device",
+        "workers",
+        "seed",
+        "cache_dir",
+        "tensorboard",
+        "measure_again",
+        "restart",
+        "dry_run",
+        *_REPORTED,
+    ),
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {

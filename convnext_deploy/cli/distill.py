@@ -76,7 +76,7 @@ def command(as_json: bool, **values: Any) -> None:
     student, at its own image size. Without --data it runs on the built-in digits.
     """
     from convnext_deploy.api.distill import distill
-    from convnext_deploy.cli.report_table import show_report
+    from convnext_deploy.cli.report_table import show_result
 
     if values["teacher_cache"] and values["distill_method"] == "feature":
         raise click.UsageError("--teacher-cache keeps predictions, and --distill-method feature needs features.")
@@ -88,4 +88,4 @@ def command(as_json: bool, **values: Any) -> None:
     ):
         if not any(values[name] for name in given):
             raise click.UsageError(f"give --{who}, or its weights.")
-    show_report(distill(**arguments_of("distill", values)).report, as_json, values)
+    show_result(distill(**arguments_of("distill", values)), as_json, values)

@@ -17,6 +17,7 @@ from convnext_deploy.config.image_size import ImageSize, parse_size, sides_of
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_YES = "convnext_deploy.yes"  # likewise, of --yes
 _QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 POSITIVE = click.IntRange(min=1)
 
@@ -51,6 +52,7 @@ class Size(click.ParamType[ImageSize]):
         return size
 
 
+_TRAINS = ("run", "train", "distill", "quantize")
 _COUNT = click.IntRange(min=0)
 _RATE = click.FloatRange(0, 1, max_open=True)
 _FOLDER: dict[str, Any] = {"metavar": "DIR", "shell_complete": candidates.folders}
@@ -205,6 +207,11 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Score and time again what an earlier run has measured.  [default: what changed, on another machine, with other versions]",
         _SWITCH,
     ),
+    "dry_run": (
+        bool,
+        "Show what would be trained, with which settings and in about which time, and do nothing.",
+        _SWITCH,
+    ),
     "restart": (
         bool,
         "Replace what an earlier run into OUT made with other settings, inputs or images; what is the same is kept.  [default: "
@@ -228,6 +235,8 @@ def common_options(verb: str, *others: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         function = quiet_option(function)
+        if verb in _TRAINS:
+            function = _yes_option(function)
         function = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")(
             function
         )
@@ -254,7 +263,7 @@ def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     from convnext_deploy.api.options import RECORDS
     from convnext_deploy.system.progress_bars import create_progress
 
-    found = {**values, "progress": create_progress(is_quiet()), "command": typed_command()}
+    found = {**values, "progress": create_progress(is_quiet(), asks=not _is_given(_YES)), "command": typed_command()}
     uses = USES.get(verb, {})
     records = {record: RECORDS[record](**{name: found[name] for name in names}) for record, names in uses.items()}
     shared = {"progress", "command"}.union(*uses.values())
@@ -286,7 +295,25 @@ def quiet_option(function: Function) -> Function:
     )(function)
 
 
+def _yes_option(function: Function) -> Function:
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        context.meta[_YES] = value
+
+    return click.option(
+        "--yes",
+        "-y",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Do not ask before more than an hour of training.  [default: a terminal is asked]",
+    )(function)
+
+
 def is_quiet() -> bool:
     """Whether `--quiet` stands anywhere in the command line that is being executed."""
+    return _is_given(_QUIET)
+
+
+def _is_given(name: str) -> bool:
     context = click.get_current_context(silent=True)
-    return context is not None and bool(context.meta.get(_QUIET))
+    return context is not None and bool(context.meta.get(name))

@@ -80,6 +80,6 @@ def command(as_json: bool, **values: Any) -> None:
     judged on training images set aside; the validation images judge the result.
     """
     from convnext_deploy.api.quantize import quantize
-    from convnext_deploy.cli.report_table import show_report
+    from convnext_deploy.cli.report_table import show_result
 
-    show_report(quantize(**arguments_of("quantize", values)).report, as_json, values)
+    show_result(quantize(**arguments_of("quantize", values)), as_json, values)

@@ -1,15 +1,19 @@
 """Print a report on standard output: its table with remarks, or its JSON."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
 
 from convnext_deploy.cli import EXIT_GATE_FAILED
-from convnext_deploy.cli.console import write
-from convnext_deploy.cli.next_steps import conclude_run, conclude_validation
+from convnext_deploy.cli.console import say, write
+from convnext_deploy.cli.next_steps import conclude_run, conclude_validation, tell_to_do
+from convnext_deploy.cli.options import typed_command
 from convnext_deploy.cli.tables import create_console, print_table
+from convnext_deploy.config.recipe import StageEntry
+from convnext_deploy.pipeline.run_result import RunResult, describe_plan
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import (
@@ -39,6 +43,14 @@ def print_stages(report: Report, console: Console) -> None:
     styles = ["bold red" if row.verdict.passed is False else None for row in report.rows]
     print_table(console, titles, rows, left=_WORDS, styles=styles, first=_FIRST)
     console.print()
+
+
+def show_result(result: RunResult, as_json: bool, values: Mapping[str, Any]) -> None:
+    """Print the report of a run as `show_report`, or of a dry run the plan."""
+    if not result.planned:
+        show_report(result.report, as_json, values)
+    elif launched().is_first:
+        print_plan(result.planned, as_json)
 
 
 def show_report(
@@ -73,3 +85,14 @@ def show_report(
             conclude_run(report, values or {})
     if not report.passed:
         raise click.exceptions.Exit(EXIT_GATE_FAILED)
+
+
+def print_plan(plan: Sequence[tuple[StageEntry, bool]], as_json: bool) -> None:
+    """Print what would run, and the command that does it."""
+    if as_json:
+        write(json.dumps({"stages": describe_plan(plan)}, indent=1))
+        return
+    for stage, would_run in plan:
+        inputs = ", ".join(stage.inputs.values()) or "the data"
+        say(f"{stage.name}: {stage.config.kind} from {inputs}: {'would run' if would_run else 'up to date'}")
+    tell_to_do(typed_command("--dry-run"))

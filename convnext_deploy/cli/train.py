@@ -35,10 +35,10 @@ def command(as_json: bool, **values: Any) -> None:
     A head for other classes than the data's starts fresh.
     """
     from convnext_deploy.api.train import train
-    from convnext_deploy.cli.report_table import show_report
+    from convnext_deploy.cli.report_table import show_result
 
     if values["checkpoint"] is not None and values["weights"] is not None:
         raise click.UsageError("--checkpoint and --weights were both given; start from one of them.")
     if not any(values[name] for name in ("model", "checkpoint", "weights")):
         raise click.UsageError("give --model, or what to start from with --checkpoint or --weights.")
-    show_report(train(**arguments_of("train", values)).report, as_json, values)
+    show_result(train(**arguments_of("train", values)), as_json, values)

@@ -36,7 +36,7 @@ class DistillConfig(StageConfig):
 
     kind: ClassVar[str] = "distill"
     done: ClassVar[str] = "distilled"
-    result_version: ClassVar[int] = 2  # the teacher's predictions are in half precision, as the cache has them
+    result_version: ClassVar[int] = 3  # layer-wise decay has the groups of the official code
     implementation: ClassVar[str | None] = "convnext_deploy.stages.distill"
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY

@@ -11,6 +11,10 @@ TAKES_LESS_MEMORY = (
     "gradient_checkpointing = true; of the machine's memory fewer --workers take less, too"
 )
 
+REFERENCE_BATCH_SIZE = 4096  # for which `base_learning_rate` is given
+LINEAR_FROM = 512  # batch size
+_PAPER_RATE = 4e-3  # at batch 4096, arXiv 2201.03545, table 5
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -61,6 +65,20 @@ class Augmentation:
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mixing_probability > 0
 
 
+def base_for(rate: float, at: int, batch_size: int) -> float:
+    """Return the learning rate at batch 4096 whose linear scaling gives `batch_size` what suits AdamW.
+
+    That is `rate`, which holds at a batch of `at`, scaled with the square root below batch 512 and linearly above.
+
+    Source: Malladi et al. 2022, arXiv 2205.10287: the square-root rule of adaptive methods; linear above as the papers do.
+    """
+
+    def reach(batch: int) -> float:
+        return math.sqrt(batch * LINEAR_FROM) if batch < LINEAR_FROM else batch
+
+    return float(f"{rate * reach(batch_size) / reach(at) * REFERENCE_BATCH_SIZE / batch_size:.6g}")
+
+
 @dataclass(frozen=True)
 class FitConfig(Augmentation):
     """One training run. Defaults: ConvNeXt's ImageNet settings (arXiv 2201.03545, table 5) where they do not need 8 GPUs.
@@ -68,7 +86,8 @@ class FitConfig(Augmentation):
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step, of all processes together.
-        base_learning_rate: at batch 4096; it is scaled linearly to `batch_size`.
+        base_learning_rate: at batch 4096; it is scaled linearly to `batch_size`. None: 4e-3, scaled linearly down to batch 512 and
+            with the square root below: AdamW hardly learns at what the linear rule leaves there.
         warmup_epochs: the learning rate rises linearly for so long, at most for half of the training; then it falls as a cosine.
         final_learning_rate_ratio: last learning rate over the highest.
         weight_decay: AdamW's, of the weights of convolutions and linear layers.
@@ -82,7 +101,7 @@ class FitConfig(Augmentation):
         gradient_checkpointing: save memory by computing each block twice.
         gradient_clip_norm: largest L2 norm of all gradients together; none: not clipped.
         accumulation_steps: parts that fit the memory, into which a batch is cut.
-        layer_decay: factor of the learning rate from one twelfth of the depth to the one before it.
+        layer_decay: factor of the learning rate from one group of layers to the one before it; groups as in the official code.
         frozen_stages: the stem and that many model stages stay as they are.
         head_only_epochs: at first only the last norm and the head are trained.
         ema_decay: of the average of the weights that becomes the result; 0: the last weights do.
@@ -93,7 +112,7 @@ class FitConfig(Augmentation):
 
     epochs: int = 300
     batch_size: int = 128
-    base_learning_rate: float = 4e-3
+    base_learning_rate: float | None = None
     warmup_epochs: float = 20.0
     final_learning_rate_ratio: float = 0.01
     weight_decay: float = 0.05
@@ -119,7 +138,8 @@ class FitConfig(Augmentation):
         super().__post_init__()
         require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
-        require(0 < self.base_learning_rate < math.inf, "base_learning_rate", self.base_learning_rate, "> 0")
+        base = self.base_learning_rate
+        require(base is None or 0 < base < math.inf, "base_learning_rate", base, "> 0")
         require(0 <= self.warmup_epochs < math.inf, "warmup_epochs", self.warmup_epochs, ">= 0")
         require(
             0 <= self.final_learning_rate_ratio <= 1,
@@ -144,3 +164,9 @@ class FitConfig(Augmentation):
         for name in ("head_input_dropout", "head_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 <= value < 1")
         require(self.layer_scale_init > 0, "layer_scale_init", self.layer_scale_init, "> 0")
+
+    @property
+    def linear_learning_rate(self) -> float:
+        """The learning rate at batch 4096 that the linear rule scales to `batch_size`: what was said, or what stands for it."""
+        said = self.base_learning_rate
+        return base_for(_PAPER_RATE, REFERENCE_BATCH_SIZE, self.batch_size) if said is None else said

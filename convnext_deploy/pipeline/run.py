@@ -12,6 +12,7 @@ from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Reci
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.pipeline.estimate import tell_estimates
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -55,7 +56,34 @@ def run_recipe(
         return _follow(recipe, settings, source, known, dict(weights))
     with claim(settings.out):
         from_first(lambda: check_run(recipe, settings, source, data, weights))
+        _tell_what_follows(recipe, settings, source, data, weights)
         return _run(recipe, settings, source, data, weights)
+
+
+def _tell_what_follows(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> None:
+    """Say how the trainings were chosen, and how long they take; see `tell_estimates`."""
+    for name, words in settings.choices.items():
+        for text in words:
+            settings.execution.progress.say(f"{name}: {text}")
+    there = {stage.name for stage, runs in plan_recipe(recipe, settings.out, source, data, weights) if not runs}
+    brought = {**weights, **({} if source is None else {SOURCE: source})}
+    tell_estimates(recipe, there, data, brought, settings.execution, may_ask=not settings.dry_run)
+
+
+def plan_run_of(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> RunResult:
+    """Return what a run would do, and say how; nothing is executed or written.
+
+    Raises: DeployError: what would end one of the stages, as far as it can be known before any work.
+    """
+    plan = plan_recipe(recipe, settings.out, source, data, weights)
+    check_run(recipe, settings, source, data, weights)
+    _tell_what_follows(recipe, settings, source, data, weights)
+    ledger = open_ledger(recipe.name, data, None, seed=recipe.seed, command=settings.command, source=recipe.source)
+    return RunResult(ledger.report, (), tuple(plan))
 
 
 def plan_recipe(
@@ -167,6 +195,8 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    if (words := run.settings.choices.get(stage.name)) is not None:
+        run.ledger.remark(stage.name, "; ".join(words))
     if stage.name in run.executed:
         _warn(run)
     return artifact

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ class Settings:
     `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`.
     `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float baseline.
     `measure_again`: score and time also what an earlier run has measured. `restart`: replace what differs from what is asked for.
+    `dry_run`: show what would be done. `choices`: stage → how it trains, and why, in words, of what a verb chose.
     """
 
     out: Path
@@ -53,6 +54,8 @@ class Settings:
     speed_check: bool = True
     measure_again: bool = False
     restart: bool = False
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dry_run: bool = False
 
 
 def execute_stage(

@@ -204,8 +204,12 @@ def fit_network(
 
 
 def _schedule(config: FitConfig, device: str) -> Schedule:
-    names = {field.name for field in dataclasses.fields(Schedule)} - {"autocast"}
-    return Schedule(**{name: getattr(config, name) for name in names}, autocast=autocast_dtype(config.autocast, device))
+    names = {field.name for field in dataclasses.fields(Schedule)} - {"autocast", "base_learning_rate"}
+    return Schedule(
+        **{name: getattr(config, name) for name in names},
+        base_learning_rate=config.linear_learning_rate,
+        autocast=autocast_dtype(config.autocast, device),
+    )
 
 
 def label_weights(config: FitConfig, context: StageContext) -> Tensor | None:

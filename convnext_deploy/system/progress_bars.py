@@ -174,7 +174,9 @@ class _ErrorConsole(Console):
 class BarProgress:
     """Bars, for terminals."""
 
-    def __init__(self) -> None:
+    def __init__(self, asks: bool = False) -> None:
+        """`asks`: whether somebody sits there who can be asked."""
+        self._asks = asks
         self.console: Console = _ErrorConsole(stderr=True, highlight=False, markup=False, emoji=False)
         self._alive: RichBars | None = None
         self._depth = 0
@@ -232,6 +234,21 @@ class BarProgress:
         """Print one line that stays."""
         self.console.print(message)
 
+    def ask(self, question: str) -> bool:
+        """Return whether to go on: yes where nobody can be asked, and where the answer is empty."""
+        if not self._asks or not sys.stdin.isatty():
+            return True
+        if self._alive is not None:
+            self._alive.stop()
+        try:
+            answer = self.console.input(f"{question} [Y/n] ")
+        except EOFError:
+            return False
+        finally:
+            if self._alive is not None:
+                self._alive.start()
+        return answer.strip().lower() in ("", "y", "yes")
+
 
 def create_display() -> Progress:
     """Return what shows progress to who calls a function: bars on a terminal and in a notebook, elsewhere nothing."""
@@ -242,8 +259,11 @@ def create_display() -> Progress:
     return BarProgress() if sys.stderr is not None and sys.stderr.isatty() else SilentProgress()
 
 
-def create_progress(quiet: bool = False) -> Progress:
-    """Return bars on a terminal, plain lines otherwise, nothing if `quiet`; of several processes only the first one speaks."""
+def create_progress(quiet: bool = False, asks: bool = False) -> Progress:
+    """Return bars on a terminal, plain lines otherwise, nothing if `quiet`; of several processes only the first one speaks.
+
+    `asks`: before long work, where it can.
+    """
     if quiet or not launched().is_first:
         return SilentProgress()
-    return BarProgress() if sys.stderr.isatty() else PlainProgress()
+    return BarProgress(asks) if sys.stderr.isatty() else PlainProgress()

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-REFERENCE_BATCH_SIZE = 4096
-_PARTS = 12
+from convnext_deploy.config.fit import REFERENCE_BATCH_SIZE
+
+_GROUPS = 12  # behind the stem, in networks of many blocks
+_LEAST_GROUPED = 27  # blocks in the third model stage, of small and larger
+_OFFICIAL_TINY = [3, 3, 9, 3]  # of version 1, which the official code groups as well
 _BLOCK_NAME = re.compile(r"stages\.(\d+)\.(\d+)\.")
 _DOWNSAMPLE_NAME = re.compile(r"downsample_layers\.(\d+)\.")
 
@@ -34,28 +37,43 @@ def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float
 def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
     """Return the factor of the learning rate of each parameter of a ConvNeXt: layer-wise learning-rate decay.
 
-    The blocks are cut into 12 parts of equal depth; a part's factor is `decay ** (parts that come after it)`, the last norm and
-    the head have 1, the stem has the least. A downsampling layer belongs with the block that follows it.
+    A layer's factor is `decay ** (groups from it to the last norm and the head)`; these have 1. The groups are those of the
+    official code: of the networks with 27 or more blocks in the third model stage, and of version 1's tiny, twelve behind the
+    stem (the first two model stages, each three blocks of the third, and the last model stage); of the others each block. A
+    downsampling layer belongs with the block that follows it, and so does the stem where each block is a group.
 
     Args:
         names: of the network's parameters.
         decay: in (0, 1]; 1 treats all alike.
 
-    Source: Bao et al. 2022, arXiv 2106.08254, section 3.2; 12 parts as in arXiv 2201.03545, appendix A.2.
+    Source: Bao et al. 2022, arXiv 2106.08254, section 3.2; `get_num_layer_for_convnext` in optim_factory.py of
+        facebookresearch/ConvNeXt, and with `layer_decay_type` "group" and "single" of facebookresearch/ConvNeXt-V2.
     """
     names = list(names)
-    places = [_BLOCK_NAME.match(name) for name in names]
-    blocks = sorted({(int(found[1]), int(found[2])) for found in places if found})
-    part_of = {block: 1 + index * _PARTS // len(blocks) for index, block in enumerate(blocks)}
+    places = [(int(found[1]), int(found[2])) for name in names if (found := _BLOCK_NAME.match(name))]
+    blocks = sorted(set(places))
+    depths = [sum(stage == number for stage, _ in blocks) for number in range(4)]
+    is_first_version = not any(".grn." in name for name in names)
+    if depths[2] >= _LEAST_GROUPED or (is_first_version and depths == _OFFICIAL_TINY):
+        groups, group_of = _GROUPS, {block: _official_group(*block) for block in blocks}
+        stem = 0
+    else:
+        groups, group_of = len(blocks), {block: 1 + number for number, block in enumerate(blocks)}
+        stem = 1
 
-    def part(name: str) -> int:
+    def group(name: str) -> int:
         if found := _BLOCK_NAME.match(name):
-            return part_of[int(found[1]), int(found[2])]
+            return group_of[int(found[1]), int(found[2])]
         if found := _DOWNSAMPLE_NAME.match(name):
-            return part_of.get((int(found[1]), 0), 1) if int(found[1]) else 0
-        return _PARTS + 1
+            return group_of.get((int(found[1]), 0), 1) if int(found[1]) else stem
+        return groups + 1
 
-    return {name: decay ** (_PARTS + 1 - part(name)) for name in names}
+    return {name: decay ** (groups + 1 - group(name)) for name in names}
+
+
+def _official_group(stage: int, block: int) -> int:
+    """Return the group of a block, 1 to 12; the third model stage of 27 blocks has 3 to 11."""
+    return min(_GROUPS, 3 + block // 3) if stage == 2 else (1, 2, 0, _GROUPS)[stage]
 
 
 def create_optimizer(

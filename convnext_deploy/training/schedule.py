@@ -19,7 +19,7 @@ class Schedule:
         warmup_epochs: length of the linear warm-up, at most half of the training.
         final_learning_rate_ratio: last learning rate over the peak.
         weight_decay: of the weights of convolutions and linear layers.
-        layer_decay: factor of the learning rate from one twelfth of the depth to the one before it, see `layer_scales`.
+        layer_decay: factor of the learning rate from one group of layers to the one before it, see `layer_scales`.
         gradient_clip_norm: largest L2 norm of all gradients together, or None.
         accumulation_steps: parts into which a batch is cut; the step is taken with the gradient of all of them.
         ema_decay: of the average of the weights that becomes the result, see `moving_average`; 0: no average.

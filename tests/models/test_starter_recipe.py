@@ -107,7 +107,7 @@ def first_fit(images: int, variant: str) -> FitConfig:
     [
         (6000, "convnext_zepto_rms", 0.9, 0.9999),
         (6000, "convnext_tiny", 0.7, 0.0),
-        (6000, "convnextv2_tiny", 0.85, 0.9999),
+        (6000, "convnextv2_tiny", 0.9, 0.9999),
         (60_000, "convnextv2_base", 0.6, 0.9999),
         (2_000_000, "convnext_xlarge", 0.8, 0.9999),
         (2_000_000, "convnextv2_small", 1.0, 0.9999),  # no published weights: from scratch, as in the paper

@@ -18,10 +18,18 @@ from convnext_deploy.training.optimizer import create_optimizer, learning_rate_a
 
 
 def test_scaled_learning_rate_is_linear_and_equal_at_batch_4096() -> None:
-    assert FitConfig().base_learning_rate == 4e-3
     assert scaled_learning_rate(4e-3, 4096) == 4e-3
     assert scaled_learning_rate(4e-3, 128) == pytest.approx(1.25e-4)
     assert scaled_learning_rate(4e-3, 8192) == pytest.approx(8e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "peak"), [(8192, 8e-3), (4096, 4e-3), (512, 5e-4), (128, 2.5e-4), (32, 1.25e-4), (16, 8.84e-5)]
+)
+def test_learning_rate_that_nobody_gave_falls_with_the_square_root_below_batch_512(batch: int, peak: float) -> None:
+    said_nothing, said = FitConfig(batch_size=batch), FitConfig(batch_size=batch, base_learning_rate=4e-3)
+    assert scaled_learning_rate(said_nothing.linear_learning_rate, batch) == pytest.approx(peak, rel=1e-3)
+    assert scaled_learning_rate(said.linear_learning_rate, batch) == pytest.approx(4e-3 * batch / 4096)
 
 
 def test_learning_rate_at_warms_up_peaks_and_ends() -> None:

@@ -15,8 +15,8 @@ from convnext_deploy.models.zoo.training_settings import (
     TIERS,
     DataSize,
     TrainingSettings,
-    combine,
     data_size,
+    settings_for_images,
     settings_for_size,
     size_of,
 )
@@ -29,7 +29,7 @@ BYTES_PER_VALUE = {1: 2.4, 2: 3.3}
 _BYTES_PER_CHECKPOINTED_VALUE = 4.0  # the residual stream of version 1 is float32, and so are gradients inside GRN
 _RESERVED_GIB = 1.5  # CUDA context, workspaces of the libraries, fragmentation
 _LARGEST_BATCH, _SMALLEST_BATCH = 256, 8
-_FLOPS_PER_CORE = 25e9  # in float32, of training steps with PyTorch: measured 23e9 and 37e9 on a core of an x86 server
+FLOPS_PER_CORE = 25e9  # in float32, of training steps with PyTorch: measured 23e9 and 37e9 on a core of an x86 server
 _NIGHT_H = 8.0
 
 
@@ -77,7 +77,7 @@ def training_memory(
 def training_hours(candidate: Candidate, images: int, classes: int, image_size: int, cores: int) -> float:
     """Estimate how long training takes on cores of a CPU: a backward pass computes twice what the forward pass does."""
     macs = count_macs(ModelSpec(candidate.variant, classes), image_size)
-    return 3 * 2 * macs * images * candidate.settings.epochs / (cores * _FLOPS_PER_CORE) / 3600
+    return 3 * 2 * macs * images * candidate.settings.epochs / (cores * FLOPS_PER_CORE) / 3600
 
 
 def order_for_cpu(
@@ -181,7 +181,9 @@ def _judge(
     if checkpointing:
         needs += f" with gradient checkpointing; without it not even batch {_SMALLEST_BATCH} fits"
     reasons.append(needs)
-    return Candidate(variant, tier, tuple(reasons), combine(ranges, data.settings), batch_size, checkpointing, memory)
+    return Candidate(
+        variant, tier, tuple(reasons), settings_for_images(ranges, images), batch_size, checkpointing, memory
+    )
 
 
 def _weights_reason(variant: str) -> str:

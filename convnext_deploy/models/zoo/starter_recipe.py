@@ -16,6 +16,7 @@ from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.ranking import Candidate
 from convnext_deploy.models.zoo.training_settings import (
     EMA_DECAY,
+    FEW_IMAGES,
     RATE_BATCH_SIZE,
     WEIGHT_DECAY,
     DataSize,
@@ -168,6 +169,7 @@ def _comments(candidate: Candidate, images: int, size_source: str) -> dict[str, 
     if published is not None and published.non_commercial:
         weights += "; CC BY-NC 4.0: not for commercial use"
     of_data = f"ours for {data.name} data"
+    few = f"ours for fewer than {FEW_IMAGES:,} images" if images < FEW_IMAGES else ""
     mixup = of_data if size.mixup else "ours for this size"
     start = fine_tuning(candidate.variant)
     assert start is not None  # nor are they here
@@ -177,10 +179,10 @@ def _comments(candidate: Candidate, images: int, size_source: str) -> dict[str, 
     return {
         "model.model": {"name": candidate.reasons[0], "image_size": size_source, "weights": weights},
         "model.fit": {
-            "epochs": f"{of_data}: {data.settings.epochs}",
+            "epochs": few or f"{of_data}: {data.settings.epochs}",
             "batch_size": memory,
             "base_learning_rate": f"{rate}; {_both('learning_rate', size, data)}",
-            "warmup_epochs": f"{of_data}: {data.settings.warmup_epochs}",
+            "warmup_epochs": few or f"{of_data}: {data.settings.warmup_epochs}",
             "weight_decay": "ours for all sizes: AdamW with betas 0.9 and 0.999",
             "label_smoothing": of_data,
             "drop_path_rate": _both("drop_path_rate", size, data),
