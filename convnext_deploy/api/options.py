@@ -32,8 +32,8 @@ class DataOptions:
             None: 0.1. One for all verbs, otherwise validation images leak into training.
         skip_unreadable: leave out images that cannot be read to their last pixel: all are decoded for that, once. None: they are an
             error.
-        image_size: side of the network's input in pixels, or its height and width. None: the artifact's; for fresh weights 224,
-            digits 32.
+        image_size: side of the network's input in pixels, or its height and width. None: the artifact's; for fresh weights by the
+            number and the size of the images.
         crop_pct: share of the resized image that the evaluation transform keeps, 0.1 to 1. None: the artifact's; otherwise 0.875
             from 128 pixels on and 1 below.
         crop_mode: `center` resizes the shorter side, `squash` both. None: the artifact's; for fresh weights `center`.
@@ -110,7 +110,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What replaces the preset in the trainings of a verb: see `FitConfig` and `ModelConfig`. None: not given, the preset stays.
+    """What replaces what is chosen for the images in the trainings of a verb: see `FitConfig` and `ModelConfig`. None: not given.
 
     Attributes:
         epochs: passes over the training images.

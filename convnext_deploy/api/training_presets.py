@@ -1,6 +1,7 @@
 """The training settings of a verb: chosen for the data, put in place by what the user asked for, and said in plain words."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def better_teacher(name: str, images: Data) -> str:
         return text
     return (
         f"{text}, from scratch, on these {len(images.train):,} images alone; one that begins with published weights knows more: "
-        f"convnext-deploy train --weights timm/{published.weights} --data {images.name} --out runs/teacher, and then "
+        f"convnext-deploy train --weights timm/{published.weights} --data {shlex.quote(images.name)} --out runs/teacher, and then "
         "--teacher-checkpoint runs/teacher/stages/model"
     )
 

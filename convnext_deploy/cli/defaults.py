@@ -15,7 +15,9 @@ _DEFAULTS: dict[str, dict[str, str]] = {
     "image_size": {
         "": _ARTIFACTS,
         "recommend": "224",
-        **dict.fromkeys(_FRESH, "224; digits 32; given weights: theirs"),
+        **dict.fromkeys(
+            _FRESH, "by the images, 64 for few to 224, at most their own; digits 32; given weights: theirs"
+        ),
     },
     "max_top1_drop_pp": {"quantize": "0.2", "export": "0.5", "validate": "not judged"},
     "out": {
@@ -27,18 +29,21 @@ _DEFAULTS: dict[str, dict[str, str]] = {
         "export": "runs/FORMAT-MODEL",
         "validate": "no report is written",
     },
-    "batch_size": {"": "64", "train": "128; digits 64", "distill": "128; digits 64", "quantize": "128; digits 64"},
+    "batch_size": {
+        "": "64",
+        **dict.fromkeys(_FRESH, "by the images, 8 to 128; digits 64"),
+        "quantize": "by the images, 8 to 64; digits 64",
+    },
     "epochs": {
-        "train": "300; from given weights 30; digits 15",
-        "distill": "300; from given weights 30; digits 15, and 10 for their teacher",
-        "quantize": "5",
+        **dict.fromkeys(_FRESH, "by the images, 40 for few to 300 for many; digits 5 to 15"),
+        "quantize": "by the images, 5 to 30; digits 5",
     },
     "base_learning_rate": {
-        "": "4e-3; from given weights 4e-4; digits 0.032 to 0.064",
-        "quantize": "4e-4; digits 0.0064",
+        "": "by network, images and batch",
+        "quantize": "5e-5 at batch 512, with the square root below; digits 0.0064",
     },
     "flip_probability": {"": "0.5; digits 0"},
-    "drop_path_rate": {"": "0.1; digits 0"},
+    "drop_path_rate": {"": "by network and images; digits 0"},
 }
 
 

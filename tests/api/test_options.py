@@ -72,6 +72,7 @@ VALUES: dict[str, Any] = {
     "tensorboard": True,
     "measure_again": True,
     "restart": True,
+    "dry_run": True,
     "progress": OtherProgress(),
     "command": "typed",
 }
@@ -114,6 +115,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.open_inputs", "open_data", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
+        ("api.run_stages", "plan_run_of", stop),
         ("api.validate", "create_gate", lambda *args: keep(create_gate(*args))),
         ("api.validate", "check_report", keep),
         ("api.validate", "open_ledger", keep),

@@ -240,10 +240,16 @@ def test_help_tells_the_defaults_of_this_verb_alone(verb: str, expected: str, ot
 
 @pytest.mark.parametrize("verb", ["train", "distill", "quantize", "validate", "predict"])
 def test_default_of_the_batch_size_is_that_of_the_code(verb: str) -> None:
-    from convnext_deploy.config.fit import FitConfig
+    from convnext_deploy.config.quantize import QATConfig
     from convnext_deploy.evaluation.measure import BATCH_SIZE
+    from convnext_deploy.models.zoo.presets import preset_batch, preset_qat
 
-    expected = BATCH_SIZE if verb in ("validate", "predict") else FitConfig().batch_size
+    expected = str(BATCH_SIZE)
+    if verb not in ("validate", "predict"):
+        sizes = [preset_batch(images) for images in (1, 10**7)]
+        if verb == "quantize":
+            sizes = [preset_qat(QATConfig().fit, images).batch_size for images in (1, 10**7)]
+        expected = f"by the images, {sizes[0]} to {sizes[1]}; digits 64"
     assert f"[default: {expected}" in str(options_of(verb)["--batch-size"].help)
 
 
@@ -266,10 +272,11 @@ def test_verb_has_no_module_of_its_name_that_would_hide_the_function(verb: str) 
 def test_flags_and_arguments_are_the_parameters_of_the_function_and_the_options_that_it_uses(function: str) -> None:
     parameters = set(inspect.signature(getattr(convnext_deploy, function)).parameters)
     uses = USES.get(function, {})
-    options = set().union(*uses.values()) - {"progress", "command"}  # which the command line decides
+    options = set().union(*uses.values()) - {"progress", "command", "dry_run"}  # which the command line decides
     of_the_command_alone = {
         "as_json",
         "dry_run",
+        "yes",
         "quiet",
         "help",
         *({"skip_unreadable"} if function == "predict" else ()),

@@ -1,0 +1,114 @@
+"""What a verb chooses for the images, says before it begins and keeps in the report; and how long it thinks that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from convnext_deploy.api.distill import distill
+from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
+from convnext_deploy.api.train import train
+from convnext_deploy.api.training_presets import override_fit, peak_rate
+from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.errors import StoppedError
+from convnext_deploy.pipeline import estimate
+from convnext_deploy.system.progress import SilentProgress
+
+
+class Listener(SilentProgress):
+    """Keeps what is said, and answers what is asked."""
+
+    def __init__(self, answer: bool = True) -> None:
+        self.lines: list[str] = []
+        self.asked: list[str] = []
+        self.answer = answer
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def ask(self, question: str) -> bool:
+        self.asked.append(question)
+        return self.answer
+
+
+def how(progress: Listener, **options: Any) -> ExecutionOptions:
+    return ExecutionOptions(progress=progress, workers=0, **options)
+
+
+def test_dry_run_of_distill_says_what_is_chosen_and_writes_nothing(image_folder: Path, tmp_path: Path) -> None:
+    heard, again = Listener(), Listener()
+    asked = TrainingOptions(epochs=2)
+    data = DataOptions(str(image_folder))
+    plans = [
+        distill(
+            "test_convnext", "atto", out=tmp_path / "run", data=data, training=asked, execution=how(to, dry_run=True)
+        ).planned
+        for to in (heard, again)
+    ]
+    assert plans[0] == plans[1]
+    assert [(stage.name, runs) for stage, runs in plans[0]] == [("teacher", True), ("student", True)]
+    for stage, _ in plans[0]:
+        fit, model = stage.config.fit, stage.config.model  # type: ignore[attr-defined]  # of stages that train
+        assert (fit.epochs, fit.batch_size, model.image_size) == (2, 8, 32)
+        assert model.patch_size == 2
+        told = [line for line in heard.lines if line.startswith(f"{stage.name}: ")]
+        assert len(told) == 3
+        assert " at 32 pixels, stem 2" in told[0]
+        assert f"batch 8, learning rate up to {peak_rate(fit):.1e}".replace("e-0", "e-") in told[1]
+        assert told[2].endswith("as asked for: epochs 2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_keeps_in_its_report_how_it_was_chosen(image_folder: Path, tmp_path: Path) -> None:
+    result = train(
+        "test_convnext",
+        out=tmp_path,
+        data=DataOptions(str(image_folder)),
+        training=TrainingOptions(epochs=1),
+        execution=how(Listener()),
+    )
+    row = result.report.rows[-1]
+    assert any("from scratch" in note and "as asked for: epochs 1" in note for note in row.notes)
+    assert result.planned == ()
+
+
+def test_what_is_asked_for_wins_and_the_rest_suits_it() -> None:
+    chosen = FitConfig(epochs=40, batch_size=16, base_learning_rate=0.09, warmup_epochs=2.0)
+    same = override_fit(chosen, TrainingOptions())
+    assert same == chosen
+    larger = override_fit(chosen, TrainingOptions(batch_size=64, epochs=10))
+    assert (larger.batch_size, larger.epochs, larger.warmup_epochs) == (64, 10, 0.5)
+    assert peak_rate(larger) == pytest.approx(
+        2 * peak_rate(chosen), rel=1e-4
+    )  # the square root of four times the batch
+    told = override_fit(chosen, TrainingOptions(batch_size=64, base_learning_rate=0.01))
+    assert told == dataclasses.replace(chosen, batch_size=64, base_learning_rate=0.01)
+
+
+def test_estimate_is_measured_on_steps_changes_nothing_and_asks_before_an_hour(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_WORTH_MEASURING_S", 0.0)
+    monkeypatch.setattr(estimate, "LONG_S", 0.0)
+    heard = Listener(answer=False)
+    state = torch.get_rng_state()
+    data, asked = DataOptions(str(image_folder)), TrainingOptions(epochs=1)
+    with pytest.raises(StoppedError, match=r"^nothing was trained, because it would take about .*--yes goes on"):
+        distill("test_convnext", "test_convnext", out=tmp_path, data=data, training=asked, execution=how(heard))
+    assert torch.equal(torch.get_rng_state(), state)
+    told = [line for line in heard.lines if "measured on a few steps" in line]
+    assert [line.split(":")[0] for line in told] == ["teacher", "student"]
+    assert any(line.startswith("in all about ") for line in heard.lines)
+    assert len(heard.asked) == 1
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(5, "5 seconds"), (600, "10 minutes"), (9000, "2.5 hours"), (400_000, "5 days")]
+)
+def test_describe_time_is_as_exact_as_an_estimate(seconds: float, words: str) -> None:
+    assert estimate.describe_time(seconds) == words
