@@ -18,8 +18,9 @@ from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingB
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.fit import evaluate_classifier, fit
+from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.scoring import Scoring, evaluate_classifier
 
 CLASSES, EPOCHS, STEPS = 5, 5, 4
 VALIDATION_IMAGES = 37  # not a multiple of two
@@ -56,7 +57,7 @@ def train(**options: Any) -> dict[str, Any]:
         Schedule(EPOCHS, 0.064, 1.0, 0.1, 0.05, **options),
         Execution(seed=5),
         description="test",
-        evaluate=lambda network: evaluate_classifier(network, validation, "cpu"),
+        scoring=Scoring(lambda network: evaluate_classifier(network, validation, "cpu")),
     )
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     return {
