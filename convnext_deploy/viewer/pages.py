@@ -29,7 +29,9 @@ _STATES = {
 }
 _MEASURES = {
     **{
-        f"{title} %": tuple(f"{prefix}{images}_{name}" for images in ("validation", "selection") for prefix in ("", "ema_"))
+        f"{title} %": tuple(
+            f"{prefix}{images}_{name}" for images in ("validation", "selection") for prefix in ("", "ema_")
+        )
         for title, name in (("top-1", "top1"), ("mAP", "map"))
     },
     "loss": ("train_loss", "validation_loss"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.metrics.epochs import best_epoch, result_epoch, score_of
+from convnext_deploy.metrics.epochs import Figures, best_epoch, result_epoch, score_of
 from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.checkpoint_store import BEST, HISTORY, TrainingStore
 from convnext_deploy.training.scoring import EpochLines, epochs_between
@@ -118,7 +118,12 @@ def test_without_patience_the_last_epoch_is_the_result() -> None:
 
 def test_epochs_are_compared_by_what_is_right_for_the_network() -> None:
     assert score_of({"validation_map": 0.4, "validation_loss": 0.3}) == (0.4, -0.3)
-    features = [{"validation_loss": 0.3}, {"validation_loss": 0.1}, {"validation_loss": None}, {"train_loss": 1.0}]
+    features: list[Figures] = [
+        {"validation_loss": 0.3},
+        {"validation_loss": 0.1},
+        {"validation_loss": None},
+        {"train_loss": 1.0},
+    ]
     assert best_epoch(features) == 1
     assert best_epoch([{"validation_top1": 0.5, "validation_loss": loss} for loss in (0.3, 0.2, float("nan"))]) == 1
     assert best_epoch([{"validation_top1": 0.9, "ema_validation_top1": score} for score in (0.3, 0.4, 0.4)]) == 1
