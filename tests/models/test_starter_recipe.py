@@ -68,7 +68,7 @@ def test_start_recipe_trains_as_recommended(case: tuple[int, int, float | None])
         assert train.model.weights == (f"timm/{published.weights}" if published else None)
         assert train.model.image_size == 160
         # the tables give learning rates at batch 128, recipes at batch 4096
-        assert scaled_learning_rate(train.fit.base_learning_rate, 128) == pytest.approx(settings.learning_rate)
+        assert scaled_learning_rate(train.fit.linear_learning_rate, 128) == pytest.approx(settings.learning_rate)
         same = {"epochs", "warmup_epochs", "label_smoothing", "drop_path_rate"}
         assert {name: getattr(train.fit, name) for name in same} == {name: getattr(settings, name) for name in same}
         expected = (candidate.batch_size, candidate.gradient_checkpointing)

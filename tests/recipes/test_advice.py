@@ -127,7 +127,7 @@ def test_recipe_starts_from_the_weights_that_are_published(path: Path, training:
 @pytest.mark.parametrize(("path", "training"), cases(SIZE_FILES))
 def test_size_recipe_lies_in_the_ranges_for_the_size(path: Path, training: Training) -> None:
     size, fit = training.size, training.fit
-    assert within(scaled_learning_rate(fit.base_learning_rate, 128), size.learning_rate)
+    assert within(scaled_learning_rate(fit.linear_learning_rate, 128), size.learning_rate)
     assert within(fit.drop_path_rate, size.drop_path_rate)
     assert within(fit.epochs, size.epochs)
     assert within(fit.warmup_epochs, size.warmup_epochs)
@@ -138,7 +138,7 @@ def test_size_recipe_lies_in_the_ranges_for_the_size(path: Path, training: Train
 def test_data_recipe_lies_in_the_ranges_for_the_data(path: Path, training: Training) -> None:
     size, data, fit = training.size, DATA[path.stem].settings, training.fit
     for value, of_size, of_data in (
-        (scaled_learning_rate(fit.base_learning_rate, 128), size.learning_rate, data.learning_rate),
+        (scaled_learning_rate(fit.linear_learning_rate, 128), size.learning_rate, data.learning_rate),
         (fit.drop_path_rate, size.drop_path_rate, data.drop_path_rate),
     ):
         assert within(value, of_data) or (not meet(of_size, of_data) and within(value, of_size))

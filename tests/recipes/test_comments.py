@@ -52,7 +52,7 @@ def test_every_key_has_its_source_beside_it(path: Path) -> None:
 @pytest.mark.parametrize(("path", "training"), cases(FILES))
 def test_comments_state_the_ranges_of_the_tables(path: Path, training: Training) -> None:
     found, size = comments(path, training.stage), training.size
-    rate = format_setting(scaled_learning_rate(training.fit.base_learning_rate, 128))
+    rate = format_setting(scaled_learning_rate(training.fit.linear_learning_rate, 128))
     assert found["base_learning_rate"].startswith(f"{rate} at batch 128 x 32; ")
     data: DataSize | None = DATA.get(path.stem)
     for key, setting in (("base_learning_rate", "learning_rate"), ("drop_path_rate", "drop_path_rate")):
