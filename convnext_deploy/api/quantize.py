@@ -5,7 +5,7 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import choose_qat
+from convnext_deploy.api.training_presets import choose_qat, describe_qat
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target
 from convnext_deploy.config.ptq import PTQConfig
@@ -74,6 +74,7 @@ def quantize(
     drop = QuantizeConfig.max_drop_pp if evaluation.max_top1_drop_pp is None else evaluation.max_top1_drop_pp
     counted = QuantizeConfig.calibration_images if calibration_images is None else calibration_images
     config: PTQConfig | QuantizeConfig
+    choices: dict[str, tuple[str, ...]] = {}
     if calibration_method is not None:
         config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=counted)
     else:
@@ -86,11 +87,14 @@ def quantize(
             time_budget_s=time_budget_s,
             fit=choose_qat(training, images),
         )
+        if method != "ptq":
+            choices[config.kind] = describe_qat(config.fit, training, images)
     stage = StageEntry(config.kind, config, SOURCE, create_gate(evaluation, drop))
     recipe = create_recipe(
         f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess, output
     )
-    return run_stages(recipe, create_settings("quantize", recipe.name, out, how, execution), source, images)
+    settings = create_settings("quantize", recipe.name, out, how, execution, choices=choices)
+    return run_stages(recipe, settings, source, images)
 
 
 def _check_source(source: Artifact) -> None:

@@ -249,7 +249,7 @@ def test_default_of_the_batch_size_is_that_of_the_code(verb: str) -> None:
         sizes = [preset_batch(images) for images in (1, 10**7)]
         if verb == "quantize":
             sizes = [preset_qat(QATConfig().fit, images).batch_size for images in (1, 10**7)]
-        expected = f"by the images, {sizes[0]} to {sizes[1]}; digits 64"
+        expected = f"by the images, {sizes[0]} to {sizes[1]}; digits "
     assert f"[default: {expected}" in str(options_of(verb)["--batch-size"].help)
 
 
