@@ -35,28 +35,33 @@ _DECODED = 8  # images
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the training of a stage: seconds, and bytes of memory at its largest; measured on steps, or from the cost of a pass."""
+    """Of the training of a stage: seconds, and bytes of memory at its largest; measured on steps, or from the cost of a pass.
+
+    `without`: what is not in it.
+    """
 
     stage: str
     seconds: float
     memory: float
     is_measured: bool
+    without: str = ""
 
     def describe(self) -> str:
         """Say it in a line."""
         how = "measured on a few steps" if self.is_measured else "by the cost of a pass"
-        return f"{self.stage}: about {describe_time(self.seconds)} and {self.memory / GIB:.1f} GB of memory ({how})"
+        return f"{self.stage}: about {describe_time(self.seconds)} and {self.memory / GIB:.1f} GB of memory{self.without} ({how})"
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A training, and the networks that teach in it, as far as they are known, with their image sizes."""
+    """A training, and the networks that teach in it, with their image sizes; `others` teach too, and are not timed."""
 
     stage: str
     spec: ModelSpec
     size: ImageSize
     fit: FitConfig
     teachers: tuple[tuple[ModelSpec, ImageSize], ...]
+    others: int
 
 
 def tell_estimates(
@@ -128,7 +133,7 @@ def _trainings(
             continue
         names = [name for role, name in stage.inputs.items() if role.startswith("teacher")]
         teachers = tuple(known[name] for name in names if name in known)
-        yield _Training(stage.name, spec, model.image_size, config.fit, teachers)
+        yield _Training(stage.name, spec, model.image_size, config.fit, teachers, len(names) - len(teachers))
 
 
 def _estimate(training: _Training, data: Data, execution: Execution) -> Estimate:
@@ -146,11 +151,13 @@ def _estimate(training: _Training, data: Data, execution: Execution) -> Estimate
     seconds = seen * (own + taught) / speed
     if seconds < _WORTH_MEASURING_S:
         return Estimate(training.stage, seconds, memory, is_measured=False)
+    without = ", without its teacher" if training.others else ""
     try:
-        return Estimate(training.stage, _measure(training, data, execution, seen, speed), memory, is_measured=True)
+        measured = _measure(training, data, execution, seen, speed)
     except (DeployError, RuntimeError):
         # too little memory, or a network that cannot be built alone: the training itself tells better
-        return Estimate(training.stage, seconds, memory, is_measured=False)
+        return Estimate(training.stage, seconds, memory, False, without)
+    return Estimate(training.stage, measured, memory, True, without)
 
 
 def _measure(training: _Training, data: Data, execution: Execution, seen: int, speed: float) -> float:

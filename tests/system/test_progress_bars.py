@@ -163,3 +163,26 @@ def test_bar_of_a_task_that_goes_on_begins_where_it_was() -> None:
             pass
 
     assert re.search(r" 8/10 images 0:00:0\d$", draw(work)[-1])
+
+
+@pytest.mark.parametrize(
+    ("asks", "is_terminal", "typed", "goes_on"),
+    [
+        (True, True, "\n", True),
+        (True, True, "yes\n", True),
+        (True, True, "n\n", False),
+        (True, True, "", False),  # the end of the input, as Ctrl-D
+        (True, False, "n\n", True),
+        (False, True, "n\n", True),
+    ],
+)
+def test_bars_ask_a_terminal_alone_and_only_where_they_may(
+    asks: bool, is_terminal: bool, typed: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = io.StringIO(typed)
+    monkeypatch.setattr(given, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stdin", given)
+    bars = BarProgress(asks)
+    bars.console = Console(file=io.StringIO())
+    with bars.alive("train"):
+        assert bars.ask("Train for about 3 hours?") is goes_on
