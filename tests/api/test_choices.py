@@ -114,7 +114,10 @@ def test_describe_time_is_as_exact_as_an_estimate(seconds: float, words: str) ->
     assert estimate.describe_time(seconds) == words
 
 
-def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_once_for_a_crop(tmp_path: Path) -> None:
+def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_once_for_a_crop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_WORTH_MEASURING_S", float("inf"))
     heard = Listener()
     options = how(heard, dry_run=True)
     small = distill("pico", "atto", out=tmp_path, execution=options).planned
