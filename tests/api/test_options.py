@@ -55,6 +55,7 @@ VALUES: dict[str, Any] = {
     "min_speedup": 2.0,
     "speed_check": False,
     "epochs": 3,
+    "patience": 3,
     "base_learning_rate": 0.125,
     "flip_probability": 0.25,
     "drop_path_rate": 0.25,
