@@ -5,13 +5,14 @@ from pathlib import Path
 
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import FeatureOutput, GateOn
+from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
+from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.evaluation.limits import check_gates
 from convnext_deploy.pipeline.open_foreign import open_references
-from convnext_deploy.pipeline.run import plan_run_of, run_recipe
+from convnext_deploy.pipeline.plan import plan_run_of
+from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
@@ -41,12 +42,16 @@ def create_settings(
 
     `choices`: stage → how it trains, and why, in words.
 
-    Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
+    Raises: BackendUnavailableError: if events or a run of MLflow are asked for and the package that writes them is missing.
     """
     if options.tensorboard:
         from convnext_deploy.training.tensorboard import check_tensorboard
 
         check_tensorboard()
+    if options.mlflow:
+        from convnext_deploy.training.mlflow_tracker import check_mlflow
+
+        check_mlflow()
     folder = Path("runs") / name if out is None else Path(out)
     command = options.command or f"convnext_deploy.{verb}(…)  # called from Python"
     return Settings(
@@ -57,6 +62,7 @@ def create_settings(
         speed_check is not False,
         options.measure_again or False,
         options.restart or False,
+        options.mlflow or False,
         choices or {},
         options.dry_run or False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -12,7 +13,6 @@ from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Reci
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
-from convnext_deploy.pipeline.estimate import tell_estimates
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -20,13 +20,17 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.pipeline.plan import plan_recipe as plan_recipe
+from convnext_deploy.pipeline.plan import tell_what_follows
 from convnext_deploy.pipeline.run_folder import claim, list_unreadable
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
-from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
+from convnext_deploy.pipeline.stage import Settings, execute_stage, reusable, stage_folder
+from convnext_deploy.pipeline.tracking import Tracking, open_trackers
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
+    from convnext_deploy.data.contents import Contents
     from convnext_deploy.evaluation.measure import Measurement
     from convnext_deploy.evaluation.timing.speedup import Speed
 
@@ -54,55 +58,18 @@ def run_recipe(
         contents = receive()
         known = None if data is None else replace(data, contents=contents)
         return _follow(recipe, settings, source, known, dict(weights))
-    with claim(settings.out):
-        from_first(lambda: check_run(recipe, settings, source, data, weights))
-        _tell_what_follows(recipe, settings, source, data, weights)
-        return _run(recipe, settings, source, data, weights)
+    with claim(settings.out), ExitStack() as opened:
+        tracking = Tracking()
 
+        def begin() -> Contents | None:
+            nonlocal tracking
+            contents = check_run(recipe, settings, source, data, weights)
+            tell_what_follows(recipe, settings, source, data, weights)
+            tracking = opened.enter_context(_open_trackers(recipe, settings, data))
+            return contents
 
-def _tell_what_follows(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
-) -> None:
-    """Say how the trainings were chosen, and how long they take; see `tell_estimates`."""
-    for name, words in settings.choices.items():
-        for text in words:
-            settings.execution.progress.say(f"{name}: {text}")
-    there = {stage.name for stage, runs in plan_recipe(recipe, settings.out, source, data, weights) if not runs}
-    brought = {**weights, **({} if source is None else {SOURCE: source})}
-    tell_estimates(recipe, there, data, brought, settings.execution, may_ask=not settings.dry_run)
-
-
-def plan_run_of(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
-) -> RunResult:
-    """Return what a run would do, and say how; nothing is executed or written.
-
-    Raises: DeployError: what would end one of the stages, as far as it can be known before any work.
-    """
-    plan = plan_recipe(recipe, settings.out, source, data, weights)
-    check_run(recipe, settings, source, data, weights)
-    _tell_what_follows(recipe, settings, source, data, weights)
-    ledger = open_ledger(recipe.name, data, None, seed=recipe.seed, command=settings.command, source=recipe.source)
-    return RunResult(ledger.report, (), tuple(plan))
-
-
-def plan_recipe(
-    recipe: Recipe, out: Path, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
-) -> list[tuple[StageEntry, bool]]:
-    """Return each stage with whether it would run; nothing is executed or written."""
-    source, weights = name_brought(source, weights, data)
-    if data is not None:
-        data.contents.keep_in(out / "cache", write=False)
-    artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
-    plan = []
-    for stage in recipe.stages:
-        cached = None
-        if all(name in artifacts for name in stage.inputs.values()):
-            cached = reusable(out / "stages" / stage.name, cache_key(stage, artifacts, data, recipe.seed))
-        if cached is not None:
-            artifacts[stage.name] = cached
-        plan.append((stage, cached is None))
-    return plan
+        from_first(begin)
+        return _run(recipe, settings, source, data, weights, tracking)
 
 
 @dataclass(frozen=True)
@@ -117,7 +84,12 @@ class _Run:
 
 
 def _run(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+    recipe: Recipe,
+    settings: Settings,
+    source: Artifact | None,
+    data: Data | None,
+    weights: Mapping[str, Artifact],
+    tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
     assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
@@ -133,6 +105,7 @@ def _run(
         artifacts=weights,
         assumptions=assumptions,
     )
+    ledger.tracking = tracking
     list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
@@ -150,6 +123,17 @@ def _run(
     score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
+
+
+def _open_trackers(recipe: Recipe, settings: Settings, data: Data | None) -> AbstractContextManager[Tracking]:
+    told = {
+        "data": "none" if data is None else data.name,
+        "device": str(settings.execution.device),
+        "out": str(settings.out),
+        "command": settings.command or "",
+    }
+    wanted = {"tensorboard": settings.tensorboard, "mlflow": settings.mlflow}
+    return open_trackers(recipe, settings.out, told, settings.execution.progress, **wanted)
 
 
 def _bring(run: _Run, source: Artifact) -> None:
@@ -189,7 +173,7 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
     else:
         is_to_be_made()
     if artifact is None:
-        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of)
+        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of, run.ledger.tracking)
         run.executed.append(stage.name)
     else:
         run.settings.execution.progress.say(f"{stage.name}: up to date")
