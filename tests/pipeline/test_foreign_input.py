@@ -133,6 +133,7 @@ def test_dynamic_size_is_asked_for_everywhere(tmp_path: Path, folder: Path) -> N
             48,
             r"images of 32×any pixels, not of 48; give its fixed side and another, --image-size HEIGHTxWIDTH",
         ),
+        ("float[n,9999999999,32,32] images", None, r"found 1 input\(s\), \(n, 9999999999, 32, 32\)"),
         ("float[n,3,0,32] images", None, r"takes images of 0×32 pixels; expected 1 to 16384"),
         ("float[n,3,-1,-1] images", None, r"takes images of any size, \(n, 3, \?, \?\); say with --image-size"),
         ("float[n,3,32,32] images", 48, r"images of 32×32 pixels, not of 48; leave --image-size out"),
