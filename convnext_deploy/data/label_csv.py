@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
 from convnext_deploy.data.label_table import (
     FILE_COLUMNS,
     LABEL_COLUMNS,
@@ -21,6 +20,7 @@ from convnext_deploy.data.label_table import (
     plain,
     some,
 )
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
 _SEPARATORS = {"|": "'|'", ";": "';'", ",": "commas", " ": "spaces"}

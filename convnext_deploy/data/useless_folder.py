@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import printable
 
 _HEIC = "convert them with 'heif-convert IN.heic OUT.jpg', or let the phone send JPEG"
