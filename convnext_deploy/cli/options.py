@@ -70,6 +70,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "for each label), JSON, or COCO.  [default: labels.csv or the like in DIR, where images lie in no class folders]",
         {"metavar": "FILE"},
     ),
+    "unlabelled": (
+        click.Path(path_type=Path),
+        "Folder with images at any depth, or of shards, that the teacher alone labels, mixed with the labelled ones. Copies of "
+        "images that validate are left out.",
+        _FOLDER,
+    ),
     "validation_fraction": (
         click.FloatRange(0, 1, min_open=True, max_open=True),
         "Share of each class held out where the folder has no validation images. Give the same to every verb, otherwise "

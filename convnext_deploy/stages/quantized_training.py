@@ -17,7 +17,7 @@ from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
 from convnext_deploy.stages.training_setup import fit_network, label_weights
-from convnext_deploy.training.losses import Distillation
+from convnext_deploy.training.student_loss import Distillation
 from convnext_deploy.training.teacher import Teacher
 
 _TIMED_IMAGES = 8
