@@ -276,8 +276,8 @@ def _describe(
 def _told(values: Mapping[str, Any], channels: int, origin: str) -> Preprocess:
     """Return a preprocessing with what a file tells; the rest is usual, and assumed."""
     usual = default_preprocess(int(values.get("image_size", 224)), None, channels)
+    checked = read_record(Preprocess, {**usual.settings(), **values}, "preprocessing")
     found = tell(assume(usual, "usual, because no file tells it"), values, origin)
-    checked = read_record(Preprocess, {**found.settings(), **values}, "preprocessing")
     return dataclasses.replace(checked, origins=found.origins)
 
 
