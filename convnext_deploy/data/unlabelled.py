@@ -16,7 +16,7 @@ from convnext_deploy.data.image_folder import list_files
 from convnext_deploy.data.image_sets import FolderImages, ImageSet, TaughtImages
 from convnext_deploy.data.shards import ShardImages, find_shards, read_unlabelled_shards
 from convnext_deploy.data.unreadable import Skipping, find_unusable
-from convnext_deploy.data.useless_folder import describe_useless
+from convnext_deploy.data.useless_folder import advise, describe_useless
 from convnext_deploy.errors import DataError
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
@@ -32,7 +32,7 @@ class Unlabelled:
 
     `name` is what the user gave. `ignored_files` are not images by their names; `unreadable` were left out for these `reasons`.
     `judging` were left out because they are among the images that judge, byte for byte, and `training` of them because they are
-    among the labelled training images.
+    among the labelled training images. `remarks`: on files that are no images here, and hold some.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Unlabelled:
     reasons: tuple[str, ...] = ()
     judging: tuple[Path, ...] = ()
     training: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -50,6 +51,7 @@ class Unlabelled:
         notes = [f"{name}: {len(self.images):,} images without labels, which the teacher labels"]
         if self.ignored_files:
             notes.append(f"{self.ignored_files} files in {name} are not images and were left out")
+        notes += self.remarks
         if self.judging:
             named = ", ".join(printable(path.as_posix()) for path in self.judging[:_NAMED])
             more = f" and {len(self.judging) - _NAMED:,} more" if len(self.judging) > _NAMED else ""
@@ -117,7 +119,8 @@ def _open_files(name: str, root: Path, paths: list[Path], others: list[Path], sk
     useless = dict(find_unusable(paths, skipping))
     kept = tuple(path for path in paths if path not in useless)
     images = FolderImages(kept, np.full(len(kept), UNKNOWN, np.int64))
-    return Unlabelled(name, images, len(others), tuple(useless), tuple(useless.values()))
+    reasons, remarks = tuple(useless.values()), tuple(advise(others))
+    return Unlabelled(name, images, len(others), tuple(useless), reasons, remarks=remarks)
 
 
 def _leave_out_copies(
