@@ -30,6 +30,7 @@ def distill(
     distill_loss_weight: float | None = None,
     teacher_cache: bool = False,
     teacher_cache_top_k: int | None = None,
+    compare_alone: bool = False,
     out: Path | str | None = None,
     data: DataOptions = DataOptions(),
     training: TrainingOptions = TrainingOptions(),
@@ -53,6 +54,7 @@ def distill(
             None: 0.5.
         teacher_cache: keep the teacher's predictions on disk; what is there, for the same crops, is not computed again.
         teacher_cache_top_k: of so many classes; 0 and None: of all.
+        compare_alone: train the student without its teacher too, with the same settings and seed, and report the gain.
         out: folder of the run; None: `runs/distill-TEACHER-STUDENT`.
         data: images; none named: the built-in digits.
         training: what replaces the preset for the data, for the student and for a teacher that is trained first.
@@ -91,6 +93,7 @@ def distill(
         distill_loss_weight=loss.get("distill_loss_weight", DistillConfig.distill_loss_weight),
         teacher_cache=teacher_cache,
         teacher_cache_top_k=teacher_cache_top_k or 0,
+        compare_alone=compare_alone,
     )
     stages.append(StageEntry("student", config, None))
     recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed, asked)

@@ -68,6 +68,11 @@ from convnext_deploy.config.choices import DistillMethod
     type=click.IntRange(min=0),
     help="Keep only the most probable classes, with --teacher-cache, to save space.  [default: 0, all]",
 )
+@click.option(
+    "--compare-alone",
+    is_flag=True,
+    help="Train the student without its teacher too, with the same settings and seed, and report the gain.",
+)
 @common_options("distill", "out")
 def command(as_json: bool, **values: Any) -> None:
     """Train a student on the labels and on a larger teacher's logits, and validate both.

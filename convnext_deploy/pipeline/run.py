@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
+from convnext_deploy.config.recipe import (
+    BASELINE,
+    SOURCE,
+    TEACHER_PREFIX,
+    Recipe,
+    StageEntry,
+    report_name,
+    with_comparisons,
+)
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
@@ -26,6 +34,7 @@ from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, r
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
+    from convnext_deploy.evaluation.lesson import Taught
     from convnext_deploy.evaluation.measure import Measurement
     from convnext_deploy.evaluation.timing.speedup import Speed
 
@@ -49,13 +58,14 @@ def run_recipe(
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
     source, weights = name_brought(source, weights or {}, data)
+    asked, recipe = recipe, with_comparisons(recipe)
     if not world().is_first:
         contents = receive()
         known = None if data is None else replace(data, contents=contents)
         return _follow(recipe, settings, source, known, dict(weights))
     with claim(settings.out):
         from_first(lambda: check_run(recipe, settings, source, data, weights))
-        return _run(recipe, settings, source, data, weights)
+        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages})
 
 
 def plan_recipe(
@@ -63,6 +73,7 @@ def plan_recipe(
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
     source, weights = name_brought(source, weights, data)
+    recipe = with_comparisons(recipe)
     if data is not None:
         data.contents.keep_in(out / "cache", write=False)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
@@ -89,9 +100,14 @@ class _Run:
 
 
 def _run(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+    recipe: Recipe,
+    settings: Settings,
+    source: Artifact | None,
+    data: Data | None,
+    weights: Mapping[str, Artifact],
+    asked: Collection[str],
 ) -> RunResult:
-    """Do what the first process does: everything, in order."""
+    """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
     assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
@@ -114,7 +130,7 @@ def _run(
         if name.startswith(TEACHER_PREFIX):
             _bring_teacher(run, name, artifact)
     for stage in recipe.stages:
-        _make(run, stage, ledger.artifacts)
+        _make(run, stage, ledger.artifacts, for_comparison=stage.name not in asked)
     made = {stage.name: stage for stage in recipe.stages}
     for stage in recipe.stages:
         if is_judged(ledger.artifacts[stage.name]):
@@ -141,7 +157,7 @@ def _bring(run: _Run, source: Artifact) -> None:
 
 def _bring_teacher(run: _Run, name: str, artifact: Artifact) -> None:
     """Measure a teacher that no stage makes, and that is not the recipe's source."""
-    row = PurePath(name.removeprefix(TEACHER_PREFIX)).name
+    row = report_name(name)
     run.ledger.record(row, artifact, _measure(run, row, artifact, may_differ=True))
     _warn(run)
 
@@ -156,6 +172,7 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
             make_room(stage, run.settings, made_of)
         return artifact is None
 
+    taught = _measure_teaching(run, stage, inputs, is_new=artifact is None)
     if _is_joint(stage):
         from_first(is_to_be_made)
     else:
@@ -167,9 +184,25 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+    if taught is not None:
+        from convnext_deploy.pipeline.lessons import enter_lesson
+
+        enter_lesson(stage, taught, run.ledger, inputs, run.recipe)
     if stage.name in run.executed:
         _warn(run)
     return artifact
+
+
+def _measure_teaching(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, is_new: bool) -> Taught | None:
+    """Score what teaches a stage, if anything does; say what speaks against it before the hours of a new training."""
+    if stage.config.alone is None:
+        return None
+    from convnext_deploy.pipeline.lessons import measure_teaching, tell_early
+
+    taught = measure_teaching(stage, inputs, run.data, run.settings)
+    if is_new:
+        tell_early(stage, taught, run.ledger, inputs, run.settings)
+    return taught
 
 
 def _warn(run: _Run) -> None:
