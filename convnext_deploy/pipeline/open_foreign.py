@@ -20,6 +20,7 @@ from convnext_deploy.config.records import read_record, shown
 from convnext_deploy.data.class_names import parse_names
 from convnext_deploy.errors import CheckpointError, OtherNetworkError, first_line
 from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_artifact import CHECKPOINT_SUFFIXES, ask_for, open_input
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note
 from convnext_deploy.pipeline.told_classes import find_class_names
@@ -67,6 +68,8 @@ def open_teacher_input(
     named = read_name(str(place))
     if named is None:
         path = Path(place)
+        if not os.path.lexists(path) and not is_weights_name(str(place)):
+            check_place(path, EXPECTED_OF_TEACHERS)  # which raises
         found = _open_foreign(path) if os.path.lexists(path) else None
         return _open_own(path, model, asked) if found is None else ask_for(found, asked, path)
     if named.weights is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +32,12 @@ from convnext_deploy.pipeline.run_folder import claim, list_unreadable
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
+from convnext_deploy.pipeline.teaching import ask_teachers, enter_taught
+from convnext_deploy.pipeline.tracking import Tracking, open_trackers
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
-    from convnext_deploy.evaluation.lesson import Taught
+    from convnext_deploy.data.contents import Contents
     from convnext_deploy.evaluation.measure import Measurement
     from convnext_deploy.evaluation.timing.speedup import Speed
 
@@ -63,9 +66,17 @@ def run_recipe(
         contents = receive()
         known = None if data is None else replace(data, contents=contents)
         return _follow(recipe, settings, source, known, dict(weights))
-    with claim(settings.out):
-        from_first(lambda: check_run(recipe, settings, source, data, weights))
-        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages})
+    with claim(settings.out), ExitStack() as opened:
+        tracking = Tracking()
+
+        def begin() -> Contents | None:
+            nonlocal tracking
+            contents = check_run(recipe, settings, source, data, weights)
+            tracking = opened.enter_context(_open_trackers(recipe, settings, data))
+            return contents
+
+        from_first(begin)
+        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, tracking)
 
 
 def plan_recipe(
@@ -106,6 +117,7 @@ def _run(
     data: Data | None,
     weights: Mapping[str, Artifact],
     asked: Collection[str],
+    tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
     assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
@@ -121,6 +133,7 @@ def _run(
         artifacts=weights,
         assumptions=assumptions,
     )
+    ledger.tracking = tracking
     list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
@@ -138,6 +151,17 @@ def _run(
     score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
+
+
+def _open_trackers(recipe: Recipe, settings: Settings, data: Data | None) -> AbstractContextManager[Tracking]:
+    told = {
+        "data": "none" if data is None else data.name,
+        "device": str(settings.execution.device),
+        "out": str(settings.out),
+        "command": settings.command or "",
+    }
+    wanted = {"tensorboard": settings.tensorboard, "mlflow": settings.mlflow}
+    return open_trackers(recipe, settings.out, told, settings.execution.progress, **wanted)
 
 
 def _bring(run: _Run, source: Artifact) -> None:
@@ -172,37 +196,22 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
             make_room(stage, run.settings, made_of)
         return artifact is None
 
-    taught = _measure_teaching(run, stage, inputs, is_new=artifact is None)
+    taught = ask_teachers(stage, inputs, run.ledger, run.settings, is_new=artifact is None)
     if _is_joint(stage):
         from_first(is_to_be_made)
     else:
         is_to_be_made()
     if artifact is None:
-        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of)
+        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of, run.ledger.tracking)
         run.executed.append(stage.name)
     else:
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
-    if taught is not None:
-        from convnext_deploy.pipeline.lessons import enter_lesson
-
-        enter_lesson(stage, taught, run.ledger, inputs, run.recipe)
+    enter_taught(stage, taught, run.ledger, inputs, run.recipe)
     if stage.name in run.executed:
         _warn(run)
     return artifact
-
-
-def _measure_teaching(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, is_new: bool) -> Taught | None:
-    """Score what teaches a stage, if anything does; say what speaks against it before the hours of a new training."""
-    if stage.config.alone is None:
-        return None
-    from convnext_deploy.pipeline.lessons import measure_teaching, tell_early
-
-    taught = measure_teaching(stage, inputs, run.data, run.settings)
-    if is_new:
-        tell_early(stage, taught, run.ledger, inputs, run.settings)
-    return taught
 
 
 def _warn(run: _Run) -> None:
