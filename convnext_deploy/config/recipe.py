@@ -86,7 +86,8 @@ class Recipe:
 
     `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
     images are made ready for the source, where its file does not tell that or something else is wanted. `source_output`: take the
-    source without its head, for what that would see; None: as it is.
+    source without its head, for what that would see; None: as it is. `unlabelled`: folder of images that only teachers label, for
+    the stages that distill; see their `unlabelled_share`.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Recipe:
     speed_check: bool = True
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+    unlabelled: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("the recipe's name", self.name)
@@ -107,6 +109,11 @@ class Recipe:
         known = {SOURCE} if self.source else set()
         if not self.stages:
             raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")
+        if self.unlabelled is not None and not any(stage.config.reads_unlabelled for stage in self.stages):
+            raise RecipeError(
+                f"recipe '{self.name}' names unlabelled images, and none of its stages has a teacher that could label them; add a "
+                "distill stage, or leave unlabelled out."
+            )
         for stage in self.stages:
             if not stage.name or not set(stage.name) <= _NAME_CHARACTERS or stage.name[0] in ".-":
                 raise RecipeError(

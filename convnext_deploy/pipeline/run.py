@@ -136,7 +136,12 @@ def _run(
     ledger.tracking = tracking
     list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
-    ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
+    ledger.change(
+        complete=False,
+        source_preprocess=recipe.source_preprocess,
+        source_output=recipe.source_output,
+        unlabelled=recipe.unlabelled,
+    )
     if source is not None:
         _bring(run, source)
     for name, artifact in weights.items():
@@ -208,7 +213,12 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+<<<<<<< HEAD
     enter_taught(stage, taught, run.ledger, inputs, run.recipe)
+=======
+    if run.data is not None and run.data.unlabelled is not None and stage.config.reads_unlabelled:
+        run.ledger.remark(stage.name, "; ".join(run.data.unlabelled.notes))
+>>>>>>> main
     if stage.name in run.executed:
         _warn(run)
     return artifact

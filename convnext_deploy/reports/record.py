@@ -23,6 +23,7 @@ from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
+from convnext_deploy.reports.device_run import DeviceRun
 from convnext_deploy.reports.row_parts import History as History
 from convnext_deploy.reports.row_parts import Identity as Identity
 from convnext_deploy.reports.row_parts import Layer as Layer
@@ -175,7 +176,9 @@ class Report(Result):
     `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
-    without files or in an old report. `test`: what the test gave, at the end.
+    without files or in an old report. `test`: what the test gave, at the end. `devices`: what `collect` brought in.
+    without files or in an old report. `test`: what the test gave, at the end. `unlabelled`: the recipe's folder of images that only
+    teachers label.
     """
 
     recipe: str
@@ -198,6 +201,8 @@ class Report(Result):
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+    devices: tuple[DeviceRun, ...] = ()
+    unlabelled: str | None = None
 
     @property
     def metric(self) -> Metric:
