@@ -15,6 +15,7 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
+from convnext_deploy.evaluation.lesson import Lesson
 from convnext_deploy.evaluation.metric import METRICS, Metric
 from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.metrics.calibration import Calibration
@@ -90,7 +91,7 @@ class StageRow:
     """One artifact and what is known of it. Fractions, milliseconds, bytes, seconds, percentage points.
 
     `accuracy` is None where it was not run, and `not_run` says why. `warnings` say why its figures may mean nothing, and stand
-    where nobody overlooks them; `notes` are good to know.
+    where nobody overlooks them; `notes` are good to know. `lesson`: of a student, what its teachers were worth.
     """
 
     identity: Identity
@@ -103,6 +104,7 @@ class StageRow:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     features: FeatureQuality | None = None
+    lesson: Lesson | None = None
 
     @property
     def name(self) -> str:
