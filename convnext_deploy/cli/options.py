@@ -11,7 +11,7 @@ import click
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.defaults import default_of
-from convnext_deploy.cli.option_types import Numbers, Size
+from convnext_deploy.cli.values import Numbers, Size
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.system.distributed import launched
 
@@ -38,6 +38,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Labels of the images, any number for each, where folders do not tell them: CSV (filename,labels or a column of 0 and 1 "
         "for each label), JSON, or COCO.  [default: labels.csv or the like in DIR, where images lie in no class folders]",
         {"metavar": "FILE"},
+    ),
+    "unlabelled": (
+        click.Path(path_type=Path),
+        "Folder with images at any depth, or of shards, that the teacher alone labels, mixed with the labelled ones. Copies of "
+        "images that validate are left out.",
+        _FOLDER,
     ),
     "validation_fraction": (
         click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -181,11 +187,7 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Score and time again what an earlier run has measured.  [default: what changed, on another machine, with other versions]",
         _SWITCH,
     ),
-    "dry_run": (
-        bool,
-        "Show what would be trained, with which settings and in about which time, and do nothing.",
-        _SWITCH,
-    ),
+    "dry_run": (bool, "Show what would be trained, how and in about which time, and do nothing.", _SWITCH),
     "restart": (
         bool,
         "Replace what an earlier run into OUT made with other settings, inputs or images; what is the same is kept.  [default: "

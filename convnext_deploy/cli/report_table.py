@@ -14,6 +14,14 @@ from convnext_deploy.cli.options import typed_command
 from convnext_deploy.cli.tables import create_console, print_table
 from convnext_deploy.config.recipe import StageEntry
 from convnext_deploy.pipeline.run_result import RunResult, describe_plan
+from convnext_deploy.reports.device_table import (
+    DEVICE_COLUMNS,
+    DEVICE_TEXTS,
+    collected,
+    describe_device,
+    device_cells,
+    obstacles,
+)
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import (
@@ -31,6 +39,7 @@ from convnext_deploy.system.distributed import launched
 
 _WORDS = ("stage", "artifact", "verdict")
 _FIRST = ("top-1 %", "drop pp [95 %]", "verdict", "artifact", SPEEDUP, "p50 ms")  # where the terminal is narrow
+_DEVICE_FIRST = ("p50 ms", "top-1 %", "drop pp [95 %]", "answers")
 _STYLES: dict[Outcome, str | None] = {"failed": "bold red", "warned": "bold yellow", "passed": None, "plain": None}
 
 
@@ -51,6 +60,17 @@ def show_result(result: RunResult, as_json: bool, values: Mapping[str, Any]) -> 
         show_report(result.report, as_json, values)
     elif launched().is_first:
         print_plan(result.planned, as_json)
+
+
+def print_devices(report: Report, console: Console) -> None:
+    """Print what was measured on devices."""
+    for run in collected(report):
+        text = describe_device(run)
+        console.print(f"{text[0].upper()}{text[1:]}", style="bold")
+        print_table(console, DEVICE_COLUMNS, device_cells(run, report.rows), left=DEVICE_TEXTS, first=_DEVICE_FIRST)
+        console.print()
+        for text in obstacles(run):
+            console.print(f"- {text}")
 
 
 def show_report(
@@ -74,6 +94,7 @@ def show_report(
         if quality := quality_rows(report.rows):
             print_table(console, QUALITY_COLUMNS, quality, left=("stage", "worst class"))
             console.print()
+        print_devices(report, console)
         for text in remarks(report):
             console.print(f"- {text}")
         for text in warnings(report):

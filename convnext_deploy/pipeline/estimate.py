@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.image_size import ImageSize, sides_of
-from convnext_deploy.config.recipe import Recipe, StageEntry
+from convnext_deploy.config.recipe import Recipe, StageEntry, with_comparisons
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, StoppedError
@@ -89,7 +89,9 @@ def tell_estimates(
     """
     if data is None or world().size > 1:
         return ()
-    found = tuple(_estimate(each, data, execution) for each in _trainings(recipe.stages, there, data, brought))
+    found = tuple(
+        _estimate(each, data, execution) for each in _trainings(with_comparisons(recipe).stages, there, data, brought)
+    )
     long = [each for each in found if each.seconds >= _WORTH_MEASURING_S]
     for each in long:
         execution.progress.say(each.describe())

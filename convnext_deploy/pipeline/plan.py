@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
+from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry, with_comparisons
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.pipeline.estimate import tell_estimates
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -44,6 +44,7 @@ def plan_recipe(
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
     source, weights = name_brought(source, weights, data)
+    recipe = with_comparisons(recipe)
     if data is not None:
         data.contents.keep_in(out / "cache", write=False)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}

@@ -1,4 +1,4 @@
-"""What words of the command line are read as, beyond the types of click."""
+"""Values of options that are more than a word or a number."""
 
 from typing import Any
 
