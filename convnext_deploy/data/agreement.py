@@ -85,7 +85,7 @@ def with_labels_for(artifact: Artifact, data: Data) -> Data:
 
 def assumed_labels(artifact: Artifact, data: Data) -> str | None:
     """Say what is assumed of the outputs of an artifact that was not trained here, on multi-label data; None: nothing is."""
-    if artifact.lineage or not data.multi_label:
+    if artifact.lineage or artifact.model.multi_label or not data.multi_label:
         return None
     return (
         "each output of the network is taken for a label of its own, as of a sigmoid, because the data is multi-label"

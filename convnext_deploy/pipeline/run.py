@@ -11,7 +11,7 @@ from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
-from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.pipeline.assumptions import Assumptions, find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -48,6 +48,7 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    brought = [*(weights or {}).values(), *([] if source is None else [source])]
     source, weights = name_brought(source, weights or {}, data)
     if not world().is_first:
         contents = receive()
@@ -55,7 +56,7 @@ def run_recipe(
         return _follow(recipe, settings, source, known, dict(weights))
     with claim(settings.out):
         from_first(lambda: check_run(recipe, settings, source, data, weights))
-        return _run(recipe, settings, source, data, weights)
+        return _run(recipe, settings, source, data, weights, find_assumptions(brought, data))
 
 
 def plan_recipe(
@@ -89,10 +90,14 @@ class _Run:
 
 
 def _run(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+    recipe: Recipe,
+    settings: Settings,
+    source: Artifact | None,
+    data: Data | None,
+    weights: Mapping[str, Artifact],
+    assumptions: Assumptions,
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
-    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
     ledger = open_ledger(

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.config.image_size import ImageSize, plain_size, show_size
+from convnext_deploy.config.image_size import ImageSize, plain_size
 from convnext_deploy.config.records import name_shown, read_record, shown
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints.image_processor import (
     PROCESSOR_FILES,
-    RESAMPLE,
-    SQUASHED_FROM,
     interpret_processor,
     read_config_file,
     read_processor,
@@ -48,6 +46,9 @@ _TIMM_TOLD_BY_SHAPES = {
     "head_norm_first", "stem_type", "norm_layer", "ls_init_value", "drop_rate", "drop_path_rate", "head_init_scale", "img_size",
 }  # fmt: skip
 _DINOV3 = "dinov3_convnext"
+MULTI_LABEL = (
+    "multi_label_classification"  # transformers' `problem_type` of a network trained with a sigmoid for each output
+)
 TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6, which no config changes
 
 
@@ -154,6 +155,9 @@ def _read_transformers(
     if activation != complete_spec(spec).activation:
         changes["activation"] = activation
     names, remarks = _class_names(_labels(config), spec, path)
+    if spec.num_classes and config.get("problem_type") == MULTI_LABEL:
+        changes["multi_label"] = True
+        remarks += (f"each output is a label of its own, as of a sigmoid: {path.name} says '{MULTI_LABEL}'",)
     if not processor:
         side = config.get("image_size")
         told = {"image_size": side} if type(side) is int else {}
@@ -263,38 +267,10 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
         "layer_norm_eps": row.norm_eps if spec.head_norm_eps is None else spec.head_norm_eps,
         "image_size": preprocess.image_size,
         **(_numbered(names) if names else {}),
+        **({"problem_type": MULTI_LABEL} if spec.multi_label else {}),
         "dtype": "float32",
     }
 
 
 def _numbered(names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-
-
-def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` of a `ConvNextImageProcessor`."""
-    side = preprocess.image_size
-    return {
-        "image_processor_type": "ConvNextImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": side} if isinstance(side, int) else {"height": side[0], "width": side[1]},
-        "crop_pct": preprocess.crop_pct,
-        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-    }
-
-
-def preprocessor_difference(preprocess: Preprocess) -> str | None:
-    """Return how transformers' image processor will differ from `preprocess`, which it cannot express; None if not at all."""
-    side = preprocess.image_size
-    if not isinstance(side, int):
-        return f"transformers makes square images, unlike this artifact's own evaluation at {show_size(side)} pixels"
-    squashes = side >= SQUASHED_FROM
-    if squashes == (preprocess.crop_mode == "squash") and not (squashes and preprocess.crop_pct < 1):
-        return None
-    how = "resizes both sides without a crop" if squashes else "resizes the shorter side and crops"
-    return f"transformers {how} at {side} pixels, unlike this artifact's own evaluation"
