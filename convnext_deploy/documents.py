@@ -112,6 +112,11 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or first_line(error)
 
 
+def is_plain_line(text: str) -> bool:
+    """Whether a text can be a name on a line of its own: some of it is seen, and it does nothing to a terminal."""
+    return bool(text.strip()) and text.isprintable()
+
+
 def leads_out(folder: Path, name: str) -> bool:
     """Whether a name that a document gives for a file in its folder, also below it, is that of a file elsewhere."""
     if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):

@@ -123,6 +123,8 @@ class TrainingOptions:
         compile: let `torch.compile` make the kernels.
         augmentation_epochs: so many epochs have crops of their own, later ones repeat them in another order; 0: all.
         augmentation_seed: of order and augmentation alone, >= 0; None: the seed.
+        patience: end when so many epochs were no better than the best, which is then the result, by a tenth of the training images
+            that is set aside for it; 0: all epochs are trained, and the last is the result.
         patch_size: kernel and stride of the stem, 2, 4 or 8.
         head_hidden_size: width of a hidden layer between pooling and logits; 0: none.
     """
@@ -137,6 +139,7 @@ class TrainingOptions:
     compile: bool | None = None
     augmentation_epochs: int | None = None
     augmentation_seed: int | None = None
+    patience: int | None = None
     patch_size: int | None = None
     head_hidden_size: int | None = None
 

@@ -10,6 +10,7 @@ _REPORTED = ("progress", "command")
 # of quantization-aware training, which keeps the network as it is
 _FIT = (
     "epochs", "batch_size", "base_learning_rate", "flip_probability", "compile", "augmentation_epochs", "augmentation_seed",
+    "patience",
 )  # fmt: skip
 _NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_size", "head_hidden_size")
 _TRAINED = {

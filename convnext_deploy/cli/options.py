@@ -186,6 +186,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Seed of order and crops alone; runs with the same one see the same crops.  [default: --seed]",
         {},
     ),
+    "patience": (
+        _COUNT,
+        "End when so many epochs were no better than the best, which is then the result; a tenth of the training images is set "
+        "aside to tell.  [default: 0, all epochs, and the last is the result]",
+        {},
+    ),
     "seed": (_COUNT, "Seed of weights, crops and calibration.  [default: 0]", {}),
     "device": (
         click.Choice(get_args(Device)),

@@ -34,8 +34,9 @@ WEIGHT_FILES = (
 def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
     """Describe a file of weights of any library, and of several networks in it the one named `entry`; see `open_input`."""
     from convnext_deploy.models.checkpoints.hub_config import TRANSFORMERS_DEFAULT_EPS, read_hub_config
-    from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_index
+    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
     from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
+    from convnext_deploy.models.checkpoints.weight_index import read_index
 
     header = load_metadata(path)
     if header:
@@ -90,8 +91,9 @@ def _as_its_library_computes(spec: ModelSpec) -> ModelSpec:
     from convnext_deploy.models.variants import Variant, complete_spec
 
     row = complete_spec(spec)
-    usual = {"norm_eps": Variant.norm_eps, "activation": Variant.activation}
-    return dataclasses.replace(spec, **{name: value for name, value in usual.items() if getattr(row, name) != value})
+    if row.norm_eps != Variant.norm_eps:
+        spec = dataclasses.replace(spec, norm_eps=Variant.norm_eps)
+    return spec if row.activation == Variant.activation else dataclasses.replace(spec, activation=Variant.activation)
 
 
 def _as_timm_lays_out(path: Path, checkpoint: Checkpoint, spec: ModelSpec, config: HubConfig | None) -> ModelSpec:

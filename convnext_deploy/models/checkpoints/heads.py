@@ -8,7 +8,7 @@
 | BatchNorm first, or right beside a Linear | a part of the Linear, which is exact in evaluation |
 
 Dropout and activations have no weights, so a file does not tell them. Dropout does nothing in evaluation; the activation is taken
-to be ReLU, and that is said. A Linear without bias gets one of zeros.
+to be ReLU, and that is said. A hidden Linear without bias gets one of zeros.
 """
 
 import contextlib
@@ -74,8 +74,7 @@ def take_head(tensors: dict[str, Tensor], dialect: Dialect, path: Path) -> Head:
         of_quantizer = module.endswith("_quantizer")  # of a quantized network of ours
         if key.startswith(part) and module != _NORMS[dialect] and not of_quantizer:
             modules.setdefault(module, {})[parameter] = tensor
-    own = modules.get(_STANDARD[dialect])
-    if not modules or (len(modules) == 1 and own is not None and ("bias" in own or "weight" not in own)):
+    if not modules or set(modules) == {_STANDARD[dialect]}:
         return Head()
     for module, parameters in modules.items():
         for parameter in parameters:
@@ -153,7 +152,7 @@ class _Part:
 
 
 def _fold_batch_norms(parts: list[_Part]) -> tuple[list[_Part], list[str]]:
-    """Make a BatchNorm a part of the Linear right before it, or right behind it, or first behind it; and give every Linear a bias.
+    """Make a BatchNorm a part of the Linear right beside it, or where it is first of the next; and give a hidden Linear a bias.
 
     In evaluation a BatchNorm is `y = scale x + shift` for each channel, so `W x + b` becomes `scale W x + (scale b + shift)`, or
     behind it `(W scale) x + (W shift + b)`, computed in FP64.
@@ -172,21 +171,20 @@ def _fold_batch_norms(parts: list[_Part]) -> tuple[list[_Part], list[str]]:
             and _is_batch_norm(part, len(before.tensors["weight"]))
         ):
             scale, shift = _scale_and_shift(part.tensors)
-            weight, bias = (before.tensors[name].double() for name in ("weight", "bias"))
+            weight, bias = before.tensors["weight"].double(), _bias(before.tensors)
             found[-1] = _linear(before.first, part.last, scale[:, None] * weight, scale * bias + shift)
         elif part.kind == "BatchNorm" and leads and waiting is None:
             waiting = part
         elif part.kind == "Linear":
-            weight = part.tensors["weight"]
-            bias = part.tensors.get("bias", torch.zeros(weight.shape[0], dtype=weight.dtype))
-            linear = replace(part, tensors={"weight": weight, "bias": bias})
+            weight, bias = part.tensors["weight"].double(), _bias(part.tensors)
             if waiting is not None and _is_batch_norm(waiting, weight.shape[1]):
                 scale, shift = _scale_and_shift(waiting.tensors)
-                linear = _linear(
-                    waiting.first, part.last, weight.double() * scale, weight.double() @ shift + bias.double()
-                )
+                found.append(_linear(waiting.first, part.last, weight * scale, weight @ shift + bias))
                 waiting = None
-            found.append(linear)
+            elif "bias" not in part.tensors and part is not parts[-1]:
+                found.append(_linear(part.first, part.last, weight, bias))
+            else:  # who reads the file says that the logits have no bias
+                found.append(part)
         else:
             found.append(part)
     if len(found) < len(parts):
@@ -205,6 +203,11 @@ def _scale_and_shift(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     mean, variance = tensors["running_mean"].double(), tensors["running_var"].double()
     scale = tensors.get("weight", torch.ones_like(mean)).double() / (variance + _USUAL_EPS).sqrt()
     return scale, tensors.get("bias", torch.zeros_like(mean)).double() - scale * mean
+
+
+def _bias(tensors: Mapping[str, Tensor]) -> Tensor:
+    weight = tensors["weight"].double()
+    return tensors["bias"].double() if "bias" in tensors else weight.new_zeros(len(weight))
 
 
 def _linear(first: str, last: str, weight: Tensor, bias: Tensor) -> _Part:

@@ -6,12 +6,14 @@ timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.js
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.config.image_size import ImageSize, plain_size
+from convnext_deploy.config.image_size import ImageSize, plain_size, possible_size
 from convnext_deploy.config.records import name_shown, read_record, shown
+from convnext_deploy.documents import is_plain_line
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints.image_processor import (
     PROCESSOR_FILES,
@@ -118,8 +120,8 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     if unknown or pool != "avg":
         what = f"model_args.{name_shown(unknown[0])}" if unknown else f"global_pool {shown(pool)}"
         raise CheckpointError(f"{path} sets {what}, which this tool's ConvNeXt does not have.")
-    _, height, width = settings.get("input_size", (3, 224, 224))
-    mode = settings.get("crop_mode", "center")
+    _, height, width = [*map(index, settings.get("input_size", (3, 224, 224)))]
+    mode, crop_pct = settings.get("crop_mode", "center"), settings.get("crop_pct")
     if mode not in ("center", "squash"):
         raise CheckpointError(f"{path} has crop_mode {shown(mode)}; known are 'center' and 'squash'.")
     interpolation = settings.get("interpolation") or "bicubic"
@@ -132,7 +134,7 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     known, remarks = _class_names(names, spec, path)
     return HubConfig(
         _preprocess(
-            spec, plain_size((int(height), int(width))), settings.get("crop_pct", 0.875), interpolation,
+            spec, plain_size((height, width)), 0.875 if crop_pct is None else crop_pct, interpolation,
             adapt_channels(settings.get("mean") or IMAGENET_MEAN, spec.in_channels),
             adapt_channels(settings.get("std") or IMAGENET_STD, spec.in_channels), mode,
         ),
@@ -160,7 +162,7 @@ def _read_transformers(
         remarks += (f"each output is a label of its own, as of a sigmoid: {path.name} says '{MULTI_LABEL}'",)
     if not processor:
         side = config.get("image_size")
-        told = {"image_size": side} if type(side) is int else {}
+        told = {"image_size": possible_size(side)} if type(side) is int else {}
         return HubConfig(None, names, changes, told=told, remarks=remarks)
     found = interpret_processor(processor, spec.in_channels, processor_path)
     remarks += found.remarks
@@ -205,8 +207,13 @@ def _preprocess(
 
 def _class_names(names: Any, spec: ModelSpec, path: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Return names that are as many as the classes; otherwise None, and what is wrong."""
-    if not names or len(names) == spec.num_classes:
-        return (tuple(str(name) for name in names) if names else None), ()
+    if not names:
+        return None, ()
+    texts = tuple(map(str, names))
+    if (wrong := next((text for text in texts if not is_plain_line(text)), None)) is not None:
+        return None, (f"{path.name} has {shown(wrong)} for the name of a class: its names are not taken",)
+    if len(texts) == spec.num_classes:
+        return texts, ()
     return None, (
         f"{path.name} names {len(names):,} classes, and the network has {spec.num_classes:,}: they are not taken",
     )
