@@ -27,7 +27,10 @@ def whole_batch_norms(network: nn.Module) -> nn.Module:
     ("head", "said"),
     [
         (nn.Sequential(nn.Linear(128, CLASSES, bias=False)), ["no bias, read as zeros"]),
-        (nn.Sequential(nn.Linear(128, 12, bias=False), nn.ReLU(), nn.Linear(12, CLASSES, bias=False)), ["taken to be ReLU", "no bias, read as zeros"]),
+        (
+            nn.Sequential(nn.Linear(128, 12, bias=False), nn.ReLU(), nn.Linear(12, CLASSES, bias=False)),
+            ["taken to be ReLU", "no bias, read as zeros"],
+        ),
         (
             nn.Sequential(nn.LayerNorm(128), nn.Dropout(0.1), nn.Linear(128, 12), nn.ReLU(), nn.Linear(12, CLASSES)),
             ["LayerNorm of its own", "taken to be ReLU"],
