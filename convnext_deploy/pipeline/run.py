@@ -20,7 +20,7 @@ from convnext_deploy.config.recipe import (
 )
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
-from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.pipeline.assumptions import Assumptions, find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -60,6 +60,7 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    brought = [*(weights or {}).values(), *([] if source is None else [source])]
     source, weights = name_brought(source, weights or {}, data)
     asked, recipe = recipe, with_comparisons(recipe)
     if not world().is_first:
@@ -76,7 +77,8 @@ def run_recipe(
             return contents
 
         from_first(begin)
-        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, tracking)
+        assumptions = find_assumptions(brought, data)
+        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, assumptions, tracking)
 
 
 def plan_recipe(
@@ -117,10 +119,10 @@ def _run(
     data: Data | None,
     weights: Mapping[str, Artifact],
     asked: Collection[str],
+    assumptions: Assumptions,
     tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
-    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
     ledger = open_ledger(
