@@ -49,6 +49,7 @@ class DataOptions:
         split: file with the names of the validation images, one a line, or JSON with lists for `train`, `val` and `test`; paths as
             in the folder. None: folders or `validation_fraction` tell them.
         groups: regular expression; images in whose names it finds the same, such as a patient or video, stay on one side.
+        unlabelled: folder of images that the teacher alone labels, mixed with the labelled ones; None: the recipe's, or none.
         labels: file that tells the labels of images, any number for each: CSV, JSON, or annotations of COCO. None: folders tell
             them, or where images lie in none, a file of a usual name in the data folder, such as `labels.csv`.
     """
@@ -68,6 +69,7 @@ class DataOptions:
     split: Path | str | None = None
     groups: str | None = None
     labels: Path | str | None = None
+    unlabelled: Path | str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -157,11 +159,12 @@ class ExecutionOptions:
         seed: of weights, crops and the choice of calibration images, >= 0; None: 0.
         cache_dir: folder for what can be computed again (decoded small images, indices of shards, teachers' predictions), for
             other runs too. None: memory and the run's own folder.
-        tensorboard: write TensorBoard events to `out/tensorboard` as well.
+        tensorboard: write TensorBoard events to `out/tensorboard` as well: curves of trainings, and what was measured of artifacts.
         measure_again: score and time also what an earlier run into the same folder has measured. None: only where the artifact, the
             images, the machine, its threads or a version has changed since.
         restart: replace what an earlier run into the same folder made with other settings, inputs or images, or with a release
             that gives other results; what is the same is kept. None: that is refused, with what differs.
+        mlflow: make a run of MLflow too, in the store and experiment that MLflow is set to.
         progress: where to report: `auto`, bars on a terminal and in a notebook and elsewhere nothing; `off`; or an object with the
             methods of `system.progress.Progress`.
         command: what the report says was typed; None: that the function was called.
@@ -174,6 +177,7 @@ class ExecutionOptions:
     tensorboard: bool | None = None
     measure_again: bool | None = None
     restart: bool | None = None
+    mlflow: bool | None = None
     progress: Progress | Literal["auto", "off"] = "auto"
     command: str | None = None
 

@@ -30,6 +30,10 @@ class DistillConfig(StageConfig):
     `standardize_logits`: both are compared with mean 0 and standard deviation 1 over the classes (2403.01427, whose temperature is
     2 and whose teacher has nine tenths of the weight).
 
+    `unlabelled_share`: of each batch, of images that the teacher alone labels, where the recipe names a folder of `unlabelled`;
+    1: of no others, with `teacher-only`; 0: none. None: as many as there are among all images, and at most 7 of 8 (the mu = 7 of
+    2001.07685). An epoch has as many images as both sets together. The labels' loss is the mean over the labelled images.
+
     `teacher_cache` keeps the teacher's predictions on disk, in half precision, of the `teacher_cache_top_k` most probable classes
     or of all (0): what was computed once is not computed again, by this run or by other students with the same crops.
     """
@@ -52,6 +56,7 @@ class DistillConfig(StageConfig):
     dkd_beta: float = 2.0
     feature_loss_weight: float = 1.0
     standardize_logits: bool = False
+    unlabelled_share: float | None = None
     teacher_cache: bool = False
     teacher_cache_top_k: int = 0
 
@@ -59,6 +64,13 @@ class DistillConfig(StageConfig):
         super().__post_init__()
         check_distillation(self.temperature, self.distill_loss_weight)
         require(self.teacher_cache_top_k >= 0, "teacher_cache_top_k", self.teacher_cache_top_k, ">= 0")
+        share = self.unlabelled_share
+        require(share is None or 0 <= share <= 1, "unlabelled_share", share, "0 to 1")
+        if share == 1 and self.method != "teacher-only":
+            raise RecipeError(
+                f"unlabelled_share = 1 leaves no image with a label, and method = '{self.method}' learns from labels too; use "
+                "method = 'teacher-only', or a share below 1."
+            )
         if self.teacher_cache and self.method == "feature":
             raise RecipeError("method = 'feature' needs the teacher's features, which teacher_cache does not keep.")
         for name in ("dkd_alpha", "dkd_beta", "feature_loss_weight"):
@@ -68,6 +80,11 @@ class DistillConfig(StageConfig):
             require(len(set(names)) == len(names) > 0, "teacher", names, "at least one name, each once")
         if self.method == "feature" and self.fit.gradient_checkpointing:
             raise RecipeError("method = 'feature' needs what gradient_checkpointing drops; use one of the two.")
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether images without labels are mixed in, where there are some."""
+        return self.unlabelled_share != 0
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from convnext_deploy.config.checks import LARGEST_SEED, check_fields, require
-from convnext_deploy.config.choices import FeatureOutput, GateOn
+from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.errors import RecipeError, suggest
@@ -12,14 +12,6 @@ SOURCE = "source"  # the name under which stages refer to the artifact that the 
 WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
 TEACHER_PREFIX = "teacher:"  # before the place of a teacher that no stage makes
 BASELINE = "baseline"  # the name of its FP32 ancestor in the report
-
-
-CHANGE_LIMITS = {
-    "max_top1_drop_pp": "--max-drop",
-    "max_ece_increase_pp": "--max-ece-increase",
-    "max_class_drop_pp": "--max-class-drop",
-}
-"""What a gate says of a comparison with the baseline → its flag on the command line."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,8 @@ class Recipe:
 
     `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
     images are made ready for the source, where its file does not tell that or something else is wanted. `source_output`: take the
-    source without its head, for what that would see; None: as it is.
+    source without its head, for what that would see; None: as it is. `unlabelled`: folder of images that only teachers label, for
+    the stages that distill; see their `unlabelled_share`.
     """
 
     name: str
@@ -104,6 +97,7 @@ class Recipe:
     speed_check: bool = True
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+    unlabelled: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("the recipe's name", self.name)
@@ -114,6 +108,11 @@ class Recipe:
         known = {SOURCE} if self.source else set()
         if not self.stages:
             raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")
+        if self.unlabelled is not None and not any(stage.config.reads_unlabelled for stage in self.stages):
+            raise RecipeError(
+                f"recipe '{self.name}' names unlabelled images, and none of its stages has a teacher that could label them; add a "
+                "distill stage, or leave unlabelled out."
+            )
         for stage in self.stages:
             if not stage.name or not set(stage.name) <= _NAME_CHARACTERS or stage.name[0] in ".-":
                 raise RecipeError(

@@ -44,6 +44,11 @@ class StageConfig:
         return True
 
     @property
+    def reads_unlabelled(self) -> bool:
+        """Whether the result depends on the images without labels, where there are some."""
+        return False
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """Names of the stages, or `source`, whose artifacts it learns from."""
         return ()

@@ -178,6 +178,12 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(_image_files(folder))
 
 
+def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files below a folder, sorted: images by their names, and all others. Raises: OSError: as `list_images`."""
+    files = sorted(_files(folder))
+    return [path for path in files if _is_image(path)], [path for path in files if not _is_image(path)]
+
+
 def _scan(split: Path) -> tuple[ClassFiles, list[Path]]:
     """Return the images of each class folder in sorted order, and the files that are none."""
     found: ClassFiles = {}

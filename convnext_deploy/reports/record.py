@@ -173,7 +173,8 @@ class Report(Result):
     `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
-    without files or in an old report. `test`: what the test gave, at the end.
+    without files or in an old report. `test`: what the test gave, at the end. `unlabelled`: the recipe's folder of images that only
+    teachers label.
     """
 
     recipe: str
@@ -196,6 +197,7 @@ class Report(Result):
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+    unlabelled: str | None = None
 
     @property
     def metric(self) -> Metric:

@@ -41,6 +41,7 @@ from convnext_deploy.stages.training_setup import (
     plan_seed,
     start_network,
 )
+from convnext_deploy.stages.unlabelled import check_unlabelled, labelled_share, with_unlabelled
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.training.feature_distillation import (
@@ -51,9 +52,10 @@ from convnext_deploy.training.feature_distillation import (
     feature_distillation,
 )
 from convnext_deploy.training.foreign_network import ForeignNetwork
-from convnext_deploy.training.losses import Distillation, average_teachers
+from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.schedule import autocast_dtype
+from convnext_deploy.training.student_loss import Distillation
 from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache, rounded
 
 
@@ -65,6 +67,7 @@ def check(config: DistillConfig) -> None:
 def foresee(config: DistillConfig, given: Given) -> Outlook:
     """Return what would be made. Raises: DeployError: if it could not be."""
     student = foresee_training(config.model, config.fit, given)
+    check_unlabelled(config, given)
     check_teachers(given, student.model.in_channels, needed=True, features_alone=config.method == "feature")
     return student
 
@@ -72,7 +75,7 @@ def foresee(config: DistillConfig, given: Given) -> Outlook:
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     foresee(config, given_to(context, source))
-    context = set_aside(config.fit, context)
+    context = with_unlabelled(config, set_aside(config.fit, context))
     data = context.need_data()
     _check_multi_label(config, data, context)
     start = source or context.weights
@@ -133,6 +136,7 @@ def _distillation(config: DistillConfig, context: StageContext) -> Distillation:
         multi_label=context.need_data().multi_label,
         positive_weights=label_weights(config.fit, context),
         standardize=config.standardize_logits,
+        labelled_share=labelled_share(context.need_data().train, config.fit.batch_size),
     )
 
 

@@ -19,8 +19,10 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.system.progress import SilentProgress
@@ -42,6 +44,7 @@ VALUES: dict[str, Any] = {
     "split": "val.txt",
     "groups": "p[0-9]+",
     "labels": "labels.csv",
+    "unlabelled": "more",
     "crop_mode": "squash",
     "interpolation": "bilinear",
     "mean": (0.5,),
@@ -55,6 +58,7 @@ VALUES: dict[str, Any] = {
     "min_speedup": 2.0,
     "speed_check": False,
     "epochs": 3,
+    "patience": 3,
     "base_learning_rate": 0.125,
     "flip_probability": 0.25,
     "drop_path_rate": 0.25,
@@ -70,6 +74,7 @@ VALUES: dict[str, Any] = {
     "seed": 9,
     "cache_dir": "cache",
     "tensorboard": True,
+    "mlflow": True,
     "measure_again": True,
     "restart": True,
     "progress": OtherProgress(),
@@ -109,9 +114,11 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
     monkeypatch.setattr(SilentProgress, "say", lambda self, text: found.append([type(self).__name__, text]))
     for module, name, replacement in (
         ("system.execution", "cuda_driver_error", lambda: None),
+        ("training.mlflow_tracker", "check_mlflow", lambda: None),
         ("api.open_inputs", "open_input", open_input),
         ("api.open_inputs", "check_graph_options", lambda *_: None),
         ("api.open_inputs", "open_data", keep),
+        ("api.open_inputs", "open_unlabelled", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
         ("api.validate", "create_gate", lambda *args: keep(create_gate(*args))),
@@ -131,7 +138,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
     return found
 
 
-RECIPE = Recipe("r", (StageEntry("ptq", PTQConfig(), SOURCE),), data="photos", source="model")
+DISTILLED = StageEntry("student", DistillConfig(ModelConfig("atto"), SOURCE), None)
+RECIPE = Recipe("r", (StageEntry("ptq", PTQConfig(), SOURCE), DISTILLED), data="photos", source="model")
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"recipe": RECIPE},
     "train": {"model": "atto", "data": DataOptions("photos")},
@@ -244,7 +252,6 @@ FIT = TrainingOptions(epochs=5)
 COMBINATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"calibration_method": "mse", "training": FIT}, "does not use epochs: it does not train"),
     ("quantize", {"method": "ptq", "training": FIT}, "does not use epochs: it does not train"),
-    ("quantize", {"method": "ptq", "execution": ExecutionOptions(tensorboard=True)}, "does not use tensorboard"),
     ("quantize", {"calibration_method": "mse", "selection_images": 9}, "quantizes once, without .* --selection-images"),
     ("distill", {"distill_method": "hard-label", "temperature": 2.0}, "'hard-label' does not use temperature"),
     ("distill", {"distill_method": "teacher-only", "distill_loss_weight": 0.5}, "does not use distill_loss_weight"),
