@@ -8,19 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import (
-    BASELINE,
-    SOURCE,
-    TEACHER_PREFIX,
-    Recipe,
-    StageEntry,
-    report_name,
-    with_comparisons,
-)
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.comparisons import with_comparisons
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry, report_name
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
-from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.errors import DeployError, first_line
+from convnext_deploy.pipeline.assumptions import Assumptions, find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -28,7 +21,7 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import claim, list_unreadable
+from convnext_deploy.pipeline.run_folder import claim, list_unreadable, see_artifact
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
@@ -60,6 +53,7 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    brought = [*(weights or {}).values(), *([] if source is None else [source])]
     source, weights = name_brought(source, weights or {}, data)
     asked, recipe = recipe, with_comparisons(recipe)
     if not world().is_first:
@@ -76,7 +70,10 @@ def run_recipe(
             return contents
 
         from_first(begin)
-        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, tracking)
+        assumptions = find_assumptions(brought, data)
+        return _run(
+            recipe, settings, source, data, weights, {each.name for each in asked.stages}, assumptions, tracking
+        )
 
 
 def plan_recipe(
@@ -117,10 +114,10 @@ def _run(
     data: Data | None,
     weights: Mapping[str, Artifact],
     asked: Collection[str],
+    assumptions: Assumptions,
     tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
-    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
     ledger = open_ledger(
@@ -257,22 +254,11 @@ def _follow(
             continue
         for name in stage.inputs.values():
             if name not in artifacts:
-                artifacts[name] = _see_artifact(settings.out / "stages" / name)
+                artifacts[name] = see_artifact(settings.out / "stages" / name)
         made_of = ingredients_of(stage, artifacts, data, recipe.seed)
         execute_stage(stage, artifacts, recipe, settings, data, made_of)
     finished: RunResult = receive()
     return finished
-
-
-def _see_artifact(folder: Path) -> Artifact:
-    """Read what the first process wrote. Raises: OutputError: if it is not there, because this is another machine's folder."""
-    try:
-        return read_artifact(folder)
-    except ArtifactError as error:
-        raise OutputError(
-            f"process {world().rank} does not see what the first one wrote ({error}); "
-            "--out must be a folder that all machines share."
-        ) from None
 
 
 def _is_joint(stage: StageEntry) -> bool:
