@@ -10,10 +10,11 @@ import numpy as np
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.comparisons import with_comparisons
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.image_size import ImageSize, sides_of
-from convnext_deploy.config.recipe import Recipe, StageEntry, with_comparisons
+from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, StoppedError

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry, with_comparisons
+from convnext_deploy.config.comparisons import with_comparisons
+from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.pipeline.estimate import tell_estimates
 from convnext_deploy.pipeline.foresee import check_run, name_brought
