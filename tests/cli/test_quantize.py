@@ -30,7 +30,7 @@ from tests.details import ptq_of, selection_of, torch_details
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
 ONCE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12")
 HERE = (*ONCE, "--selection-images", "18")
-STEPS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
+STEPS = ["min-max", "ranges by error", "smoothing", "bias correction", "GPTQ"]
 # top-1, drop and its interval, agreement, KL, noise, risk, seconds
 FIGURES = (
     r"top-1 \d+\.\d\d %, drop [+-]\d+\.\d\d pp \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\], agreement \d+\.\d\d %, "
@@ -99,9 +99,7 @@ def bad(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFacto
             parameter.copy_(parameter.roll(1, 0))
         return network, details
 
-    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quantize.SEQUENCE, "learned rounding", short)
         patch.setattr(quantize, "quantize_network", spoil)
         command = ("quantize", source, "--data", image_folder, "--out", out, "--method", "ptq", *HERE)
         yield Quantized(command, out, call(*command))
