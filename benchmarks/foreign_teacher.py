@@ -113,18 +113,20 @@ def main() -> None:
         )
         partial.replace(state_file)
         print(f"epoch {epoch + 1} of {arguments.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
-    print(f"top-1 {_score(network, *_read(arguments.data / 'test')):.2%} of the test images")
+    print(f"top-1 {_score(network, *_read(arguments.data / 'test')):.2%} of the test images", flush=True)
     network.eval()
+    partial = arguments.out.with_suffix(".partial")  # who waits for the file must not find half of it
     torch.onnx.export(
         network,
         (torch.zeros(1, 3, 32, 32),),
-        str(arguments.out),
+        str(partial),
         input_names=["image"],
         output_names=["logits"],
         dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
         opset_version=17,
         dynamo=False,
     )
+    partial.replace(arguments.out)
 
 
 def _read(folder: Path) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import distillation_table
 import faults_table
 import latency_table
 from mutants_list import MUTANTS
@@ -92,14 +93,8 @@ def _interval(median: float, low: float, high: float, *, sign: str = "") -> str:
 
 def _distillation(results: Path) -> str:
     found = _read(results, "distillation")
-    lines = [
-        [f"seed {row['seed']}", *(f"{100 * row[name]:.2f}" for name in ("alone", "distilled")), f"{gain:+.2f}"]
-        for row in found["results"]
-        for gain in [100 * (row["distilled"] - row["alone"])]
-    ]
-    lines.append(["mean [95 %]", "", "", _interval(found["mean_gain_pp"], *found["gain_interval_pp"], sign="+")])
-    table = as_table(["`python benchmarks/distillation.py --data DIR`", "alone %", "distilled %", "gain pp"], lines)
-    return table.replace("|  |  |", "| | |")
+    table = as_table(distillation_table.HEAD, distillation_table.lines(found)).replace("|  |", "| |")
+    return f"{table}\n\n{distillation_table.facts(found)}"
 
 
 def _training(results: Path) -> str:

@@ -92,8 +92,8 @@ BENCHMARKS = (
         "quantization_peers", "quantization_peers.py", ("--checkpoint", "{teacher}", "--data", "{data}", *_PEERS), 30
     ),
     Benchmark("quantization", "quantization.py", ("--checkpoint", "{students}", "--data", "{data}"), 60),
-    Benchmark("distillation", "distillation.py", ("--data", "{data}"), 120),
-    Benchmark("cifar10", None, ("recipes/cifar10.toml", "--data", "{data}"), 90),
+    Benchmark("distillation", "distillation.py", ("--data", "{data}"), 720),
+    Benchmark("cifar10", None, ("recipes/cifar10.toml", "--data", "{data}"), 120),
 )
 
 
@@ -210,7 +210,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an image folder")
-    parser.add_argument("--teacher", type=Path, help="the atto with a stem of 2 that distillation.py trains")
+    parser.add_argument("--teacher", type=Path, help="an atto with a stem of 2, trained on it for 12 epochs")
     parser.add_argument(
         "--students", type=Path, nargs="+", help="a zepto_rms and a v2-atto with stems of 4, distilled from it"
     )

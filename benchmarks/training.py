@@ -37,6 +37,7 @@ from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.scoring import Scoring
 
 CLASSES = 100
 # arXiv 2201.03545, table 5
@@ -159,7 +160,7 @@ def main() -> None:
         ),
         Execution(),
         description="ours",
-        evaluate=run_peers,
+        scoring=Scoring(run_peers),
     )
     images = arguments.steps * arguments.batch_size
     ours = np.array([images / row["images_per_s"] for row in history])[1:]  # the first round warms up

@@ -6,10 +6,10 @@ function is `list_models`. Importing the package imports nothing heavy.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # that of `typing`, which takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from convnext_deploy.api.bench import bench
     from convnext_deploy.api.bundle import bundle
     from convnext_deploy.api.compare import compare
@@ -67,4 +67,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"convnext_deploy.{_HOMES.get(name, f'api.{name}')}"), name)

@@ -112,12 +112,23 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or first_line(error)
 
 
-def leads_out(folder: Path, name: str) -> bool:
-    """Whether a name that a document gives for a file in its folder, also below it, is that of a file elsewhere."""
+def is_plain_line(text: str) -> bool:
+    """Whether a text can be a name on a line of its own: some of it is seen, and it does nothing to a terminal."""
+    return bool(text.strip()) and text.isprintable()
+
+
+def leads_out(folder: Path, name: str, document: Path | None = None) -> bool:
+    """Whether a name that a document gives for a file in its folder, also below it, is that of a file elsewhere.
+
+    Where the `document` itself is a link, as in the cache of a hub, it may be one into the folder in which that really lies.
+    """
     if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
         return True
     # not Path.resolve, which raises where links lead in a circle
-    return not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
+    folders = [os.path.realpath(folder)]
+    if document is not None:
+        folders.append(str(Path(os.path.realpath(document)).parent))
+    return not any(Path(os.path.realpath(folder / name)).is_relative_to(place) for place in folders)
 
 
 def _decode(content: bytes) -> str:

@@ -1,6 +1,5 @@
 """Errors that end in one clear line: what was found, what was expected, what to do."""
 
-import difflib
 from collections.abc import Iterable
 
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")  # letters and marks, by Unicode, that nobody sees
@@ -87,5 +86,7 @@ def first_line(error: BaseException) -> str:
 
 def suggest(found: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest of `known`, or an empty string when none is near."""
+    import difflib  # not before there is an error: the command line imports this file at every start
+
     near = difflib.get_close_matches(found, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -35,8 +35,8 @@ from convnext_deploy.evaluation.measure import Measurement, read_kept, write_kep
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.graphs.onnx_io import METADATA_KEY, parse_metadata
 from convnext_deploy.models.checkpoints.hub_config import read_hub_config
-from convnext_deploy.models.checkpoints.safe_reader import read_index
 from convnext_deploy.models.checkpoints.told_settings import read_told_settings
+from convnext_deploy.models.checkpoints.weight_index import read_index
 from convnext_deploy.pipeline.open_checkpoint import open_checkpoint
 from convnext_deploy.reports.comparison import Run, compare_runs
 from convnext_deploy.reports.markdown import render_markdown

@@ -16,14 +16,8 @@ from convnext_deploy.config.choices import Dialect
 from convnext_deploy.config.image_size import show_size
 from convnext_deploy.documents import read_bytes
 from convnext_deploy.errors import ArtifactError, OutputError
-from convnext_deploy.models.checkpoints.hub_config import (
-    CONFIG,
-    PREPROCESSOR,
-    preprocessor_difference,
-    timm_config,
-    transformers_config,
-    transformers_preprocessor,
-)
+from convnext_deploy.models.checkpoints.hub_config import CONFIG, PREPROCESSOR, timm_config, transformers_config
+from convnext_deploy.models.checkpoints.image_processor import preprocessor_difference, transformers_preprocessor
 from convnext_deploy.models.checkpoints.key_maps import check_writable, from_native
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.system.files import replace_folder, whole_file, write_text

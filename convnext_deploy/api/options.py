@@ -123,6 +123,8 @@ class TrainingOptions:
         compile: let `torch.compile` make the kernels.
         augmentation_epochs: so many epochs have crops of their own, later ones repeat them in another order; 0: all.
         augmentation_seed: of order and augmentation alone, >= 0; None: the seed.
+        patience: end when so many epochs were no better than the best, which is then the result, by a tenth of the training images
+            that is set aside for it; 0: all epochs are trained, and the last is the result.
         patch_size: kernel and stride of the stem, 2, 4 or 8.
         head_hidden_size: width of a hidden layer between pooling and logits; 0: none.
     """
@@ -137,6 +139,7 @@ class TrainingOptions:
     compile: bool | None = None
     augmentation_epochs: int | None = None
     augmentation_seed: int | None = None
+    patience: int | None = None
     patch_size: int | None = None
     head_hidden_size: int | None = None
 
@@ -154,11 +157,12 @@ class ExecutionOptions:
         seed: of weights, crops and the choice of calibration images, >= 0; None: 0.
         cache_dir: folder for what can be computed again (decoded small images, indices of shards, teachers' predictions), for
             other runs too. None: memory and the run's own folder.
-        tensorboard: write TensorBoard events to `out/tensorboard` as well.
+        tensorboard: write TensorBoard events to `out/tensorboard` as well: curves of trainings, and what was measured of artifacts.
         measure_again: score and time also what an earlier run into the same folder has measured. None: only where the artifact, the
             images, the machine, its threads or a version has changed since.
         restart: replace what an earlier run into the same folder made with other settings, inputs or images, or with a release
             that gives other results; what is the same is kept. None: that is refused, with what differs.
+        mlflow: make a run of MLflow too, in the store and experiment that MLflow is set to.
         progress: where to report: `auto`, bars on a terminal and in a notebook and elsewhere nothing; `off`; or an object with the
             methods of `system.progress.Progress`.
         command: what the report says was typed; None: that the function was called.
@@ -171,6 +175,7 @@ class ExecutionOptions:
     tensorboard: bool | None = None
     measure_again: bool | None = None
     restart: bool | None = None
+    mlflow: bool | None = None
     progress: Progress | Literal["auto", "off"] = "auto"
     command: str | None = None
 

@@ -63,7 +63,6 @@ def quantize(
     if once or method == "ptq":
         what = "quantize with calibration_method" if once else "quantize with method 'ptq'"
         refuse(training, what, "it does not train")
-        refuse(ExecutionOptions(tensorboard=execution.tensorboard), what, "it does not train")
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
     _check_source(source)

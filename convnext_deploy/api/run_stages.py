@@ -4,9 +4,9 @@ from pathlib import Path
 
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import FeatureOutput, GateOn
+from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import CHANGE_LIMITS, Gate, Recipe, StageEntry
+from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.evaluation.limits import check_gates
 from convnext_deploy.pipeline.open_foreign import open_references
@@ -37,12 +37,16 @@ def create_settings(
 ) -> Settings:
     """Decide where and how the recipe `name` of a verb runs; `execution` was made of `options`.
 
-    Raises: BackendUnavailableError: if events are asked for and the package that writes them is missing.
+    Raises: BackendUnavailableError: if events or a run of MLflow are asked for and the package that writes them is missing.
     """
     if options.tensorboard:
         from convnext_deploy.training.tensorboard import check_tensorboard
 
         check_tensorboard()
+    if options.mlflow:
+        from convnext_deploy.training.mlflow_tracker import check_mlflow
+
+        check_mlflow()
     folder = Path("runs") / name if out is None else Path(out)
     command = options.command or f"convnext_deploy.{verb}(…)  # called from Python"
     return Settings(
@@ -53,6 +57,7 @@ def create_settings(
         speed_check is not False,
         options.measure_again or False,
         options.restart or False,
+        options.mlflow or False,
     )
 
 

@@ -1,27 +1,29 @@
 """Which verb uses which option: the command line offers these, and a verb refuses any other."""
 
-from convnext_deploy.config.recipe import CHANGE_LIMITS
+from convnext_deploy.config.choices import CHANGE_LIMITS
 
 _IMAGES = ("data", "labels", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
 _INPUT = ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 _CHANGES = tuple(CHANGE_LIMITS)
 _GRAPH = ("output_name", "input_range")  # of ONNX files that others made
 _REPORTED = ("progress", "command")
+_KEPT = ("tensorboard", "mlflow", "measure_again", "restart")  # of a run in a folder
 # of quantization-aware training, which keeps the network as it is
 _FIT = (
     "epochs", "batch_size", "base_learning_rate", "flip_probability", "compile", "augmentation_epochs", "augmentation_seed",
+    "patience",
 )  # fmt: skip
 _NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_size", "head_hidden_size")
 _TRAINED = {
     "data": (*_IMAGES, *_INPUT),
     "training": (*_FIT, *_NETWORK),
-    "execution": ("device", "workers", "seed", "cache_dir", "tensorboard", "measure_again", "restart", *_REPORTED),
+    "execution": ("device", "workers", "seed", "cache_dir", *_KEPT, *_REPORTED),
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "data": _IMAGES,
         "evaluation": ("speed_check",),
-        "execution": ("device", "workers", "cache_dir", "tensorboard", "measure_again", "restart", *_REPORTED),
+        "execution": ("device", "workers", "cache_dir", *_KEPT, *_REPORTED),
     },
     "train": _TRAINED,
     "distill": _TRAINED,
@@ -29,7 +31,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "export": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": (*_CHANGES, "min_speedup", "speed_check"),
-        "execution": ("device", "workers", "seed", "cache_dir", "measure_again", "restart", *_REPORTED),
+        "execution": ("device", "workers", "seed", "cache_dir", *_KEPT, *_REPORTED),
     },
     "validate": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),

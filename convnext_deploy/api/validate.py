@@ -7,8 +7,7 @@ from convnext_deploy.api import options
 from convnext_deploy.api.open_inputs import open_artifacts, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, refuse, verb
 from convnext_deploy.api.run_stages import changes_of, create_execution, create_gate
-from convnext_deploy.config.choices import GateOn
-from convnext_deploy.config.recipe import CHANGE_LIMITS
+from convnext_deploy.config.choices import CHANGE_LIMITS, GateOn
 from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.evaluation.limits import check_gate

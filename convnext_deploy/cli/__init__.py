@@ -122,7 +122,7 @@ def _say_interrupted(error: Interrupted) -> None:
     name = "" if error.signum == signal.SIGINT else f" ({signal.Signals(error.signum).name})"
     if launched().size > 1 and error.signum == signal.SIGTERM:  # which torchrun also sends when one process has ended
         name += ", or another process ended: see what it said, and torchrun's summary"
-    kept = ""
+    kept = "; the pages are served no more" if "view" in sys.argv[1:2] else ""
     if {*sys.argv} & {*_JOINT}:
         state = f"{error.saved} and" if error.saved else "the last saved state and"
         kept = f"; {state} finished stages are kept, the same command goes on from there"

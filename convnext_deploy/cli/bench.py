@@ -107,7 +107,8 @@ def _print(found: Benchmark) -> None:
     styles = ["bold red" if timing.failed else "dim" if timing.not_run else None for timing in found.timings]
     rows = [[cell(timing) for cell in columns.values()] for timing in found.timings]
     first = ("runner", "batch", "p50 ms", list(columns)[-1])
-    print_table(console, list(columns), rows, ("artifact", "runner", "precision"), styles=styles, first=first)
+    words = ("artifact", "runner", "precision")
+    print_table(console, list(columns), rows, words, styles=styles, first=first, names=("batch", "runner", "precision"))
     console.print()
     reasons: dict[tuple[str, str], list[str]] = {}
     for timing in found.timings:

@@ -44,7 +44,8 @@ def command(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     console = create_console()
     styles = ["bold red" if row.verdict.passed is False else None for _, row in found.rows]
     words = ("run", "stage", "artifact", "verdict")
-    print_table(console, comparison_columns(found), comparison_cells(found), words, styles=styles, first=_FIRST)
+    titles, cells = comparison_columns(found), comparison_cells(found)
+    print_table(console, titles, cells, words, styles=styles, first=_FIRST, names=("stage",))
     if found.differences:
         console.print()
         titles = ("differs", *(run.name for run in found.runs))

@@ -23,7 +23,7 @@ _NO_ARTIFACTS = ("checkpoints", "cache")  # of a run: the state of its trainings
 _DEPTH = 4  # folders below what was typed, such as runs/NAME/stages/STAGE
 _MOST_FOLDERS = 500
 # A shell takes some characters for its own, and click's scripts do not quote them; its own completion of files does.
-_PLAIN = re.compile(r"[\w@%+=:,./-]+")
+_PLAIN = r"[\w@%+=:,./-]+"
 
 Candidates: TypeAlias = "list[str] | list[CompletionItem]"
 
@@ -108,7 +108,7 @@ def _paths(typed: str, is_meant: Callable[[os.DirEntry[str]], bool]) -> Candidat
     base, _, begun = typed.rpartition("/")
     found = sorted(_walk(base or ("/" if typed.startswith("/") else "."), begun, is_meant))
     names = [path if base or typed.startswith("/") else path.removeprefix("./") for path in found]
-    if not names or not all(_PLAIN.fullmatch(name) for name in names):
+    if not names or not all(re.fullmatch(_PLAIN, name) for name in names):
         return [CompletionItem(typed, type="file")]
     return names
 

@@ -13,6 +13,7 @@ _CHUNK = re.compile(r"(?:\[[^\]]*\]|\S)+")  # an interval stays together
 _TRIES = ((2, 1, 1, 1), (2, 2, 1, 1), (2, 2, 1, 2), (2, 2, 2, 1), (2, 2, 2, 2), (2, 3, 2, 3), (1, 3, 2, 3))
 _IN_BANDS = (2, 2, 2, 2)
 _WIDEST_NAME = 0.4  # of the width that the first column may take where there are several tables
+_LEAST_ROOM = 0.3  # of the width that is left for what is told of the rows
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,14 @@ def width_in_lines(text: str, count: int) -> int:
 
 
 def fit(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[str], width: int, first: Sequence[str] = ()
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    texts: Collection[str],
+    width: int,
+    first: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> list[Fitted]:
-    """Divide the columns of a table among as many tables as needed; the first column begins all of them.
+    """Divide the columns of a table among as many tables as needed; what tells the rows apart begins all of them.
 
     Args:
         titles: of the columns.
@@ -62,22 +68,39 @@ def fit(
         texts: titles of those columns that hold words and no numbers.
         width: columns of the terminal.
         first: titles of the columns that come first where there are several tables, in this order.
+        names: titles of columns that tell those rows apart which have the same first cell, as far as they do.
     """
     columns = {
         place: _Column(title, tuple(row[place] for row in rows), title in texts) for place, title in enumerate(titles)
     }
     if found := _fit_one(columns, width):
         return [found]
-    name, *others = columns
-    widest = max(8, int(_WIDEST_NAME * width))
     widths = {place: min(column.width(_IN_BANDS), width) for place, column in columns.items()}
-    own = min(widths[name], widest)
-    others.sort(key=lambda place: first.index(titles[place]) if titles[place] in first else len(first))
+    own = {0: min(widths[0], max(8, int(_WIDEST_NAME * width)))}
+    room = width - own[0]
+    for place in _telling_apart(rows, [titles.index(name) for name in names]):
+        needed = widths[place] + _IN_BANDS[0]
+        if room - needed >= _LEAST_ROOM * width:
+            own[place], room = widths[place], room - needed
+    others = sorted(
+        columns.keys() - own.keys(),
+        key=lambda place: first.index(titles[place]) if titles[place] in first else len(first),
+    )
     tables = []
-    for band in _bands(others, widths, width - own):
-        better = _fit_one({place: columns[place] for place in (name, *band)}, width)
-        tables.append(better or Fitted({name: own} | {place: widths[place] for place in band}, _IN_BANDS[0]))
+    for band in _bands(others, widths, room):
+        better = _fit_one({place: columns[place] for place in (*own, *band)}, width)
+        tables.append(better or Fitted(own | {place: widths[place] for place in band}, _IN_BANDS[0]))
     return tables
+
+
+def _telling_apart(rows: Sequence[Sequence[str]], names: Sequence[int]) -> list[int]:
+    """Return those places of names, in their order, at which rows differ that were alike up to there."""
+    found: list[int] = []
+    for place in names:
+        alike = {tuple(row[other] for other in (0, *found)) for row in rows}
+        if len({tuple(row[other] for other in (0, *found, place)) for row in rows}) > len(alike):
+            found.append(place)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Options that mean the same in every command, from the table of what each verb uses."""
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +185,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Seed of order and crops alone; runs with the same one see the same crops.  [default: --seed]",
         {},
     ),
+    "patience": (
+        _COUNT,
+        "End when so many epochs were no better than the best, which is then the result; a tenth of the training images is set "
+        "aside to tell.  [default: 0, all epochs, and the last is the result]",
+        {},
+    ),
     "seed": (_COUNT, "Seed of weights, crops and calibration.  [default: 0]", {}),
     "device": (
         click.Choice(get_args(Device)),
@@ -199,7 +204,8 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "too.  [default: memory and OUT/cache]",
         _FOLDER,
     ),
-    "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard as well.", _SWITCH),
+    "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard: curves of trainings, and results.", _SWITCH),
+    "mlflow": (bool, "Make a run of MLflow (MLFLOW_TRACKING_URI says where): settings, epochs, results.", _SWITCH),
     "measure_again": (
         bool,
         "Score and time again what an earlier run has measured.  [default: what changed, on another machine, with other versions]",
@@ -263,6 +269,8 @@ def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def typed_command(*without: str) -> str:
     """Return the command line as a shell reads it, but for some words."""
+    import shlex
+
     arguments = shlex.join(word for word in sys.argv[1:] if word not in without)
     if launched().size > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", "1")

@@ -45,6 +45,7 @@ def print_table(
     *,
     styles: Sequence[str | None] = (),
     first: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> None:
     """Print rows without lines between them, in several tables where one is too wide for the terminal; see `fitting.fit`.
 
@@ -55,9 +56,10 @@ def print_table(
         left: titles of the columns that hold words, and are set to the left.
         styles: of the rows; fewer than these: none for the others.
         first: titles of the columns that come first where there are several tables.
+        names: titles of columns that stand in each of several tables where the first one does not tell the rows apart.
     """
     texts = [[printable(cell) for cell in row] for row in rows]
-    for number, fitted in enumerate(fit(titles, texts, left, console.width, first)):
+    for number, fitted in enumerate(fit(titles, texts, left, console.width, first, names)):
         if number:
             console.print()
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, fitted.gap - 1, 0, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable, Iterator
 
@@ -63,7 +62,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "gradient_checkpointing", "compile",
     ),
     "How it is run": (
-        "batch_size", "seed", "device", "workers", "cache_dir", "tensorboard", "measure_again", "restart", "timeout_s",
+        "batch_size", "seed", "device", "workers", "cache_dir", "tensorboard", "mlflow", "measure_again",
+        "restart", "timeout_s",
     ),
     "What is printed": ("as_json", "quiet", "help"),
 }  # fmt: skip
@@ -143,6 +143,8 @@ _ALL = "; convnext-deploy --help lists them."
 def _guess(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'WORD'?`, or nothing where no known word is alike. The dashes of options make nothing alike."""
     bare = {each.lstrip("-"): each for each in known}
+    import difflib
+
     alike = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1)
     return f"; did you mean {bare[alike[0]]!r}?" if alike else ""
 

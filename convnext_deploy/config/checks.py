@@ -6,11 +6,10 @@ import typing
 from collections.abc import Collection
 from typing import Any, Literal
 
-from convnext_deploy.config.image_size import plain_size, sides_of
+from convnext_deploy.config.image_size import LARGEST_SIDE, plain_size, sides_of
 from convnext_deploy.errors import RecipeError, suggest
 
 LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1
-LARGEST_SIDE = 16384  # pixels of a network's input
 
 
 def require(condition: bool, field_name: str, found: object, expected: str) -> None:

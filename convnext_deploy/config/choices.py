@@ -48,3 +48,9 @@ MetricName = Literal["top-1", "kNN top-1", "mAP"]
 """What an artifact is scored by, see `evaluation.metric`."""
 Dialect = Literal["timm", "torchvision", "facebook", "huggingface"]
 """Whose names of weights a checkpoint has."""
+CHANGE_LIMITS = {
+    "max_top1_drop_pp": "--max-drop",
+    "max_ece_increase_pp": "--max-ece-increase",
+    "max_class_drop_pp": "--max-class-drop",
+}
+"""What a gate says of a comparison with the baseline → its flag on the command line."""

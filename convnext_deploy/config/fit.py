@@ -89,6 +89,8 @@ class FitConfig(Augmentation):
         augmentation_epochs: so many epochs have crops of their own; later ones repeat theirs in another order. 0: all.
         augmentation_seed: of order and augmentation; none: the recipe's. Students with the same one see the same crops.
         compile: let `torch.compile` make the kernels.
+        patience: end when so many epochs in a row were no better than the best, which is then the result: by a tenth of the
+            training images, set aside for that and not trained on. 0: all epochs are trained, and the last is the result.
     """
 
     epochs: int = 300
@@ -114,6 +116,7 @@ class FitConfig(Augmentation):
     augmentation_epochs: int = 0
     augmentation_seed: int | None = None
     compile: bool = False
+    patience: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,4 +146,5 @@ class FitConfig(Augmentation):
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= value < 1")
         for name in ("head_input_dropout", "head_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 <= value < 1")
+        require(self.patience >= 0, "patience", self.patience, ">= 0")
         require(self.layer_scale_init > 0, "layer_scale_init", self.layer_scale_init, "> 0")

@@ -5,12 +5,20 @@ import re
 ImageSize = int | tuple[int, int]
 """Side of a square, or height and width."""
 
+LARGEST_SIDE = 16384  # pixels of a network's input
 _PAIR = re.compile(r"\s*(\d{1,9})\s*(?:[x×X]\s*(\d{1,9})\s*)?")
 
 
 def sides_of(size: ImageSize) -> tuple[int, int]:
     """Return height and width."""
     return (size, size) if isinstance(size, int) else size
+
+
+def possible_size(size: ImageSize) -> ImageSize:
+    """Return a size that images can have. Raises: ValueError: if it is none."""
+    if not all(1 <= side <= LARGEST_SIDE for side in sides_of(size)):
+        raise ValueError(f"image_size {size} is out of range, 1 to {LARGEST_SIDE}")
+    return size
 
 
 def plain_size(size: ImageSize) -> ImageSize:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from convnext_deploy.config.checks import LARGEST_SEED, check_fields, require
-from convnext_deploy.config.choices import FeatureOutput, GateOn
+from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.errors import RecipeError, suggest
@@ -12,14 +12,6 @@ SOURCE = "source"  # the name under which stages refer to the artifact that the 
 WEIGHTS_PREFIX = "weights:"  # before the place of a stage's initial weights
 TEACHER_PREFIX = "teacher:"  # before the place of a teacher that no stage makes
 BASELINE = "baseline"  # the name of its FP32 ancestor in the report
-
-
-CHANGE_LIMITS = {
-    "max_top1_drop_pp": "--max-drop",
-    "max_ece_increase_pp": "--max-ece-increase",
-    "max_class_drop_pp": "--max-class-drop",
-}
-"""What a gate says of a comparison with the baseline → its flag on the command line."""
 
 
 @dataclass(frozen=True)

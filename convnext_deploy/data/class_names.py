@@ -14,6 +14,7 @@ from typing import Any
 
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.name_files import NameFile
+from convnext_deploy.documents import is_plain_line
 from convnext_deploy.errors import DataError
 
 CLASS_FILES = ("classes.txt", "classnames.txt", "class_names.txt")
@@ -82,7 +83,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     ).read(path)
     names = tuple(name.strip() for name in found)
     for number, name in enumerate(names, 1):
-        if not name or not name.isprintable():
+        if not is_plain_line(name):
             raise DataError(
                 f"line {number} of {printable(path)} is not a class name; expected one per line, in plain text."
             )

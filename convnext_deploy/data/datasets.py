@@ -203,7 +203,7 @@ def open_data(
     names = tuple(sorted(contents.train))
     train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
     own = Data(str(root), train, validation, names, contents.ignored, contents=known, test=test if len(test) else None)
-    return _finish(replace(own, remarks=tuple(remarks)), contents, split)
+    return _finish(replace(own, remarks=(*remarks, *contents.remarks)), contents, split)
 
 
 def _open_labelled(

@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
-from convnext_deploy.data.useless_folder import describe_useless
+from convnext_deploy.data.useless_folder import advise, describe_useless
 from convnext_deploy.errors import DataError
 
 VALIDATION_FOLDERS = ("val", "validation", "valid")
@@ -27,7 +28,7 @@ class FolderContents:
     `ignored`: number of files that are not images by their name. `held_out`: some were taken from the training images, because the
     folder has no validation images of its own. `places`: the names of the splits that were read, train, validation, test;
     `unused`: of those that were not. `left_out`: images that the file of the split names for nothing. `reasons`: why each of the
-    `unreadable` cannot be read.
+    `unreadable` cannot be read. `remarks`: on files that are not images by their names, and could be made into some.
     """
 
     train: ClassFiles
@@ -40,6 +41,7 @@ class FolderContents:
     unused: tuple[str, ...] = ()
     left_out: int = 0
     reasons: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ def read_folder(root: Path, split: Split, skipping: Skipping | None) -> FolderCo
         where = printable(error.filename or root)
         raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
     found = {folder: files for folder, (files, _) in splits.items()}
-    ignored = sum(count for _, count in splits.values())
+    others = [path for _, paths in splits.values() for path in paths]
+    told: dict[str, Any] = {"ignored": len(others), "remarks": tuple(advise(others))}
     _spell_alike(found)
     if split.file is not None:
         unreadable = take_out_unreadable(found, skipping)
-        return replace(_divide_by_file(root, found, split.file), ignored=ignored, **unreadable)
+        return replace(_divide_by_file(root, found, split.file), **told, **unreadable)
     _check_classes(found, places.test)
     unreadable = take_out_unreadable(found, skipping)
     test = {} if places.test is None else found[places.test]
@@ -84,8 +87,8 @@ def read_folder(root: Path, split: Split, skipping: Skipping | None) -> FolderCo
     else:
         held = split_validation(found[places.train], places.train, split.fraction, split.seed, split.groups)
     names = tuple(f"{folder.name}/" for folder in folders)
-    contents = FolderContents(*held, test, ignored, (), places.validation is None, names, places.unused)
-    return replace(contents, **unreadable)
+    contents = FolderContents(*held, test, 0, (), places.validation is None, names, places.unused)
+    return replace(contents, **told, **unreadable)
 
 
 def _divide_by_file(root: Path, found: Mapping[Path, ClassFiles], file: Path) -> FolderContents:
@@ -175,15 +178,15 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(_image_files(folder))
 
 
-def _scan(split: Path) -> tuple[ClassFiles, int]:
-    """Return the images of each class folder in sorted order, and how many files are not images."""
+def _scan(split: Path) -> tuple[ClassFiles, list[Path]]:
+    """Return the images of each class folder in sorted order, and the files that are none."""
     found: ClassFiles = {}
     empty: list[Path] = []
-    ignored = sum(path.is_file() for path in split.iterdir())  # images outside of class folders have no label
+    others = [path for path in split.iterdir() if path.is_file()]  # images outside of class folders have no label
     for folder in sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith(".")):
         paths = list(_files(folder))
         images = [path for path in paths if _is_image(path)]
-        ignored += len(paths) - len(images)
+        others += [path for path in paths if not _is_image(path)]
         if not images and paths:
             raise DataError(describe_useless(folder, paths))
         if images:
@@ -198,11 +201,11 @@ def _scan(split: Path) -> tuple[ClassFiles, int]:
         )
     if not found:
         extensions = ", ".join(IMAGE_EXTENSIONS[:3])
-        loose = f", found {ignored} files outside of such folders" if ignored else ""
+        loose = f", found {len(others)} files outside of such folders" if others else ""
         raise DataError(
             f"{printable(split)} has no images; expected one folder per class with {extensions} files{loose}."
         )
-    return found, ignored
+    return found, others
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
 from convnext_deploy.data.label_table import (
     FILE_COLUMNS,
@@ -24,8 +25,16 @@ from convnext_deploy.data.label_table import (
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
 _SEPARATORS = {"|": "'|'", ";": "';'", ",": "commas", " ": "spaces"}
+_EXCEL = re.compile(
+    r"sep=.?\n", re.IGNORECASE
+)  # its first line where a table is divided by other characters than its own
+_UNNAMED = re.compile(r"(unnamed: \d+)?", re.IGNORECASE)  # as pandas calls a column of row numbers
 _VALIDATION_COLUMNS = ("is_valid", "is_val", "is_validation")
-_YES, _NO, _UNSURE = {"1", "true", "yes"}, {"0", "false", "no"}, {"", "-1", "nan", "na", "none", "unknown"}
+_YES, _NO, _UNSURE = (
+    {"1", "true", "t", "yes", "y"},
+    {"0", "false", "f", "no", "n"},
+    {"", "-1", "nan", "na", "none", "unknown"},
+)
 
 
 def parse_table(text: str) -> LabelTable:
@@ -33,16 +42,23 @@ def parse_table(text: str) -> LabelTable:
 
     Raises: ValueError, csv.Error: saying why that is no table of labels.
     """
-    first = text.lstrip("\n").split("\n", 1)[0]
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
+    if _EXCEL.match(text):
+        text = text.partition("\n")[2]
+    first = text.split("\n", 1)[0]
     delimiter = max((",", ";", "\t"), key=lambda each: (first.count(each), each == ","))
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        if any(row)
+    ]
     if not rows:
         raise ValueError("it is empty")
     if _is_image_name(rows[0][0]):
         if len(rows[0]) != 2:
             raise ValueError(f"its first line, which begins with '{rows[0][0]}', does not name the columns")
         rows.insert(0, ["filename", "labels"])
-    head, body = rows[0], rows[1:]
+    head, body = [same_name(name) for name in rows[0]], rows[1:]
     if not body:
         raise ValueError("it has no rows")
     for number, row in enumerate(body, 2):
@@ -55,7 +71,7 @@ def parse_table(text: str) -> LabelTable:
     names, roles, used = tuple(columns[file]), *_roles(columns, file)
     rest = {name: cells for name, cells in columns.items() if name not in {file, *used}}
     told = next((name for known in LABEL_COLUMNS for name in rest if plain(name) == known), None)
-    yes_or_no = [name for name, cells in rest.items() if _is_binary(cells)]
+    yes_or_no = [name for name, cells in rest.items() if not _UNNAMED.fullmatch(name) and _is_binary(cells)]
     if told is None and not yes_or_no and len(rest) == 1:
         told = next(iter(rest))
     if told is not None:
@@ -70,7 +86,8 @@ def parse_table(text: str) -> LabelTable:
     else:
         raise ValueError(f"none of its columns ({', '.join(head)[:200]}) is called 'labels', or has 0 and 1 alone")
     if unused:
-        found = replace(found, notes=(*found.notes, f"columns that are no labels and not used: {some(unused)}"))
+        named = [name or "one without a name" for name in unused]
+        found = replace(found, notes=(*found.notes, f"columns that are no labels and not used: {some(named)}"))
     return found
 
 
@@ -119,6 +136,7 @@ def _number(cell: str) -> str:
 
 def _lists(cells: Sequence[str]) -> tuple[list[list[str]], tuple[str, ...]]:
     """Divide cells into labels, and say at what."""
+    cells = ["" if cell.lower() == "nan" else cell for cell in cells]
     bare = [cell.strip("[]() ").replace("'", "").replace('"', "") if cell[:1] in "[(" else cell for cell in cells]
     separator = next((each for each in "|;," if any(each in cell for cell in bare)), None)
     if separator is None and _space_separates(bare):

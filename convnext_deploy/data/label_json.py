@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.label_table import (
     FILE_COLUMNS,
     LABEL_COLUMNS,
@@ -41,9 +42,13 @@ def parse_labels(content: Any) -> LabelTable:
         raise ValueError("it is neither a table of names nor a list of records")
     lists = []
     for name, labels in pairs:
-        found = [labels] if isinstance(labels, str | int) else [] if labels is None else labels
-        if not isinstance(found, list) or not all(isinstance(label, str | int) for label in found):
+        found = [labels] if type(labels) in (str, int) else [] if labels is None else labels
+        if not isinstance(found, list) or not all(type(label) in (str, int) for label in found):
             raise ValueError(f"the labels of '{name}' are not a list of names")
+        if all(type(label) is int for label in found) and len({*found}) < len(found):  # 0 and 1 for each class
+            raise ValueError(
+                f"the labels of '{name}' are numbers that come again; expected the names or numbers of those it has"
+            )
         lists.append([str(label) for label in found])
     if not pairs:
         raise ValueError("it is empty")
@@ -54,7 +59,7 @@ def parse_labels(content: Any) -> LabelTable:
 def _of_coco(content: Mapping[str, Any]) -> LabelTable:
     """Read which categories have an annotation in each image; crowds count, as they show the category."""
     files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-    categories = {each["id"]: str(each["name"]) for each in content["categories"]}
+    categories = {each["id"]: same_name(str(each["name"])) for each in content["categories"]}
     annotated = {each["category_id"] for each in content["annotations"]}
     # an export of Roboflow has a category above the others that no annotation names
     classes = [name for number, name in categories.items() if number in annotated]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.data.class_names import same_name
+
 ROLES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "validation"
 )
@@ -47,6 +49,7 @@ class LabelTable:
 
 def label_lists(names: Sequence[str], lists: Sequence[Sequence[str]]) -> LabelTable:
     """Return the table of images and lists of their labels; one such as 'No Finding', if always alone, says that there is none."""
+    lists = [[same_name(label) for label in labels] for labels in lists]
     classes = sorted({label for labels in lists for label in labels})
     says_none = [name for name in classes if name.lower() in _NOTHING]
     alone = all(len(labels) == 1 for labels in lists if set(labels) & {*says_none})

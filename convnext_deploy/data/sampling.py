@@ -13,6 +13,7 @@ from PIL import Image
 
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, ImageSet, name_images
 from convnext_deploy.data.shards import ShardImages
+from convnext_deploy.data.splits import group_finder
 
 
 def calibration_indices(
@@ -69,6 +70,40 @@ def divide_training_images(
     return (calibrating, chosen) if calibrating else (chosen[:1], chosen[1:])
 
 
+def selection_indices(data: Data, fraction: float, most: int, seed: int) -> list[int]:
+    """Choose training images to compare epochs by, in the class mix of all; none is a validation image.
+
+    Where images were divided by groups, such as patients, whole groups are chosen, so that they tell what new ones would.
+
+    Args:
+        data: with the training images.
+        fraction: of them, at least one.
+        most: images that are enough.
+        seed: of the choice.
+    """
+    train = data.train
+    other = _Duplicates(train, data.validation)
+    count = min(most, max(1, round(fraction * len(train))), max(0, len(train) - 1))
+    classes = rarest_labels(train.labels)
+    among = np.flatnonzero(np.bincount(classes)[classes] > 1)  # the only image of a class is trained on
+    chosen = sample_in_proportion(train.labels, among, count, seed)
+    if any(other.has(index) for index in chosen):
+        chosen = sample_in_proportion(train.labels, among[[not other.has(int(index)) for index in among]], count, seed)
+    names = name_images(train, Path(data.name))
+    if data.split is None or data.split.groups is None or not names:
+        return chosen
+    find = group_finder(data.split.groups)
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        members.setdefault(find(os.fsencode(name)), []).append(index)
+    whole: list[int] = []
+    for index in np.random.default_rng((seed, 0x5E1EC7)).permutation(chosen).tolist():
+        group = members.pop(find(os.fsencode(names[index])), [])
+        if len(whole) < count and len(whole) + len(group) < len(train):
+            whole += group
+    return sorted(whole)
+
+
 def gallery_indices(train: ImageSet, validation: ImageSet, most: int) -> list[int]:
     """Choose the training images that validation images are compared with, `most` in proportion to the classes, else all.
 
@@ -117,10 +152,11 @@ def without(data: Data, indices: Iterable[int]) -> Data:
     """Return the data with those training images left out, which so changes its fingerprint."""
     left_out = frozenset(indices)
     kept = [index for index in range(len(data.train)) if index not in left_out]
-    return dataclasses.replace(data, train=_only(data.train, kept))
+    return dataclasses.replace(data, train=only(data.train, kept))
 
 
-def _only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
+def only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
+    """Return some images of a set."""
     rows = np.asarray(kept, np.int64)
     if isinstance(images, ArrayImages):
         return dataclasses.replace(images, arrays=images.arrays[rows], labels=images.labels[rows])

@@ -1,5 +1,7 @@
-"""Say of a class folder without a usable image what is in it, and what can be done."""
+"""Say of a class folder without a usable image, and of files beside images, what they are and what can be done."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
@@ -29,3 +31,11 @@ def describe_useless(folder: Path, paths: list[Path]) -> str:
         f"the class folder {printable(folder)} has no image that can be read: {len(paths)} files ({some}), such as "
         f"{printable(min(paths).name)}; {advice}. Images end in {', '.join(IMAGE_EXTENSIONS)}."
     )
+
+
+def advise(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield what can be done about files beside images that hold some as well, a line for each ending."""
+    counts = Counter(path.suffix.lower() for path in paths if not path.name.startswith("."))
+    for ending, count in sorted(counts.items()):
+        if ending in _ADVICE:
+            yield f"{count:,} files that end in {ending} are not read: {_ADVICE[ending]}"

@@ -88,6 +88,7 @@ def list_features(
         here.needs("WebDataset shards", ("webdataset", "torch"), "--data with .tar files"),
         here.needs("published weights", ("huggingface_hub",), "timm/… and facebook/… by name"),
         here.needs("TensorBoard", ("tensorboard", "torch"), "--tensorboard"),
+        here.needs("MLflow", ("mlflow",), "--mlflow"),
         _power(here),
     )
 

@@ -59,6 +59,7 @@ LISTED = (
     Listed("huggingface_hub", "huggingface_hub", ("huggingface_hub",), "hub"),
     Listed("webdataset", "webdataset", ("webdataset",), "webdataset"),
     Listed("tensorboard", "tensorboard", ("tensorboard",), "tensorboard"),
+    Listed("mlflow", "mlflow", ("mlflow", "mlflow-skinny"), "mlflow"),
     Listed("nvidia-ml-py", "pynvml", ("nvidia-ml-py",), "nvml"),
 )
 # Of those that import torch, and so begin with its seconds; the others go beside them.

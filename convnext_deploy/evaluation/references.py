@@ -6,6 +6,7 @@ from convnext_deploy.artifacts.artifact import Artifact, StageRecord
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.image_size import show_size
 from convnext_deploy.data.datasets import Data
+from convnext_deploy.metrics.epochs import result_epoch
 
 _IMAGENET_CLASSES = 1000
 _TENCH = ("n01440764", "tench")  # how ImageNet's first class is named
@@ -22,16 +23,15 @@ class Reference:
 def find_reference(artifact: Artifact, data: Data) -> Reference | None:
     """Return what is known of an FP32 PyTorch network on the validation images; None where nothing is.
 
-    That is the top-1 after the last epoch of its own training, if the data is the same; or, of a network that was trained
+    That is the top-1 after its own training, if the data is the same; or, of a network that was trained
     elsewhere and the classes of ImageNet-1k, the figure published with the weights of its variant.
     """
     if not artifact.is_baseline or not isinstance(artifact.details, TorchDetails):
         return None
     if artifact.lineage and _is_judged_alike(artifact.lineage[-1], data) and artifact.details.history:
-        last = artifact.details.history[-1]
-        top1 = last.get(
-            "ema_validation_top1", last.get("validation_top1")
-        )  # of multi-label data there is another figure
+        kept = artifact.details.history[result_epoch(artifact.details.history) or 0]
+        # of multi-label data there is another figure
+        top1 = kept.get("ema_validation_top1", kept.get("validation_top1"))
         return None if top1 is None else Reference(top1, "measured on them after its training")
     return None if artifact.lineage else _published(artifact, data)
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from convnext_deploy.config.choices import InputRange
-from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, sides_of
+from convnext_deploy.config.image_size import LARGEST_SIDE, ImageSize, plain_size, show_size, sides_of
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.onnx_view import GraphView, Shape, array, attribute, inputs_of, shape_of, shape_words
 
@@ -50,7 +50,8 @@ def _layout(view: GraphView) -> tuple[int, bool, Shape]:
     """Return the number of channels, whether it is the last dimension, and the shape of the input."""
     # of a sequence only the shape of its tensors is known
     shapes = [shape_of(value) if isinstance(value.type, ir.TensorType) else () for value in view.inputs]
-    shape = shapes[0] if shapes else ()
+    # of a size below 0 runtimes take any, as some exporters mean it
+    shape = tuple(None if isinstance(size, int) and size < 0 else size for size in shapes[0]) if shapes else ()
     last = len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
     channels = shape[3 if last else 1] if len(shape) == 4 else None
     if len(shapes) != 1 or not isinstance(channels, int):
@@ -81,13 +82,16 @@ def find_image_input(
     fitting = [size for size in given if size is not None and _fits(size, sides)]
     if image_size is not None and image_size not in fitting:
         fixed = "×".join(str(side) if isinstance(side, int) else "any" for side in sides)
-        raise ArtifactError(f"takes images of {fixed} pixels, not of {show_size(image_size)}; leave --image-size out.")
+        cure = "give its fixed side and another, --image-size HEIGHTxWIDTH" if is_dynamic else "leave --image-size out"
+        raise ArtifactError(f"takes images of {fixed} pixels, not of {show_size(image_size)}; {cure}.")
     if is_dynamic and not fitting:
         raise ArtifactError(
             f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at, such as 224, or 32x48 "
             "for 32 rows of 48 pixels."
         )
     size = fitting[0] if fitting else plain_size((int(str(sides[0])), int(str(sides[1]))))
+    if not all(1 <= side <= LARGEST_SIDE for side in sides_of(size)):
+        raise ArtifactError(f"takes images of {show_size(size)} pixels; expected 1 to {LARGEST_SIDE}.")
     batch = shape[0] if isinstance(shape[0], int) else None
     is_uint8 = view.inputs[0].dtype == ir.DataType.UINT8
     return ImageInput(is_uint8, last, channels, batch, size, is_dynamic, find_normalization(view, channels))

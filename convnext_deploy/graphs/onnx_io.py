@@ -1,20 +1,23 @@
 """Read and write ONNX files, with the metadata inside, and name their nodes."""
 
+import errno
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from convnext_deploy.documents import open_file, parse_json, reason
+from convnext_deploy.documents import RefusedFileError, open_file, parse_json, reason
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
 from convnext_deploy.system.files import write_bytes
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 METADATA_KEY = "convnext_deploy"
+_POINTER = b"version https://git-lfs"
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
@@ -60,7 +63,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 def check_size(path: Path) -> None:
     """Refuse a file that no protobuf message can be, before all of it is read. Raises: OSError."""
-    open_file(path, _LARGEST).close()
+    with open_file(path, _LARGEST) as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise RefusedFileError(
+                errno.EINVAL, "it is a Git LFS pointer and not the model; run 'git lfs pull' where it came from"
+            )
 
 
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
@@ -95,7 +102,13 @@ def join_weights(proto: onnx.ModelProto, path: Path) -> None:
     Raises: ArtifactError: if they cannot be read, or are too large for one file.
     """
     try:
-        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
+        for tensor in filter(onnx.external_data_helper.uses_external_data, _tensors_of(proto.graph)):
+            place = next(entry for entry in tensor.external_data if entry.key == "location")
+            real = Path(os.path.realpath(path.parent / place.value))  # onnx reads through no link
+            place.value = real.name
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(real.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
     except Exception as error:  # missing, cut, or outside of the folder: each has an error of its own
         raise ArtifactError(f"{path}: the weights beside it cannot be read ({first_line(error)}).") from None
     if proto.ByteSize() > _LARGEST:
@@ -103,6 +116,16 @@ def join_weights(proto: onnx.ModelProto, path: Path) -> None:
             f"{path} and the weights beside it have {proto.ByteSize():,} bytes, and one ONNX file at most {_LARGEST:,}; a bundle "
             "has one file for each model."
         )
+
+
+def _tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of a graph, with those in attributes and subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors_of(inner)
 
 
 def fix_image(proto: onnx.ModelProto, image: tuple[int, ...]) -> None:

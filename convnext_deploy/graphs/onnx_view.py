@@ -140,7 +140,9 @@ def open_view(path: Path) -> GraphView:
         with _without_words():
             model = ir.from_proto(proto)
     except Exception as error:  # of any kind, where names are not text or nodes contradict each other
-        raise ArtifactError(f"{path} is damaged ({first_line(_cause(error))}); export it again.") from None
+        cause = _cause(error)
+        said = "places of weights that are no numbers" if "positional argument" in str(cause) else first_line(cause)
+        raise ArtifactError(f"{path} is damaged ({said}); export it again.") from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     check_external(model, path)
     try:
@@ -203,7 +205,7 @@ def check_external(model: ir.Model, path: Path) -> None:
         ends[str(tensor.location)] = max(ends[str(tensor.location)], (tensor.offset or 0) + (tensor.length or 0))
     for location, end in ends.items():
         data = path.parent / location
-        if location and leads_out(path.parent, location):
+        if location and leads_out(path.parent, location, path):
             raise ArtifactError(
                 f"{path} points to weights outside its folder, '{location}'; expected a file beside it."
             )

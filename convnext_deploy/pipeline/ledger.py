@@ -15,6 +15,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.neighbours import compare_features
 from convnext_deploy.pipeline.assumptions import Assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
+from convnext_deploy.pipeline.tracking import Tracking
 from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
@@ -35,6 +36,7 @@ class Ledger:
             brought without it is its own.
         scores: name → score, of what could be run.
         vectors: name → features of some images, of feature extractors that could be run.
+        tracking: is told what the report has.
     """
 
     report: Report
@@ -44,6 +46,7 @@ class Ledger:
     baselines: dict[str, str] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
+    tracking: Tracking = field(default_factory=Tracking)
 
     def record(
         self,
@@ -110,6 +113,7 @@ class Ledger:
         self.report = dataclasses.replace(self.report, **fields)  # type: ignore[arg-type]  # the fields are the report's own
         if self.out is not None:
             write_report(self.report, self.out)
+        self.tracking.show(self.report)
 
 
 def open_ledger(

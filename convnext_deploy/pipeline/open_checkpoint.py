@@ -34,8 +34,9 @@ WEIGHT_FILES = (
 def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
     """Describe a file of weights of any library, and of several networks in it the one named `entry`; see `open_input`."""
     from convnext_deploy.models.checkpoints.hub_config import TRANSFORMERS_DEFAULT_EPS, read_hub_config
-    from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_index
+    from convnext_deploy.models.checkpoints.safe_reader import load_metadata
     from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
+    from convnext_deploy.models.checkpoints.weight_index import read_index
 
     header = load_metadata(path)
     if header:

@@ -20,6 +20,7 @@ from convnext_deploy.config.records import read_record, shown
 from convnext_deploy.data.class_names import parse_names
 from convnext_deploy.errors import CheckpointError, OtherNetworkError, first_line
 from convnext_deploy.models.checkpoints import INDEX
+from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_artifact import CHECKPOINT_SUFFIXES, ask_for, open_input
 from convnext_deploy.pipeline.open_checkpoint import WEIGHT_FILES, evaluation_note
 from convnext_deploy.pipeline.told_classes import find_class_names
@@ -67,6 +68,8 @@ def open_teacher_input(
     named = read_name(str(place))
     if named is None:
         path = Path(place)
+        if not os.path.lexists(path) and not is_weights_name(str(place)):
+            check_place(path, EXPECTED_OF_TEACHERS)  # which raises
         found = _open_foreign(path) if os.path.lexists(path) else None
         return _open_own(path, model, asked) if found is None else ask_for(found, asked, path)
     if named.weights is None:
@@ -276,8 +279,8 @@ def _describe(
 def _told(values: Mapping[str, Any], channels: int, origin: str) -> Preprocess:
     """Return a preprocessing with what a file tells; the rest is usual, and assumed."""
     usual = default_preprocess(int(values.get("image_size", 224)), None, channels)
+    checked = read_record(Preprocess, {**usual.settings(), **values}, "preprocessing")
     found = tell(assume(usual, "usual, because no file tells it"), values, origin)
-    checked = read_record(Preprocess, {**found.settings(), **values}, "preprocessing")
     return dataclasses.replace(checked, origins=found.origins)
 
 

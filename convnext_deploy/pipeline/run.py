@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -23,9 +24,11 @@ from convnext_deploy.pipeline.run_folder import claim, list_unreadable
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
+from convnext_deploy.pipeline.tracking import Tracking, open_trackers
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
+    from convnext_deploy.data.contents import Contents
     from convnext_deploy.evaluation.measure import Measurement
     from convnext_deploy.evaluation.timing.speedup import Speed
 
@@ -53,9 +56,17 @@ def run_recipe(
         contents = receive()
         known = None if data is None else replace(data, contents=contents)
         return _follow(recipe, settings, source, known, dict(weights))
-    with claim(settings.out):
-        from_first(lambda: check_run(recipe, settings, source, data, weights))
-        return _run(recipe, settings, source, data, weights)
+    with claim(settings.out), ExitStack() as opened:
+        tracking = Tracking()
+
+        def begin() -> Contents | None:
+            nonlocal tracking
+            contents = check_run(recipe, settings, source, data, weights)
+            tracking = opened.enter_context(_open_trackers(recipe, settings, data))
+            return contents
+
+        from_first(begin)
+        return _run(recipe, settings, source, data, weights, tracking)
 
 
 def plan_recipe(
@@ -89,7 +100,12 @@ class _Run:
 
 
 def _run(
-    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+    recipe: Recipe,
+    settings: Settings,
+    source: Artifact | None,
+    data: Data | None,
+    weights: Mapping[str, Artifact],
+    tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order."""
     assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
@@ -105,6 +121,7 @@ def _run(
         artifacts=weights,
         assumptions=assumptions,
     )
+    ledger.tracking = tracking
     list_unreadable(settings.out, data)
     run = _Run(recipe, settings, data, ledger)
     ledger.change(complete=False, source_preprocess=recipe.source_preprocess, source_output=recipe.source_output)
@@ -122,6 +139,17 @@ def _run(
     score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
+
+
+def _open_trackers(recipe: Recipe, settings: Settings, data: Data | None) -> AbstractContextManager[Tracking]:
+    told = {
+        "data": "none" if data is None else data.name,
+        "device": str(settings.execution.device),
+        "out": str(settings.out),
+        "command": settings.command or "",
+    }
+    wanted = {"tensorboard": settings.tensorboard, "mlflow": settings.mlflow}
+    return open_trackers(recipe, settings.out, told, settings.execution.progress, **wanted)
 
 
 def _bring(run: _Run, source: Artifact) -> None:
@@ -161,7 +189,7 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
     else:
         is_to_be_made()
     if artifact is None:
-        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of)
+        artifact = execute_stage(stage, inputs, run.recipe, run.settings, run.data, made_of, run.ledger.tracking)
         run.executed.append(stage.name)
     else:
         run.settings.execution.progress.say(f"{stage.name}: up to date")

@@ -24,6 +24,7 @@ from convnext_deploy.pipeline.ingredients import (
     recorded_ingredients,
 )
 from convnext_deploy.pipeline.open_artifact import find_baseline
+from convnext_deploy.pipeline.tracking import Tracking
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.distributed import world
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class Settings:
     """Where and how a recipe runs; none of it changes what the stages mean.
 
-    `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`.
+    `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`; `mlflow`: a run of MLflow.
     `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float baseline.
     `measure_again`: score and time also what an earlier run has measured. `restart`: replace what differs from what is asked for.
     """
@@ -53,6 +54,7 @@ class Settings:
     speed_check: bool = True
     measure_again: bool = False
     restart: bool = False
+    mlflow: bool = False
 
 
 def execute_stage(
@@ -62,10 +64,12 @@ def execute_stage(
     settings: Settings,
     data: Data | None,
     made_of: Ingredients,
+    tracking: Tracking | None = None,
 ) -> Artifact:
     """Run a stage and write its artifact into `settings.out`, completely or not at all.
 
-    Where there are several processes, all of them call this for a stage that trains, and the first one writes.
+    Where there are several processes, all of them call this for a stage that trains, and the first one writes. `tracking` is told
+    the figures of each epoch.
 
     Raises: DeployError: if the stage cannot do its work.
     """
@@ -85,7 +89,7 @@ def execute_stage(
             teachers=tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher")),
             weights=inputs.get("weights"),
             baseline=_find_teacher(stage, inputs, settings),
-            store=_open_store(stage, settings, made_of) if stage.config.trains else None,
+            store=_open_store(stage, settings, made_of, tracking) if stage.config.trains else None,
             open_graph=lambda artifact: open_runner(artifact).logits,
         )
         with needing_memory(f"{stage.name} ({stage.config.kind})", stage.config.takes_less_memory):
@@ -128,11 +132,12 @@ def _find_teacher(stage: StageEntry, inputs: Mapping[str, Artifact], settings: S
     return None
 
 
-def _open_store(stage: StageEntry, settings: Settings, made_of: Ingredients) -> TrainingStore:
+def _open_store(
+    stage: StageEntry, settings: Settings, made_of: Ingredients, tracking: Tracking | None
+) -> TrainingStore:
     from convnext_deploy.training.checkpoint_store import TrainingStore, read_owner
-    from convnext_deploy.training.tensorboard import TensorBoardEvents
 
-    events = TensorBoardEvents(settings.out / "tensorboard" / stage.name) if settings.tensorboard else None
+    events = None if tracking is None else tracking.of(stage.name)
     folder, progress = training_folder(settings.out, stage), settings.execution.progress
     owner = read_owner(folder)
     # settings that have come since with their defaults give another key for the same training

@@ -1,11 +1,14 @@
 """The names of a foreign network's classes, where its file, the arguments of its training or a file beside it tell them."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.records import name_shown
 from convnext_deploy.data.class_names import CLASS_FILES, parse_names, read_class_names
+from convnext_deploy.documents import is_plain_line
 from convnext_deploy.errors import DataError
 
 _KEYS = (
@@ -54,7 +57,11 @@ def names_of_tables(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, 
         for key in _KEYS:
             try:
                 names = tuple(parse_names(place.get(key)))
-                if names and names != tuple(f"LABEL_{number}" for number in range(len(names))):  # transformers' own
+                if (
+                    names
+                    and all(map(is_plain_line, names))
+                    and names != tuple(f"LABEL_{number}" for number in range(len(names)))
+                ):  # transformers' own
                     yield key, names
             except (ValueError, TypeError):
                 continue
@@ -62,7 +69,8 @@ def names_of_tables(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, 
 
 def _mapped(path: Path, spec: ModelSpec, given: str) -> tuple[tuple[str, ...] | None, list[str]]:
     """Read timm's class map, which lies where it lay, or beside the weights: text with a name per line."""
-    found = next((place for place in (Path(given), path.parent / Path(given).name) if place.is_file()), None)
+    places = (Path(given), path.parent / Path(given).name)
+    found = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113  (false for names no file can have)
     try:
         names = None if found is None else read_class_names(found)
     except DataError:
@@ -70,6 +78,6 @@ def _mapped(path: Path, spec: ModelSpec, given: str) -> tuple[tuple[str, ...] | 
     if names is not None and len(names) == spec.num_classes:
         return names, [f"{path.name}: names of the classes from {found}, the class map that its training was given"]
     return None, [
-        f"{path.name}: its training was given the class map {given}, which is not at hand, so that the order of the classes is not "
-        "known: give the names with --classes FILE"
+        f"{path.name}: its training was given the class map {name_shown(given)}, which is not at hand, so that the order of the "
+        "classes is not known: give the names with --classes FILE"
     ]

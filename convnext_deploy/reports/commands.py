@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.config.choices import CHANGE_LIMITS
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import BASELINE, CHANGE_LIMITS, SOURCE
+from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.reports.record import Report, StageRow
 

@@ -1,5 +1,6 @@
 """Run ONNX artifacts on ONNX Runtime, by any of its execution providers."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ _PACKAGES = {
 }
 """Runner → the package on PyPI that brings its provider."""
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+_LOADING = "[ONNXRuntimeError]"
+_PLACE = re.compile(r"^/\S+\.(h|cc):\d+ .*?\) (?=[A-Z])")  # of a line of C++, with all types of a function
 
 
 class ONNXRuntimeRunner:
@@ -67,7 +71,7 @@ class ONNXRuntimeRunner:
             )
         except Exception as error:
             # ONNX Runtime raises classes of its C++ module that have no common public base
-            raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {first_line(error)}") from None
+            raise ArtifactError(f"ONNX Runtime cannot open {artifact.main_file}: {_reason(error)}") from None
         if provider not in self.session.get_providers():  # only a log line says that its libraries were not found
             raise BackendUnavailableError(
                 f"{provider} does not start here; install what the documentation of {_PACKAGES[name]} asks for."
@@ -111,3 +115,11 @@ class ONNXRuntimeRunner:
         del self.session
         if self._profile is not None:
             self._profile.cleanup()
+
+
+def _reason(error: Exception) -> str:
+    """Return what ONNX Runtime says, without the path, which stands before it, and the place in its source."""
+    text = first_line(error)
+    _, found, said = text.partition(" failed:")
+    said = _PLACE.sub("", said if found and text.startswith(_LOADING) else text).strip()
+    return said or text

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.datasets import Data, ImageSet
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.checkpoint_store import TrainingStore
@@ -23,7 +23,8 @@ class StageContext:
 
     `cache_dir` is for what can be computed again; what is in it has names that tell it apart, so runs may share it. With
     `execution.cache_dir` small images are kept there too, and not in memory. `baseline` is the FP32 ancestor of a quantized source,
-    `store` keeps the state of a training. `open_graph` opens an ONNX file that teaches.
+    `store` keeps the state of a training. `open_graph` opens an ONNX file that teaches. `selection`: training images that are not
+    in `data` any more, by which the best epoch is chosen.
     """
 
     name: str
@@ -36,6 +37,7 @@ class StageContext:
     baseline: Artifact | None = None
     store: TrainingStore | None = None
     open_graph: OpenGraph | None = None
+    selection: ImageSet | None = None
 
     def need_data(self) -> Data:
         """Return the images. Raises: DataError: if none were given."""

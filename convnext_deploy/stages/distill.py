@@ -23,6 +23,7 @@ from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.epoch_choice import set_aside
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.teachers import (
     Taught,
@@ -71,6 +72,7 @@ def foresee(config: DistillConfig, given: Given) -> Outlook:
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
     foresee(config, given_to(context, source))
+    context = set_aside(config.fit, context)
     data = context.need_data()
     _check_multi_label(config, data, context)
     start = source or context.weights

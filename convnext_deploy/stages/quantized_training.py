@@ -16,6 +16,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.quantization.dead_channels import scales_kept_in_half
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.epoch_choice import set_aside
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
 from convnext_deploy.stages.training_setup import fit_network, label_weights
 from convnext_deploy.training.losses import Distillation
@@ -42,6 +43,7 @@ def train_quantized(
         config: settings.
         context: of the stage.
     """
+    context = set_aside(config.fit, context)
     teacher = own
     if context.teachers:
         other = context.teachers[0]

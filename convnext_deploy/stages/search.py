@@ -105,8 +105,8 @@ def say_who_judges(judge: Judge, calibrating: int, context: StageContext) -> Non
     )
     if known - new > _MEMORIZED:
         say(
-            f"{context.name}: the float network is {100 * known:.1f} % sure of its answers there and {100 * new:.1f} % on "
-            "validation images, so it knows the former; what changes would cost more on the latter is part of the risk"
+            f"{context.name}: the float network is {100 * known:.1f} % sure of its answers to them and {100 * new:.1f} % to "
+            "validation images: it knows them from its training, and new images may lose more; the risk allows for that"
         )
 
 

@@ -9,6 +9,7 @@ from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.stages.epoch_choice import set_aside
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.training_setup import fit_network, foresee_training, label_weights, model_of, start_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
@@ -30,8 +31,9 @@ def run(config: TrainConfig, source: Artifact | None, context: StageContext) -> 
 
     Of multi-label data each label has a binary cross-entropy of its own.
     """
-    data = context.need_data()
     foresee(config, given_to(context, source))
+    context = set_aside(config.fit, context)
+    data = context.need_data()
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     network = start_network(spec, config.fit, start, context)

@@ -30,8 +30,9 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit
 from convnext_deploy.system.distributed import from_first, world
 from convnext_deploy.training.evaluate_labels import evaluate_labels
-from convnext_deploy.training.fit import Objective, evaluate_classifier, fit
+from convnext_deploy.training.fit import Objective, fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
+from convnext_deploy.training.scoring import Evaluation, Scoring, epochs_between, evaluate_classifier
 from convnext_deploy.training.teacher import evaluate_features
 from convnext_deploy.training.torch_compile import compile_network
 
@@ -155,20 +156,23 @@ def fit_network(
 ) -> History:
     """Run the training loop on the training images with a stage's settings, and return its history without times.
 
-    After each epoch the network is scored by the labels, or a feature extractor by how like its features are to its teacher's.
+    After an epoch the network is scored by the labels, or a feature extractor by how like its features are to its teacher's.
     """
     data, own, execution = context.need_data(), world(), context.execution
     evaluate = evaluate_labels if data.multi_label else evaluate_classifier
     freeze(network, config.frozen_stages)
     if config.compile:
         compile_network(network, execution.device)
-    validation = EvaluationBatches(
-        data.validation,
-        preprocess,
-        config.batch_size,
-        execution.workers,
-        range(own.rank, len(data.validation), own.size),
-        keeps_workers=True,
+    validation, selection = (
+        EvaluationBatches(
+            images,
+            preprocess,
+            config.batch_size,
+            execution.workers,
+            range(own.rank, len(images), own.size),
+            keeps_workers=True,
+        )
+        for images in (data.validation, context.selection or data.validation)
     )
     batches = TrainingBatches(
         data.train,
@@ -181,7 +185,19 @@ def fit_network(
         cache=_decode_small(data, len(preprocess.mean), context),
         world=own,
     )
-    with closing(batches), closing(validation):
+
+    def score(images: EvaluationBatches) -> Evaluation:
+        if teacher is None:
+            return lambda model: evaluate(model, images, execution.device)
+        return lambda model: evaluate_features(model, teacher, images, execution.device)
+
+    networks = 2 if config.ema_decay else 1
+    scoring = Scoring(
+        score(validation),
+        epochs_between(len(batches) * batches.batch_size, len(data.validation), networks),
+        None if context.selection is None else score(selection),
+    )
+    with closing(batches), closing(validation), closing(selection):
         history = fit(
             network,
             batches,
@@ -189,11 +205,7 @@ def fit_network(
             _schedule(config, execution.device),
             execution,
             description=context.name,
-            evaluate=lambda model: (
-                evaluate(model, validation, execution.device)
-                if teacher is None
-                else evaluate_features(model, teacher, validation, execution.device)
-            ),
+            scoring=scoring,
             store=context.store,
         )
     # how fast it went is in the history file; what describes an artifact must not differ from run to run

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors that mean that there is no room for what is written."""
 DISK_FAULTS = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE)
 """Errors of the disk and not of what was asked of it."""
-_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust write them, such as safetensors
-_PARTIAL = re.compile(r"\.(.+)\.partial")
+_IN_TEXT = r"\(os error (\d+)\)"  # how libraries in Rust write them, such as safetensors
+_PARTIAL = r"\.(.+)\.partial"
 _ADVICE = {
     errno.EROFS: "mount it for writing, for it is read-only",
     errno.EIO: "see what dmesg says, for the disk itself fails",
@@ -33,7 +32,7 @@ def system_error(error: BaseException) -> OSError | None:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno is not None:
             return seen
-        if (found := _IN_TEXT.search(str(seen))) is not None:
+        if (found := re.search(_IN_TEXT, str(seen))) is not None:
             return OSError(int(found[1]), os.strerror(int(found[1])))
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
@@ -55,7 +54,7 @@ class Target:
 
 def cannot_write(target: Target, error: OSError, least: int = 0) -> OutputError:
     """Return the error of a file or folder that could not be written; `least` bytes of it had been, so that it needs more."""
-    parts = ((found[1] if (found := _PARTIAL.fullmatch(part)) else part) for part in target.path.parts)
+    parts = ((found[1] if (found := re.fullmatch(_PARTIAL, part)) else part) for part in target.path.parts)
     shown = Path(*parts)  # of what lies in a folder that is not complete yet, too
     start = f"{target.what} cannot be written to {shown}" if target.what else f"{shown} cannot be written"
     advice = _ADVICE.get(error.errno or 0, "")
@@ -78,6 +77,8 @@ def naming_disk_faults() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
+        import tempfile
+
         folder = Path(tempfile.gettempdir())
         path = folder if error.filename is None else Path(os.fsdecode(error.filename))
         what = "a temporary file" if error.filename is None else ""

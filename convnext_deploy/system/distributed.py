@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from convnext_deploy.errors import DeployError, ProcessLostError, first_line
-from convnext_deploy.system.cuda_driver import cuda_driver_error
 
 T = TypeVar("T")
 # The others wait while the first process scores an artifact or exports one, which takes as long as it takes.
@@ -55,6 +54,8 @@ def world() -> World:
     if found.size == 1:
         return found
     import torch.distributed as dist
+
+    from convnext_deploy.system.cuda_driver import cuda_driver_error
 
     if not dist.is_initialized():
         backend = "gloo" if cuda_driver_error() else "cpu:gloo,cuda:nccl"

@@ -18,13 +18,13 @@ from convnext_deploy.system.progress import Progress
 Result = TypeVar("Result")
 
 LESS_MEMORY = "close other programs, use fewer --workers where there are some, or use a machine with more memory"
-_WORDS = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|bad_alloc|bad allocation|not enough memory|"
-    r"_ALLOC_FAILED|outofmemory|failed to map segment|could not create a (primitive|memory object)$",  # the last are oneDNN's
-    re.IGNORECASE,
+# Patterns are compiled when there is an error: every start of the command line imports this file.
+_WORDS = (
+    r"(?i)out of memory|can't allocate memory|cannot allocate memory|failed to allocate|bad_alloc|bad allocation|not enough memory|"
+    r"_ALLOC_FAILED|outofmemory|failed to map segment|could not create a (primitive|memory object)$"  # the last are oneDNN's
 )
-_ASKED = re.compile(r"allocate ([\d.]+ [KMGT]iB)|allocate (\d+) bytes|buffer of size (\d+)", re.IGNORECASE)
-_GPU = re.compile(r"CUDA|CUBLAS|CUDNN|GPU")
+_ASKED = r"(?i)allocate ([\d.]+ [KMGT]iB)|allocate (\d+) bytes|buffer of size (\d+)"
+_GPU = r"CUDA|CUBLAS|CUDNN|GPU"
 _THREAD = "can't start new thread"
 
 
@@ -37,7 +37,7 @@ def out_of_memory(error: BaseException) -> BaseException | None:
         if (
             kinds & {"MemoryError", "OutOfMemoryError"}
             or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM)
-            or (is_text and (_WORDS.search(str(seen)) or _THREAD in str(seen)))
+            or (is_text and (re.search(_WORDS, str(seen)) or _THREAD in str(seen)))
         ):
             return seen
         seen = seen.__cause__ or seen.__context__
@@ -57,9 +57,9 @@ def too_little_memory(where: str, error: BaseException, lower: str) -> TooLittle
         return TooLittleMemoryError(
             f"{where}: no thread can be started, for want of memory or by ulimit -u; raise that, or {lower}."
         )
-    found = _ASKED.search(text)
+    found = re.search(_ASKED, text)
     asked = "" if found is None else f" ({found[1] or f'{int(found[2] or found[3]):,} bytes'} more were asked for)"
-    whose = "the GPU has" if _GPU.search(text) else "there is"
+    whose = "the GPU has" if re.search(_GPU, text) else "there is"
     return TooLittleMemoryError(f"{where}: {whose} too little memory{asked}; {lower}.")
 
 

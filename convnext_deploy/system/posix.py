@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import subprocess
 
 BINARY = getattr(os, "O_BINARY", 0)
 """For `os.open`: without it Windows changes the ends of lines."""
@@ -67,6 +68,8 @@ def free_bytes(folder: Path) -> int | None:
     Raises: OSError.
     """
     if not hasattr(os, "statvfs"):
+        import shutil
+
         return shutil.disk_usage(folder).free
     status = os.statvfs(folder)
     return None if status.f_files and not status.f_favail else status.f_bavail * status.f_frsize

@@ -46,6 +46,11 @@ class SilentProgress:
         pass
 
 
+def describe_rate(rate: float, unit: str) -> str:
+    """Return a rate per second in three digits with its unit, such as `31.4 images/s`."""
+    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s"
+
+
 def alive(progress: Progress | None, what: str) -> AbstractContextManager[None]:
     """Show that `what` goes on where no task tells of it, on displays that can: those with a method of this name."""
     show = getattr(progress, "alive", None)

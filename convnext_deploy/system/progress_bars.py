@@ -28,7 +28,7 @@ from rich.text import Text
 from convnext_deploy.errors import printable
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.notebook_progress import NotebookProgress, in_notebook
-from convnext_deploy.system.progress import Progress, SilentProgress, Task
+from convnext_deploy.system.progress import Progress, SilentProgress, Task, describe_rate
 from convnext_deploy.system.standard_error import tell
 
 _LINE_EVERY_S = 10.0
@@ -64,11 +64,6 @@ class _PlainTask:
         rate = describe_rate(done / max(seconds, 1e-9), self.unit) if done > 1 and seconds >= 0.1 else ""
         parts = (f"{self.description}: done in {seconds:.1f} s", rate, self.note)
         tell(", ".join(part for part in parts if part))
-
-
-def describe_rate(rate: float, unit: str) -> str:
-    """Return a rate per second in three digits with its unit, such as `31.4 images/s`."""
-    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s"
 
 
 class PlainProgress:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -20,7 +20,6 @@ from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import whole_file, write_text
 from convnext_deploy.system.memory_faults import out_of_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
-from convnext_deploy.training.tensorboard import TensorBoardEvents
 
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
 SAVE_EVERY_S = 60.0
@@ -55,6 +54,13 @@ def remove_state(folder: Path) -> None:
         raise OutputError(f"the training in {folder} cannot be removed ({error.strerror}).") from None
 
 
+class TakesEpochs(Protocol):
+    """Something that the figures of epochs are told to."""
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Take the figures of an epoch, `epoch` being its number."""
+
+
 class TrainingStore:
     """A folder with the last state, the best weights and the history of a training. Of several processes only the first writes.
 
@@ -62,7 +68,7 @@ class TrainingStore:
         folder: made when something is written; what it holds of another training is not used.
         key: names the training: its settings, data, starting weights and result version. One with another key is of another one.
         save_every_s: least time between two states; what was done since the last one is done again after a kill.
-        events: where the figures of each epoch also go as TensorBoard events.
+        events: where the figures of each epoch also go, those of earlier processes as well; None: nowhere.
         progress: where to say that a state is damaged; None: nowhere.
         made_of: what the key is a hash of, as text, which `read_owner` returns.
     """
@@ -72,12 +78,13 @@ class TrainingStore:
         folder: Path,
         key: str,
         save_every_s: float = SAVE_EVERY_S,
-        events: TensorBoardEvents | None = None,
+        events: TakesEpochs | None = None,
         progress: Progress | None = None,
         made_of: str = "",
     ) -> None:
         self.folder, self.key, self.save_every_s, self.events = folder, key, save_every_s, events
         self._made_of = made_of
+        self._told = 0  # epochs
         self._progress = progress or SilentProgress()
         self._saved_at = time.monotonic()
 
@@ -130,7 +137,9 @@ class TrainingStore:
             return
         write_text(self.folder / HISTORY, json.dumps(history, indent=1) + "\n")
         if self.events is not None:
-            self.events.write(history[-1])
+            for row in history[self._told :]:
+                self.events.write(row)
+            self._told = len(history)
 
 
 def _size(state: Any) -> int:

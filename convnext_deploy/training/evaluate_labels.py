@@ -14,7 +14,7 @@ from convnext_deploy.training.losses import bce_loss
 def evaluate_labels(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
     """Return the mean binary cross-entropy `validation_loss` and the mean average precision `validation_map`, in [0, 1].
 
-    For multi-label data; otherwise as `training.fit.evaluate_classifier`.
+    For multi-label data; otherwise as `training.scoring.evaluate_classifier`.
     """
     network.eval()
     found = [(network(images.to(device)).float().cpu(), labels) for images, labels in batches]

@@ -7,11 +7,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_deploy.data.loaders import Batch, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.errors import DataError, DeployError, LoaderError, OutputError, first_line
+from convnext_deploy.metrics.epochs import best_epoch
 from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
@@ -21,14 +21,11 @@ from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
 from convnext_deploy.training.parallel import keeping_gradients, shared
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.scoring import NOT_SCORED, EpochLines, Scoring, describe_choice
 from convnext_deploy.training.training_state import TrainingState
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 """Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
-Evaluation = Callable[[nn.Module], dict[str, float]]
-"""Scores a network on the validation images: at least `validation_top1` or `validation_map`, see `SCORES`."""
-SCORES = ("validation_top1", "validation_map")
-"""The figures by which one epoch is better than another, of which each training has one."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
@@ -40,10 +37,12 @@ def fit(
     execution: Execution,
     *,
     description: str,
-    evaluate: Evaluation | None = None,
+    scoring: Scoring = NOT_SCORED,
     store: TrainingStore | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place and leave it in evaluation mode, with the averaged weights if there is an average.
+
+    The last weights are the result; with patience those after the best epoch, see `Schedule`.
 
     Where there are several processes, each calls this with the same model and its own part of the batches; gradients and losses
     are averaged over all, and every one ends with the same weights.
@@ -58,10 +57,10 @@ def fit(
         schedule: how the network learns.
         execution: its seed is that of stochastic depth and dropout; the global random state is left as it was.
         description: what the progress display shows.
-        evaluate: called after every epoch, and once more for the average, in all processes.
+        scoring: by what the network is scored after an epoch, and its average too, in all processes.
         store: where the state is kept; a training that it holds goes on where it was.
 
-    Returns: per epoch the mean training loss, the last learning rate, images per second, and what `evaluate` returned.
+    Returns: per epoch the mean training loss, the last learning rate, images per second, and what `scoring` gave.
 
     Raises:
         DeployError: when the loss is not finite, with the step and the learning rate.
@@ -79,18 +78,25 @@ def fit(
         postponed() as signals,
     ):
         parts = body, list(trained.values())
-        loop = _Loop(batches, objective, schedule, description, evaluate, store, state, *parts, signals)
+        loop = _Loop(batches, objective, schedule, description, scoring, store, state, *parts, signals)
         state.seed(execution.seed)
         if _goes_on(state, store):
             progress.say(f"{description}: goes on at step {state.step} of {total_steps}")
+        lines = EpochLines(progress, description, schedule.epochs, state.step / total_steps)
         images = batches.batch_size
         with progress.task(description, total_steps * images, "images", done=state.step * images) as task:
             model.train()
-            while state.step < total_steps or state.is_before_evaluation(len(batches)):
+            while not _is_over(loop, total_steps):
                 if not state.is_before_evaluation(len(batches)):
                     _train_epoch(loop, task)
                 _end_epoch(loop)
-    if state.average is not None:
+                if scoring.validate is not None:
+                    lines.say(state.history)
+    if state.best is not None:
+        model.load_state_dict(state.best)
+        best = best_epoch(state.history, "selection")
+        progress.say(f"{description}: {describe_choice(state.history, best or 0)}")
+    elif state.average is not None:
         model.load_state_dict(state.average.module.state_dict())
     model.eval()
     return state.history
@@ -120,7 +126,7 @@ class _Loop:
     objective: Objective
     schedule: Schedule
     description: str
-    evaluate: Evaluation | None
+    scoring: Scoring
     store: TrainingStore | None
     state: TrainingState
     body: list[nn.Parameter]
@@ -131,6 +137,16 @@ class _Loop:
     def rate_at(self, step: int) -> float:
         """Return the learning rate of a step, before the factors of the layers."""
         return self.schedule.rate_at(step, len(self.batches), self.batches.batch_size)
+
+
+def _is_over(loop: _Loop, total_steps: int) -> bool:
+    """Whether all steps are done, or so many epochs brought nothing better as `Schedule.patience` says."""
+    state, patience = loop.state, loop.schedule.patience
+    if state.is_before_evaluation(len(loop.batches)):
+        return False
+    best = best_epoch(state.history, "selection")
+    waited = 0 if best is None else len(state.history) - 1 - best
+    return state.step >= total_steps or (patience > 0 and waited >= patience)
 
 
 def _first_state(model: nn.Module, batches: TrainingBatches, schedule: Schedule) -> TrainingState:
@@ -247,28 +263,26 @@ def _end_epoch(loop: _Loop) -> None:
         "learning_rate": loop.rate_at(state.step - 1),
         "images_per_s": steps * loop.batches.batch_size / state.sums["seconds"],
     }
-    if loop.evaluate is not None:
-        with _between_steps(loop):
-            row |= loop.evaluate(state.model)
-            state.model.train()
-            if state.average is not None:
-                row |= {f"ema_{name}": figure for name, figure in loop.evaluate(state.average.module).items()}
+    with _between_steps(loop):
+        number = len(state.history) + 1
+        row |= loop.scoring.score(state.model, number, loop.schedule.epochs)
+        state.model.train()
+        if state.average is not None:
+            averaged = loop.scoring.score(state.average.module, number, loop.schedule.epochs)
+            row |= {f"ema_{name}": figure for name, figure in averaged.items()}
     state.history.append(row)
     state.sums = {"loss": 0.0, "seconds": 0.0}
+    result = state.model if state.average is None else state.average.module
+    chooses = loop.scoring.choose is not None
+    is_best = best_epoch(state.history, "selection" if chooses else "validation") == len(state.history) - 1
+    if is_best and chooses:
+        state.best = {name: tensor.detach().cpu().clone() for name, tensor in result.state_dict().items()}
     if store is not None:
-        result = state.model if state.average is None else state.average.module
-        _keep(store, state.history, result, averaged=state.average is not None)
+        store.save_history(state.history)
+        if is_best:
+            weights = result.state_dict()
+            store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
         store.save(state.snapshot())
-
-
-def _keep(store: TrainingStore, history: list[dict[str, float]], network: nn.Module, *, averaged: bool) -> None:
-    """Write the history, and the weights if no earlier epoch was better."""
-    store.save_history(history)
-    names = [f"ema_{name}" if averaged else name for name in SCORES]
-    figures = [row[name] for row in history for name in names if name in row]
-    if figures and figures[-1] >= max(figures):
-        weights = network.state_dict()
-        store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
 
 
 @contextmanager
@@ -279,21 +293,3 @@ def _trainable(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-@torch.no_grad()
-def evaluate_classifier(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
-    """Return the mean cross-entropy `validation_loss` and the share of right predictions `validation_top1`, in [0, 1].
-
-    The network is left in evaluation mode. Where there are several processes, each has its own part of the images, and the
-    figures are those of all images.
-    """
-    network.eval()
-    loss, correct, count = 0.0, 0.0, 0.0
-    for images, labels in batches:
-        logits, targets = network(images.to(device)).float(), labels.to(device)
-        loss += F.cross_entropy(logits, targets, reduction="sum").item()
-        correct += int((logits.argmax(dim=1) == targets).sum())
-        count += len(labels)
-    loss, correct, count = total([loss, correct, count])
-    return {"validation_loss": loss / count, "validation_top1": correct / count}

@@ -25,6 +25,7 @@ class Schedule:
         ema_decay: of the average of the weights that becomes the result, see `moving_average`; 0: no average.
         head_only_epochs: at first only the last norm and the head are trained.
         autocast: dtype of the forward pass, None for float32; gradients of float16 are scaled.
+        patience: the training ends when so many epochs have brought nothing better on the images set aside; 0: it does not.
     """
 
     epochs: int
@@ -38,6 +39,7 @@ class Schedule:
     ema_decay: float = 0.0
     head_only_epochs: float = 0.0
     autocast: torch.dtype | None = None
+    patience: int = 0
 
     def rate_at(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
         """Return the learning rate of a step, before the factors of the layers."""

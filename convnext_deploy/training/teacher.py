@@ -59,7 +59,7 @@ def evaluate_features(
 ) -> dict[str, float]:
     """Return `validation_loss`, the mean of 1 - cos between the features of a network and those of its teacher.
 
-    Everything else as in `fit.evaluate_classifier`.
+    Everything else as in `scoring.evaluate_classifier`.
     """
     network.eval()
     loss, count = 0.0, 0.0

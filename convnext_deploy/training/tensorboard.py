@@ -1,4 +1,4 @@
-"""The figures of each epoch as TensorBoard events, beside `history.json`."""
+"""The figures of each epoch, and what was measured of each artifact, as TensorBoard events."""
 
 import importlib.util
 import io
@@ -25,10 +25,11 @@ class TensorBoardEvents:
 
     Args:
         folder: the run.
+        forgets_from: the step from which on TensorBoard forgets what an earlier process wrote; None: that of the first row.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, forgets_from: int | None = None) -> None:
+        self.folder, self._forgets_from = folder, forgets_from
         self._file: Path | None = None
 
     def write(self, row: Mapping[str, float]) -> None:
@@ -47,7 +48,8 @@ class TensorBoardEvents:
             # TensorBoard reads files in the order of their names, and forgets the steps from a start's own on
             self._file = self.folder / f"events.out.tfevents.{now:.6f}"
             start = SessionLog(status=SessionLog.START)
-            events = [Event(file_version="brain.Event:2"), Event(step=step, session_log=start)]
+            forgotten = step if self._forgets_from is None else self._forgets_from
+            events = [Event(file_version="brain.Event:2"), Event(step=forgotten, session_log=start)]
         values = [Summary.Value(tag=name, simple_value=figure) for name, figure in row.items() if name != "epoch"]
         events.append(Event(step=step, summary=Summary(value=values)))
         records = io.BytesIO()
@@ -55,3 +57,27 @@ class TensorBoardEvents:
             event.wall_time = now
             RecordWriter(records).write(event.SerializeToString())
         append(self._file, records.getvalue())
+
+
+class TensorBoardTracker:
+    """A run of TensorBoard for each stage: curves of its training, and in another below it what was measured of its artifact.
+
+    Args:
+        folder: of all runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._epochs: dict[str, TensorBoardEvents] = {}
+
+    def write_epoch(self, stage: str, row: Mapping[str, float]) -> None:
+        """Write the figures of an epoch."""
+        self._epochs.setdefault(stage, TensorBoardEvents(self._folder / stage)).write(row)
+
+    def write_result(self, stage: str, place: int, figures: Mapping[str, float], verdict: str) -> None:
+        """Write figures in the place of earlier ones; `place` is their step, so that the points of the stages lie side by side.
+
+        `verdict` is left out: `passed` is among the figures.
+        """
+        named = {f"result/{name}": figure for name, figure in figures.items()}
+        TensorBoardEvents(self._folder / stage / "result", forgets_from=0).write({"epoch": place, **named})

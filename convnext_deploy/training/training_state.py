@@ -41,11 +41,15 @@ class _Snapshot:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     random: list[_RandomState]
+    best: dict[str, Tensor] | None = None
 
 
 @dataclass
 class TrainingState:
-    """A training between two steps. `step` counts from 0; `sums` are those of the epoch so far, `history` has a row per epoch."""
+    """A training between two steps. `step` counts from 0; `sums` are those of the epoch so far, `history` has a row per epoch.
+
+    `best`: the weights after the best epoch, where that is to be the result; which it is `history` tells.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -55,6 +59,7 @@ class TrainingState:
     step: int = 0
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "seconds": 0.0})
     history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
 
     def is_before_evaluation(self, steps: int) -> bool:
         """Whether an epoch of so many steps has ended and its figures have not been written down."""
@@ -79,6 +84,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": gather(random),
+            "best": self.best,
         }
 
     def restore(self, found: dict[str, Any] | None) -> bool:
@@ -115,6 +121,7 @@ class TrainingState:
             self.average.load_state_dict(saved.average or {})
         self.optimizer.load_state_dict(saved.optimizer)
         self.scaler.load_state_dict(saved.scaler)
+        self.best = saved.best
         if len(saved.random) == world().size:
             random = saved.random[world().rank]
             torch.set_rng_state(random.cpu)

@@ -27,7 +27,15 @@ _STATES = {
     "stopped": "stopped before its end",
     "unreadable": "cannot be read",
 }
-_MEASURES = {"top-1 %": ("validation_top1", "ema_validation_top1"), "loss": ("train_loss", "validation_loss")}
+_MEASURES = {
+    **{
+        f"{title} %": tuple(
+            f"{prefix}{images}_{name}" for images in ("validation", "selection") for prefix in ("", "ema_")
+        )
+        for title, name in (("top-1", "top1"), ("mAP", "map"))
+    },
+    "loss": ("train_loss", "validation_loss"),
+}
 _LONG = ("stage", "artifact", "verdict")
 
 
@@ -83,7 +91,8 @@ def _lines(epochs: Any, names: tuple[str, ...], factor: float) -> list[dict[str,
 
 
 def _title(name: str) -> str:
-    words = name.replace("validation_top1", "validation top-1").replace("ema_", "average: ").replace("_", " ")
+    words = name.replace("_top1", " top-1").replace("_map", " mAP").replace("ema_", "average: ").replace("_", " ")
+    words = words.replace("selection", "set aside")
     return words.replace("train loss", "training loss")
 
 
@@ -134,8 +143,9 @@ def _last(run: Run) -> str:
     if not found:
         return ""
     stage, epoch = found[-1]
-    top1 = f", top-1 {100 * epoch['validation_top1']:.2f} %" if "validation_top1" in epoch else ""
-    return f"{stage}: epoch {epoch.get('epoch', len(found)):g}{top1}"
+    scored = (("top-1", "validation_top1"), ("mAP", "validation_map"))
+    score = "".join(f", {title} {100 * epoch[name]:.2f} %" for title, name in scored if name in epoch)
+    return f"{stage}: epoch {epoch.get('epoch', len(found)):g}{score}"
 
 
 def _shown(value: Any) -> Any:

@@ -55,6 +55,7 @@ VALUES: dict[str, Any] = {
     "min_speedup": 2.0,
     "speed_check": False,
     "epochs": 3,
+    "patience": 3,
     "base_learning_rate": 0.125,
     "flip_probability": 0.25,
     "drop_path_rate": 0.25,
@@ -70,6 +71,7 @@ VALUES: dict[str, Any] = {
     "seed": 9,
     "cache_dir": "cache",
     "tensorboard": True,
+    "mlflow": True,
     "measure_again": True,
     "restart": True,
     "progress": OtherProgress(),
@@ -109,6 +111,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
     monkeypatch.setattr(SilentProgress, "say", lambda self, text: found.append([type(self).__name__, text]))
     for module, name, replacement in (
         ("system.execution", "cuda_driver_error", lambda: None),
+        ("training.mlflow_tracker", "check_mlflow", lambda: None),
         ("api.open_inputs", "open_input", open_input),
         ("api.open_inputs", "check_graph_options", lambda *_: None),
         ("api.open_inputs", "open_data", keep),
@@ -244,7 +247,6 @@ FIT = TrainingOptions(epochs=5)
 COMBINATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("quantize", {"calibration_method": "mse", "training": FIT}, "does not use epochs: it does not train"),
     ("quantize", {"method": "ptq", "training": FIT}, "does not use epochs: it does not train"),
-    ("quantize", {"method": "ptq", "execution": ExecutionOptions(tensorboard=True)}, "does not use tensorboard"),
     ("quantize", {"calibration_method": "mse", "selection_images": 9}, "quantizes once, without .* --selection-images"),
     ("distill", {"distill_method": "hard-label", "temperature": 2.0}, "'hard-label' does not use temperature"),
     ("distill", {"distill_method": "teacher-only", "distill_loss_weight": 0.5}, "does not use distill_loss_weight"),

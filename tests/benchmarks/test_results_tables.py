@@ -32,15 +32,31 @@ def test_changed_result_changes_its_table(tmp_path: Path) -> None:
 
     shutil.copytree(RESULTS, tmp_path / "results")
     file = tmp_path / "results" / "distillation.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "mean_gain_pp": 47.11}))
+    cell = {"row": "alone", "seed": 1, "top1": 0.4711}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "cells": [cell]}))
     before = "a\n<!-- results: distillation -->\nold\n<!-- end -->\nb\n<!-- results: eager -->\n<!-- end -->\n"
     after = fill(before, tmp_path / "results")
-    assert "+47.11 [" in after
+    assert "| alone, on the labels | – | 47.11 | – | 47.11 | |" in after
     assert "old" not in after
     assert after.startswith("a\n<!-- results: distillation -->\n")
     assert "<!-- end -->\nb\n" in after
     assert "`--model tiny --batch-size 8`" in after
     assert fill(after, tmp_path / "results") == after
+
+
+def test_gain_of_a_teacher_is_over_the_same_seed_alone() -> None:
+    from distillation import ROWS
+    from distillation_table import lines
+
+    top1 = {("alone", 0): 0.70, ("alone", 1): 0.72, ("foreign", 0): 0.76, ("foreign", 1): 0.80, ("own", 2): 0.71}
+    cells = [{"row": row, "seed": seed, "top1": value} for (row, seed), value in top1.items()]
+    found = lines({"cells": cells})
+    assert len(found) == len(ROWS)
+    table = {row[0]: row[1:] for row in found}
+    assert table["alone, on the labels"] == ["70.00", "72.00", "–", "71.00", ""]
+    # gains 6 and 8: a standard error of 1, and 12.706 is the 97.5 % quantile of Student's t with one degree of freedom
+    assert table["taught by the residual network"] == ["76.00", "80.00", "–", "78.00", "+7.00 [-5.71, +19.71]"]
+    assert table["taught by the ConvNeXt"] == ["–", "–", "71.00", "71.00", "–"]
 
 
 def test_missing_result_leaves_its_table(tmp_path: Path) -> None:

@@ -26,6 +26,31 @@ def draw(width: int, titles: tuple[str, ...] = TITLES, rows: Sequence[tuple[str,
     return out.getvalue().splitlines()
 
 
+def test_every_table_tells_rows_apart_that_begin_alike() -> None:
+    titles = ("artifact", "runner", "batch", "p50 ms", "p99 ms", "images per s", "of the first's time [95 %]")
+    rows = [
+        ("student.onnx", runner, batch, "12.50", "13.25", "1,024", "0.81 [0.63, 2.05]")
+        for runner in ("onnxruntime", "openvino")
+        for batch in ("1", "16")
+    ]
+    words, names, first = ("artifact", "runner"), ("batch", "runner"), ("p50 ms",)
+    for width in range(44, 100, 3):
+        tables = fit(titles, rows, words, width, first, names)
+        for table in tables:
+            assert sum(table.widths.values()) + table.gap * (len(table.widths) - 1) <= width
+            if len(tables) > 1:  # of one runner "batch" alone tells all apart; of two, both do, where there is room
+                assert list(table.widths)[:2] == [0, 2]
+                assert width < 60 or list(table.widths)[:3] == [0, 2, 1]
+        places = [place for table in tables for place in table.widths]
+        assert {*places} == {*range(7)}
+        assert len([place for place in places if place > 2]) == 4
+        # rows that differ in the first column need nothing besides
+        others = fit(
+            titles, [(f"{place}.onnx", *row[1:]) for place, row in enumerate(rows)], words, width, first, names
+        )
+        assert len([place for table in others for place in table.widths if place == 2]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "width", "lines"),
     [

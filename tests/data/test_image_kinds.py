@@ -62,3 +62,14 @@ def test_a_class_folder_without_an_image_is_an_error(names: tuple[str, ...], sai
     assert f"the class folder {images / 'phone'}" in message
     assert said in message
     assert "\n" not in message
+
+
+def test_files_beside_images_that_hold_some_as_well_are_told_with_the_cure(images: Path) -> None:
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "clip.mp4", "notes.txt", "._IMG_3.heic"):
+        (images / "cat" / name).write_bytes(b"x")
+    data = open_data(str(images))
+    assert data.ignored_files == 5
+    heic, mp4, ignored, *_ = data.notes
+    assert heic.startswith("2 files that end in .heic are not read: convert them with 'heif-convert")
+    assert mp4.startswith("1 files that end in .mp4 are not read: take frames")
+    assert ignored.startswith("5 files in")

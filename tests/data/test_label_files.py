@@ -71,6 +71,14 @@ FORMS: dict[str, tuple[str, str]] = {
         "_classes.csv",
         table("filename, cat, dog, owl", lambda n: f"{n}.png, " + ", ".join(f"{c in LABELS[n]:d}" for c in ("cat", "dog", "owl"))),
     ),
+    "of Excel": ("labels.csv", "sep=;\r\n" + table("filename;labels", lambda n: f"{n}.png;{LABELS[n]}").replace("\n", "\r\n")),
+    "ends of lines of old": ("labels.csv", lists(" ").replace("\n", "\r")),
+    "nan where there is none": ("labels.csv", table("filename,labels", lambda n: f"{n}.png,{LABELS[n] or 'nan'}")),
+    "columns of yes and no, and row numbers": (
+        "labels.csv",
+        table("Unnamed: 0,filename,,cat,dog,owl", lambda n: f"{n % 2},{n}.png,{n % 2},"
+              + ",".join("yY"[n % 2] if c in LABELS[n] else "n" for c in ("cat", "dog", "owl"))),
+    ),
     "a row for each label": (
         "labels.csv",
         "image,label\n" + "\n".join(f"{n}.png,{label}" for n in range(20) for label in LABELS[n].split() or [""]),
@@ -223,6 +231,8 @@ def test_what_does_not_fit_is_said_in_a_line(tmp_path: Path) -> None:
         ("filename,a,b\n0.png,1", "row 2 has 2 cells, the first 3"),
         ("filename,a,a\n0.png,1,1", "two columns are called 'a'"),
         ("filename,labels\n0.png,\n1.png,", "no image has a label"),
+        ('filename,labels\n0.png,"a\n1.png,b', "unexpected end of data"),
+        ("filename,caf\u00e9,cafe\u0301\n0.png,1,1", "two columns are called"),
         ("filename,a,b,split\n0.png,1,1,train\n1.png,0,0,val", "no validation image has any label"),
         ("filename,a,b,split\n0.png,1,1,train\n1.png,0,1,train", "too few to hold out some|leaves no image"),
     ],
@@ -243,6 +253,21 @@ def test_missing_files_and_ambiguous_names_are_refused(tmp_path: Path) -> None:
         open_data(str(root), labels=root / "labels.json")
     with pytest.raises(DataError, match=r"the labels in .*nowhere.csv cannot be read"):
         open_data(str(root), labels=root / "nowhere.csv")
+
+
+@pytest.mark.parametrize("value", [True, {"a": 1}, [[1]], [True, False], [0, 1, 0]])
+def test_what_names_no_label_is_refused(value: object, tmp_path: Path) -> None:
+    root = write(tmp_path, {"labels.json": json.dumps({"0.png": value, "1.png": ["a", "b"]})}, ["0.png", "1.png"])
+    with pytest.raises(DataError, match=r"the labels of '0.png' are (not a list|numbers that come again)"):
+        open_data(str(root), labels=root / "labels.json")
+
+
+def test_a_label_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {"labels.csv": table("filename,labels", lambda n: f"{n}.png,caf{chr(233) if n % 2 else 'e' + chr(769)}|x")},
+    )
+    assert open_data(str(root)).class_names == ("caf\u00e9", "x")
 
 
 def test_held_out_images_have_their_share_of_every_label(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingB
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.fit import evaluate_classifier, fit
+from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.scoring import Scoring, evaluate_classifier
 
 CLASSES, EPOCHS, STEPS = 5, 5, 4
 VALIDATION_IMAGES = 37  # not a multiple of two
@@ -40,6 +42,9 @@ def train(**options: Any) -> dict[str, Any]:
         model = ConvNeXt((1, 1, 2, 1), (16, 16, 32, 32), num_classes=CLASSES, layer_scale_init=0.1)
     augmentation = Augmentation(**options.pop("augmentation", {"crop_scale_min": 0.5}))
     batches = TrainingBatches(images, preprocess, BatchPlan(128, CLASSES, augmentation, seed=3), world=world())
+    scoring = Scoring(lambda network: evaluate_classifier(network, validation, "cpu"))
+    if options.get("patience"):
+        scoring = replace(scoring, choose=scoring.validate)
     losses: list[float] = []
     rows: list[tuple[int, int, int]] = []
 
@@ -56,7 +61,7 @@ def train(**options: Any) -> dict[str, Any]:
         Schedule(EPOCHS, 0.064, 1.0, 0.1, 0.05, **options),
         Execution(seed=5),
         description="test",
-        evaluate=lambda network: evaluate_classifier(network, validation, "cpu"),
+        scoring=scoring,
     )
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     return {
@@ -71,6 +76,7 @@ def train(**options: Any) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "patient": {"patience": 1, "ema_decay": 0.9},
     "everything": {
         "augmentation": {
             "crop_scale_min": 0.5,

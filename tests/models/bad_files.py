@@ -207,6 +207,7 @@ CONTENTS = [
     Bad("unknown class", torch_save(lambda _: OwnDict(good_state())), "would execute code (tests.models.bad_files.OwnDict)"),
     Bad("numpy", torch_save(lambda _: {"w": np.ones(3)}), "would execute code (numpy"),
     Bad("module", torch_save(lambda _: nn.Linear(2, 2)), "would execute code (torch.nn.modules.linear.Linear)"),
+    Bad("safetensors", raw(save({"w": torch.ones(3)})), "is a safetensors file by its content; give it a name that ends in"),
     Bad("list", torch_save(lambda _: list(good_state().values())), "holds no state dict"),
     Bad("tensor", torch_save(lambda _: torch.ones(3)), "holds no state dict"),
     Bad("empty dict", torch_save(lambda _: {}), "holds no state dict"),

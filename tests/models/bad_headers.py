@@ -52,6 +52,7 @@ SAFETENSORS = [
     Bad("header is no text", safetensors(b'{"\xff\xfe": 1}'), "not a readable safetensors"),
     Bad("header is deep", safetensors(b'{"w":' + b"[" * 100_000), "not a readable safetensors"),
     Bad("header of spaces", safetensors(b" " * 1000), "not a readable safetensors"),
+    Bad("weights of torch.save", raw(b"PK\3\4" + bytes(30), "bad.safetensors"), "is a file of torch.save by its content"),
     Bad("no tensors", safetensors({}, b""), "holds no state dict"),
     Bad("offsets beyond the file", entry(data_offsets=[0, 8_000_000], shape=[2_000_000]), "not a readable safetensors"),
     Bad("negative offsets", entry(data_offsets=[-8, 0]), "not a readable safetensors"),
@@ -181,7 +182,8 @@ def transformers(processor: object, **changes: object) -> Callable[[Path], Path]
 INFINITE = b'{"architecture": "a", "input_size": [3, 1e400, 1e400], "mean": [1, 1, 1], "std": [1, 1, 1]}'
 HUGE = b"9" * 10_000
 TIMM_VALUES: tuple[object, ...] = (
-        [], "x", {"input_size": [3, 32]}, {"input_size": "abc"}, {"input_size": None},
+        [], "x",
+        {"input_size": [3, 32]}, {"input_size": "abc"}, {"input_size": "224"}, {"input_size": [3, 6.4, 6.4]}, {"input_size": None},
         {"crop_pct": 0}, {"crop_pct": "x"}, {"crop_pct": float("nan")}, {"crop_pct": 1e-300}, {"std": [0.0] * 3}, {"std": "abc"},
         {"std": [float("nan")] * 3}, {"mean": [None] * 3}, {"mean": [float("inf")] * 3}, {"crop_mode": "nonsense"},
         {"crop_mode": []},
@@ -207,6 +209,7 @@ CONFIGS = [
     )),
     *(Bad(f"transformers {c!r}", transformers(c), "config.json") for c in PROCESSOR_VALUES),
     *(Bad(f"transformers with {key} {value!r}", transformers({}, **{key: value}), "config.json") for key, value in (
+        ("image_size", 10**9),
         ("hidden_act", "nonsense"), ("hidden_act", 7), ("layer_norm_eps", "x"), ("layer_norm_eps", float("nan")),
         ("layer_norm_eps", -1.0), ("layer_norm_eps", 10**400), ("id2label", [1, 2]), ("id2label", {"x": "y"}),
     )),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import refusal
+from tests.models.test_wrappers import torchvision_network
 from tests.shared import heavy_except
 
 TIMM = {
@@ -52,6 +53,7 @@ TORCHVISION = {
     "densenet121": "a DenseNet",
     "squeezenet1_0": "of torchvision",
 }
+EMPTY = torch.zeros(0)
 TRANSFORMERS = {
     "ViT": "a vision transformer",
     "Swin": "transformer",
@@ -117,6 +119,38 @@ def test_files_of_other_kinds_are_named(keys: tuple[str, ...], says: str, tmp_pa
     check(dict.fromkeys(keys, torch.zeros(1)), says, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"epoch": 1, "net": {"module.layer1.0.conv1.weight": torch.zeros(1)}}, "a ResNet"),
+        ({"a": {"b": [{"encoder.stages.0.0.dwconv.kernel": torch.zeros(1)}]}}, "the FCMAE pre-training"),
+        ({"model": {"_fsdp_wrapped_module._flat_param": torch.zeros(9)}}, "FSDP's flat shards; save it with StateDictType.FULL"),
+        ({"optimizer_state_dict": {"zero_stage": 2, "fp32": [torch.zeros(9)]}}, "one part of DeepSpeed's ZeRO"),
+        ({"module": {"stem.0.weight": EMPTY, "stages.0.blocks.0.conv_dw.weight": EMPTY}, "param_shapes": 1}, "ZeRO"),
+    ],
+)  # fmt: skip
+def test_what_is_in_tables_is_named_too(state: object, says: str, tmp_path: Path) -> None:
+    check(state, says, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "put", "says"),
+    [
+        ("mlp.fc1.weight", "mlp.fc1.lora_A.weight", "PEFT's adapters, not merged; merge them first"),
+        ("mlp.fc1.weight", "mlp.fc1.weight_orig", "the masks of torch.nn.utils.prune; make them permanent first"),
+        ("conv_dw.weight", "conv_dw.parametrizations.weight.original0", "parametrizations; remove them first"),
+        ("conv_dw.weight", "conv_dw.weight_fake_quant.scale", "the quantizers of another tool; give the float weights"),
+    ],
+)
+def test_what_was_put_into_a_convnext_is_named(part: str, put: str, says: str, tmp_path: Path) -> None:
+    state = timm.create_model("test_convnext2").state_dict()
+    check(
+        {key.replace(f"stages.2.blocks.0.{part}", f"stages.2.blocks.0.{put}"): v for key, v in state.items()},
+        says,
+        tmp_path,
+    )
+
+
 def test_features_only_of_timm_is_named(tmp_path: Path) -> None:
     with torch.device("meta"):
         network = timm.create_model("test_convnext2", features_only=True)
@@ -134,6 +168,12 @@ def test_fastai_is_named(tmp_path: Path) -> None:
     assert "is a network of fastai, whose head pools and normalizes in its own way ('1.2.weight')" in refusal(
         lambda: open_input(tmp_path / "w.pth")
     )
+
+
+def test_fastai_of_torchvision_is_named(tmp_path: Path) -> None:
+    body = {f"0.0.{key.removeprefix('features.')}": value for key, value in torchvision_network().state_dict().items()}
+    torch.save({"model": {**body, "1.2.weight": torch.ones(640)}, "opt": {}}, tmp_path / "w.pth")
+    assert "is a network of fastai, whose head pools" in refusal(lambda: open_input(tmp_path / "w.pth"))
 
 
 def test_a_network_with_the_names_of_a_convnext_is_no_convnext(tmp_path: Path) -> None:

@@ -189,6 +189,8 @@ def test_open_input_leaves_the_arguments_of_another_network_alone(other: dict[st
         ({"mean": [0.5], "std": ["wide"]}, "std ['wide']"),
         ({"crop_pct": 1.5}, "crop_pct 1.5"),
         ({"img_size": "large"}, "image_size 'large'"),
+        ({"img_size": -3}, "image_size -3"),
+        ({"img_size": [3, 10**9, 10**9]}, "image_size 1000000000"),
         ({"train": {"img_size": 64}, "validation": {"img_size": 96}}, "img_size"),
         ({"std": [0.1] * 3}, "std [0.1, 0.1, 0.1]"),
         ({"mean": [0.1] * 3}, "mean and std"),

@@ -78,6 +78,32 @@ def test_forty_wrappers_are_read() -> None:
     assert len(WRAPPERS) >= 40
 
 
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_sequential_of_the_parts_of_a_network_is_read(library: str, tmp_path: Path) -> None:
+    network = timm_network() if library == "timm" else filled(torchvision_network())
+    parts = nn.Sequential(*network.children())
+    torch.save({"state_dict": under("net.", parts.state_dict())}, tmp_path / "w.pth")
+    torch.testing.assert_close(
+        answers(load_network(open_input(tmp_path / "w.pth"))), answers(network), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_head_without_bias_is_read_and_half_a_head_is_not(tmp_path: Path) -> None:
+    network = timm_network()
+    state = dict(network.state_dict())
+    del state["head.fc.bias"]
+    torch.save(state, tmp_path / "w.pth")
+    artifact = open_input(tmp_path / "w.pth")
+    expected = answers(network) - network.state_dict()["head.fc.bias"]
+    torch.testing.assert_close(answers(load_network(artifact)), expected, rtol=1e-5, atol=1e-5)
+    assert "the head has no bias, read as zeros" in " ".join(artifact.notes)
+    torch.save(
+        {"head.fc.bias": torch.zeros(CLASSES), **{k: v for k, v in state.items() if "head.fc" not in k}},
+        tmp_path / "w.pth",
+    )
+    assert "it has 'head.bias' and no 'head.weight'" in refusal(lambda: open_input(tmp_path / "w.pth"))
+
+
 def test_counters_in_every_module_are_named_and_left_out(tmp_path: Path) -> None:
     network = filled(Backbone(nn.Linear(128, CLASSES)))
     state = network.state_dict()
@@ -308,6 +334,26 @@ def write_shards(folder: Path, state: State, parts: int, suffix: str) -> Path:
     return index
 
 
+def test_files_of_several_saves_are_not_mixed(tmp_path: Path) -> None:
+    """A weight is read from the file that the index names, and a file with all but the head is no feature extractor."""
+    network = timm_network()
+    state, name = network.state_dict(), "model-00001-of-00002.safetensors"
+    index = write_shards(tmp_path, state, 2, ".safetensors")
+    first, second = (load_file(file) for file in sorted(tmp_path.glob("*.safetensors")))
+    key = next(iter(first))
+    save_file({**second, key: first[key] + 1}, tmp_path / "model-00002-of-00002.safetensors")
+    torch.testing.assert_close(answers(load_network(open_input(index))), answers(network), rtol=1e-5, atol=1e-5)
+    places = json.loads(index.read_text())["weight_map"]
+    for wrong, said in (
+        ({**places, "x": name}, f"{name} lacks 'x', which model.safetensors.index.json says is in it"),
+        ({k: v for k, v in places.items() if k != key}, f"has '{key}', as another file has, and"),
+    ):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        assert said in refusal(lambda: open_input(index))
+    save_file({k: v for k, v in state.items() if "head.fc" not in k}, tmp_path / name)
+    assert "is one of the files of a network; give their index" in refusal(lambda: open_input(tmp_path / name))
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_weights_in_several_files_are_one_network(suffix: str, tmp_path: Path) -> None:
     network = transformers_network()
@@ -322,5 +368,8 @@ def test_weights_in_several_files_are_one_network(suffix: str, tmp_path: Path) -
     assert f"names {shard.name}, which is not there" in refusal(lambda: open_input(index))
     index.write_text(json.dumps({"weight_map": {"a": "../w.bin"}}))
     assert "names '../w.bin'; expected the name of a file beside it" in refusal(lambda: open_input(index))
+    for name in ("", "..", "/etc/passwd", index.name):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        assert f"names '{name}'; expected the name of a file beside it" in refusal(lambda: open_input(index))
     index.write_text("[1]")
     assert "is not an index of files of weights" in refusal(lambda: open_input(index))

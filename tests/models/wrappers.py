@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -99,5 +100,14 @@ WRAPPERS: dict[str, Callable[[State], Any]] = {
     "OrderedDict": lambda s: OrderedDict(s),
     "float64": lambda s: {"state_dict": {key: value.double() for key, value in s.items()}},
     "channels_last": lambda s: {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in s.items()},
+    "SWA": lambda s: {"state_dict": other(s), "swa_state_dict": s, "swa_n": 3},
+    "an average in capitals": lambda s: {"model": other(s), "EMAModel": under("module.", s)},
+    "an average that was cut": lambda s: {"model": s, "ema": {k: v for k, v in s.items() if not re.search(r"stages\.3|head", k)}},
+    "a tuple": lambda s: (s, 3),
+    "a list of networks": lambda s: {"models": [s, other(s)]},
+    "folds by number": lambda s: {0: s, 1: other(s)},
+    "ten tables deep": lambda s: {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": {"j": s}}}}}}}}}},
+    "Sequential of a network and a head": lambda s: {("1.1." + k.rpartition(".")[2] if k.startswith(("head.fc.", "classifier."))
+                                                      else "0." + k): v for k, v in s.items()},
     "views of one buffer": lambda s: {"model": views_of_one(s)},
 }  # fmt: skip

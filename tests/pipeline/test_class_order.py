@@ -19,7 +19,8 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, file_header
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import DataError
-from convnext_deploy.models.checkpoints.hub_config import transformers_config, transformers_preprocessor
+from convnext_deploy.models.checkpoints.hub_config import transformers_config
+from convnext_deploy.models.checkpoints.image_processor import transformers_preprocessor
 from convnext_deploy.models.checkpoints.key_maps import from_native
 from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.pipeline.open_artifact import find_baseline, open_input

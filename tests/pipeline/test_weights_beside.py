@@ -14,6 +14,7 @@ import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.lint.onnx_summary import ONNXRecord
+from convnext_deploy.graphs.onnx_io import join_weights, load_onnx
 from convnext_deploy.graphs.onnx_view import external_tensors, open_view
 from tests.pipeline.test_image_sizes import write_graph
 
@@ -53,6 +54,31 @@ def test_they_are_used_as_others(graph: Path, image_folder: Path, tmp_path: Path
     whole, joined = (onnx.load(path).graph.initializer for path in (tmp_path / "whole.onnx", copied))
     for expected, own in zip(whole, joined, strict=True):
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(own), onnx.numpy_helper.to_array(expected))
+
+
+def test_links_as_in_the_cache_of_a_hub_are_followed(tmp_path: Path) -> None:
+    """There `model.onnx` and its weights are links into one folder; a link that leads elsewhere is none of them."""
+    whole = onnx.load(write_graph(tmp_path / "whole.onnx", 32, 48))
+    blobs, shown = tmp_path / "blobs", tmp_path / "snapshots" / "onnx"
+    blobs.mkdir()
+    shown.mkdir(parents=True)
+    onnx.save_model(
+        onnx.load(tmp_path / "whole.onnx"), blobs / "m", save_as_external_data=True, size_threshold=60, location="w.bin"
+    )
+    (blobs / "w.bin").rename(blobs / "abc")
+    for name, blob in (("m.onnx", "m"), ("w.bin", "abc")):
+        (shown / name).symlink_to(blobs / blob)
+    path = shown / "m.onnx"
+    assert list(external_tensors(open_view(path).model))
+    proto = load_onnx(path)
+    join_weights(proto, path)
+    for expected, own in zip(whole.graph.initializer, proto.graph.initializer, strict=True):
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(own), onnx.numpy_helper.to_array(expected))
+    (blobs / "abc").rename(tmp_path / "abc")
+    (shown / "w.bin").unlink()
+    (shown / "w.bin").symlink_to(tmp_path / "abc")
+    with pytest.raises(ArtifactError, match=r"points to weights outside its folder, 'w.bin'"):
+        open_view(path)
 
 
 def test_what_is_missing_is_named_in_the_same_words_everywhere(graph: Path, image_folder: Path, tmp_path: Path) -> None:

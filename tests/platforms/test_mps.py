@@ -24,8 +24,8 @@ from convnext_deploy.quantization.scheme import SCHEMES
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.execution import Execution, resolve_device
-from convnext_deploy.training.fit import evaluate_classifier
 from convnext_deploy.training.schedule import autocast_dtype
+from convnext_deploy.training.scoring import evaluate_classifier
 from tests.training.fake_batches import fit_with
 
 Patch = pytest.MonkeyPatch

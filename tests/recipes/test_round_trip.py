@@ -96,6 +96,7 @@ OUTSIDE = {
     "ema_decay": st.floats(min_value=1, allow_infinity=False),
     "augmentation_epochs": st.integers(max_value=-1),
     "augmentation_seed": st.integers(max_value=-1),
+    "patience": st.integers(max_value=-1),
 }
 
 

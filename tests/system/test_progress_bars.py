@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from convnext_deploy.system.progress_bars import BarProgress, PlainProgress, describe_rate
+from convnext_deploy.system.progress import describe_rate
+from convnext_deploy.system.progress_bars import BarProgress, PlainProgress
 
 
 class Clock:

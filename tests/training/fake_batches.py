@@ -14,6 +14,7 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.fit import Objective, fit
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.scoring import Scoring
 
 CLASSES = 3
 
@@ -58,7 +59,11 @@ def run_fit(model: nn.Module, batches: FakeBatches | None = None, **changes: Any
 def fit_with(
     model: nn.Module, batches: TrainingBatches, objective: Objective, **changes: Any
 ) -> list[dict[str, float]]:
-    """Call `fit` with three quick epochs; `changes` may be fields of its records as well as its own arguments."""
+    """Call `fit` with three quick epochs; `changes` may be fields of its records as well as its own arguments.
+
+    `evaluate` and `choose` are those of its `Scoring`.
+    """
+    scoring = Scoring(changes.pop("evaluate", None), choose=changes.pop("choose", None))
     schedule = Schedule(3, 2.0, final_learning_rate_ratio=0.1, weight_decay=0.05)
     execution = Execution(seed=5)
     own = {name: changes.pop(name) for name in list(changes) if hasattr(schedule, name)}
@@ -69,7 +74,7 @@ def fit_with(
         objective,
         dataclasses.replace(schedule, **own),
         dataclasses.replace(execution, **how),
-        **{"description": "student", **changes},
+        **{"description": "student", "scoring": scoring, **changes},
     )
 
 

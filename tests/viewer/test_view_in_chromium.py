@@ -120,6 +120,6 @@ def test_a_training_is_watched_and_ctrl_c_ends_the_server_in_one_line(browser: B
             page.close()
             viewer.send_signal(signal.SIGINT)
             assert viewer.wait(20) == 130
-            assert viewer.stderr.read() == "interrupted\n"
+            assert viewer.stderr.read() == "interrupted; the pages are served no more\n"
         finally:
             viewer.kill()

@@ -19,15 +19,17 @@ from convnext_deploy.models.checkpoints.heads import Head, has_head, head_beside
 from convnext_deploy.models.checkpoints.key_maps import BASE_MODELS, DIALECTS, MAIN_PARTS, SIGNATURES
 from convnext_deploy.models.checkpoints.safe_reader import check_name, check_tensor
 
-_DEEPEST = 6  # tables within tables
-_MOST_TABLES = 1000
+_DEEPEST = 16  # tables within tables
+_MOST_TABLES = 10_000  # an optimizer has one for each of its parameters
 _SHOWN = 3  # names of what is left out
 _NO_HEADS = (
     "norms.",
     "projectors.",
 )  # of DINOv3: the last norm once more, and what led the features of its distillation
 _COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")  # that thop leaves in every module it has counted
-_WORDS = re.compile(r"[a-z]+")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_AVERAGES = {"ema", "swa", "average", "averaged"}
+_OF_FASTAI = re.compile(r"1\.\d+\.weight")  # its head stands behind the body, "0."
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class FoundNetwork:
 def find_networks(content: Any, path: Path) -> list[FoundNetwork]:
     """Return the ConvNeXts in what a file holds, the one to take first.
 
-    An average of the weights comes before the weights, since its authors publish that; a teacher comes last.
+    An average of the weights comes before the weights, since its authors publish that; a teacher comes last, and after all others
+    what lacks its last model stage.
 
     Args:
         content: of `read_content`.
@@ -58,22 +61,27 @@ def find_networks(content: Any, path: Path) -> list[FoundNetwork]:
 
     Raises: CheckpointError: if a name or tensor of a table with a network is none that weights can have.
     """
-    found = [network for names, table in _tables(content) for network in _in_table(names, table, path)]
-    return sorted(found, key=lambda network: _rank(network.entry))
+    found = [network for names, table in tensor_tables(content) for network in _in_table(names, table, path)]
+    return sorted(found, key=_rank)
 
 
-def _tables(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Yield the tables that hold tensors, with the names that lead to them."""
+def tensor_tables(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Yield the tables that hold tensors, in tables and lists of any depth, with the names and numbers that lead to them."""
     pending: list[tuple[tuple[str, ...], Any]] = [((), content)]
     seen: set[int] = set()
     while pending and len(seen) < _MOST_TABLES:
         names, table = pending.pop(0)
-        if not isinstance(table, Mapping) or id(table) in seen or len(names) > _DEEPEST:
+        if not isinstance(table, Mapping | list | tuple) or id(table) in seen or len(names) > _DEEPEST:
             continue
         seen.add(id(table))
-        if any(isinstance(value, Tensor) for value in table.values()):
+        if isinstance(table, Mapping) and any(isinstance(value, Tensor) for value in table.values()):
             yield names, table
-        pending += [((*names, key), value) for key, value in table.items() if isinstance(key, str)]
+        items = table.items() if isinstance(table, Mapping) else enumerate(table)
+        pending += [
+            ((*names, str(key)), value)
+            for key, value in items
+            if isinstance(key, str | int) and isinstance(value, Mapping | list | tuple)
+        ]
 
 
 def _in_table(names: tuple[str, ...], table: Mapping[Any, Any], path: Path) -> Iterator[FoundNetwork]:
@@ -105,14 +113,10 @@ def _gather(
         else:
             left_out.append(key)
     entry = ".".join((*names, prefix.removesuffix("."))).strip(".")
-    if prefix.startswith("0.") and any(key.startswith("1.") for key in left_out):
-        pooling = next(key for key in left_out if key.startswith("1."))
-        raise CheckpointError(
-            f"{path} is a network of fastai, whose head pools and normalizes in its own way ('{pooling}'); export it to ONNX there "
-            "and give that file."
-        )
     head = take_head(tensors, dialect, path)
-    last = next((tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2])), None)
+    last = _last_block(tensors, dialect)
+    if prefix.startswith("0.") and last is not None:
+        _check_not_fastai(table, left_out, last.shape[0], path)
     if prefix and last is not None and not head.tensors and not has_head(tensors, dialect):
         parent = ".".join(prefix.split(".")[:-2])
         not_heads = tuple(prefix + part for part in _NO_HEADS)
@@ -129,9 +133,27 @@ def _gather(
     return FoundNetwork(entry, dialect, library or dialect, tensors, head, tuple(left_out))
 
 
-def _rank(entry: str) -> tuple[bool, int]:
-    words = _WORDS.findall(entry.lower())
-    return "teacher" in words, -words.count("ema")  # ema.ema_model stands beside ema.online_model
+def _last_block(tensors: Mapping[str, Tensor], dialect: Dialect) -> Tensor | None:
+    """Return the depthwise weights of the first block of the last model stage; None where a network is cut before it."""
+    return next((tensor for name, tensor in tensors.items() if name.endswith(SIGNATURES[dialect][2])), None)
+
+
+def _check_not_fastai(table: Mapping[Any, Any], keys: list[str], width: int, path: Path) -> None:
+    """Raises: CheckpointError: if behind a body stands fastai's head, which normalizes the features of two poolings."""
+    for key in keys:
+        value = table[key]
+        if _OF_FASTAI.fullmatch(key) and isinstance(value, Tensor) and value.ndim == 1 and value.shape[0] != width:
+            raise CheckpointError(
+                f"{path} is a network of fastai, whose head pools and normalizes in its own way ('{key}'); export it to ONNX there "
+                "and give that file."
+            )
+
+
+def _rank(network: FoundNetwork) -> tuple[bool, bool, int]:
+    words = [word.lower() for word in _WORDS.findall(network.entry)]
+    is_cut = _last_block(network.tensors, network.dialect) is None
+    averages = sum(word in _AVERAGES for word in words)  # ema.ema_model stands beside ema.online_model
+    return is_cut, "teacher" in words, -averages
 
 
 def choose_network(networks: list[FoundNetwork], entry: str | None, path: Path) -> FoundNetwork:
@@ -157,10 +179,12 @@ def choose_network(networks: list[FoundNetwork], entry: str | None, path: Path) 
 
 def describe_choice(chosen: FoundNetwork, networks: list[FoundNetwork], path: Path) -> list[str]:
     """Say which network of the file was taken, and what was left out."""
-    others = [each.entry or "the file itself" for each in networks if each is not chosen]
+    others = [
+        each.entry or f"the file itself in the names of {each.library}" for each in networks if each is not chosen
+    ]
     notes = []
     if chosen.entry or others:
-        took = f"{path.name}: took the weights under '{chosen.entry}'"
+        took = f"{path.name}: took the weights " + (f"under '{chosen.entry}'" if chosen.entry else "of the file itself")
         notes.append(
             f"{took}, and not {', '.join(others)} (convert --entry NAME writes one of these)" if others else took
         )

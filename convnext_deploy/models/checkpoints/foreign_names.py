@@ -5,7 +5,8 @@
 | mmpretrain, `ConvNeXt` | `backbone.stages.0.0.depthwise_conv`, `backbone.norm3`, `head.fc` |
 | transformers, `DINOv3ConvNextModel` | `stages.0.downsample_layers.0`, `stages.0.layers.0.depthwise_conv`, `layer_norm` |
 
-What is read and never written, so one direction is enough.
+`nn.Sequential(*network.children())` of timm and torchvision has numbers for the names of the parts. What is read and never written,
+so one direction is enough.
 """
 
 import re
@@ -14,6 +15,11 @@ from typing import Any
 
 _MMPRETRAIN = "stages.0.0.depthwise_conv.weight"
 _DINOV3 = "stages.0.layers.0.depthwise_conv.weight"
+# how the names begin that Sequential gives to the parts of a network, and what the library calls these
+_CHILDREN: dict[str, dict[str, str]] = {
+    "0.1.0.block.0.weight": {"0": "features", "2": "classifier"},
+    "1.0.blocks.0.conv_dw.weight": {"0": "stem", "1": "stages", "2": "norm_pre", "3": "head"},
+}
 _LAYERS = (("depthwise_conv", "dwconv"), ("pointwise_conv", "pwconv"), ("layer_norm", "norm"))
 _STAGE_DOWNSAMPLING = re.compile(r"stages\.(\d)\.downsample_layers\.")
 _STAGE_LAYER = re.compile(r"stages\.(\d)\.layers\.")
@@ -29,7 +35,7 @@ def with_official_names(table: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], di
 
     Names of other networks, and those that the libraries do not have, stay as they are.
     """
-    table = _without_wrapped_parts(table)
+    table = _without_numbered_parts(_without_wrapped_parts(table))
     keys = [key for key in table if isinstance(key, str)]
     renamed: dict[Any, Any] = dict(table)
     libraries = {}
@@ -51,6 +57,19 @@ def _without_wrapped_parts(table: Mapping[Any, Any]) -> Mapping[Any, Any]:
     if len(set(names.values())) < len(names) or all(key == name for key, name in names.items()):
         return table
     return {names.get(key, key): value for key, value in table.items()}
+
+
+def _without_numbered_parts(table: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    for ending, parts in _CHILDREN.items():
+        for prefix in prefixes_before((key for key in table if isinstance(key, str)), ending):
+            names = {}
+            for key in table:
+                part, dot, rest = key.removeprefix(prefix).partition(".") if isinstance(key, str) else ("", "", "")
+                if dot and key.startswith(prefix) and part in parts:
+                    names[key] = f"{prefix}{parts[part]}.{rest}"
+            if not {*names.values()} & table.keys():
+                table = {names.get(key, key): value for key, value in table.items()}
+    return table
 
 
 def prefixes_before(keys: Iterable[str], ending: str) -> list[str]:

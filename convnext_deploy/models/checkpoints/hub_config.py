@@ -6,17 +6,17 @@ timm: `config.json` as its own `save_for_hf` writes it. transformers: `config.js
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.config.image_size import ImageSize, plain_size, show_size
+from convnext_deploy.config.image_size import ImageSize, plain_size, possible_size
 from convnext_deploy.config.records import name_shown, read_record, shown
+from convnext_deploy.documents import is_plain_line
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints.image_processor import (
     PROCESSOR_FILES,
-    RESAMPLE,
-    SQUASHED_FROM,
     interpret_processor,
     read_config_file,
     read_processor,
@@ -117,8 +117,8 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     if unknown or pool != "avg":
         what = f"model_args.{name_shown(unknown[0])}" if unknown else f"global_pool {shown(pool)}"
         raise CheckpointError(f"{path} sets {what}, which this tool's ConvNeXt does not have.")
-    _, height, width = settings.get("input_size", (3, 224, 224))
-    mode = settings.get("crop_mode", "center")
+    _, height, width = [*map(index, settings.get("input_size", (3, 224, 224)))]
+    mode, crop_pct = settings.get("crop_mode", "center"), settings.get("crop_pct")
     if mode not in ("center", "squash"):
         raise CheckpointError(f"{path} has crop_mode {shown(mode)}; known are 'center' and 'squash'.")
     interpolation = settings.get("interpolation") or "bicubic"
@@ -131,7 +131,7 @@ def _read_timm(config: Mapping[str, Any], spec: ModelSpec, path: Path) -> HubCon
     known, remarks = _class_names(names, spec, path)
     return HubConfig(
         _preprocess(
-            spec, plain_size((int(height), int(width))), settings.get("crop_pct", 0.875), interpolation,
+            spec, plain_size((height, width)), 0.875 if crop_pct is None else crop_pct, interpolation,
             adapt_channels(settings.get("mean") or IMAGENET_MEAN, spec.in_channels),
             adapt_channels(settings.get("std") or IMAGENET_STD, spec.in_channels), mode,
         ),
@@ -156,7 +156,7 @@ def _read_transformers(
     names, remarks = _class_names(_labels(config), spec, path)
     if not processor:
         side = config.get("image_size")
-        told = {"image_size": side} if type(side) is int else {}
+        told = {"image_size": possible_size(side)} if type(side) is int else {}
         return HubConfig(None, names, changes, told=told, remarks=remarks)
     found = interpret_processor(processor, spec.in_channels, processor_path)
     remarks += found.remarks
@@ -201,8 +201,13 @@ def _preprocess(
 
 def _class_names(names: Any, spec: ModelSpec, path: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Return names that are as many as the classes; otherwise None, and what is wrong."""
-    if not names or len(names) == spec.num_classes:
-        return (tuple(str(name) for name in names) if names else None), ()
+    if not names:
+        return None, ()
+    texts = tuple(map(str, names))
+    if (wrong := next((text for text in texts if not is_plain_line(text)), None)) is not None:
+        return None, (f"{path.name} has {shown(wrong)} for the name of a class: its names are not taken",)
+    if len(texts) == spec.num_classes:
+        return texts, ()
     return None, (
         f"{path.name} names {len(names):,} classes, and the network has {spec.num_classes:,}: they are not taken",
     )
@@ -269,32 +274,3 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
 
 def _numbered(names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-
-
-def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` of a `ConvNextImageProcessor`."""
-    side = preprocess.image_size
-    return {
-        "image_processor_type": "ConvNextImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": side} if isinstance(side, int) else {"height": side[0], "width": side[1]},
-        "crop_pct": preprocess.crop_pct,
-        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-    }
-
-
-def preprocessor_difference(preprocess: Preprocess) -> str | None:
-    """Return how transformers' image processor will differ from `preprocess`, which it cannot express; None if not at all."""
-    side = preprocess.image_size
-    if not isinstance(side, int):
-        return f"transformers makes square images, unlike this artifact's own evaluation at {show_size(side)} pixels"
-    squashes = side >= SQUASHED_FROM
-    if squashes == (preprocess.crop_mode == "squash") and not (squashes and preprocess.crop_pct < 1):
-        return None
-    how = "resizes both sides without a crop" if squashes else "resizes the shorter side and crops"
-    return f"transformers {how} at {side} pixels, unlike this artifact's own evaluation"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD
+from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from convnext_deploy.config.choices import Interpolation
 from convnext_deploy.config.image_size import ImageSize, plain_size, show_size
 from convnext_deploy.config.records import shown
@@ -145,3 +145,32 @@ def _statistics(processor: Mapping[str, Any], channels: int) -> tuple[list[float
     usual = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD} if _is_dinov3(processor) else {}
     mean, std = (processor.get(name, usual.get(name, _USUAL)) for name in ("image_mean", "image_std"))
     return [value / unit for value in mean], [value / unit for value in std]
+
+
+def transformers_preprocessor(preprocess: Preprocess) -> dict[str, Any]:
+    """Return the `preprocessor_config.json` of a `ConvNextImageProcessor`."""
+    side = preprocess.image_size
+    return {
+        "image_processor_type": "ConvNextImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side} if isinstance(side, int) else {"height": side[0], "width": side[1]},
+        "crop_pct": preprocess.crop_pct,
+        "resample": next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def preprocessor_difference(preprocess: Preprocess) -> str | None:
+    """Return how transformers' image processor will differ from `preprocess`, which it cannot express; None if not at all."""
+    side = preprocess.image_size
+    if not isinstance(side, int):
+        return f"transformers makes square images, unlike this artifact's own evaluation at {show_size(side)} pixels"
+    squashes = side >= SQUASHED_FROM
+    if squashes == (preprocess.crop_mode == "squash") and not (squashes and preprocess.crop_pct < 1):
+        return None
+    how = "resizes both sides without a crop" if squashes else "resizes the shorter side and crops"
+    return f"transformers {how} at {side} pixels, unlike this artifact's own evaluation"

@@ -33,6 +33,40 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 """What some of the names of a network's weights look like → what it is, in the order of asking."""
 
 
+_PARTS: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)_?flat_param$", "FSDP's flat shards; save it with StateDictType.FULL_STATE_DICT"),
+    (r"^(param_shapes|zero_stage)$", "one part of DeepSpeed's ZeRO; join them with the zero_to_fp32.py beside it"),
+)
+_IN_CONVNEXT = re.compile(r"(^|\.)(conv_dw|dwconv|depthwise_conv|block\.0)\.")
+_CHANGES: tuple[tuple[str, str], ...] = (
+    (r"\.lora_[AB]\.|\.base_layer\.", "PEFT's adapters, not merged; merge them first, model.merge_and_unload()"),
+    (
+        r"\.weight_(orig|mask)$",
+        "the masks of torch.nn.utils.prune; make them permanent first, prune.remove(module, 'weight')",
+    ),
+    (
+        r"\.parametrizations\.",
+        "parametrizations; remove them first, parametrize.remove_parametrizations(module, 'weight')",
+    ),
+    (r"\.weight_[gv]$", "torch.nn.utils.weight_norm; remove it first, remove_weight_norm(module)"),
+    (
+        r"\.(weight_fake_quant|activation_post_process|_packed_params|\w+_quantizer)(\.|$)",
+        "the quantizers of another tool; give the float weights that it started from",
+    ),
+)
+"""What some names look like → what stands in the place of plain weights, and how to save those: of parts, and in a ConvNeXt."""
+
+
+def name_change(keys: Iterable[str]) -> str | None:
+    """Say what stands in the place of a ConvNeXt's plain weights, one of the names, and what to do; None: nothing that is known."""
+    keys = list(keys)
+    for pattern, change in (*_PARTS, *(_CHANGES if any(map(_IN_CONVNEXT.search, keys)) else ())):
+        found = next((key for key in keys if re.search(pattern, key)), None)
+        if found is not None:
+            return f"'{found[:80]}' is of {change}"
+    return None
+
+
 def name_network(keys: Iterable[str]) -> str | None:
     """Return what the names of weights are those of, and one of them, as the end of a sentence; None if that is not known."""
     keys = list(keys)

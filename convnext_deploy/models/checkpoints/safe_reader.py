@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import os
 import pickle
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convnext_deploy.config.records import name_shown
-from convnext_deploy.documents import open_file, parse_json, read_json, reason
+from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.beside_weights import Beside, read_arguments, read_properties
+from convnext_deploy.models.checkpoints.file_checks import check_archive, check_file
 from convnext_deploy.models.checkpoints.stand_ins import load_with_stand_ins
+from convnext_deploy.models.checkpoints.weight_index import read_index, read_weight_map
 from convnext_deploy.system.files import whole_file
 from convnext_deploy.system.memory_faults import out_of_memory
 
@@ -38,10 +37,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 # what PyTorch's restricted unpickler says of a name or call that it does not know to be harmless
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to", "unrecognized function")
 _LARGEST_GROWTH = 4  # from the bytes of a file to those of its tensors
-_LARGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more too, but only after it tried to find them
 _LONGEST_NAME = 200  # characters
-_MANY_RECORDS = 0xFFFF  # what the end of an archive says when it holds this many or more
-_LARGEST_EXPANSION = 1 << 20  # bytes that the records of an archive may unpack to beyond its own size
 
 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -59,7 +55,7 @@ def load_metadata(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         return {}
-    _check_file(path)
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             found = parse_json((file.metadata() or {}).get(METADATA_KEY, "{}"))
@@ -77,14 +73,8 @@ def read_content(path: Path) -> tuple[Any, Beside]:
     Raises: CheckpointError: if the file is missing, damaged, or holds what would have to be executed.
     """
     if path.name.endswith(INDEX):
-        tensors: dict[str, Any] = {}
-        for part in read_index(path):
-            held, _ = read_content(part)
-            if not isinstance(held, dict):
-                raise CheckpointError(f"{part} holds no state dict; expected a mapping from names to tensors.")
-            tensors |= held
-        return tensors, Beside()
-    _check_file(path)
+        return _read_parts(path), Beside()
+    check_file(path)
     not_made: tuple[str, ...] = ()
     properties: dict[str, str] = {}
     damaged: CheckpointError | None = None  # raised where the error that it was made of is no longer at hand
@@ -112,33 +102,36 @@ def read_content(path: Path) -> tuple[Any, Beside]:
     return content, Beside(arguments, not_made)
 
 
+def _read_parts(index: Path) -> dict[Any, Any]:
+    """Return the tensors of all files that an index names: each from where it says, and those that it does not list too.
+
+    Raises: CheckpointError: as `read_content`; if one is not where the index says, or which of several is meant is not said.
+    """
+    places = read_weight_map(index)
+    tensors: dict[Any, Any] = {}
+    for part in read_index(index):
+        held, _ = read_content(part)
+        if not isinstance(held, dict):
+            raise CheckpointError(f"{part} holds no state dict; expected a mapping from names to tensors.")
+        absent = next((key for key, name in places.items() if name == part.name and key not in held), None)
+        if absent is not None:
+            raise CheckpointError(
+                f"{part} lacks '{absent[:80]}', which {index.name} says is in it; they are not of one save."
+            )
+        own = {key: value for key, value in held.items() if places.get(key, part.name) == part.name}
+        if twice := own.keys() & tensors.keys():
+            raise CheckpointError(
+                f"{part} has '{min(map(str, twice))[:80]}', as another file has, and {index.name} does not list it; they are "
+                "not of one save."
+            )
+        tensors |= own
+    return tensors
+
+
 def _claims_too_much(path: Path, error: Exception) -> bool:
     """Whether memory ran out for a tensor that is larger than its file."""
     asked = [int(digits) for digits in re.findall(r"(\d+) bytes", str(error))]
     return any(count > _LARGEST_GROWTH * path.stat().st_size for count in asked)
-
-
-def read_index(path: Path) -> list[Path]:
-    """Return the files among which an index says that the weights are divided, as transformers writes it.
-
-    Raises: CheckpointError: if it is damaged, a file is missing, or a name is that of no file beside it.
-    """
-    _check_file(path)
-    try:
-        found = read_json(path)["weight_map"]
-        names = sorted(set(found.values()))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        raise CheckpointError(
-            f"{path} is not an index of files of weights; expected JSON with a 'weight_map'."
-        ) from None
-    for name in names:
-        if not isinstance(name, str) or name != Path(name).name or name.endswith(INDEX) or "\0" in name:
-            raise CheckpointError(f"{path} names {str(name)[:80]!r}; expected the name of a file beside it.")
-        if not os.path.isfile(path.parent / name):  # noqa: PTH113  (false for names that no file can have)
-            raise CheckpointError(
-                f"{path} names {name_shown(name)}, which is not there; the weights are in {len(names)} files."
-            )
-    return [path.parent / name for name in names]
 
 
 def take_tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -182,7 +175,7 @@ def _unpickle(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Return what a file holds, and the names of the classes that were stood in for."""
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
-        _check_archive(path)
+        check_archive(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
         try:
@@ -200,62 +193,6 @@ def _read_with_stand_ins(path: Path) -> tuple[Any, tuple[str, ...]] | None:
         return load_with_stand_ins(path, _SAFE)
     except Exception:  # of every kind, as in `read_content`; what was refused first is said
         return None
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is not a file of weights at first sight, before any library reads it."""
-    try:
-        with open_file(path) as file:
-            size, start = os.fstat(file.fileno()).st_size, file.read(256)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({reason(error)}); expected a file of weights.") from None
-    if size == 0:
-        raise CheckpointError(f"{path} is empty; was it copied completely?")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer and not the weights; run 'git lfs pull' where it came from."
-        )
-    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html") or start.lstrip()[:5].lower() == b"<html":
-        raise CheckpointError(f"{path} is a web page and not a checkpoint; download the file itself.")
-    if path.suffix == ".safetensors":
-        header = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or header > min(size - 8, _LARGEST_HEADER):
-            raise CheckpointError(
-                f"{path} is not a readable safetensors file: it claims a header of {header} bytes in a file of {size}; "
-                "it may be truncated or of another format."
-            )
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse archives that `torch.save` would not write: compressed, unpacking to more than their size, or with code inside."""
-    try:
-        with path.open("rb") as file:
-            # the last record of an archive, which says how many there are, before a list of them is made
-            file.seek(-min(path.stat().st_size, 22 + 0xFFFF), 2)
-            _, found, end = file.read().rpartition(b"PK\x05\x06")
-        if found and len(end) >= 8 and struct.unpack_from("<H", end, 6)[0] == _MANY_RECORDS:
-            raise CheckpointError(
-                f"{path} is an archive of {_MANY_RECORDS} records or more; no checkpoint has so many."
-            )
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
-    unpacked = sum(record.file_size for record in records)
-    if (
-        any(record.compress_type != zipfile.ZIP_STORED for record in records)
-        or unpacked > path.stat().st_size + _LARGEST_EXPANSION
-    ):
-        raise CheckpointError(
-            f"{path} is an archive whose {len(records)} records unpack to {unpacked} bytes; a checkpoint stores them "
-            "uncompressed. It is not opened."
-        )
-    if any(record.filename.endswith("/constants.pkl") for record in records):
-        raise CheckpointError(
-            f"{path} is a TorchScript program, which is code. Save its weights instead: torch.save(model.state_dict(), FILE)."
-        )
 
 
 def _describe_refusal(path: Path, message: str) -> str:

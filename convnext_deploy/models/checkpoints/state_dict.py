@@ -1,7 +1,7 @@
 """Find the network that a state dict belongs to, and load it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,24 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.choices import Dialect
 from convnext_deploy.errors import CheckpointError, OtherNetworkError
 from convnext_deploy.models.checkpoints import INDEX
-from convnext_deploy.models.checkpoints.find_network import choose_network, describe_choice, find_networks
+from convnext_deploy.models.checkpoints.find_network import (
+    choose_network,
+    describe_choice,
+    find_networks,
+    tensor_tables,
+)
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
-from convnext_deploy.models.checkpoints.other_networks import name_network
+from convnext_deploy.models.checkpoints.other_networks import name_change, name_network
 from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_content, take_tensors
 from convnext_deploy.models.variants import VARIANTS, Variant
 
 _SHARD = re.compile(r"-\d+-of-\d+\.")
+_SHARD_OF_TRANSFORMERS = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.")  # whatever it holds, it is not all
 # What a checkpoint for fine-tuning may lack or have in another size: the head; the last norm only where the head is missing too,
 # as in the weights of a pretrained backbone.
 _HEAD = ("head.", "pre_logits.", "head_norm.")
 _LAST_NORM = ("norm.", "norm_pre.")
+_BLOCK = re.compile(r"stages\.(\d)\.(\d+)\.")
 _MOST_NAMED = 5
 
 
@@ -52,10 +59,13 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     Raises: CheckpointError: if it cannot be read, or holds no ConvNeXt.
     """
     content, beside = read_content(path)
-    networks = find_networks(content, path)
-    if not networks:
+    networks = [] if _SHARD_OF_TRANSFORMERS.search(path.name) else find_networks(content, path)
+    if not any(tensor.numel() for network in networks for tensor in network.tensors.values()):
         return _load_incomplete(content, path, beside.arguments)
     network = choose_network(networks, entry, path)
+    is_foreign = not load_metadata(path)  # our own files have quantizers too
+    if is_foreign:
+        _check_unchanged(network.tensors, path)
     notes = [
         f"{path.name}: weights in the names of {network.library}",
         *describe_choice(network, networks, path),
@@ -63,7 +73,12 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         *_describe_objects(beside.not_made, path),
     ]
     state = {**to_native(network.tensors, network.dialect), **network.head.tensors}
-    if _gives_one_logit(state) and not load_metadata(path):  # which our own files have
+    if is_foreign and "head.bias" not in state and (weight := state.get("head.weight")) is not None:
+        state["head.bias"] = weight.new_zeros(len(weight))
+        notes.append(
+            f"{path.name}: the head has no bias, read as zeros; heads that compare angles, as ArcFace's, are read wrongly"
+        )
+    if is_foreign and _gives_one_logit(state):
         for name in ("head.weight", "head.bias"):
             state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
         notes.append(
@@ -96,16 +111,32 @@ def _load_incomplete(content: Any, path: Path, arguments: Mapping[str, Mapping[s
     """Return weights that are not all of a network, for `infer_model_spec` to say what is missing."""
     if _SHARD.search(path.name):
         raise CheckpointError(f"{path} is one of the files of a network; give their index, *{INDEX}, or their folder.")
-    tensors, _ = take_tensors(content, path)
-    dialect = recognize(tensors)
-    if (other := name_network(tensors)) is not None:
+    tables = [*tensor_tables(content)]
+    held = [key for _, table in tables for key, value in table.items() if isinstance(key, str)]
+    _check_unchanged([*held, *_names_of_tables(content)], path)
+    if (other := name_network(held)) is not None:
         raise OtherNetworkError(f"{path} is not a ConvNeXt checkpoint: it looks like {other}.")
+    names, largest = max(tables, key=lambda each: len(each[1]), default=((), {}))
+    tensors, _ = take_tensors({k: v for k, v in largest.items() if isinstance(v, Tensor)} if names else content, path)
+    dialect = recognize(tensors)
     if dialect is None:
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
             f"{path} is not a ConvNeXt checkpoint with the names of {', '.join(DIALECTS)}; its first keys are {some}."
         )
     return Checkpoint(to_native(tensors, dialect), dialect, (), arguments)
+
+
+def _names_of_tables(content: Any) -> Iterator[str]:
+    """Yield the names in a table and in the tables in it."""
+    for table in (content, *(content.values() if isinstance(content, Mapping) else ())):
+        yield from (key for key in (table if isinstance(table, Mapping) else ()) if isinstance(key, str))
+
+
+def _check_unchanged(keys: Iterable[str], path: Path) -> None:
+    """Raises: CheckpointError: if names say that something was put into a network, so that its weights are not its own."""
+    if (change := name_change(keys)) is not None:
+        raise CheckpointError(f"{path} is not a ConvNeXt checkpoint of plain weights: {change}.")
 
 
 def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
@@ -120,6 +151,8 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         raise CheckpointError(f"{path} is not a ConvNeXt checkpoint: it has no '{missing}'.")
     stem, *depthwise = (state[key] for key in keys)
     head, pre_logits = state.get("head.weight"), state.get("pre_logits.weight")
+    if head is None and "head.bias" in state:
+        raise CheckpointError(f"{path} is not a whole checkpoint: it has 'head.bias' and no 'head.weight'.")
     linear = [weight for weight in (pre_logits, head) if weight is not None]
     if (
         any(weight.ndim != 4 for weight in (stem, *depthwise))
@@ -133,9 +166,10 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     convolutions = [i for i in range(4) if getattr(state.get(f"downsample_layers.0.{i}.weight"), "ndim", 0) == 4]
     kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act", (0, 3): "patch"}
     halves = tuple(convolutions) == (0, 3)
+    blocks = {(int(block[1]), block[2]) for key in state if (block := _BLOCK.match(key))}
     found_row = {
         "version": 2 if any(".grn." in key for key in state) else 1,
-        "depths": tuple(len({k.split(".")[2] for k in state if k.startswith(f"stages.{i}.")}) for i in range(4)),
+        "depths": tuple(len({number for stage, number in blocks if stage == i}) for i in range(4)),
         "dims": tuple(weight.shape[0] for weight in depthwise),
         "stem": kinds.get(tuple(convolutions), "unknown"),
         "kernel_sizes": tuple(weight.shape[2] for weight in depthwise),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
+from convnext_deploy.config.image_size import possible_size
 from convnext_deploy.config.records import read_value, shown
 from convnext_deploy.documents import read_text, reason
 from convnext_deploy.errors import CheckpointError, DeployError
@@ -132,7 +133,8 @@ def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channe
         try:
             if value is not None:
                 usable = _per_channel(value, found, channels) if name in _STATISTICS else value
-                values[name] = read_value(_HINTS[name], usable, name)
+                read = read_value(_HINTS[name], usable, name)
+                values[name] = possible_size(read) if name == "image_size" else read
         except (ValueError, OverflowError):
             reasons.append(f"{name} {shown(value)} {origin} is not what this network can be given, and is not taken")
     if len(values.keys() & _STATISTICS.keys()) == 1:

@@ -19,12 +19,19 @@ _CURVES = (
         (
             ("validation_top1", "validation", "fp32", "curve"),
             ("ema_validation_top1", "averaged weights", "fp16", "dash"),
+            ("selection_top1", "set aside", "muted", "dash"),
+            ("ema_selection_top1", "set aside, averaged weights", "int8", "dash"),
         ),
     ),
     (
         "mAP",
         "mAP, %",
-        (("validation_map", "validation", "fp32", "curve"), ("ema_validation_map", "averaged weights", "fp16", "dash")),
+        (
+            ("validation_map", "validation", "fp32", "curve"),
+            ("ema_validation_map", "averaged weights", "fp16", "dash"),
+            ("selection_map", "set aside", "muted", "dash"),
+            ("ema_selection_map", "set aside, averaged weights", "int8", "dash"),
+        ),
     ),
     ("learning rate", "learning rate", (("learning_rate", "learning rate", "muted", "curve"),)),
 )
@@ -72,7 +79,8 @@ def _curve(
     images: int | None,
 ) -> Markup:
     values = [y for points in lines.values() for _, y in points]
-    bands = {} if images is None else {line: [_band(y, images) for _, y in points] for line, points in lines.items()}
+    counted = {} if images is None else {line: points for line, points in lines.items() if "selection" not in line[0]}
+    bands = {line: [_band(y, images or 1) for _, y in points] for line, points in counted.items()}
     ends = values + [end for band in bands.values() for pair in band for end in pair]
     y = percent_axis(unit, ends) if unit.endswith("%") else linear_axis(unit, [0.0, *ends], within=(0.0, float("inf")))
     key = tuple(svg.Key("line" if kind == "curve" else kind, color, name) for _, name, color, kind in lines)

@@ -12,6 +12,7 @@ from convnext_deploy.reports.html.answer_plots import (
     reliability_plot,
     reliability_table,
 )
+from convnext_deploy.reports.html.epochs import describe_best
 from convnext_deploy.reports.html.plots import curves, sensitivity_plot
 from convnext_deploy.reports.html.tables import epoch_table, label_table, layer_table, point_table, quality_table
 from convnext_deploy.reports.label_table import describe_labels, labelled_rows, left_out
@@ -137,17 +138,9 @@ def training(report: Report) -> Iterator[dict[str, Any]]:
         if not epochs:
             continue
         known = own.kind in STAGE_KINDS  # it was made here, judged by the validation images of this run
-        scored = [
-            (score, -number)
-            for number, epoch in enumerate(epochs, 1)
-            if (score := epoch.get("validation_top1", epoch.get("validation_map"))) is not None
-        ]
         what = f"{own.kind} of {own.variant}" if known else f"the training that {own.variant} came from"
         text = f"{what}, {len(epochs)} epochs"
-        if scored:
-            best, epoch = max(scored)  # of equal ones the first
-            name = "mAP" if any("validation_map" in epoch for epoch in epochs) else "top-1"
-            text += f", best {name} {100 * best:.2f} % after epoch {-epoch}"
+        text += describe_best(epochs)
         text += f", {row.history.wall_s:,.0f} s." if row.history.wall_s else "."
         images = report.validation_images if known and report.validation_images else None
         drawn = curves(epochs, images)

@@ -184,16 +184,24 @@ def step_table(selection: Selection) -> Table:
     return create_table(step_columns(selection), ("step", ""), rows)
 
 
+_ASIDE = "set aside %"  # of training images, by which the best epoch was chosen
+
+
+def _score(epoch: Mapping[str, float | None], images: str) -> float | None:
+    """Return what was scored of the weights themselves after an epoch."""
+    return epoch.get(f"{images}_top1", epoch.get(f"{images}_map"))
+
+
 def epoch_table(epochs: Sequence[Mapping[str, float | None]]) -> Table:
     """Return what a training measured after each epoch."""
     scored = "mAP" if any("validation_map" in epoch for epoch in epochs) else "top-1"
-    titles = ("epoch", "training loss", "validation loss", f"{scored} %", "learning rate", "images/s")
+    titles = ("epoch", "training loss", "validation loss", f"{scored} %", _ASIDE, "learning rate", "images/s")
     rows = [
         (
             f"{epoch.get('epoch') or place:g}",
             number(epoch.get("train_loss"), 4),
             number(epoch.get("validation_loss"), 4),
-            number(epoch.get("validation_top1", epoch.get("validation_map")), scale=100),
+            *(number(_score(epoch, images), scale=100) for images in ("validation", "selection")),
             small_number(epoch.get("learning_rate")),
             number(epoch.get("images_per_s"), 0),
         )

@@ -1,0 +1,64 @@
+"""The table of `distillation.py`, of the cells that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+HEAD = ("the student", "seed 0", "seed 1", "seed 2", "mean", "over alone pp [95 %]")
+_WORDS = {
+    "alone": "alone, on the labels",
+    "foreign": "taught by the residual network",
+    "foreign-standardized": "… with logit standardization",
+    "foreign-dist": "… by DIST",
+    "foreign-defaults": "… as `distill` does when nothing is said",
+    "own": "taught by the ConvNeXt",
+    "own-standardized": "… with logit standardization",
+}
+_SEEDS = (0, 1, 2)
+
+
+def lines(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells of the table, top-1 in percent; `–` is not measured yet."""
+    top1 = {(cell["row"], cell["seed"]): 100 * cell["top1"] for cell in found["cells"]}
+    table = []
+    for name, words in _WORDS.items():
+        own = [top1.get((name, seed)) for seed in _SEEDS]
+        known = [value for value in own if value is not None]
+        gains = [
+            top1[name, seed] - top1["alone", seed] for seed in _SEEDS if {(name, seed), ("alone", seed)} <= {*top1}
+        ]
+        mean = f"{np.mean(known):.2f}" if known else "–"
+        shown = ["–" if value is None else f"{value:.2f}" for value in own]
+        table.append([words, *shown, mean, "" if name == "alone" else _gain(gains)])
+    return table
+
+
+def _gain(gains: Sequence[float]) -> str:
+    """Return the mean of gains seed by seed with its 95 % interval after Student's t; of a single seed without one."""
+    if not gains:
+        return "–"
+    mean = f"{np.mean(gains):+.2f}"
+    if len(gains) == 1:
+        return f"{mean} (one seed)"
+    reach = stats.t.ppf(0.975, len(gains) - 1) * np.std(gains, ddof=1) / np.sqrt(len(gains))
+    return f"{mean} [{np.mean(gains) - reach:+.2f}, {np.mean(gains) + reach:+.2f}]"
+
+
+def facts(found: Mapping[str, Any]) -> str:
+    """Say in a sentence how much is measured, and how good the teachers are."""
+    called = {"foreign": "the residual network", "own": "the ConvNeXt"}
+    teachers = [f"{called[name]} has {100 * teacher['top1']:.2f} %" for name, teacher in found["teachers"].items()]
+    said = " and ".join(teachers) or "no teacher is trained yet"
+    return f"{len(found['cells'])} of {len(_WORDS) * len(_SEEDS)} cells are measured; {said}."
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """Return the table for a terminal."""
+    table = [list(HEAD), *lines(found)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([*rows, facts(found)])
