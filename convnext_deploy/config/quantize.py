@@ -58,9 +58,7 @@ class QuantizeConfig(StageConfig):
 
     kind: ClassVar[str] = "quantize"
     done: ClassVar[str] = "quantized"
-    result_version: ClassVar[int] = (
-        4  # GPTQ in place of learned rounding; layers in float are those of the float network
-    )
+    result_version: ClassVar[int] = 4  # GPTQ for learned rounding; layers in float are the float ones
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
     trains: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = ("teacher",)
