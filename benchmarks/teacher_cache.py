@@ -32,8 +32,8 @@ from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.fit import Objective, fit
-from convnext_deploy.training.losses import Distillation
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.student_loss import Distillation
 from convnext_deploy.training.teacher_cache import TeacherCache
 
 

@@ -15,6 +15,7 @@ from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.class_names import match_names, read_class_names
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import BUILT_IN, VALIDATION_FRACTION, Data, open_data
+from convnext_deploy.data.unlabelled import open_unlabelled
 from convnext_deploy.data.unreadable import Skipping
 from convnext_deploy.data.value_range import describe_dark
 from convnext_deploy.errors import DataError, RecipeError, printable
@@ -80,6 +81,8 @@ def open_named_data(
         )
     )
     found = dataclasses.replace(found, division=dataclasses.replace(found.division, told=tuple(_told(options))))
+    if options.unlabelled is not None:
+        found = _with_unlabelled(found, str(options.unlabelled), skipping, execution)
     for note in found.notes:
         execution.progress.say(note)
     if (dark := describe_dark(found.train)) is not None:
@@ -87,6 +90,18 @@ def open_named_data(
     if options.classes is None:
         return found
     return found.in_order(read_class_names(Path(options.classes)), str(options.classes))
+
+
+def _with_unlabelled(data: Data, name: str, skipping: Skipping | None, execution: Execution) -> Data:
+    """Return the data with the images of a folder that has no labels."""
+    judging = [images for images in (data.validation, data.test) if images is not None]
+    found = from_first(lambda: open_unlabelled(name, data.train, judging, data.contents, skipping, execution.cache_dir))
+    return dataclasses.replace(
+        data,
+        unlabelled=found,
+        unreadable=(*data.unreadable, *found.unreadable),
+        reasons=(*data.reasons, *found.reasons),
+    )
 
 
 def _told(options: DataOptions) -> Iterator[str]:

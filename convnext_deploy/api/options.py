@@ -49,6 +49,7 @@ class DataOptions:
         split: file with the names of the validation images, one a line, or JSON with lists for `train`, `val` and `test`; paths as
             in the folder. None: folders or `validation_fraction` tell them.
         groups: regular expression; images in whose names it finds the same, such as a patient or video, stay on one side.
+        unlabelled: folder of images that the teacher alone labels, mixed with the labelled ones; None: the recipe's, or none.
         labels: file that tells the labels of images, any number for each: CSV, JSON, or annotations of COCO. None: folders tell
             them, or where images lie in none, a file of a usual name in the data folder, such as `labels.csv`.
     """
@@ -68,6 +69,7 @@ class DataOptions:
     split: Path | str | None = None
     groups: str | None = None
     labels: Path | str | None = None
+    unlabelled: Path | str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)

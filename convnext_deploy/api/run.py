@@ -1,6 +1,7 @@
 """`run`: every stage of a recipe, or which of them would run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import open_artifact, open_named_data, with_features
@@ -79,6 +80,8 @@ def _open(
 ) -> tuple[Recipe, Settings, Artifact | None, Data, Mapping[str, Artifact], tuple[str, ...]]:
     """Open what a recipe names; for a plan nothing is downloaded, and what would be comes last."""
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    if data.unlabelled is not None:
+        loaded = replace(loaded, unlabelled=str(data.unlabelled))
     name = data.data or loaded.data
     if name is None:
         raise DataError(f"recipe '{loaded.name}' names no data; give an image folder with --data DIR.")
@@ -95,7 +98,7 @@ def _open(
     for artifact in weights.values():
         for note in artifact.notes:
             how.progress.say(note)
-    images = open_named_data(name, data, how, out)
+    images = open_named_data(name, replace(data, unlabelled=loaded.unlabelled), how, out)
     images = images if source is None else with_labels_for(source, images)
     check_gates(loaded, multi_label=images.multi_label)
     settings = create_settings("run", loaded.name, out, how, execution, speed_check=evaluation.speed_check)

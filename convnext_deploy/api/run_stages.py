@@ -77,7 +77,10 @@ def create_recipe(
     asked = PreprocessSettings() if source is None else preprocess
     origin = None if source is None else str(source)
     images = None if data is None else data.name
-    return Recipe(name, tuple(stages), images, origin, seed, source_preprocess=asked, source_output=output)
+    unlabelled = None if data is None or data.unlabelled is None else data.unlabelled.name
+    return Recipe(
+        name, tuple(stages), images, origin, seed, source_preprocess=asked, source_output=output, unlabelled=unlabelled
+    )
 
 
 def create_gate(evaluation: EvaluationOptions, usual_drop_pp: float | None, on: GateOn = "point") -> Gate:

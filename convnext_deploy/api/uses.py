@@ -21,12 +21,12 @@ _TRAINED = {
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
-        "data": _IMAGES,
+        "data": (*_IMAGES, "unlabelled"),
         "evaluation": ("speed_check",),
         "execution": ("device", "workers", "cache_dir", *_KEPT, *_REPORTED),
     },
     "train": _TRAINED,
-    "distill": _TRAINED,
+    "distill": {**_TRAINED, "data": (*_IMAGES, "unlabelled", *_INPUT)},
     "quantize": {**_TRAINED, "evaluation": _CHANGES, "training": _FIT},
     "export": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),

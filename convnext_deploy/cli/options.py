@@ -11,45 +11,13 @@ import click
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.defaults import default_of
+from convnext_deploy.cli.values import Numbers, Size
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
-from convnext_deploy.config.image_size import ImageSize, parse_size, sides_of
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 POSITIVE = click.IntRange(min=1)
-
-
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """`0.5` or `0.485,0.456,0.406`."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Return the numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(number) for number in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of numbers; expected such as 0.5 or 0.485,0.456,0.406.", param, ctx)
-
-
-class Size(click.ParamType[ImageSize]):
-    """`224`, or `32x48` for 32 rows of 48 pixels."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
-        """Return the size."""
-        if isinstance(value, int | tuple):
-            return value
-        size = parse_size(str(value))
-        if size is None or min(sides_of(size)) < 1:
-            self.fail(f"{value!r} is no size in pixels; expected such as 224, or 32x48 for 32 rows of 48.", param, ctx)
-        return size
-
-
 _COUNT = click.IntRange(min=0)
 _RATE = click.FloatRange(0, 1, max_open=True)
 _FOLDER: dict[str, Any] = {"metavar": "DIR", "shell_complete": candidates.folders}
@@ -68,6 +36,12 @@ _OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "Labels of the images, any number for each, where folders do not tell them: CSV (filename,labels or a column of 0 and 1 "
         "for each label), JSON, or COCO.  [default: labels.csv or the like in DIR, where images lie in no class folders]",
         {"metavar": "FILE"},
+    ),
+    "unlabelled": (
+        click.Path(path_type=Path),
+        "Folder with images at any depth, or of shards, that the teacher alone labels, mixed with the labelled ones. Copies of "
+        "images that validate are left out.",
+        _FOLDER,
     ),
     "validation_fraction": (
         click.FloatRange(0, 1, min_open=True, max_open=True),

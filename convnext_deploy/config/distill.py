@@ -7,7 +7,7 @@ from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
 from convnext_deploy.config.stage import StageConfig
-from convnext_deploy.config.train import ModelConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.errors import RecipeError
 
 
@@ -30,8 +30,15 @@ class DistillConfig(StageConfig):
     `standardize_logits`: both are compared with mean 0 and standard deviation 1 over the classes (2403.01427, whose temperature is
     2 and whose teacher has nine tenths of the weight).
 
+    `unlabelled_share`: of each batch, of images that the teacher alone labels, where the recipe names a folder of `unlabelled`;
+    1: of no others, with `teacher-only`; 0: none. None: as many as there are among all images, and at most 7 of 8 (the mu = 7 of
+    2001.07685). An epoch has as many images as both sets together. The labels' loss is the mean over the labelled images.
+
     `teacher_cache` keeps the teacher's predictions on disk, in half precision, of the `teacher_cache_top_k` most probable classes
     or of all (0): what was computed once is not computed again, by this run or by other students with the same crops.
+
+    `compare_alone`: the student is trained without its teachers too, with the same settings and seed, as the stage `NAME-alone`;
+    the report says what the teachers gained.
     """
 
     kind: ClassVar[str] = "distill"
@@ -41,7 +48,7 @@ class DistillConfig(StageConfig):
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
-    references: ClassVar[tuple[str, ...]] = ("model.weights", "teacher")
+    references: ClassVar[tuple[str, ...]] = ("model.weights", "teacher", "compare_alone")
     model: ModelConfig
     teacher: str | tuple[str, ...]
     fit: FitConfig = field(default_factory=FitConfig)
@@ -52,13 +59,22 @@ class DistillConfig(StageConfig):
     dkd_beta: float = 2.0
     feature_loss_weight: float = 1.0
     standardize_logits: bool = False
+    unlabelled_share: float | None = None
     teacher_cache: bool = False
     teacher_cache_top_k: int = 0
+    compare_alone: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_distillation(self.temperature, self.distill_loss_weight)
         require(self.teacher_cache_top_k >= 0, "teacher_cache_top_k", self.teacher_cache_top_k, ">= 0")
+        share = self.unlabelled_share
+        require(share is None or 0 <= share <= 1, "unlabelled_share", share, "0 to 1")
+        if share == 1 and self.method != "teacher-only":
+            raise RecipeError(
+                f"unlabelled_share = 1 leaves no image with a label, and method = '{self.method}' learns from labels too; use "
+                "method = 'teacher-only', or a share below 1."
+            )
         if self.teacher_cache and self.method == "feature":
             raise RecipeError("method = 'feature' needs the teacher's features, which teacher_cache does not keep.")
         for name in ("dkd_alpha", "dkd_beta", "feature_loss_weight"):
@@ -70,9 +86,24 @@ class DistillConfig(StageConfig):
             raise RecipeError("method = 'feature' needs what gradient_checkpointing drops; use one of the two.")
 
     @property
+    def reads_unlabelled(self) -> bool:
+        """Whether images without labels are mixed in, where there are some."""
+        return self.unlabelled_share != 0
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers, in their order."""
         return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
+    def alone(self) -> TrainConfig:
+        """The same training on the labels alone."""
+        return TrainConfig(self.model, self.fit)
+
+    @property
+    def shows_alone(self) -> bool:
+        """Whether the student is trained alone too."""
+        return self.compare_alone
 
     @property
     def initial_weights(self) -> str | None:

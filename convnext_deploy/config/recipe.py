@@ -1,6 +1,7 @@
 """A recipe: an ordered list of stages, as frozen records that check their own values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
 from convnext_deploy.config.checks import LARGEST_SEED, check_fields, require
 from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
@@ -85,7 +86,8 @@ class Recipe:
 
     `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
     images are made ready for the source, where its file does not tell that or something else is wanted. `source_output`: take the
-    source without its head, for what that would see; None: as it is.
+    source without its head, for what that would see; None: as it is. `unlabelled`: folder of images that only teachers label, for
+    the stages that distill; see their `unlabelled_share`.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Recipe:
     speed_check: bool = True
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+    unlabelled: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("the recipe's name", self.name)
@@ -106,6 +109,11 @@ class Recipe:
         known = {SOURCE} if self.source else set()
         if not self.stages:
             raise RecipeError(f"recipe '{self.name}' has no stages; add at least one [[stages]] table.")
+        if self.unlabelled is not None and not any(stage.config.reads_unlabelled for stage in self.stages):
+            raise RecipeError(
+                f"recipe '{self.name}' names unlabelled images, and none of its stages has a teacher that could label them; add a "
+                "distill stage, or leave unlabelled out."
+            )
         for stage in self.stages:
             if not stage.name or not set(stage.name) <= _NAME_CHARACTERS or stage.name[0] in ".-":
                 raise RecipeError(
@@ -129,6 +137,28 @@ class Recipe:
             if stage.source is None and stage.config.needs_source:
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
             known.add(stage.name)
+
+
+def with_comparisons(recipe: Recipe) -> Recipe:
+    """Return a recipe with the trainings without teachers that its stages ask for, `NAME-alone`, each before its stage.
+
+    One that the recipe has already, under any name, is not added.
+
+    Raises: RecipeError: if the name is taken.
+    """
+    stages: list[StageEntry] = []
+    for stage in recipe.stages:
+        alone = stage.config.alone
+        known = ((each.config, each.source) for each in recipe.stages)
+        if stage.config.shows_alone and alone is not None and (alone, stage.source) not in known:
+            stages.append(StageEntry(f"{stage.name}-alone", alone, stage.source))
+        stages.append(stage)
+    return recipe if len(stages) == len(recipe.stages) else replace(recipe, stages=tuple(stages))
+
+
+def report_name(name: str) -> str:
+    """Return how the report calls a teacher: one that no stage makes as the last part of its place."""
+    return PurePath(name.removeprefix(TEACHER_PREFIX)).name if name.startswith(TEACHER_PREFIX) else name
 
 
 def is_place(name: str) -> bool:

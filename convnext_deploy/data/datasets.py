@@ -20,9 +20,11 @@ from convnext_deploy.data.image_folder import FolderContents, list_images, read_
 from convnext_deploy.data.image_sets import ArrayImages as ArrayImages
 from convnext_deploy.data.image_sets import FolderImages as FolderImages
 from convnext_deploy.data.image_sets import ImageSet as ImageSet
+from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
 from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
 from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
+from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
 from convnext_deploy.errors import DataError
 
@@ -39,6 +41,7 @@ class Data:
     gives the classes their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images scored
     once, at the end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
     `labels_from`: the files that tell the labels, where folders do not; `remarks`: how they were read, a line each.
+    `unlabelled`: images that only teachers speak of, for the stages that ask for them.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Data:
     contents: Contents = field(default_factory=Contents, compare=False, repr=False)
     labels_from: tuple[Path, ...] = ()
     remarks: tuple[str, ...] = ()
+    unlabelled: Unlabelled | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -99,6 +103,7 @@ class Data:
         counts = [len(images) for images in (self.train, self.validation, self.test) if images is not None]
         kind = "shards" if isinstance(self.validation, ShardImages) else "folder"
         notes += [*self.division.describe(name, counts, self.split, kind), *self.leaks]
+        notes += () if self.unlabelled is None else self.unlabelled.notes
         return tuple(notes)
 
     @property
@@ -125,11 +130,16 @@ class Data:
         """The same of the validation images alone, on which scores depend."""
         return self._identify(self.validation)
 
+    @cached_property
+    def unlabelled_fingerprint(self) -> str | None:
+        """A hash of names and contents of the images without labels; None: there are none."""
+        return None if self.unlabelled is None else self.unlabelled.identify(self.contents)
+
     def _identify(self, *sets: ImageSet) -> str:
         digest = hashlib.sha256("\n".join(self.class_names).encode())
         for images in sets:
             digest.update(images.labels.astype("<i8").tobytes())
-            if isinstance(images, ArrayImages | FolderImages | ShardImages):
+            if isinstance(images, ArrayImages | FolderImages | ShardImages | TaughtImages):
                 digest.update(images.identify(Path(self.name), self.contents))
         return digest.hexdigest()
 

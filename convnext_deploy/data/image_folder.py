@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
+from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
@@ -176,6 +177,12 @@ def list_images(folder: Path) -> list[Path]:
     Raises: OSError: if a folder cannot be listed.
     """
     return sorted(_image_files(folder))
+
+
+def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files below a folder, sorted: images by their names, and all others. Raises: OSError: as `list_images`."""
+    files = sorted(_files(folder))
+    return [path for path in files if _is_image(path)], [path for path in files if not _is_image(path)]
 
 
 def _scan(split: Path) -> tuple[ClassFiles, list[Path]]:

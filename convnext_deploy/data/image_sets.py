@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from convnext_deploy.data.contents import Contents, names_below
 from convnext_deploy.data.decoding import read_image
+from convnext_deploy.errors import RecipeError
+from convnext_deploy.metrics.multi_label import UNKNOWN
 
 
 class ImageSet(Protocol):
@@ -86,3 +89,65 @@ class ArrayImages:
     def identify(self, root: Path, contents: Contents) -> bytes:
         """Return a hash of the pixels; both arguments are for files."""
         return hashlib.sha256(repr(self.arrays.shape).encode() + self.arrays.tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class TaughtImages:
+    """Training images of which the last have no labels, so that teachers alone speak of them: theirs are `UNKNOWN`.
+
+    `share`: of the images of a training batch, that are such; above 0, and 1 where there are no others. `root`: the folder of the
+    images without labels.
+    """
+
+    labelled: ImageSet
+    unlabelled: ImageSet
+    share: float
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.unlabelled)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices, `UNKNOWN` where there are none; see `ImageSet`."""
+        known = self.labelled.labels
+        return np.concatenate([known, np.full((len(self.unlabelled), *known.shape[1:]), UNKNOWN, np.int64)])
+
+    def part(self, index: int) -> tuple[ImageSet, int]:
+        """Return the set that an image is of, and its number there."""
+        first = len(self.labelled)
+        return (self.labelled, index) if index < first else (self.unlabelled, index - first)
+
+    def load(self, index: int) -> Image.Image:
+        images, own = self.part(index)
+        return images.load(own)
+
+    def content(self, index: int) -> bytes:
+        images, own = self.part(index)
+        return images.content(own)
+
+    def size_hint(self, index: int) -> int:
+        images, own = self.part(index)
+        return images.size_hint(own)
+
+    def identify(self, root: Path, contents: Contents) -> bytes:
+        """Return a hash of both parts, of which the one without labels lies elsewhere, and of the share."""
+        digest = hashlib.sha256(repr(self.share).encode())
+        for images, folder in ((self.labelled, root), (self.unlabelled, self.root)):
+            identify = getattr(images, "identify", None)  # which parts of sets do not have
+            digest.update(b"" if identify is None else identify(folder, contents))
+        return digest.digest()
+
+    def counts(self, batch_size: int) -> tuple[int, int]:
+        """Return how many images of a batch have labels and how many have none: one of each at least, where there are both.
+
+        Raises: RecipeError: if a batch has no room for both.
+        """
+        if not len(self.labelled):
+            return 0, batch_size
+        if batch_size < 2:
+            raise RecipeError(
+                "a batch of one image has no room for labelled and unlabelled ones; use a batch_size of 2 at least."
+            )
+        unlabelled = min(max(1, round(batch_size * self.share)), batch_size - 1)
+        return batch_size - unlabelled, unlabelled

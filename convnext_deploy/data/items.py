@@ -9,6 +9,7 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import FolderImages, ImageSet
 from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.shards import ShardImages
 from convnext_deploy.errors import DataError
 
@@ -39,6 +40,8 @@ class EvaluationItems:
 
 def name_image(images: ImageSet, index: int) -> str:
     """Return the path of an image, or its number where it has none."""
+    if isinstance(images, TaughtImages):
+        return name_image(*images.part(index))
     if isinstance(images, FolderImages | ShardImages):
         return printable(images.paths[index] if isinstance(images, FolderImages) else images.place(index))
     return f"image {index}"

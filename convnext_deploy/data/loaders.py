@@ -22,16 +22,18 @@ from convnext_deploy.data.augmentation import (
     draw_operations,
     erase,
 )
+from convnext_deploy.data.batch_rows import OwnRows, generator, order_images, rows_before
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.items import EvaluationItems, name_image
 from convnext_deploy.data.mixup import mix
 from convnext_deploy.data.pixel_cache import PixelCache, decode_small
+from convnext_deploy.data.pixels import to_channels
 from convnext_deploy.data.worker_process import Chunk
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.system.distributed import World
 
-_ORDER, _BATCH, _IMAGE, _FINISH, _NOISE, _REPEAT = 1, 2, 3, 4, 5, 6  # streams of random numbers
+_BATCH, _IMAGE, _FINISH, _NOISE, _REPEAT = 2, 3, 4, 5, 6  # streams of random numbers, see `generator`
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class TrainingBatches:
     """Augmented batches; what batch `k` of epoch `e` holds depends on the seed, `e` and `k` alone, not on workers.
 
     Images of one size, at most 96 pixels a side, are decoded once, kept as uint8 and augmented in batches on the device; large
-    ones are decoded, cropped and changed by the loader's workers. The last incomplete batch of an epoch is dropped.
+    ones are decoded, cropped and changed by the loader's workers. The last incomplete batch of an epoch is dropped. Where some
+    images have no labels, see `TaughtImages`, each batch has its share of them, and they are mixed with each other alone.
 
     Several processes that train together each get the rows of every batch that are theirs, and these are the rows that one process
     alone would have there: only what concerns the whole batch is drawn by all.
@@ -171,7 +174,9 @@ class TrainingBatches:
                 f"use a batch_size that is a multiple of {world.size} and at most {len(images)}."
             )
         share = self.batch_size // world.size
-        self._rows = slice(world.rank * share, (world.rank + 1) * share)
+        self._first = world.rank * share
+        before = rows_before(images, self.batch_size) if plan.augmentation.is_mixing else None
+        self._rows = OwnRows(before, slice(self._first, self._first + share), self.batch_size)
         cache = cache or decode_small(images, len(preprocess.mean))
         # what is mapped from a file is more than the device should hold
         self._small = None if cache is None else cache.pixels if cache.is_mapped else cache.pixels.to(device)
@@ -192,43 +197,42 @@ class TrainingBatches:
         planned = epoch % self.plan.own_epochs if self.plan.own_epochs else epoch
         numbers = np.arange(len(self))
         if planned != epoch:
-            numbers = _generator(_REPEAT, self.plan.seed, epoch).permutation(numbers)
-        order = _generator(_ORDER, self.plan.seed, planned).permutation(len(self.images))[: len(self) * self.batch_size]
-        chunks = order.reshape(len(self), self.batch_size)
+            numbers = generator(_REPEAT, self.plan.seed, epoch).permutation(numbers)
+        chunks = order_images(self.images, self.batch_size, self.plan.seed, planned)
         numbers = numbers[start:]
         for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
             own = self._own(chunks[number])
             labels = torch.from_numpy(self.images.labels[own]).to(self.device)
             images = transforms.normalize(pixels.to(self.device), self.preprocess)
             images, labels, weight = self._finish(images, labels, planned, number)
-            surplus, numbered = len(own) - len(images), torch.from_numpy(own)
-            first_row = number * self.batch_size + self._rows.start
-            mixed_in = numbered.roll(1, 0)[surplus:]
-            yield Batch(images, labels, planned, first_row, numbered[surplus:], mixed_in, weight)
+            surplus = self._rows.surplus
+            first_row = number * self.batch_size + self._first
+            numbered, mixed_in = (torch.from_numpy(each[surplus:]) for each in (own, own[self._rows.before]))
+            yield Batch(images, labels, planned, first_row, numbered, mixed_in, weight)
 
     def _own(self, chunk: NDArray[Any]) -> NDArray[Any]:
-        """Return this process's part of what there is for each row of a batch, with one row before it where rows are mixed."""
-        if self.plan.augmentation.is_mixing and self._rows.stop - self._rows.start < self.batch_size:
-            return np.take(chunk, np.arange(self._rows.start - 1, self._rows.stop), axis=0, mode="wrap")
-        return chunk[self._rows]
+        """Return this process's part of what there is for each row of a batch, after the rows that are mixed into it."""
+        own: NDArray[Any] = chunk[self._rows.rows]
+        return own
 
     def _finish(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor, float]:
-        """Erase and mix, which come after normalization, and leave out the row that was there to be mixed in.
+        """Erase and mix, which come after normalization, and leave out the rows that were there to be mixed in.
 
         Returns: images, labels, and the weight of each image itself.
         """
-        rng = _generator(_FINISH, self.plan.seed, epoch, number)
+        rng = generator(_FINISH, self.plan.seed, epoch, number)
         probability = self.plan.augmentation.random_erasing_probability
         if probability:
             boxes = self._own(draw_erasures(rng, self.batch_size, images.shape[2], images.shape[3], probability))
             rows = self._own(np.arange(self.batch_size))
             images = erase(
-                images, boxes, lambda index: _generator(_NOISE, self.plan.seed, epoch, number, int(rows[index]))
+                images, boxes, lambda index: generator(_NOISE, self.plan.seed, epoch, number, int(rows[index]))
             )
         weight = 1.0
         if self.plan.augmentation.is_mixing:
-            images, labels, weight = mix(images, labels, self.plan.num_classes, self.plan.augmentation, rng)
-        surplus = len(images) - (self._rows.stop - self._rows.start)
+            before = torch.from_numpy(self._rows.before).to(images.device)
+            images, labels, weight = mix(images, labels, self.plan.num_classes, self.plan.augmentation, rng, before)
+        surplus = self._rows.surplus
         return images[surplus:], labels[surplus:], weight
 
     def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
@@ -240,18 +244,13 @@ class TrainingBatches:
             return
         _, height, width, _ = self._small.shape
         for number, chunk in zip(numbers.tolist(), own, strict=True):
-            rng = _generator(_BATCH, self.plan.seed, epoch, number)
+            rng = generator(_BATCH, self.plan.seed, epoch, number)
             boxes = transforms.sample_crops(rng, self.batch_size, height, width, wanted.crop_scale_min)
             flips = rng.uniform(size=self.batch_size) < wanted.flip_probability
             plans = draw_operations(wanted, rng, self.batch_size, min(size))
             chosen = self._small[torch.from_numpy(chunk).to(self._small.device)].to(self.device)
             cropped = crop_and_flip(chosen, self._own(boxes), self._own(flips), size)
             yield change_colors_and_shapes(cropped, [plan.select(self._own) for plan in plans])
-
-
-def _generator(stream: int, *parts: int) -> np.random.Generator:
-    # The stream comes first and is not 0: NumPy pads seeds with zeros, so that (seed, epoch) and (seed, epoch, 0) are the same.
-    return np.random.default_rng((stream, *parts))
 
 
 @dataclass(frozen=True)
@@ -268,10 +267,10 @@ class _TrainingItems:
 
     def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
         try:
-            image = transforms.to_channels(self.images.load(index), len(self.preprocess.mean))
+            image = to_channels(self.images.load(index), len(self.preprocess.mean))
         except DataError as error:
             return error
-        rng = _generator(_IMAGE, self.plan.seed, epoch, index)
+        rng = generator(_IMAGE, self.plan.seed, epoch, index)
         box = transforms.sample_crops(rng, 1, image.height, image.width, self.plan.augmentation.crop_scale_min)[0]
         flip = rng.uniform() < self.plan.augmentation.flip_probability
         pixels = transforms.crop_image(image, box, flip, self.preprocess.sides)

@@ -12,19 +12,26 @@ Box = tuple[int, int, int, int]
 
 
 def mix(
-    images: Tensor, labels: Tensor, num_classes: int, augmentation: Augmentation, rng: np.random.Generator
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Mix a batch by Mixup or by CutMix, or leave it, as `augmentation` says; one draw holds for the whole batch.
 
     Args:
         images: `(N, C, H, W)` float, normalized, in random order.
-        labels: `(N,)` int64, below `num_classes`; or of multi-label data `(N, num_classes)`: 1, 0 or below 0 where it is not known.
+        labels: `(N,)` int64, below `num_classes`; or of multi-label data `(N, num_classes)`: 1, 0; below 0 where it is not known.
         num_classes: of the network.
         augmentation: with both alphas above 0, each of the two has half the batches.
         rng: where the draws come from.
+        before: which image is mixed into each, `(N,)`; None: the one before it.
 
     Returns: images of the same shape; probabilities of the classes `(N, num_classes)` float32 without label smoothing, which is
-    the loss's; and the weight of each image itself, the image before it has the rest. A batch that is left has probabilities too.
+    the loss's, below 0 where they are not known; and the weight of each image itself, the image before it has the rest. A batch
+    that is left has probabilities too.
     """
     mixes = rng.uniform() < augmentation.mixing_probability
     cuts = augmentation.cutmix_alpha > 0 and (augmentation.mixup_alpha == 0 or rng.uniform() < 0.5)
@@ -34,28 +41,33 @@ def mix(
     weight = rng.beta(alpha, alpha)
     if cuts:
         box = draw_box(rng, weight, images.shape[2], images.shape[3])
-        return *cutmix(images, labels, num_classes, box), area_outside(box, images.shape[2], images.shape[3])
-    return *mixup(images, labels, num_classes, weight), weight
+        return *cutmix(images, labels, num_classes, box, before), area_outside(box, images.shape[2], images.shape[3])
+    return *mixup(images, labels, num_classes, weight, before), weight
 
 
-def mixup(images: Tensor, labels: Tensor, num_classes: int, weight: float) -> tuple[Tensor, Tensor]:
-    """Return `weight` times each image and label plus `1 - weight` times those before it in the batch.
+def mixup(
+    images: Tensor, labels: Tensor, num_classes: int, weight: float, before: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `weight` times each image and label plus `1 - weight` times those before it in the batch, or those named.
 
     Source: Zhang et al. 2017, arXiv 1710.09412.
     """
-    mixed = torch.lerp(images.roll(1, 0), images, weight)
-    return _channels_last(mixed), _mix_labels(labels, num_classes, weight)
+    mixed = torch.lerp(_roll(images, before), images, weight)
+    return _channels_last(mixed), _mix_labels(labels, num_classes, weight, before)
 
 
-def cutmix(images: Tensor, labels: Tensor, num_classes: int, box: Box) -> tuple[Tensor, Tensor]:
-    """Return each image with a box of the one before it in the batch; labels are weighed with the areas.
+def cutmix(
+    images: Tensor, labels: Tensor, num_classes: int, box: Box, before: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return each image with a box of the one before it in the batch, or the one named; labels are weighed with the areas.
 
     Source: Yun et al. 2019, arXiv 1905.04899.
     """
     top, left, bottom, right = box
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images.roll(1, 0)[:, :, top:bottom, left:right]
-    return _channels_last(mixed), _mix_labels(labels, num_classes, area_outside(box, images.shape[2], images.shape[3]))
+    mixed[:, :, top:bottom, left:right] = _roll(images, before)[:, :, top:bottom, left:right]
+    share = area_outside(box, images.shape[2], images.shape[3])
+    return _channels_last(mixed), _mix_labels(labels, num_classes, share, before)
 
 
 def area_outside(box: Box, height: int, width: int) -> float:
@@ -78,17 +90,23 @@ def draw_box(rng: np.random.Generator, weight: float, height: int, width: int) -
     return top, left, min(row + half_height, height), min(column + half_width, width)
 
 
-def _mix_labels(labels: Tensor, num_classes: int, weight: float) -> Tensor:
+def _roll(of_rows: Tensor, before: Tensor | None) -> Tensor:
+    return of_rows.roll(1, 0) if before is None else of_rows[before]
+
+
+def _mix_labels(labels: Tensor, num_classes: int, weight: float, before: Tensor | None) -> Tensor:
     targets = _as_targets(labels, num_classes)
-    mixed = weight * targets + (1.0 - weight) * targets.roll(1, 0)
-    if labels.ndim == 1:
-        return mixed
+    others = _roll(targets, before)
+    mixed = weight * targets + (1.0 - weight) * others
     # what is not known of one of two images is not known of the mixture
-    return torch.where((targets < 0) | (targets.roll(1, 0) < 0), torch.full_like(mixed, -1.0), mixed)
+    return torch.where((targets < 0) | (others < 0), torch.full_like(mixed, -1.0), mixed)
 
 
 def _as_targets(labels: Tensor, num_classes: int) -> Tensor:
-    return F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels.float()
+    if labels.ndim > 1:
+        return labels.float()
+    targets = F.one_hot(labels.clamp(min=0), num_classes).float()
+    return torch.where((labels < 0)[:, None], torch.full_like(targets, -1.0), targets)
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convnext_deploy.data.decoding import map_files, quiet
+from convnext_deploy.data.decoding import map_files
+from convnext_deploy.data.pixels import quiet
 from convnext_deploy.data.shard_scan import SAMPLE, Defect, Shard, describe_shard, load_grouping, scan_shard
 from convnext_deploy.documents import open_file, parse_json
 from convnext_deploy.system.disk_faults import CACHE_DIR
@@ -37,7 +38,7 @@ class ShardIndex:
         return self.names[start : start + size]
 
 
-def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
+def read_index(paths: Sequence[Path], cache_dir: Path | None, *, labelled: bool = True) -> ShardIndex:
     """Read the headers of all shards and check every sample, or take what was found the last time from `cache_dir`.
 
     A sample needs one image that can be opened and a class index, in a `.cls` file or as `label` of a
@@ -46,6 +47,7 @@ def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
     Args:
         paths: the tar files.
         cache_dir: made when missing; holds a file for each set of shards, by their paths, sizes and times of change.
+        labelled: samples need a class index, see `scan_shard`.
 
     Raises:
         DataError: if webdataset is missing, a shard cannot be read to its end, has no samples or has one key twice.
@@ -55,21 +57,24 @@ def read_index(paths: Sequence[Path], cache_dir: Path | None) -> ShardIndex:
     cached = None
     if cache_dir is not None:
         described = [(str(shard.path.resolve()), shard.size, shard.modified_ns, shard.changed_ns) for shard in shards]
-        key = hashlib.sha256(repr((_VERSION, PIL.__version__, described)).encode()).hexdigest()[:32]
+        read = (_VERSION, PIL.__version__, described, *(() if labelled else ("unlabelled",)))
+        key = hashlib.sha256(repr(read).encode()).hexdigest()[:32]
         cached = cache_dir / f"shards-{key}.npz"
         if (index := _load(cached, shards)) is not None:
             return index
-    index = _scan(shards)
+    index = _scan(shards, labelled=labelled)
     if cached is not None:
         _save(index, cached)
     return index
 
 
-def _scan(shards: tuple[Shard, ...]) -> ShardIndex:
+def _scan(shards: tuple[Shard, ...], *, labelled: bool) -> ShardIndex:
     group = load_grouping(shards[0])
     with quiet():
         # one shard to a task, because it takes seconds
-        parts = map_files(lambda number: scan_shard(number, shards[number], group), range(len(shards)), 1)
+        parts = map_files(
+            lambda number: scan_shard(number, shards[number], group, labelled=labelled), range(len(shards)), 1
+        )
     samples = np.concatenate([samples for samples, _, _ in parts])
     samples["name"] = np.cumsum(samples["name_size"], dtype=np.int64) - samples["name_size"]
     defects = tuple(defect for _, _, defects in parts for defect in defects)

@@ -18,10 +18,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, find_defect, printable
+from convnext_deploy.data.decoding import find_defect, printable
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.splits import TAIL_BYTES
 from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import DataError, first_line
+from convnext_deploy.metrics.multi_label import UNKNOWN
 
 # `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
 # `name`, `name_size`: where the name of the image file lies among all names.
@@ -71,13 +73,16 @@ def load_grouping(shard: Shard) -> Group:
     return group
 
 
-def scan_shard(number: int, shard: Shard, group: Group) -> tuple[NDArray[np.void], bytes, list[Defect]]:
+def scan_shard(
+    number: int, shard: Shard, group: Group, *, labelled: bool = True
+) -> tuple[NDArray[np.void], bytes, list[Defect]]:
     """Read all headers of a shard and check every sample. To be called within `quiet`.
 
     Args:
         number: of the shard, for the result.
         shard: is read from front to back, without the contents of images but for their first and last bytes.
         group: webdataset's grouping of files into samples.
+        labelled: samples need a class index; otherwise none is looked for, and theirs is `UNKNOWN`.
 
     Returns: the usable samples, `(N,)` of `SAMPLE` but for the places of their names, which are returned joined; the defects.
     Raises: DataError: if the shard cannot be read to its end, has no samples or has a key twice.
@@ -92,7 +97,7 @@ def scan_shard(number: int, shard: Shard, group: Group) -> tuple[NDArray[np.void
                     raise DataError(f"has the key '{key}' twice; the files of a sample must follow each other")
                 keys.add(key)
                 try:
-                    image, label = _find_image(sample), _read_label(tar, sample)
+                    image, label = _find_image(sample), _read_label(tar, sample) if labelled else UNKNOWN
                     tail = _check_image(tar, image)
                 except _UnusableError as error:
                     defects.append((number, key, str(error)))

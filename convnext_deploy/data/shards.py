@@ -197,6 +197,20 @@ def read_shards(
     )
 
 
+def read_unlabelled_shards(
+    paths: Sequence[Path], skipping: Skipping | None, cache_dir: Path | None
+) -> tuple[ShardImages, tuple[Path, ...], tuple[str, ...]]:
+    """Return the images of shards, of which no labels are read, and those that were left out with the reasons.
+
+    Args as `read_shards`. Raises: DataError: likewise, but for splits and classes.
+    """
+    index = read_index(paths, cache_dir, labelled=False)
+    if skipping is not None:
+        index = _leave_out_damaged(index, skipping)
+    unreadable = _check_samples(index, skip=skipping is not None)
+    return ShardImages(index, np.arange(len(index.samples))), unreadable, tuple(reason for *_, reason in index.defects)
+
+
 def find_repeated_samples(own: ShardImages, others: ShardImages) -> tuple[Path, ...]:
     """Return those of `own`, of the same index as `others`, whose image is also one of these."""
     rows = repeated_samples(own.index, own.rows, others.rows, read_sample)

@@ -38,21 +38,9 @@ def take_out_unreadable(found: Mapping[Path, ClassFiles], skipping: Skipping | N
 
     Raises: DataError: naming the first and counting the others, unless they are to be skipped; if a class has no others.
     """
-    every = [path for files in found.values() for paths in files.values() for path in paths]
-    unreadable = find_unreadable(every)
-    if skipping is not None:
-        closed = {path for path, _ in unreadable}
-        opened = [path for path in every if path not in closed]
-        reasons = dict([*unreadable, *skipping.find_damaged(opened)])
-        unreadable = [(path, reasons[path]) for path in every if path in reasons]
-    elif unreadable:
-        (path, reason), others = unreadable[0], len(unreadable) - 1
-        more = "" if not others else f", and neither can {others} other{'s' if others > 1 else ''}"
-        which = "them" if others else "it"
-        raise DataError(
-            f"{printable(path)} cannot be read as an image ({reason}){more}; repair or remove {which}, or leave {which} out "
-            "with --skip-unreadable."
-        )
+    unreadable = find_unusable(
+        [path for files in found.values() for paths in files.values() for path in paths], skipping
+    )
     left_out = {path for path, _ in unreadable}
     for split, files in found.items():
         for name, paths in files.items():
@@ -60,6 +48,28 @@ def take_out_unreadable(found: Mapping[Path, ClassFiles], skipping: Skipping | N
             if not files[name]:
                 raise DataError(f"no image of class '{name}' in {printable(split)} can be read; repair them.")
     return {"unreadable": tuple(path for path, _ in unreadable), "reasons": tuple(reason for _, reason in unreadable)}
+
+
+def find_unusable(every: Sequence[Path], skipping: Skipping | None) -> list[tuple[Path, str]]:
+    """Return the files that cannot be read as images, each with the reason, to be left out.
+
+    Raises: DataError: naming the first and counting the others, unless they are to be skipped.
+    """
+    unreadable = find_unreadable(every)
+    if skipping is not None:
+        closed = {path for path, _ in unreadable}
+        opened = [path for path in every if path not in closed]
+        reasons = dict([*unreadable, *skipping.find_damaged(opened)])
+        return [(path, reasons[path]) for path in every if path in reasons]
+    if unreadable:
+        (path, reason), others = unreadable[0], len(unreadable) - 1
+        more = "" if not others else f", and neither can {others} other{'s' if others > 1 else ''}"
+        which = "them" if others else "it"
+        raise DataError(
+            f"{printable(path)} cannot be read as an image ({reason}){more}; repair or remove {which}, or leave {which} out "
+            "with --skip-unreadable."
+        )
+    return []
 
 
 def describe_left_out(paths: Sequence[Path]) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Say of a class folder without a usable image, and of files beside images, what they are and what can be done."""
+"""Say of a folder without a usable image, and of files beside images, what they are and what can be done."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import printable
 
 _HEIC = "convert them with 'heif-convert IN.heic OUT.jpg', or let the phone send JPEG"
@@ -20,15 +20,15 @@ _ADVICE = {
 }
 
 
-def describe_useless(folder: Path, paths: list[Path]) -> str:
-    """Say what a class folder has in the place of images, and what to do."""
+def describe_useless(folder: Path, paths: list[Path], kind: str = "class folder") -> str:
+    """Say what a folder of that kind has in the place of images, and what to do."""
     endings = sorted({path.suffix.lower() or "no ending" for path in paths})
     some = ", ".join(map(printable, endings[:4]))
     advice = next(
         (advice for ending, advice in _ADVICE.items() if ending in endings), "convert them, or move the folder away"
     )
     return (
-        f"the class folder {printable(folder)} has no image that can be read: {len(paths)} files ({some}), such as "
+        f"the {kind} {printable(folder)} has no image that can be read: {len(paths)} files ({some}), such as "
         f"{printable(min(paths).name)}; {advice}. Images end in {', '.join(IMAGE_EXTENSIONS)}."
     )
 

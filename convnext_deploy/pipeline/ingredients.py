@@ -26,6 +26,7 @@ from convnext_deploy.pipeline.open_artifact import find_baseline
 _SHOWN = 6  # differences in a message
 _DIGITS = 8  # of a hash in a message
 _DATA, _CONTENTS = "data", "contents"
+UNLABELLED = "unlabelled"  # the role of the images without labels
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Ingredients:
     """Everything that decides what a stage produces, with defaults written out: no code, no versions of packages, no places.
 
     `config`: the settings. `readings`: hashes of the contents of each input, and of how that is read, by role and what
-    they are about. `data`: fingerprint; None where no images are read. `places`: where the inputs and the data lay,
-    by role and `data`, for people to read; they do not count.
+    they are about; the images without labels are one. `data`: fingerprint; None where no images are read. `places`: where
+    the inputs and the data lay, by role and `data`, for people to read; they do not count.
     """
 
     kind: str
@@ -86,11 +87,15 @@ def ingredients_of(stage: StageEntry, artifacts: Mapping[str, Artifact], data: D
             inputs["baseline"] = teaches
     read = data if stage.config.reads_images else None
     places = {role: str(artifact.location) for role, artifact in inputs.items()}
+    readings = {role: _reading(artifact) for role, artifact in inputs.items()}
+    if read is not None and read.unlabelled is not None and stage.config.reads_unlabelled:
+        places[UNLABELLED] = read.unlabelled.name
+        readings[UNLABELLED] = {_CONTENTS: read.unlabelled_fingerprint or ""}
     return Ingredients(
         stage.config.kind,
         stage.config.result_version,
         _settle(type(stage.config), dataclasses.asdict(stage.config)),
-        {role: _reading(artifact) for role, artifact in inputs.items()},
+        readings,
         None if read is None else read.fingerprint,
         seed,
         places if read is None else {**places, _DATA: read.name},

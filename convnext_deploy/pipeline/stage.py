@@ -17,6 +17,7 @@ from convnext_deploy.data.agreement import order_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.pipeline.ingredients import (
+    UNLABELLED,
     Ingredients,
     ingredients_of,
     is_same,
@@ -103,7 +104,7 @@ def execute_stage(
             kind=stage.config.kind,
             config=dataclasses.asdict(stage.config),
             inputs={role: source.sha256 for role, source in inputs.items()},
-            input_paths={role: str(source.location) for role, source in inputs.items()},
+            input_paths={role: made_of.places[role] for role in (*inputs, UNLABELLED) if role in made_of.places},
             data="none" if read is None else read.name,
             data_fingerprint="none" if read is None else read.fingerprint,
             seed=recipe.seed,

@@ -20,6 +20,8 @@ def write_recipe(report: Report) -> str | None:
     head = [f"name = {quoted(report.recipe)}", f"seed = {report.seed}"]
     if report.data != "none":
         head.append(f"data = {quoted(report.data)}")
+    if report.unlabelled is not None:
+        head.append(f"unlabelled = {quoted(report.unlabelled)}")
     if report.source is not None:
         head.append(f"source = {quoted(report.source)}")
         if asked := report.source_preprocess.asked():

@@ -19,7 +19,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.epoch_choice import set_aside
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
 from convnext_deploy.stages.training_setup import fit_network, label_weights
-from convnext_deploy.training.losses import Distillation
+from convnext_deploy.training.student_loss import Distillation
 from convnext_deploy.training.teacher import Teacher
 
 _TIMED_IMAGES = 8

@@ -5,99 +5,17 @@ All are computed in float32 (in float64 when given float64), averaged over the b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_deploy.config.choices import LogitMethod
-
 _SMALLEST_SPREAD = 1e-7  # of equal logits
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a student learns from: `(1 - w) * CE(student, labels) + w * loss(student, teacher)`.
-
-    Attributes:
-        method: the second term. `kd`: `kd_loss`; `teacher-only`: the same with w = 1, whatever is given (Beyer et al. 2022,
-            "Knowledge distillation: A good teacher is patient and consistent", arXiv 2106.05237); `hard-label`:
-            `hard_label_loss`, where w = 0.5 is the paper's; `dkd`: `dkd_loss`, whose paper adds the two terms, which is w = 0.5
-            but for a factor of 2; `dist`: `dist_loss`.
-        temperature: T, 0.01 to 100; does not count for `hard-label`.
-        distill_loss_weight: w in [0, 1].
-        label_smoothing: of the cross-entropy with the labels alone, in [0, 1).
-        dkd_alpha: weight of the target class in `dkd_loss`.
-        dkd_beta: weight of the other classes in `dkd_loss`.
-        multi_label: each output is an answer of its own: `bce_loss` is in the place of the cross-entropy, `bernoulli_kd_loss` in
-            that of `kd_loss`. There is no `dkd` then.
-        positive_weights: of `bce_loss`.
-        standardize: the logits of both are standardized over the classes before the second term, see `standardized`.
-    """
-
-    method: LogitMethod = "kd"
-    temperature: float = 1.0
-    distill_loss_weight: float = 0.5
-    label_smoothing: float = 0.0
-    dkd_alpha: float = 1.0
-    dkd_beta: float = 2.0
-    multi_label: bool = False
-    positive_weights: Tensor | None = None
-    standardize: bool = False
-
-
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
-) -> Tensor:
-    """Return the loss of a student, a scalar.
-
-    Args:
-        student_logits: `(N, num_classes)`, of any floating-point dtype.
-        teacher_logits: `(N, num_classes)`, without gradient; None: the teacher has none, and the labels are all there is.
-        labels: `(N,)` int64, or `(N, num_classes)` floating point; if `by.multi_label` as of `bce_loss`.
-        by: which loss, and the weights of its terms.
-    """
-    if by.multi_label:
-        return _multi_label_loss(student_logits, teacher_logits, labels, by)
-    if teacher_logits is None:
-        return F.cross_entropy(_at_least_float32(student_logits), labels, label_smoothing=by.label_smoothing)
-    own = student_logits
-    if by.standardize:
-        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
-    if by.method == "hard-label":
-        soft = hard_label_loss(student_logits, teacher_logits)
-    elif by.method == "dkd":
-        weights = {"temperature": by.temperature, "alpha": by.dkd_alpha, "beta": by.dkd_beta}
-        soft = dkd_loss(student_logits, teacher_logits, labels, **weights)
-    elif by.method == "dist":
-        soft = dist_loss(student_logits, teacher_logits, by.temperature)
-    else:
-        soft = kd_loss(student_logits, teacher_logits, by.temperature)
-    if by.method == "teacher-only":
-        return soft
-    hard = F.cross_entropy(_at_least_float32(own), labels, label_smoothing=by.label_smoothing)
-    return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean over images and places of 1 - cos, in [0, 2], of features `(N, D)` or maps `(N, D, H, W)`."""
-    return 1 - F.cosine_similarity(_at_least_float32(student), _at_least_float32(teacher), dim=1).mean()
-
-
-def _multi_label_loss(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, by: Distillation
-) -> Tensor:
-    if teacher_logits is None:
-        return bce_loss(student_logits, labels, by.label_smoothing, by.positive_weights)
-    if by.method == "hard-label":
-        soft = bce_loss(student_logits, (teacher_logits > 0).float())
-    else:
-        soft = bernoulli_kd_loss(student_logits, teacher_logits, by.temperature)
-    if by.method == "teacher-only":
-        return soft
-    hard = bce_loss(student_logits, labels, by.label_smoothing, by.positive_weights)
-    return (1 - by.distill_loss_weight) * hard + by.distill_loss_weight * soft
+    return 1 - F.cosine_similarity(at_least_float32(student), at_least_float32(teacher), dim=1).mean()
 
 
 def bce_loss(
@@ -118,7 +36,7 @@ def bce_loss(
     targets = labels.clamp(min=0).to(torch.promote_types(logits.dtype, torch.float32))
     targets = (1 - label_smoothing) * targets + label_smoothing / 2
     terms = F.binary_cross_entropy_with_logits(
-        _at_least_float32(logits), targets, reduction="none", pos_weight=positive_weights
+        at_least_float32(logits), targets, reduction="none", pos_weight=positive_weights
     )
     return torch.where(known, terms, torch.zeros_like(terms)).mean()
 
@@ -128,7 +46,7 @@ def bernoulli_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
 
     Args as `kd_loss`, of which it is what remains where every class has a softmax of its own, against a logit of 0.
     """
-    student, teacher = (_at_least_float32(logits) / temperature for logits in (student_logits, teacher_logits))
+    student, teacher = (at_least_float32(logits) / temperature for logits in (student_logits, teacher_logits))
     yes = teacher.sigmoid()
     terms = yes * (F.logsigmoid(teacher) - F.logsigmoid(student))
     terms = terms + (1 - yes) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
@@ -149,8 +67,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Returns: scalar >= 0 up to rounding; 0 where the logits agree up to a constant.
     Source: Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
-    student = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
-    teacher = F.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=1)
+    student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=1)
     return _divergence(teacher, student).mean() * temperature**2
 
 
@@ -166,7 +84,7 @@ def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns: scalar >= 0.
     Source: Touvron et al. 2021, DeiT, arXiv 2012.12877, second term of equation 3 (there with weight 1/2).
     """
-    return F.cross_entropy(_at_least_float32(student_logits), teacher_logits.argmax(dim=1))
+    return F.cross_entropy(at_least_float32(student_logits), teacher_logits.argmax(dim=1))
 
 
 def dkd_loss(
@@ -196,7 +114,7 @@ def dkd_loss(
     others = others + (others >= target)
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = F.log_softmax(_at_least_float32(logits) / temperature, dim=1)
+        log_p = F.log_softmax(at_least_float32(logits) / temperature, dim=1)
         rest = log_p.gather(1, others)
         total = rest.logsumexp(dim=1, keepdim=True)  # log(1 - p) without the rounding of 1 - p
         return torch.cat([log_p.gather(1, target), total], dim=1), rest - total
@@ -222,7 +140,7 @@ def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     Source: Huang et al. 2022, arXiv 2205.10536, equations 6 to 10 with both weights 1; T² as in the official code.
     """
     student, teacher = (
-        F.softmax(_at_least_float32(logits) / temperature, dim=1) for logits in (student_logits, teacher_logits)
+        F.softmax(at_least_float32(logits) / temperature, dim=1) for logits in (student_logits, teacher_logits)
     )
     loss = 1 - _correlation(student, teacher).mean()
     if len(student) > 1:
@@ -237,7 +155,7 @@ def standardized(logits: Tensor) -> Tensor:
 
     Source: Sun et al. 2024, "Logit Standardization in Knowledge Distillation", arXiv 2403.01427, algorithm 1.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     centred = logits - logits.mean(dim=1, keepdim=True)
     return centred / (centred.std(dim=1, keepdim=True) + _SMALLEST_SPREAD)
 
@@ -259,9 +177,9 @@ def average_teachers(teacher_logits: Sequence[Tensor], temperature: float, *, mu
     if len(teacher_logits) == 1:
         return teacher_logits[0]
     if multi_label:
-        scaled = torch.stack([_at_least_float32(logits) / temperature for logits in teacher_logits])
+        scaled = torch.stack([at_least_float32(logits) / temperature for logits in teacher_logits])
         return temperature * (F.logsigmoid(scaled).logsumexp(dim=0) - F.logsigmoid(-scaled).logsumexp(dim=0))
-    logs = [F.log_softmax(_at_least_float32(logits) / temperature, dim=1) for logits in teacher_logits]
+    logs = [F.log_softmax(at_least_float32(logits) / temperature, dim=1) for logits in teacher_logits]
     # log(number of teachers) is left out: a constant changes no probability
     return temperature * torch.stack(logs).logsumexp(dim=0)
 
@@ -276,5 +194,6 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, or in float64 when they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

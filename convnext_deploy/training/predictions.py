@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from convnext_deploy.data.datasets import Data, FolderImages
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
+from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.loaders import Batch
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import BackendUnavailableError, CheckpointError, DataError, first_line
 
 Content = Literal["logits", "probabilities", "features"]
@@ -127,37 +128,53 @@ class PredictionTable:
 
 def find_rows(names: Sequence[str], data: Data, path: Path) -> NDArray[np.int64]:
     """Return for each training image the place of its name, `(N,)`. Raises: DataError: see `PredictionTable`."""
-    images = data.train
-    if not isinstance(images, FolderImages):
-        raise DataError(
-            f"{path} names files, and {data.name} is no folder of images; a file of predictions teaches with a folder."
-        )
+    images, unlabelled = _paths_of(data, path)
     places: dict[tuple[str, ...], int] = {}
     for row, name in enumerate(names):
         if places.setdefault(_parts(name), row) != row:
             raise DataError(f"{path} has two vectors for {name!r}; expected one for each image.")
     longest = max(map(len, places))
-    found: list[int] = []
-    missing: list[Path] = []
-    for image in images.paths:
+
+    def find(image: Path) -> int:
         parts = _parts(str(image))
         ends = (parts[-count:] for count in range(min(longest, len(parts)), 0, -1))
-        place = next((places[end] for end in ends if end in places), None)
-        if place is None:
-            missing.append(image)
-        else:
-            found.append(place)
-    if missing:
+        return next((places[end] for end in ends if end in places), -1)
+
+    found = np.array([find(image) for image in images], np.int64)
+    if missing := [images[place] for place in np.flatnonzero(found < 0)]:
         raise DataError(
             f"{path} has no vector for {len(missing)} of {len(images)} training images, such as {missing[0]}; its names are like "
             f"{names[0]!r}."
         )
-    if len(set(found)) < len(found):
+    if len(np.unique(found)) < len(found):
         raise DataError(
             f"{path} has the same name for several training images; name them with their folders, such as "
-            f"{'/'.join(_parts(str(images.paths[0]))[-2:])!r}."
+            f"{'/'.join(_parts(str(images[0]))[-2:])!r}."
         )
-    return np.array(found, np.int64)
+    # of two folders the same name may mean two images: what is said of one that judges is not taken for one without a label
+    meant = dict(zip(found[len(images) - unlabelled :].tolist(), images[len(images) - unlabelled :], strict=True))
+    for judging in (data.validation, data.test) if meant else ():
+        for other in judging.paths if isinstance(judging, FolderImages) else ():
+            if (image := meant.get(find(other))) is not None:
+                raise DataError(
+                    f"{path} has a name, {names[find(other)]!r}, that fits {image} and {other}; name them with more of their "
+                    "folders."
+                )
+    return found
+
+
+def _paths_of(data: Data, path: Path) -> tuple[tuple[Path, ...], int]:
+    """Return the files of all training images, and how many of them, at the end, have no labels."""
+    images = data.train
+    parts = (images.labelled, images.unlabelled) if isinstance(images, TaughtImages) else (images,)
+    paths: list[Path] = []
+    for part in parts:
+        if not isinstance(part, FolderImages):
+            raise DataError(
+                f"{path} names files, and {data.name} is no folder of images; a file of predictions teaches with a folder."
+            )
+        paths += part.paths
+    return tuple(paths), len(parts[1]) if len(parts) > 1 else 0
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -19,8 +19,10 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
+from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.system.progress import SilentProgress
@@ -42,6 +44,7 @@ VALUES: dict[str, Any] = {
     "split": "val.txt",
     "groups": "p[0-9]+",
     "labels": "labels.csv",
+    "unlabelled": "more",
     "crop_mode": "squash",
     "interpolation": "bilinear",
     "mean": (0.5,),
@@ -115,6 +118,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.open_inputs", "open_input", open_input),
         ("api.open_inputs", "check_graph_options", lambda *_: None),
         ("api.open_inputs", "open_data", keep),
+        ("api.open_inputs", "open_unlabelled", keep),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
         ("api.validate", "create_gate", lambda *args: keep(create_gate(*args))),
@@ -134,7 +138,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
     return found
 
 
-RECIPE = Recipe("r", (StageEntry("ptq", PTQConfig(), SOURCE),), data="photos", source="model")
+DISTILLED = StageEntry("student", DistillConfig(ModelConfig("atto"), SOURCE), None)
+RECIPE = Recipe("r", (StageEntry("ptq", PTQConfig(), SOURCE), DISTILLED), data="photos", source="model")
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"recipe": RECIPE},
     "train": {"model": "atto", "data": DataOptions("photos")},

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli import group
-from convnext_deploy.cli.options import Numbers
+from convnext_deploy.cli.values import Numbers
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
 from convnext_deploy.system import execution
 from tests.cli.bad_input import Place

@@ -35,7 +35,8 @@ from convnext_deploy.stages import distill, ptq, qat, quantized_training
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.losses import Distillation, average_teachers, distillation_loss
+from convnext_deploy.training.losses import average_teachers
+from convnext_deploy.training.student_loss import Distillation, distillation_loss
 from convnext_deploy.training.teacher_cache import rounded
 from tests.weights import PREPROCESS, noise_images, random_network, write_weights
 

@@ -25,7 +25,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages import distill
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.losses import Distillation, distillation_loss
+from convnext_deploy.training.student_loss import Distillation, distillation_loss
 from tests.weights import PREPROCESS, write_weights
 
 SPEC = ModelSpec("test_convnext", 3)

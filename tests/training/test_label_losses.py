@@ -7,13 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from convnext_deploy.data.mixup import mixup
-from convnext_deploy.training.losses import (
-    Distillation,
-    average_teachers,
-    bce_loss,
-    bernoulli_kd_loss,
-    distillation_loss,
-)
+from convnext_deploy.training.losses import average_teachers, bce_loss, bernoulli_kd_loss
+from convnext_deploy.training.student_loss import Distillation, distillation_loss
 
 
 def draw() -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.config.choices import LogitMethod
-from convnext_deploy.training.losses import Distillation, average_teachers, distillation_loss, dkd_loss, kd_loss
+from convnext_deploy.training.losses import average_teachers, dkd_loss, kd_loss
+from convnext_deploy.training.student_loss import Distillation, distillation_loss
 
 Array = NDArray[np.float64]
 METHODS: tuple[LogitMethod, ...] = get_args(LogitMethod)

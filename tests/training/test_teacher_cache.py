@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.training.losses import Distillation, distillation_loss
+from convnext_deploy.training.student_loss import Distillation, distillation_loss
 from convnext_deploy.training.teacher_cache import TeacherCache
 
 ROUNDING = 2.0**-11  # of half precision, relative
