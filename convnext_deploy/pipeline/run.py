@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.pipeline.teaching import ask_teachers, enter_taught
-from convnext_deploy.pipeline.tracking import Tracking, open_trackers
+from convnext_deploy.pipeline.tracking import Tracking
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_recipe(
         def begin() -> Contents | None:
             nonlocal tracking
             contents = check_run(recipe, settings, source, data, weights)
-            tracking = opened.enter_context(_open_trackers(recipe, settings, data))
+            tracking = opened.enter_context(settings.open_trackers(recipe, data))
             return contents
 
         from_first(begin)
@@ -156,17 +156,6 @@ def _run(
     score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
-
-
-def _open_trackers(recipe: Recipe, settings: Settings, data: Data | None) -> AbstractContextManager[Tracking]:
-    told = {
-        "data": "none" if data is None else data.name,
-        "device": str(settings.execution.device),
-        "out": str(settings.out),
-        "command": settings.command or "",
-    }
-    wanted = {"tensorboard": settings.tensorboard, "mlflow": settings.mlflow}
-    return open_trackers(recipe, settings.out, told, settings.execution.progress, **wanted)
 
 
 def _bring(run: _Run, source: Artifact) -> None:
