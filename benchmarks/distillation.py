@@ -37,7 +37,7 @@ from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
-from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.metrics.intervals import wilson_interval
 from convnext_deploy.reports.record import Accuracy
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.files import write_text

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from convnext_deploy.api.bench import bench
     from convnext_deploy.api.bundle import bundle
+    from convnext_deploy.api.collect import collect
     from convnext_deploy.api.compare import compare
     from convnext_deploy.api.convert import convert
     from convnext_deploy.api.distill import distill
@@ -41,6 +42,7 @@ __all__ = [
     "TrainingOptions",
     "bench",
     "bundle",
+    "collect",
     "compare",
     "convert",
     "distill",

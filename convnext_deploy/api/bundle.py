@@ -16,6 +16,7 @@ from convnext_deploy.bundles.archive import is_archived_bundle, write_archive
 from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.bundles.device import verify
 from convnext_deploy.bundles.files import BatchSizes, assemble
+from convnext_deploy.bundles.fp32_answers import FP32Answers, find_fp32_answers
 from convnext_deploy.bundles.golden import GoldenImages, choose_images
 from convnext_deploy.bundles.reported_accuracy import find_doubts
 from convnext_deploy.errors import OutputError, RecipeError
@@ -92,20 +93,22 @@ def bundle(
     contents = collect(
         list(zip(map(Path, artifacts), open_artifacts(artifacts, None, data, how.progress), strict=True))
     )
-    golden = choose_images(contents.first, golden_images, open_data_for(contents.first, data, how))
+    images = open_data_for(contents.first, data, how)
+    golden = choose_images(contents.first, golden_images, images)
+    fp32 = find_fp32_answers(contents, images)
     batch = BatchSizes(optimal_batch_size, max_batch_size)
     target = Path(os.path.realpath(out))
     parent = target.parent
     create_output_folder(parent)
     if out.suffix != ".zip":
         with replace_folder(target) as folder:
-            digest = assemble(folder, contents, golden, batch, how.progress)
+            digest = assemble(folder, contents, golden, batch, how.progress, fp32)
             size = _size(folder)
     else:
         with TemporaryDirectory(prefix=f".{out.stem}.", dir=parent) as temporary:
             folder = Path(temporary) / out.stem
             folder.mkdir()
-            digest = assemble(folder, contents, golden, batch, how.progress)
+            digest = assemble(folder, contents, golden, batch, how.progress, fp32)
             write_archive(folder, target)
         size = out.stat().st_size
     return Bundle(
@@ -115,7 +118,7 @@ def bundle(
         golden.origin,
         size,
         digest,
-        (*find_doubts(contents), *_notes(contents, golden)),
+        (*find_doubts(contents), *_notes(contents, golden, fp32)),
     )
 
 
@@ -160,13 +163,23 @@ def _size(folder: Path) -> int:
     return sum({status.st_ino: status.st_size for status in found}.values())
 
 
-def _notes(contents: Contents, golden: GoldenImages) -> tuple[str, ...]:
+def _notes(contents: Contents, golden: GoldenImages, fp32: FP32Answers | None) -> tuple[str, ...]:
     """Return what the user should know, a line each."""
     notes = []
     if golden.kind == "synthetic":
         notes.append("no --data was given: the golden images are synthetic")
     elif golden.kind == "own":
         notes.append(f"the bundle holds {golden.origin} as pixels; leave --data out where they must not be passed on")
+    if (
+        golden.kind == "own"
+        and fp32 is None
+        and contents.first.model.num_classes
+        and not contents.first.model.multi_label
+    ):
+        notes.append(
+            "it has no FP32 answers to the validation images: they are those of a run with a baseline, on the same images; "
+            "verify.py --data gives top-1 without the drop"
+        )
     for model in contents.models:
         if model.obstacle is not None:
             notes.append(f"{model.name} is not for TensorRT: {model.obstacle}")

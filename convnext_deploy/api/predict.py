@@ -15,9 +15,9 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.config.checks import require
 from convnext_deploy.data.agreement import check_takes_images
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
 from convnext_deploy.data.image_folder import list_images
-from convnext_deploy.errors import ArtifactError, DataError, RecipeError
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
+from convnext_deploy.errors import ArtifactError, DataError, RecipeError, printable
 from convnext_deploy.evaluation.folder_labels import FolderLabels
 from convnext_deploy.evaluation.measure import BATCH_SIZE
 from convnext_deploy.evaluation.probabilities import to_label_probabilities, to_probabilities

@@ -10,18 +10,39 @@ from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.bundles import device
 from convnext_deploy.bundles.contents import Contents, Model, Tensor
 from convnext_deploy.bundles.device import answers, verify
+from convnext_deploy.bundles.fp32_answers import FP32Answers, write_fp32_answers
 from convnext_deploy.bundles.golden import GoldenImages, allowed_errors, compute_outputs
 from convnext_deploy.bundles.readme import render_card
 from convnext_deploy.bundles.reported_accuracy import find_measurement
 from convnext_deploy.bundles.triton import model_config, write_entry
+from convnext_deploy.data import pixels
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.onnx_io import fix_image, join_weights, load_onnx
+from convnext_deploy.metrics import intervals
 from convnext_deploy.reports.phrases import one_line
 from convnext_deploy.system.environment import package_versions
 from convnext_deploy.system.files import copy_file, write_array, write_bytes, write_text
 from convnext_deploy.system.progress import Progress
 
-PROGRAMS = ("verify.py", "bundle_index.py", "answers.py", "tensorrt_device.py", "build_engine.py", "build_on_device.sh")
+_DEVICE = Path(device.__path__[0])
+PROGRAMS = {
+    **{
+        name: _DEVICE / name
+        for name in (
+            "verify.py",
+            "bundle_index.py",
+            "answers.py",
+            "open_models.py",
+            "score_images.py",
+            "tensorrt_device.py",
+            "build_engine.py",
+            "choose_engine.py",
+            "build_on_device.sh",
+        )
+    },
+    **{Path(str(module.__file__)).name: Path(str(module.__file__)) for module in (pixels, intervals)},
+}
+"""Programs in a bundle, and where they come from. Two are files that the package itself uses."""
 CLASSES, CARD, TABLE, PIXELS = "classes.txt", "README.md", "models.tsv", "golden/pixels.npy"
 
 
@@ -33,7 +54,14 @@ class BatchSizes:
     maximum: int
 
 
-def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: BatchSizes, progress: Progress) -> str:
+def assemble(
+    folder: Path,
+    contents: Contents,
+    golden: GoldenImages,
+    batch: BatchSizes,
+    progress: Progress,
+    fp32: FP32Answers | None = None,
+) -> str:
     """Write all files of a bundle into an empty folder; return the SHA-256 of the list of their checksums.
 
     Raises: ArtifactError: if an artifact is not what its manifest says, or cannot be run.
@@ -56,9 +84,11 @@ def assemble(folder: Path, contents: Contents, golden: GoldenImages, batch: Batc
         _write_triton(folder / "triton", folder, contents, model, batch, labels)
     if labels is not None:
         write_text(folder / CLASSES, labels)
-    for name in PROGRAMS:
-        copy_file(Path(device.__path__[0]) / name, folder / name)
+    for name, source in PROGRAMS.items():
+        copy_file(source, folder / name)
     record = _describe(contents, golden, records)
+    if fp32 is not None:
+        record["fp32"] = write_fp32_answers(folder, fp32, progress)
     write_text(folder / verify.RECORD, json.dumps(record, indent=1) + "\n")
     write_text(folder / TABLE, _table(records))
     write_text(folder / CARD, render_card(contents, golden, record))
@@ -97,6 +127,7 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
     return {
         "name": model.name,
         "file": model.file,
+        "artifact": model.artifact.sha256,
         "precision": model.artifact.precision,
         "input": takes,
         "outputs": [{**_signature(tensor), "golden": _golden_file(model, tensor)} for tensor in model.outputs],

@@ -29,7 +29,7 @@ def render_card(contents: Contents, golden: GoldenImages, record: Mapping[str, A
         *_measured_on(models),
         "`bundle.json` says all of this for programs. `golden/` holds images, as pixels, and what each model answers to them.",
         "## On the device",
-        _building(contents),
+        _building(contents, record.get("fp32") is not None),
         "## Images",
         _preprocessing(preprocess, contents.models),
         "## Triton",
@@ -107,7 +107,7 @@ def _doubts(models: Mapping[str, Any], key: str, before: str) -> list[str]:
     return [f"{before}{text[0].upper()}{text[1:]}." for text in dict.fromkeys(texts)]
 
 
-def _building(contents: Contents) -> str:
+def _building(contents: Contents, has_fp32: bool) -> str:
     buildable = [model for model in contents.models if model.obstacle is None]
     lines = []
     if buildable:
@@ -117,6 +117,10 @@ def _building(contents: Contents) -> str:
             "```sh\nbash build_on_device.sh\npython3 build_engine.py      # without trtexec\n```",
             f"This builds `{buildable[0].name}`; `--model NAME`, `--all`, `--max-batch N` and `--help` for more. Then prove it:",
             "```sh\npython3 verify.py --require engine\n```",
+            "And score it on images of your own, with the numbers of this page beside, "
+            + _needs_images(has_fp32)
+            + ":",
+            "```sh\npython3 verify.py --data photos\n```",
             "Networks are strongly typed: what the ONNX file says is what runs, and TensorRT 10 and 11 get no precision flags. If "
             "TensorRT 10 cannot build one of INT8, `bash build_on_device.sh --weakly-typed` lets it choose the types.",
         ]
@@ -130,6 +134,12 @@ def _building(contents: Contents) -> str:
         "numpy, a GPU and TensorRT's Python bindings for engines."
     )
     return "\n\n".join(lines)
+
+
+def _needs_images(has_fp32: bool) -> str:
+    if has_fp32:
+        return "where the folder holds the validation images, whose answers in FP32 are in `fp32_answers.tsv`, with what was lost"
+    return "in folders that are called as the classes"
 
 
 def _preprocessing(preprocess: Preprocess, models: Sequence[Model]) -> str:

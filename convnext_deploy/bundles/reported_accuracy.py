@@ -7,7 +7,7 @@ from typing import Any
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.bundles.contents import Contents
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.reports.record import REPORT_JSON, read_report
+from convnext_deploy.reports.record import REPORT_JSON, Report, StageRow, read_report
 
 
 def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
@@ -17,18 +17,11 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
     interval, against a `baseline` of that format and precision. Those of top-1 have its name beside. `warnings` say why the figures
     may mean nothing, `assumptions` what they rest on.
     """
-    run = artifact.path.resolve().parents[1] if artifact.path.resolve().parent.name == "stages" else None
-    if run is None or not (run / REPORT_JSON).is_file():
+    found = find_row(artifact)
+    if found is None:
         return None
-    try:
-        report = read_report(run)
-    except ArtifactError:
-        return None
-    row = next((row for row in report.rows if row.name == artifact.path.resolve().name), None)
-    # a folder may have been made again after the report was written
-    if row is None or row.identity.sha256 != artifact.sha256 or row.accuracy is None:
-        return None
-    if row.provenance.preprocess != artifact.preprocess:  # measured on other images than the bundle's model is shown
+    report, row = found
+    if row.accuracy is None:
         return None
     drop, change = row.accuracy.drop, row.accuracy.change
     baseline = next((each.identity for each in report.rows if each.name == row.provenance.baseline), None)
@@ -38,6 +31,7 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
         "total": row.accuracy.total,
         "scored": row.accuracy.metric,
         "score": row.accuracy.value,
+        "passed": row.verdict.passed,
         "drop_pp": None if change is None else change.drop_pp,
         "drop_interval_pp": None if change is None else change.interval_pp,
         "top1": row.accuracy.top1,
@@ -51,6 +45,24 @@ def find_measurement(artifact: Artifact) -> dict[str, Any] | None:
         "runner": row.accuracy.runner,
         "cpu": report.environment.get("cpu"),
     }
+
+
+def find_row(artifact: Artifact) -> tuple[Report, StageRow] | None:
+    """Return the report of the run in which an artifact lies, and its row there; None if there is none of these bytes."""
+    place = artifact.path.resolve()
+    run = place.parents[1] if place.parent.name == "stages" else None
+    if run is None or not (run / REPORT_JSON).is_file():
+        return None
+    try:
+        report = read_report(run)
+    except ArtifactError:
+        return None
+    row = next((row for row in report.rows if row.name == place.name), None)
+    # a folder may have been made again after the report was written
+    if row is None or row.identity.sha256 != artifact.sha256:
+        return None
+    # measured on other images than the bundle's model is shown
+    return None if row.provenance.preprocess != artifact.preprocess else (report, row)
 
 
 def _without_place(texts: Iterable[str], data: str) -> list[str]:

@@ -28,6 +28,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Ship": {
         "bundle": "Pack all that a device needs to build, serve and prove it.",
+        "collect": "Bring what a device measured into the report of a run.",
         "verify-bundle": "Check a bundle, and run what this machine can run of it.",
     },
     "Find the way": {

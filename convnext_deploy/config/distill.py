@@ -7,7 +7,7 @@ from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.fit import TAKES_LESS_MEMORY, FitConfig
 from convnext_deploy.config.stage import StageConfig
-from convnext_deploy.config.train import ModelConfig
+from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.errors import RecipeError
 
 
@@ -36,6 +36,9 @@ class DistillConfig(StageConfig):
 
     `teacher_cache` keeps the teacher's predictions on disk, in half precision, of the `teacher_cache_top_k` most probable classes
     or of all (0): what was computed once is not computed again, by this run or by other students with the same crops.
+
+    `compare_alone`: the student is trained without its teachers too, with the same settings and seed, as the stage `NAME-alone`;
+    the report says what the teachers gained.
     """
 
     kind: ClassVar[str] = "distill"
@@ -45,7 +48,7 @@ class DistillConfig(StageConfig):
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_source: ClassVar[bool] = False
-    references: ClassVar[tuple[str, ...]] = ("model.weights", "teacher")
+    references: ClassVar[tuple[str, ...]] = ("model.weights", "teacher", "compare_alone")
     model: ModelConfig
     teacher: str | tuple[str, ...]
     fit: FitConfig = field(default_factory=FitConfig)
@@ -59,6 +62,7 @@ class DistillConfig(StageConfig):
     unlabelled_share: float | None = None
     teacher_cache: bool = False
     teacher_cache_top_k: int = 0
+    compare_alone: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +94,16 @@ class DistillConfig(StageConfig):
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers, in their order."""
         return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
+    def alone(self) -> TrainConfig:
+        """The same training on the labels alone."""
+        return TrainConfig(self.model, self.fit)
+
+    @property
+    def shows_alone(self) -> bool:
+        """Whether the student is trained alone too."""
+        return self.compare_alone
 
     @property
     def initial_weights(self) -> str | None:

@@ -21,7 +21,7 @@ class StageConfig:
         needs_source: False: it can start from nothing, a source gives initial weights alone, and only one that is named counts.
         needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one and nothing else teaches.
         references: settings, with dots between tables, that only say where something lies or which stage makes it. What that is
-            counts for the result, and not how it is called.
+            counts for the result, and not how it is called. Also those that say what else is to be done.
         takes_less_memory: what a user can do when it runs out of memory.
     """
 
@@ -52,6 +52,16 @@ class StageConfig:
     def teachers(self) -> tuple[str, ...]:
         """Names of the stages, or `source`, whose artifacts it learns from."""
         return ()
+
+    @property
+    def alone(self) -> "StageConfig | None":
+        """The same work without its teachers, which shows what these are worth; None: there is no such thing."""
+        return None
+
+    @property
+    def shows_alone(self) -> bool:
+        """Whether `alone` is to be done too."""
+        return False
 
     @property
     def initial_weights(self) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.data import augmentation_policies as policies
-from convnext_deploy.data.transforms import as_array
+from convnext_deploy.data.pixels import as_array
 
 _ERASED_AREAS = (0.02, 1 / 3)  # of the image
 _ERASED_RATIOS = (0.3, 1 / 0.3)

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import PIL
 
-from convnext_deploy.data.decoding import map_files, quiet
+from convnext_deploy.data.decoding import map_files
+from convnext_deploy.data.pixels import quiet
 from convnext_deploy.errors import OutputError
 from convnext_deploy.system.files import write_bytes
 from convnext_deploy.system.progress import Progress, SilentProgress

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, printable
+from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.data.unreadable import Skipping, take_out_unreadable

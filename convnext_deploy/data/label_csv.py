@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
 from convnext_deploy.data.label_table import (
     FILE_COLUMNS,
     LABEL_COLUMNS,
@@ -22,6 +21,7 @@ from convnext_deploy.data.label_table import (
     plain,
     some,
 )
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
 _SEPARATORS = {"|": "'|'", ";": "';'", ",": "commas", " ": "spaces"}

@@ -27,6 +27,7 @@ from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.items import EvaluationItems, name_image
 from convnext_deploy.data.mixup import mix
 from convnext_deploy.data.pixel_cache import PixelCache, decode_small
+from convnext_deploy.data.pixels import to_channels
 from convnext_deploy.data.worker_process import Chunk
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
@@ -266,7 +267,7 @@ class _TrainingItems:
 
     def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
         try:
-            image = transforms.to_channels(self.images.load(index), len(self.preprocess.mean))
+            image = to_channels(self.images.load(index), len(self.preprocess.mean))
         except DataError as error:
             return error
         rng = generator(_IMAGE, self.plan.seed, epoch, index)

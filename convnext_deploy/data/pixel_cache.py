@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_deploy.artifacts.hashes import hash_file
-from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import ImageSet
+from convnext_deploy.data.pixels import as_array, to_channels
 from convnext_deploy.system.disk_faults import CACHE_DIR
 from convnext_deploy.system.files import whole_file
 from convnext_deploy.system.posix import reserve
@@ -110,7 +110,7 @@ def _fill(pixels: NDArray[np.uint8], images: ImageSet) -> bool:
         image = images.load(index)
         if image.size != (width, height):
             return False
-        pixels[index] = transforms.as_array(transforms.to_channels(image, channels))
+        pixels[index] = as_array(to_channels(image, channels))
     return True
 
 

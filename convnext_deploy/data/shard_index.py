@@ -10,7 +10,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convnext_deploy.data.decoding import map_files, quiet
+from convnext_deploy.data.decoding import map_files
+from convnext_deploy.data.pixels import quiet
 from convnext_deploy.data.shard_scan import SAMPLE, Defect, Shard, describe_shard, load_grouping, scan_shard
 from convnext_deploy.documents import open_file, parse_json
 from convnext_deploy.system.disk_faults import CACHE_DIR

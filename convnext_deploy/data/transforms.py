@@ -10,41 +10,15 @@ from torchvision.transforms.v2 import functional as TF
 
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.image_size import ImageSize, sides_of
-from convnext_deploy.data.decoding import to_8_bit
+from convnext_deploy.data.pixels import as_array, evaluation_pixels
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to upright 8-bit grey (1 channel, ITU-R 601 luma) or RGB (3)."""
-    image = to_8_bit(image)
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
-def as_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of a grey or RGB image of 8 bits, `(H, W, C)` uint8."""
-    array = np.asarray(image, np.uint8)
-    return array[:, :, None] if array.ndim == 2 else array
-
-
 def evaluation_transform(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Resize the shorter side (or both, when squashing) and crop the centre: `(height, width, C)` uint8.
-
-    For images that are not square the ratio is kept and both sides are covered, as by timm's `ResizeKeepRatio`.
-    """
-    image = to_channels(image, len(preprocess.mean))
-    resize, squash = preprocess.resize_size, preprocess.crop_mode == "squash"
-    height, width = sides_of(resize)
-    if isinstance(resize, tuple) and not squash:
-        scale = max(height / image.height, width / image.width)
-        height, width = round(image.height * scale), round(image.width * scale)
-        squash = True
-    is_resized = image.size == (width, height) if squash else min(image.size) == height
-    if not is_resized:
-        image = TF.resize(image, [height, width] if squash else [height], InterpolationMode(preprocess.interpolation))
-    return as_array(TF.center_crop(image, list(preprocess.sides)))
+    """Return what `evaluation_pixels` makes of an image: `(height, width, C)` uint8."""
+    return evaluation_pixels(image, {**preprocess.settings(), "resize_size": preprocess.resize_size})
 
 
 def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import printable
 
 _HEIC = "convert them with 'heif-convert IN.heic OUT.jpg', or let the phone send JPEG"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 
-from convnext_deploy.data.decoding import open_image, quiet, to_8_bit, top_of_grey
+from convnext_deploy.data.pixels import open_image, quiet, to_8_bit, top_of_grey
 from convnext_deploy.errors import DataError
 
 _LOOKED_AT = 32  # images, spread over all

@@ -10,7 +10,7 @@ from convnext_deploy.config.image_size import show_size
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.references import Reference, find_reference
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.metrics.intervals import wilson_interval
 
 _NEAR = 0.1  # of the way from guessing to 100 %, below which a network is as good as guessing
 _CHECK = "check what it was trained with"

@@ -68,9 +68,13 @@ def score_labels(
     for answers, targets in run_images(runner, batches, total, progress, description, convert):
         found.append(answers.astype("<f4"))
         truth.append(targets.astype(np.int8))
-    logits, labels = np.concatenate(found), np.concatenate(truth)
-    images, count = labels.shape
-    return LabelAnswers(images, count, *(base64.b64encode(part.tobytes()).decode() for part in (labels, logits)))
+    return label_answers(np.concatenate(found), np.concatenate(truth))
+
+
+def label_answers(logits: NDArray[Any], labels: NDArray[Any]) -> LabelAnswers:
+    """Return logits and labels, both `(images, labels)`, as they are kept."""
+    parts = labels.astype(np.int8), logits.astype("<f4")
+    return LabelAnswers(*labels.shape, *(base64.b64encode(part.tobytes()).decode() for part in parts))
 
 
 @functools.lru_cache(maxsize=8)

@@ -121,6 +121,16 @@ def read_measurement(path: Path, key: str) -> Measurement | None:
     return dataclasses.replace(measured, vectors=vectors) if _digest(vectors) == measured.vectors_sha256 else None
 
 
+def read_predictions(path: Path) -> Score | None:
+    """Return the score in the measurement that was kept last in `path`, whatever it was measured on; None: there is none."""
+    try:
+        content = unseal(read_json(path))
+        content.pop("key")
+        return read_record(Measurement, content, "record").score
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _vectors_file(path: Path) -> Path:
     return path.with_suffix(".features.npy")
 

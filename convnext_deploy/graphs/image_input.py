@@ -82,8 +82,8 @@ def find_image_input(
     fitting = [size for size in given if size is not None and _fits(size, sides)]
     if image_size is not None and image_size not in fitting:
         fixed = "×".join(str(side) if isinstance(side, int) else "any" for side in sides)
-        cure = "give its fixed side and another, --image-size HEIGHTxWIDTH" if is_dynamic else "leave --image-size out"
-        raise ArtifactError(f"takes images of {fixed} pixels, not of {show_size(image_size)}; {cure}.")
+        fix = "give its fixed side and another, --image-size HEIGHTxWIDTH" if is_dynamic else "leave --image-size out"
+        raise ArtifactError(f"takes images of {fixed} pixels, not of {show_size(image_size)}; {fix}.")
     if is_dynamic and not fitting:
         raise ArtifactError(
             f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at, such as 224, or 32x48 "

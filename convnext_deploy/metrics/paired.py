@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.metrics.change import Change
+from convnext_deploy.metrics.intervals import Z95, paired_difference_interval
 
 SIGNIFICANCE = 0.05
 # 0.05 cannot be reached with fewer images that only one of two classifies correctly: 2 / 2^5 = 0.0625, 2 / 2^6 = 0.031
 LEAST_DISCORDANT = 6
-_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _Z80 = 0.8416212335729143  # 80 % quantile
 
 
@@ -58,48 +58,6 @@ def compare_predictions(labels: NDArray[np.int64], before: NDArray[np.int64], no
     )
 
 
-def wilson_interval(successes: int, total: int, z: float = _Z95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927); `z` is the quantile of the normal distribution, at 95 % unless given."""
-    p, z2 = successes / total, z**2
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = z * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_difference_interval(
-    both: int, only_first: int, only_second: int, neither: int, z: float = _Z95
-) -> tuple[float, float]:
-    """95 % interval of the difference of two proportions measured on the same images, first minus second.
-
-    Combines the two Wilson intervals with the correlation of the pairs; it keeps its coverage for small and for extreme
-    proportions, where the textbook interval collapses.
-
-    Args:
-        both: images that both classify correctly.
-        only_first: images that only the first classifies correctly.
-        only_second: images that only the second classifies correctly.
-        neither: images that none classifies correctly.
-        z: quantile of the normal distribution; that of 95 % unless given.
-
-    Returns: lower and upper end, as fractions in [-1, 1].
-    Source: Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on paired
-        data", Statistics in Medicine 17:2635, method 10.
-    """
-    total = both + only_first + only_second + neither
-    first, second = both + only_first, both + only_second
-    p1, p2 = first / total, second / total
-    (l1, u1), (l2, u2) = wilson_interval(first, total, z), wilson_interval(second, total, z)
-    margins = first * (total - first) * second * (total - second)
-    product = both * neither - only_first * only_second
-    # With a positive association a continuity correction of half the sample is taken off, not below zero.
-    phi = 0.0 if margins == 0 else (max(product - total / 2, 0.0) if product > 0 else product) / math.sqrt(margins)
-    d1, e2 = p1 - l1, u2 - p2
-    e1, d2 = u1 - p1, p2 - l2
-    below = math.sqrt(max(0.0, d1**2 - 2 * phi * d1 * e2 + e2**2))
-    above = math.sqrt(max(0.0, e1**2 - 2 * phi * e1 * d2 + d2**2))
-    return p1 - p2 - below, p1 - p2 + above
-
-
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value of McNemar's test: how often chance alone divides the images so unevenly, or more so.
 
@@ -138,7 +96,7 @@ def holm_p_values(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def images_needed(drop: float, discordance: float, z: float = _Z95) -> int:
+def images_needed(drop: float, discordance: float, z: float = Z95) -> int:
     """Return about how many images tell a drop of this size from none, four times in five.
 
     With so many, McNemar's test at the 5 % level sees a true drop of this size with probability 0.8, and where nothing was

@@ -6,7 +6,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.metrics.paired import SIGNIFICANCE, paired_difference_interval
+from convnext_deploy.metrics.intervals import paired_difference_interval
+from convnext_deploy.metrics.paired import SIGNIFICANCE
 
 
 @dataclass(frozen=True)

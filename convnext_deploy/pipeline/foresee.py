@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry
+from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry, with_comparisons
 from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data
@@ -45,6 +45,7 @@ def check_run(
     Returns: what the files of the images hold, which was read for that. Raises: DeployError: the first that would end the run.
     """
     source, weights = name_brought(source, weights, data)
+    recipe = with_comparisons(recipe)
     there = check_replacements(recipe, settings, source, data, weights)
     _check_stages(
         recipe.stages, there, settings, data, weights if source is None else {**weights, SOURCE: source}, downloads

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import MANIFEST, SCHEMA, Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, Recipe, StageEntry
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry, report_name
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.read_contents import read_contents
 from convnext_deploy.errors import ArtifactError, OutputError
@@ -40,7 +40,8 @@ def check_replacements(
             read_contents(data, settings.execution.progress)
     there = check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
     brought = {} if source is None else {BASELINE: None, SOURCE: source.sha256}
-    rows = {**brought, **{stage.name: None for stage in recipe.stages}}
+    teaching = {report_name(name): each.sha256 for name, each in weights.items() if name.startswith(TEACHER_PREFIX)}
+    rows = {**brought, **teaching, **{stage.name: None for stage in recipe.stages}}
     check_report(settings.out, recipe.name, rows, data, restart=settings.restart)
     return there
 

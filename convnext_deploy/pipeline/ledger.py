@@ -15,6 +15,7 @@ from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.neighbours import compare_features
 from convnext_deploy.pipeline.assumptions import Assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
+from convnext_deploy.pipeline.run_folder import read_earlier
 from convnext_deploy.pipeline.tracking import Tracking
 from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
@@ -139,7 +140,7 @@ def open_ledger(
         artifacts: what stages may refer to before any has run: initial weights.
         assumptions: what the scores rest on that was neither measured nor read from a file.
     """
-    known = assumptions or Assumptions()
+    known, earlier = assumptions or Assumptions(), None if out is None else read_earlier(out)
     report = Report(
         recipe=recipe,
         data="none" if data is None else data.name,
@@ -156,6 +157,7 @@ def open_ledger(
         leaks=known.leaks,
         images=known.images,
         judged_on=None if data is None else data.judged_on,
+        devices=() if earlier is None else earlier.devices,  # of artifacts that were made again nothing is shown
     )
     return Ledger(report, out, data, dict(artifacts or {}))
 

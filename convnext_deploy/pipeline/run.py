@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry
+from convnext_deploy.config.recipe import (
+    BASELINE,
+    SOURCE,
+    TEACHER_PREFIX,
+    Recipe,
+    StageEntry,
+    report_name,
+    with_comparisons,
+)
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
 from convnext_deploy.pipeline.assumptions import find_assumptions
@@ -24,6 +32,7 @@ from convnext_deploy.pipeline.run_folder import claim, list_unreadable
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
+from convnext_deploy.pipeline.teaching import ask_teachers, enter_taught
 from convnext_deploy.pipeline.tracking import Tracking, open_trackers
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
@@ -52,6 +61,7 @@ def run_recipe(
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
     source, weights = name_brought(source, weights or {}, data)
+    asked, recipe = recipe, with_comparisons(recipe)
     if not world().is_first:
         contents = receive()
         known = None if data is None else replace(data, contents=contents)
@@ -66,7 +76,7 @@ def run_recipe(
             return contents
 
         from_first(begin)
-        return _run(recipe, settings, source, data, weights, tracking)
+        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, tracking)
 
 
 def plan_recipe(
@@ -74,6 +84,7 @@ def plan_recipe(
 ) -> list[tuple[StageEntry, bool]]:
     """Return each stage with whether it would run; nothing is executed or written."""
     source, weights = name_brought(source, weights, data)
+    recipe = with_comparisons(recipe)
     if data is not None:
         data.contents.keep_in(out / "cache", write=False)
     artifacts = {**weights, **({SOURCE: source} if source is not None else {})}
@@ -105,9 +116,10 @@ def _run(
     source: Artifact | None,
     data: Data | None,
     weights: Mapping[str, Artifact],
+    asked: Collection[str],
     tracking: Tracking,
 ) -> RunResult:
-    """Do what the first process does: everything, in order."""
+    """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
     assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
@@ -136,7 +148,7 @@ def _run(
         if name.startswith(TEACHER_PREFIX):
             _bring_teacher(run, name, artifact)
     for stage in recipe.stages:
-        _make(run, stage, ledger.artifacts)
+        _make(run, stage, ledger.artifacts, for_comparison=stage.name not in asked)
     made = {stage.name: stage for stage in recipe.stages}
     for stage in recipe.stages:
         if is_judged(ledger.artifacts[stage.name]):
@@ -174,7 +186,7 @@ def _bring(run: _Run, source: Artifact) -> None:
 
 def _bring_teacher(run: _Run, name: str, artifact: Artifact) -> None:
     """Measure a teacher that no stage makes, and that is not the recipe's source."""
-    row = PurePath(name.removeprefix(TEACHER_PREFIX)).name
+    row = report_name(name)
     run.ledger.record(row, artifact, _measure(run, row, artifact, may_differ=True))
     _warn(run)
 
@@ -189,6 +201,7 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
             make_room(stage, run.settings, made_of)
         return artifact is None
 
+    taught = ask_teachers(stage, inputs, run.ledger, run.settings, is_new=artifact is None)
     if _is_joint(stage):
         from_first(is_to_be_made)
     else:
@@ -200,8 +213,12 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
+<<<<<<< HEAD
+    enter_taught(stage, taught, run.ledger, inputs, run.recipe)
+=======
     if run.data is not None and run.data.unlabelled is not None and stage.config.reads_unlabelled:
         run.ledger.remark(stage.name, "; ".join(run.data.unlabelled.notes))
+>>>>>>> main
     if stage.name in run.executed:
         _warn(run)
     return artifact

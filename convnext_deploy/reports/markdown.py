@@ -2,6 +2,14 @@
 
 from collections.abc import Sequence
 
+from convnext_deploy.reports.device_table import (
+    DEVICE_COLUMNS,
+    DEVICES_TITLE,
+    collected,
+    describe_device,
+    device_cells,
+    obstacles,
+)
 from convnext_deploy.reports.escaping import clean, markdown
 from convnext_deploy.reports.label_table import LABEL_COLUMNS, LABELS_TITLE, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import explain
@@ -43,6 +51,12 @@ def render_markdown(report: Report) -> str:
     for row, found in labelled_rows(report):
         lines += ["", f"{LABELS_TITLE} of {markdown(row.name)}, {describe_labels(found)}:", ""]
         lines += _table(LABEL_COLUMNS, label_cells(found, report.class_names))
+    for run in collected(report):
+        lines += ["", f"{DEVICES_TITLE}, {markdown(describe_device(run))}:", ""]
+        lines += [
+            *_table(DEVICE_COLUMNS, device_cells(run, report.rows)),
+            *(f"- {markdown(text)}." for text in obstacles(run)),
+        ]
     for row in report.rows:
         if (tried := row.history.selection) is not None:
             lines += [

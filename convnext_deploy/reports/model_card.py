@@ -8,6 +8,7 @@ from convnext_deploy.errors import printable
 from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.commands import NO_DATA, data_words
+from convnext_deploy.reports.device_table import DEVICE_COLUMNS, DEVICES_TITLE, collected, describe_device, device_cells
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
 from convnext_deploy.reports.label_table import LABEL_COLUMNS, describe_labels, label_cells, labelled_rows
@@ -235,3 +236,8 @@ def _evaluation(report: Report) -> Iterator[str]:
     speeds += [f"- {unreliable(words)}." for words in dict.fromkeys(loaded) if words is not None]
     if speeds:
         yield "\n".join(["Beside its float baseline, on the runtime that it is for:", "", *speeds])
+    for run in collected(report):
+        yield f"{DEVICES_TITLE}, {markdown(describe_device(run))}:"
+        lines = ["| " + " | ".join(DEVICE_COLUMNS) + " |", "|" + "---|" * len(DEVICE_COLUMNS)]
+        lines += [f"| {' | '.join(map(markdown, texts))} |" for texts in device_cells(run, report.rows)]
+        yield "\n".join(lines)

@@ -15,6 +15,7 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.feature_score import FeatureQuality
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
+from convnext_deploy.evaluation.lesson import Lesson
 from convnext_deploy.evaluation.metric import METRICS, Metric
 from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
 from convnext_deploy.metrics.calibration import Calibration
@@ -22,6 +23,7 @@ from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
 from convnext_deploy.metrics.paired import Drop
 from convnext_deploy.metrics.worst_class import WorstClass
+from convnext_deploy.reports.device_run import DeviceRun
 from convnext_deploy.reports.row_parts import History as History
 from convnext_deploy.reports.row_parts import Identity as Identity
 from convnext_deploy.reports.row_parts import Layer as Layer
@@ -89,7 +91,7 @@ class StageRow:
     """One artifact and what is known of it. Fractions, milliseconds, bytes, seconds, percentage points.
 
     `accuracy` is None where it was not run, and `not_run` says why. `warnings` say why its figures may mean nothing, and stand
-    where nobody overlooks them; `notes` are good to know.
+    where nobody overlooks them; `notes` are good to know. `lesson`: of a student, what its teachers were worth.
     """
 
     identity: Identity
@@ -102,6 +104,7 @@ class StageRow:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     features: FeatureQuality | None = None
+    lesson: Lesson | None = None
 
     @property
     def name(self) -> str:
@@ -173,6 +176,7 @@ class Report(Result):
     `Accuracy.flips` and `.errors` as data URIs, by their index.
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
+    without files or in an old report. `test`: what the test gave, at the end. `devices`: what `collect` brought in.
     without files or in an old report. `test`: what the test gave, at the end. `unlabelled`: the recipe's folder of images that only
     teachers label.
     """
@@ -197,6 +201,7 @@ class Report(Result):
     test: TestResult | None = None
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
+    devices: tuple[DeviceRun, ...] = ()
     unlabelled: str | None = None
 
     @property

@@ -82,7 +82,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
     spec, preprocess = model_of(config.model, data, start)
     with_features = config.method == "feature"
     student = start_network(spec, config.fit, start, context)
-    teachers = _Teachers(config, preprocess, data, context)
+    teachers = Teachers(config, preprocess, data, context)
     features: AbstractContextManager[Callable[[], Tensor] | None] = nullcontext()
     if with_features:
         features = feature_distillation(student, teachers.features(spec.in_channels), context.execution.seed)
@@ -140,7 +140,7 @@ def _distillation(config: DistillConfig, context: StageContext) -> Distillation:
     )
 
 
-class _Teachers:
+class Teachers:
     """The teachers of a stage, opened when they are first asked: never, where all of their predictions are in the cache.
 
     Called with a batch, they return the logits `(N, classes)` of those that have an output for each class of the data, averaged and
@@ -149,6 +149,7 @@ class _Teachers:
 
     def __init__(self, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext) -> None:
         self._config, self._preprocess, self._data, self._context = config, preprocess, data, context
+        self.temperature = config.temperature
         self._of_features: list[FeatureSource] = []
 
     @functools.cached_property
@@ -187,18 +188,17 @@ class _Teachers:
             self._of_features.append(source)
         return self._of_features
 
-    def raw(self, batch: Batch) -> Tensor | None:
-        """Return their averaged logits as they are."""
+    def each(self, batch: Batch) -> list[Tensor | None]:
+        """Return the logits of every teacher as they are; None of those whose logits do not teach."""
         for source in self._of_features:
             if isinstance(source, FileFeatures):
                 source.look(batch)
-        found = [
-            logits
-            for teacher, teaches in self._open
-            if (logits := self._look(teacher, batch, teaches=teaches)) is not None
-        ]
-        multi_label = self._data.multi_label
-        return average_teachers(found, self._config.temperature, multi_label=multi_label) if found else None
+        return [self._look(teacher, batch, teaches=teaches) for teacher, teaches in self._open]
+
+    def raw(self, batch: Batch) -> Tensor | None:
+        """Return their averaged logits as they are."""
+        found = [logits for logits in self.each(batch) if logits is not None]
+        return average_teachers(found, self.temperature, multi_label=self._data.multi_label) if found else None
 
     def _look(self, teacher: Taught, batch: Batch, *, teaches: bool) -> Tensor | None:
         if isinstance(teacher, PredictionTable):
@@ -214,7 +214,7 @@ class _Teachers:
 
 
 def _cached(
-    teachers: _Teachers, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext
+    teachers: Teachers, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext
 ) -> TeacherLogits:
     """Return the teachers' predictions from the cache of the plan of crops, which is shared by all students of that plan."""
     fit = config.fit
@@ -258,7 +258,7 @@ def _cached(
     return cache
 
 
-def _all_of(teachers: _Teachers) -> Callable[[Batch], Tensor]:
+def _all_of(teachers: Teachers) -> Callable[[Batch], Tensor]:
     def compute(batch: Batch) -> Tensor:
         found = teachers.raw(batch)
         assert found is not None  # a stage without logits keeps none

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from convnext_deploy.data.datasets import Data, FolderImages
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.loaders import Batch
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import BackendUnavailableError, CheckpointError, DataError, first_line
 
 Content = Literal["logits", "probabilities", "features"]

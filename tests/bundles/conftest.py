@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from convnext_deploy.api.bundle import bundle
+from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from tests.bundles.graphs import row_sum_graph, write_engine_artifact, write_onnx_artifact
 from tests.bundles.trtexec_device import Device
@@ -31,6 +32,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, graphs: dict[str, Artifact]) 
     """A bundle of all of them, in a folder with a space in its name; do not change it."""
     out = tmp_path_factory.mktemp("made") / "a bundle"
     bundle([artifact.path for artifact in graphs.values()], out, golden_images=5, max_batch_size=6)
+    return out
+
+
+@pytest.fixture(scope="session")
+def real(small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the small run: ONNX in FP32 and INT8 and an engine for RTX, with its validation images; do not change it."""
+    out = tmp_path_factory.mktemp("real") / "bundle"
+    paths = [small_artifacts[name].path for name in ("onnx-fp32", "onnx-int8", "engine")]
+    bundle(paths, out, data=DataOptions(image_folder))
     return out
 
 

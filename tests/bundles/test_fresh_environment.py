@@ -8,20 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.api.bundle import bundle
-from convnext_deploy.api.options import DataOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from tests.bundles.conftest import read_record
 from tests.bundles.test_verify import run_alone
-
-
-@pytest.fixture(scope="module")
-def real(small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small run: ONNX in FP32 and INT8 and an engine for RTX, with its validation images."""
-    out = tmp_path_factory.mktemp("real") / "bundle"
-    paths = [small_artifacts[name].path for name in ("onnx-fp32", "onnx-int8", "engine")]
-    bundle(paths, out, data=DataOptions(image_folder))
-    return out
 
 
 def test_a_bundle_of_a_run_is_verified_without_this_package(real: Path) -> None:

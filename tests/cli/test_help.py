@@ -59,6 +59,7 @@ FLAGS = {
         "--json",
     },
     "verify-bundle": {"--require", "--built", "--json"},
+    "collect": {"--json", "--quiet"},
     "validate": SHARED
     | IMAGES
     | {"--baseline", "--model", "--batch-size", "--max-drop", "--max-ece-increase", "--gate-on"},
@@ -102,6 +103,7 @@ ARGUMENTS = {
     "bundle": "ARTIFACT...",
     "verify-bundle": "BUNDLE",
     "report": "RUN",
+    "collect": "RUN MEASURED.json",
     "compare": "RUN RUN...",
     "view": "RUN|DIR",
     "bench": "ARTIFACT...",

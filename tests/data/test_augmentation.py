@@ -22,7 +22,8 @@ from convnext_deploy.data.augmentation import (
     erase,
 )
 from convnext_deploy.data.augmentation_policies import apply_operations, draw_color_jitter, draw_randaugment
-from convnext_deploy.data.transforms import as_array, sample_crops, to_channels
+from convnext_deploy.data.pixels import as_array, to_channels
+from convnext_deploy.data.transforms import sample_crops
 from convnext_deploy.errors import RecipeError
 
 

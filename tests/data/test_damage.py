@@ -16,7 +16,8 @@ from PIL import Image
 
 from convnext_deploy.data import damage
 from convnext_deploy.data.datasets import Data, FolderImages, open_data
-from convnext_deploy.data.decoding import find_damage, quiet, read_image
+from convnext_deploy.data.decoding import find_damage, read_image
+from convnext_deploy.data.pixels import quiet
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 from tests.shards import make_shards

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, features
 
 from convnext_deploy.data.datasets import open_data
-from convnext_deploy.data.decoding import IMAGE_EXTENSIONS, read_image
+from convnext_deploy.data.decoding import read_image
 from convnext_deploy.data.image_folder import list_images
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import DataError
 
 CONTENTS = {".pgm": "L", ".pbm": "1"}

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.io import ImageReadMode, decode_image
 
 from convnext_deploy.data.decoding import read_image
-from convnext_deploy.data.transforms import as_array, to_channels
+from convnext_deploy.data.pixels import as_array, to_channels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 

@@ -17,14 +17,8 @@ from torchvision.transforms import v2
 
 from convnext_deploy.artifacts.spec import Preprocess, default_preprocess
 from convnext_deploy.config.choices import Interpolation
-from convnext_deploy.data.transforms import (
-    as_array,
-    crop_image,
-    evaluation_transform,
-    normalize,
-    sample_crops,
-    to_channels,
-)
+from convnext_deploy.data.pixels import as_array, to_channels
+from convnext_deploy.data.transforms import crop_image, evaluation_transform, normalize, sample_crops
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

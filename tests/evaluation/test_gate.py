@@ -12,7 +12,8 @@ from convnext_deploy.config.recipe import Gate
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.evaluation.gate import Verdict, judge, measure_drop
 from convnext_deploy.evaluation.score import Score
-from convnext_deploy.metrics.paired import Drop, images_needed, mcnemar_p_value, paired_difference_interval
+from convnext_deploy.metrics.intervals import paired_difference_interval
+from convnext_deploy.metrics.paired import Drop, images_needed, mcnemar_p_value
 
 
 def score(predictions: list[int], labels: list[int]) -> Score:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnext_deploy.metrics.paired import images_needed, mcnemar_p_value, paired_difference_interval
+from convnext_deploy.metrics.intervals import paired_difference_interval
+from convnext_deploy.metrics.paired import images_needed, mcnemar_p_value
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 DRAWS = 2000

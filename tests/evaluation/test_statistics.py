@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from convnext_deploy.metrics.paired import paired_difference_interval, wilson_interval
+from convnext_deploy.metrics.intervals import paired_difference_interval, wilson_interval
 
 PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 Table = tuple[int, int, int, int]

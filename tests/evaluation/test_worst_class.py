@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convnext_deploy.metrics.paired import paired_difference_interval
+from convnext_deploy.metrics.intervals import paired_difference_interval
 from convnext_deploy.metrics.worst_class import WorstClass, find_worst_class, simultaneous_z
 
 

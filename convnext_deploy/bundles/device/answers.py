@@ -102,6 +102,16 @@ def compare(
     return worst <= tolerance, text
 
 
+def first_classes(found: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the first class of each image, `(N,)`: the first of a top-k graph's classes, or that of the largest score."""
+    for values in found.values():
+        if values.dtype.kind != "f":
+            classes: np.ndarray = values[:, 0]
+            return classes
+    largest: np.ndarray = next(iter(found.values())).argmax(axis=1)
+    return largest
+
+
 def _compare_labels(
     expected: dict[str, np.ndarray], found: dict[str, np.ndarray], worst: float, tolerance: float
 ) -> tuple[bool, str]:
@@ -118,8 +128,11 @@ def _compare_labels(
     return worst <= tolerance, text
 
 
-def run_onnx(path: Path, images: np.ndarray, batch: int | None) -> dict[str, np.ndarray]:
-    """Run an ONNX file on the CPU; `batch` is its frozen batch size, if it has one. Raises: whatever ONNX Runtime raises."""
+def open_onnx(path: Path, batch: int | None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Open an ONNX file on the CPU; `batch` is its frozen batch size, if it has one.
+
+    Returns: what maps any number of images to the outputs by name. Raises: whatever ONNX Runtime raises.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -130,4 +143,4 @@ def run_onnx(path: Path, images: np.ndarray, batch: int | None) -> dict[str, np.
     def run(part: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {taken: part})))  # noqa: B905  (Python 3.8)
 
-    return run_in_parts(run, images, batch or 1, batch or _MOST_AT_ONCE)
+    return lambda images: run_in_parts(run, images, batch or 1, batch or _MOST_AT_ONCE)

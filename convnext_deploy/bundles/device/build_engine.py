@@ -201,15 +201,9 @@ def say(text: str) -> None:
     print(load_sibling("bundle_index").printable(text), flush=True)
 
 
-def positive(text: str) -> int:
-    """Return a number of at least 1. Raises: ValueError."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
 def main() -> int:
     """Return the exit code."""
+    positive = load_sibling("bundle_index").positive
     parser = argparse.ArgumentParser(
         description="Build engines of a bundle with TensorRT's Python bindings, on the GPU that will run them."
     )

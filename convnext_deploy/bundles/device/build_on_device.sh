@@ -15,6 +15,9 @@ Usage: bash build_on_device.sh [--model NAME | --precision NAME | --all] [option
   --optimization-level N  0 builds fast, 5 runs fast (default: 3)
   --out DIR               folder for plans, logs and the timing cache (default: built/ in the bundle)
   --bench                 time the engine afterwards
+  --choose                build and time all, one after the other and back again, verify their answers, and write
+                          measured.json with the one to use (needs python3, numpy and TensorRT's bindings)
+  --data DIR              with --choose: score them on these images, too (needs Pillow)
   --weakly-typed          TensorRT 10 only: let TensorRT choose FP16 and INT8 (if a strongly typed build fails)
   --dry-run               print the commands and run nothing
   --help
@@ -33,10 +36,10 @@ require_number() { # name, value, smallest, largest
     fi
 }
 
-model='' type='' all=0 batch='' max_batch='' workspace=1024 level=3 out='' bench=0 weak=0 dry=0
+model='' type='' all=0 batch='' max_batch='' workspace=1024 level=3 out='' bench=0 choose=0 data='' weak=0 dry=0
 while (($#)); do
     case $1 in
-        --model | --precision | --batch | --max-batch | --workspace | --optimization-level | --out)
+        --model | --precision | --batch | --max-batch | --workspace | --optimization-level | --out | --data)
             (($# > 1)) || fail "$1 needs a value; see --help." 2
             case $1 in
                 --model) model=$2 ;;
@@ -46,11 +49,13 @@ while (($#)); do
                 --workspace) workspace=$2 ;;
                 --optimization-level) level=$2 ;;
                 --out) out=$2 ;;
+                --data) data=$2 ;;
             esac
             shift 2
             ;;
         --all) all=1 && shift ;;
         --bench) bench=1 && shift ;;
+        --choose) choose=1 && shift ;;
         --weakly-typed) weak=1 && shift ;;
         --dry-run) dry=1 && shift ;;
         -h | --help) usage && exit 0 ;;
@@ -61,6 +66,13 @@ chosen=$all
 [[ -z $model ]] || chosen=$((chosen + 1))
 [[ -z $type ]] || chosen=$((chosen + 1))
 ((chosen <= 1)) || fail '--model, --precision and --all exclude each other.' 2
+if ((choose)); then
+    [[ -z $model && -z $type ]] || fail '--choose is among all models; leave --model and --precision out.' 2
+    all=1 bench=1
+    ((dry)) || command -v python3 >/dev/null || fail '--choose needs python3.'
+else
+    [[ -z $data ]] || fail '--data needs --choose.' 2
+fi
 require_number --workspace "$workspace" 1 1048576
 require_number --optimization-level "$level" 0 5
 [[ -z $batch ]] || require_number --batch "$batch" 1 65536
@@ -118,8 +130,11 @@ major=${version%%.*} minor=${version#*.}
 ((major <= 11)) || printf 'note: TensorRT %s is newer than this script; using the options of 11.\n' "$version" >&2
 ((weak == 0 || major == 10)) || fail "--weakly-typed: TensorRT $version has strongly typed networks only." 2
 
-partial=''
-clean_up() { [[ -z $partial ]] || rm -f -- "$partial"; }
+partial='' meter=''
+clean_up() {
+    [[ -z $partial ]] || rm -f -- "$partial"
+    [[ -z $meter ]] || kill "$meter" 2>/dev/null || true
+}
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -131,6 +146,11 @@ run() { # log, command...
     printf '\n'
     ((dry)) && return 0
     "$@" >"$log" 2>&1
+}
+
+left_out() { # why; among several to choose from one may be missing
+    ((choose)) || fail "$1"
+    printf 'note: %s\n' "$1" >&2
 }
 
 place_for_triton() { # plan, name of the Triton model, largest batch of the plan and of the model's configuration
@@ -173,7 +193,10 @@ build() { # a line of the table
         "--memPoolSize=workspace:$workspace" "--builderOptimizationLevel=$level" "--timingCacheFile=$out/timing.cache" \
         --profilingVerbosity=detailed "--exportLayerInfo=$out/$name.layers.json" --skipInference || {
         tail -n 15 -- "$log" >&2
-        fail "trtexec could not build $name; all it said is in $log"
+        left_out "trtexec could not build $name; all it said is in $log"
+        rm -f -- "$partial" "$plan" # one of an earlier time, too
+        partial=''
+        return 0
     }
     if ((dry == 0)); then
         [[ -s $partial ]] || fail "trtexec ended well and wrote no engine; what it said is in $log"
@@ -183,30 +206,67 @@ build() { # a line of the table
         place_for_triton "$plan" "$triton" "$largest" "$served"
     fi
     partial=''
-    ((bench)) || return 0
+    timed_shapes[$name]=${timed[*]:-}
+}
+
+measure_power() { # log; Jetson's own program, or that of the driver
+    if command -v tegrastats >/dev/null; then
+        tegrastats --interval 200 >"$1" 2>/dev/null &
+    elif command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=power.draw --format=csv,noheader,nounits -lms 200 >"$1" 2>/dev/null &
+    else
+        return 0
+    fi
+    meter=$!
+}
+
+time_engine() { # name, end of the names of the files
+    local plan=$out/$1.plan log=$out/$1.bench$2.log types=() timed=() failed=0
     # 11 does by default what 10 has to be told: CUDA graph, spin wait, no copies of data
-    types=()
     ((major > 10)) || types=(--useCudaGraph --useSpinWait --noDataTransfers)
-    run "$out/$name.bench.log" "$trtexec" "--loadEngine=$plan" "${timed[@]}" "${types[@]}" --warmUp=500 --duration=10 \
-        "--exportTimes=$out/$name.times.json" || {
-        tail -n 15 -- "$out/$name.bench.log" >&2
-        fail "trtexec could not run $plan; all it said is in $out/$name.bench.log"
-    }
-    ((dry)) || grep -E 'Throughput|GPU Compute Time|Latency:' -- "$out/$name.bench.log" || true
+    [[ -z ${timed_shapes[$1]} ]] || timed=("${timed_shapes[$1]}")
+    ((dry)) || measure_power "$out/$1.power$2.log"
+    run "$log" "$trtexec" "--loadEngine=$plan" "${timed[@]}" "${types[@]}" --warmUp=500 --duration=10 \
+        "--exportTimes=$out/$1.times$2.json" || failed=1
+    if [[ -n $meter ]]; then
+        kill "$meter" 2>/dev/null || true
+        wait "$meter" 2>/dev/null || true
+        meter=''
+    fi
+    if ((failed)); then
+        tail -n 15 -- "$log" >&2
+        rm -f -- "$out/$1.times$2.json"
+        left_out "trtexec could not run $plan; all it said is in $log"
+        return 0
+    fi
+    ((dry)) || grep -E 'Throughput|GPU Compute Time|Latency:' -- "$log" || true
 }
 
 if ((dry == 0)); then
     mkdir -p -- "$out" || fail "$out cannot be made; give a folder with --out."
 fi
-found=0
+declare -A timed_shapes=()
+found=0 names=()
 while IFS=$'\t' read -r name precision onnx input item frozen optimal largest triton <&3; do
     if [[ $name != "${model:-$name}" || $precision != "${type:-$precision}" ]]; then continue; fi
     found=1
     build "$name" "$precision" "$onnx" "$input" "$item" "$frozen" "$optimal" "$largest" "$triton"
+    if ((dry)) || [[ -s $out/$name.plan ]]; then names+=("$name"); fi
+    if ((bench && !choose)); then time_engine "$name" ''; fi
     if ((all == 0)); then break; fi
 done 3<"$table"
 ((found)) || fail "no model '$model$type' in this bundle that TensorRT can build; those that can: $(cut -f1 -- "$table" | tr '\n' ' ')" 2
-if ((dry == 0)); then
+if ((choose)); then
+    for name in "${names[@]}"; do ((dry)) || rm -f -- "$out/$name".times*.json "$out/$name".power*.log; done
+    # back again, so that a device that warms up favours none
+    for ((place = 0; place < ${#names[@]}; place++)); do time_engine "${names[place]}" .1; done
+    for ((place = ${#names[@]} - 1; place >= 0; place--)); do time_engine "${names[place]}" .2; done
+    command=(python3 "$bundle/choose_engine.py" --built "$out")
+    [[ -z $data ]] || command+=(--data "$data")
+    printf '%q ' "${command[@]}"
+    printf '\n'
+    ((dry)) || "${command[@]}"
+elif ((dry == 0)); then
     printf "next: python3 '%s' --require engine" "$bundle/verify.py"
     [[ $out == "$bundle/built" ]] || printf " --built '%s'" "$out"
     printf '\n'

@@ -31,6 +31,18 @@ SHAPE: dict[str, Any] = {
 """The types of what is read; a list has any number of its one entry."""
 
 
+OPTIONAL: dict[str, Any] = {"fp32": {"answers": str}, "class_names": [str]}
+"""What a record may have beside it, or have as None."""
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Check that `bundle.json` has what these programs read. Raises: TypeError: naming the place."""
+    check_shape(record)
+    for name, shape in OPTIONAL.items():
+        if record.get(name) is not None:
+            check_shape(record[name], shape, name)
+
+
 def check_shape(value: object, shape: Any = SHAPE, where: str = "it") -> None:
     """Check that a value has what `shape` says, and maybe more. Raises: TypeError: naming the place."""
     expected = shape if isinstance(shape, type) else type(shape)
@@ -50,7 +62,8 @@ def named_files(record: dict[str, Any]) -> list[str]:
     """Return all files that a record of this shape names."""
     models = record["models"]
     outputs = [output["golden"] for model in models for output in model["outputs"]]
-    return [record["golden"]["pixels"], *outputs, *(entry["file"] for entry in [*models, *record["engines"]])]
+    fp32 = [] if record.get("fp32") is None else [record["fp32"]["answers"]]
+    return [record["golden"]["pixels"], *outputs, *(entry["file"] for entry in [*models, *record["engines"]]), *fp32]
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -75,6 +88,13 @@ def printable(text: object) -> str:
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def positive(text: str) -> int:
+    """Return a number of at least 1. Raises: ValueError."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def exit_code(main: Callable[[], int]) -> int:

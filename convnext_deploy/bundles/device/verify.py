@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Prove that a bundle is whole, and that every model in it that can be run here gives the answers it gave when it was made.
 
-    python3 verify.py [--require engine] [--built DIR] [--json] [BUNDLE]
+    python3 verify.py [--data DIR [--limit N]] [--require engine] [--built DIR] [--json] [BUNDLE]
 
-Checksums need nothing but Python 3.8; ONNX files need numpy and onnxruntime, engines numpy, TensorRT's Python bindings and a GPU.
+Checksums need nothing but Python 3.8; ONNX files need numpy and onnxruntime, engines numpy, TensorRT's Python bindings and a GPU;
+top-1 on images of your own Pillow.
 Exit codes: 0 nothing disagreed (what was not run is said), 1 something disagreed, is damaged, or was required and not run, 2 usage,
 130 interrupted.
 """
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 SUMS, RECORD, SCHEMA = "SHA256SUMS", "bundle.json", 1
 BUILT = "built"  # what build_on_device.sh and build_engine.py make; no checksum was known for it
-BUILT_HERE: dict[str, Any] = {"kind": "tensorrt", "gpus": [], "version": None, "host_code": False}
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+SHARED = {"pixels": "data", "intervals": "metrics"}  # files of the package's rooms that bundles carry as they are
 
 
 class BundleError(Exception):
@@ -58,7 +59,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{folder / RECORD} cannot be read ({str(error)[:200]!r}); copy the bundle again.") from None
     try:
-        load_sibling("bundle_index").check_shape(record)
+        load_sibling("bundle_index").check_record(record)
     except TypeError as error:
         raise BundleError(f"{folder / RECORD} does not say what this program expects ({error}).") from None
     return dict(record)
@@ -128,9 +129,8 @@ class Verifier:
 
     def __init__(self, folder: Path, record: dict[str, Any], built: Path) -> None:
         self.folder, self.record, self.built = folder, record, built
-        self.models = {model["name"]: model for model in record["models"]}
-        self._gpu: Any = None
         self._answers = load_sibling("answers")
+        self._opening = load_sibling("open_models")
 
     def _load(self, name: str) -> np.ndarray:
         import numpy as np
@@ -138,55 +138,14 @@ class Verifier:
         array: np.ndarray = np.load(self.folder / name, allow_pickle=False)
         return array
 
-    def _images(self, model: dict[str, Any]) -> np.ndarray:
+    def _check(self, what: str, kind: str, model: dict[str, Any], run: Any) -> Check:
+        """Run a model on the golden images, and compare."""
         pixels = self._load(self.record["golden"]["pixels"])
-        images: np.ndarray = self._answers.model_inputs(pixels, self.record["preprocess"], model["input"])
-        return images
-
-    def _compare(self, what: str, kind: str, model: dict[str, Any], found: dict[str, np.ndarray]) -> Check:
+        found = run(self._answers.model_inputs(pixels, self.record["preprocess"], model["input"]))
         expected = {output["name"]: self._load(output["golden"]) for output in model["outputs"]}
         labels = model.get("multi_label", False)
         agrees, text = self._answers.compare(expected, found, model["tolerance"][kind], labels)
         return Check(what, kind, PASSED if agrees else FAILED, text)
-
-    def check_model(self, model: dict[str, Any]) -> Check:
-        """Run an ONNX file."""
-        try:
-            import onnxruntime  # noqa: F401  (only whether it can be loaded)
-        except ImportError as error:
-            return Check(model["file"], "onnx", NOT_RUN, f"onnxruntime cannot be loaded ({error})")
-        try:
-            found = self._answers.run_onnx(self.folder / model["file"], self._images(model), model["batch"]["frozen"])
-        except Exception as error:
-            # ONNX Runtime raises classes of its C++ module that have no common public base
-            return Check(model["file"], "onnx", FAILED, f"cannot be run ({' '.join(str(error).split())})")
-        return self._compare(model["file"], "onnx", model, found)
-
-    def check_engine(self, path: Path, model: dict[str, Any], built: dict[str, Any]) -> Check:
-        """Run an engine where this machine can; `built` says what it was built with and for."""
-        kind, gpus, version = built["kind"], built["gpus"], built["version"]
-        file = f"{path.parent.name}/{path.name}"
-        device = load_sibling("tensorrt_device")
-        try:
-            driver = device.open_driver()  # before anything of TensorRT, which would end the process
-            self._gpu = self._gpu or device.GPU(driver)
-            here = self._gpu.capability
-            if gpus and here not in gpus:
-                return Check(file, "engine", NOT_RUN, f"built for {', '.join(gpus)}, this GPU is {here}")
-            trt = device.import_bindings(kind)
-        except device.DeviceError as error:
-            return Check(file, "engine", NOT_RUN, str(error))
-        try:
-            engine = device.Engine(trt, path.read_bytes(), self._gpu, built["host_code"])
-        except (device.DeviceError, OSError) as error:
-            if version not in (None, trt.__version__):
-                return Check(file, "engine", NOT_RUN, f"built with {kind} {version}, here is {trt.__version__}")
-            return Check(file, "engine", FAILED, str(error))
-        try:
-            found = self._answers.run_in_parts(engine.run, self._images(model), *engine.batch_sizes)
-        except device.DeviceError as error:
-            return Check(file, "engine", FAILED, str(error))
-        return self._compare(file, "engine", model, found)
 
     def check_placed(self, plan: Path, model: dict[str, Any]) -> Iterator[Check]:
         """Yield a failure if the engine that Triton serves is not the one that was built, and checked, here."""
@@ -197,24 +156,22 @@ class Verifier:
 
     def checks(self) -> Iterator[Check]:
         """Yield a check for each model, each engine, and each model whose engine can be built on this device."""
-        for model in self.record["models"]:
-            yield self.check_model(model)
-        for engine in self.record["engines"]:
-            model = self.models[engine["model"]]
-            yield self.check_engine(self.folder / engine["file"], model, engine)
-        for model in self.record["models"]:
-            plan = self.built / f"{model['name']}.plan"
-            if plan.is_file():
-                yield self.check_engine(plan, model, BUILT_HERE)
-                yield from self.check_placed(plan, model)
-            elif model["buildable"]:
-                yield Check(f"{BUILT}/{plan.name}", "engine", NOT_RUN, "not built yet: bash build_on_device.sh")
+        for found in self._opening.Models(self.folder, self.record, self.built, load_sibling).find():
+            try:
+                yield self._check(found.what, found.kind, found.model, found.open())
+            except self._opening.NotRunError as error:
+                yield Check(found.what, found.kind, NOT_RUN, str(error))
+            except self._opening.BrokenError as error:
+                yield Check(found.what, found.kind, FAILED, str(error))
+            if found.plan is not None:
+                yield from self.check_placed(found.plan, found.model)
 
 
 def load_sibling(name: str) -> Any:
     """Import a file that lies beside this one, wherever that is."""
     if __package__:
-        return importlib.import_module(f"{__package__}.{name}")
+        root = __package__.split(".")[0]
+        return importlib.import_module(f"{root}.{SHARED[name]}.{name}" if name in SHARED else f"{__package__}.{name}")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(f"{name}.py"))
         assert spec is not None and spec.loader is not None  # noqa: PT018  (of a file with a suffix that Python knows)
@@ -253,6 +210,38 @@ def verify(folder: Path, built: Path | None = None) -> list[Check]:
         ) from None
 
 
+def score(
+    folder: Path, built: Path | None, data: Path, limit: int | None = None
+) -> tuple[list[Check], list[dict[str, Any]]]:
+    """Score whatever can be run here on a folder of images; call `verify` first.
+
+    Returns: what became of each model and engine, and the figures of those that were scored, see `score_images.summarize`.
+    Raises: BundleError: if there are no images for it, or what it needs is not there.
+    """
+    record, scoring = read_record(folder), load_sibling("score_images")
+    try:
+        pixels = load_sibling("pixels")
+    except ImportError as error:
+        raise BundleError(
+            f"images are prepared by numpy and Pillow, of which one cannot be loaded ({error})."
+        ) from None
+    try:
+        items = scoring.limited(scoring.find_items(folder, record, data, pixels.IMAGE_EXTENSIONS), limit)
+        openers = list(load_sibling("open_models").Models(folder, record, built or folder / BUILT, load_sibling).find())
+        tallies, unreadable = scoring.tally(openers, record, items, load_sibling)
+    except (scoring.DataError, OSError) as error:
+        raise BundleError(str(error)) from None
+    judged = [
+        (one, *scoring.judge(one, opener.model.get("measured"), len(items), load_sibling("intervals")))
+        for opener, one in zip(openers, tallies)  # noqa: B905  (Python 3.8)
+    ]
+    checks = [Check(one.what, one.kind, status, text) for one, status, text, _ in judged]
+    if unreadable:
+        text = f"{len(unreadable)} of {len(items)} images cannot be read here: {'; '.join(unreadable[:3])}"
+        checks.append(Check(str(data), "images", NOT_RUN, text))
+    return checks, [found for _, _, _, found in judged if found is not None]
+
+
 def missing(checks: list[Check], required: list[str]) -> list[str]:
     """Return those of `onnx` and `engine` that are required and of which none passed."""
     return [kind for kind in required if not any(c.kind == kind and c.status == PASSED for c in checks)]
@@ -270,18 +259,29 @@ def main() -> int:
     parser.add_argument(
         "--built", type=Path, help="folder of the engines built on this device (default: built/ in the bundle)"
     )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="score top-1 on the images of this folder too")
+    parser.add_argument(
+        "--limit", type=load_sibling("bundle_index").positive, metavar="N", help="of at most N of them, spread over all"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.data is None:
+        parser.error("--limit needs --data.")
     sys.dont_write_bytecode = True  # the folder stays as it was
     printable = load_sibling("bundle_index").printable
+    scores: list[dict[str, Any]] = []
     try:
         checks = verify(arguments.bundle, arguments.built)
+        if arguments.data is not None and all(check.status != FAILED for check in checks if check.kind == "files"):
+            scored, scores = score(arguments.bundle, arguments.built, arguments.data, arguments.limit)
+            checks += scored
     except BundleError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     unmet = missing(checks, arguments.require)
     if arguments.json:
-        print(json.dumps({"checks": [asdict(check) for check in checks], "required_and_not_run": unmet}, indent=1))
+        found = {"checks": [asdict(check) for check in checks], "required_and_not_run": unmet, "scores": scores}
+        print(json.dumps(found, indent=1))
     else:
         for check in checks:
             print(printable(f"{check.status:8} {check.what}: {check.detail}"))

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from convnext_deploy.evaluation.latency import Latency
-from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.metrics.intervals import wilson_interval
 from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.axes import percent_axis, positive_axis
 from convnext_deploy.reports.record import Accuracy, StageRow
@@ -77,13 +77,16 @@ def interval_of(accuracy: Accuracy) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def accuracy_plot(points: Sequence[Point], *, comparable: bool = True) -> Markup:
-    """Draw top-1 against latency, with the Pareto front if the figures are `comparable`."""
+def accuracy_plot(points: Sequence[Point], *, comparable: bool = True, batch_size: int = 1) -> Markup:
+    """Draw top-1 against latency, with the Pareto front if the figures are `comparable`; all times are of that batch size."""
     runs = list(dict.fromkeys(point.run for point in points))
     front = pareto_front(points) if comparable else []
     metric = metric_name([point.row for point in points])
     frame = svg.Frame(
-        positive_axis("latency of one image, median, ms", [point.latency.p50_ms for point in points]),
+        positive_axis(
+            f"latency of {'one image' if batch_size == 1 else f'{batch_size} images'}, median, ms",
+            [point.latency.p50_ms for point in points],
+        ),
         percent_axis(f"{metric}, %", [end for point in points for end in interval_of(point.accuracy)]),
         _HEIGHT,
         key=tuple(_key(points, runs, drawn_front=len(front) > 1)),

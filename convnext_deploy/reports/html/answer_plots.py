@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from convnext_deploy.metrics.calibration import Bin, Calibration
-from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.metrics.intervals import wilson_interval
 from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.accuracy_plot import Point, color_of
 from convnext_deploy.reports.html.axes import Axis, linear_axis, positive_axis

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from convnext_deploy.evaluation.flips import ClassChange
 from convnext_deploy.evaluation.mistakes import WHOLE_UP_TO, ClassScore, Confusion
-from convnext_deploy.metrics.paired import SIGNIFICANCE, wilson_interval
+from convnext_deploy.metrics.intervals import wilson_interval
+from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.axes import Axis, percent_axis
 from convnext_deploy.reports.html.tables import Cell, Table, create_table

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
-from convnext_deploy.metrics.paired import wilson_interval
+from convnext_deploy.metrics.intervals import wilson_interval
 from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.axes import Axis, linear_axis, percent_axis, positive_axis
 from convnext_deploy.reports.record import Layer

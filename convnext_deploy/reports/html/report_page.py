@@ -5,7 +5,9 @@ from typing import Any
 
 from convnext_deploy.evaluation.timing.speedup import describe_speed
 from convnext_deploy.reports.commands import again_commands, recipe_command
+from convnext_deploy.reports.device_table import DEVICES_TITLE
 from convnext_deploy.reports.html import error_sections, sections
+from convnext_deploy.reports.html.device_section import devices
 from convnext_deploy.reports.html.page import render_page
 from convnext_deploy.reports.html.tables import Cell, speed_table, stage_table, step_table
 from convnext_deploy.reports.html.tiles import create_tiles
@@ -20,6 +22,7 @@ _CONTENTS = {
     "stages": ("stages", "Stages"),
     "accuracy": ("latency", "Accuracy and latency"),
     "speeds": ("speed", "INT8 against float"),
+    "devices": ("devices", DEVICES_TITLE),
     "quality": ("quality", TITLE),
     "labels": ("labels", LABELS_TITLE),
     "classes": ("classes", "Classes"),
@@ -47,6 +50,7 @@ def render_html(report: Report) -> str:
             for row in report.rows
             if (speed := row.speed.against_float) is not None
         ],
+        "devices": list(devices(report)),
         "quality": sections.quality(report),
         "classes": error_sections.classes(report),
         "confusions": list(error_sections.confusions(report)),
