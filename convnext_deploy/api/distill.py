@@ -30,11 +30,8 @@ def distill(
     distill_loss_weight: float | None = None,
     teacher_cache: bool = False,
     teacher_cache_top_k: int | None = None,
-<<<<<<< HEAD
     compare_alone: bool = False,
-=======
     unlabelled_share: float | None = None,
->>>>>>> main
     out: Path | str | None = None,
     data: DataOptions = DataOptions(),
     training: TrainingOptions = TrainingOptions(),
@@ -58,12 +55,9 @@ def distill(
             None: 0.5.
         teacher_cache: keep the teacher's predictions on disk; what is there, for the same crops, is not computed again.
         teacher_cache_top_k: of so many classes; 0 and None: of all.
-<<<<<<< HEAD
         compare_alone: train the student without its teacher too, with the same settings and seed, and report the gain.
-=======
         unlabelled_share: of each batch, of the images of `data.unlabelled`, which the teacher alone labels; 1, with
             `teacher-only`: no others. None: as many as there are among all images, at most 7 of 8.
->>>>>>> main
         out: folder of the run; None: `runs/distill-TEACHER-STUDENT`.
         data: images; none named: the built-in digits.
         training: what replaces the preset for the data, for the student and for a teacher that is trained first.
@@ -102,11 +96,8 @@ def distill(
         distill_loss_weight=loss.get("distill_loss_weight", DistillConfig.distill_loss_weight),
         teacher_cache=teacher_cache,
         teacher_cache_top_k=teacher_cache_top_k or 0,
-<<<<<<< HEAD
         compare_alone=compare_alone,
-=======
         unlabelled_share=unlabelled_share,
->>>>>>> main
     )
     stages.append(StageEntry("student", config, None))
     recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed, asked)

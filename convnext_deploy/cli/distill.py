@@ -69,16 +69,15 @@ from convnext_deploy.config.choices import DistillMethod
     help="Keep only the most probable classes, with --teacher-cache, to save space.  [default: 0, all]",
 )
 @click.option(
-<<<<<<< HEAD
     "--compare-alone",
     is_flag=True,
     help="Train the student without its teacher too, with the same settings and seed, and report the gain.",
-=======
+)
+@click.option(
     "--unlabelled-share",
     type=click.FloatRange(0, 1),
     help="Share of each batch that is of --unlabelled; 1, with teacher-only: all of it.  [default: as among all images, at most "
     "7/8]",
->>>>>>> main
 )
 @common_options("distill", "out")
 def command(as_json: bool, **values: Any) -> None:

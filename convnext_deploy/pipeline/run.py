@@ -213,12 +213,9 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
         run.settings.execution.progress.say(f"{stage.name}: up to date")
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
-<<<<<<< HEAD
     enter_taught(stage, taught, run.ledger, inputs, run.recipe)
-=======
     if run.data is not None and run.data.unlabelled is not None and stage.config.reads_unlabelled:
         run.ledger.remark(stage.name, "; ".join(run.data.unlabelled.notes))
->>>>>>> main
     if stage.name in run.executed:
         _warn(run)
     return artifact
