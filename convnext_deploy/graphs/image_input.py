@@ -12,6 +12,7 @@ from convnext_deploy.errors import ArtifactError
 from convnext_deploy.graphs.onnx_view import GraphView, Shape, array, attribute, inputs_of, shape_of, shape_words
 
 _CHANNELS = (1, 3)  # images of no other library have 1 or 3 rows
+_MOST_CHANNELS = 10_000  # of any camera; what is told of each would take the memory of more
 _SHAPES = ("Shape", "Size")  # read no pixels
 _FIRST = ("Cast", "Identity", "Transpose")
 Numbers = NDArray[np.float64]
@@ -54,7 +55,7 @@ def _layout(view: GraphView) -> tuple[int, bool, Shape]:
     shape = tuple(None if isinstance(size, int) and size < 0 else size for size in shapes[0]) if shapes else ()
     last = len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
     channels = shape[3 if last else 1] if len(shape) == 4 else None
-    if len(shapes) != 1 or not isinstance(channels, int):
+    if len(shapes) != 1 or not isinstance(channels, int) or channels > _MOST_CHANNELS:
         found = ", ".join(shape_words(shape) for shape in shapes)
         raise ArtifactError(
             "is not an image classifier: expected one input (batch, channels, height, width) with fixed channels, found "

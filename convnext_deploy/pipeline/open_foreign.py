@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, WEIGHTS_PREFIX, Recipe
 from convnext_deploy.config.records import read_record, shown
 from convnext_deploy.data.class_names import parse_names
-from convnext_deploy.errors import CheckpointError, OtherNetworkError, first_line
+from convnext_deploy.errors import CheckpointError, OtherNetworkError, RecipeError, first_line
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_artifact import CHECKPOINT_SUFFIXES, ask_for, open_input
@@ -30,6 +31,7 @@ EXPECTED_OF_TEACHERS = (
     "an artifact, checkpoint, ONNX file, .pt2 program, folder of timm or transformers, or file of predictions"
 )
 _CONFIG = "config.json"
+_MOST = 10**6  # classes or channels
 _OWN = ("convnext", "dinov3_convnext")  # what networks that are read here are called in a config, to begin with
 _TIMM_FIELDS = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
 
@@ -131,7 +133,7 @@ def _open_folder(folder: Path) -> Artifact | None:
     library: Library = "timm" if "architecture" in config else "transformers"
     try:
         return (_of_timm if library == "timm" else _of_transformers)(weights, config)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecipeError) as error:
         raise CheckpointError(
             f"{folder / _CONFIG} is damaged ({type(error).__name__}: {first_line(error):.200})."
         ) from None
@@ -145,26 +147,30 @@ def _of_timm(weights: Path, config: Mapping[str, Any]) -> Artifact:
     check_timm(architecture)
     settings = config.get("pretrained_cfg", config)
     arguments = dict(config.get("model_args") or {})
-    classes = int(arguments.pop("num_classes", config.get("num_classes", settings.get("num_classes", 1000))))
+    classes = arguments.pop("num_classes", config.get("num_classes", settings.get("num_classes", 1000)))
+    classes = _count(classes, 0, "num_classes")
     if pool := config.get("global_pool"):
         arguments.setdefault("global_pool", pool)
-    channels, *sides = settings.get("input_size", (3, 224, 224))
+    channels, *sides = map(index, settings.get("input_size", (3, 224, 224)))
+    channels = _count(channels, 1, "input channels")
     asked = arguments.get("img_size", sides)
     side, *others = [asked] if isinstance(asked, int) else asked
     if any(other != side for other in others) or not isinstance(side, int):
         raise CheckpointError(
             f"{weights.parent / _CONFIG} asks for images of {shown(asked)} pixels; expected square ones."
         )
-    preprocess = _told({"image_size": side, **_timm_transform(settings)}, int(channels), f"from {_CONFIG} beside it")
+    preprocess = _told({"image_size": side, **_timm_transform(settings)}, channels, f"from {_CONFIG} beside it")
     names = settings.get("label_names") or config.get("label_names") or settings.get("labels")
     return _describe(
-        weights,
-        ForeignDetails("timm", architecture, arguments),
-        classes,
-        int(channels),
-        preprocess,
-        _names(names, classes),
+        weights, ForeignDetails("timm", architecture, arguments), classes, channels, preprocess, _names(names, classes)
     )
+
+
+def _count(value: Any, least: int, what: str) -> int:
+    """Return a number of classes or channels. Raises: TypeError, ValueError: if none has so many."""
+    if not least <= index(value) <= _MOST:
+        raise ValueError(f"{what} {value}; expected {least} to {_MOST}")
+    return int(value)
 
 
 def _timm_transform(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,8 +186,8 @@ def _of_transformers(weights: Path, config: Mapping[str, Any]) -> Artifact:
     architecture = str((config.get("architectures") or [config["model_type"]])[0])
     labels = config.get("id2label") or {}
     is_classifier = architecture.endswith("ForImageClassification")
-    classes = (len(labels) or int(config.get("num_labels", 2))) if is_classifier else 0
-    channels = int(config.get("num_channels", 3))
+    classes = (len(labels) or _count(config.get("num_labels", 2), 1, "num_labels")) if is_classifier else 0
+    channels = _count(config.get("num_channels", 3), 1, "num_channels")
     processor, processor_path = read_processor(weights.parent)
     side = config.get("image_size")
     values: dict[str, Any] = {"image_size": side} if type(side) is int else {}

@@ -143,6 +143,11 @@ def test_convert_writes_the_network_that_is_named(tmp_path: Path) -> None:
     for entry, expected in (("student", state), ("model.teacher", other(state)), (None, other(other(state)))):
         convert(tmp_path / "w.pth", "timm", tmp_path / "out", entry=entry)
         assert_equal_states(load_file(tmp_path / "out" / "model.safetensors"), expected)
+    torch.save(
+        {"net": state, "ema": {"net": other(state)}}, tmp_path / "two.pth"
+    )  # the whole name of one is the end of another's
+    convert(tmp_path / "two.pth", "timm", tmp_path / "out", entry="net")
+    assert_equal_states(load_file(tmp_path / "out" / "model.safetensors"), state)
     message = refusal(lambda: convert(tmp_path / "w.pth", "timm", tmp_path / "out", entry="teacher2"))
     assert "has no network 'teacher2'; it has: model.ema, model.student, model.teacher" in message
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import convnext_deploy as api
@@ -146,6 +147,15 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(ArtifactError, match=text) as caught:
         open_input(path, asked=PreprocessSettings(image_size=said))
     assert "\n" not in str(caught.value)
+
+
+def test_more_channels_than_any_camera_has_take_no_memory(tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "a.onnx", LOGITS)
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 10**10
+    onnx.save(proto, path)
+    with pytest.raises(ArtifactError, match=r"is not an image classifier: .*\(n, 10000000000, 16, 16\)"):
+        open_input(path)
 
 
 def test_hints_are_for_files_of_others_alone(tmp_path: Path, folder: Path) -> None:

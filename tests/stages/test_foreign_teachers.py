@@ -266,6 +266,25 @@ def test_names_that_lead_nowhere_are_one_line(place: str, error: type[Exception]
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "resnet10t", "pretrained_cfg": {"input_size": [10**9, 64, 64]}},
+        {"architecture": "resnet10t", "pretrained_cfg": {"input_size": [3, -4, -4]}},
+        {"architecture": "resnet10t", "pretrained_cfg": {"input_size": "224"}},
+        {"architecture": "resnet10t", "num_classes": 10**12},
+        {"model_type": "resnet", "num_channels": 10**9},
+        {"model_type": "resnet", "image_size": 10**9},
+    ],
+)
+def test_absurd_configs_are_one_line_and_take_no_memory(config: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged") as caught:
+        open_teacher_input(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_of_another_network_are_refused_by_the_first_name(tmp_path: Path) -> None:
     place, _ = next(kind for kind in NETWORKS if kind.name == "torchvision").write(tmp_path)
     artifact = open_teacher_input(str(place).replace("resnet18", "resnet34"))

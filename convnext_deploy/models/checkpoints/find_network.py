@@ -168,7 +168,8 @@ def choose_network(networks: list[FoundNetwork], entry: str | None, path: Path) 
     """
     if entry is None:
         return networks[0]
-    fitting = [each for each in networks if each.entry == entry or each.entry.endswith(f".{entry}")]
+    fitting = [each for each in networks if each.entry == entry]
+    fitting = fitting or [each for each in networks if each.entry.endswith(f".{entry}")]
     if len(fitting) != 1:
         known = ", ".join(each.entry or "the file itself" for each in networks)
         raise CheckpointError(
