@@ -57,7 +57,7 @@ def build_timm(details: ForeignDetails, file: Path, classes: int) -> ForeignNetw
 def _timm_grid(network: Any, images: Tensor) -> tuple[int, int] | None:
     """Return rows and columns of the patches that a transformer of timm cuts images into; None: it does not tell."""
     count = getattr(getattr(network, "patch_embed", None), "dynamic_feat_size", None)
-    return None if count is None else tuple(count(images.shape[-2:]))  # type: ignore[return-value]  # two numbers
+    return None if count is None else tuple(count(images.shape[-2:]))
 
 
 def _grid_of(config: Any, images: Tensor) -> tuple[int, int] | None:
