@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from convnext_deploy.config.records import between, read_record
+from convnext_deploy.config.records import between, matching, read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
 
@@ -91,7 +91,7 @@ class DeviceRun:
 
     bundle: str
     sha256: str
-    measured: str
+    measured: Annotated[str, matching(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "a time in UTC")]
     device: Device
     engines: tuple[DeviceEngine, ...]
     chosen: str

@@ -55,7 +55,8 @@ def _cells(engine: DeviceEngine, row: StageRow | None) -> tuple[str, ...]:
 
 def describe_device(run: DeviceRun) -> str:
     """Say where and when it was measured, and what was chosen there."""
-    return one_line(f"measured on {run.device.title}, {run.measured}; chosen: {run.chosen} ({run.why})")
+    when = run.measured[:16].replace("T", " ") + " UTC"  # which is how it is written, to the second
+    return one_line(f"measured on {run.device.title}, {when}; chosen: {run.chosen} ({run.why})")
 
 
 def obstacles(run: DeviceRun) -> list[str]:

@@ -105,7 +105,7 @@ def test_the_command_prints_the_table(
     done = call("collect", run, path)
     assert done.code == 0, done.err
     printed = " ".join(done.out.split())
-    assert "Measured on Jetson AGX Orin, TensorRT 10.3.0, 2026-11-29T20:00:00+00:00; chosen: int8" in printed
+    assert "Measured on Jetson AGX Orin, TensorRT 10.3.0, 2026-11-29 20:00 UTC; chosen: int8" in printed
     assert "1.500" in printed
     assert "other cannot be chosen: it was not built" in printed
     assert "Measured on Jetson AGX Orin" in call("report", run).out
