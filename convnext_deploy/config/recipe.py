@@ -160,6 +160,12 @@ def report_name(name: str) -> str:
     """Return how the report calls a teacher: one that no stage makes as the last part of its place."""
     return PurePath(name.removeprefix(TEACHER_PREFIX)).name if name.startswith(TEACHER_PREFIX) else name
 
+    @property
+    def only_starts(self) -> bool:
+        """Whether the source is nothing but a teacher, or the start of training stages, which may give it another head."""
+        uses = [(role, stage) for stage in self.stages for role, name in stage.inputs.items() if name == SOURCE]
+        return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
+
 
 def is_place(name: str) -> bool:
     """Whether the name of a teacher is that of a file or folder, or of a network of another library, and none of a stage."""
