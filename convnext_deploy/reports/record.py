@@ -9,6 +9,7 @@ from typing import Any
 
 from convnext_deploy.config.choices import FeatureOutput, MetricName
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
@@ -110,6 +111,16 @@ class StageRow:
     def name(self) -> str:
         """The name of its stage, which no other row of the report has."""
         return self.identity.name
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its size and times say nothing of what it simulates: INT8 in PyTorch."""
+        return self.identity.is_int8 and self.identity.format == "torch"
+
+    @property
+    def is_made_to_be_used(self) -> bool:
+        """Whether it was run, the run made it, and it is what it will be."""
+        return self.accuracy is not None and self.identity.kind not in (SOURCE, BASELINE) and not self.is_simulated
 
     def figures(self) -> dict[str, Any]:
         """Return what was measured, flat: accuracies are fractions, drops percentage points."""

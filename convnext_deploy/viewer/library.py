@@ -118,9 +118,17 @@ class Library:
 
 
 def best_artifact(report: Report) -> StageRow | None:
-    """Return what to ship: of the artifacts that failed no gate the fastest graph or engine; without times the smallest."""
+    """Return what to ship: of the artifacts that failed no gate the fastest graph or engine; without times the smallest.
+
+    Of a run that made neither it is what was made in PyTorch, of what is simulated the last. What was brought is none of it.
+    """
     fine = [row for row in report.rows if row.verdict.passed is not False and row.accuracy is not None]
-    fine = [row for row in fine if row.identity.format != "torch"] or fine
+    made = [row for row in fine if row.is_made_to_be_used]
+    fine = (
+        [row for row in made if row.identity.format != "torch"]
+        or made
+        or [row for row in fine if row.is_simulated][-1:]
+    )
     timed = [
         (latency.p50_ms, row) for row in fine if (latency := row.speed.latency) is not None and latency.loaded is None
     ]

@@ -106,7 +106,9 @@ def _best(report: Report | None) -> str:
         return "–"
     accuracy, latency = row.accuracy, row.speed.latency
     score = "" if accuracy is None else f", {accuracy.metric} {100 * accuracy.value:.2f} %"
-    speed = "" if latency is None else f", {latency.p50_ms:.2f} ms"
+    if row.is_simulated:
+        return f"{row.name}{score}, not exported yet"
+    speed = "" if latency is None or latency.loaded is not None else f", {latency.p50_ms:.2f} ms"
     return f"{row.name}{score}{speed}, {row.identity.size_bytes / 1e6:.1f} MB"
 
 

@@ -113,6 +113,16 @@ def test_best_artifact_is_the_fastest_graph_that_failed_no_gate() -> None:
     assert best_artifact(create_report()) is None
 
 
+def test_what_was_brought_is_not_what_to_ship() -> None:
+    source = change(BASELINE_ROW, name="source", kind="source")
+    assert best_artifact(create_report(source)) is None
+    simulated = change(PASSED_ROW, name="quantize", kind="quantize", format="torch", p50_ms=99.0)
+    assert (best := best_artifact(create_report(source, simulated))) is not None
+    assert best.name == "quantize"
+    assert (best := best_artifact(create_report(source, BASELINE_ROW, simulated))) is not None
+    assert best.name == "student"
+
+
 @pytest.mark.parametrize("name", ["none", "secret.txt"])
 def test_a_folder_that_is_none_is_refused_in_one_line(runs: Path, name: str) -> None:
     with pytest.raises(ArtifactError, match="; expected the folder of a run, or of several") as caught:

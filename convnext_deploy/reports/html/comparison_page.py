@@ -11,7 +11,7 @@ from convnext_deploy.reports.stage_table import SCORE, cells, metric_name, summa
 
 _TEMPLATE = "comparison.html"
 COLUMNS = ("run", "stage", "artifact", SCORE, "drop pp [95 %]", "size MB", "p50 ms", "verdict")
-_FIRST = ("run", "stage", "verdict", "drop pp [95 %]")  # on the page
+_FIRST, _LAST = ("run", "stage", "verdict", "drop pp [95 %]"), ("artifact",)  # on the page
 _HEAD = 4096  # bytes, in which the head of a page tells who made it
 _CELLS = (0, 1, 2, 3, 6, 7, 9)  # of the stage table
 
@@ -58,7 +58,8 @@ def render_comparison(comparison: Comparison) -> str:
 def _artifacts(comparison: Comparison) -> Table:
     """Return the table of all artifacts, what matters most first: a phone shows the columns on the left."""
     titles = comparison_columns(comparison)
-    order = [COLUMNS.index(title) for title in _FIRST] + [i for i, title in enumerate(COLUMNS) if title not in _FIRST]
+    between = [title for title in COLUMNS if title not in (*_FIRST, *_LAST)]
+    order = [COLUMNS.index(title) for title in (*_FIRST, *between, *_LAST)]
     verdict = COLUMNS.index("verdict")
     rows: list[tuple[str | Cell, ...]] = [
         tuple(verdict_cell(row) if place == verdict else texts[place] for place in order)

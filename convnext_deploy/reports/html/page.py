@@ -4,11 +4,12 @@ The page's own security policy forbids every request and every script, so that n
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.html import svg
@@ -47,7 +48,7 @@ def _shown(value: Any) -> Any:
 @functools.cache
 def _environment() -> Environment:
     """Return what compiles the templates, and keeps them for the pages of the stages to come."""
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         finalize=_shown,
@@ -55,3 +56,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_whole_flags"] = _with_whole_flags
+    return environment
+
+
+def _with_whole_flags(text: str) -> Markup:
+    """Return a sentence in which browsers break no option of the command line, which they do at its hyphens."""
+    return Markup(re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="flag">\g<0></span>', str(escape(clean(text)))))

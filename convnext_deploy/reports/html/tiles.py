@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, find_twin
 
 
@@ -24,7 +23,7 @@ def create_tiles(report: Report) -> list[Tile]:
     the machine did other work is not called the fastest.
     """
     fine = [row for row in report.rows if row.verdict.passed is not False]
-    made = [row for row in fine if _is_made_to_be_used(row)]
+    made = [row for row in fine if row.is_made_to_be_used]
     scored = [(row, row.accuracy) for row in fine if row.accuracy is not None]
     return [
         *_fastest(made, fine),
@@ -33,11 +32,6 @@ def create_tiles(report: Report) -> list[Tile]:
         *_largest_drop(report),
         *(() if made else _layers(report)),
     ]
-
-
-def _is_made_to_be_used(row: StageRow) -> bool:
-    simulated = row.identity.is_int8 and row.identity.format == "torch"
-    return row.accuracy is not None and row.identity.kind not in (SOURCE, BASELINE) and not simulated
 
 
 def _fastest(made: Sequence[StageRow], fine: Sequence[StageRow]) -> Iterator[Tile]:
