@@ -181,6 +181,7 @@ def _timm_transform(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_transformers(weights: Path, config: Mapping[str, Any]) -> Artifact:
+    from convnext_deploy.models.checkpoints.hub_config import MULTI_LABEL
     from convnext_deploy.models.checkpoints.image_processor import interpret_processor, read_processor
 
     architecture = str((config.get("architectures") or [config["model_type"]])[0])
@@ -198,7 +199,9 @@ def _of_transformers(weights: Path, config: Mapping[str, Any]) -> Artifact:
     if names == tuple(f"LABEL_{number}" for number in range(classes)):
         names = None
     details = ForeignDetails("transformers", architecture)
-    return _describe(weights, details, classes, channels, preprocess, names)
+    found = _describe(weights, details, classes, channels, preprocess, names)
+    multi_label = is_classifier and config.get("problem_type") == MULTI_LABEL
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, multi_label=multi_label))
 
 
 def _open_weights(path: Path, library: Library, architecture: str) -> Artifact:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import (
-    BASELINE,
-    SOURCE,
-    TEACHER_PREFIX,
-    Recipe,
-    StageEntry,
-    report_name,
-    with_comparisons,
-)
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.comparisons import with_comparisons
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry, report_name
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
-from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.errors import DeployError, first_line
+from convnext_deploy.pipeline.assumptions import Assumptions, find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -28,12 +21,12 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import claim, list_unreadable
+from convnext_deploy.pipeline.run_folder import claim, list_unreadable, see_artifact
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
 from convnext_deploy.pipeline.teaching import ask_teachers, enter_taught
-from convnext_deploy.pipeline.tracking import Tracking, open_trackers
+from convnext_deploy.pipeline.tracking import Tracking
 from convnext_deploy.system.distributed import announce, from_first, receive, world
 
 if TYPE_CHECKING:
@@ -60,6 +53,7 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    brought = [*(weights or {}).values(), *([] if source is None else [source])]
     source, weights = name_brought(source, weights or {}, data)
     asked, recipe = recipe, with_comparisons(recipe)
     if not world().is_first:
@@ -72,11 +66,14 @@ def run_recipe(
         def begin() -> Contents | None:
             nonlocal tracking
             contents = check_run(recipe, settings, source, data, weights)
-            tracking = opened.enter_context(_open_trackers(recipe, settings, data))
+            tracking = opened.enter_context(settings.open_trackers(recipe, data))
             return contents
 
         from_first(begin)
-        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, tracking)
+        assumptions = find_assumptions(brought, data)
+        return _run(
+            recipe, settings, source, data, weights, {each.name for each in asked.stages}, assumptions, tracking
+        )
 
 
 def plan_recipe(
@@ -117,10 +114,10 @@ def _run(
     data: Data | None,
     weights: Mapping[str, Artifact],
     asked: Collection[str],
+    assumptions: Assumptions,
     tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
-    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
     ledger = open_ledger(
@@ -156,17 +153,6 @@ def _run(
     score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))
-
-
-def _open_trackers(recipe: Recipe, settings: Settings, data: Data | None) -> AbstractContextManager[Tracking]:
-    told = {
-        "data": "none" if data is None else data.name,
-        "device": str(settings.execution.device),
-        "out": str(settings.out),
-        "command": settings.command or "",
-    }
-    wanted = {"tensorboard": settings.tensorboard, "mlflow": settings.mlflow}
-    return open_trackers(recipe, settings.out, told, settings.execution.progress, **wanted)
 
 
 def _bring(run: _Run, source: Artifact) -> None:
@@ -266,22 +252,11 @@ def _follow(
             continue
         for name in stage.inputs.values():
             if name not in artifacts:
-                artifacts[name] = _see_artifact(settings.out / "stages" / name)
+                artifacts[name] = see_artifact(settings.out / "stages" / name)
         made_of = ingredients_of(stage, artifacts, data, recipe.seed)
         execute_stage(stage, artifacts, recipe, settings, data, made_of)
     finished: RunResult = receive()
     return finished
-
-
-def _see_artifact(folder: Path) -> Artifact:
-    """Read what the first process wrote. Raises: OutputError: if it is not there, because this is another machine's folder."""
-    try:
-        return read_artifact(folder)
-    except ArtifactError as error:
-        raise OutputError(
-            f"process {world().rank} does not see what the first one wrote ({error}); "
-            "--out must be a folder that all machines share."
-        ) from None
 
 
 def _is_joint(stage: StageEntry) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from convnext_deploy.pipeline.ingredients import (
     recorded_ingredients,
 )
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.tracking import Tracking
+from convnext_deploy.pipeline.tracking import Tracking, open_trackers
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.cuda_driver import describe_gpu
 from convnext_deploy.system.distributed import world
@@ -56,6 +56,17 @@ class Settings:
     measure_again: bool = False
     restart: bool = False
     mlflow: bool = False
+
+    def open_trackers(self, recipe: Recipe, data: Data | None) -> AbstractContextManager[Tracking]:
+        """Return what tells TensorBoard and MLflow of a run, as far as they are asked for; see `tracking.open_trackers`."""
+        told = {
+            "data": "none" if data is None else data.name,
+            "device": str(self.execution.device),
+            "out": str(self.out),
+            "command": self.command or "",
+        }
+        wanted = {"tensorboard": self.tensorboard, "mlflow": self.mlflow}
+        return open_trackers(recipe, self.out, told, self.execution.progress, **wanted)
 
 
 def execute_stage(
