@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import (
-    BASELINE,
-    SOURCE,
-    TEACHER_PREFIX,
-    Recipe,
-    StageEntry,
-    report_name,
-    with_comparisons,
-)
+from convnext_deploy.config.comparisons import with_comparisons
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry, report_name
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, first_line
 from convnext_deploy.pipeline.assumptions import Assumptions, find_assumptions
