@@ -11,6 +11,8 @@ It takes hours and may be ended at any time: a trained cell is written at once, 
 the same command is started again. Predictions of teachers are kept in `--work`, and shared by rows of one teacher, seed and
 temperature.
 
+In one row every fifth image has a label and the teacher alone says what the others are, in as many steps as the other rows.
+
 Losses: knowledge distillation at temperature 4 with nine tenths of the weight (Tian et al. 2020, arXiv 1910.10699, section 4, for
 CIFAR); with logit standardization at temperature 2 and 9 to 0.1 (Sun et al. 2024, arXiv 2403.01427, official code); DIST at
 temperature 4 and 2 to 1 (Huang et al. 2022, arXiv 2205.10536, for CIFAR); and what `distill` does when nothing is said.
@@ -22,6 +24,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -50,11 +53,16 @@ STUDENT, OWN_TEACHER = ModelConfig("atto", 32, 2), ModelConfig("femto", 32, 2)
 
 @dataclass(frozen=True)
 class Row:
-    """A way to train the student: by whom it is taught, `foreign`, `own` or nobody (None), and the settings of `DistillConfig`."""
+    """A way to train the student.
+
+    By whom it is taught, `foreign`, `own` or nobody (None), the settings of `DistillConfig`, and whether of five images four have
+    no label, so that only the teacher says what they are.
+    """
 
     name: str
     teacher: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    mostly_unlabelled: bool = False
 
 
 _KD = {"temperature": 4.0, "distill_loss_weight": 0.9}
@@ -68,6 +76,7 @@ ROWS = (
     Row("own-standardized", "own", _STANDARDIZED),
     Row("foreign-dist", "foreign", _DIST),
     Row("foreign-defaults", "foreign"),
+    Row("foreign-fifth", "foreign", _KD, mostly_unlabelled=True),
 )
 
 
@@ -88,7 +97,8 @@ def execute(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run a recipe of one training in a folder of its name; return what is stored of it."""
     how = ExecutionOptions(progress=create_progress(), cache_dir=arguments.work / "cache")
     out = arguments.work / "runs" / recipe.name
-    report = run(recipe, out=out, data=DataOptions(arguments.data), execution=how).report
+    data = arguments.data if recipe.unlabelled is None else a_fifth(arguments) / "labelled"
+    report = run(recipe, out=out, data=DataOptions(data), execution=how).report
     (stage,) = recipe.stages
     assert isinstance(stage.config, TrainConfig | DistillConfig)
     accuracy = next(row.accuracy for row in report.rows if row.name == stage.name)
@@ -118,6 +128,24 @@ def _scored(accuracy: Accuracy | None) -> dict[str, Any]:
     }
 
 
+def a_fifth(arguments: argparse.Namespace) -> Path:
+    """Link every fifth training image of a class into `labelled`, and the others, without classes, into `unlabelled`."""
+    folder: Path = arguments.work / "a-fifth"
+    if folder.exists():
+        return folder
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for images in sorted((arguments.data / "train").resolve().iterdir()):
+        for place, file in enumerate(sorted(images.iterdir())):
+            name = f"unlabelled/{images.name}-{file.name}" if place % 5 else f"labelled/train/{images.name}/{file.name}"
+            link = partial / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    (partial / "labelled" / "test").symlink_to((arguments.data / "test").resolve(), target_is_directory=True)
+    partial.rename(folder)
+    return folder
+
+
 def foreign_teacher(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the residual network if there is no file of it, and score it as every other file."""
     file = arguments.foreign or arguments.work / "foreign" / "teacher.onnx"
@@ -144,7 +172,8 @@ def train(row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         make = {"foreign": foreign_teacher, "own": own_teacher}[row.teacher]
         place = once(f"{row.teacher}-teacher", lambda: make(arguments), arguments)["place"]
         config = DistillConfig(STUDENT, place, learn, teacher_cache=True, **row.settings)
-    recipe = Recipe(f"{row.name}-{seed}", (StageEntry("student", config, None),), seed=seed)
+    unlabelled = str(a_fifth(arguments) / "unlabelled") if row.mostly_unlabelled else None
+    recipe = Recipe(f"{row.name}-{seed}", (StageEntry("student", config, None),), seed=seed, unlabelled=unlabelled)
     return {"row": row.name, "seed": seed, **execute(recipe, arguments)}
 
 
@@ -176,7 +205,10 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
         "command": " ".join(["python", "benchmarks/distillation.py", *sys.argv[1:]]),
         "student": dataclasses.asdict(STUDENT),
         "own_teacher": dataclasses.asdict(OWN_TEACHER),
-        "rows": {row.name: {"teacher": row.teacher, **row.settings} for row in ROWS},
+        "rows": {
+            row.name: {"teacher": row.teacher, "labels": 0.2 if row.mostly_unlabelled else 1.0, **row.settings}
+            for row in ROWS
+        },
         "teachers": teachers,
         "cells": cells,
     }

@@ -15,6 +15,7 @@ _WORDS = {
     "foreign-standardized": "… with logit standardization",
     "foreign-dist": "… by DIST",
     "foreign-defaults": "… as `distill` does when nothing is said",
+    "foreign-fifth": "… with a fifth of the labels, all other images unlabelled",
     "own": "taught by the ConvNeXt",
     "own-standardized": "… with logit standardization",
 }

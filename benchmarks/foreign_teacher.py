@@ -3,9 +3,10 @@
     python benchmarks/foreign_teacher.py --data DIR --out teacher.onnx [--epochs 30] [--width 16] [--seed 0]
 
 ResNet-20 of He et al. 2016 (arXiv 1512.03385, section 4.2): three groups of three residual blocks of two 3x3 convolutions, 0.27
-million parameters at width 16. Crops after padding by 4 pixels and mirror images as in the paper; one cycle of the learning rate
-(Smith and Topin 2018, arXiv 1708.07120) in place of 164 epochs. The file takes RGB images in 0..1, `(N, 3, 32, 32)` float32, and
-normalizes them itself. After every epoch its state lies beside `--out`; started again it goes on from there.
+million parameters at width 16. Crops after padding by 4 pixels, mirror images and a learning rate of 0.1 as in the paper; one cycle
+of it (Smith and Topin 2018, arXiv 1708.07120) in place of 164 epochs. With 0.4, which is for batches of 512, it ended at 86.97 %.
+The file takes RGB images in 0..1, `(N, 3, 32, 32)` float32, and normalizes them itself. After every epoch its state lies beside
+`--out`; started again it goes on from there.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=0.4)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)

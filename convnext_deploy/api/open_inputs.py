@@ -106,7 +106,7 @@ def _with_unlabelled(data: Data, name: str, skipping: Skipping | None, execution
 
 def _told(options: DataOptions) -> Iterator[str]:
     """Yield what was said of how images are read, as words of the command line."""
-    for name in ("validation_fraction", "split", "groups", "classes"):
+    for name in ("labels", "validation_fraction", "split", "groups", "classes"):
         if (value := getattr(options, name)) is not None:
             yield from (f"--{name.replace('_', '-')}", str(value))
     if options.skip_unreadable:
@@ -242,5 +242,5 @@ def _file_name(artifact: Artifact) -> str:
 
 def _reading(options: DataOptions) -> DataOptions:
     """Return what was said of how a folder is read."""
-    names = ("validation_fraction", "split", "groups", "classes", "skip_unreadable")
+    names = ("labels", "validation_fraction", "split", "groups", "classes", "skip_unreadable")
     return DataOptions(**{name: getattr(options, name) for name in names})

@@ -68,6 +68,7 @@ def validate(
     if images is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
     folder = None if out is None else Path(out)
+    brought = tuple(opened.values())
     for name, entry in opened.items():
         check_classes(str(paths[name]), entry, images)
         opened[name] = name_classes(entry, images)
@@ -76,7 +77,7 @@ def validate(
     gate = create_gate(evaluation, None, gate_on)
     check_gate(gate, "validate", multi_label=images.multi_label)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
-    assumptions = find_assumptions(opened.values(), images)
+    assumptions = find_assumptions(brought, images)
     for text in assumptions.texts:
         how.progress.say(text)
     batch_size = evaluation.batch_size or BATCH_SIZE

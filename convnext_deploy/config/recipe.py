@@ -1,6 +1,6 @@
 """A recipe: an ordered list of stages, as frozen records that check their own values."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from convnext_deploy.config.checks import LARGEST_SEED, check_fields, require
@@ -138,22 +138,11 @@ class Recipe:
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
             known.add(stage.name)
 
-
-def with_comparisons(recipe: Recipe) -> Recipe:
-    """Return a recipe with the trainings without teachers that its stages ask for, `NAME-alone`, each before its stage.
-
-    One that the recipe has already, under any name, is not added.
-
-    Raises: RecipeError: if the name is taken.
-    """
-    stages: list[StageEntry] = []
-    for stage in recipe.stages:
-        alone = stage.config.alone
-        known = ((each.config, each.source) for each in recipe.stages)
-        if stage.config.shows_alone and alone is not None and (alone, stage.source) not in known:
-            stages.append(StageEntry(f"{stage.name}-alone", alone, stage.source))
-        stages.append(stage)
-    return recipe if len(stages) == len(recipe.stages) else replace(recipe, stages=tuple(stages))
+    @property
+    def only_starts(self) -> bool:
+        """Whether the source is nothing but a teacher, or the start of training stages, which may give it another head."""
+        uses = [(role, stage) for stage in self.stages for role, name in stage.inputs.items() if name == SOURCE]
+        return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
 
 
 def report_name(name: str) -> str:

@@ -28,11 +28,6 @@ def check_takes_images(what: str, artifact: Artifact) -> None:
         raise DataError(f"{what} takes {artifact.model.in_channels} channels; image files have 1 (grey) or 3 (RGB).")
 
 
-def is_labelled(data: Data) -> bool:
-    """Whether the images are told apart by classes; one class of all images tells nothing."""
-    return len(data.class_names) > 1
-
-
 def check_classes(what: str, artifact: Artifact, data: Data) -> None:
     """Check that an artifact takes images as files hold them, that it and the data speak of the same classes, in whatever order,
     and that no image on which it was trained is now held out to judge it. A feature extractor speaks of none.
@@ -41,6 +36,12 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
     """
     check_takes_images(what, artifact)
     if not artifact.model.num_classes:
+        if data.multi_label:
+            raise DataError(
+                f"{what} gives features, which are scored by the one class that the nearest images vote for, and {data.name} has "
+                "any number of labels for an image; give folders of classes, or a file with one label for each image. Without "
+                "--data 'convnext-deploy export' writes it, not validated; 'predict' gives the features of any images."
+            )
         _check_split(what, artifact, data)
         return
     if len(data.class_names) != artifact.model.num_classes:
@@ -85,7 +86,7 @@ def with_labels_for(artifact: Artifact, data: Data) -> Data:
 
 def assumed_labels(artifact: Artifact, data: Data) -> str | None:
     """Say what is assumed of the outputs of an artifact that was not trained here, on multi-label data; None: nothing is."""
-    if artifact.lineage or not data.multi_label:
+    if artifact.lineage or artifact.model.multi_label or not data.multi_label:
         return None
     return (
         "each output of the network is taken for a label of its own, as of a sigmoid, because the data is multi-label"

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.data.agreement import is_labelled
 from convnext_deploy.data.datasets import Data, ImageSet
 from convnext_deploy.data.sampling import gallery_indices
 from convnext_deploy.evaluation.run_images import run_images
@@ -30,18 +29,15 @@ Vectors = NDArray[np.float16]
 class Neighbourhood:
     """What a feature extractor was scored by: the `neighbours` nearest of `gallery` images, by features of `width` numbers.
 
-    `leave_one_out`: the gallery are the other validation images, because there are no training images. `gallery` 0: the images have
-    no labels, and there is no score.
+    `leave_one_out`: the gallery are the other validation images, because there are no training images.
     """
 
     width: int
-    neighbours: int = 0
-    gallery: int = 0
+    neighbours: int
+    gallery: int
     leave_one_out: bool = False
 
     def __str__(self) -> str:
-        if not self.gallery:
-            return "the images have no labels, so that there is no kNN top-1: features are compared with those in FP32 alone"
         of = "the other validation images" if self.leave_one_out else f"{self.gallery:,} training images"
         return f"kNN top-1 is by the {self.neighbours} nearest of {of}, whose features this very artifact gives"
 
@@ -101,11 +97,11 @@ class _Extractor:
 
 def score_features(
     runner: Runner, artifact: Artifact, data: Data, execution: Execution, name: str, batch_size: int
-) -> tuple[Score | None, Neighbourhood, Vectors]:
+) -> tuple[Score, Neighbourhood, Vectors]:
     """Give an opened feature extractor all validation images, and the training images to compare these with.
 
-    Returns: its score, None where the images have no labels; by what that was measured; and the features of some validation images,
-        always the same, to compare with those of another artifact.
+    Returns: its score; by what that was measured; and the features of some validation images, always the same, to compare
+        with those of another artifact.
 
     Raises:
         ArtifactError: if a feature is not finite.
@@ -127,8 +123,6 @@ def score_features(
     queries, truth = np.concatenate(features), np.concatenate(labels)
     compared: Vectors = unit(np.concatenate(vectors)).astype(np.float16)
     width = queries.shape[1]
-    if not is_labelled(data):
-        return None, Neighbourhood(width), compared
     chosen = gallery_indices(data.train, data.validation, LARGEST_GALLERY)
     if chosen:
         gallery, classes = extractor.pooled(data.train, chosen, "gallery of training images")

@@ -150,7 +150,7 @@ def early_signs(taught: Taught, teachers: Sequence[TeacherOutlook], class_names:
             chance = find_guessing(score, len(class_names), class_names)
         if chance is not None:
             found.append(
-                f"the teacher {teacher.name}, as the student's images come to it: {chance}; nothing can be learned from that, "
+                f"the {_called(teacher.name)}, as the student's images come to it: {chance}; nothing can be learned from that, "
                 "so check its image size, normalization and the order of its classes"
             )
         if teacher.own is not None and teacher.sides is not None:
@@ -190,7 +190,7 @@ def _lost_by_size(teacher: TeacherOutlook, score: Score, lost: Change) -> str:
     what = (
         _size(teacher)
         if teacher.is_far
-        else f"the teacher {teacher.name} sees the student's crops, and not its own images"
+        else f"the {_called(teacher.name)} sees the student's crops, and not its own images"
     )
     fix = (
         "train the student on images of about its size (--image-size), or take a teacher for smaller ones"
@@ -205,12 +205,15 @@ def _size(teacher: TeacherOutlook) -> str:
     assert teacher.sides is not None  # the caller has looked
     own, given = ("x".join(map(str, dict.fromkeys(sides))) for sides in (teacher.sides, teacher.student_sides))
     way = "enlarged" if max(teacher.sides) > max(teacher.student_sides) else "shrunk"
-    return f"the teacher {teacher.name} is made for {own} pixels and sees the student's {given} {way} to that"
+    return f"the {_called(teacher.name)} is made for {own} pixels and sees the student's {given} {way} to that"
 
 
 def _who(teachers: Sequence[str]) -> str:
-    one = len(teachers) == 1
-    return f"its teacher {teachers[0]}" if one else f"the mean of its teachers {', '.join(teachers)}"
+    return f"its {_called(teachers[0])}" if len(teachers) == 1 else f"the mean of its teachers {', '.join(teachers)}"
+
+
+def _called(teacher: str) -> str:
+    return "teacher" if teacher == "teacher" else f"teacher {teacher}"
 
 
 def _percent(fraction: float) -> str:

@@ -39,7 +39,7 @@ def find_assumptions(artifacts: Iterable[Artifact], data: Data | None) -> Assump
         images = "which it may have been trained on"
         texts.append(
             f"the {len(data.validation):,} validation images were taken here from {data.name}, and the network may have been "
-            "trained on them: its top-1 may be higher than on new images, and drops smaller. Name images that it has not seen with "
+            "trained on them: its score may be higher than on new images, and drops smaller. Name images that it has not seen with "
             "--split FILE, or put them into a val/ folder"
         )
     elif not all(_trained_here(artifact) for artifact in own):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec
-from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry, with_comparisons
+from convnext_deploy.config.comparisons import with_comparisons
+from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry
 from convnext_deploy.data.agreement import check_classes, name_classes
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data

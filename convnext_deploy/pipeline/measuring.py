@@ -48,14 +48,14 @@ def measure_once(
         return Measurement(not_run="not validated: no --data")
     if artifact.format == "predictions":
         return Measurement(not_run="not validated: a file of predictions is no network")
+    if may_differ and not artifact.model.num_classes:
+        return Measurement(not_run="not validated: it has no head, and only teaches or starts a training")
     try:
         check_classes(name, artifact, data)
     except DataError as error:
         if not may_differ:
             raise
         return Measurement(not_run=f"not validated: {error}")
-    if may_differ and not artifact.model.num_classes:
-        return Measurement(not_run="not validated: it has no head, and only teaches or starts a training")
     images = [data.validation_fingerprint, artifact.preprocess.settings(), artifact.class_names]
     if not artifact.model.num_classes:
         images.append(gallery_key(data))

@@ -43,6 +43,8 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
         return open_header(path, "torch", header)
     checkpoint = load_checkpoint(path, entry)
     spec = dataclasses.replace(infer_model_spec(checkpoint.state, path), **checkpoint.changes)
+    if checkpoint.dialect in ("torchvision", "huggingface"):
+        spec = _as_its_library_computes(spec)
     # Another file's config may lie in the same folder; only these names are known to belong together.
     config = read_hub_config(path.parent, spec) if path.name in WEIGHT_FILES else None
     if checkpoint.dialect == "timm":
@@ -82,6 +84,16 @@ def _gives(spec: ModelSpec, preprocess: Preprocess) -> str:
     return (
         "" if spec.num_classes else f", a feature extractor: it gives {describe_features(spec, preprocess.image_size)}"
     )
+
+
+def _as_its_library_computes(spec: ModelSpec) -> ModelSpec:
+    """Return the network with the norms and activations of the papers: timm alone has sizes with others."""
+    from convnext_deploy.models.variants import Variant, complete_spec
+
+    row = complete_spec(spec)
+    if row.norm_eps != Variant.norm_eps:
+        spec = dataclasses.replace(spec, norm_eps=Variant.norm_eps)
+    return spec if row.activation == Variant.activation else dataclasses.replace(spec, activation=Variant.activation)
 
 
 def _as_timm_lays_out(path: Path, checkpoint: Checkpoint, spec: ModelSpec, config: HubConfig | None) -> ModelSpec:

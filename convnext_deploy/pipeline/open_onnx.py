@@ -62,7 +62,7 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
         *remarks,
         evaluation_note(path, preprocess),
     )
-    spec = ModelSpec("unknown", given.classes, taken.channels)
+    spec = ModelSpec("unknown", given.classes, taken.channels, multi_label=of_file.multi_label)
     files = (describe_file(path),)
     return Artifact(
         path.parent, ONNXDetails(io=io), read_precision(view), spec, of_file.class_names, preprocess, files, notes=notes

@@ -8,19 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_deploy.artifacts.artifact import Artifact, read_artifact
-from convnext_deploy.config.recipe import (
-    BASELINE,
-    SOURCE,
-    TEACHER_PREFIX,
-    Recipe,
-    StageEntry,
-    report_name,
-    with_comparisons,
-)
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.config.comparisons import with_comparisons
+from convnext_deploy.config.recipe import BASELINE, SOURCE, TEACHER_PREFIX, Recipe, StageEntry, report_name
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.errors import ArtifactError, DeployError, OutputError, first_line
-from convnext_deploy.pipeline.assumptions import find_assumptions
+from convnext_deploy.errors import DeployError, first_line
+from convnext_deploy.pipeline.assumptions import Assumptions, find_assumptions
 from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
@@ -28,7 +21,7 @@ from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import make_room
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
-from convnext_deploy.pipeline.run_folder import claim, list_unreadable
+from convnext_deploy.pipeline.run_folder import claim, list_unreadable, see_artifact
 from convnext_deploy.pipeline.run_result import RunResult as RunResult
 from convnext_deploy.pipeline.speed_check import measure_comparison, plan_comparison
 from convnext_deploy.pipeline.stage import Settings, cache_key, execute_stage, reusable, stage_folder
@@ -60,6 +53,7 @@ def run_recipe(
 
     Raises: DeployError: if a stage cannot do its work; what was finished stays and is not done again.
     """
+    brought = [*(weights or {}).values(), *([] if source is None else [source])]
     source, weights = name_brought(source, weights or {}, data)
     asked, recipe = recipe, with_comparisons(recipe)
     if not world().is_first:
@@ -76,7 +70,10 @@ def run_recipe(
             return contents
 
         from_first(begin)
-        return _run(recipe, settings, source, data, weights, {each.name for each in asked.stages}, tracking)
+        assumptions = find_assumptions(brought, data)
+        return _run(
+            recipe, settings, source, data, weights, {each.name for each in asked.stages}, assumptions, tracking
+        )
 
 
 def plan_recipe(
@@ -117,10 +114,10 @@ def _run(
     data: Data | None,
     weights: Mapping[str, Artifact],
     asked: Collection[str],
+    assumptions: Assumptions,
     tracking: Tracking,
 ) -> RunResult:
     """Do what the first process does: everything, in order; `asked` are the names of the stages that the user's recipe has."""
-    assumptions = find_assumptions([*weights.values(), *([] if source is None else [source])], data)
     for text in assumptions.texts:
         settings.execution.progress.say(text)
     ledger = open_ledger(
@@ -163,10 +160,10 @@ def _bring(run: _Run, source: Artifact) -> None:
     baseline = source if source.is_baseline else find_baseline(source)
     ancestor = {BASELINE: baseline} if isinstance(baseline, Artifact) and baseline is not source else {}
     for name, artifact in {**ancestor, SOURCE: source}.items():
-        may_differ = name == SOURCE and _only_starts(run.recipe)
+        may_differ = name == SOURCE and run.recipe.only_starts
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
         _warn(run)
-    if isinstance(baseline, str) and not _only_starts(run.recipe):
+    if isinstance(baseline, str) and not run.recipe.only_starts:
         run.ledger.remark(
             SOURCE,
             f"no FP32 ancestor is at hand ({baseline}): drops are against this {source.precision} artifact itself",
@@ -203,8 +200,6 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
     measured = _measure(run, stage.name, artifact)
     run.ledger.record(stage.name, artifact, measured, stage=stage, for_comparison=for_comparison)
     enter_taught(stage, taught, run.ledger, inputs, run.recipe)
-    if run.data is not None and run.data.unlabelled is not None and stage.config.reads_unlabelled:
-        run.ledger.remark(stage.name, "; ".join(run.data.unlabelled.notes))
     if stage.name in run.executed:
         _warn(run)
     return artifact
@@ -257,33 +252,16 @@ def _follow(
             continue
         for name in stage.inputs.values():
             if name not in artifacts:
-                artifacts[name] = _see_artifact(settings.out / "stages" / name)
+                artifacts[name] = see_artifact(settings.out / "stages" / name)
         made_of = ingredients_of(stage, artifacts, data, recipe.seed)
         execute_stage(stage, artifacts, recipe, settings, data, made_of)
     finished: RunResult = receive()
     return finished
 
 
-def _see_artifact(folder: Path) -> Artifact:
-    """Read what the first process wrote. Raises: OutputError: if it is not there, because this is another machine's folder."""
-    try:
-        return read_artifact(folder)
-    except ArtifactError as error:
-        raise OutputError(
-            f"process {world().rank} does not see what the first one wrote ({error}); "
-            "--out must be a folder that all machines share."
-        ) from None
-
-
 def _is_joint(stage: StageEntry) -> bool:
     """Whether all processes work on a stage, where there are several."""
     return world().size > 1 and stage.config.trains
-
-
-def _only_starts(recipe: Recipe) -> bool:
-    """Whether the recipe's source is nothing but a teacher, or the start of training stages, which may give it another head."""
-    uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
-    return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.unreadable import UNREADABLE
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
+from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import create_output_folder, write_text
 from convnext_deploy.system.posix import lock
 from convnext_deploy.system.sealed_json import unseal
@@ -70,6 +72,17 @@ def _check_folders(out: Path) -> None:
         if os.path.lexists(folder) and not folder.is_dir():
             what = f"leads to {folder.readlink()}, which is no folder here" if folder.is_symlink() else "is no folder"
             raise OutputError(f"{folder} {what}; a run writes there: mend that, or choose another --out.")
+
+
+def see_artifact(folder: Path) -> Artifact:
+    """Read what the first process wrote. Raises: OutputError: if it is not there, because this is another machine's folder."""
+    try:
+        return read_artifact(folder)
+    except ArtifactError as error:
+        raise OutputError(
+            f"process {world().rank} does not see what the first one wrote ({error}); "
+            "--out must be a folder that all machines share."
+        ) from None
 
 
 def list_unreadable(out: Path, data: Data | None) -> None:

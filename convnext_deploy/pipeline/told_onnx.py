@@ -9,7 +9,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.image_size import ImageSize
 from convnext_deploy.errors import CheckpointError
 from convnext_deploy.models.checkpoints.beside_weights import read_properties
-from convnext_deploy.models.checkpoints.hub_config import CONFIG, read_config
+from convnext_deploy.models.checkpoints.hub_config import CONFIG, MULTI_LABEL, read_config
 from convnext_deploy.models.checkpoints.image_processor import interpret_processor, read_processor
 from convnext_deploy.models.checkpoints.told_settings import Told, interpret_settings
 from convnext_deploy.pipeline.told_classes import find_class_names, names_of_tables
@@ -21,11 +21,15 @@ _METADATA = "the metadata"
 
 @dataclass(frozen=True)
 class ToldOfFile:
-    """Settings as in `told_settings`, the most trustworthy first, and the names of the classes with what is worth knowing."""
+    """Settings as in `told_settings`, the most trustworthy first, and the names of the classes with what is worth knowing.
+
+    `multi_label`: a config of transformers says that each output is a label of its own.
+    """
 
     settings: tuple[Told, ...]
     class_names: tuple[str, ...] | None
     remarks: tuple[str, ...]
+    multi_label: bool = False
 
     @property
     def image_size(self) -> ImageSize | None:
@@ -64,7 +68,12 @@ def read_told(path: Path, properties: Mapping[str, str], channels: int, classes:
             remarks.append(f"{path.name}: {text}")
             break
     reasons = [f"{path.name}: {reason}" for told in found for reason in told.reasons]
-    return ToldOfFile(tuple(found), names, (*remarks, *reasons))
+    multi_label = config.get("problem_type") == MULTI_LABEL
+    if multi_label:
+        reasons.append(
+            f"{path.name}: each output is a label of its own, as of a sigmoid: {CONFIG} beside it says '{MULTI_LABEL}'"
+        )
+    return ToldOfFile(tuple(found), names, (*remarks, *reasons), multi_label)
 
 
 def _beside(path: Path, channels: int) -> tuple[dict[str, Any], Told | None]:
@@ -84,7 +93,7 @@ def _beside(path: Path, channels: int) -> tuple[dict[str, Any], Told | None]:
     own = {
         name: value
         for name, value in config.items()
-        if name in ("id2label", "label2id", "label_names", "pretrained_cfg")
+        if name in ("id2label", "label2id", "label_names", "pretrained_cfg", "problem_type")
     }
     checked = interpret_settings(dict(found.values), f"from {file.name} beside it", path, channels)
     return own, Told(checked.values, checked.origin, (*checked.reasons, *found.remarks))

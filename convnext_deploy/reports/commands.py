@@ -13,7 +13,7 @@ from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.reports.record import Report, StageRow
 
 _PROGRAM = "convnext-deploy"
-_FILES = ("--split", "--classes")  # options that name a file
+_FILES = ("--labels", "--split", "--classes")  # options that name a file
 NO_DATA = "none"
 """What stands for the data of a report where nothing was validated."""
 

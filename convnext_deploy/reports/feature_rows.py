@@ -9,9 +9,6 @@ from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.system.load import unreliable
 
-UNLABELLED = "the gate is not judged: the images have no labels, so that features are compared with those in FP32 alone"
-"""Of a gate on images without labels."""
-
 
 def describe_load(latency: Latency) -> Iterator[str]:
     """Say that the machine did other work while an artifact was timed."""

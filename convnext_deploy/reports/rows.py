@@ -24,7 +24,7 @@ from convnext_deploy.evaluation.score import Score
 from convnext_deploy.evaluation.timing.speedup import Speed, judge_speed
 from convnext_deploy.metrics.paired import SIGNIFICANCE
 from convnext_deploy.metrics.worst_class import find_worst_class
-from convnext_deploy.reports.feature_rows import UNLABELLED, describe_load, feature_quality
+from convnext_deploy.reports.feature_rows import describe_load, feature_quality
 from convnext_deploy.reports.label_rows import doubts_of_labels, guessing_names, label_accuracy, remarks_on_labels
 from convnext_deploy.reports.provenance import read_history, read_provenance
 from convnext_deploy.reports.record import Accuracy, Identity, MeasuredSpeed, StageRow, find_twin
@@ -104,9 +104,7 @@ def create_row(
     row = dataclasses.replace(
         row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *describe_load(measured.latency))
     )
-    if measured.score is None:
-        unjudged = role.gate.judges_change and role.baseline != role.name
-        return dataclasses.replace(row, warnings=(UNLABELLED,) if unjudged else ())
+    assert measured.score is not None  # as of all that was run
     if measured.score.answers is not None:
         return _complete_labels(row, role, artifact, measured, scores, data, earlier)
     accuracy = _compare(row, measured, scores, data)

@@ -35,11 +35,11 @@ def test_a_good_lesson_has_no_sign_and_its_gain_is_that_of_paired_images() -> No
     assert (lesson.student, lesson.taught, lesson.alone_score) == (0.85, 0.95, 0.70)
     assert lesson.signs() == ()
     about_teacher, gain = lesson.describe()
-    assert about_teacher.startswith("its teacher teacher has top-1 95.00 %, as the student's images come to it; ")
+    assert about_teacher.startswith("its teacher has top-1 95.00 %, as the student's images come to it; ")
     assert "agrees on 90.00 % of the images and is -10.00 pp [-1" in about_teacher
     low, high = expected.interval_pp
     assert gain.endswith(
-        f"(student-alone) gives top-1 70.00 %: the gain by its teacher teacher is +15.00 pp [{-high:+.2f}, {-low:+.2f}]"
+        f"(student-alone) gives top-1 70.00 %: the gain by its teacher is +15.00 pp [{-high:+.2f}, {-low:+.2f}]"
     )
 
 

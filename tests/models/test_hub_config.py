@@ -24,6 +24,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.models.checkpoints.hub_config import transformers_config
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.data.test_transforms import picture
@@ -135,8 +136,20 @@ OWN_NAMES = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, nam
         ),
         (1, {"hidden_act": "silu"}, ModelSpec("convnext_atto", 3, activation="silu", head_norm_eps=1e-12), None),
         (1, {"num_channels": 1, "patch_size": 8}, ModelSpec("convnext_atto", 3, 1, 8, head_norm_eps=1e-12), None),
+        (
+            1,
+            {"problem_type": "multi_label_classification"},
+            ModelSpec("convnext_atto", 3, head_norm_eps=1e-12, multi_label=True),
+            None,
+        ),
+        (  # the depths and widths of a network that timm alone has, with another eps and activation
+            1,
+            {"depths": [1, 2, 4, 2], "hidden_sizes": [24, 32, 48, 64]},
+            ModelSpec("test_convnext", 3, norm_eps=1e-6, activation="gelu", head_norm_eps=1e-12),
+            None,
+        ),
     ],
-    ids=["v1", "v2-names", "layer_norm_eps", "gelu_tanh", "silu", "grey-patch"],
+    ids=["v1", "v2-names", "layer_norm_eps", "gelu_tanh", "silu", "grey-patch", "multi-label", "sizes of timm alone"],
 )
 def test_open_input_builds_the_network_that_transformers_saved(
     version: int, config: dict[str, Any], spec: ModelSpec, names: tuple[str, ...] | None, tmp_path: Path
@@ -145,6 +158,8 @@ def test_open_input_builds_the_network_that_transformers_saved(
     artifact = open_input(tmp_path)
     assert (artifact.model, artifact.class_names) == (spec, names)
     assert_same_network(artifact, model)
+    written = transformers_config(artifact.model, artifact.preprocess, names)
+    assert written.get("problem_type") == config.get("problem_type")
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

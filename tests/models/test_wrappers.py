@@ -263,7 +263,12 @@ def test_what_is_assumed_of_a_head_is_said(head: nn.Module, said: str, tmp_path:
 @pytest.mark.parametrize(
     ("head", "named"),
     [
-        (nn.Sequential(nn.Linear(128, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, CLASSES)), "head.fc.1 (BatchNorm)"),
+        (
+            nn.Sequential(nn.Linear(128, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.Dropout(), nn.Linear(12, CLASSES)),
+            "head.fc.2 (BatchNorm)",
+        ),
+        (nn.Sequential(nn.Linear(128, 12), nn.BatchNorm1d(12), nn.Linear(12, CLASSES)), "head.fc.1 (BatchNorm)"),
+        (nn.Sequential(nn.BatchNorm1d(128)), "head.fc.0 (BatchNorm)"),
         (nn.Sequential(nn.Linear(128, 12), nn.Linear(12, CLASSES)), "head.fc.0 (Linear), head.fc.1 (Linear)"),
         (nn.Sequential(nn.Linear(128, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, CLASSES)), "head.fc.4 (Linear)"),
         (nn.Sequential(nn.PReLU(128), nn.Linear(128, CLASSES)), "head.fc.0 (PReLU or scale)"),

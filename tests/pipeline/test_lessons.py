@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.config.comparisons import with_comparisons
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
-from convnext_deploy.config.recipe import Recipe, StageEntry, with_comparisons
+from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.pipeline.open_foreign import open_references

@@ -73,6 +73,18 @@ def test_everything_is_scored_by_map(tmp_path: Path, short_timing: None) -> None
     assert "multi-label image classifier" in (out / "model_card.md").read_text()
     found = api.predict(out / "stages" / "onnx", [data / "images" / "1.png"], execution=how)
     assert all(guess.probability >= 0.5 for guess in found[0].guesses)
+    with pytest.raises(
+        DataError, match=r"gives features, .* has any number of labels for an image; give folders of classes"
+    ):
+        api.export(
+            out / "stages" / "model", output="features", out=tmp_path / "f", data=DataOptions(data), execution=how
+        )
+    elsewhere = (data / "labels.csv").rename(tmp_path / "mine.csv")
+    images = DataOptions(data, labels=elsewhere)
+    again = api.validate(out / "stages" / "onnx", data=images, execution=how)
+    assert again.data_options == ("--labels", str(elsewhere))
+    assert again.rows[0].accuracy is not None
+    assert again.rows[0].accuracy.value == graph.accuracy.value
     folders = write_image_folder(tmp_path / "folders", NAMES, train=2, validation=2)
     with pytest.raises(DataError, match=r"any number of labels for an image, and .* has one class for each"):
         api.validate(out / "stages" / "onnx", data=DataOptions(folders), execution=how)

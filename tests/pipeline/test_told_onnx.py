@@ -75,6 +75,15 @@ def test_configs_of_transformers_beside_an_exported_file_are_read(tmp_path: Path
         open_input(path)
 
 
+def test_config_that_says_multi_label_beside_an_exported_file_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", {})
+    for problem, expected in (("multi_label_classification", True), ("single_label_classification", False)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "problem_type": problem}))
+        artifact = open_input(path)
+        assert artifact.model.multi_label is expected
+        assert any("each output is a label of its own" in note for note in artifact.notes) is expected
+
+
 def test_size_is_asked_for_where_nothing_tells_it(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="takes images of any size"):
         open_input(write(tmp_path / "a.onnx", {"imgsz": "large"}, DYNAMIC))

@@ -100,17 +100,26 @@ def test_commands_say_how_the_source_is_made_ready_and_what_was_asked_for() -> N
         made,
         started_in="/work",
         data="my data",
-        data_options=("--split", "lists.json", "--groups", "p[0-9]+"),
+        data_options=("--labels", "labels.csv", "--split", "lists.json", "--groups", "p[0-9]+"),
         source_preprocess=PreprocessSettings(image_size=64, mean=(0.5,), std=(0.25, 0.5, 1.0), output_name="logits"),
     )
     ready = "--image-size 64 --mean 0.5 --std 0.25,0.5,1 --output-name logits"
-    read = "--data 'my data' --split lists.json --groups 'p[0-9]+'"
+    read = "--data 'my data' --labels labels.csv --split lists.json --groups 'p[0-9]+'"
     assert list(again_commands(report)) == [
         "cd /work",
         f"convnext-deploy validate best.pth {read} {ready}",
         f"convnext-deploy validate runs/a/stages/int8 --baseline best.pth {read} {ready} --max-drop 0.1 --gate-on upper",
     ]
-    words = ["--data", "../../my data", "--split", "../../lists.json", "--groups", "p[0-9]+"]
+    words = [
+        "--data",
+        "../../my data",
+        "--labels",
+        "../../labels.csv",
+        "--split",
+        "../../lists.json",
+        "--groups",
+        "p[0-9]+",
+    ]
     assert data_words(report, "runs/a") == words
     assert data_words(dataclasses.replace(report, started_in=None), "runs/a")[1] == "my data"  # of an earlier version
     assert list(again_commands(create_report(source, data="none"))) == []

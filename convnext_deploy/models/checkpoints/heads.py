@@ -4,19 +4,20 @@
 |---|---|
 | Linear, wherever it stands in a Sequential | the logits |
 | Linear, Linear, with others between them | a hidden layer, an activation, the logits |
-| LayerNorm, Linear | one more norm after the network's own, the logits |
+| LayerNorm before one of these | one more norm after the network's own |
+| BatchNorm first, or right beside a Linear | a part of the Linear, which is exact in evaluation |
 
 Dropout and activations have no weights, so a file does not tell them. Dropout does nothing in evaluation; the activation is taken
-to be ReLU, and that is said.
+to be ReLU, and that is said. A hidden Linear without bias gets one of zeros.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from convnext_deploy.config.choices import Dialect
@@ -32,6 +33,15 @@ _PARTS: dict[Dialect, str] = {
 _STANDARD: dict[Dialect, str] = {**_PARTS, "torchvision": "classifier.2"}
 _NORMS: dict[Dialect, str | None] = {"timm": None, "torchvision": "classifier.0", "huggingface": None, "facebook": None}
 _BATCH_NORM = "running_mean"
+_USUAL_EPS = 1e-5  # of PyTorch's norms, which no file of weights tells
+_HIDDEN, _NORM = ("pre_logits", "head"), ("head_norm",)
+_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("Linear",): ("head",),
+    ("Linear", "Linear"): _HIDDEN,
+    ("LayerNorm", "Linear"): (*_NORM, "head"),
+    ("LayerNorm", "Linear", "Linear"): (*_NORM, *_HIDDEN),
+}
+"""Modules of a head → what the network calls them."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +109,109 @@ def head_beside(tensors: Mapping[str, Tensor], start: int, width: int, path: Pat
             if first.shape[-1] == width:
                 taken = frozenset(f"{module}.{key}" for module, found in modules.items() for key in found)
                 remark = f"{path.name}: took '{name}' beside the network for its head"
-                heads.append(dataclasses.replace(head, taken=taken, remarks=(remark, *head.remarks)))
+                heads.append(replace(head, taken=taken, remarks=(remark, *head.remarks)))
     return heads[0] if len(heads) == 1 else Head()
 
 
 def read_head(modules: Mapping[str, Mapping[str, Tensor]], path: Path) -> Head:
     """Return the head that is made of modules: name → parameter → tensor. Raises: CheckpointError: as `take_head`."""
     ordered = sorted(modules, key=lambda name: [(len(part), part) for part in name.split(".")])
-    kinds = [_kind(modules[name]) for name in ordered]
-    if kinds == ["Linear"]:
-        return Head(_named(modules, ordered, ("head",)))
-    if kinds == ["LayerNorm", "Linear"]:
-        remark = f"{path.name}: the head has a LayerNorm of its own, whose eps is taken to be 1e-5, which the file does not tell"
-        return Head(_named(modules, ordered, ("head_norm", "head")), {"head_norm": True}, (remark,))
-    if kinds == ["Linear", "Linear"] and _have_room(*ordered):
-        remark = f"{path.name}: the head has a hidden layer; its activation is taken to be ReLU, which the file does not tell"
-        return Head(_named(modules, ordered, ("pre_logits", "head")), {"head_activation": "relu"}, (remark,))
-    found = ", ".join(f"{name} ({kind})" for name, kind in zip(ordered, kinds, strict=True))
-    raise CheckpointError(
-        f"{path} has a head of {found}; read are a Linear, a LayerNorm and a Linear, and two Linear with an activation between."
-    )
+    parts, remarks = _fold_batch_norms([_Part(name, name, _kind(modules[name]), modules[name]) for name in ordered])
+    names = _NAMES.get(tuple(part.kind for part in parts))
+    if names is None or ("pre_logits" in names and not _have_room(parts[-2].last, parts[-1].first)):
+        found = ", ".join(f"{name} ({_kind(modules[name])})" for name in ordered)
+        raise CheckpointError(
+            f"{path} has a head of {found}; read are a Linear or two with an activation between, behind a LayerNorm or none, "
+            "and BatchNorm at the beginning or right beside a Linear. Exported to ONNX by its own library, it can be validated."
+        )
+    changes: dict[str, Any] = {}
+    if "head_norm" in names:
+        changes["head_norm"] = True
+        remarks.append(
+            "the head has a LayerNorm of its own, whose eps is taken to be 1e-5, which the file does not tell"
+        )
+    if "pre_logits" in names:
+        changes["head_activation"] = "relu"
+        remarks.append("the head has a hidden layer; its activation is taken to be ReLU, which the file does not tell")
+    tensors = {
+        f"{name}.{parameter}": tensor
+        for name, part in zip(names, parts, strict=True)
+        for parameter, tensor in part.tensors.items()
+    }
+    return Head(tensors, changes, tuple(f"{path.name}: {remark}" for remark in remarks))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A module of a head, or several that became one: the names of the `first` and the `last`."""
+
+    first: str
+    last: str
+    kind: str
+    tensors: Mapping[str, Tensor]
+
+
+def _fold_batch_norms(parts: list[_Part]) -> tuple[list[_Part], list[str]]:
+    """Make a BatchNorm a part of the Linear right beside it, or where it is first of the next; and give a hidden Linear a bias.
+
+    In evaluation a BatchNorm is `y = scale x + shift` for each channel, so `W x + b` becomes `scale W x + (scale b + shift)`, or
+    behind it `(W scale) x + (W shift + b)`, computed in FP64.
+    """
+    found: list[_Part] = []
+    remarks: list[str] = []
+    waiting: _Part | None = None
+    for number, part in enumerate(parts):
+        before = found[-1] if found else None
+        follows = before is not None and not _have_room(before.last, part.first)
+        leads = number == 0 or not _have_room(part.last, parts[min(number + 1, len(parts) - 1)].first)
+        if (
+            before is not None
+            and before.kind == "Linear"
+            and follows
+            and _is_batch_norm(part, len(before.tensors["weight"]))
+        ):
+            scale, shift = _scale_and_shift(part.tensors)
+            weight, bias = before.tensors["weight"].double(), _bias(before.tensors)
+            found[-1] = _linear(before.first, part.last, scale[:, None] * weight, scale * bias + shift)
+        elif part.kind == "BatchNorm" and leads and waiting is None:
+            waiting = part
+        elif part.kind == "Linear":
+            weight, bias = part.tensors["weight"].double(), _bias(part.tensors)
+            if waiting is not None and _is_batch_norm(waiting, weight.shape[1]):
+                scale, shift = _scale_and_shift(waiting.tensors)
+                found.append(_linear(waiting.first, part.last, weight * scale, weight @ shift + bias))
+                waiting = None
+            elif "bias" not in part.tensors and part is not parts[-1]:
+                found.append(_linear(part.first, part.last, weight, bias))
+            else:  # who reads the file says that the logits have no bias
+                found.append(part)
+        else:
+            found.append(part)
+    if len(found) < len(parts):
+        remarks.append(
+            "the head has a BatchNorm, which became a part of the Linear beside it; its eps is taken to be 1e-5"
+        )
+    return (found if waiting is None else [waiting, *found]), remarks
+
+
+def _is_batch_norm(part: _Part, width: int) -> bool:
+    shapes = {tensor.shape for name, tensor in part.tensors.items() if name != "num_batches_tracked"}
+    return part.kind == "BatchNorm" and "running_var" in part.tensors and shapes == {torch.Size([width])}
+
+
+def _scale_and_shift(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    mean, variance = tensors["running_mean"].double(), tensors["running_var"].double()
+    scale = tensors.get("weight", torch.ones_like(mean)).double() / (variance + _USUAL_EPS).sqrt()
+    return scale, tensors.get("bias", torch.zeros_like(mean)).double() - scale * mean
+
+
+def _bias(tensors: Mapping[str, Tensor]) -> Tensor:
+    weight = tensors["weight"].double()
+    return tensors["bias"].double() if "bias" in tensors else weight.new_zeros(len(weight))
+
+
+def _linear(first: str, last: str, weight: Tensor, bias: Tensor) -> _Part:
+    return _Part(first, last, "Linear", {"weight": weight.float(), "bias": bias.float()})
 
 
 def _kind(parameters: Mapping[str, Tensor]) -> str:
@@ -130,16 +223,6 @@ def _kind(parameters: Mapping[str, Tensor]) -> str:
     if weight.ndim == 1 and "bias" not in parameters:
         return "PReLU or scale"
     return {1: "LayerNorm", 2: "Linear"}.get(weight.ndim, f"weight of {weight.ndim} dimensions")
-
-
-def _named(
-    modules: Mapping[str, Mapping[str, Tensor]], ordered: list[str], names: tuple[str, ...]
-) -> dict[str, Tensor]:
-    return {
-        f"{name}.{parameter}": tensor
-        for module, name in zip(ordered, names, strict=True)
-        for parameter, tensor in modules[module].items()
-    }
 
 
 def _have_room(first: str, second: str) -> bool:

@@ -48,6 +48,9 @@ _TIMM_TOLD_BY_SHAPES = {
     "head_norm_first", "stem_type", "norm_layer", "ls_init_value", "drop_rate", "drop_path_rate", "head_init_scale", "img_size",
 }  # fmt: skip
 _DINOV3 = "dinov3_convnext"
+MULTI_LABEL = (
+    "multi_label_classification"  # transformers' `problem_type` of a network trained with a sigmoid for each output
+)
 TRANSFORMERS_DEFAULT_EPS = 1e-12  # of the last norm; the other norms have 1e-6, which no config changes
 
 
@@ -154,6 +157,9 @@ def _read_transformers(
     if activation != complete_spec(spec).activation:
         changes["activation"] = activation
     names, remarks = _class_names(_labels(config), spec, path)
+    if spec.num_classes and config.get("problem_type") == MULTI_LABEL:
+        changes["multi_label"] = True
+        remarks += (f"each output is a label of its own, as of a sigmoid: {path.name} says '{MULTI_LABEL}'",)
     if not processor:
         side = config.get("image_size")
         told = {"image_size": possible_size(side)} if type(side) is int else {}
@@ -268,6 +274,7 @@ def transformers_config(spec: ModelSpec, preprocess: Preprocess, class_names: tu
         "layer_norm_eps": row.norm_eps if spec.head_norm_eps is None else spec.head_norm_eps,
         "image_size": preprocess.image_size,
         **(_numbered(names) if names else {}),
+        **({"problem_type": MULTI_LABEL} if spec.multi_label else {}),
         "dtype": "float32",
     }
 
