@@ -51,8 +51,7 @@ def methods(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str
         steps = dataclasses.replace(BARE, calibration_method=name)
         yield name.replace("_", " "), PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
     for name, steps in list(SEQUENCE.items())[1:]:
-        if name != "learned rounding" or not arguments.fast:
-            yield name, PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
+        yield name, PTQConfig(**dataclasses.asdict(steps), target=target), SOURCE
     sequence = QuantizeConfig(target=target, method="ptq", max_drop_pp=arguments.max_drop)
     yield WHOLE, dataclasses.replace(sequence, selection_images=arguments.selection_images), SOURCE
     if arguments.epochs:
@@ -77,7 +76,6 @@ def main() -> None:
     parser.add_argument("--selection-images", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=1, help="of training; 0: none")
     parser.add_argument("--base-learning-rate", type=float, default=4e-4)
-    parser.add_argument("--fast", action="store_true", help="without learned rounding")
     parser.add_argument("--work", type=Path, default=Path("runs/quantization"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

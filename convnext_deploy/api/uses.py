@@ -46,6 +46,6 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "bench": {"data": ("image_size", *_GRAPH), "execution": ("device", "progress")},
     "convert": {"data": _INPUT, "execution": ("progress",)},
     "bundle": {"data": (*_IMAGES, "image_size", *_GRAPH), "execution": ("cache_dir", "progress")},
-    "recommend": {"data": ("data",), "execution": ("progress",)},
+    "recommend": {"data": ("data", "labels", "skip_unreadable"), "execution": ("progress",)},
 }
 """Verb → parameter → fields of its record, see `api.options`. Verbs that are not here take none."""

@@ -134,12 +134,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class PTQRecord:
-    """What post-training quantization did: the smoothing exponent of each layer (None: it was left as it is), and so on."""
+    """What post-training quantization did: the smoothing exponent of each layer (None: it was left as it is), and so on.
+
+    `layers_rounded`: by GPTQ. `blocks_reconstructed` is of artifacts of earlier versions, which learned how to round.
+    """
 
     calibration_images: Count
     smoothing: Mapping[str, float | None] = field(default_factory=dict)
     blocks_reconstructed: Count | None = None
     float_layers: tuple[str, ...] = ()
+    layers_rounded: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -124,17 +124,18 @@ def tell_following(
         return [] if base is None else ["--out", f"{base}-{suffix}"]
 
     if form == "torch" and precision == "fp32" and values.get("data") is not None:
-        tell_next("quantize", *artifacts, *_carried("quantize", values, fields), *out("int8"))
+        tell_next("quantize", *artifacts, *carried("quantize", values, fields), *out("int8"))
     elif form == "torch":
-        tell_next("export", *artifacts, *_carried("export", values, fields), *out("onnx"))
+        tell_next("export", *artifacts, *carried("export", values, fields), *out("onnx"))
     elif form in ("onnx", "tensorrt"):
         folder = out("bundle") or ["--out", f"{Path(artifacts[0]).stem}-bundle"]
-        tell_next("bundle", *artifacts, *_carried("bundle", values, fields), *folder)
+        tell_next("bundle", *artifacts, *carried("bundle", values, fields), *folder)
     else:
         tell_next("bench", *artifacts)
 
 
-def _carried(verb: str, values: Mapping[str, Any], fields: Sequence[str]) -> Iterator[str]:
+def carried(verb: str, values: Mapping[str, Any], fields: Sequence[str] = _IMAGES) -> Iterator[str]:
+    """Yield the options of the images that were given and that the next verb takes as well, as they are typed."""
     for name in USES[verb].get("data", ()):
         value = values.get(name)
         if name not in fields or value is None:

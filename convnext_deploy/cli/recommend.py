@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convnext_deploy.cli.console import write
-from convnext_deploy.cli.next_steps import tell_next, tell_to_do, tell_where
+from convnext_deploy.cli.next_steps import carried, tell_next, tell_to_do, tell_where
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 from convnext_deploy.cli.verbs import Verb
 
@@ -70,13 +70,13 @@ def command(as_json: bool, out: Path | None, **values: Any) -> None:
         "See also, in the project's repository: "
         f"{found.size_recipe} for networks like {found.candidates[0].variant}, {found.data_recipe} for so many images."
     )
-    place = folder or "DIR"
+    images = ["--data", "DIR"] if folder is None else list(carried("run", values))
     if out is None:
         write(f"\nA recipe to start from:\n\n{found.recipe_text}", end="")
-        tell_to_do(f"--out FILE writes this recipe; then convnext-deploy run FILE --data {shlex.quote(str(place))}")
+        tell_to_do(f"--out FILE writes this recipe; then convnext-deploy run FILE {shlex.join(images)}")
     else:
         tell_where("recipe", out)
-        tell_next("run", out, "--data", place)
+        tell_next("run", out, *images)
 
 
 def _print_list(found: Recommendation, console: Console) -> None:

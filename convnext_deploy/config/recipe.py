@@ -138,6 +138,12 @@ class Recipe:
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
             known.add(stage.name)
 
+    @property
+    def only_starts(self) -> bool:
+        """Whether the source is nothing but a teacher, or the start of training stages, which may give it another head."""
+        uses = [(role, stage) for stage in self.stages for role, name in stage.inputs.items() if name == SOURCE]
+        return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
+
 
 def report_name(name: str) -> str:
     """Return how the report calls a teacher: one that no stage makes as the last part of its place."""

@@ -127,7 +127,10 @@ def _check_rest(made: object, value: object, where: str) -> None:
 
 def _check_keys(record_type: Any, table: Mapping[Any, object], where: str) -> None:
     known = [field.name for field in dataclasses.fields(record_type)]
+    gone: Mapping[Any, str] = getattr(record_type, "GONE", {})
     for key in table:
+        if key in gone:
+            raise ValueError(f"{where}: there is no {key} any more: {gone[key]}")
         if key not in known:
             nearest = suggest(str(key), known)
             raise ValueError(f"{where}: unknown key {shown(key)}.{nearest} Known: {', '.join(known)}.")

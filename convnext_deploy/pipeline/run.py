@@ -142,10 +142,10 @@ def _bring(run: _Run, source: Artifact) -> None:
     baseline = source if source.is_baseline else find_baseline(source)
     ancestor = {BASELINE: baseline} if isinstance(baseline, Artifact) and baseline is not source else {}
     for name, artifact in {**ancestor, SOURCE: source}.items():
-        may_differ = name == SOURCE and _only_starts(run.recipe)
+        may_differ = name == SOURCE and run.recipe.only_starts
         run.ledger.record(name, artifact, _measure(run, name, artifact, may_differ=may_differ))
         _warn(run)
-    if isinstance(baseline, str) and not _only_starts(run.recipe):
+    if isinstance(baseline, str) and not run.recipe.only_starts:
         run.ledger.remark(
             SOURCE,
             f"no FP32 ancestor is at hand ({baseline}): drops are against this {source.precision} artifact itself",
@@ -184,8 +184,6 @@ def _make(run: _Run, stage: StageEntry, inputs: Mapping[str, Artifact], *, for_c
     if (words := run.settings.choices.get(stage.name)) is not None:
         run.ledger.remark(stage.name, "; ".join(words))
     enter_taught(stage, taught, run.ledger, inputs, run.recipe)
-    if run.data is not None and run.data.unlabelled is not None and stage.config.reads_unlabelled:
-        run.ledger.remark(stage.name, "; ".join(run.data.unlabelled.notes))
     if stage.name in run.executed:
         _warn(run)
     return artifact
@@ -248,12 +246,6 @@ def _follow(
 def _is_joint(stage: StageEntry) -> bool:
     """Whether all processes work on a stage, where there are several."""
     return world().size > 1 and stage.config.trains
-
-
-def _only_starts(recipe: Recipe) -> bool:
-    """Whether the recipe's source is nothing but a teacher, or the start of training stages, which may give it another head."""
-    uses = [(role, stage) for stage in recipe.stages for role, name in stage.inputs.items() if name == SOURCE]
-    return all(role.startswith("teacher") or (role == "source" and not s.config.needs_source) for role, s in uses)
 
 
 def _measure(run: _Run, name: str, artifact: Artifact, *, may_differ: bool = False) -> Measurement:

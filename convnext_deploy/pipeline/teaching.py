@@ -31,8 +31,11 @@ def ask_teachers(
 def enter_taught(
     stage: StageEntry, taught: Taught | None, ledger: Ledger, inputs: Mapping[str, Artifact], recipe: Recipe
 ) -> None:
-    """Let the report say what the teachers of a stage were worth, if it has any."""
+    """Let the report say what the teachers of a stage were worth, if it has any, and which images they alone labelled."""
     if taught is not None:
         from convnext_deploy.pipeline.lessons import enter_lesson
 
         enter_lesson(stage, taught, ledger, inputs, recipe)
+    data = ledger.data
+    if data is not None and data.unlabelled is not None and stage.config.reads_unlabelled:
+        ledger.remark(stage.name, "; ".join(data.unlabelled.notes))

@@ -1,7 +1,7 @@
 """Put quantizers into a model, take them out again, and read their integers and scales for export."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -148,20 +148,40 @@ def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
     return found
 
 
+Floats = Mapping[str, Collection[tuple[nn.Module, nn.Module]]]
+"""Layer name → modules of a prepared model, each with the float one whose parameters it has where the layer is in float."""
+
+
 @contextmanager
-def quantizers_disabled(model: nn.Module, but: Collection[str] = ()) -> Iterator[None]:
-    """Within the block the model computes in float, exactly as before `prepare`, but for the layers with these names."""
+def quantizers_disabled(model: nn.Module, but: Collection[str] = (), floats: Floats | None = None) -> Iterator[None]:
+    """Within the block the model computes in float, but for the layers with these names.
+
+    Without `floats` the other layers keep their weights and biases, which rounding and correction may have changed.
+    """
     before = {}
+    parameters: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
     for name, layer in quantized_layers(model):
         for quantizer in layer.children():
             if isinstance(quantizer, FakeQuantize):
                 before[quantizer] = quantizer.enabled
                 quantizer.enabled = name in but
+        for module, source in () if name in but else (floats or {}).get(name, ()):
+            parameters.append((module, dict(module.named_parameters(recurse=False))))
+            take_parameters(module, source)
     try:
         yield
     finally:
         for quantizer, enabled in before.items():
             quantizer.enabled = enabled
+        for module, own in parameters:
+            for key, parameter in own.items():
+                setattr(module, key, parameter)
+
+
+def take_parameters(module: nn.Module, source: nn.Module) -> None:
+    """Give a module the very parameters of another one, without those of what is inside it. It then shares them."""
+    for key in [key for key, _ in module.named_parameters(recurse=False)]:
+        setattr(module, key, getattr(source, key))
 
 
 def without_quantizers(model: Model) -> Model:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext_deploy.quantization.prepare import quantized_layers, quantizers_disabled
+from convnext_deploy.quantization.prepare import Floats, quantized_layers, quantizers_disabled
 
 _MOST_TRIALS = 12
 
@@ -69,16 +69,18 @@ def measure_sensitivity(
     reference: Tensor,
     advance: Callable[[], None] = lambda: None,
     *,
+    floats: Floats | None = None,
     multi_label: bool = False,
     to_logits: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> tuple[Effect, ...]:
-    """Measure every layer alone; the most harmful comes first.
+    """Measure every layer alone, all others in float; the most harmful comes first.
 
     Args:
         model: calibrated.
         images: `(N, C, H, W)`, normalized.
         reference: float logits `(N, classes)` of the same images.
         advance: called after every layer.
+        floats: what the layers in float compute with, as of `quantizers_disabled`.
         multi_label: each output is an answer of its own; `changed` are then these.
         to_logits: maps what the model gives to logits, where these are something else.
     """
@@ -89,7 +91,7 @@ def measure_sensitivity(
     macs = count_macs(model, images[:1])
     effects = []
     for name, _ in quantized_layers(model):
-        with quantizers_disabled(model, but=[name]):
+        with quantizers_disabled(model, [name], floats):
             found = to_logits(compute_logits(model, images))
         changed = (answers(found) != answers(reference)).double().mean().item()
         effects.append(Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name]))
@@ -108,7 +110,11 @@ def count_macs(model: nn.Module, images: Tensor) -> dict[str, int]:
 
 
 def choose_float_layers(
-    model: nn.Module, effects: Sequence[Effect], passes: Callable[[], bool], most: int = _MOST_TRIALS
+    model: nn.Module,
+    effects: Sequence[Effect],
+    passes: Callable[[], bool],
+    most: int = _MOST_TRIALS,
+    floats: Floats | None = None,
 ) -> tuple[str, ...] | None:
     """Choose layers to keep in float so that the rest passes: the most harm per multiply-accumulate goes first.
 
@@ -119,6 +125,7 @@ def choose_float_layers(
         effects: of `measure_sensitivity`.
         passes: whether the model, with the quantizers that work now, is good enough.
         most: number of layers that may be in float.
+        floats: what these compute with, as of `quantizers_disabled`.
 
     Returns: their names, None if no choice passes.
     """
@@ -127,7 +134,7 @@ def choose_float_layers(
     macs: Mapping[str, int] = {effect.layer: effect.macs for effect in effects}
 
     def good(in_float: Sequence[str]) -> bool:
-        with quantizers_disabled(model, but=[name for name in names if name not in in_float]):
+        with quantizers_disabled(model, [name for name in names if name not in in_float], floats):
             return passes()
 
     chosen: list[str] = []

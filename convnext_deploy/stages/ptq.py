@@ -29,7 +29,7 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
     folding = open_folded(source, scheme, context)
     scheme = fit_scheme(scheme, folding.network)
     images = choose_images(config.calibration_images, folding.preprocess, context, config.batch_size)
-    network, record = quantize_network(folding.network, scheme, config, images, context, seed=context.execution.seed)
+    network, record = quantize_network(folding.network, scheme, config, images, context)
     return write_torch_artifact(
         network,
         context,

@@ -21,13 +21,14 @@ from convnext_deploy.data.sampling import calibration_indices, divide_training_i
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
-from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.fold import Folding, fold
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.quantization.adaround import RoundingSettings, reconstruct
 from convnext_deploy.quantization.bias_correction import correct_biases
 from convnext_deploy.quantization.calibration import calibrate, observe
-from convnext_deploy.quantization.prepare import prepare, without_quantizers
+from convnext_deploy.quantization.dead_channels import raise_dead_channels
+from convnext_deploy.quantization.gptq import adjust_blocks
+from convnext_deploy.quantization.prepare import prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.smoothquant import choose_smoothing
 from convnext_deploy.stages.context import StageContext
@@ -37,6 +38,7 @@ from convnext_deploy.system.progress import Task
 QUANTIZES_TORCH = "quantization starts from a PyTorch artifact"
 STEM = "downsample_layers.0.0"
 _SMOOTHING_IMAGES = 64
+_STREAM_IMAGES = 8
 _CORRECTION_IMAGES = 256
 _LEAST_CORRECTION_IMAGES = 32
 _CORRECTION_POSITIONS = 2048  # of the last stage, which has one for 32 by 32 pixels
@@ -176,14 +178,7 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
 
 
 def quantize_network(
-    folded: ConvNeXt,
-    scheme: QuantizationScheme,
-    steps: PTQSteps,
-    images: Images,
-    context: StageContext,
-    *,
-    seed: int = 0,
-    deadline: float = math.inf,
+    folded: ConvNeXt, scheme: QuantizationScheme, steps: PTQSteps, images: Images, context: StageContext
 ) -> tuple[ConvNeXt, PTQRecord]:
     """Return a quantized copy of a folded network, and what was decided on the way.
 
@@ -193,8 +188,6 @@ def quantize_network(
         steps: what to do.
         images: for calibration.
         context: of the stage, for its name and progress.
-        seed: of the order of images in reconstruction.
-        deadline: of `time.monotonic`, after which no block is reconstructed any more.
     """
     network = without_quantizers(folded)
     record = PTQRecord(len(images))
@@ -202,29 +195,30 @@ def quantize_network(
         smoothing = _smooth(network, scheme, steps.smoothing_alpha, images)
         record = dataclasses.replace(record, smoothing=smoothing)
     network = prepare(network, scheme)
-    with context.execution.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
+    progress = context.execution.progress
+    with progress.task(f"{context.name}: calibrate", len(images), "images") as task:
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
-    blocks = network.trunk()
+    streams = {f"{name}.pwconv2": name for name, module in network.named_modules() if isinstance(module, Block)}
+    raise_dead_channels(network, streams, images.first(_STREAM_IMAGES))
+    blocks, asked = network.trunk(), len(images)
     positions = math.prod(max(1, side // 32) for side in images.preprocess.sides)
-    correction_images = min(_CORRECTION_IMAGES, max(_LEAST_CORRECTION_IMAGES, _CORRECTION_POSITIONS // positions))
-    if steps.bias_correction or steps.reconstruction:
-        # learned rounding changes weights, and then the network is no longer the float one when its quantizers are off
-        plain = without_quantizers(network).trunk() if steps.reconstruction else None
-        some = images.first(max(correction_images, len(images) if steps.reconstruction else 0))
-        if steps.reconstruction:
-            with context.execution.progress.task(f"{context.name}: learn rounding", len(blocks), "blocks") as task:
-                count = reconstruct(
-                    blocks,
-                    some,
-                    RoundingSettings(steps.reconstruction_steps),
-                    seed=seed,
-                    deadline=deadline,
-                    advance=task.advance,
-                )
-            record = dataclasses.replace(record, blocks_reconstructed=count)
-        if steps.bias_correction:  # last, because learned rounding moves means again
-            with context.execution.progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
-                correct_biases(blocks, some[:correction_images], task.advance, plain)
+    corrected = min(_CORRECTION_IMAGES, max(_LEAST_CORRECTION_IMAGES, _CORRECTION_POSITIONS // positions))
+    if steps.gptq:
+        with progress.task(f"{context.name}: round weights", len(blocks), "blocks") as task:
+            seen = adjust_blocks(
+                blocks, images.first(asked), task.advance, correct_on=corrected if steps.bias_correction else 0
+            )
+        record = dataclasses.replace(record, layers_rounded=sum(1 for _ in quantized_layers(network)))
+    elif steps.bias_correction:
+        asked = min(asked, corrected)
+        with progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
+            seen = correct_biases(blocks, images.first(asked), task.advance)
+    else:
+        return network, record
+    if seen < asked:
+        progress.say(
+            f"{context.name}: memory has room for {seen} of the {asked} images in the first blocks, and for more later"
+        )
     return network, record
 
 

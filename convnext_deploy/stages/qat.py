@@ -33,7 +33,7 @@ def foresee(config: QATConfig, given: Given) -> Outlook:
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Fine-tune under fake quantization. The teacher is the context's, or the FP32 network that the artifact was made from.
 
-    Where that is gone, the artifact's own float weights teach, which bias correction and learned rounding have moved a little.
+    Where that is gone, the artifact's own float weights teach, which bias correction and GPTQ have moved a little.
     """
     source = require_source(source, "qat")
     foresee(config, given_to(context, source))

@@ -12,11 +12,12 @@ from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.data.sampling import without
 from convnext_deploy.models.fold import Folding
-from convnext_deploy.quantization.prepare import fit_scheme, prepare, quantized_layers, without_quantizers
+from convnext_deploy.quantization.prepare import fit_scheme, quantized_layers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
 from convnext_deploy.stages.answers import answers_of
 from convnext_deploy.stages.context import StageContext, require_source
+from convnext_deploy.stages.float_layers import float_modules, leave_in_float
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
 from convnext_deploy.stages.ptq_steps import (
     Images,
@@ -34,17 +35,17 @@ from convnext_deploy.system.distributed import from_first
 
 _SENSITIVITY_IMAGES = 256
 
-BARE = PTQSteps("minmax", smoothing=False, bias_correction=False)
+BARE = PTQSteps("minmax", smoothing=False, bias_correction=False, gptq=False)
 SEQUENCE: dict[str, PTQSteps] = {
     "min-max": BARE,
     "ranges by error": dataclasses.replace(BARE, calibration_method="auto"),
-    "smoothing": PTQSteps(bias_correction=False),
-    "bias correction": PTQSteps(),
-    "learned rounding": PTQSteps(reconstruction=True),
+    "smoothing": PTQSteps(bias_correction=False, gptq=False),
+    "bias correction": PTQSteps(gptq=False),
+    "GPTQ": PTQSteps(),
 }
 """Name → steps, the cheapest first. After them come layers in float, and training."""
-STRONGEST_OF_ONE_PASS = "bias correction"
-STRONGEST = "learned rounding"
+STRONGEST = "GPTQ"
+BEFORE_TRAINING = "bias correction"  # training rounds anew
 LOOKS: dict[QuantizeMethod, int] = {"ptq": len(SEQUENCE) + 1, "auto": len(SEQUENCE) + 2, "qat": 2}
 """Method → how many steps are judged at most: those of the sequence, layers in float, training."""
 _HELD_OUT = 0.25  # most of the training images that training may miss so that they can judge it
@@ -114,26 +115,17 @@ def _try_steps(
         metric="mAP" if judge.multi_label else "top-1",
     )
     deadline = math.inf if config.time_budget_s is None else start + config.time_budget_s
-    for name in SEQUENCE if config.method != "qat" else (STRONGEST_OF_ONE_PASS,):
+    for name in SEQUENCE if config.method != "qat" else (BEFORE_TRAINING,):
         begun = time.monotonic()
-        longest = max((step.seconds for step in search.steps), default=0.0)
-        if search.steps and begun + longest > deadline:
+        if search.steps and begun + max(step.seconds for step in search.steps) > deadline:
             search.reason = f"the time budget of {config.time_budget_s:.0f} s leaves none for '{name}'"
             break
-        network, record = quantize_network(
-            folding.network,
-            scheme,
-            SEQUENCE[name],
-            images,
-            context,
-            seed=context.execution.seed,
-            deadline=deadline - longest,
-        )
+        network, record = quantize_network(folding.network, scheme, SEQUENCE[name], images, context)
         step = _timed(judge.judge(name, network), begun)
         say_step(step, judge.metric, context)
         passed = search.take(step, network, scheme, record)
         # what takes no time is all tried where nothing can pass
-        may_end = passed or name in (STRONGEST_OF_ONE_PASS, STRONGEST)
+        may_end = passed or name == STRONGEST
         if config.method != "qat" and may_end and search.end_if_good_enough():
             return search
     if config.method != "qat":
@@ -183,13 +175,14 @@ def _keep_some_in_float(
         return
     some = images.first(_SENSITIVITY_IMAGES)
     answers = answers_of(network, images.labels[: len(some)])
-    reference = answers(compute_logits(without_quantizers(network), some))
+    reference = answers(compute_logits(folding.network, some))
+    floats = float_modules(network, folding.network)
     with context.execution.progress.task(
         f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
     ) as task:
         multi_label = judge.multi_label
         search.effects = measure_sensitivity(
-            network, some, reference, task.advance, multi_label=multi_label, to_logits=answers
+            network, some, reference, task.advance, floats=floats, multi_label=multi_label, to_logits=answers
         )
     if search.reason:
         return
@@ -199,19 +192,19 @@ def _keep_some_in_float(
     def passes() -> bool:
         return time.monotonic() <= deadline and rehearsal.judge("layers in float", network).passed
 
-    chosen = choose_float_layers(network, search.effects, passes)
+    chosen = choose_float_layers(network, search.effects, passes, floats=floats)
     if chosen is None:
         context.execution.progress.say(
             f"{context.name}: a few layers in float are not enough; the most sensitive: {search.most_sensitive()}"
         )
         return
     narrower = scheme.with_overrides({**dict(scheme.overrides), **dict.fromkeys(chosen, "float")})
-    result = prepare(without_quantizers(network), narrower)
-    kept = result.state_dict().keys()
-    result.load_state_dict({key: value for key, value in network.state_dict().items() if key in kept})
+    result = leave_in_float(network, folding.network, narrower, chosen)
     step = _timed(judge.judge("layers in float", result), begun)
     say_step(step, judge.metric, context)
-    search.take(step, result, narrower, dataclasses.replace(search.record, float_layers=chosen))
+    smoothing = {name: None if name in chosen else alpha for name, alpha in search.record.smoothing.items()}
+    record = dataclasses.replace(search.record, smoothing=smoothing, float_layers=chosen)
+    search.take(step, result, narrower, record)
     if search.chosen is step and search.end_if_good_enough():
         search.reason += f", with {', '.join(chosen)} in float"
 

@@ -14,6 +14,7 @@ from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.identities import identity_parameters
+from convnext_deploy.quantization.dead_channels import scales_kept_in_half
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.epoch_choice import set_aside
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
@@ -54,7 +55,8 @@ def train_quantized(
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in neutral)
     if not network.num_classes:
-        return fit_network(network, preprocess, config.fit, context, same_features(teacher), teacher)
+        with scales_kept_in_half(network):
+            return fit_network(network, preprocess, config.fit, context, same_features(teacher), teacher)
     objective = distillation_objective(
         lambda batch: teacher(batch.images),
         Distillation(
@@ -66,7 +68,8 @@ def train_quantized(
             positive_weights=label_weights(config.fit, context),
         ),
     )
-    return fit_network(network, preprocess, config.fit, context, objective)
+    with scales_kept_in_half(network):
+        return fit_network(network, preprocess, config.fit, context, objective)
 
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:

@@ -44,14 +44,33 @@ def build_timm(details: ForeignDetails, file: Path, classes: int) -> ForeignNetw
     arguments = {"num_classes": classes, **details.arguments}
     network = _build(lambda: timm.create_model(details.architecture, pretrained=False, **arguments), details, file)
     load_weights(network, file, str(details))
-    channels = int(network.num_features)
+    channels, prefix = int(network.num_features), getattr(network, "num_prefix_tokens", None)
 
     def compute(images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         found = network.forward_features(images)
-        features = as_map(found, channels, str(details))
+        features = as_map(found, channels, str(details), _timm_grid(network, images), prefix)
         return (network.forward_head(found) if classes else None), features
 
     return ForeignNetwork(network, compute, f"{details} in {file}")
+
+
+def _timm_grid(network: Any, images: Tensor) -> tuple[int, int] | None:
+    """Return rows and columns of the patches that a transformer of timm cuts images into; None: it does not tell."""
+    count = getattr(getattr(network, "patch_embed", None), "dynamic_feat_size", None)
+    return None if count is None else tuple(count(images.shape[-2:]))
+
+
+def _grid_of(config: Any, images: Tensor) -> tuple[int, int] | None:
+    """Return the same of a transformer of transformers, by its config."""
+    sides = getattr(config, "patch_size", None)
+    sides = (sides, sides) if isinstance(sides, int) else sides
+    if (
+        not isinstance(sides, tuple | list)
+        or len(sides) != 2
+        or not all(isinstance(side, int) and side for side in sides)
+    ):
+        return None
+    return images.shape[-2] // sides[0], images.shape[-1] // sides[1]
 
 
 def build_torchvision(details: ForeignDetails, file: Path, classes: int) -> ForeignNetwork:
@@ -102,10 +121,11 @@ def build_transformers(details: ForeignDetails, file: Path, classes: int) -> For
     def compute(images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         found = network(images, output_hidden_states=True)
         states = getattr(found, "reshaped_hidden_states", None) or found.hidden_states
+        last = states[-1] if states else getattr(found, "last_hidden_state", None)
         features = None
-        if states:
-            last = states[-1]
-            features = as_map(last, last.shape[1] if last.ndim == 4 else last.shape[-1], str(details))
+        if last is not None:
+            channels = last.shape[1] if last.ndim == 4 else last.shape[-1]
+            features = as_map(last, channels, str(details), _grid_of(network.config, images))
         return (found.logits if classes else None), features
 
     return ForeignNetwork(network, compute, f"{details} in {file.parent}")

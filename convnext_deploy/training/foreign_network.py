@@ -40,14 +40,18 @@ class ForeignNetwork(nn.Module):
         return images.new_zeros(len(images), 0) if logits is None else logits
 
 
-def as_map(features: Tensor, channels: int, what: str) -> Tensor:
+def as_map(
+    features: Tensor, channels: int, what: str, grid: tuple[int, int] | None = None, prefix: int | None = None
+) -> Tensor:
     """Return features as a map `(N, H, W, C)`.
 
     Args:
-        features: `(N, C, H, W)`, `(N, H, W, C)`, or tokens `(N, T, C)`: a square of them in rows, behind class tokens and
-            registers.
+        features: `(N, C, H, W)`, `(N, H, W, C)`, or tokens `(N, T, C)`: those of the patches row by row, behind class tokens and
+            registers, which are left out.
         channels: C.
         what: the network, for messages.
+        grid: rows and columns of the patches, where that is known; a network that merges patches on its way has fewer in the end.
+        prefix: number of class tokens and registers; None: not known.
 
     Raises: ArtifactError: if they are none of these.
     """
@@ -55,14 +59,23 @@ def as_map(features: Tensor, channels: int, what: str) -> Tensor:
         return features.permute(0, 2, 3, 1)
     if features.ndim == 4 and features.shape[3] == channels:
         return features
-    if features.ndim == 3 and features.shape[2] == channels:
-        tokens = features.shape[1]
-        side = math.isqrt(tokens)
-        if 0 <= tokens - side * side <= _MOST_PREFIX_TOKENS:
-            square: Tensor = features[:, tokens - side * side :].unflatten(1, (side, side))
-            return square
+    if features.ndim == 3 and features.shape[2] == channels and (sides := _sides(features.shape[1], grid, prefix)):
+        patches: Tensor = features[:, features.shape[1] - sides[0] * sides[1] :].unflatten(1, sides)
+        return patches
     if features.ndim == 2:
         return features[:, None, None]
     raise ArtifactError(
-        f"{what} gives features of shape {tuple(features.shape)}; expected a map, or a square of tokens."
+        f"{what} gives features of shape {tuple(features.shape)}; expected a map, or the tokens of its patches."
     )
+
+
+def _sides(tokens: int, grid: tuple[int, int] | None, prefix: int | None) -> tuple[int, int] | None:
+    """Return rows and columns of the patches among tokens: the grid where it fits, otherwise a square; None: neither does."""
+    if grid is not None:
+        others = tokens - grid[0] * grid[1]
+        if others == prefix or (prefix is None and 0 <= others <= _MOST_PREFIX_TOKENS):
+            return grid
+    side = math.isqrt(max(0, tokens - (prefix or 0)))
+    others = tokens - side * side
+    fits = 0 <= others <= _MOST_PREFIX_TOKENS if prefix is None else others == prefix
+    return (side, side) if fits and side else None

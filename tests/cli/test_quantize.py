@@ -30,7 +30,7 @@ from tests.details import ptq_of, selection_of, torch_details
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
 ONCE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12")
 HERE = (*ONCE, "--selection-images", "18")
-STEPS = ["min-max", "ranges by error", "smoothing", "bias correction", "learned rounding"]
+STEPS = ["min-max", "ranges by error", "smoothing", "bias correction", "GPTQ"]
 # top-1, drop and its interval, agreement, KL, noise, risk, seconds
 FIGURES = (
     r"top-1 \d+\.\d\d %, drop [+-]\d+\.\d\d pp \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\], agreement \d+\.\d\d %, "
@@ -56,7 +56,7 @@ class Quantized:
         return [
             line.removeprefix("quantize: ")
             for line in self.outcome.err.splitlines()
-            if re.fullmatch(rf"quantize: [a-z -]+: {FIGURES}|quantize: selected [a-z -]+: .*", line)
+            if re.fullmatch(rf"quantize: [A-Za-z -]+: {FIGURES}|quantize: selected [A-Za-z -]+: .*", line)
         ]
 
 
@@ -99,9 +99,7 @@ def bad(source: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFacto
             parameter.copy_(parameter.roll(1, 0))
         return network, details
 
-    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quantize.SEQUENCE, "learned rounding", short)
         patch.setattr(quantize, "quantize_network", spoil)
         command = ("quantize", source, "--data", image_folder, "--out", out, "--method", "ptq", *HERE)
         yield Quantized(command, out, call(*command))
@@ -153,7 +151,7 @@ def test_too_few_images_to_tell_are_said_and_the_safest_step_is_kept(few: Quanti
     assert (selection.images, selection.images_needed) == (18, needed)
     cannot = f"18 images are too few to tell a drop of 0.20 pp, which takes at least {needed:,}"
     assert f"quantize: {cannot}; the step with the least risk is kept, unproven" in few.outcome.err.splitlines()
-    assert [step.name for step in selection.steps] == STEPS[:4]
+    assert [step.name for step in selection.steps] == STEPS
     assert not any(step.passed for step in selection.steps)
     risks = {step.name: step.risk_pp for step in selection.steps}
     assert selection.chosen == min(selection.steps, key=lambda step: step.risk_pp).name  # the cheapest of equals

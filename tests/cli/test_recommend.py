@@ -11,6 +11,7 @@ from convnext_deploy.api import recommend as catalog
 from convnext_deploy.api.recommend import TrainingMachine, recommend
 from convnext_deploy.config.recipe_toml import load_recipe
 from tests.cli.conftest import call
+from tests.conftest import write_image_folder
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,18 @@ def test_recommend_writes_the_recipe_to_a_file_that_runs(tmp_path: Path) -> None
     assert "[[stages]]" not in outcome.out
     assert "recipes/data/small_medical.toml" in outcome.out
     assert load_recipe(path) == recommend(6000, 4, gpu_memory_gb=12).recipe
+
+
+def test_what_is_said_of_images_is_said_to_the_recipe_too(tmp_path: Path) -> None:
+    folder = write_image_folder(tmp_path / "my photos", train=3, validation=2)
+    (folder / "train" / "cat" / "cut.png").write_bytes(b"cut")
+    refused = call("recommend", "--data", folder)
+    assert (refused.code, "--skip-unreadable" in refused.err) == (1, True)
+    done = call("recommend", "--data", folder, "--skip-unreadable", "--out", tmp_path / "r.toml")
+    assert done.code == 0
+    assert (
+        f"next: convnext-deploy run {tmp_path / 'r.toml'} --data '{folder}' --skip-unreadable" in done.err.splitlines()
+    )
 
 
 def test_recommend_does_not_overwrite(tmp_path: Path) -> None:

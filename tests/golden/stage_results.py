@@ -109,7 +109,7 @@ class Workshop:
     @functools.cached_property
     def ptq(self) -> Artifact:
         """The random weights, quantized after training."""
-        return self.run(PTQConfig(calibration_images=12, reconstruction=True, reconstruction_steps=4), self.float)
+        return self.run(PTQConfig(calibration_images=12), self.float)
 
     @functools.cached_property
     def int8_graph(self) -> Artifact:

@@ -134,25 +134,32 @@ def test_layers_without_a_bias_are_left() -> None:
     assert off(output_means(blocks, x), expected, "1.1") < 1e-5  # also what came from the layers before it
 
 
-@pytest.mark.parametrize(("bytes_", "taken"), [(1, 1), (3 * 32 * 32 * 4 * 7 + 9, 7), (1 << 27, 40)])
-def test_as_many_images_are_taken_as_memory_allows(bytes_: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # An image has 3 * 32 * 32 values; after the stem there are 8 * 8 * 8, which is less.
+@pytest.mark.parametrize(
+    ("bytes_", "taken", "later"),
+    [(1, 1, 1), (3 * 32 * 32 * 4 * 7 + 9, 7, 40), (8 * 8 * 8 * 4 * 3, 1, 3), (1 << 27, 40, 40)],
+)
+def test_as_many_images_are_taken_as_memory_allows(
+    bytes_: int, taken: int, later: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An image has 3 * 32 * 32 values; after the stem there are 8 * 8 * 8, which is less, and there is room for more.
     monkeypatch.setattr(blockwise, "MOST_BYTES", bytes_)
     network = calibrated()
     sizes: list[int] = []
-    expected = images()[: max(1, bytes_ // (3 * 32 * 32 * 4))]
-    assert len(expected) == taken
+    assert min(40, max(1, bytes_ // (3 * 32 * 32 * 4))) == taken
 
     def look(_: nn.Module, floats: Tensor, arriving: Tensor, outputs: Tensor) -> None:
-        sizes.extend([len(floats), len(arriving), len(outputs)])
+        assert len(floats) == len(arriving) == len(outputs)
+        sizes.append(len(floats))
 
-    walk(network.trunk(), images(), look)
-    assert set(sizes) == {taken}
+    assert walk(network.trunk(), images(), look) == taken
+    assert (sizes[0], sizes[1]) == (taken, later)
+    assert sizes == sorted(sizes)
+    counts = dict(zip(("downsample_layers.0.0", "stages.0.0.pwconv1"), sizes, strict=False))
     with quantizers_disabled(network):
-        means = output_means(network, expected)
-    correct_biases(network.trunk(), images())
-    found = output_means(network, expected)
-    assert max(off(found, means, name) for name, _ in quantized_layers(network)) < 1e-5
+        means = {name: output_means(network, images()[:count]) for name, count in counts.items()}
+    assert correct_biases(network.trunk(), images()) == taken
+    for name, count in counts.items():
+        assert off(output_means(network, images()[:count]), means[name], name) < 1e-5
 
 
 def test_images_are_fewer_where_the_stem_makes_them_larger(monkeypatch: pytest.MonkeyPatch) -> None:

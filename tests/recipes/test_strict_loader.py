@@ -63,6 +63,12 @@ def test_load_recipe_names_an_unknown_key_and_the_nearest_known_one(
     assert (f"Did you mean '{nearest}'?" in message) if nearest else ("Did you mean" not in message)
 
 
+@pytest.mark.parametrize("text", ["reconstruction = true\n", "reconstruction_steps = 40\n"])
+def test_load_recipe_says_what_has_replaced_a_setting_that_is_gone(tmp_path: Path, text: str) -> None:
+    message = refuse(tmp_path, PTQ + text)
+    assert f"stage 'ptq': there is no {text.split()[0]} any more: gptq, which is on by default, has replaced" in message
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

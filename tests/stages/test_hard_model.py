@@ -124,4 +124,4 @@ def test_min_max_loses_what_the_sequence_keeps(target: Target, source: Artifact,
     if source.notes == ("pwconv2",):
         assert not selection.steps[0].passed, "folding does not reach into GRN"
         assert 100 * selection.steps[0].top1 < 100 * before - 5.0
-        assert selection.chosen in ("smoothing", "bias correction", "learned rounding")
+        assert selection.chosen in ("smoothing", "bias correction", "GPTQ")

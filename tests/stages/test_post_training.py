@@ -25,6 +25,7 @@ from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
+from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.stages import ptq, quantize
 from convnext_deploy.stages import ptq_steps as post_training
@@ -292,14 +293,14 @@ def test_folded_network_is_left_alone(source: Artifact, place: Place) -> None:
     scheme = resolve_scheme("onnxruntime")
     folding = open_folded(source, scheme, place())
     before = {key: tensor.clone() for key, tensor in folding.network.state_dict().items()}
-    steps = PTQSteps(reconstruction=True, reconstruction_steps=2)
+    steps = PTQSteps()
     network, record = quantize_network(folding.network, scheme, steps, images_of(data_of(), list(range(9))), place())
     after = folding.network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     assert network.state_dict().keys() > before.keys()
     assert record.smoothing
-    assert record.blocks_reconstructed is not None
+    assert record.layers_rounded == sum(1 for _ in quantized_layers(network))
 
 
 def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_image(
@@ -325,8 +326,6 @@ def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_i
         calibrated.append(list(images.indices))
         return make(folded, scheme, steps, images, *rest, **options)
 
-    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=2)
-    monkeypatch.setitem(quantize.SEQUENCE, "learned rounding", short)
     monkeypatch.setattr(Judge, "compare", fail)
     monkeypatch.setattr(quantize, "quantize_network", watch)
     monkeypatch.setattr(quantize, "ask_about_unseen", ask_and_hide)

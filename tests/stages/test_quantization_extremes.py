@@ -233,7 +233,7 @@ def test_dead_and_huge_channels_keep_the_answers(
     changed = change(source, how, place())
     within = 0.03 if how is outlier else 0.005  # one range for all channels costs the others much of their grid
     assert_as_good(run_quantize(changed, place(), target=target), changed, small_data.validation, within)
-    steps = PTQConfig(target=target, calibration_images=12, reconstruction=True, reconstruction_steps=3)
+    steps = PTQConfig(target=target, calibration_images=12)
     assert_as_good(ptq.run(steps, changed, place()), changed, small_data.validation)
 
 

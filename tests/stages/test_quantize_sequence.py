@@ -29,7 +29,7 @@ from convnext_deploy.system.execution import Execution
 from tests.details import ptq_of, selection_of, torch_details
 from tests.exporters.recorded_progress import RecordingProgress
 
-NAMES = ("min-max", "ranges by error", "smoothing", "bias correction", "learned rounding")
+NAMES = ("min-max", "ranges by error", "smoothing", "bias correction", "GPTQ")
 FIT = FitConfig(epochs=4, batch_size=12, base_learning_rate=0.256, warmup_epochs=0, drop_path_rate=0, autocast="off")
 SHORT = dataclasses.replace(FIT, epochs=1)
 Passing = Callable[[str, ConvNeXt], bool]
@@ -64,12 +64,8 @@ def lines() -> RecordingProgress:
 
 
 @pytest.fixture
-def run_quantize(
-    source: Artifact, small_data: Data, tmp_path: Path, lines: RecordingProgress, monkeypatch: pytest.MonkeyPatch
-) -> Quantize:
-    """Run the stage in a new folder, on few images and with few steps of learned rounding, and write its manifest."""
-    short = dataclasses.replace(quantize.SEQUENCE["learned rounding"], reconstruction_steps=3)
-    monkeypatch.setitem(quantize.SEQUENCE, "learned rounding", short)
+def run_quantize(source: Artifact, small_data: Data, tmp_path: Path, lines: RecordingProgress) -> Quantize:
+    """Run the stage in a new folder, on few images, and write its manifest."""
 
     def run(seed: int = 0, data: Data = small_data, **settings: Any) -> Artifact:
         folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
@@ -92,7 +88,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def watched_make(folded: Any, scheme: Any, steps: Any, images: Any, *rest: Any, **options: Any) -> Any:
         found.steps.append(steps)
         found.now += 10
-        return make(folded, scheme, steps, images, *rest, **{**options, "deadline": float("inf")})
+        return make(folded, scheme, steps, images, *rest, **options)
 
     def watched_begin(self: Judge, folded: Any, images: Any, budget: float, unseen: Any, looks: int) -> None:
         found.looks.append(looks)
@@ -173,7 +169,7 @@ def test_first_step_that_passes_wins_and_no_later_one_is_tried(
 
 def test_steps_do_what_their_names_say() -> None:
     assert tuple(quantize.SEQUENCE) == NAMES
-    done = [(steps.smoothing, steps.bias_correction, steps.reconstruction) for steps in quantize.SEQUENCE.values()]
+    done = [(steps.smoothing, steps.bias_correction, steps.gptq) for steps in quantize.SEQUENCE.values()]
     assert done == [(False,) * 3, (False,) * 3, (True, False, False), (True, True, False), (True, True, True)]
     assert [steps.calibration_method for steps in quantize.SEQUENCE.values()] == ["minmax", *["auto"] * 4]
 
@@ -188,9 +184,9 @@ def test_step_with_least_risk_is_kept_when_none_passes(
     assert names(artifact) == list(NAMES)
     assert selection.chosen == "smoothing"
     assert ptq.smoothing
-    assert ptq.blocks_reconstructed is None
+    assert ptq.layers_rounded is None
     assert torch.equal(logits_of(artifact, seen), seen.logits["smoothing"])
-    assert not torch.equal(seen.logits["smoothing"], seen.logits["learned rounding"])
+    assert not torch.equal(seen.logits["smoothing"], seen.logits["GPTQ"])
     worst = ", ".join(effect.layer for effect in selection.effects[:5])
     least = "no step's risk is within 0.20 pp, and its 1.00 pp is the least"
     assert selection.reason == f"{least}; the most sensitive layers are {worst}"
@@ -315,8 +311,8 @@ def test_training_that_would_not_end_within_the_budget_is_not_begun(
 @pytest.mark.usefixtures("seen")
 @pytest.mark.heavy
 def test_seed_decides_every_bit_of_the_weights(run_quantize: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "SEQUENCE", {"learned rounding": quantize.SEQUENCE["learned rounding"]})
+    monkeypatch.setattr(quantize, "SEQUENCE", {"GPTQ": quantize.SEQUENCE["GPTQ"]})
     first, again, other = (run_quantize(seed) for seed in (7, 7, 8))
-    assert (ptq_of(first).blocks_reconstructed or 0) > 0
+    assert (ptq_of(first).layers_rounded or 0) > 0
     assert first.sha256 == again.sha256 != other.sha256
     assert first.details == again.details

@@ -52,7 +52,7 @@ def find_islands(
             reason = "sums"
         elif not all(_in_range(ranges.get(name, 0.0)) for name in (*node.input, *node.output)):
             reason = "range"
-        elif not all(_fits(constants[name]) for name in node.input if name in constants):
+        elif not all(_fits(constants[name], node.doc_string in quantized) for name in node.input if name in constants):
             reason = "constants"
         if reason is not None:
             islands[node.output[0]] = reason
@@ -71,12 +71,15 @@ def _in_range(largest: float) -> bool:
     return largest == 0.0 or SMALLEST <= largest <= LARGEST
 
 
-def _fits(constant: onnx.TensorProto) -> bool:
+def _fits(constant: onnx.TensorProto, is_quantized: bool) -> bool:
+    """Whether FP16 holds a constant, `is_quantized`: of a layer with Q/DQ pairs."""
     if constant.data_type != TensorProto.FLOAT:
         return True
     largest = float(np.abs(numpy_helper.to_array(constant)).max(initial=0.0))
     if constant.name.endswith("_scale"):  # each of the scales divides or multiplies alone
         return bool(numpy_helper.to_array(constant).min() >= SMALLEST) and largest <= LARGEST
+    if is_quantized and len(constant.dims) == 1:  # digits that a small bias loses are below the steps of these scales
+        return largest <= LARGEST
     return _in_range(largest)
 
 
