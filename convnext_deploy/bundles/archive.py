@@ -3,6 +3,7 @@
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -64,7 +65,15 @@ def unpacked(path: Path) -> Iterator[Path]:
                             f"{path} holds '{entry.filename}', which no bundle has; it is not unpacked."
                         )
                 archive.extractall(temporary)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+        ) as error:
             if (found := system_error(error)) is not None and found.errno in DISK_FAULTS:
                 raise cannot_write(
                     Target(Path(temporary), size, f"what {path} holds", "another folder with TMPDIR"), found

@@ -133,6 +133,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.convert", "check_writable", stop),
         ("api.bundle", "collect", lambda opened: SimpleNamespace(first=opened[0][1])),
         ("api.bundle", "choose_images", lambda *_: None),
+        ("api.bundle", "find_fp32_answers", lambda *_: None),
         ("api.bundle", "assemble", stop),
         ("api.recommend", "_within_budget", stop),
     ):
@@ -153,7 +154,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "bench": {"artifacts": ["model"]},
     "convert": {"checkpoint": "model", "dialect": "timm", "out": "out"},
     "bundle": {"artifacts": ["model"], "out": "out", "data": DataOptions("photos")},
-    "recommend": {"images": 5000, "classes": 10, "latency_budget_ms": 10.0},
+    "recommend": {"data": DataOptions("photos"), "latency_budget_ms": 10.0},
 }
 
 

@@ -343,7 +343,9 @@ def test_distill_without_teacher_checkpoint_says_that_it_trains_the_teacher_firs
     )
     outcome = call("distill", *names, "--image-size", "32", "--epochs", "1", "--batch-size", "16", *HERE)
     assert outcome.code == 0
-    assert outcome.err.startswith("no teacher checkpoint was given: training the teacher 'test_convnext3' first\n")
+    assert outcome.err.startswith(
+        "no teacher checkpoint was given: training the teacher 'test_convnext3' first, from scratch, on these 36 images alone;"
+    )
     assert {path.name for path in (tmp_path / "out" / "stages").iterdir()} == {"teacher", "student"}
 
 

@@ -265,7 +265,7 @@ def test_stage_leaves_no_folder_when_it_is_interrupted(
     given = next((small_artifacts[name] for name in entry.inputs.values()), None)
     with pytest.raises(KeyboardInterrupt):
         run_alone(entry, given, tmp_path, small_data, small_recipe.seed, InterruptingProgress())
-    assert list((tmp_path / "stages").iterdir()) == []
+    assert [*(tmp_path / "stages").glob("*")] == []  # of those with teachers, it is not there yet
 
 
 @pytest.mark.parametrize("kind", NEEDS_SOURCE)

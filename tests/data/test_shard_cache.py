@@ -33,7 +33,7 @@ def train_of(data: Data) -> ShardImages:
 
 
 def forbid_scanning(patch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the shards are read again")
 
     patch.setattr(shard_index, "_scan", refuse)

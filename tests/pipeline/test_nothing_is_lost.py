@@ -93,7 +93,11 @@ def test_other_seeds_images_and_results_are_named(
     )
     monkeypatch.setattr(PTQConfig, "result_version", PTQConfig.result_version + 1)
     text = refused(copied, rerun)
-    assert " ptq, minmax (version of the results of ptq 2 → 3: this release gives others for the same settings)" in text
+    now = PTQConfig.result_version
+    versions = f"ptq {now - 1} → {now}"
+    assert (
+        f" ptq, minmax (version of the results of {versions}: this release gives others for the same settings)" in text
+    )
     assert "model" not in text.split(": ", 1)[1]
 
 
@@ -149,21 +153,23 @@ def test_a_training_in_progress_is_not_begun_anew_unasked(
     assert "model (a training at step 2, with fit.weight_decay 0.05 → 0.25)" in text
     monkeypatch.setattr(TrainConfig, "result_version", TrainConfig.result_version + 1)
     text = refused(copied, lambda: rerun(only))
-    assert "(a training at step 2, with version of the results of train 1 → 2: this release gives others" in text
+    now = TrainConfig.result_version
+    versions = f"train {now - 1} → {now}"
+    assert f"(a training at step 2, with version of the results of {versions}: this release gives others" in text
     heard = Heard()
     settings = dataclasses.replace(settings_for(copied), execution=Execution(progress=heard), restart=True)
     anew = run_recipe(only, settings, data=small_data)
     assert [line for line in heard.lines if "begins anew" in line] == [
-        "model: begins anew, in the place of what was made otherwise (a training at step 2, with version of the results of train 1 "
-        "→ 2: this release gives others for the same settings)"
+        "model: begins anew, in the place of what was made otherwise (a training at step 2, with version of the results of "
+        f"{versions}: this release gives others for the same settings)"
     ]
     assert not any("goes on" in line for line in heard.lines)
     assert hashes(anew)["model"] == hashes(light_run)["model"]
     # once it was asked for, the training goes on without being asked for again
-    monkeypatch.setattr(TrainConfig, "result_version", 1)
+    monkeypatch.setattr(TrainConfig, "result_version", now - 1)
     shutil.rmtree(copied / "stages")
     state = torch.load(copied / "checkpoints" / "model" / "last.pt", weights_only=True)
-    assert '"result_version": 2' in state["made_of"]
+    assert f'"result_version": {now}' in state["made_of"]
     torch.save({**state, "made_of": ""}, copied / "checkpoints" / "model" / "last.pt")
     assert "(a training at step 2, made by an earlier version, which did not record" in refused(
         copied, lambda: rerun(only)
