@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,8 +30,11 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Linear's)
         """Map `(..., in_features)` to `(..., out_features)`."""
-        output: Tensor = F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), _bias(self))
-        return output if self.output_quantizer is None else self.output_quantizer(output)
+        with _in_float32(input):
+            output: Tensor = F.linear(
+                self.input_quantizer(_wide(input)), self.weight_quantizer(self.weight), _bias(self)
+            )
+            return output if self.output_quantizer is None else self.output_quantizer(output)
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -45,8 +48,25 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name is nn.Conv2d's)
         """Map `(N, C, H, W)` to `(N, C', H', W')`."""
-        output = self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), _bias(self))
-        return output if self.output_quantizer is None else self.output_quantizer(output)  # type: ignore[no-any-return]
+        with _in_float32(input):
+            x = self.input_quantizer(_wide(input))
+            output = self._conv_forward(x, self.weight_quantizer(self.weight), _bias(self))
+            return output if self.output_quantizer is None else self.output_quantizer(output)  # type: ignore[no-any-return]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return activations in float32 where autocast made them half as wide."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """Return a block without autocast, where there is one.
+
+    What a quantizer gives lies on a grid of 256 steps, of which bfloat16 holds the integers and not their products with a scale: it
+    would move a value by up to half a step, and training would learn another network than the one that runs.
+    """
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _bias(layer: QuantizedLinear | QuantizedConv2d) -> Tensor | None:

@@ -1,7 +1,6 @@
 """Training under fake quantization, which `qat` and `quantize` share."""
 
 import copy
-import time
 
 import torch
 from torch import nn
@@ -17,8 +16,11 @@ from convnext_deploy.models.identities import identity_parameters
 from convnext_deploy.quantization.dead_channels import scales_kept_in_half
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.epoch_choice import set_aside
+from convnext_deploy.stages.rehearsal import seconds_of
 from convnext_deploy.stages.teachers import distillation_objective, open_teacher, same_features
 from convnext_deploy.stages.training_setup import fit_network, label_weights
+from convnext_deploy.system.distributed import world
+from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.student_loss import Distillation
 from convnext_deploy.training.teacher import Teacher
 
@@ -73,15 +75,17 @@ def train_quantized(
 
 
 def training_seconds(network: ConvNeXt, preprocess: Preprocess, fit: FitConfig, context: StageContext) -> float:
-    """Return about how long training would take, from two passes with gradients over a few images."""
-    if context.execution.device != context.execution.exact_device:
-        network = copy.deepcopy(network).to(context.execution.device)
-    images = torch.zeros(_TIMED_IMAGES, len(preprocess.mean), *preprocess.sides, device=context.execution.device)
-    times = []
-    with torch.enable_grad():
-        for _ in range(2):
-            start = time.perf_counter()
-            network(images).sum().backward()
-            times.append(time.perf_counter() - start)
+    """Return about how long training would take on all processes, from two passes with gradients over a few images."""
+    device = context.execution.device
+    if device != context.execution.exact_device:
+        network = copy.deepcopy(network).to(device)
+    images = torch.zeros(_TIMED_IMAGES, len(preprocess.mean), *preprocess.sides, device=device)
+    dtype = autocast_dtype(fit.autocast, device)
+
+    def step() -> None:
+        with torch.enable_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            network(images).float().sum().backward()
+
+    seconds = seconds_of(step, device) / _TIMED_IMAGES
     network.zero_grad(set_to_none=True)
-    return min(times) / _TIMED_IMAGES * fit.epochs * len(context.need_data().train)
+    return seconds * fit.epochs * len(context.need_data().train) / world().size

@@ -47,13 +47,13 @@ def rehearse(spec: ModelSpec, image_size: ImageSize, fit: FitConfig, device: str
                 network(batch)
 
         network.train()
-        of_image = _seconds(train, device) / images
-        of_optimizer = _seconds(optimizer.step, device)
+        of_image = seconds_of(train, device) / images
+        of_optimizer = seconds_of(optimizer.step, device)
         network.eval()
-        return StepTimes(of_image, _seconds(predict, device) / images, of_optimizer)
+        return StepTimes(of_image, seconds_of(predict, device) / images, of_optimizer)
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
+def seconds_of(work: Callable[[], object], device: str) -> float:
     """Return how long something takes that was done once before."""
     times = []
     for _ in range(3):

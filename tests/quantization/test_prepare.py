@@ -271,3 +271,14 @@ def test_qat_moves_weights_and_scales(small_artifacts: dict[str, Artifact]) -> N
     assert "stages.0.0.pwconv1.weight" in changed
     assert "stages.0.0.pwconv1.weight_quantizer.log2_scale" in changed
     assert "stages.0.0.pwconv1.input_quantizer.log2_scale" in changed
+
+
+def test_autocast_takes_no_digits_from_what_is_quantized() -> None:
+    network = calibrated(small_network())
+    for _, layer in quantized_layers(network):
+        shape = (5, layer.in_features) if isinstance(layer, nn.Linear) else (2, layer.in_channels, 6, 6)
+        x = 7 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            found, rough = layer(x), layer(x.bfloat16())  # the second as what comes before leaves it
+        assert torch.equal(found, layer(x))
+        assert torch.equal(rough, layer(x.bfloat16().float()))
