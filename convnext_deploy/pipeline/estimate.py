@@ -55,12 +55,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Training:
-    """A training, and the networks that teach in it, with their image sizes; `others` teach too, and are not timed."""
+    """A training on so many images, and the networks that teach in it, with their image sizes; `others` are not timed."""
 
     stage: str
     spec: ModelSpec
     size: ImageSize
     fit: FitConfig
+    images: int
     teachers: tuple[tuple[ModelSpec, ImageSize], ...]
     others: int
 
@@ -136,11 +137,13 @@ def _trainings(
             continue
         names = [name for role, name in stage.inputs.items() if role.startswith("teacher")]
         teachers = tuple(known[name] for name in names if name in known)
-        yield _Training(stage.name, spec, model.image_size, config.fit, teachers, len(names) - len(teachers))
+        without = 0 if data.unlabelled is None or not config.reads_unlabelled else len(data.unlabelled.images)
+        images, others = len(data.train) + without, len(names) - len(teachers)
+        yield _Training(stage.name, spec, model.image_size, config.fit, images, teachers, others)
 
 
 def _estimate(training: _Training, data: Data, execution: Execution) -> Estimate:
-    fit, count = training.fit, len(data.train)
+    fit, count = training.fit, training.images
     batch = min(fit.batch_size, count)
     seen = count // batch * batch * fit.epochs
     side = max(sides_of(training.size))
@@ -178,7 +181,7 @@ def _measure(training: _Training, data: Data, execution: Execution, seen: int, s
     decoded = _decoding_seconds(data)
     of_image = max(computed, decoded / execution.workers) if execution.workers else computed + decoded
     scored = len(data.validation) * fit.epochs * own.forward * (2 if fit.ema_decay else 1)
-    return seen * of_image + seen / min(fit.batch_size, len(data.train)) * own.optimizer + scored
+    return seen * of_image + seen / min(fit.batch_size, training.images) * own.optimizer + scored
 
 
 def _decoding_seconds(data: Data) -> float:

@@ -14,8 +14,12 @@ from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingO
 from convnext_deploy.api.train import train
 from convnext_deploy.api.training_presets import override_fit, peak_rate
 from convnext_deploy.config.fit import FitConfig
+from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.data.datasets import Data, FolderImages
+from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.errors import StoppedError
 from convnext_deploy.pipeline import estimate
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import SilentProgress
 
 
@@ -105,6 +109,17 @@ def test_estimate_is_measured_on_steps_changes_nothing_and_asks_before_an_hour(
     assert any(line.startswith("in all about ") for line in heard.lines)
     assert len(heard.asked) == 1
     assert not (tmp_path / "stages").exists()
+
+
+def test_estimate_counts_images_without_labels_where_they_teach(
+    small_recipe: Recipe, small_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_WORTH_MEASURING_S", 1e9)
+    assert isinstance(small_data.train, FolderImages)
+    more = dataclasses.replace(small_data, unlabelled=Unlabelled("more", small_data.train))
+    before, after = (estimate.tell_estimates(small_recipe, (), data, {}, Execution()) for data in (small_data, more))
+    ratios = {old.stage: new.seconds / old.seconds for old, new in zip(before, after, strict=True)}
+    assert ratios == {"teacher": 1.0, "student": 36 * 2 // 16 / (36 // 16)}  # batches of 16
 
 
 @pytest.mark.parametrize(
