@@ -34,6 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("reader")
     write_photos(folder / "photos", train=6, validation=3)
+    write_photos(folder / "more-photos", train=2, validation=2)
     write_timm_checkpoint(folder / "best.pth", folder / "photos")
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -214,7 +214,7 @@ CONTENTS = [
     Bad("numbers", torch_save(lambda _: {"a": 1, "b": 2.5}), "'a' is a int"),
     Bad("int keys", torch_save(lambda _: dict(enumerate(good_state().values()))), "holds no state dict"),
     Bad("tensor keys", torch_save(key_is_tensor), "holds no state dict"),
-    Bad("nested beyond", torch_save(lambda _: {"model": {"net": {"x": torch.ones(3)}}}), "'net' is a dict"),
+    Bad("nested beyond", torch_save(lambda _: {"model": {"net": {"x": torch.ones(3)}}}), "its first keys are x"),
     Bad("cycle", torch_save(cycle), "holds no state dict"),
     Bad("nan", torch_save(with_value(float("nan"))), "not finite"),
     Bad("inf", torch_save(with_value(float("inf"))), "not finite"),

@@ -50,7 +50,7 @@ _CHANGES: tuple[tuple[str, str], ...] = (
     ),
     (r"\.weight_[gv]$", "torch.nn.utils.weight_norm; remove it first, remove_weight_norm(module)"),
     (
-        r"\.(weight_fake_quant|activation_post_process|_packed_params|\w+_quantizer)(\.|$)",
+        r"\.(weight_fake_quant|activation_post_process|_packed_params)(\.|$)|\w_quantizer\.(?!(log2_scale|zero_point|zero_point_shift)$)",
         "the quantizers of another tool; give the float weights that it started from",
     ),
 )
