@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -20,21 +19,16 @@ from typing import Any
 
 OLDEST = (10, 3)
 
+if not __package__:  # a program of a bundle, which loads what lies beside it, and leaves the folder as it was
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+load_sibling: Any = importlib.import_module(
+    f"{__package__}.bundle_index" if __package__ else "bundle_index"
+).load_sibling
+
 
 class BuildError(Exception):
     """Why there is no engine."""
-
-
-def load_sibling(name: str) -> Any:
-    """Import a file that lies beside this one, wherever that is."""
-    if __package__:
-        return importlib.import_module(f"{__package__}.{name}")
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(f"{name}.py"))
-        assert spec is not None and spec.loader is not None  # noqa: PT018  (of a file with a suffix that Python knows)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def import_tensorrt() -> Any:

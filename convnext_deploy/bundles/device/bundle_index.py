@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 import sys
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LARGEST = 100_000_000  # bytes of a text
+SHARED = {"pixels": "data", "intervals": "metrics"}  # files of the package's rooms that bundles carry as they are
 
 SHAPE: dict[str, Any] = {
     "preprocess": dict,
@@ -64,6 +66,14 @@ def named_files(record: dict[str, Any]) -> list[str]:
     outputs = [output["golden"] for model in models for output in model["outputs"]]
     fp32 = [] if record.get("fp32") is None else [record["fp32"]["answers"]]
     return [record["golden"]["pixels"], *outputs, *(entry["file"] for entry in [*models, *record["engines"]]), *fp32]
+
+
+def load_sibling(name: str) -> Any:
+    """Import a file that lies beside this one: in a bundle, whose programs put its folder first, or in the package."""
+    if not __package__:
+        return importlib.import_module(name)
+    root = __package__.split(".")[0]
+    return importlib.import_module(f"{root}.{SHARED[name]}.{name}" if name in SHARED else f"{__package__}.{name}")
 
 
 def open_file(path: Path) -> BinaryIO:

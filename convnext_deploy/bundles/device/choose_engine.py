@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import importlib.util
+import importlib
 import json
 import platform
 import re
@@ -32,21 +32,16 @@ _FLOATS = ("fp32", "fp16", "bf16")
 _LEAST_TIMES = 20
 _TOTALS = ("VDD_IN", "POM_5V_IN")  # how tegrastats calls what a whole board takes
 
+if not __package__:  # a program of a bundle, which loads what lies beside it, and leaves the folder as it was
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+load_sibling: Any = importlib.import_module(
+    f"{__package__}.bundle_index" if __package__ else "bundle_index"
+).load_sibling
+
 
 class ChoiceError(Exception):
     """Why nothing can be chosen."""
-
-
-def load_sibling(name: str) -> Any:
-    """Import a file that lies beside this one, wherever that is."""
-    if __package__:
-        return importlib.import_module(f"{__package__}.{name}")
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(f"{name}.py"))
-        assert spec is not None and spec.loader is not None  # noqa: PT018  (of a file with a suffix that Python knows)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def read_batch(built: Path, name: str) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
-import importlib.util
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -29,7 +28,13 @@ if TYPE_CHECKING:
 SUMS, RECORD, SCHEMA = "SHA256SUMS", "bundle.json", 1
 BUILT = "built"  # what build_on_device.sh and build_engine.py make; no checksum was known for it
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-SHARED = {"pixels": "data", "intervals": "metrics"}  # files of the package's rooms that bundles carry as they are
+
+if not __package__:  # a program of a bundle, which loads what lies beside it, and leaves the folder as it was
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+load_sibling: Any = importlib.import_module(
+    f"{__package__}.bundle_index" if __package__ else "bundle_index"
+).load_sibling
 
 
 class BundleError(Exception):
@@ -165,19 +170,6 @@ class Verifier:
                 yield Check(found.what, found.kind, FAILED, str(error))
             if found.plan is not None:
                 yield from self.check_placed(found.plan, found.model)
-
-
-def load_sibling(name: str) -> Any:
-    """Import a file that lies beside this one, wherever that is."""
-    if __package__:
-        root = __package__.split(".")[0]
-        return importlib.import_module(f"{root}.{SHARED[name]}.{name}" if name in SHARED else f"{__package__}.{name}")
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(f"{name}.py"))
-        assert spec is not None and spec.loader is not None  # noqa: PT018  (of a file with a suffix that Python knows)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def verify(folder: Path, built: Path | None = None) -> list[Check]:
