@@ -1,11 +1,11 @@
 """What the FP32 network answered to the validation images, so that a device can tell what it loses on them."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.bundles.contents import Contents
 from convnext_deploy.bundles.reported_accuracy import find_row
 from convnext_deploy.data.datasets import Data, FolderImages
@@ -66,13 +66,12 @@ def write_fp32_answers(folder: Path, found: FP32Answers, progress: Progress) -> 
     with progress.task("bundle: read the validation images", len(found.images), "images") as task:
         for place, path in enumerate(found.images.paths):
             try:
-                content = path.read_bytes()
+                size, digest = found.images.size_hint(place), hash_file(path)
             except OSError as error:
                 raise ArtifactError(
                     f"{path} cannot be read ({error.strerror}); the bundle needs its checksum."
                 ) from None
-            digest = hashlib.sha256(content).hexdigest()
-            lines.append(f"{len(content)}\t{digest}\t{found.labels[place]}\t{found.guesses[place]}\n")
+            lines.append(f"{size}\t{digest}\t{found.labels[place]}\t{found.guesses[place]}\n")
             task.advance()
     write_text(folder / FILE, "".join(lines))
     return {"answers": FILE, "images": len(lines), "network": found.network}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -52,7 +51,9 @@ class Tally:
     fp32: list[int] = field(default_factory=list)
 
 
-def find_items(bundle: Path, record: dict[str, Any], data: Path, extensions: Sequence[str]) -> list[Item]:
+def find_items(
+    bundle: Path, record: dict[str, Any], data: Path, extensions: Sequence[str], hash_file: Callable[[Path], str]
+) -> list[Item]:
     """Return the images to score: those whose answers in FP32 the bundle has, by their contents, or else all in folders of classes.
 
     Raises: DataError: if there are none.
@@ -66,7 +67,7 @@ def find_items(bundle: Path, record: dict[str, Any], data: Path, extensions: Seq
     items: dict[str, Item] = {}
     for path in paths:
         candidates = known.get(path.stat().st_size, {})
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if candidates else ""
+        digest = hash_file(path) if candidates else ""
         if digest in candidates:
             items[digest] = Item(path, *candidates[digest])  # a second copy of an image is not counted
     return list(items.values()) or _by_folders(record, data, extensions)

@@ -218,7 +218,7 @@ def score(
             f"images are prepared by numpy and Pillow, of which one cannot be loaded ({error})."
         ) from None
     try:
-        items = scoring.limited(scoring.find_items(folder, record, data, pixels.IMAGE_EXTENSIONS), limit)
+        items = scoring.limited(scoring.find_items(folder, record, data, pixels.IMAGE_EXTENSIONS, hash_file), limit)
         openers = list(load_sibling("open_models").Models(folder, record, built or folder / BUILT, load_sibling).find())
         tallies, unreadable = scoring.tally(openers, record, items, load_sibling)
     except (scoring.DataError, OSError) as error:
