@@ -20,7 +20,7 @@ from convnext_deploy.models.checkpoints.hub_config import CONFIG, PREPROCESSOR, 
 from convnext_deploy.models.checkpoints.image_processor import preprocessor_difference, transformers_preprocessor
 from convnext_deploy.models.checkpoints.key_maps import check_writable, from_native
 from convnext_deploy.models.variants import complete_spec
-from convnext_deploy.system.files import replace_folder, whole_file, write_text
+from convnext_deploy.system.files import ClosableWriter, replace_folder, whole_file, write_text
 from convnext_deploy.system.results import Result, plain
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def convert(
         else:
             import torch
 
-            with whole_file(folder / PICKLE, needed=size) as partial, partial.open("wb") as file:
+            with whole_file(folder / PICKLE, needed=size) as partial, ClosableWriter(partial) as file:
                 torch.save({"model": tensors} if dialect == "facebook" else tensors, file)
         for name, content in _config_files(artifact, dialect).items():
             write_text(folder / name, json.dumps(content, indent=2) + "\n")

@@ -17,6 +17,7 @@ from convnext_deploy.errors import DeployError, OutputError
 from convnext_deploy.system.disk_faults import OUT, Target, cannot_write, system_error
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from numpy.typing import NDArray
 
 
@@ -61,6 +62,21 @@ def whole_file(
         if (found := system_error(error)) is None:
             raise
         raise cannot_write(Target(path, needed, what, instead), found, least) from None
+
+
+class ClosableWriter(io.BufferedWriter):
+    """A file for `torch.save`: once it is closed, it drops what is written.
+
+    PyTorch's writer writes the end of its archive when it is destroyed, should an exception (of a signal, say) have kept it from
+    doing so before; by then the file is closed, and an error in a destructor of C++ ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write bytes; return how many."""
+        return memoryview(data).nbytes if self.closed else super().write(data)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

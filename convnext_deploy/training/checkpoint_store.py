@@ -17,7 +17,7 @@ from convnext_deploy.artifacts.hashes import SUMS, hash_file
 from convnext_deploy.documents import open_file, read_text
 from convnext_deploy.errors import OutputError
 from convnext_deploy.system.distributed import world
-from convnext_deploy.system.files import whole_file, write_text
+from convnext_deploy.system.files import ClosableWriter, whole_file, write_text
 from convnext_deploy.system.memory_faults import out_of_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 
@@ -96,7 +96,7 @@ class TrainingStore:
         """Write a state of tensors, numbers and texts, completely or not at all."""
         if not world().is_first:
             return
-        with whole_file(self.folder / LAST, needed=_size(state)) as partial, partial.open("wb") as file:
+        with whole_file(self.folder / LAST, needed=_size(state)) as partial, ClosableWriter(partial) as file:
             torch.save({"key": self.key, "made_of": self._made_of, **state}, file)
             file.flush()
             os.fsync(file.fileno())  # a state that is lost with the power is no worse than none, half of one is

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,27 @@ def test_training_is_saved_when_a_process_that_loads_images_dies(
     assert state is not None
     assert state["step"] == 6
     assert torch.equal(flat_weights(train(tmp_path)), whole[0])
+
+
+@pytest.mark.heavy
+def test_a_signal_between_the_last_write_and_the_end_of_the_archive_does_not_abort_the_process(tmp_path: Path) -> None:
+    program = """
+import gc, pathlib, sys, torch
+from convnext_deploy.system.interruption import Interrupted
+from convnext_deploy.training.checkpoint_store import TrainingStore
+
+def leave(*_):
+    raise Interrupted(15)
+
+torch.serialization._open_zipfile_writer_buffer.__exit__ = leave
+store = TrainingStore(pathlib.Path(sys.argv[1]), "key")
+try:
+    store.save({"weights": torch.zeros(1000)})
+except Interrupted as error:
+    code = error.code
+gc.collect()  # by now the writer is gone, after its file
+sys.exit(code)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")
+    assert list(tmp_path.iterdir()) == []
