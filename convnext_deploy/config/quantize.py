@@ -26,7 +26,7 @@ class QATConfig(StageConfig):
     references: ClassVar[tuple[str, ...]] = ("teacher",)
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY
     needs_baseline: ClassVar[bool] = True
-    result_version: ClassVar[int] = 4  # quantized layers compute in FP32 under autocast, too
+    result_version: ClassVar[int] = 5  # depthwise convolutions train in FP32 on a CPU
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(epochs=5, base_learning_rate=4e-4, warmup_epochs=0.5, drop_path_rate=0.0)
     )
@@ -58,7 +58,7 @@ class QuantizeConfig(StageConfig):
 
     kind: ClassVar[str] = "quantize"
     done: ClassVar[str] = "quantized"
-    result_version: ClassVar[int] = 5  # as `qat`; GPTQ for learned rounding; layers in float are the float ones
+    result_version: ClassVar[int] = 6  # as `qat`; GPTQ for learned rounding; layers in float are the float ones
     implementation: ClassVar[str | None] = "convnext_deploy.stages.quantize"
     trains: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = ("teacher",)

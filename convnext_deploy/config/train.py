@@ -63,7 +63,7 @@ class TrainConfig(StageConfig):
 
     kind: ClassVar[str] = "train"
     done: ClassVar[str] = "trained"
-    result_version: ClassVar[int] = 2  # layer-wise decay has the groups of the official code
+    result_version: ClassVar[int] = 3  # depthwise convolutions train in FP32 on a CPU
     implementation: ClassVar[str | None] = "convnext_deploy.stages.train"
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY

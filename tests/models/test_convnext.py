@@ -215,3 +215,16 @@ def test_initial_weights_are_as_in_the_papers(norm: str) -> None:
             assert torch.equal(parameter, torch.ones_like(parameter))
         else:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_depthwise_convolutions_train_in_float32_under_autocast_on_a_cpu() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 7, nn.LayerNorm, "gelu", layer_scale_init=1.0, use_grn=False, drop_path_rate=0.0)
+    x, seen = torch.randn(2, 9, 9, 8), []
+    block.dwconv.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    block.pwconv1.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        block(x).sum().backward()
+        with torch.no_grad():
+            block(x)
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16, torch.bfloat16]
