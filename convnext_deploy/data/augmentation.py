@@ -25,6 +25,7 @@ _ERASED_AREAS = (0.02, 1 / 3)  # of the image
 _ERASED_RATIOS = (0.3, 1 / 0.3)
 _ATTEMPTS = 10
 _LARGEST_KEY = 1 << 62  # of the noise of an image that a GPU draws
+_DRAWN_BY_HOST = ("cpu", "mps")  # noise, which then is the same as ever
 _CUBIC = -0.5  # Keys' parameter, as in Pillow; OpenCV and torch.nn.functional have -0.75
 
 
@@ -161,7 +162,7 @@ def erase(images: Tensor, boxes: NDArray[np.int64], generator_of: Callable[[int]
     result = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     erased = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
     generators = [generator_of(int(index)) for index in erased]
-    if images.device.type in ("cpu", "mps"):
+    if images.device.type in _DRAWN_BY_HOST:
         positions, noise = _noise_of_host(boxes, erased, generators, (height, width, channels))
         positions, noise = upload(positions, images.device), upload(noise, images.device)
     else:
