@@ -15,6 +15,7 @@ from convnext_deploy.data.contents import Contents, names_below
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.digits import read_digits
 from convnext_deploy.data.division import Division
+from convnext_deploy.data.files import as_files, join
 from convnext_deploy.data.find_labels import LabelFile, find_label_files, has_class_folders, with_siblings
 from convnext_deploy.data.image_folder import FolderContents, list_images, read_folder
 from convnext_deploy.data.image_sets import ArrayImages as ArrayImages
@@ -23,7 +24,7 @@ from convnext_deploy.data.image_sets import ImageSet as ImageSet
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
 from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
-from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
+from convnext_deploy.data.splits import ClassFiles, Split, find_repeated_files, group_finder
 from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
 from convnext_deploy.errors import DataError
@@ -202,7 +203,7 @@ def open_data(
     if files and not has_class_folders(root):
         return _open_labelled(root, files, split, skipping, known)
     try:
-        contents = read_folder(root, split, skipping)
+        contents = read_folder(root, split, skipping, known)
     except DataError as error:
         hint = f" The labels in {printable(files[0][0])} are used with --labels." if files else ""
         raise DataError(f"{error}{hint}") from None
@@ -220,8 +221,8 @@ def _open_labelled(
     root: Path, files: Sequence[LabelFile], split: Split, skipping: Skipping | None, contents: Contents
 ) -> Data:
     """Open images of which files tell the labels."""
-    found = read_labelled_folder(root, list_images(root), files, split, skipping)
-    sides = (FolderImages(side.paths, side.labels) for side in (found.train, found.validation, found.test))
+    found = read_labelled_folder(root, list_images(root), files, split, skipping, contents)
+    sides = (FolderImages(as_files(side.paths), side.labels) for side in (found.train, found.validation, found.test))
     train, validation, test = sides
     own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
     own = replace(own, labels_from=found.files, remarks=found.notes)
@@ -240,7 +241,7 @@ def _finish(data: Data, contents: FolderContents | ShardContents | LabelledConte
     if not contents.held_out:  # otherwise copies and groups were kept on one side
         judging = [images for images in (data.validation, data.test) if images is not None]
         root = Path(data.name)
-        repeated = (path for images in judging for path in _find_repeated(images, data.train))
+        repeated = (path for images in judging for path in _find_repeated(images, data.train, data.contents))
         crossing: set[str] = set()
         if split.groups is not None:
             find = group_finder(split.groups)
@@ -256,16 +257,16 @@ def _finish(data: Data, contents: FolderContents | ShardContents | LabelledConte
 def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:
     """Return what images are called below a folder; those without files have no names."""
     if isinstance(images, FolderImages):
-        return tuple(names_below(root, images.paths))
+        return tuple(map(os.fsdecode, images.files.names_below(root)))
     if isinstance(images, ShardImages):
         return tuple(names_below(root, map(images.place, range(len(images)))))
     return ()
 
 
-def _find_repeated(images: ImageSet, train: ImageSet) -> tuple[Path, ...]:
+def _find_repeated(images: ImageSet, train: ImageSet, contents: Contents) -> tuple[Path, ...]:
     """Return those images that are among the training images as well, whatever they are called."""
     if isinstance(images, FolderImages) and isinstance(train, FolderImages):
-        return tuple(find_repeated(images.paths, train.paths, content_keys()))
+        return tuple(find_repeated_files(images.files, train.files, contents))
     if isinstance(images, ShardImages) and isinstance(train, ShardImages):
         return find_repeated_samples(images, train)
     return ()
@@ -283,9 +284,9 @@ def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
 
 
 def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
-    counts = [len(found.get(name, [])) for name in names]
+    parts = [found.get(name, []) for name in names]
     return FolderImages(
-        tuple(path for name in names for path in found.get(name, [])), np.repeat(np.arange(len(names)), counts)
+        join([part for part in parts if len(part)]), np.repeat(np.arange(len(names)), list(map(len, parts)))
     )
 
 
