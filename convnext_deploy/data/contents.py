@@ -5,9 +5,7 @@ one of its end, and of an image that it can be opened, and its width and height.
 is as it was written.
 """
 
-import contextlib
 import hashlib
-import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,49 +13,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
+from convnext_deploy.data.contents_table import (
+    DIGEST,
+    ENDED,
+    OPENED,
+    READ,
+    ROW,
+    keys_of,
+    links_of,
+    load_table,
+    save_table,
+)
 from convnext_deploy.data.damage import Decoded
 from convnext_deploy.data.decoding import examine_file, map_files, printable
 from convnext_deploy.data.files import STATUS, Files, as_files, describe
 from convnext_deploy.data.pixels import quiet
-from convnext_deploy.errors import DataError, OutputError
+from convnext_deploy.errors import DataError
 from convnext_deploy.system.distributed import shares_files
-from convnext_deploy.system.files import whole_file
 from convnext_deploy.system.posix import read_at
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 LARGEST_WHOLE = 64 << 20  # bytes; of larger files blocks are read, evenly from the first to the last
 BLOCKS, BLOCK = 256, 64 << 10
 TAIL_BYTES = 4096  # which tell most files of equal size apart
-DIGEST = np.dtype("V16")
-_VERSION = 2  # of digests and of the file that keeps them
 _AT_ONCE = 4096  # files between two reports; of fewer nobody need know
 _MANY_BYTES = 1 << 30  # which take seconds to read
 _FRESH_NS = (
     2_000_000_000  # a file changed so shortly ago may change once more within one tick of the file system's clock
 )
-_CHECKSUM, _RELEASE = 32, 16  # bytes before the table: SHA-256 of all that follows, and of Pillow's release
 _LOOKED_UP = 1 << 16  # rows at a time
-_READ, _ENDED, _OPENED = 1, 2, 4  # bits of `known`
-# `known`: which of the others are; `tail`: a hash of the last bytes; `sides`: width and height of an image that can be opened.
-_ROW = np.dtype([
-    *((name, STATUS[name]) for name in STATUS.names or ()), ("known", "<u4"), ("sides", "<u4", 2), ("tail", "<u8"),
-    ("digest", DIGEST),
-])  # fmt: skip
-_FIELDS = {_READ: "digest", _ENDED: "tail", _OPENED: "sides"}
+_FIELDS = {READ: "digest", ENDED: "tail", OPENED: "sides"}
 
 
 class Contents:
     """What the files of a data set hold. Copies share one object of this kind, and so read every file once.
 
-    `decoded`: what came of decoding images with these digests.
+    `decoded`: what came of decoding images with these digests. `progress`: where to report what takes long; None: nowhere.
 
     Args:
         root: the folder of the data set, after which the file in the cache folder is named.
         folder: where to keep what was found; None: nowhere, until `keep_in` is called.
-        progress: where to report what takes long; None: nowhere.
+        progress: see there.
     """
 
     def __init__(self, root: Path = Path(), folder: Path | None = None, progress: Progress | None = None) -> None:
@@ -65,15 +63,15 @@ class Contents:
         self._name = f"contents-{name[:32]}.bin"
         self._file: Path | None = None
         self._may_write, self._is_kept = False, False
-        self._set(np.empty(0, _ROW))
-        self._progress = progress
+        self._set(np.empty(0, ROW))
+        self.progress = progress
         self.decoded = Decoded()
         if folder is not None:
             self.keep_in(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what another process of this machine finds in the same file."""
-        state = {**self.__dict__, "_progress": None}
+        state = {**self.__dict__, "progress": None}
         if shares_files():
             state |= {"decoded": Decoded(), **({"_table": None, "_keys": None} if self._is_kept else {})}
         return state
@@ -81,7 +79,10 @@ class Contents:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._table is None and self._file is not None:
-            self._set(_load(self._file))
+            self._set(load_table(self._file))
+
+    def __repr__(self) -> str:
+        return f"Contents({self._file or self._name})"
 
     @property
     def folder(self) -> Path | None:
@@ -101,7 +102,7 @@ class Contents:
 
     def learn_from(self, folder: Path) -> None:
         """Take what is kept in a folder, and keep nothing there."""
-        found = _load(folder / self._name)
+        found = load_table(folder / self._name)
         self._is_kept = not len(self._table)
         if len(self._table):
             self._add(found)
@@ -118,11 +119,16 @@ class Contents:
 
         Raises: DataError: if a file cannot be read.
         """
-        return self._learn(as_files(paths), _READ, digest_file, "read the contents of the images", progress)
+        return self._learn(as_files(paths), READ, digest_file, "read the contents of the images", progress)
 
     def read_ends(self, paths: Sequence[Path]) -> NDArray[np.uint64]:
         """Return hashes of the last bytes of files, `(N,)` uint64. Raises: DataError: if a file cannot be read."""
-        return self._learn(as_files(paths), _ENDED, _hash_end, "compare the ends of images of equal size")
+        return self._learn(as_files(paths), ENDED, _hash_end, "compare the ends of images of equal size")
+
+    def count_unread(self, files: Files) -> int:
+        """Return of how many files `read_ends` would read the last bytes."""
+        parts = (files[start : start + _LOOKED_UP].status for start in range(0, len(files), _LOOKED_UP))
+        return sum(int((self._look_up(part)["known"] & ENDED == 0).sum()) for part in parts)
 
     def find_unreadable(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
         """Return the files that are not readable images, in the order given, each with the reason.
@@ -139,7 +145,7 @@ class Contents:
             return np.array(found, "<u4").tobytes()
 
         with quiet():
-            found = self._learn(files, _OPENED, sides, "open every image once")
+            found = self._learn(files, OPENED, sides, "open every image once")
         if not reasons:
             return []
         closed = (files[place] for place in np.flatnonzero(found[:, 0] == 0).tolist())
@@ -151,7 +157,7 @@ class Contents:
     ) -> NDArray[Any]:
         """Return what is known of files, after finding out what is not."""
         now = time.time_ns()
-        field = _ROW[_FIELDS[kind]]
+        field = ROW[_FIELDS[kind]]
         found = np.zeros((len(files), *field.shape), field.base)
         missing = []
         for start in range(0, len(files), _LOOKED_UP):
@@ -161,13 +167,13 @@ class Contents:
         unknown = np.concatenate(missing) if missing else np.empty(0, np.int64)
         if not len(unknown):
             return found
-        links = _links(files.take(unknown).status)
+        links = links_of(files.take(unknown).status)
         several, unknown = unknown, unknown[np.unique(links)]
         takes_long = len(unknown) > _AT_ONCE or (
-            kind == _READ and files.take(unknown).status["size"].sum() > _MANY_BYTES
+            kind == READ and files.take(unknown).status["size"].sum() > _MANY_BYTES
         )
-        shown = progress or self._progress or SilentProgress()
-        new = [np.empty(0, _ROW)]
+        shown = progress or self.progress or SilentProgress()
+        new = [np.empty(0, ROW)]
         try:
             with (shown if takes_long else SilentProgress()).task(what, len(unknown), "files") as task:
                 for start in range(0, len(unknown), _AT_ONCE):
@@ -200,7 +206,7 @@ class Contents:
         status = np.array([status for status, _ in examined], np.int64).reshape(-1).view(STATUS)
         rows = self._look_up(status)
         good = np.array([value is not None for _, value in examined])
-        field = _ROW[_FIELDS[kind]]
+        field = ROW[_FIELDS[kind]]
         values = np.frombuffer(b"".join(value for _, value in examined if value is not None), field.base)
         rows[_FIELDS[kind]][good] = values.reshape(-1, *field.shape)
         rows["known"][good] |= kind
@@ -211,13 +217,13 @@ class Contents:
         lasting = np.maximum(self._table["modified"], self._table["changed"]) < now - _FRESH_NS
         self._is_kept = False
         if self._file is not None and self._may_write and lasting.any():
-            self._is_kept = _save(self._file, self._table[lasting]) and bool(lasting.all())
+            self._is_kept = save_table(self._file, self._table[lasting]) and bool(lasting.all())
 
     def _look_up(self, status: NDArray[np.void]) -> NDArray[np.void]:
-        """Return rows of what is known of files, `(N,)` of `_ROW`."""
-        rows = np.zeros(len(status), _ROW)
+        """Return rows of what is known of files, `(N,)` of `ROW`."""
+        rows = np.zeros(len(status), ROW)
         if len(self._table):
-            places = np.searchsorted(self._keys, _mixed(status)).clip(max=len(self._table) - 1)
+            places = np.searchsorted(self._keys, keys_of(status)).clip(max=len(self._table) - 1)
             found = self._table[places]
             known = np.logical_and.reduce([found[name] == status[name] for name in STATUS.names or ()])
             rows[known] = found[known]
@@ -229,11 +235,11 @@ class Contents:
         """Remember what was found, in the place of older findings on the same files."""
         kept = self._table[~np.isin(self._table["inode"], rows["inode"])]
         table = np.concatenate([kept, rows])
-        self._set(table[np.unique(_mixed(table), return_index=True)[1]])
+        self._set(table[np.unique(keys_of(table), return_index=True)[1]])
 
     def _set(self, table: NDArray[np.void]) -> None:
         """Take a table that is sorted by its keys."""
-        self._table, self._keys = table, _mixed(table)
+        self._table, self._keys = table, keys_of(table)
 
 
 class _UnreadableError(Exception):
@@ -275,59 +281,3 @@ def _hash_end(path: Path) -> bytes:
             return hashlib.sha256(end).digest()[:8]
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
-
-
-def _links(status: NDArray[np.void]) -> NDArray[np.int64]:
-    """Return for each file the place of the first that is the same file under another name, `(N,)`."""
-    _, first, which = np.unique(_mixed(status), return_index=True, return_inverse=True)
-    own, found = np.arange(len(status)), first[which]
-    same = np.logical_and.reduce([status[found][name] == status[name] for name in STATUS.names or ()])
-    return np.where(same & (status["inode"] >= 0), found, own)
-
-
-def _mixed(rows: NDArray[np.void]) -> NDArray[np.uint64]:
-    """Return a number of what the system says of each file, by which a table is sorted."""
-    mixed = np.zeros(len(rows), np.uint64)
-    for name in STATUS.names or ():
-        mixed = (mixed ^ rows[name].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
-
-
-def _load(file: Path) -> NDArray[np.void]:
-    """Return a kept table, mapped into memory; an empty one if there is none that is as it was written."""
-    try:
-        with file.open("rb") as stream:
-            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # there is none, or an empty one
-        return np.empty(0, _ROW)
-    body = memoryview(content)[_CHECKSUM:]
-    if content[:_CHECKSUM] != _checksum(body) or len(body) < _RELEASE or (len(body) - _RELEASE) % _ROW.itemsize:
-        return np.empty(0, _ROW)
-    table = np.frombuffer(body, _ROW, offset=_RELEASE)
-    if bytes(body[:_RELEASE]) != _release():
-        table = table.copy()
-        table["known"] &= ~np.uint32(_OPENED)
-    return table
-
-
-def _save(file: Path, table: NDArray[np.void]) -> bool:
-    """Keep a table, completely or not at all, and return whether it is. Where that fails nothing is lost but time."""
-    body = memoryview(_release() + table.tobytes())
-    with contextlib.suppress(OutputError), whole_file(file, needed=len(body) + _CHECKSUM, shared=True) as partial:
-        with partial.open("wb") as stream:
-            stream.write(_checksum(body))
-            stream.write(body)
-        return True
-    return False
-
-
-def _release() -> bytes:
-    """Return which release of Pillow opens images; another one may take what this one refuses, and the other way round."""
-    return hashlib.sha256(PIL.__version__.encode()).digest()[:_RELEASE]
-
-
-def _checksum(body: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256(f"{_VERSION} ".encode())
-    digest.update(body)
-    return digest.digest()

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.data.both_sides import count_unread, find_repeated_images
+from convnext_deploy.data.both_sides import name_images as name_images
 from convnext_deploy.data.class_names import describe_mismatch, match_names
-from convnext_deploy.data.contents import Contents, names_below
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.digits import read_digits
 from convnext_deploy.data.division import Division
@@ -23,13 +25,14 @@ from convnext_deploy.data.image_sets import FolderImages as FolderImages
 from convnext_deploy.data.image_sets import ImageSet as ImageSet
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
-from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
-from convnext_deploy.data.splits import ClassFiles, Split, find_repeated_files, group_finder
+from convnext_deploy.data.shards import ShardContents, ShardImages, find_shards, read_shards
+from convnext_deploy.data.splits import ClassFiles, Split, group_finder
 from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
+_FEW_TO_READ = 100_000  # training images, for a verb that only judges: some seconds on a disk that answers at once
 VALIDATION_FRACTION = 0.1  # of each class, where nobody says it
 
 
@@ -155,7 +158,8 @@ def open_data(
     labels: Path | None = None,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,
-    skipping: Skipping | None = None,
+    contents: Contents | None = None,
+    judges: bool = False,
 ) -> Data:
     """Open `digits`, an image folder or a folder of tar shards, and check that every image can be opened.
 
@@ -174,7 +178,8 @@ def open_data(
         skip_unreadable: leave out images that cannot be decoded to their last pixel, and list them in `Data.unreadable`: all are
             decoded for that, once. Otherwise damage that shows only then raises from `ImageSet.load`.
         cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: nowhere.
-        skipping: how these images are found; None: by what `cache_dir` tells and by decoding, in silence.
+        contents: what is known of the files; None: what `cache_dir` tells.
+        judges: the images for training are of no interest: where others have a place of their own, these are not opened.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
         small to hold out an image of it, or an image cannot be opened.
@@ -190,8 +195,8 @@ def open_data(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
     split = Split(validation_fraction, split_seed, groups, split_file)
-    known = Contents(root, cache_dir) if skipping is None else skipping.contents
-    skipping = (skipping or Skipping(known)) if skip_unreadable else None
+    known = contents or Contents(root, cache_dir)
+    skipping = Skipping(known) if skip_unreadable else None
     if labels is not None:
         return _open_labelled(root, [*with_siblings(labels)], split, skipping, known)
     if shards := find_shards(root):
@@ -203,7 +208,7 @@ def open_data(
     if files and not has_class_folders(root):
         return _open_labelled(root, files, split, skipping, known)
     try:
-        contents = read_folder(root, split, skipping, known)
+        found = read_folder(root, split, skipping, known, judges=judges)
     except DataError as error:
         hint = f" The labels in {printable(files[0][0])} are used with --labels." if files else ""
         raise DataError(f"{error}{hint}") from None
@@ -211,10 +216,10 @@ def open_data(
         f"{printable(file)} is not used, because the images lie in folders of classes; --labels takes the labels from it"
         for file, _ in files
     ]
-    names = tuple(sorted(contents.train))
-    train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
-    own = Data(str(root), train, validation, names, contents.ignored, contents=known, test=test if len(test) else None)
-    return _finish(replace(own, remarks=(*remarks, *contents.remarks)), contents, split)
+    names = tuple(sorted(found.train))
+    train, validation, test = (_folder(files, names) for files in (found.train, found.validation, found.test))
+    own = Data(str(root), train, validation, names, found.ignored, contents=known, test=test if len(test) else None)
+    return _finish(replace(own, remarks=(*remarks, *found.remarks)), found, split, judges=judges)
 
 
 def _open_labelled(
@@ -235,41 +240,32 @@ def _one_hot(images: ImageSet, classes: int) -> ImageSet:
     raise DataError("shards have one class an image; labels of several are read from a file beside image files.")
 
 
-def _finish(data: Data, contents: FolderContents | ShardContents | LabelledContents, split: Split) -> Data:
+def _finish(
+    data: Data, contents: FolderContents | ShardContents | LabelledContents, split: Split, *, judges: bool = False
+) -> Data:
     """Return the data with how it was divided, and what should not be on both sides."""
     division = Division(contents.places, contents.unused, contents.left_out)
     if not contents.held_out:  # otherwise copies and groups were kept on one side
         judging = [images for images in (data.validation, data.test) if images is not None]
         root = Path(data.name)
-        repeated = (path for images in judging for path in _find_repeated(images, data.train, data.contents))
+        unread = count_unread(judging, data.train, data.contents) if judges else 0
+        repeated: list[Path] = []
+        if unread <= _FEW_TO_READ:
+            unread = 0
+            repeated = [path for images in judging for path in find_repeated_images(images, data.train, data.contents)]
         crossing: set[str] = set()
         if split.groups is not None:
             find = group_finder(split.groups)
             own = {find(os.fsencode(name)) for name in name_images(data.train, root)}
             crossing = own & {find(os.fsencode(name)) for images in judging for name in name_images(images, root)}
         division = replace(
-            division, repeated=tuple(path.relative_to(root) for path in repeated), crossing=tuple(sorted(crossing))
+            division,
+            repeated=tuple(path.relative_to(root) for path in repeated),
+            crossing=tuple(sorted(crossing)),
+            unread=unread,
         )
     chosen = split if contents.held_out or split.file is not None else None
     return replace(data, unreadable=contents.unreadable, reasons=contents.reasons, split=chosen, division=division)
-
-
-def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:
-    """Return what images are called below a folder; those without files have no names."""
-    if isinstance(images, FolderImages):
-        return tuple(map(os.fsdecode, images.files.names_below(root)))
-    if isinstance(images, ShardImages):
-        return tuple(names_below(root, map(images.place, range(len(images)))))
-    return ()
-
-
-def _find_repeated(images: ImageSet, train: ImageSet, contents: Contents) -> tuple[Path, ...]:
-    """Return those images that are among the training images as well, whatever they are called."""
-    if isinstance(images, FolderImages) and isinstance(train, FolderImages):
-        return tuple(find_repeated_files(images.files, train.files, contents))
-    if isinstance(images, ShardImages) and isinstance(train, ShardImages):
-        return find_repeated_samples(images, train)
-    return ()
 
 
 def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:

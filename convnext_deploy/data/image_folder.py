@@ -58,7 +58,9 @@ class Places:
     unused: tuple[str, ...] = ()
 
 
-def read_folder(root: Path, split: Split, skipping: Skipping | None, contents: Contents) -> FolderContents:
+def read_folder(
+    root: Path, split: Split, skipping: Skipping | None, contents: Contents, *, judges: bool = False
+) -> FolderContents:
     """Find the images of `root`, check that all can be opened, and hold out some when there is no validation folder.
 
     Args:
@@ -67,6 +69,7 @@ def read_folder(root: Path, split: Split, skipping: Skipping | None, contents: C
         split: how validation images are chosen where there is no validation folder, or a file says it.
         skipping: leave out images that cannot be read; None: they are an error, as far as their headers and ends tell.
         contents: of the files.
+        judges: training images are not opened where validation images have a place of their own, unless some are to be left out.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, or an image cannot be read.
     """
@@ -90,7 +93,11 @@ def read_folder(root: Path, split: Split, skipping: Skipping | None, contents: C
         unreadable = take_out_unreadable(found, skipping, contents)
         return replace(_divide_by_file(root, found, split.file), **told, **unreadable)
     _check_classes(found, places.test)
-    unreadable = take_out_unreadable(found, skipping, contents)
+    looked_at = dict(found)
+    if judges and places.validation is not None and skipping is None:
+        del looked_at[places.train]
+    unreadable = take_out_unreadable(looked_at, skipping, contents)
+    found |= looked_at
     test = {} if places.test is None else found[places.test]
     if places.validation is not None:
         held = found[places.train], found[places.validation]

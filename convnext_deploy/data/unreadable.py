@@ -12,7 +12,6 @@ from convnext_deploy.data.decoding import find_damage_of_file, printable
 from convnext_deploy.data.files import as_files, join, pick
 from convnext_deploy.data.splits import ClassFiles
 from convnext_deploy.errors import DataError
-from convnext_deploy.system.progress import Progress
 
 UNREADABLE = "unreadable.txt"  # in the folder of a run
 _MOST_LISTED = 5  # images that were left out, on the console
@@ -22,16 +21,15 @@ _MOST_LISTED = 5  # images that were left out, on the console
 class Skipping:
     """How images that cannot be read are found, to be left out.
 
-    `contents`: of the files, by which it is known what came of decoding them. `progress`: where to report if that takes long.
+    `contents`: of the files, by which it is known what came of decoding them.
     """
 
     contents: Contents = field(default_factory=Contents)
-    progress: Progress | None = None
 
     def find_damaged(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
         """Return the files that cannot be decoded, each with the reason. Raises: DataError: if one cannot be read at all."""
-        digests = [digest.tobytes() for digest in self.contents.read(paths, self.progress)]
-        return self.contents.decoded.find_damaged(paths, digests, find_damage_of_file, self.progress)
+        digests = [digest.tobytes() for digest in self.contents.read(paths)]
+        return self.contents.decoded.find_damaged(paths, digests, find_damage_of_file, self.contents.progress)
 
 
 def take_out_unreadable(

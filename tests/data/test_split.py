@@ -31,7 +31,7 @@ def sides(found: dict[str, list[Path]], root: Path, fraction: float = 0.1, seed:
     train, validation = split_validation(found, root, Split(fraction, seed), Contents())
     assert set(train) == set(validation) == set(found)
     for name in found:
-        assert sorted(train[name] + validation[name]) == found[name]
+        assert sorted([*train[name], *validation[name]]) == found[name]
         assert train[name] == sorted(train[name])
         assert validation[name] == sorted(validation[name])
     first, second = (
