@@ -208,7 +208,7 @@ def open_data(
     if files and not has_class_folders(root):
         return _open_labelled(root, files, split, skipping, known)
     try:
-        found = read_folder(root, split, skipping, known, judges=judges)
+        folder = read_folder(root, split, skipping, known, judges=judges)
     except DataError as error:
         hint = f" The labels in {printable(files[0][0])} are used with --labels." if files else ""
         raise DataError(f"{error}{hint}") from None
@@ -216,10 +216,10 @@ def open_data(
         f"{printable(file)} is not used, because the images lie in folders of classes; --labels takes the labels from it"
         for file, _ in files
     ]
-    names = tuple(sorted(found.train))
-    train, validation, test = (_folder(files, names) for files in (found.train, found.validation, found.test))
-    own = Data(str(root), train, validation, names, found.ignored, contents=known, test=test if len(test) else None)
-    return _finish(replace(own, remarks=(*remarks, *found.remarks)), found, split, judges=judges)
+    names = tuple(sorted(folder.train))
+    train, validation, test = (_folder(files, names) for files in (folder.train, folder.validation, folder.test))
+    own = Data(str(root), train, validation, names, folder.ignored, contents=known, test=test if len(test) else None)
+    return _finish(replace(own, remarks=(*remarks, *folder.remarks)), folder, split, judges=judges)
 
 
 def _open_labelled(

@@ -95,7 +95,7 @@ def test_a_verb_that_judges_opens_no_training_image_and_says_what_it_does_not_kn
         data = open_data(str(folder), judges=True)
         assert not [name for name in looked_at if name.startswith("train/")]
         assert "images as well is not known: " in data.leaks[0]
-    with pytest.raises(DataError, match="0.png cannot be read"):
+    with pytest.raises(DataError, match=r"0\.png cannot be read"):
         open_data(str(folder))
 
 
