@@ -55,10 +55,10 @@ def foresee(config: TensorRTConfig, given: Given) -> Outlook:
     require_gpu(config.flavor)
     trt = import_tensorrt(config.flavor)
     check_options(config.flavor, build_options(config))
-    if RELEASES[config.flavor].builds_for_gpus:
-        check_gpus(trt, resolve_gpus(config.gpus))
     if quantized_type(source.precision) == "FP8":
         check_fp8([gpu or describe_gpus()["gpus"][0]["capability"] for gpu in _targets(config)])
+    if RELEASES[config.flavor].builds_for_gpus:
+        check_gpus(trt, resolve_gpus(config.gpus))
     return source.made(given.name, format="tensorrt")
 
 

@@ -36,7 +36,8 @@ def test_onnxruntime_computes_fp8_as_pytorch_simulates_it(exported: Exported) ->
     noise = np.abs(quantized - expected).mean()
     single, half = (run(exported.path(precision), images) for precision in ("fp8", "fp8-fp16"))
     assert np.abs(single - quantized).mean() <= 0.3 * noise
-    assert np.abs(half - quantized).mean() <= 0.6 * noise
+    # FP16 moves a value at a rounding boundary to the other side more often, as with INT8
+    assert np.abs(half - quantized).mean() <= 0.03 * np.abs(expected).max()
 
 
 @pytest.mark.heavy

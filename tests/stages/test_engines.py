@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -70,35 +69,6 @@ def test_run_builds_one_plan_for_each_compute_capability(convolution: Artifact, 
     assert details.batch == Profile(1, 2, 4)
     assert details.precisions["SM86"] == PrecisionReport({"INT8": 1}, 1, (), ())
     assert not [line for line in details.warnings if line.startswith("SM")]
-
-
-@pytest.fixture
-def product_of_fp8(tmp_path: Path) -> Artifact:
-    """One matrix product in FP8 and FP16."""
-    path = write_product(tmp_path, "MatMul", dtype=np.float16, levels=ml_dtypes.float8_e4m3fn)
-    return as_artifact(path, precision="fp8-fp16")
-
-
-def test_run_builds_fp8_for_gpus_that_have_it_and_says_so(product_of_fp8: Artifact, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    progress = RecordingProgress()
-    config = TensorRTConfig(gpus=("rtx-4070,rtx-5080",), strict=True)
-    engine = run(config, product_of_fp8, tmp_path / "engine", progress)
-    expected = PrecisionReport({"FP8": 1}, 0, (), (), requested_fp8=1)
-    assert engine_details(engine).precisions == {"SM89": expected, "SM120": expected}
-    assert progress.said[0] == "engine: SM89: 1 of 1 FP8 MatMul/Conv nodes run in FP8 (all: 1 FP8)"
-
-
-@pytest.mark.parametrize(("gpus", "named"), [("sm86,sm89", "SM86"), ("a100", "SM80"), ("t4,rtx-3060", "SM75, SM86")])
-def test_run_refuses_fp8_for_gpus_that_have_none(
-    product_of_fp8: Artifact, tmp_path: Path, gpus: str, named: str
-) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(
-        ExportError, match=rf"^FP8 needs SM89 or newer \([^\n]*\); asked for was {named}\. Leave [^\n]*$"
-    ):
-        run(TensorRTConfig(gpus=(gpus,)), product_of_fp8, tmp_path / "engine")
-    assert not list((tmp_path / "engine").iterdir())
 
 
 def test_run_keeps_what_the_graph_takes_and_gives(tmp_path: Path) -> None:
@@ -216,28 +186,6 @@ def test_run_asks_the_engine_inspector_of_standard_tensorrt(
     assert engine_details(engine).gpus == ()
     assert engine_details(engine).precisions == {"this GPU": PrecisionReport({"INT8": 1}, 1, (), ())}
     assert script.batches == [(2, 16, 8, 8)]
-
-
-@pytest.mark.usefixtures("standard")
-@pytest.mark.parametrize(("capability", "passes"), [("SM87", False), ("SM89", True), ("SM110", True)])
-def test_run_builds_fp8_with_standard_tensorrt_where_the_gpu_has_it(
-    product_of_fp8: Artifact,
-    script: Script,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capability: str,
-    passes: bool,
-) -> None:
-    monkeypatch.setattr(tensorrt, "describe_gpus", lambda: {"gpus": [{"capability": capability}]})
-    script.layers, script.input_shape = script.layers.replace("Int8", "FP8"), (-1, 4, 32)
-    config = TensorRTConfig("tensorrt", strict=True)
-    if passes:
-        engine = run(config, product_of_fp8, tmp_path / "engine")
-        report = engine_details(engine).precisions["this GPU"]
-        assert report == PrecisionReport({"FP8": 1}, 0, (), (), requested_fp8=1)
-    else:
-        with pytest.raises(ExportError, match=rf"^FP8 needs SM89 or newer [^\n]* {capability}\."):
-            run(config, product_of_fp8, tmp_path / "engine")
 
 
 @pytest.mark.usefixtures("standard")
