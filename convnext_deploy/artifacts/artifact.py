@@ -42,7 +42,7 @@ Record = TypeVar(
 
 def quantized_type(precision: str) -> str | None:
     """Return `INT8` or `FP8` for the precision of a network that computes in it, whatever the rest computes in; else None."""
-    return _QUANTIZED.get(precision.partition("-")[0])
+    return next((kind for start, kind in _QUANTIZED.items() if precision.startswith(start)), None)
 
 
 @dataclass(frozen=True)

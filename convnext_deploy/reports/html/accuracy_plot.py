@@ -14,7 +14,7 @@ from convnext_deploy.reports.record import Accuracy, StageRow
 from convnext_deploy.reports.stage_table import metric_name
 
 _SIMULATED = ", simulated"
-_MARKS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "FP8": "square"}
+_MARKS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "FP8": "triangle"}
 _COLORS = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "FP8": "int8"}
 _OTHER = ("triangle", "muted")
 RUN_COLORS = 6  # --run0 to --run5

@@ -36,7 +36,8 @@ def accuracy(report: Report) -> dict[str, Any] | None:
         names = ", ".join(point.row.name for point in front)
         caption += f" No artifact is both faster and more accurate than one on the dotted front: {names}."
     for kind in dict.fromkeys(point.row.identity.quantized_type for point in points if point.row.is_simulated):
-        caption += f" Hollow squares: {kind} simulated in FP32 by PyTorch, whose latency is not that of {kind}."
+        shape = "squares" if kind == "INT8" else "triangles"
+        caption += f" Hollow {shape}: {kind} simulated in FP32 by PyTorch, whose latency is not that of {kind}."
     spread = latency_plot(points)
     return {
         "plot": accuracy_plot(points),
