@@ -22,7 +22,7 @@ from convnext_deploy.data.augmentation import (
     draw_operations,
     erase,
 )
-from convnext_deploy.data.batch_rows import OwnRows, generator, order_images, rows_before
+from convnext_deploy.data.batch_rows import EpochOrder, OwnBatches, OwnRows, generator, rows_before
 from convnext_deploy.data.crops import load_crop
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.items import EvaluationItems, name_image
@@ -96,7 +96,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized images `(N, C, S, S)` float32, or pixels `(N, S, S, C)` uint8, and labels `(N,)` int64."""
-        order = list(range(len(self.images)) if self.indices is None else self.indices)
+        order = np.asarray(range(len(self.images)) if self.indices is None else self.indices, np.int64)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         try:
             for pixels, chunk in zip(_load(self._loader, chunks), chunks, strict=True):
@@ -199,7 +199,7 @@ class TrainingBatches:
         numbers = np.arange(len(self))
         if planned != epoch:
             numbers = generator(_REPEAT, self.plan.seed, epoch).permutation(numbers)
-        chunks = order_images(self.images, self.batch_size, self.plan.seed, planned)
+        chunks = EpochOrder(self.images, self.batch_size, self.plan.seed, planned)
         numbers = numbers[start:]
         for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
             own = self._own(chunks[number])
@@ -236,10 +236,10 @@ class TrainingBatches:
         surplus = self._rows.surplus
         return images[surplus:], labels[surplus:], weight
 
-    def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
+    def _pixels(self, chunks: EpochOrder, epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield this process's images of the numbered chunks as `(N, S, S, C)` uint8."""
         size, wanted = self.preprocess.sides, self.plan.augmentation
-        own = [self._own(chunks[number]) for number in numbers]
+        own = OwnBatches(chunks, numbers, self._own)
         if self._small is None:
             yield from _load(self._loader, own, epoch)
             return
