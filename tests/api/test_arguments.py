@@ -106,7 +106,7 @@ def test_calls_with_too_many_or_too_few_arguments_name_the_verb_and_what_it_take
     ):
         api.compare("a", "b")  # type: ignore[call-arg]
     with pytest.raises(api.DeployError, match=r"^predict: .* 'images'; it is predict\(artifact, images, stream=…, "):
-        api.predict("m")  # type: ignore[call-arg]
+        api.predict("m")  # type: ignore[call-overload]
 
 
 def test_a_name_that_no_record_has_is_refused_in_one_line() -> None:
