@@ -1,9 +1,11 @@
 """Decode image files to upright 8-bit pixels, and check that a file is a readable image."""
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -23,28 +25,45 @@ _CHUNK = 256  # files per task
 _THREADS = 8  # they wait for the disk together; on one that answers at once they gain nothing
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """An image file, or a part of a file: what a user calls it, and what opens it."""
+
+    name: object
+    open: Callable[[], BinaryIO]
+
+
+def encoded_file(path: Path) -> Encoded:
+    """Return an image file."""
+    # A stream, because Pillow maps files that it opens itself into memory, and then garbles rotated TIFF images.
+    return Encoded(path, lambda: _open_file(path))
+
+
 def read_image(path: Path) -> Image.Image:
     """Decode an image file to upright 8-bit grey or RGB, as `to_8_bit` does.
 
     Raises: DataError: naming the file, if it cannot be read.
     """
-    # A stream, because Pillow maps files that it opens itself into memory, and then garbles rotated TIFF images.
-    return decode_image(path, lambda: _open_file(path))
+    return decode_image(encoded_file(path))
 
 
-def decode_image(name: object, open_stream: Callable[[], BinaryIO]) -> Image.Image:
-    """Decode the image file that `open_stream` opens, as `to_8_bit` does.
+def decode_image(encoded: Encoded) -> Image.Image:
+    """Decode an image as `to_8_bit` does. Raises: DataError: with its name, if it cannot be read."""
+    with opened(encoded) as image:
+        return to_8_bit(image)
 
-    Raises: DataError: with `name`, if it cannot be read.
-    """
+
+@contextlib.contextmanager
+def opened(encoded: Encoded) -> Iterator[Image.Image]:
+    """Open an image by its header, to be decoded within. Raises: DataError: with its name, if it cannot be read."""
     try:
-        with quiet(), open_stream() as stream, open_image(stream) as image:
-            return to_8_bit(image)
+        with quiet(), encoded.open() as stream, open_image(stream) as image:
+            yield image
     except MemoryError:
         raise  # which says nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         raise DataError(
-            f"{printable(name)} cannot be read as an image ({_reason(error)}); repair or remove it, or leave it out with "
+            f"{printable(encoded.name)} cannot be read as an image ({_reason(error)}); repair or remove it, or leave it out with "
             "--skip-unreadable."
         ) from None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy.data.contents import Contents, names_below
-from convnext_deploy.data.decoding import read_image
+from convnext_deploy.data.decoding import Encoded, decode_image, encoded_file
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
@@ -29,6 +29,9 @@ class ImageSet(Protocol):
 
     def load(self, index: int) -> Image.Image:
         """Decode an image, upright, 8-bit grey or RGB. Raises: DataError: naming the file, if it cannot be read."""
+
+    def encoded(self, index: int) -> Encoded | None:
+        """Return what an image is decoded from; None: its pixels are in memory."""
 
     def content(self, index: int) -> bytes:
         """Return the encoded bytes; equal bytes are equal images."""
@@ -48,7 +51,10 @@ class FolderImages:
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return decode_image(self.encoded(index))
+
+    def encoded(self, index: int) -> Encoded:
+        return encoded_file(self.paths[index])
 
     def content(self, index: int) -> bytes:
         return self.paths[index].read_bytes()
@@ -77,6 +83,9 @@ class ArrayImages:
 
     def load(self, index: int) -> Image.Image:
         return Image.fromarray(self.arrays[index])
+
+    def encoded(self, index: int) -> None:
+        return None
 
     def content(self, index: int) -> bytes:
         content: bytes = self.arrays[index].tobytes()
@@ -121,6 +130,10 @@ class TaughtImages:
     def load(self, index: int) -> Image.Image:
         images, own = self.part(index)
         return images.load(own)
+
+    def encoded(self, index: int) -> Encoded | None:
+        images, own = self.part(index)
+        return images.encoded(own)
 
     def content(self, index: int) -> bytes:
         images, own = self.part(index)

@@ -23,11 +23,11 @@ from convnext_deploy.data.augmentation import (
     erase,
 )
 from convnext_deploy.data.batch_rows import OwnRows, generator, order_images, rows_before
+from convnext_deploy.data.crops import load_crop
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.items import EvaluationItems, name_image
 from convnext_deploy.data.mixup import mix
 from convnext_deploy.data.pixel_cache import PixelCache, decode_small
-from convnext_deploy.data.pixels import to_channels
 from convnext_deploy.data.worker_process import Chunk
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
@@ -266,15 +266,17 @@ class _TrainingItems:
         return *self.preprocess.sides, len(self.preprocess.mean)
 
     def load(self, index: int, epoch: int) -> NDArray[np.uint8] | DataError:
+        rng, wanted = generator(_IMAGE, self.plan.seed, epoch, index), self.plan.augmentation
+
+        def draw(height: int, width: int) -> tuple[NDArray[np.float64], bool]:
+            box = transforms.sample_crops(rng, 1, height, width, wanted.crop_scale_min)[0]
+            return box, bool(rng.uniform() < wanted.flip_probability)
+
         try:
-            image = to_channels(self.images.load(index), len(self.preprocess.mean))
+            pixels = load_crop(self.images, index, len(self.preprocess.mean), draw, self.preprocess.sides)
         except DataError as error:
             return error
-        rng = generator(_IMAGE, self.plan.seed, epoch, index)
-        box = transforms.sample_crops(rng, 1, image.height, image.width, self.plan.augmentation.crop_scale_min)[0]
-        flip = rng.uniform() < self.plan.augmentation.flip_probability
-        pixels = transforms.crop_image(image, box, flip, self.preprocess.sides)
-        return change_image(pixels, self.plan.augmentation, rng)
+        return change_image(pixels, wanted, rng)
 
     def name(self, index: int) -> str:
         return name_image(self.images, index)

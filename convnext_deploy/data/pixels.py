@@ -87,7 +87,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
         Exception: of any kind, if the file behind the image is damaged.
     """
     image.load()
-    orientation = _orientation(image)
+    orientation = read_orientation(image)
     pixels = _to_grey_or_rgb(image)
     if orientation not in _UPRIGHT:
         return pixels
@@ -96,7 +96,8 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     return pixels
 
 
-def _orientation(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
+    """Return how a camera says that the stored pixels lie (EXIF 2.32, tag 274), 1 to 8; 1: upright."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata, on which Pillow fails in many ways, takes nothing from the pixels

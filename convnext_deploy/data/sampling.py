@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, ImageSet, name_images
+from convnext_deploy.data.decoding import Encoded
 from convnext_deploy.data.shards import ShardImages
 from convnext_deploy.data.splits import group_finder
 
@@ -183,6 +184,9 @@ class _Part:
 
     def load(self, index: int) -> Image.Image:
         return self.images.load(int(self.rows[index]))
+
+    def encoded(self, index: int) -> Encoded | None:
+        return self.images.encoded(int(self.rows[index]))
 
     def content(self, index: int) -> bytes:
         return self.images.content(int(self.rows[index]))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.contents import Contents
-from convnext_deploy.data.decoding import decode_image, find_damage, printable
+from convnext_deploy.data.decoding import Encoded, decode_image, find_damage, printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES, has_images
 from convnext_deploy.data.shard_index import ShardIndex, read_index
 from convnext_deploy.data.shard_splits import (
@@ -53,8 +53,11 @@ class ShardImages:
         return labels if self.numbers is None else self.numbers[labels]
 
     def load(self, index: int) -> Image.Image:
-        content = self.content(index)
-        return decode_image(self.place(index), lambda: io.BytesIO(content))
+        return decode_image(self.encoded(index))
+
+    def encoded(self, index: int) -> Encoded:
+        content = self.content(index)  # read here, so that an error of the shard is told as such
+        return Encoded(self.place(index), lambda: io.BytesIO(content))
 
     def content(self, index: int) -> bytes:
         """Return the encoded bytes. Raises: DataError: if the shard has changed since it was indexed, or cannot be read."""

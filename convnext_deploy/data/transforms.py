@@ -56,7 +56,11 @@ def sample_crops(
 
 def crop_image(image: Image.Image, box: NDArray[np.float64], flip: bool, size: ImageSize) -> NDArray[np.uint8]:
     """Cut a box out of one image with bicubic antialiased resizing to a size: `(height, width, C)` uint8."""
-    top, left = int(box[0]), int(box[1])
-    height, width = max(1, round(box[2])), max(1, round(box[3]))
+    top, left, height, width = whole_pixels(box)
     image = TF.resized_crop(image, top, left, height, width, list(sides_of(size)), InterpolationMode.BICUBIC)
     return as_array(TF.horizontal_flip(image) if flip else image)
+
+
+def whole_pixels(box: NDArray[np.float64]) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a box in whole pixels, inside the image as the box is."""
+    return int(box[0]), int(box[1]), max(1, round(box[2])), max(1, round(box[3]))

@@ -22,6 +22,7 @@ from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.ptq import PTQConfig, PTQSteps
 from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
+from convnext_deploy.data.decoding import Encoded
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
@@ -70,6 +71,10 @@ class Watched:
         assert not self.secret, "a validation image was decoded"
         self.loaded.append(int(index))
         return self.images.load(index)
+
+    def encoded(self, index: int) -> Encoded | None:
+        assert not self.secret, "a validation image was opened"
+        return self.images.encoded(index)
 
     def content(self, index: int) -> bytes:  # hashed, to tell a training image that is also a validation image
         return self.images.content(index)
