@@ -8,7 +8,6 @@ Ada on (SM89), and not by Jetson Orin (SM87); INT8 products from Turing on (SM75
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
 
 from convnext_deploy.config.choices import Target
 from convnext_deploy.errors import RecipeError
@@ -51,15 +50,11 @@ def forms_for(gpus: Iterable[str]) -> tuple[str, tuple[Form, ...], tuple[str, ..
         raise RecipeError(
             f"{found[0]} is older than Turing (SM{OLDEST}), on which TensorRT 10 and later run; give a newer GPU."
         )
-    known: tuple[str, ...] = get_args(Target)
     forms, without = [], []
     if number < _FIRST_WITH_FP8:
         without.append(f"no fp8: {found[0]} computes none, which begins with Ada (SM{_FIRST_WITH_FP8})")
-    elif "tensorrt-fp8" not in known:
-        without.append("no fp8: this version of convnext-deploy does not make it")
     else:
-        fp8: Target = "tensorrt-fp8"  # type: ignore[assignment,unused-ignore]  # not in every version
-        forms.append(Form("fp8", fp8, f"{found[0]} computes FP8, which TensorRT and TensorRT-RTX document"))
+        forms.append(Form("fp8", "tensorrt-fp8", f"{found[0]} computes FP8, which TensorRT and TensorRT-RTX document"))
     documented = "TensorRT documents it"
     forms.append(
         Form(

@@ -113,7 +113,10 @@ def quantize(
 
 
 def _forms(target: TargetOrAuto, gpus: tuple[str, ...]) -> tuple[tuple[Form, ...], tuple[str, ...]]:
-    """Return the forms to make, none where a target is named, and why others are not. Raises: RecipeError: if target and GPUs do not go together."""
+    """Return the forms to make, none where a target is named, and why others are not made.
+
+    Raises: RecipeError: if target and GPUs do not go together.
+    """
     if target != "auto":
         if gpus:
             raise RecipeError("--gpu counts with --target auto only, which chooses what is made; leave it out.")

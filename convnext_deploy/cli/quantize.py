@@ -36,7 +36,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
     type=click.Choice(get_args(TargetOrAuto)),
     default="tensorrt",
     show_default=True,
-    help="Runtime that it is for, which decides what is quantized, and how; auto: all forms that --gpu may run, for a bundle.",
+    help="Runtime that it is for, which decides what is quantized, and how; tensorrt-fp8: to FP8, all others to INT8; auto: all "
+    "that --gpu computes, for a bundle.",
 )
 @click.option(
     "--gpu",
@@ -44,7 +45,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
     multiple=True,
     metavar="NAME",
     shell_complete=gpus,
-    help="With --target auto: the GPU (rtx-4070, orin, sm89, …), which chooses among the forms itself, once they are there.",
+    help="With --target auto: the GPU (rtx-4070, orin, sm89, …) that is to choose.",
 )
 @click.option(
     "--method",
@@ -82,7 +83,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
 )
 @common_options("quantize", "out")
 def command(as_json: bool, **values: Any) -> None:
-    """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 and measure what it cost.
+    """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 or FP8 and measure what it cost.
 
     The methods are tried from the cheapest to the strongest, up to the first that keeps the drop of top-1 within --max-drop,
     judged on training images set aside; the validation images judge the result.
