@@ -32,14 +32,15 @@ def write_folder(root: Path, files: int) -> Path:
         image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
         image.save(root / "different" / f"{number:04}.{ends[number % 2]}")
     images = sorted((root / "different").iterdir())
-    for split, count, some in (("train", files - files // 25, images[:900]), ("val", files // 25, images[900:])):
-        classes = min(CLASSES, max(2, count // 10))
+    judging = files // 25
+    classes = min(CLASSES, judging)
+    for split, count, some in (("train", files - judging, images[:900]), ("val", judging, images[900:])):
         for place in range(classes):
             folder = root / "images" / split / f"n{place:08}"
             folder.mkdir(parents=True)
             for number in range(place, count, classes):
-                image = some[number * 7 % len(some)]
-                os.link(image, folder / f"n{place:08}_{number:07}{image.suffix}")
+                source = some[number * 7 % len(some)]
+                os.link(source, folder / f"n{place:08}_{number:07}{source.suffix}")
     return root / "images"
 
 
