@@ -4,9 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.image_sets import ImageSet, TaughtImages
+from convnext_deploy.data.shards import ShardImages
 
+LANES = 8
+"""Rows of shards that are read at the same time, each for its own rows of every batch."""
+BUFFER = 2048
+"""Images of a lane among which the next is drawn."""
 _ORDER = 1  # streams of random numbers, see `generator`
-_LABELLED, _UNLABELLED = 7, 8
+_LABELLED, _UNLABELLED, _STREAM = 7, 8, 9
 
 
 def generator(stream: int, *parts: int) -> np.random.Generator:
@@ -21,8 +26,14 @@ def order_images(images: ImageSet, batch_size: int, seed: int, epoch: int) -> ND
     Each comes once, but for the last incomplete batch. Where some have no labels, the labelled ones are first in each batch, and
     the epoch is as long; each kind goes on where it was at the end of the epoch before, and begins anew, in another order, when
     all of it has come.
+
+    Shards that are streamed are put into a random order, one after another, and cut into `LANES` of equal length. Each lane fills
+    its own rows of the batches, so that a process reads only the lanes of its rows; within a lane an image comes up to `BUFFER`
+    images later than it is read, at random.
     """
     steps = len(images) // batch_size
+    if isinstance(images, ShardImages) and images.streamed:
+        return _order_stream(images, batch_size, seed, epoch)
     if not isinstance(images, TaughtImages):
         order = generator(_ORDER, seed, epoch).permutation(len(images))[: steps * batch_size]
         return order.reshape(steps, batch_size)
@@ -35,6 +46,21 @@ def order_images(images: ImageSet, batch_size: int, seed: int, epoch: int) -> ND
         )
         + first,
     )
+    return np.concatenate(parts, axis=1)
+
+
+def _order_stream(images: ShardImages, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    steps, start = len(images) // batch_size, 0
+    random = generator(_STREAM, seed, epoch)
+    place = random.permutation(len(images.index.shards))
+    read = np.argsort(place[images.index.samples["shard"][images.rows]], kind="stable")
+    lanes = min(LANES, batch_size)
+    parts = []
+    for rows in np.diff(np.arange(lanes + 1) * batch_size // lanes).tolist():
+        lane = read[start : start + steps * rows]
+        start += len(lane)
+        drawn = np.argsort(np.arange(len(lane)) + random.uniform(0, BUFFER, len(lane)))
+        parts.append(lane[drawn].reshape(steps, rows))
     return np.concatenate(parts, axis=1)
 
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_deploy.data.class_names import describe_mismatch, match_names
 from convnext_deploy.data.contents import Contents, names_below
@@ -22,7 +21,10 @@ from convnext_deploy.data.image_sets import FolderImages as FolderImages
 from convnext_deploy.data.image_sets import ImageSet as ImageSet
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
-from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, find_shards, read_shards
+from convnext_deploy.data.relabelled import one_hot, renumber
+from convnext_deploy.data.remote_shards import as_url, find_remote_shards
+from convnext_deploy.data.shard_splits import find_shards
+from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, read_shards
 from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
 from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
@@ -72,8 +74,8 @@ class Data:
         if self.multi_label:
             return self
         count = len(self.class_names)
-        train, validation = (_one_hot(images, count) for images in (self.train, self.validation))
-        test = None if self.test is None else _one_hot(self.test, count)
+        train, validation = (one_hot(images, count) for images in (self.train, self.validation))
+        test = None if self.test is None else one_hot(self.test, count)
         return replace(self, train=train, validation=validation, test=test)
 
     def in_order(self, names: tuple[str, ...], where: str) -> "Data":
@@ -88,8 +90,8 @@ class Data:
             return self
         numbers = np.array(places, np.int64)
         ordered = tuple(self.class_names[places.index(number)] for number in range(len(names)))
-        train, validation = (_renumber(images, numbers) for images in (self.train, self.validation))
-        test = None if self.test is None else _renumber(self.test, numbers)
+        train, validation = (renumber(images, numbers) for images in (self.train, self.validation))
+        test = None if self.test is None else renumber(self.test, numbers)
         return replace(self, train=train, validation=validation, test=test, class_names=ordered)
 
     @property
@@ -162,7 +164,7 @@ def open_data(
         name: `digits`, or a folder with `train/` and one of `val/`, `validation/`, `test/`, each with one folder per class;
             or with `train/` alone, or with the class folders alone, and then validation images are held out; or a folder
             with `train-*.tar` and one of `val-*.tar`, `validation-*.tar`, `test-*.tar`, or with the former alone, or with shards
-            of any other names, in the format of WebDataset.
+            of any other names, in the format of WebDataset; or the URL of such a folder, see `find_remote_shards`.
         validation_fraction: share of each class to hold out where there are no validation images, between 0 and 1.
         split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
             a network is scored on images that it was trained on.
@@ -182,13 +184,15 @@ def open_data(
         if labels is not None:
             raise DataError(f"the built-in data '{BUILT_IN}' has its labels; --labels is for image folders.")
         return _digits()
+    split = Split(validation_fraction, split_seed, groups, split_file)
+    if (url := as_url(name)) is not None:
+        return _open_remote(url, split, skipping if skip_unreadable else None, labels, cache_dir)
     root = Path(name)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
-    split = Split(validation_fraction, split_seed, groups, split_file)
     known = Contents(root, cache_dir) if skipping is None else skipping.contents
     skipping = (skipping or Skipping(known)) if skip_unreadable else None
     if labels is not None:
@@ -216,6 +220,19 @@ def open_data(
     return _finish(replace(own, remarks=(*remarks, *contents.remarks)), contents, split)
 
 
+def _open_remote(
+    url: str, split: Split, skipping: Skipping | None, labels: Path | None, cache_dir: Path | None
+) -> Data:
+    """Open shards on another machine; but for where they are read, and the order of very many, as those of a folder."""
+    if labels is not None:
+        raise DataError(f"{printable(url)} has its labels in the shards; --labels is for image folders.")
+    found = find_remote_shards(url, cache_dir)
+    inside = read_shards(found.root, [*found.shards], split, skipping, found.cache_dir, found)
+    own = Data(found.url, inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
+    own = replace(own, test=inside.test if len(inside.test) else None, remarks=found.remarks)
+    return _finish(own, inside, split)
+
+
 def _open_labelled(
     root: Path, files: Sequence[LabelFile], split: Split, skipping: Skipping | None, contents: Contents
 ) -> Data:
@@ -226,12 +243,6 @@ def _open_labelled(
     own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
     own = replace(own, labels_from=found.files, remarks=found.notes)
     return _finish(own, found, split)
-
-
-def _one_hot(images: ImageSet, classes: int) -> ImageSet:
-    if isinstance(images, FolderImages | ArrayImages):
-        return replace(images, labels=np.eye(classes, dtype=np.int64)[images.labels])
-    raise DataError("shards have one class an image; labels of several are read from a file beside image files.")
 
 
 def _finish(data: Data, contents: FolderContents | ShardContents | LabelledContents, split: Split) -> Data:
@@ -269,17 +280,6 @@ def _find_repeated(images: ImageSet, train: ImageSet) -> tuple[Path, ...]:
     if isinstance(images, ShardImages) and isinstance(train, ShardImages):
         return find_repeated_samples(images, train)
     return ()
-
-
-def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
-    """Return images whose labels are `numbers[label]`."""
-    if isinstance(images, ShardImages):
-        return replace(images, numbers=numbers if images.numbers is None else numbers[images.numbers])
-    if isinstance(images, FolderImages | ArrayImages):
-        if images.labels.ndim > 1:
-            return replace(images, labels=images.labels[:, np.argsort(numbers)])
-        return replace(images, labels=numbers[images.labels])
-    raise TypeError(f"{type(images).__name__} cannot be numbered anew")
 
 
 def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
