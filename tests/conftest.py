@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convnext_deploy.api import open_inputs
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
@@ -108,6 +109,12 @@ def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: in
             for index in range(count):
                 draw_image(label, rng).save(folder / f"{index}.png")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _no_user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests look at every image, and leave nothing with the user."""
+    monkeypatch.setattr(open_inputs, "user_cache", lambda: None)
 
 
 @pytest.fixture(scope="session")

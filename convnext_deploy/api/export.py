@@ -139,7 +139,7 @@ def export(
     _check_source(artifact, source, format, settings)
     _check_speed(source, evaluation)
     stages = _stages(source, format, settings, create_gate(evaluation, DEFAULT_MAX_TOP1_DROP_PP))
-    images = open_data_for(source, data, how, out)
+    images = open_data_for(source, data, how, out, judges=True)
     if images is None:
         refuse(changes_of(evaluation), "export without data", "nothing is validated")
     recipe = create_recipe(

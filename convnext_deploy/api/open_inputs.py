@@ -22,6 +22,7 @@ from convnext_deploy.errors import DataError, RecipeError, printable
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import ask_for, open_input, without_head
 from convnext_deploy.pipeline.open_foreign import open_teacher_input, read_name
+from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
@@ -35,14 +36,14 @@ def open_training_data(options: DataOptions, execution: Execution, out: Path | s
 
 
 def open_data_for(
-    source: Artifact, options: DataOptions, execution: Execution, out: Path | str | None = None
+    source: Artifact, options: DataOptions, execution: Execution, out: Path | str | None = None, *, judges: bool = False
 ) -> Data | None:
-    """Return the user's data, or the built-in digits for what was trained on them; `out` as in `open_named_data`.
+    """Return the user's data, or the built-in digits for what was trained on them; `out` and `judges` as in `open_named_data`.
 
     Raises: RecipeError: if there is none, and something was said of how to read it.
     """
     if options.data is not None:
-        return with_labels_for(source, open_named_data(options.data, options, execution, out))
+        return with_labels_for(source, open_named_data(options.data, options, execution, out, judges=judges))
     if any(record.data == BUILT_IN for record in source.lineage):
         execution.progress.say(
             f"no --data was given: using the built-in {BUILT_IN}, on which this artifact was trained"
@@ -53,21 +54,20 @@ def open_data_for(
 
 
 def open_named_data(
-    name: Path | str, options: DataOptions, execution: Execution, out: Path | str | None = None
+    name: Path | str, options: DataOptions, execution: Execution, out: Path | str | None = None, *, judges: bool = False
 ) -> Data:
     """Open an image folder or the digits, and say what was split off, left out and ignored.
 
-    The split is the same for every verb, whatever its seed, and so is what is left out because it cannot be read. That is
-    remembered in the cache folder, or else in that of the run `out`, which reads it here and writes it when it begins.
+    The split is the same for every verb, whatever its seed, and so is what is left out because it cannot be read. What was found
+    in the files is remembered in the cache folder, or else in that of the user; what the run `out` remembers counts too. A verb
+    that only `judges` opens no training images where others have a place of their own.
     """
     if str(name) == BUILT_IN and not Path(name).is_dir():
         refuse(_reading(options), f"the built-in data '{BUILT_IN}'", "its images and their split are fixed")
     fraction = options.validation_fraction
-    skipping = None
-    if options.skip_unreadable:
-        skipping = Skipping(Contents(Path(name), execution.cache_dir), execution.progress)
-        if out is not None:
-            skipping.contents.learn_from(Path(out) / "cache")
+    contents = Contents(Path(name), execution.cache_dir or user_cache(), execution.progress)
+    if out is not None and options.skip_unreadable:
+        contents.learn_from(Path(out) / "cache")
     found = from_first(
         lambda: open_data(
             str(name),
@@ -77,15 +77,17 @@ def open_named_data(
             labels=None if options.labels is None else Path(options.labels),
             skip_unreadable=options.skip_unreadable or False,
             cache_dir=execution.cache_dir,
-            skipping=skipping,
+            contents=contents,
+            judges=judges,
         )
     )
     found = dataclasses.replace(found, division=dataclasses.replace(found.division, told=tuple(_told(options))))
     if options.unlabelled is not None:
+        skipping = Skipping(found.contents) if options.skip_unreadable else None
         found = _with_unlabelled(found, str(options.unlabelled), skipping, execution)
     for note in found.notes:
         execution.progress.say(note)
-    if (dark := describe_dark(found.train)) is not None:
+    if (dark := describe_dark(found.validation if judges else found.train)) is not None:
         execution.progress.say(f"{printable(str(name))}: {dark}")
     if options.classes is None:
         return found

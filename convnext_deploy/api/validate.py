@@ -64,7 +64,7 @@ def validate(
     output = opened["artifact"].model.output
     if "baseline" in opened and output != "logits":
         opened["baseline"] = with_features(opened["baseline"], output, str(baseline), how.progress)
-    images = open_data_for(opened["artifact"], data, how)
+    images = open_data_for(opened["artifact"], data, how, judges=True)
     if images is None:
         raise DataError("validation needs images: give the image folder with --data DIR.")
     folder = None if out is None else Path(out)

@@ -14,7 +14,7 @@ from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, Qua
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class Duration(click.ParamType[float]):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.2
     """`90`, `90s`, `20m` or `1.5h`, in seconds."""
 
     name = "duration"

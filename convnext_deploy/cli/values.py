@@ -7,7 +7,7 @@ import click
 from convnext_deploy.config.image_size import ImageSize, parse_size, sides_of
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.2
     """`0.5` or `0.485,0.456,0.406`."""
 
     name = "numbers"
@@ -22,7 +22,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is no list of numbers; expected such as 0.5 or 0.485,0.456,0.406.", param, ctx)
 
 
-class Size(click.ParamType[ImageSize]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.2
     """`224`, or `32x48` for 32 rows of 48 pixels."""
 
     name = "size"

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from convnext_deploy.data.both_sides import count_unread, find_repeated_images
+from convnext_deploy.data.both_sides import name_images as name_images
 from convnext_deploy.data.class_names import describe_mismatch, match_names
-from convnext_deploy.data.contents import Contents, names_below
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.digits import read_digits
 from convnext_deploy.data.division import Division
+from convnext_deploy.data.files import as_files, join
 from convnext_deploy.data.find_labels import LabelFile, find_label_files, has_class_folders, with_siblings
 from convnext_deploy.data.image_folder import FolderContents, list_images, read_folder
 from convnext_deploy.data.image_sets import ArrayImages as ArrayImages
@@ -24,13 +27,14 @@ from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled
 from convnext_deploy.data.relabelled import one_hot, renumber
 from convnext_deploy.data.remote_shards import as_url, find_remote_shards
 from convnext_deploy.data.shard_splits import find_shards
-from convnext_deploy.data.shards import ShardContents, ShardImages, find_repeated_samples, read_shards
-from convnext_deploy.data.splits import ClassFiles, Split, content_keys, find_repeated, group_finder
+from convnext_deploy.data.shards import ShardContents, ShardImages, read_shards
+from convnext_deploy.data.splits import ClassFiles, Split, group_finder
 from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
 from convnext_deploy.errors import DataError
 
 BUILT_IN = "digits"
+_FEW_TO_READ = 100_000  # training images, for a verb that only judges: some seconds on a disk that answers at once
 VALIDATION_FRACTION = 0.1  # of each class, where nobody says it
 
 
@@ -156,7 +160,8 @@ def open_data(
     labels: Path | None = None,
     skip_unreadable: bool = False,
     cache_dir: Path | None = None,
-    skipping: Skipping | None = None,
+    contents: Contents | None = None,
+    judges: bool = False,
 ) -> Data:
     """Open `digits`, an image folder or a folder of tar shards, and check that every image can be opened.
 
@@ -175,7 +180,8 @@ def open_data(
         skip_unreadable: leave out images that cannot be decoded to their last pixel, and list them in `Data.unreadable`: all are
             decoded for that, once. Otherwise damage that shows only then raises from `ImageSet.load`.
         cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: nowhere.
-        skipping: how these images are found; None: by what `cache_dir` tells and by decoding, in silence.
+        contents: what is known of the files; None: what `cache_dir` tells.
+        judges: the images for training are of no interest: where others have a place of their own, these are not opened.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, a class is present in only one split or too
         small to hold out an image of it, or an image cannot be opened.
@@ -186,15 +192,17 @@ def open_data(
         return _digits()
     split = Split(validation_fraction, split_seed, groups, split_file)
     if (url := as_url(name)) is not None:
-        return _open_remote(url, split, skipping if skip_unreadable else None, labels, cache_dir)
+        if labels is not None:
+            raise DataError(f"{printable(url)} has its labels in the shards; --labels is for image folders.")
+        return _open_remote(url, split, contents or Contents(Path(name), cache_dir), skip_unreadable, cache_dir)
     root = Path(name)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
-    known = Contents(root, cache_dir) if skipping is None else skipping.contents
-    skipping = (skipping or Skipping(known)) if skip_unreadable else None
+    known = contents or Contents(root, cache_dir)
+    skipping = Skipping(known) if skip_unreadable else None
     if labels is not None:
         return _open_labelled(root, [*with_siblings(labels)], split, skipping, known)
     if shards := find_shards(root):
@@ -206,7 +214,7 @@ def open_data(
     if files and not has_class_folders(root):
         return _open_labelled(root, files, split, skipping, known)
     try:
-        contents = read_folder(root, split, skipping)
+        folder = read_folder(root, split, skipping, known, judges=judges)
     except DataError as error:
         hint = f" The labels in {printable(files[0][0])} are used with --labels." if files else ""
         raise DataError(f"{error}{hint}") from None
@@ -214,78 +222,66 @@ def open_data(
         f"{printable(file)} is not used, because the images lie in folders of classes; --labels takes the labels from it"
         for file, _ in files
     ]
-    names = tuple(sorted(contents.train))
-    train, validation, test = (_folder(files, names) for files in (contents.train, contents.validation, contents.test))
-    own = Data(str(root), train, validation, names, contents.ignored, contents=known, test=test if len(test) else None)
-    return _finish(replace(own, remarks=(*remarks, *contents.remarks)), contents, split)
+    names = tuple(sorted(folder.train))
+    train, validation, test = (_folder(files, names) for files in (folder.train, folder.validation, folder.test))
+    own = Data(str(root), train, validation, names, folder.ignored, contents=known, test=test if len(test) else None)
+    return _finish(replace(own, remarks=(*remarks, *folder.remarks)), folder, split, judges=judges)
 
 
-def _open_remote(
-    url: str, split: Split, skipping: Skipping | None, labels: Path | None, cache_dir: Path | None
-) -> Data:
+def _open_remote(url: str, split: Split, contents: Contents, skip_unreadable: bool, cache_dir: Path | None) -> Data:
     """Open shards on another machine; but for where they are read, and the order of very many, as those of a folder."""
-    if labels is not None:
-        raise DataError(f"{printable(url)} has its labels in the shards; --labels is for image folders.")
     found = find_remote_shards(url, cache_dir)
+    skipping = Skipping(contents) if skip_unreadable else None
     inside = read_shards(found.root, [*found.shards], split, skipping, found.cache_dir, found)
     own = Data(found.url, inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
-    own = replace(own, test=inside.test if len(inside.test) else None, remarks=found.remarks)
-    return _finish(own, inside, split)
+    test = inside.test if len(inside.test) else None
+    return _finish(replace(own, contents=contents, test=test, remarks=found.remarks), inside, split)
 
 
 def _open_labelled(
     root: Path, files: Sequence[LabelFile], split: Split, skipping: Skipping | None, contents: Contents
 ) -> Data:
     """Open images of which files tell the labels."""
-    found = read_labelled_folder(root, list_images(root), files, split, skipping)
-    sides = (FolderImages(side.paths, side.labels) for side in (found.train, found.validation, found.test))
+    found = read_labelled_folder(root, list_images(root), files, split, skipping, contents)
+    sides = (FolderImages(as_files(side.paths), side.labels) for side in (found.train, found.validation, found.test))
     train, validation, test = sides
     own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
     own = replace(own, labels_from=found.files, remarks=found.notes)
     return _finish(own, found, split)
 
 
-def _finish(data: Data, contents: FolderContents | ShardContents | LabelledContents, split: Split) -> Data:
+def _finish(
+    data: Data, contents: FolderContents | ShardContents | LabelledContents, split: Split, *, judges: bool = False
+) -> Data:
     """Return the data with how it was divided, and what should not be on both sides."""
     division = Division(contents.places, contents.unused, contents.left_out)
     if not contents.held_out:  # otherwise copies and groups were kept on one side
         judging = [images for images in (data.validation, data.test) if images is not None]
         root = Path(data.name)
-        repeated = (path for images in judging for path in _find_repeated(images, data.train))
+        unread = count_unread(judging, data.train, data.contents) if judges else 0
+        repeated: list[Path] = []
+        if unread <= _FEW_TO_READ:
+            unread = 0
+            repeated = [path for images in judging for path in find_repeated_images(images, data.train, data.contents)]
         crossing: set[str] = set()
         if split.groups is not None:
             find = group_finder(split.groups)
             own = {find(os.fsencode(name)) for name in name_images(data.train, root)}
             crossing = own & {find(os.fsencode(name)) for images in judging for name in name_images(images, root)}
         division = replace(
-            division, repeated=tuple(path.relative_to(root) for path in repeated), crossing=tuple(sorted(crossing))
+            division,
+            repeated=tuple(path.relative_to(root) for path in repeated),
+            crossing=tuple(sorted(crossing)),
+            unread=unread,
         )
     chosen = split if contents.held_out or split.file is not None else None
     return replace(data, unreadable=contents.unreadable, reasons=contents.reasons, split=chosen, division=division)
 
 
-def name_images(images: ImageSet, root: Path) -> tuple[str, ...]:
-    """Return what images are called below a folder; those without files have no names."""
-    if isinstance(images, FolderImages):
-        return tuple(names_below(root, images.paths))
-    if isinstance(images, ShardImages):
-        return tuple(names_below(root, map(images.place, range(len(images)))))
-    return ()
-
-
-def _find_repeated(images: ImageSet, train: ImageSet) -> tuple[Path, ...]:
-    """Return those images that are among the training images as well, whatever they are called."""
-    if isinstance(images, FolderImages) and isinstance(train, FolderImages):
-        return tuple(find_repeated(images.paths, train.paths, content_keys()))
-    if isinstance(images, ShardImages) and isinstance(train, ShardImages):
-        return find_repeated_samples(images, train)
-    return ()
-
-
 def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:
-    counts = [len(found.get(name, [])) for name in names]
+    parts = [found.get(name, []) for name in names]
     return FolderImages(
-        tuple(path for name in names for path in found.get(name, [])), np.repeat(np.arange(len(names)), counts)
+        join([part for part in parts if len(part)]), np.repeat(np.arange(len(names)), list(map(len, parts)))
     )
 
 

@@ -17,8 +17,9 @@ class Division:
 
     `places`: where the images of training, validation and test lie, where each split has a place; `unused`: splits that lie there
     and are not read; `left_out`: images that the file of the split names for nothing. `repeated`: images of validation and test,
-    by their paths in the folder, that are among the training images as well; `crossing`: groups that are on both sides. `told`:
-    what was said of how to read and divide them, as words of the command line.
+    by their paths in the folder, that are among the training images as well; `crossing`: groups that are on both sides; `unread`:
+    training images that would have to be read to tell that, and were not. `told`: what was said of how to read and divide them, as
+    words of the command line.
     """
 
     places: tuple[str, ...] = ()
@@ -26,6 +27,7 @@ class Division:
     left_out: int = 0
     repeated: tuple[Path, ...] = ()
     crossing: tuple[str, ...] = ()
+    unread: int = 0
     told: tuple[str, ...] = ()
 
     def describe(self, name: str, counts: Sequence[int], split: Split | None, kind: str) -> Iterator[str]:
@@ -59,6 +61,11 @@ class Division:
             yield (
                 f"{len(self.repeated):,} of the {total:,} images that judge are among the training images as well "
                 f"({_some([path.as_posix() for path in self.repeated])}): top-1 is better than on new images"
+            )
+        if self.unread:
+            yield (
+                f"whether images that judge are among the training images as well is not known: {self.unread:,} of these would "
+                "have to be read, as train, distill and quantize do, after which it is remembered"
             )
         if self.crossing:
             yield (

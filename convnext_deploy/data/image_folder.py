@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.data.class_names import same_name
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.files import Files, Listing, identity, join, pick
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
@@ -19,6 +21,7 @@ VALIDATION_FOLDERS = ("val", "validation", "valid")
 TEST_FOLDER = "test"  # for validation where there is nothing else
 # Names of splits that are not read, but must not be taken for classes or passed over either.
 SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, TEST_FOLDER, "dev", "eval", "evaluation", "testing"}
+_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 _EXPECTED = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone"
 
 
@@ -55,7 +58,9 @@ class Places:
     unused: tuple[str, ...] = ()
 
 
-def read_folder(root: Path, split: Split, skipping: Skipping | None) -> FolderContents:
+def read_folder(
+    root: Path, split: Split, skipping: Skipping | None, contents: Contents, *, judges: bool = False
+) -> FolderContents:
     """Find the images of `root`, check that all can be opened, and hold out some when there is no validation folder.
 
     Args:
@@ -63,50 +68,62 @@ def read_folder(root: Path, split: Split, skipping: Skipping | None) -> FolderCo
             themselves. `test/` beside a validation folder is the test.
         split: how validation images are chosen where there is no validation folder, or a file says it.
         skipping: leave out images that cannot be read; None: they are an error, as far as their headers and ends tell.
+        contents: of the files.
+        judges: training images are not opened where validation images have a place of their own, unless some are to be left out.
 
     Raises: DataError: if the folder, a split or a class is missing or empty, or an image cannot be read.
     """
     try:
         places = _without_unlabelled_test(_find_splits(root))
         folders = [place for place in (places.train, places.validation, places.test) if place is not None]
-        splits = {folder: _scan(folder) for folder in folders}
+        listing = Listing(root)
+        splits = {folder: _scan(folder, listing) for folder in folders}
     except OSError as error:
         where = printable(error.filename or root)
         raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
-    found = {folder: files for folder, (files, _) in splits.items()}
+    columns = listing.finish(contents.folder)
+    found: dict[Path, ClassFiles] = {
+        folder: {name: Files(columns, rows) for name, rows in classes.items()}
+        for folder, (classes, _) in splits.items()
+    }
     others = [path for _, paths in splits.values() for path in paths]
     told: dict[str, Any] = {"ignored": len(others), "remarks": tuple(advise(others))}
     _spell_alike(found)
     if split.file is not None:
-        unreadable = take_out_unreadable(found, skipping)
+        unreadable = take_out_unreadable(found, skipping, contents)
         return replace(_divide_by_file(root, found, split.file), **told, **unreadable)
     _check_classes(found, places.test)
-    unreadable = take_out_unreadable(found, skipping)
+    looked_at = dict(found)
+    if judges and places.validation is not None and skipping is None:
+        del looked_at[places.train]
+    unreadable = take_out_unreadable(looked_at, skipping, contents)
+    found |= looked_at
     test = {} if places.test is None else found[places.test]
     if places.validation is not None:
         held = found[places.train], found[places.validation]
     else:
-        held = split_validation(found[places.train], places.train, split.fraction, split.seed, split.groups)
+        held = split_validation(found[places.train], places.train, split, contents)
     names = tuple(f"{folder.name}/" for folder in folders)
-    contents = FolderContents(*held, test, 0, (), places.validation is None, names, places.unused)
-    return replace(contents, **told, **unreadable)
+    whole = FolderContents(*held, test, 0, (), places.validation is None, names, places.unused)
+    return replace(whole, **told, **unreadable)
 
 
 def _divide_by_file(root: Path, found: Mapping[Path, ClassFiles], file: Path) -> FolderContents:
     """Divide all images of a folder, in whichever split they lie, as the lists in a file say."""
-    names = {
-        path: (path.relative_to(root).as_posix(), path.relative_to(folder).as_posix(), path.name)
-        for folder, classes in found.items()
-        for files in classes.values()
-        for path in files
-    }
+    every = [(folder, name, join([files])) for folder, classes in found.items() for name, files in classes.items()]
+    names: dict[tuple[int, int], tuple[str, ...]] = {}  # by the number of the class folder, and the place in it
+    for number, (folder, _, files) in enumerate(every):
+        pairs = zip(files.names_below(root), files.names_below(folder), strict=True)
+        for place, ends in enumerate(pairs):
+            texts = tuple(map(os.fsdecode, ends))
+            names[number, place] = (*texts, texts[0].rpartition("/")[2])
     divided = divide_by_lists(names, file)
     sides: dict[str, ClassFiles] = {role: {} for role in divided}
     for role, chosen in divided.items():
-        for classes in found.values():
-            for name, files in classes.items():
-                if inside := [path for path in files if path in chosen]:
-                    sides[role].setdefault(name, []).extend(inside)
+        for number, (_, name, files) in enumerate(every):
+            if inside := [place for place in range(len(files)) if (number, place) in chosen]:
+                before = [sides[role][name]] if name in sides[role] else []
+                sides[role][name] = join([*before, pick(files, inside)])
     parts = {Path(f"the {role} list of {file}"): sides[role] for role in ("train", "validation", "test")}
     *_, test = parts
     if not sides["train"]:
@@ -131,7 +148,7 @@ def _find_splits(root: Path) -> Places:
     if "train" not in folders:
         # A folder of classes, unless it has nothing of the sort or is a folder of splits by other names.
         if splits or not has_images(root):
-            if loose := [] if splits else [path for path in root.iterdir() if path.is_file() and _is_image(path)]:
+            if loose := [] if splits else [path for path in root.iterdir() if path.is_file() and is_image(path.name)]:
                 raise DataError(
                     f"the data folder {printable(root)} has {len(loose):,} images in no folder of a class, such as "
                     f"{printable(min(loose).name)}, so that nothing tells their classes; expected CLASS/*.jpg, or a file of labels "
@@ -168,38 +185,61 @@ def _without_unlabelled_test(places: Places) -> Places:
 def has_images(root: Path) -> bool:
     """Whether a folder in `root` has an image, however deep. Raises: OSError: if a folder cannot be listed."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return any(next(_image_files(folder), None) for folder in folders)
+    return any(next(filter(is_image, _files(folder)), None) for folder in folders)
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> Files:
     """Return the files below a folder that are images by their names, in sorted order; nothing is opened.
 
     Raises: OSError: if a folder cannot be listed.
     """
-    return sorted(_image_files(folder))
+    return list_files(folder)[0]
 
 
-def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
+def list_files(folder: Path) -> tuple[Files, list[Path]]:
     """Return the files below a folder, sorted: images by their names, and all others. Raises: OSError: as `list_images`."""
-    files = sorted(_files(folder))
-    return [path for path in files if _is_image(path)], [path for path in files if not _is_image(path)]
+    listing = Listing(folder)
+    _, others = listing.add_below(folder, is_image)
+    return Files(listing.finish()), sorted(others)
 
 
-def _scan(split: Path) -> tuple[ClassFiles, list[Path]]:
-    """Return the images of each class folder in sorted order, and the files that are none."""
-    found: ClassFiles = {}
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    stem, dot, ending = name.rpartition(".")
+    return bool(stem) and f"{dot}{ending.lower()}" in _EXTENSIONS and not stem.startswith(".")
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the names of the files below a folder, through links as well, but never twice through the same folder."""
+    seen = {identity(folder)}
+    for base, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        kept = []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            if (found := identity(Path(base) / name)) not in seen:
+                seen.add(found)
+                kept.append(name)
+        folders[:] = kept
+        yield from files
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _scan(split: Path, listing: Listing) -> tuple[dict[str, range], list[Path]]:
+    """Return the rows of the images of each class folder, sorted, and the files that are none."""
+    found: dict[str, range] = {}
     empty: list[Path] = []
     others = [path for path in split.iterdir() if path.is_file()]  # images outside of class folders have no label
     for folder in sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        paths = list(_files(folder))
-        images = [path for path in paths if _is_image(path)]
-        others += [path for path in paths if not _is_image(path)]
-        if not images and paths:
-            raise DataError(describe_useless(folder, paths))
+        images, useless = listing.add_below(folder, is_image)
+        others += useless
+        if not images and useless:
+            raise DataError(describe_useless(folder, useless))
         if images:
             if not folder.name.isprintable():  # class names are written into files and printed
                 raise DataError(f"the name of the class folder {printable(folder)} is not plain text; rename it.")
-            found[folder.name] = sorted(images)
+            found[folder.name] = images
         else:
             empty.append(folder)
     if found and empty:
@@ -213,36 +253,6 @@ def _scan(split: Path) -> tuple[ClassFiles, list[Path]]:
             f"{printable(split)} has no images; expected one folder per class with {extensions} files{loose}."
         )
     return found, others
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    return filter(_is_image, _files(folder))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, through links as well, but never twice through the same folder."""
-    seen = {_identity(folder)}
-    for base, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        kept = []
-        for path in sorted(Path(base) / name for name in folders if not name.startswith(".")):  # such as .thumbnails
-            if (identity := _identity(path)) not in seen:
-                seen.add(identity)
-                kept.append(path.name)
-        folders[:] = kept
-        yield from (Path(base) / name for name in files)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _spell_alike(found: dict[Path, ClassFiles]) -> None:

@@ -1,7 +1,7 @@
 """Labelled images as training and evaluation take them, whatever they are kept in."""
 
 import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.data.contents import Contents, names_below
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import Encoded, decode_image, encoded_file
+from convnext_deploy.data.files import Files, as_files
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
@@ -44,8 +45,13 @@ class ImageSet(Protocol):
 class FolderImages:
     """Files of an image folder."""
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     labels: NDArray[np.int64]
+
+    @cached_property
+    def files(self) -> Files:
+        """The paths as columns."""
+        return as_files(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,13 +67,12 @@ class FolderImages:
 
     def size_hint(self, index: int) -> int:
         """Size of the file in bytes."""
-        return self.paths[index].stat().st_size
+        return self.files.size(index)
 
     def identify(self, root: Path, contents: Contents) -> bytes:
         """Return a hash of the names below a folder and of what the files hold."""
-        # names are bytes to the system, and not always valid text
-        digest = hashlib.sha256(b"\0".join(os.fsencode(name) for name in names_below(root, self.paths)))
-        digest.update(contents.read(self.paths).tobytes())
+        digest = hashlib.sha256(b"\0".join(self.files.names_below(root)))
+        digest.update(contents.read(self.files).tobytes())
         return digest.digest()
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.class_names import same_name
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.find_labels import LabelFile
 from convnext_deploy.data.label_files import read_labels
 from convnext_deploy.data.label_table import ROLES, LabelTable, join_tables
 from convnext_deploy.data.multi_label_split import hold_out_labels
 from convnext_deploy.data.split_lists import divide_by_lists
-from convnext_deploy.data.splits import Split, split_validation
+from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
 from convnext_deploy.errors import DataError
 from convnext_deploy.metrics.multi_label import UNKNOWN
@@ -53,7 +54,12 @@ class LabelledContents:
 
 
 def read_labelled_folder(
-    root: Path, images: Sequence[Path], files: Sequence[LabelFile], split: Split, skipping: Skipping | None
+    root: Path,
+    images: Sequence[Path],
+    files: Sequence[LabelFile],
+    split: Split,
+    skipping: Skipping | None,
+    contents: Contents,
 ) -> LabelledContents:
     """Give the images below a folder their labels, and divide them.
 
@@ -66,6 +72,7 @@ def read_labelled_folder(
         files: of labels, each with the split of its images.
         split: how validation images are chosen where nothing tells them.
         skipping: leave out images that cannot be read; None: they are an error.
+        contents: of the files.
 
     Raises: DataError: if a file cannot be read or names no image, an image cannot be read, or a side or class has no image.
     """
@@ -78,8 +85,8 @@ def read_labelled_folder(
     table = join_tables(tables)
     where = " and ".join(printable(path) for path, _ in files)
     notes = [f"labels of {len(rows):,} images from {where}", *table.notes]
-    readable = {"any label": sorted(rows)}
-    left_out_images = take_out_unreadable({root: readable}, skipping)
+    readable: ClassFiles = {"any label": sorted(rows)}
+    left_out_images = take_out_unreadable({root: readable}, skipping, contents)
     known = {path: rows[path] for path in readable["any label"]}
     unnamed = sorted(set(images) - rows.keys())
     if absent:
@@ -94,7 +101,7 @@ def read_labelled_folder(
             f"{unknown:,} labels ({100 * share:.1f} %) are blank or -1, which is read as not known: they count neither in the loss "
             "nor in the score"
         )
-    sides, held_out, places, left_out = _divide(root, known, table, split)
+    sides, held_out, places, left_out = _divide(root, known, table, split, contents)
     parts = {side: _collect(sides.get(side, []), known, table) for side in _SIDES}
     _check_sides(parts, table, where)
     return LabelledContents(
@@ -180,7 +187,7 @@ class _Names:
 
 
 def _divide(
-    root: Path, rows: Mapping[Path, int], table: LabelTable, split: Split
+    root: Path, rows: Mapping[Path, int], table: LabelTable, split: Split, contents: Contents
 ) -> tuple[dict[str, list[Path]], bool, tuple[str, ...], int]:
     """Return the images of each side, whether some were held out, where each side comes from, and how many are on none."""
     paths = sorted(rows)
@@ -204,13 +211,13 @@ def _divide(
             name: [path for path in train if table.labels[rows[path], k]] for k, name in enumerate(table.classes)
         }
         present = {name: files for name, files in classes.items() if files}
-        parts = split_validation(present, root, split.fraction, split.seed, split.groups)
+        parts = split_validation(present, root, split, contents)
         sides |= dict(
             zip(_SIDES, (sorted(path for files in part.values() for path in files) for part in parts), strict=False)
         )
         return sides, True, (), 0
     labels = table.labels[[rows[path] for path in train]]
-    sides["train"], sides["validation"] = hold_out_labels(train, labels, root, split)
+    sides["train"], sides["validation"] = hold_out_labels(train, labels, root, split, contents)
     return sides, True, (), 0
 
 

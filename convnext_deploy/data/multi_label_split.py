@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.splits import Split, group_equal_files, group_finder, join_groups
 from convnext_deploy.errors import DataError
 
 
 def hold_out_labels(
-    paths: Sequence[Path], labels: NDArray[np.int8], root: Path, split: Split
+    paths: Sequence[Path], labels: NDArray[np.int8], root: Path, split: Split, contents: Contents
 ) -> tuple[list[Path], list[Path]]:
     """Hold out `split.fraction` of the images of each label, as nearly as its images allow, and of those without any.
 
@@ -27,6 +28,7 @@ def hold_out_labels(
         labels: `(N, K)`, 1 where an image has a label.
         root: the data folder.
         split: how many, the seed and the groups.
+        contents: of the files.
 
     Returns: the images for training and those for validation.
     Raises: DataError: if the fraction is out of range, or one side has no image.
@@ -36,7 +38,7 @@ def hold_out_labels(
             f"validation_fraction = {split.fraction} is out of range; expected more than 0 and less than 1."
         )
     place = {path: row for row, path in enumerate(paths)}
-    groups = group_equal_files(paths)
+    groups = [[paths[place] for place in group] for group in group_equal_files(paths, contents)]
     if split.groups is not None:
         find = group_finder(split.groups)
         by_name: dict[str, list[Path]] = {}

@@ -113,12 +113,6 @@ def blocks_of(file: RemoteFile, cache_dir: Path) -> RemoteBlocks:
     return RemoteBlocks(file, cache_dir / "remote" / key)
 
 
-def usual_folder() -> Path:
-    """Return where blocks and indices are kept when nobody says it."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    return (Path(named) if named else Path.home() / ".cache") / "convnext_deploy"
-
-
 class _Stream(io.RawIOBase):
     """A remote file."""
 

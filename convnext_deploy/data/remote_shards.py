@@ -11,10 +11,11 @@ from pathlib import Path
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.decoding import map_files, printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES
-from convnext_deploy.data.remote_blocks import blocks_of, usual_folder
+from convnext_deploy.data.remote_blocks import blocks_of
 from convnext_deploy.data.remote_files import RemoteFile, describe_file, exists, is_remote, list_folder
 from convnext_deploy.data.shard_scan import Shard, expand_urls
 from convnext_deploy.errors import DataError
+from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.files import write_bytes
 
 KEPT_WHOLE = 8 << 30
@@ -50,11 +51,15 @@ def find_remote_shards(url: str, cache_dir: Path | None) -> RemoteFolder:
 
     Args:
         url: as the user gave it.
-        cache_dir: keeps what is read; None: `usual_folder`.
+        cache_dir: keeps what is read; None: the user's cache folder.
 
     Raises: DataError: if there are none, a server does not answer, or a package is missing.
     """
-    kept = usual_folder() if cache_dir is None else cache_dir
+    kept = cache_dir or user_cache()
+    if kept is None:
+        raise DataError(
+            f"{printable(url)} needs a folder for what is read of it, and the user has none; name one with --cache-dir."
+        )
     if re.search(r"[{}]|::|\.tar$", url):
         urls = expand_urls(url)
         if odd := next((each for each in urls if as_url(each) is None or not each.endswith(".tar")), None):

@@ -162,7 +162,7 @@ def only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
     if isinstance(images, ArrayImages):
         return dataclasses.replace(images, arrays=images.arrays[rows], labels=images.labels[rows])
     if isinstance(images, FolderImages):
-        return dataclasses.replace(images, paths=tuple(images.paths[i] for i in kept), labels=images.labels[rows])
+        return dataclasses.replace(images, paths=images.files.take(rows), labels=images.labels[rows])
     if isinstance(images, ShardImages):
         return dataclasses.replace(images, rows=images.rows[rows])
     return _Part(images, rows)

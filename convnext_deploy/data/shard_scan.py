@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_deploy.data.contents import TAIL_BYTES
 from convnext_deploy.data.decoding import find_defect, printable
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.remote_blocks import RemoteBlocks
-from convnext_deploy.data.splits import TAIL_BYTES
 from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import DataError, RemoteError, first_line
 from convnext_deploy.metrics.multi_label import UNKNOWN

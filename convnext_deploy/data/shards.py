@@ -229,7 +229,9 @@ def _leave_out_damaged(index: ShardIndex, skipping: Skipping) -> ShardIndex:
     def find(row: int) -> str | None:
         return find_damage(io.BytesIO(read_sample(index, row)))
 
-    damaged = skipping.contents.decoded.find_damaged(range(len(index.samples)), digests, find, skipping.progress)
+    damaged = skipping.contents.decoded.find_damaged(
+        range(len(index.samples)), digests, find, skipping.contents.progress
+    )
     rows = [row for row, _ in damaged]
     defects = tuple(
         (int(index.samples["shard"][row]), os.fsdecode(index.name(row)), f"cannot be read as an image ({reason})")

@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import map_files, printable
+from convnext_deploy.data.files import Files, as_files, join, pick
 from convnext_deploy.errors import DataError
 
-ClassFiles = dict[str, list[Path]]  # the files of each class, sorted
+ClassFiles = dict[str, Sequence[Path]]  # the files of each class, sorted
 Item = TypeVar("Item", bound=Hashable)
-
-TAIL_BYTES = 4096  # read first to tell files of equal size apart
 
 
 @dataclass(frozen=True)
@@ -40,27 +43,41 @@ class Split:
 
 
 def split_validation(
-    found: Mapping[str, list[Path]], root: Path, fraction: float, seed: int, groups: str | None = None
+    found: Mapping[str, Sequence[Path]], root: Path, split: Split, contents: Contents
 ) -> tuple[ClassFiles, ClassFiles]:
-    """Hold out `fraction` of the files of each class, rounded, and at least one; at least one stays.
+    """Hold out a fraction of the files of each class, rounded, and at least one; at least one stays.
 
     Files are taken in the order of a hash of the seed and their path below `root`. So the split does not depend on the
     order on disk or on where the folder lies, and a file that is added moves at most a few others. Files with equal
     contents stay together; those found under several classes have no one right label to score against, and stay in
-    training. With `groups` so do files in whose paths it finds the same, see `Split`.
+    training. With groups so do files in whose paths these find the same, see `Split`.
 
     Returns: the files for training and those for validation.
-    Raises: DataError: if `fraction` is not between 0 and 1, a class cannot be on both sides, or `groups` is no pattern.
+    Raises: DataError: if the fraction is not between 0 and 1, a class cannot be on both sides, or `groups` is no pattern.
     """
-
-    def name(path: Path) -> bytes:
-        return os.fsencode(path.relative_to(root).as_posix())
-
-    return hold_out(found, name, group_equal_files, fraction, seed, groups)
+    files = join(list(found.values()))
+    names = list(files.names_below(root))
+    first = np.cumsum([0, *map(len, found.values())]).tolist()
+    places = {
+        label: range(start, start + len(paths)) for start, (label, paths) in zip(first, found.items(), strict=False)
+    }
+    sides = hold_out(
+        places,
+        names.__getitem__,
+        lambda _: group_equal_files(files, contents),
+        split.fraction,
+        split.seed,
+        split.groups,
+    )
+    train, validation = (
+        {label: pick(paths, np.asarray(side[label], np.int64) - places[label].start) for label, paths in found.items()}
+        for side in sides
+    )
+    return train, validation
 
 
 def hold_out(
-    found: Mapping[str, list[Item]],
+    found: Mapping[str, Sequence[Item]],
     name: Callable[[Item], bytes],
     group_equal: Callable[[Sequence[Item]], Iterable[list[Item]]],
     fraction: float,
@@ -241,26 +258,36 @@ def _divide(group: list[Item], values: Mapping[Item, Hashable]) -> Iterable[list
     return parts.values()
 
 
-def group_equal_files(paths: Sequence[Path]) -> list[list[Path]]:
-    """Group files of equal contents. Reads only files of equal size, and in full only those that also end alike."""
-    return divide(paths, content_keys())
+def group_equal_files(paths: Sequence[Path], contents: Contents) -> list[list[int]]:
+    """Group the places of files of equal contents. Reads only files of equal size, and in full only those that also end alike."""
+    files = as_files(paths)
+    return divide_rows(files.status["size"], [contents.read_ends, contents.read], files)
 
 
-def _size(path: Path) -> Hashable:
-    return path.stat().st_size
+def divide_rows(
+    sizes: NDArray[np.int64], readers: Sequence[Callable[[Files], NDArray[Any]]], files: Files
+) -> list[list[int]]:
+    """Divide files into groups of equal sizes in which all that is read is equal; of a file alone in its group no more is read."""
+    group = np.unique(sizes, return_inverse=True)[1]
+    for read in readers:
+        several = np.flatnonzero(np.bincount(group)[group] > 1)
+        values = np.zeros(len(files), np.int64)
+        values[several] = 1 + np.unique(as_keys(read(files.take(several))), return_inverse=True)[1]
+        group = np.unique(group * (int(values.max(initial=0)) + 1) + values, return_inverse=True)[1]
+    order = np.argsort(group, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    return sorted(part.tolist() for part in groups)
 
 
-def _tail_digest(path: Path) -> Hashable:
-    with path.open("rb") as stream:
-        stream.seek(-min(TAIL_BYTES, path.stat().st_size), os.SEEK_END)
-        return hashlib.sha256(stream.read()).digest()
+def find_repeated_files(own: Files, others: Files, contents: Contents) -> list[Path]:
+    """Return those of `own` whose contents are also in `others`. Reads no more than `group_equal_files`."""
+    left, right = own, others
+    for read in (lambda files: files.status["size"], contents.read_ends, contents.read):
+        keys, known = as_keys(read(left)), as_keys(read(right))
+        left, right = left.take(np.flatnonzero(np.isin(keys, known))), right.take(np.flatnonzero(np.isin(known, keys)))
+    return list(left)
 
 
-def _digest(path: Path) -> Hashable:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
-
-
-def content_keys() -> tuple[Callable[[Path], Hashable], ...]:
-    """Return what is equal for files of equal contents, the cheapest first."""
-    return _size, _tail_digest, _digest
+def as_keys(values: NDArray[Any]) -> NDArray[Any]:
+    """Return digests as something that NumPy sorts; all have the same number of bytes, so that zeros at the end do no harm."""
+    return values.view(f"S{values.itemsize}") if values.dtype.kind == "V" else values

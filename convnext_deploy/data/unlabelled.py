@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import map_files, printable
+from convnext_deploy.data.files import as_files
 from convnext_deploy.data.image_folder import list_files
 from convnext_deploy.data.image_sets import FolderImages, ImageSet, TaughtImages
 from convnext_deploy.data.remote_shards import as_url, find_remote_shards
@@ -112,19 +113,21 @@ def open_unlabelled(
         images, unreadable, reasons = read_unlabelled_shards(shards, skipping, cache_dir)
         found_there = Unlabelled(name, images, 0, unreadable, reasons)
     else:
-        found_there = _open_files(name, root, paths, others, skipping)
+        found_there = _open_files(name, root, paths, others, skipping, contents)
     return _leave_out_copies(found_there, train, judging, contents)
 
 
-def _open_files(name: str, root: Path, paths: list[Path], others: list[Path], skipping: Skipping | None) -> Unlabelled:
+def _open_files(
+    name: str, root: Path, paths: Sequence[Path], others: list[Path], skipping: Skipping | None, contents: Contents
+) -> Unlabelled:
     if not paths and others:
         raise DataError(describe_useless(root, others, "folder of unlabelled images"))
     if not paths:
         raise DataError(
             f"the folder of unlabelled images {printable(root)} is empty; put images into it, or leave it out."
         )
-    useless = dict(find_unusable(paths, skipping))
-    kept = tuple(path for path in paths if path not in useless)
+    useless = dict(find_unusable(paths, skipping, contents))
+    kept = as_files([path for path in paths if path not in useless])
     images = FolderImages(kept, np.full(len(kept), UNKNOWN, np.int64))
     reasons, remarks = tuple(useless.values()), tuple(advise(others))
     return Unlabelled(name, images, len(others), tuple(useless), reasons, remarks=remarks)
@@ -155,7 +158,7 @@ def _place(images: FolderImages | ShardImages, row: int) -> Path:
 
 def _take(images: FolderImages | ShardImages, rows: NDArray[np.int64]) -> FolderImages | ShardImages:
     if isinstance(images, FolderImages):
-        return FolderImages(tuple(images.paths[row] for row in rows), images.labels[rows])
+        return FolderImages(images.files.take(rows), images.labels[rows])
     return replace(images, rows=images.rows[rows])
 
 
@@ -176,19 +179,16 @@ def _find_copies(own: FolderImages | ShardImages, others: Sequence[ImageSet], co
 
 
 def _sizes(images: FolderImages | ShardImages) -> NDArray[np.int64]:
-    """Return the sizes of the encoded images in bytes, `(N,)`. Raises: DataError: if a file is gone."""
+    """Return the sizes of the encoded images in bytes, `(N,)`."""
     if isinstance(images, ShardImages):
         return np.asarray(images.index.samples["size"][images.rows], np.int64)
-    try:
-        return np.array([path.stat().st_size for path in images.paths], np.int64)
-    except OSError as error:
-        raise DataError(f"{printable(str(error.filename))} cannot be read ({error.strerror}).") from None
+    return np.asarray(images.files.status["size"], np.int64)
 
 
 def _digests(images: FolderImages | ShardImages, rows: NDArray[np.int64], contents: Contents) -> list[bytes]:
     """Return digests of what the encoded images hold, as `Contents` makes them."""
     if isinstance(images, FolderImages):
-        return [digest.tobytes() for digest in contents.read([images.paths[row] for row in rows])]
+        return [digest.tobytes() for digest in contents.read(images.files.take(rows))]
 
     def digest_sample(row: int) -> bytes:
         content = images.content(row)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convnext_deploy.data.contents import Contents
-from convnext_deploy.data.decoding import find_damage_of_file, find_unreadable, printable
+from convnext_deploy.data.decoding import find_damage_of_file, printable
+from convnext_deploy.data.files import as_files, join, pick
 from convnext_deploy.data.splits import ClassFiles
 from convnext_deploy.errors import DataError
-from convnext_deploy.system.progress import Progress
 
 UNREADABLE = "unreadable.txt"  # in the folder of a run
 _MOST_LISTED = 5  # images that were left out, on the console
@@ -19,19 +21,20 @@ _MOST_LISTED = 5  # images that were left out, on the console
 class Skipping:
     """How images that cannot be read are found, to be left out.
 
-    `contents`: of the files, by which it is known what came of decoding them. `progress`: where to report if that takes long.
+    `contents`: of the files, by which it is known what came of decoding them.
     """
 
     contents: Contents = field(default_factory=Contents)
-    progress: Progress | None = None
 
     def find_damaged(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
         """Return the files that cannot be decoded, each with the reason. Raises: DataError: if one cannot be read at all."""
-        digests = [digest.tobytes() for digest in self.contents.read(paths, self.progress)]
-        return self.contents.decoded.find_damaged(paths, digests, find_damage_of_file, self.progress)
+        digests = [digest.tobytes() for digest in self.contents.read(paths)]
+        return self.contents.decoded.find_damaged(paths, digests, find_damage_of_file, self.contents.progress)
 
 
-def take_out_unreadable(found: Mapping[Path, ClassFiles], skipping: Skipping | None) -> dict[str, Any]:
+def take_out_unreadable(
+    found: Mapping[Path, ClassFiles], skipping: Skipping | None, contents: Contents
+) -> dict[str, Any]:
     """Take the images that cannot be read out of `found`, and return them with the reasons, by the names of fields.
 
     Which these are must be known before anything is chosen among the others: so all are decoded, unless they are to be an error.
@@ -39,28 +42,29 @@ def take_out_unreadable(found: Mapping[Path, ClassFiles], skipping: Skipping | N
     Raises: DataError: naming the first and counting the others, unless they are to be skipped; if a class has no others.
     """
     unreadable = find_unusable(
-        [path for files in found.values() for paths in files.values() for path in paths], skipping
+        join([paths for files in found.values() for paths in files.values()]), skipping, contents
     )
     left_out = {path for path, _ in unreadable}
-    for split, files in found.items():
+    for split, files in found.items() if left_out else ():
         for name, paths in files.items():
-            files[name] = [path for path in paths if path not in left_out]
-            if not files[name]:
+            files[name] = pick(paths, [place for place, path in enumerate(paths) if path not in left_out])
+            if not len(files[name]):
                 raise DataError(f"no image of class '{name}' in {printable(split)} can be read; repair them.")
     return {"unreadable": tuple(path for path, _ in unreadable), "reasons": tuple(reason for _, reason in unreadable)}
 
 
-def find_unusable(every: Sequence[Path], skipping: Skipping | None) -> list[tuple[Path, str]]:
+def find_unusable(every: Sequence[Path], skipping: Skipping | None, contents: Contents) -> list[tuple[Path, str]]:
     """Return the files that cannot be read as images, each with the reason, to be left out.
 
     Raises: DataError: naming the first and counting the others, unless they are to be skipped.
     """
-    unreadable = find_unreadable(every)
+    every = as_files(every)
+    unreadable = contents.find_unreadable(every)
     if skipping is not None:
         closed = {path for path, _ in unreadable}
-        opened = [path for path in every if path not in closed]
-        reasons = dict([*unreadable, *skipping.find_damaged(opened)])
-        return [(path, reasons[path]) for path in every if path in reasons]
+        opened = [place for place, path in enumerate(every) if path not in closed] if closed else range(len(every))
+        reasons = dict([*unreadable, *skipping.find_damaged(every.take(np.asarray(opened)))])
+        return [(path, reasons[path]) for path in every if path in reasons] if reasons else []
     if unreadable:
         (path, reason), others = unreadable[0], len(unreadable) - 1
         more = "" if not others else f", and neither can {others} other{'s' if others > 1 else ''}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convnext_deploy.models.depthwise import depthwise_conv2d
 from convnext_deploy.models.downsampling import Downsample, Stem
 from convnext_deploy.models.layers import ACTIVATIONS, GRN, NORMS, drop_path
 
@@ -42,6 +43,9 @@ class Block(nn.Module):
         super().__init__()
         padding = dilation * (kernel_size // 2)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
+        if dilation == 1:
+            # an attribute and not a class of its own: it stays when the layer gets quantizers
+            self.dwconv._conv_forward = depthwise_conv2d  # type: ignore[method-assign,assignment]
         self.norm = norm(dim)
         self.pwconv1 = nn.Linear(dim, MLP_RATIO * dim)
         self.activation = activation

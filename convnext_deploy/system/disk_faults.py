@@ -16,7 +16,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors that mean that there is no room for what is written."""
 DISK_FAULTS = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE)
 """Errors of the disk and not of what was asked of it."""
-_IN_TEXT = r"\(os error (\d+)\)"  # how libraries in Rust write them, such as safetensors
+_IN_TEXT = (
+    r"(?:\(os error |Os \{ code: )(\d+)"  # how libraries in Rust write them, such as safetensors (until 0.5 the second)
+)
 _PARTIAL = r"\.(.+)\.partial"
 _ADVICE = {
     errno.EROFS: "mount it for writing, for it is read-only",

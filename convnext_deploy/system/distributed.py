@@ -44,6 +44,12 @@ def launched() -> World:
     return World(rank, size, local) if size > 1 else World()
 
 
+def shares_files() -> bool:
+    """Whether several processes were started, and all on this machine, so that one can map a file which another has written."""
+    own = launched()
+    return own.size > 1 and os.environ.get("LOCAL_WORLD_SIZE") == str(own.size)
+
+
 @functools.cache
 def world() -> World:
     """Return which process this is; the first call meets the others, which must come too.

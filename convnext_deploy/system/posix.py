@@ -32,6 +32,11 @@ def write_at(descriptor: int, content: memoryview, start: int) -> int:
     return os.write(descriptor, content)
 
 
+def stat_entry(entry: os.DirEntry[str]) -> os.stat_result:
+    """Return what the system says of a file in a listed folder; Windows tells of those no number of the file. Raises: OSError."""
+    return Path(entry.path).stat() if os.name == "nt" else entry.stat()
+
+
 def reserve(descriptor: int, size: int) -> None:
     """Make a file at least `size` bytes long, with room on the disk for all of them. Raises: OSError: if there is none."""
     if hasattr(os, "posix_fallocate"):

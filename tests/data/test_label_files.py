@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data, FolderImages, open_data
 from convnext_deploy.data.multi_label_split import hold_out_labels
 from convnext_deploy.data.splits import Split
@@ -277,7 +278,7 @@ def test_held_out_images_have_their_share_of_every_label(tmp_path: Path) -> None
     labels[:2, 3] = 1
     root = write(tmp_path, {}, [f"{n:03d}.png" for n in range(200)])
     paths = sorted(root.glob("*.png"))
-    train, held = hold_out_labels(paths, labels, root, Split(0.2, 0))
+    train, held = hold_out_labels(paths, labels, root, Split(0.2, 0), Contents())
     rows = [paths.index(path) for path in held]
     assert len(train) + len(held) == 200
     counts = labels.sum(axis=0)
@@ -285,8 +286,8 @@ def test_held_out_images_have_their_share_of_every_label(tmp_path: Path) -> None
     assert (labels[rows].sum(axis=0) >= 1).all()
     assert (labels[rows].sum(axis=0) < counts).all()
     order = rng.permutation(200)
-    again = hold_out_labels([paths[n] for n in order], labels[order], root, Split(0.2, 0))[1]
+    again = hold_out_labels([paths[n] for n in order], labels[order], root, Split(0.2, 0), Contents())[1]
     assert set(again) == set(held)
     paths[5].write_bytes(paths[9].read_bytes())
-    train, held = hold_out_labels(paths, labels, root, Split(0.2, 0))
+    train, held = hold_out_labels(paths, labels, root, Split(0.2, 0), Contents())
     assert (paths[5] in held) == (paths[9] in held)

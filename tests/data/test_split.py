@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.data import splits
-from convnext_deploy.data.splits import split_validation
+from convnext_deploy.data import contents, splits
+from convnext_deploy.data.contents import Contents
+from convnext_deploy.data.splits import Split, split_validation
 from convnext_deploy.errors import DataError
 
 Sides = tuple[set[str], set[str]]
@@ -27,10 +28,10 @@ def write_files(root: Path, counts: dict[str, int]) -> dict[str, list[Path]]:
 
 
 def sides(found: dict[str, list[Path]], root: Path, fraction: float = 0.1, seed: int = 0) -> Sides:
-    train, validation = split_validation(found, root, fraction, seed)
+    train, validation = split_validation(found, root, Split(fraction, seed), Contents())
     assert set(train) == set(validation) == set(found)
     for name in found:
-        assert sorted(train[name] + validation[name]) == found[name]
+        assert sorted([*train[name], *validation[name]]) == found[name]
         assert train[name] == sorted(train[name])
         assert validation[name] == sorted(validation[name])
     first, second = (
@@ -50,7 +51,7 @@ def sides(found: dict[str, list[Path]], root: Path, fraction: float = 0.1, seed:
 )
 def test_every_class_gives_its_share_and_keeps_one(tmp_path: Path, fraction: float, expected: dict[str, int]) -> None:
     found = write_files(tmp_path, {"a": 100, "b": 18, "c": 9, "d": 3, "e": 2})
-    _, validation = split_validation(found, tmp_path, fraction, 0)
+    _, validation = split_validation(found, tmp_path, Split(fraction, 0), Contents())
     assert {name: len(paths) for name, paths in validation.items()} == expected
     sides(found, tmp_path, fraction)
 
@@ -73,9 +74,11 @@ def test_split_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
     first = sides(found, tmp_path / "one")
     assert sides(moved, tmp_path / "elsewhere" / "two") == first
     backwards = {name: found[name][::-1] for name in reversed(found)}
-    assert {p for paths in split_validation(backwards, tmp_path / "one", 0.1, 0)[1].values() for p in paths} == {
-        tmp_path / "one" / name for name in first[1]
-    }
+    assert {
+        p
+        for paths in split_validation(backwards, tmp_path / "one", Split(0.1, 0), Contents())[1].values()
+        for p in paths
+    } == {tmp_path / "one" / name for name in first[1]}
     others = [sides(found, tmp_path / "one", seed=seed)[1] for seed in range(1, 6)]
     assert all(other != first[1] for other in others)
     assert len(set().union(*others)) > len(first[1]) * 2
@@ -141,7 +144,7 @@ def test_the_smallest_group_is_held_out_when_all_are_larger_than_the_share(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("contents", "reason"),
+    ("classes", "reason"),
     [
         ("x", "class 'a' has only 1 image; at least 2 are needed, one to train on and one to hold out"),
         ("xxx", "class 'a' has no two different images; at least 2"),
@@ -149,9 +152,9 @@ def test_the_smallest_group_is_held_out_when_all_are_larger_than_the_share(tmp_p
         ("yzx", None),
     ],
 )
-def test_class_without_two_different_images_is_refused(tmp_path: Path, contents: str, reason: str | None) -> None:
-    found = write_files(tmp_path, {"a": len(contents), "b": 4})
-    for index, content in enumerate(contents):
+def test_class_without_two_different_images_is_refused(tmp_path: Path, classes: str, reason: str | None) -> None:
+    found = write_files(tmp_path, {"a": len(classes), "b": 4})
+    for index, content in enumerate(classes):
         found["a"][index].write_text(content)
     for index, content in enumerate("yzuv"):
         found["b"][index].write_text(content)
@@ -159,7 +162,7 @@ def test_class_without_two_different_images_is_refused(tmp_path: Path, contents:
         assert sides(found, tmp_path)[1] & {"a/000.png", "a/001.png", "a/002.png"} == {"a/002.png"}
         return
     with pytest.raises(DataError) as caught:
-        split_validation(found, tmp_path, 0.1, 0)
+        split_validation(found, tmp_path, Split(0.1, 0), Contents())
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
 
@@ -168,33 +171,29 @@ def test_class_without_two_different_images_is_refused(tmp_path: Path, contents:
 def test_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) -> None:
     found = write_files(tmp_path, {"a": 3, "b": 3})
     with pytest.raises(DataError, match="is out of range; expected more than 0 and less than 1"):
-        split_validation(found, tmp_path, fraction, 0)
+        split_validation(found, tmp_path, Split(fraction, 0), Contents())
 
 
 def test_files_are_read_only_as_far_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = {
+    written = {
         "alone": b"x" * 9000,
         "same-size": b"a" * 8000,
         "other-end": b"a" * 7999 + b"b",
         "other-start": b"c" + b"a" * 7999,
     }
     paths = []
-    for name, content in contents.items():
+    for name, content in written.items():
         paths.append(tmp_path / name)
         paths[-1].write_bytes(content)
     read: dict[str, set[str]] = {}
-    for step in ("_tail_digest", "_digest"):
-        plain = getattr(splits, step)
+    for step in ("_hash_end", "digest_file"):
+        plain = getattr(contents, step)
 
         def recorded(path: Path, step: str = step, plain: object = plain) -> object:
             read.setdefault(step, set()).add(path.name)
             return plain(path)  # type: ignore[operator]
 
-        monkeypatch.setattr(splits, step, recorded)
-    assert [[path.name for path in group] for group in splits.group_equal_files(paths)] == [
-        ["alone"],
-        ["same-size"],
-        ["other-start"],
-        ["other-end"],
-    ]
-    assert read == {"_tail_digest": {"same-size", "other-end", "other-start"}, "_digest": {"same-size", "other-start"}}
+        monkeypatch.setattr(contents, step, recorded)
+    found = splits.group_equal_files(paths, Contents())
+    assert [[paths[place].name for place in group] for group in found] == [[path.name] for path in paths]
+    assert read == {"_hash_end": {"same-size", "other-end", "other-start"}, "digest_file": {"same-size", "other-start"}}

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import FolderImages, open_data
-from convnext_deploy.data.decoding import find_unreadable, read_image
+from convnext_deploy.data.decoding import read_image
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 
@@ -94,7 +95,7 @@ def test_damage_of_any_kind_ends_in_one_line(tmp_path: Path, name: str) -> None:
         for position in rng.integers(0, min(len(content), 700), 4):
             damaged[position] = rng.integers(256)
         (tmp_path / name).write_bytes(damaged)
-        found = find_unreadable([tmp_path / name])
+        found = Contents().find_unreadable([tmp_path / name])
         try:
             image, message = read_image(tmp_path / name), ""
         except DataError as error:
@@ -219,7 +220,7 @@ def test_decompression_bomb_is_refused_and_a_large_image_is_not(folder: Path, mo
 @pytest.mark.parametrize("name", ["x.jpg", "x.png"])
 def test_bytes_after_the_image_do_no_harm(tmp_path: Path, name: str) -> None:
     path = write_noise(tmp_path / name, lambda content: content + bytes(10_000))
-    assert find_unreadable([path]) == []
+    assert Contents().find_unreadable([path]) == []
 
 
 def test_damage_amid_the_pixels_is_found_on_loading(folder: Path) -> None:
@@ -240,4 +241,4 @@ def test_find_unreadable_keeps_the_order_of_many_files(tmp_path: Path) -> None:
     paths[0].unlink()
     paths[0].symlink_to(tmp_path / "good.png")
     expected = [(paths[index], "an empty file" if index % 100 == 7 else "not an image") for index in range(7, 700, 50)]
-    assert find_unreadable(paths) == expected
+    assert Contents().find_unreadable(paths) == expected

@@ -18,7 +18,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub import utils as huggingface_hub_utils
 from safetensors.torch import load_file
 
 from convnext_deploy.api.convert import convert
@@ -36,6 +37,8 @@ NOWHERE = "http://localhost:9"  # the discard port, on which nothing listens
 
 
 _getaddrinfo = socket.getaddrinfo
+# close_session's name before huggingface_hub 1.0
+close_session = getattr(huggingface_hub, "close_session", None) or huggingface_hub_utils.reset_sessions
 
 
 def local_only(host: Any, *arguments: Any, **more: Any) -> Any:
@@ -47,7 +50,9 @@ def local_only(host: Any, *arguments: Any, **more: Any) -> Any:
 def use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the client of the Hugging Face hub ask another server."""
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # before huggingface_hub 1.0 each has its own
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +65,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     use_hub(NOWHERE, monkeypatch)
     monkeypatch.setattr(socket, "getaddrinfo", local_only)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    huggingface_hub.close_session()
+    close_session()
     return tmp_path / "hub"
 
 
@@ -151,7 +156,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             return asked
 
         yield start
-    huggingface_hub.close_session()
+    close_session()
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from torch import nn
 from convnext_deploy.api.options import verb
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.data import decoding
-from convnext_deploy.data.decoding import find_unreadable, read_image
+from convnext_deploy.data.contents import Contents
+from convnext_deploy.data.decoding import read_image
 from convnext_deploy.errors import ArtifactError, DeployError, TooLittleMemoryError
 from convnext_deploy.evaluation.score import score_runner
 from convnext_deploy.evaluation.timing._worker import _describe
@@ -277,7 +278,7 @@ def test_image_is_not_called_unreadable_for_want_of_memory(image_folder: Path, m
     with pytest.raises(MemoryError):
         read_image(path)
     with pytest.raises(MemoryError):
-        find_unreadable([path])
+        Contents().find_unreadable([path])
 
 
 def test_state_of_a_training_is_not_called_damaged_for_want_of_memory(
