@@ -55,6 +55,10 @@ def find_remote_shards(url: str, cache_dir: Path | None) -> RemoteFolder:
 
     Raises: DataError: if there are none, a server does not answer, or a package is missing.
     """
+    if re.match(r"[^/]+://[^/]*@", url):  # reports would repeat it
+        raise DataError(
+            "the address of the shards holds a password; give it in ~/.netrc, or as the store's library takes it."
+        )
     kept = cache_dir or user_cache()
     if kept is None:
         raise DataError(

@@ -9,7 +9,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convnext_deploy.data.contents import DIGEST, Contents, digest_parts
+from convnext_deploy.data.contents import Contents, digest_parts
+from convnext_deploy.data.contents_table import DIGEST
 from convnext_deploy.data.decoding import map_files
 from convnext_deploy.data.pixels import quiet
 from convnext_deploy.data.shard_scan import SAMPLE, Defect, Shard, load_grouping, scan_shard

@@ -178,6 +178,7 @@ def test_addresses_that_hold_no_shards_are_one_line(store: Store, folder: Path, 
     assert "/train-3.tar cannot be read: it does not exist" in refusal(
         f"{store.url}/shards/train-{{2..3}}.tar", tmp_path
     )
+    assert "holds a password" in refusal("https://me:secret@localhost/shards", tmp_path)
     assert "foo://x/y begins with foo://, which is not known" in refusal("foo://x/y", tmp_path)
     store.fault = lambda method, path, count: store_of.PAGE if path in ("/shards", "/shards/") else None
     assert "lists no .tar files (it lists nothing)" in refusal(f"{store.url}/shards", tmp_path)
