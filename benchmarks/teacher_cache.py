@@ -31,8 +31,9 @@ from convnext_deploy.models.zoo.cost import count_macs
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule
+from convnext_deploy.training.step import Objective
 from convnext_deploy.training.student_loss import Distillation
 from convnext_deploy.training.teacher_cache import TeacherCache
 

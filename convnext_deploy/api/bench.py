@@ -11,7 +11,7 @@ from typing import Any
 
 from convnext_deploy.api.open_inputs import open_artifacts
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact, quantized_type
 from convnext_deploy.config.image_size import show_size
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, RecipeError, RunnerError
 from convnext_deploy.evaluation.timing.interleaved import ROUNDS, SECONDS, Candidate, Timing, relate, time_interleaved
@@ -125,7 +125,7 @@ def bench(
         timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=execution.reporter)
     _check_any_ran(timings)
     loaded = load.describe()
-    notes = (*_notes_on_sizes(timings), *_notes_on_batches(timings), *_notes_on_int8(timings))
+    notes = (*_notes_on_sizes(timings), *_notes_on_batches(timings), *_notes_on_8_bits(timings))
     notes += () if loaded is None else (unreliable(loaded),)
     return Benchmark(timings, rounds, seconds, time.perf_counter() - start, describe_environment(), notes)
 
@@ -194,17 +194,17 @@ def _notes_on_batches(timings: Sequence[Timing]) -> Iterator[str]:
             yield f"{timing.label} has a frozen batch of {frozen}, so that a batch of {asked} {parts}"
 
 
-def _notes_on_int8(timings: Sequence[Timing]) -> Iterator[str]:
-    """Say of each INT8 artifact that it is not faster than the fastest float one of the same batch size and device."""
+def _notes_on_8_bits(timings: Sequence[Timing]) -> Iterator[str]:
+    """Say of each INT8 or FP8 artifact that it is not faster than the fastest float one of the same batch size and device."""
     for timing in timings:
         candidate = timing.candidate
-        if not timing.processes or not _is_int8(candidate.artifact):
+        if not timing.processes or (kind := quantized_type(candidate.artifact.precision)) is None:
             continue
         floats = [
             other
             for other in timings
             if other.processes
-            and not _is_int8(other.candidate.artifact)
+            and quantized_type(other.candidate.artifact.precision) is None
             and (other.candidate.batch_size, other.device) == (candidate.batch_size, timing.device)
         ]
         if not floats:
@@ -216,9 +216,9 @@ def _notes_on_int8(timings: Sequence[Timing]) -> Iterator[str]:
         faster = "not faster" if ratio.median >= 1 else "not clearly faster"
         why = ""
         if candidate.artifact.format == "torch":
-            why = "; PyTorch only simulates INT8: export it to ONNX or an engine"
+            why = f"; PyTorch only simulates {kind}: export it to ONNX or an engine"
         yield (
-            f"{timing.label} is INT8 and {faster} than {fastest.label} ({fastest.candidate.artifact.precision}) at batch "
+            f"{timing.label} is {kind} and {faster} than {fastest.label} ({fastest.candidate.artifact.precision}) at batch "
             f"{candidate.batch_size}: {ratio.median:.2f}× its time [{ratio.low:.2f}, {ratio.high:.2f}]{why}"
         )
 
@@ -228,10 +228,6 @@ def _notes_on_sizes(timings: Sequence[Timing]) -> Iterator[str]:
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} {size}" for name, size in sizes.items())
         yield f"the images have different sizes, and the times tell that too, in pixels: {named} (--image-size sets one for all)"
-
-
-def _is_int8(artifact: Artifact) -> bool:
-    return artifact.precision.startswith("int8")
 
 
 def _flat_ratio(record: Mapping[str, Any]) -> dict[str, Any]:

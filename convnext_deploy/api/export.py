@@ -13,7 +13,7 @@ from convnext_deploy.api.run_stages import (
     create_settings,
     run_stages,
 )
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact, quantized_type
 from convnext_deploy.config.choices import (
     ExportFormat,
     FeatureOutput,
@@ -30,6 +30,7 @@ from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.run_result import RunResult
 
 DEFAULT_MAX_TOP1_DROP_PP = 0.5
+GPUS_OF_FP8 = ("sm89", "sm120")
 _RTX, _ENGINES = ("tensorrt-rtx",), ("tensorrt-rtx", "tensorrt")
 _GRAPH = ("runtime", "batch_size", "input_type", "input_layout", "output", "top_k", "range_images", "license")
 _ENGINE = ("timing_cache", "version_compatible", "stripped", "strict")
@@ -80,7 +81,7 @@ def export(
     Args:
         artifact: artifact folder or file, or the name of published weights; for engines also an ONNX artifact.
         format: what to make.
-        precision: of all that is not INT8. None: FP32 for `onnx`, else FP16.
+        precision: of all that is not INT8 or FP8. None: FP32 for `onnx`, else FP16.
         runtime: what a float or FP16 graph is for. None: the TensorRT of the engines, `tensorrt` for `onnx`.
         fixed_batch_size: the only one that the graph takes.
         input_type: `float32`, normalized images, as the artifact takes them; or pixels, which the graph normalizes itself:
@@ -99,7 +100,7 @@ def export(
         timing_cache: file for `tensorrt`.
         version_compatible: whether later releases of `tensorrt` run the engine too.
         stripped: whether the engine is without weights, to be refitted.
-        strict: MatMul and Conv nodes in INT8 that an engine runs in float are an error.
+        strict: MatMul and Conv nodes in INT8 or FP8 that an engine runs in float are an error.
         model: variant that the artifact must hold.
         out: folder of the run; None: `runs/FORMAT-VARIANT`.
         data: images to validate with; none named: the digits, for what was trained on them.
@@ -191,9 +192,9 @@ def _check_speed(source: Artifact, evaluation: EvaluationOptions) -> None:
     """Check that a gate on speed will be judged. Raises: RecipeError: if not."""
     if evaluation.min_speedup is None:
         return
-    if not source.precision.startswith("int8"):
+    if quantized_type(source.precision) is None:
         raise RecipeError(
-            f"--min-speedup is about INT8 against its float baseline, and this artifact is {source.precision}; leave it out."
+            f"--min-speedup is about INT8 or FP8 against its float baseline, and this artifact is {source.precision}; leave it out."
         )
     if evaluation.speed_check is False:
         raise RecipeError("--min-speedup is judged by the speed check; leave out --no-speed-check.")
@@ -212,6 +213,8 @@ def _stages(source: Artifact, to: ExportFormat, settings: dict[str, Any], gate: 
     if to in _ENGINES:
         if "batch_size" in graph:
             engine = {"max_batch_size": max(graph["batch_size"], TensorRTConfig.max_batch_size), **engine}
+        if to in _RTX and quantized_type(source.precision) == "FP8":
+            engine = {"gpus": GPUS_OF_FP8, **engine}
         config = TensorRTConfig(flavor="tensorrt-rtx" if to == "tensorrt-rtx" else "tensorrt", **engine)
         stages.append(StageEntry("engine", config, stages[-1].name if stages else SOURCE, gate))
     return stages

@@ -34,9 +34,15 @@ from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 MANIFEST = "manifest.json"
 SCHEMA = 2
 PRECISIONS = "fp32|fp16|bf16|(int4|int8|int16|fp8)(-fp16)?"
+_QUANTIZED = {"int8": "INT8", "fp8": "FP8"}
 Record = TypeVar(
     "Record", TorchDetails, ONNXDetails, EngineDetails, TorchTensorRTDetails, ForeignDetails, PredictionsDetails
 )
+
+
+def quantized_type(precision: str) -> str | None:
+    """Return `INT8` or `FP8` for the precision of a network that computes in it, whatever the rest computes in; else None."""
+    return next((kind for start, kind in _QUANTIZED.items() if precision.startswith(start)), None)
 
 
 @dataclass(frozen=True)

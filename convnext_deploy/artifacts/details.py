@@ -211,20 +211,27 @@ class Profile:
 class PrecisionReport:
     """How many MatMul and Conv nodes of the ONNX file the engine computes in which type.
 
-    `requested_int8` is how many the file asks for in INT8, `fallbacks` are those of them that run in another type, as
-    `layer: type`, and `unseen` those that the engine does not list under their names.
+    `requested_int8` and `requested_fp8` are how many the file asks for in these, `fallbacks` are those of them that run in another
+    type, as `layer: type`, and `unseen` those that the engine does not list under their names.
     """
 
     nodes: Mapping[str, Count]
     requested_int8: Count
     fallbacks: tuple[str, ...]
     unseen: tuple[str, ...]
+    requested_fp8: Count = 0
+
+    @property
+    def requested(self) -> int:
+        """How many the file asks for on 8 bits."""
+        return self.requested_int8 + self.requested_fp8
 
     def summary(self) -> str:
         """Return one line, such as `39 of 39 INT8 MatMul/Conv nodes run in INT8 (all: 39 INT8, 20 FP32)`."""
         listed = ", ".join(f"{count} {kind}" for kind, count in self.nodes.items())
-        kept = self.requested_int8 - len(self.fallbacks) - len(self.unseen)
-        return f"{kept} of {self.requested_int8} INT8 MatMul/Conv nodes run in INT8 (all: {listed or 'none'})"
+        kept = self.requested - len(self.fallbacks) - len(self.unseen)
+        kind = "FP8" if self.requested_fp8 else "INT8"
+        return f"{kept} of {self.requested} {kind} MatMul/Conv nodes run in {kind} (all: {listed or 'none'})"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ Outputs = dict[str, NDArray[np.generic]]
 # What each arithmetic may differ by, as `answers.relative_error`: (ONNX Runtime on another CPU, an engine). FP32 sums are ordered
 # otherwise (measured: 5e-7), and a GPU multiplies them with the 10 bits of TF32; FP16 has 10 bits everywhere; a value of INT8
 # that lies between two steps falls to the other one (measured: 1e-3 to 6e-3).
-_ALLOWED = {"fp32": (1e-4, 1e-2), "fp16": (1e-2, 2e-2), "int8": (3e-2, 5e-2)}
+_ALLOWED = {"fp32": (1e-4, 1e-2), "fp16": (1e-2, 2e-2), "int8": (3e-2, 5e-2), "fp8": (3e-2, 5e-2)}
 _MOST_ALLOWED = 0.3  # an answer that is further off is another answer
 # Relative noise on the images that moves a network's answers about as far as another machine's rounding in all layers does, and
 # how much further than this noise a machine may go.

@@ -23,8 +23,8 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
-    help="Precision of all that is not INT8; with fp16, what would overflow stays in FP32.  [default: fp32 for onnx, fp16 for "
-    "engines]",
+    help="Precision of all that is not INT8 or FP8; with fp16, what would overflow stays in FP32.  [default: fp32 for onnx, fp16 "
+    "for engines]",
 )
 @click.option(
     "--runtime",
@@ -57,7 +57,8 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
     multiple=True,
     metavar="NAME",
     shell_complete=gpus,
-    help="Build for this GPU (rtx-4070, sm86, …), with tensorrt-rtx; repeatable, or separated by commas.  [default: sm86, sm89]",
+    help="Build for this GPU (rtx-4070, sm86, …), with tensorrt-rtx; repeatable, or separated by commas.  [default: sm86, sm89; "
+    "for FP8 sm89, sm120]",
 )
 @click.option("--optimal-batch-size", type=POSITIVE, help="Batch size that engines are tuned for.  [default: 1]")
 @click.option("--max-batch-size", type=POSITIVE, help="Largest batch that engines accept.  [default: 8]")
@@ -72,7 +73,7 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
     "--version-compatible", is_flag=True, default=None, help="Build an engine for later releases too, with tensorrt."
 )
 @click.option("--stripped", is_flag=True, default=None, help="Build an engine without weights, to be refitted.")
-@click.option("--strict", is_flag=True, default=None, help="Fail if an engine runs INT8 layers in float.")
+@click.option("--strict", is_flag=True, default=None, help="Fail if an engine runs INT8 or FP8 layers in float.")
 @click.option(
     "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
 )
@@ -81,7 +82,7 @@ def command(as_json: bool, **values: Any) -> None:
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.
 
     FP32 artifacts give float graphs, quantized ones explicit Q/DQ. With --data each result is validated.
-    INT8 is timed against the float baseline of its network where its runtime is installed.
+    INT8 and FP8 are timed against the float baseline of its network where its runtime is installed.
     """
     from convnext_deploy.api.export import export
     from convnext_deploy.cli.report_table import show_report

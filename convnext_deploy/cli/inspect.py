@@ -123,7 +123,7 @@ def _print_engine(found: EngineRecord, console: Console) -> None:
         **{key.replace("_", " "): _plain(value) for key, value in found.manifest.items()},
     }
     print_facts(console, facts)
-    if found.nodes.get("INT8") and found.float_nodes:
+    if len(found.float_nodes) < sum(found.nodes.values()) and found.float_nodes:
         console.print()
         console.print(f"MatMul/Conv nodes in float: {len(found.float_nodes)}")
         for name in found.float_nodes:

@@ -36,7 +36,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
     type=click.Choice(get_args(Target)),
     default="tensorrt",
     show_default=True,
-    help="Runtime that it is for, which decides what is quantized, and how.",
+    help="Runtime that it is for, which decides what is quantized, and how; tensorrt-fp8: to FP8, all others to INT8.",
 )
 @click.option(
     "--method",
@@ -74,7 +74,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
 )
 @common_options("quantize", "out")
 def command(as_json: bool, **values: Any) -> None:
-    """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 and measure what it cost.
+    """Quantize CHECKPOINT (an artifact folder or a weights file) to INT8 or FP8 and measure what it cost.
 
     The methods are tried from the cheapest to the strongest, up to the first that keeps the drop of top-1 within --max-drop,
     judged on training images set aside; the validation images judge the result.

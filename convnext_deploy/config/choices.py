@@ -5,7 +5,7 @@
 
 from typing import Literal
 
-Target = Literal["tensorrt", "tensorrt-depthwise", "onnxruntime", "openvino"]
+Target = Literal["tensorrt", "tensorrt-depthwise", "tensorrt-fp8", "onnxruntime", "openvino"]
 """What a quantized network is for; a key of `quantization.scheme.SCHEMES`."""
 QuantizeMethod = Literal["auto", "ptq", "qat"]
 """How far `quantize` goes: `ptq` ends before training, `qat` trains at once, `auto` trains if nothing else is good enough."""
@@ -19,7 +19,7 @@ ExportFormat = Literal["onnx", "tensorrt-rtx", "tensorrt", "torch-tensorrt"]
 Flavor = Literal["tensorrt-rtx", "tensorrt"]
 """Which of NVIDIA's two packages builds an engine."""
 Precision = Literal["fp32", "fp16"]
-"""Of everything that is not INT8."""
+"""Of everything that is not INT8 or FP8."""
 Runtime = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
 """What a float graph is written for."""
 InputType = Literal["float32", "uint8", "float32-0-1", "float32-0-255"]

@@ -32,7 +32,7 @@ class EngineConfig(StageConfig):
 
     @property
     def reads_images(self) -> bool:
-        """Never: what is INT8 has its ranges in the file that an engine is built from."""
+        """Never: what is INT8 or FP8 has its ranges in the file that an engine is built from."""
         return False
 
 
@@ -43,7 +43,7 @@ class TensorRTConfig(EngineConfig):
     `gpus` are names or compute capabilities, such as `rtx-4070` or `sm86`; an entry may be a list with commas. A frozen batch of
     the ONNX file must be at most `max_batch_size`. `timing_cache` is a file, `version_compatible` plans run in later releases too,
     and `stripped` ones hold no weights; all three are for `tensorrt`. With `strict` it is an error that a MatMul or Conv node
-    which the ONNX file asks for in INT8 runs in float.
+    which the ONNX file asks for in INT8 or FP8 runs in float.
     """
 
     kind: ClassVar[str] = "tensorrt"

@@ -12,8 +12,8 @@ from convnext_deploy.config.stage import StageConfig
 class ONNXConfig(StageConfig):
     """Export to ONNX, a quantized artifact as explicit Q/DQ, for the target `onnxruntime` in that runtime's integer operators.
 
-    `precision` is that of everything that is not INT8; with `fp16` types are written into the graph, with FP32 where FP16 would
-    overflow, which `range_images` training images show, and for `runtime` `tensorrt-rtx` around INT8 MatMul nodes too. A float
+    `precision` is that of everything that is not INT8 or FP8; with `fp16` types are written into the graph, with FP32 where FP16
+    would overflow, which `range_images` training images show, and for `runtime` `tensorrt-rtx` around such MatMul nodes. A float
     graph for `onnxruntime` or `openvino` has the form that it runs fastest (see `exporters.onnx.runtime_rewrites`), which others
     read too; what is quantized is for its own target. `output` `logits` is that of the network: of one without head its features.
     `batch_size` None: any. For the other settings of the graph's ends see `spec.GraphIO`. `license`: of the weights, written into

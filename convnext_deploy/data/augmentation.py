@@ -6,6 +6,7 @@ In order: random resized crop, horizontal flip, policy, colour jitter (all on ui
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from torch import Tensor
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.data import augmentation_policies as policies
+from convnext_deploy.data.ahead import upload
+from convnext_deploy.data.device_noise import erased_places, normal_noise
 from convnext_deploy.data.pixels import as_array
 
 _ERASED_AREAS = (0.02, 1 / 3)  # of the image
 _ERASED_RATIOS = (0.3, 1 / 0.3)
 _ATTEMPTS = 10
+_LARGEST_KEY = 1 << 62  # of the noise of an image that a GPU draws
+_DRAWN_BY_HOST = ("cpu", "mps")  # noise, which then is the same as ever
 _CUBIC = -0.5  # Keys' parameter, as in Pillow; OpenCV and torch.nn.functional have -0.75
 
 
@@ -40,8 +45,8 @@ def crop_and_flip(pixels: Tensor, boxes: NDArray[np.float64], flips: NDArray[np.
     """
     _, height, width, _ = pixels.shape
     to = sides_of(size)
-    top, left, h, w = torch.from_numpy(boxes.T.astype(np.float32, order="C")).to(pixels.device)
-    mirrored = torch.from_numpy(flips).to(pixels.device)
+    top, left, h, w = upload(torch.from_numpy(boxes.T.astype(np.float32, order="C")), pixels.device)
+    mirrored = upload(torch.from_numpy(flips), pixels.device)
     rows = _cubic_weights(top, h, height, to[0])
     columns = _cubic_weights(torch.where(mirrored, left + w, left), torch.where(mirrored, -w, w), width, to[1])
     # Pillow rounds between the passes, and so do the large images that it resizes; without, overshoots would come out otherwise.
@@ -148,21 +153,42 @@ def erase(images: Tensor, boxes: NDArray[np.int64], generator_of: Callable[[int]
     Args:
         images: `(N, C, H, W)` float32, normalized.
         boxes: `(N, 4)` top, left, height, width in pixels.
-        generator_of: where the noise of an image comes from, so that it does not depend on which others are in the batch.
+        generator_of: where the noise of an image comes from, so that it does not depend on which others are in the batch. On a GPU
+            it draws a key alone, and the GPU the noise.
 
     Returns: a new tensor, channels-last in memory.
     """
     _, channels, height, width = images.shape
+    result = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    erased = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
+    generators = [generator_of(int(index)) for index in erased]
+    if images.device.type in _DRAWN_BY_HOST:
+        positions, noise = _noise_of_host(boxes, erased, generators, (height, width, channels))
+        positions, noise = upload(positions, images.device), upload(noise, images.device)
+    else:
+        positions, image, within = erased_places(boxes, height, width, images.device)
+        keys = np.zeros(len(boxes), np.int64)
+        keys[erased] = [each.integers(_LARGEST_KEY) for each in generators]
+        noise = normal_noise(upload(torch.from_numpy(keys), images.device)[image], within, channels)
+    result.view(-1, channels)[positions] = noise
+    return result.permute(0, 3, 1, 2)
+
+
+def _noise_of_host(
+    boxes: NDArray[np.int64],
+    erased: NDArray[Any],
+    generators: Sequence[np.random.Generator],
+    shape: tuple[int, int, int],
+) -> tuple[Tensor, Tensor]:
+    """Return the places `(P,)` of what is erased in a batch, in pixels, and the noise for it `(P, C)`."""
+    height, width, channels = shape
     top, left, h, w = boxes.T[:, :, None]
     row, column = np.arange(height), np.arange(width)
     inside_rows, inside_columns = (row >= top) & (row < top + h), (column >= left) & (column < left + w)
     positions = np.flatnonzero(inside_rows[:, :, None] & inside_columns[:, None, :])
-    erased = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
     parts = [
-        generator_of(int(index)).standard_normal((boxes[index, 2] * boxes[index, 3], channels), np.float32)
-        for index in erased
+        each.standard_normal((boxes[index, 2] * boxes[index, 3], channels), np.float32)
+        for index, each in zip(erased, generators, strict=True)
     ]
-    noise = torch.from_numpy(np.concatenate([np.empty((0, channels), np.float32), *parts]))
-    result = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-    result.view(-1, channels)[torch.from_numpy(positions).to(images.device)] = noise.to(images.device)
-    return result.permute(0, 3, 1, 2)
+    noise = np.concatenate([np.empty((0, channels), np.float32), *parts])
+    return torch.from_numpy(positions), torch.from_numpy(noise)

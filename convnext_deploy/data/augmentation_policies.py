@@ -21,6 +21,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from convnext_deploy.data.ahead import upload
+
 LEVELS = 31  # magnitudes of RandAugment and TrivialAugmentWide: 0 to 30
 
 _GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
@@ -126,7 +128,7 @@ def apply_operations(images: Tensor, operations: Operations) -> Tensor:
         for group in np.unique(groups):
             if group != "Identity":
                 rows = np.flatnonzero(groups == group)
-                index = torch.from_numpy(rows).to(images.device)
+                index = upload(torch.from_numpy(rows), images.device)
                 images[index] = _apply(group, images[index], names[rows], magnitudes[rows])
     return images
 
@@ -208,7 +210,7 @@ def _apply(group: str, images: Tensor, names: NDArray[np.str_], magnitudes: NDAr
 
 
 def _per_image(values: NDArray[Any], images: Tensor) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(images.device)[:, None, None, None]
+    return upload(torch.from_numpy(values.astype(np.float32)), images.device)[:, None, None, None]
 
 
 def _resample(images: Tensor, names: NDArray[np.str_], magnitudes: NDArray[np.float64]) -> Tensor:
@@ -227,6 +229,6 @@ def _resample(images: Tensor, names: NDArray[np.str_], magnitudes: NDArray[np.fl
     matrix[:, 1, 2] = np.where(names == "ShearY", magnitudes * width / 2, np.where(names == "TranslateY", -pixels, 0.0))
     # affine_grid counts in halves of the image
     half = np.array([width / 2, height / 2, 1.0])
-    theta = torch.from_numpy((matrix * half / half[:2, None]).astype(np.float32)).to(images.device)
+    theta = upload(torch.from_numpy((matrix * half / half[:2, None]).astype(np.float32)), images.device)
     grid = F.affine_grid(theta, [count, channels, height, width], align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False).round_().to(torch.uint8)

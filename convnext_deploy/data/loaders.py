@@ -14,6 +14,7 @@ from torch import Tensor
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data import transforms
+from convnext_deploy.data.ahead import on_own_stream, upload
 from convnext_deploy.data.augmentation import (
     change_colors_and_shapes,
     change_image,
@@ -58,6 +59,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def on_device(self) -> tuple[Tensor, Tensor]:
+        """Return the tensors that lie where the network is."""
+        return self.images, self.labels
 
     def chunk(self, parts: int) -> Iterator[Batch]:
         """Yield the batch in that many parts, or fewer where it has fewer images."""
@@ -194,6 +199,9 @@ class TrainingBatches:
 
         They are on the device, and images are channels-last in memory.
         """
+        return on_own_stream(self._epoch(epoch, start), self.device)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         planned = epoch % self.plan.own_epochs if self.plan.own_epochs else epoch
         numbers = np.arange(len(self))
         if planned != epoch:
@@ -202,8 +210,8 @@ class TrainingBatches:
         numbers = numbers[start:]
         for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
             own = self._own(chunks[number])
-            labels = torch.from_numpy(self.images.labels[own]).to(self.device)
-            images = transforms.normalize(pixels.to(self.device), self.preprocess)
+            labels = upload(torch.from_numpy(self.images.labels[own]), self.device)
+            images = transforms.normalize(upload(pixels, self.device), self.preprocess)
             images, labels, weight = self._finish(images, labels, planned, number)
             surplus = self._rows.surplus
             first_row = number * self.batch_size + self._first
@@ -230,7 +238,7 @@ class TrainingBatches:
             )
         weight = 1.0
         if self.plan.augmentation.is_mixing:
-            before = torch.from_numpy(self._rows.before).to(images.device)
+            before = upload(torch.from_numpy(self._rows.before), images.device)
             images, labels, weight = mix(images, labels, self.plan.num_classes, self.plan.augmentation, rng, before)
         surplus = self._rows.surplus
         return images[surplus:], labels[surplus:], weight
@@ -248,7 +256,7 @@ class TrainingBatches:
             boxes = transforms.sample_crops(rng, self.batch_size, height, width, wanted.crop_scale_min)
             flips = rng.uniform(size=self.batch_size) < wanted.flip_probability
             plans = draw_operations(wanted, rng, self.batch_size, min(size))
-            chosen = self._small[torch.from_numpy(chunk).to(self._small.device)].to(self.device)
+            chosen = upload(self._small[upload(torch.from_numpy(chunk), self._small.device)], self.device)
             cropped = crop_and_flip(chosen, self._own(boxes), self._own(flips), size)
             yield change_colors_and_shapes(cropped, [plan.select(self._own) for plan in plans])
 

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.image_size import ImageSize, sides_of
+from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.pixels import as_array, evaluation_pixels
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -23,8 +24,7 @@ def evaluation_transform(image: Image.Image, preprocess: Preprocess) -> NDArray[
 
 def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """Map `(N, H, W, C)` uint8 (or float in 0..255) to normalized `(N, C, H, W)` float32, channels-last in memory."""
-    mean = torch.tensor(preprocess.mean, device=pixels.device)
-    std = torch.tensor(preprocess.std, device=pixels.device)
+    mean, std = (upload(torch.tensor(each), pixels.device) for each in (preprocess.mean, preprocess.std))
     return ((pixels.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
 

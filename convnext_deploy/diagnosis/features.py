@@ -136,4 +136,4 @@ def _build_rtx(here: Situation) -> Feature:
     name = "TensorRT-RTX, build"
     if is_jetson():
         return Feature(name, False, "not for a Jetson: export to ONNX, and build with the TensorRT of JetPack")
-    return here.needs(name, ("tensorrt_rtx", "onnx"), "for SM75 and newer, without a GPU")
+    return here.needs(name, ("tensorrt_rtx", "onnx"), "for SM75 and newer, FP8 for SM89 and newer, without a GPU")

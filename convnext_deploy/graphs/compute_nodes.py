@@ -31,7 +31,7 @@ _OPERATOR_PLACE = re.compile(r"^/?(.+)/\w+$")
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that an input of a node was dequantized from.
+    """The integers, or 8-bit floats, that an input of a node was dequantized from.
 
     `scale` and `zero_point` are None where the graph computes them, `zero_point` also where it is left out. `axis` counts in the
     node's own input, after what lies between; None for one scale, and where a reshape hides it.
@@ -62,12 +62,13 @@ class ComputeNode:
     output_quantized: bool
 
     @property
-    def is_int8(self) -> bool:
-        """Whether both inputs come from 8-bit integers."""
-        return all(
-            grid is not None and grid.integers.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
-            for grid in (self.activation_grid, self.weight_grid)
-        )
+    def quantized_type(self) -> str | None:
+        """`INT8` where both inputs come from 8-bit integers, `FP8` where both come from 8-bit floats, else None."""
+        grids = (self.activation_grid, self.weight_grid)
+        types = {None if grid is None or grid.integers.dtype is None else grid.integers.dtype.name for grid in grids}
+        if types <= {"INT8", "UINT8"}:
+            return "INT8"
+        return "FP8" if None not in types and all(name and name.startswith("FLOAT8") for name in types) else None
 
     @property
     def is_depthwise(self) -> bool:
@@ -86,10 +87,10 @@ class ComputeNode:
 
     @property
     def precision(self) -> str:
-        """The type it computes in: of the integers where both inputs are dequantized, else of its input."""
+        """The type it computes in: on 8 bits where both inputs are dequantized, else of its input."""
         source = self.node.inputs[0]
         assert source is not None  # every such node has two inputs
-        return "INT8" if self.is_int8 else type_name(source if type_of(source) else self.node.outputs[0])
+        return self.quantized_type or type_name(source if type_of(source) else self.node.outputs[0])
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ class AnalyzedGraph:
     compute_nodes: tuple[ComputeNode, ...]
 
     @property
-    def int8_nodes(self) -> tuple[ComputeNode, ...]:
-        """Those with both inputs from 8-bit integers."""
-        return tuple(node for node in self.compute_nodes if node.is_int8)
+    def quantized_nodes(self) -> tuple[ComputeNode, ...]:
+        """Those in INT8 or FP8."""
+        return tuple(node for node in self.compute_nodes if node.quantized_type is not None)
 
 
 def find_compute_nodes(view: GraphView) -> AnalyzedGraph:

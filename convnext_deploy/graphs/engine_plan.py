@@ -12,7 +12,7 @@ from convnext_deploy.artifacts.artifact import MANIFEST, read_artifact
 from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.documents import read_bytes, reason
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.engine_precisions import read_plan_nodes
+from convnext_deploy.graphs.engine_precisions import EIGHT_BITS, read_plan_nodes
 from convnext_deploy.system.results import Result
 
 LARGEST_PLAN = 1 << 34  # bytes
@@ -27,7 +27,7 @@ class EngineRecord(Result):
     """All that is in an engine plan.
 
     `flavor` and `version` are None where the header does not tell. `nodes`: precision → count of MatMul/Conv nodes, empty where the
-    plan does not keep them readable; `float_nodes` are the names of those not in INT8. `manifest`: from the manifest beside it.
+    plan does not keep them readable; `float_nodes` are the names of those not on 8 bits. `manifest`: from the manifest beside it.
     """
 
     file: str
@@ -83,7 +83,7 @@ def inspect_plan(path: Path) -> EngineRecord:
         flavor,
         version,
         dict(Counter(node.precision for node in nodes).most_common()),
-        tuple(f"{node.name} ({node.precision})" for node in nodes if node.precision != "INT8"),
+        tuple(f"{node.name} ({node.precision})" for node in nodes if node.precision not in EIGHT_BITS),
         manifest,
         notes,
     )

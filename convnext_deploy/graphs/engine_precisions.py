@@ -33,9 +33,11 @@ _TYPES = {
 }
 _TACTICS = (
     ("INT8", r"_i8i8_|_i8i32_|imma|int8"),
+    ("FP8", r"e4m3|f8f8|fp8|qmma"),
     ("FP16", r"f16f16|h16816|h884|hmma"),
     ("FP32", r"f32f32|tf32|sgemm|s1688"),
 )
+EIGHT_BITS = ("INT8", "FP8")
 UNKNOWN = "unknown"
 
 
@@ -48,8 +50,8 @@ class PlanNode:
 
     @property
     def precision(self) -> str:
-        """The type it computes in: `INT8` where both inputs are, else that of the first that is not."""
-        return next((kind for kind in self.types if kind != "INT8"), "INT8" if self.types else UNKNOWN)
+        """The type it computes in: `INT8` or `FP8` where both inputs are, else that of the first that is not."""
+        return next((kind for kind in self.types if kind not in EIGHT_BITS), self.types[0] if self.types else UNKNOWN)
 
 
 def report_precisions(found: Iterable[PlanNode], view: GraphView) -> PrecisionReport | None:
@@ -58,19 +60,24 @@ def report_precisions(found: Iterable[PlanNode], view: GraphView) -> PrecisionRe
     for node in found:
         kinds[node.name].add(node.precision)
     counts: Counter[str] = Counter()
-    fallbacks, unseen, requested = [], [], 0
+    requested: Counter[str] = Counter()
+    fallbacks, unseen = [], []
     for asked in find_compute_nodes(view).compute_nodes:
-        seen = kinds.get(plan_name(asked.node), set()) - {UNKNOWN}
-        kind = next((k for k in sorted(seen) if k != "INT8"), "INT8") if seen else UNKNOWN
+        seen = sorted(kinds.get(plan_name(asked.node), set()) - {UNKNOWN})
+        kind = next((k for k in seen if k not in EIGHT_BITS), seen[0]) if seen else UNKNOWN
         counts[kind] += 1
-        requested += asked.is_int8
-        if asked.is_int8 and kind == UNKNOWN:
+        if asked.quantized_type is None:
+            continue
+        requested[asked.quantized_type] += 1
+        if kind == UNKNOWN:
             unseen.append(asked.layer)
-        elif asked.is_int8 and kind != "INT8":
+        elif kind != asked.quantized_type:
             fallbacks.append(f"{asked.layer}: {kind}")
     if not set(counts) - {UNKNOWN}:
         return None
-    return PrecisionReport(dict(sorted(counts.items())), requested, tuple(fallbacks), tuple(unseen))
+    return PrecisionReport(
+        dict(sorted(counts.items())), requested["INT8"], tuple(fallbacks), tuple(unseen), requested["FP8"]
+    )
 
 
 def plan_name(node: ir.Node) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from convnext_deploy.artifacts.artifact import Artifact, StageRecord
+from convnext_deploy.artifacts.artifact import Artifact, StageRecord, quantized_type
 from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.onnx import ONNXConfig
@@ -33,8 +33,8 @@ class FloatBaseline:
 
 
 def is_judged(artifact: Artifact) -> bool:
-    """Whether an artifact is INT8 as it is deployed: an ONNX graph or an engine."""
-    return artifact.format in ("onnx", "tensorrt") and artifact.precision.startswith("int8")
+    """Whether an artifact is INT8 or FP8 as it is deployed: an ONNX graph or an engine."""
+    return artifact.format in ("onnx", "tensorrt") and quantized_type(artifact.precision) is not None
 
 
 def find_float_baseline(

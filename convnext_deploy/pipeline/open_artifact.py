@@ -7,7 +7,14 @@ import math
 import os
 from pathlib import Path
 
-from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, StageRecord, describe_file, read_artifact
+from convnext_deploy.artifacts.artifact import (
+    MANIFEST,
+    Artifact,
+    StageRecord,
+    describe_file,
+    quantized_type,
+    read_artifact,
+)
 from convnext_deploy.artifacts.hashes import check_recorded
 from convnext_deploy.artifacts.places import check_place, no_artifact
 from convnext_deploy.artifacts.preprocessing import GEOMETRY, ask, tell
@@ -181,7 +188,7 @@ def _open_ancestor(record: StageRecord, beside: Path) -> Artifact | str:
 
 def _evaluated_alike(ancestor: Artifact, artifact: Artifact, record: StageRecord) -> Artifact:
     own = artifact.preprocess
-    if artifact.precision.startswith("int8"):
+    if quantized_type(artifact.precision) is not None:
         before = record.preprocess.get("source", ancestor.preprocess)
         origins = {name: (own if name in GEOMETRY else before).origins.get(name) for name in own.settings()}
         known = {name: origin for name, origin in origins.items() if origin is not None}

@@ -10,15 +10,9 @@ from torch import Tensor, nn
 
 from convnext_deploy.errors import DeployError
 from convnext_deploy.quantization.fake_quantize import INT32_MAX, quantize, spread
-from convnext_deploy.quantization.observers import (
-    RANGE_METHODS,
-    WITHOUT_HISTOGRAM,
-    ActivationObserver,
-    choose_qparams,
-    mse_weight_qparams,
-    weight_qparams,
-)
+from convnext_deploy.quantization.observers import RANGE_METHODS, WITHOUT_HISTOGRAM, ActivationObserver
 from convnext_deploy.quantization.prepare import QuantizedLayer, channel_dim, quantized_layers, quantizers_disabled
+from convnext_deploy.quantization.qparams import choose_qparams, mse_weight_qparams, weight_qparams
 from convnext_deploy.quantization.scheme import TensorScheme
 
 AUTO = "auto"

@@ -1,10 +1,11 @@
-"""Fake quantization: round to the integer grid and come back, with gradients for weights, inputs and scales."""
+"""Fake quantization: round to the grid and come back, with gradients for weights, inputs and scales."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convnext_deploy.quantization.levels import round_to_level
 from convnext_deploy.quantization.observers import Observer
 from convnext_deploy.quantization.scheme import TensorScheme
 
@@ -15,34 +16,35 @@ class _LearnedGrid(torch.autograd.Function):
     """Forward: quantize-dequantize. Backward: straight-through for `x`; learned step size and offset for scale and zero point.
 
     With `v = x / scale + zero_point`, the derivative to `scale` is `round(v) - v` inside the grid and
-    `clamp(v) - zero_point` outside; the derivative to `zero_point` is 0 inside and `-scale` outside.
+    `clamp(v) - zero_point` outside; the derivative to `zero_point` is 0 inside and `-scale` outside. `round` goes to the nearest
+    level, integer or float.
 
     Sources: Esser et al. 2020, arXiv 1902.08153, equation 3; Bhalgat et al. 2020, arXiv 2004.09576, equations 4 and 5, whose
     offset is `-scale * zero_point` here, so that 0 stays on the grid and the exported graph computes the same.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
-        integers = torch.round(x / scale).add_(zero_point).clamp_(quant_min, quant_max)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
+        levels = round_to_level(x / scale, scheme).add_(zero_point).clamp_(scheme.quant_min, scheme.quant_max)
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid = (quant_min, quant_max)
-        return integers.sub_(zero_point).mul_(scale)
+        ctx.scheme = scheme
+        return levels.sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, scale, zero_point = ctx.saved_tensors
-        quant_min, quant_max = ctx.grid
+        scheme: TensorScheme = ctx.scheme
         ratio = x / scale
-        rounded = torch.round(ratio).add_(zero_point)
-        inside = (rounded >= quant_min) & (rounded <= quant_max)
-        step = rounded.clamp_(quant_min, quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
+        rounded = round_to_level(ratio, scheme).add_(zero_point)
+        inside = (rounded >= scheme.quant_min) & (rounded <= scheme.quant_max)
+        step = rounded.clamp_(scheme.quant_min, scheme.quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
         by_x = gradient * inside
         by_scale = _sum_as(step.mul_(gradient), scale)
         by_zero_point = None
         if ctx.needs_input_grad[2]:
             by_zero_point = _sum_as(by_x - gradient, scale) * scale
-        return by_x, by_scale, by_zero_point, None, None
+        return by_x, by_scale, by_zero_point, None
 
 
 def _sum_as(values: Tensor, qparam: Tensor) -> Tensor:
@@ -69,9 +71,9 @@ class _RoundIntoGrid(torch.autograd.Function):
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
-    """Return the integers of `x` as float32: round half to even, then saturate, as ONNX's QuantizeLinear does."""
+    """Return the levels of `x` as float32: round half to even, then saturate, as ONNX's QuantizeLinear does."""
     scale, zero_point = spread(scale, x), spread(zero_point, x)
-    return torch.round(x / scale).add_(zero_point).clamp_(scheme.quant_min, scheme.quant_max)
+    return round_to_level(x / scale, scheme).add_(zero_point).clamp_(scheme.quant_min, scheme.quant_max)
 
 
 def spread(qparam: Tensor, x: Tensor) -> Tensor:
@@ -158,14 +160,13 @@ class FakeQuantize(nn.Module):
             self.zero_point_shift.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid, in float32 whatever the autocast dtype: a grid of 256 steps needs more than bfloat16."""
+        """Return `x` on the grid, in float32 whatever the autocast dtype: a grid of 256 levels needs more than bfloat16."""
         if self.observer is not None:
             self.observer.observe(x.detach())
             return x
         if not self.enabled:
             return x
-        ends = self.scheme.quant_min, self.scheme.quant_max
         scale, zero_point = self.qparams()
         first = x.float().transpose(0, self.channel_dim) if scale.ndim and self.channel_dim else x.float()
-        result: Tensor = _LearnedGrid.apply(first, spread(scale, first), spread(zero_point, first), *ends)
+        result: Tensor = _LearnedGrid.apply(first, spread(scale, first), spread(zero_point, first), self.scheme)
         return result.transpose(0, self.channel_dim) if scale.ndim and self.channel_dim else result

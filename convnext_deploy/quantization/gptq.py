@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.quantization.bias_correction import correct_block, walk
 from convnext_deploy.quantization.fake_quantize import spread
+from convnext_deploy.quantization.levels import round_to_level
 from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers
 
 DAMPING = 0.01  # of the mean diagonal of the Hessian, added to it; as in the paper
@@ -98,8 +99,8 @@ def adjust_blocks(
 def round_block(block: nn.Module, arriving: Tensor) -> None:
     """Round the weights of a block's quantized layers, one after the other.
 
-    A weight that goes to the nearest integer stays as it is, so that training starts from float weights; others become that of
-    their integer.
+    A weight that goes to the nearest level stays as it is, so that training starts from float weights; others become that of
+    their level.
 
     Args:
         block: calibrated; its quantizers work.
@@ -131,9 +132,10 @@ def round_weight(layer: QuantizedLayer, hessian: Tensor) -> Tensor:
     """Return the layer's weight on its grid, with little squared error `tr(E H E^T)` of the output, `E` what rounding changes.
 
     With `H = L L^T` the error is the sum over inputs `k` of `(L_kk (E_k + sum_{j > k} E_j L_jk / L_kk))^2`; from the last input to
-    the first, each integer is the one that makes its term least. Inputs of large second moments are last, so they are rounded
-    first and others take back what they change. This is GPTQ in the form of LDLQ, which needs no inverse. It is factored in
-    float64: GELU's outputs have a common direction, and float32 finds their products not positive definite.
+    the first, each level, an integer or one of FP8, is the one that makes its term least. Inputs of large second moments are
+    last, so they are rounded first and others take back what they change. This is GPTQ in the form of LDLQ, which needs no
+    inverse. It is factored in float64: GELU's outputs have a common direction, and float32 finds their products not positive
+    definite.
 
     Args:
         layer: whose weight grid is fixed.
@@ -157,13 +159,13 @@ def round_weight(layer: QuantizedLayer, hessian: Tensor) -> Tensor:
     places = order[:, None].expand_as(weight)
     wanted = weight.gather(2, places)
     change = torch.zeros_like(wanted)
-    integers = torch.empty_like(wanted)
+    levels = torch.empty_like(wanted)
     for end in range(inputs, 0, -_COLUMNS):
         start = max(0, end - _COLUMNS)
         wanted_here = wanted[..., start:end] + change[..., end:] @ factor[:, end:, start:end]
         for k in range(end - 1, start - 1, -1):
             rest = change[..., k + 1 : end] @ factor[:, k + 1 : end, k : k + 1]
             target = wanted_here[..., k - start] + rest[..., 0]
-            integers[..., k] = torch.round(target).clamp_(scheme.quant_min, scheme.quant_max)
-            change[..., k] = wanted[..., k] - integers[..., k]
-    return torch.empty_like(weight).scatter_(2, places, integers).view_as(layer.weight) * steps
+            levels[..., k] = round_to_level(target, scheme).clamp_(scheme.quant_min, scheme.quant_max)
+            change[..., k] = wanted[..., k] - levels[..., k]
+    return torch.empty_like(weight).scatter_(2, places, levels).view_as(layer.weight) * steps

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convnext_deploy.quantization.levels import levels_of
+from convnext_deploy.quantization.qparams import choose_qparams
 from convnext_deploy.quantization.scheme import TensorScheme
 
 RANGE_METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy")
 WITHOUT_HISTOGRAM = ("minmax", "moving_average")
-SMALLEST_SCALE = 1e-6  # a constant-zero tensor must still have a positive scale, also after a cast to FP16
 _BINS = 4096  # on each side of zero: 8 to 16 for each step of a grid of 256 that covers everything
 _SMALLEST_EXPONENT = -100  # of the histogram's limit, so that bins per unit still fit float32
 _SAMPLED_VALUES, _SAMPLED_OF_ITEM = 1 << 17, 1 << 14  # of a batch and of each image in it; counting 2^17 takes 0.4 ms
@@ -23,7 +24,6 @@ _SHARES = F.pad(0.75 ** torch.arange(33, dtype=torch.float64), (0, 1))  # of an 
 _NEARER_SHARES = [0.75 ** (torch.linspace(-1, 1, 11, dtype=torch.float64) / 5**n) for n in range(3)]
 _TIE = 1e-7  # losses nearer to each other than this may differ by rounding only
 _UNSEEN = 1e-4  # of a value, where the quantized distribution has none, as in ONNX Runtime's smooth_distribution
-_WEIGHT_CANDIDATES = 32
 _Loss = Callable[[Tensor, TensorScheme], Tensor]  # ranges `(M, 2)` and the grid → `(M,)`
 
 
@@ -150,16 +150,16 @@ class ActivationObserver:
     def _squared_errors(self, ends: Tensor, scheme: TensorScheme) -> Tensor:
         """Return the mean squared error of the values on the grids of some ranges, `(M,)` float64, in squared widths of a bin.
 
-        Values are taken as spread evenly over their bin. With `f` their density, `top` the last of the levels, `step` between two
-        of them and `b` half-way between neighbours, the sum over levels of `integral (level - x)^2 f(x) dx`, each over what rounds
-        to that level, is `integral (top - x)^2 f(x) dx - 2 step sum_b G(b)` with `G(b) = integral_{x < b} (b - x) f(x) dx`. So a
+        Values are taken as spread evenly over their bin. With `f` their density, `top` the last of the levels, `b` half-way between
+        two neighbours and `step` between these, the sum over levels of `integral (level - x)^2 f(x) dx`, each over what rounds
+        to that level, is `integral (top - x)^2 f(x) dx - 2 sum_b step G(b)` with `G(b) = integral_{x < b} (b - x) f(x) dx`. So a
         range costs as many look-ups in the table of `G` as the grid has levels, however many bins there are.
 
         Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
         """
-        step, borders = _borders(ends, scheme)
-        step, borders = step / self._width, borders / self._width + _BINS
-        top = borders[:, -1] - step / 2
+        steps, borders = _borders(ends, scheme)
+        steps, borders = steps / self._width, borders / self._width + _BINS
+        top = borders[:, -1] - steps[:, -1] / 2
         density = self._counts / self._counts.sum()
         below = F.pad(density.cumsum(0), (1, 0))  # at the edges of the bins
         table = F.pad((below[:-1] + density / 2).cumsum(0), (1, 0))
@@ -168,8 +168,8 @@ class ActivationObserver:
         borders = borders[:, 1:-1].clamp(min=0)
         edge = borders.long().clamp_(max=2 * _BINS)
         beyond = borders - edge
-        total = (table[edge] + beyond * (below[edge] + beyond * F.pad(density, (0, 1))[edge] / 2)).sum(1)
-        return square - 2 * top * mean + top.square() - 2 * step * total
+        total = table[edge] + beyond * (below[edge] + beyond * F.pad(density, (0, 1))[edge] / 2)
+        return square - 2 * top * mean + top.square() - 2 * (steps * total).sum(1)
 
     def _divergences(self, ends: Tensor, scheme: TensorScheme) -> Tensor:
         """Return the divergence KL(P || Q) in nats of the quantized values of some ranges from the values seen, `(M,)` float64.
@@ -178,14 +178,15 @@ class ActivationObserver:
         beyond is added to the first or the last of them. Q is the same without what lies beyond, in one group per level: the bins
         that round to it. Each group is spread evenly over its bins that are not empty in P; the one bin where that leaves none
         though P has some gets 0.0001 of a value. So the groups are the steps of the very grid, symmetric or not, with zero on it; a
-        symmetric one has them on the empty side of one-sided values as well, where they hold nothing and cost nothing. A grid
-        finer than the bins could not be told from the values, and has an infinite divergence.
+        symmetric one has them on the empty side of one-sided values as well, where they hold nothing and cost nothing. So have
+        levels of a floating grid between which there is no bin. A grid that is finer than the bins everywhere could not be told
+        from the values, and has an infinite divergence.
 
         Source: Migacz 2017, "8-bit Inference with TensorRT", GTC 2017, session 7310, for magnitudes and 128 levels.
 
         Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
         """
-        step, borders = _borders(ends, scheme)
+        steps, borders = _borders(ends, scheme)
         # of each group the first bin, by its centre, and after the last group the first bin that is cut off
         edges = (borders / self._width + (_BINS - 0.5)).ceil_().clamp_(0, 2 * _BINS).long()
         counts = self._counts
@@ -203,7 +204,7 @@ class ActivationObserver:
             size[:, group] += (at_end == 0) & (cut > 0)
         inner = torch.where((inner == 0) & (outer > 0), _UNSEEN, inner)
         cross = torch.xlogy(outer, inner / size.clamp(min=1)).sum(1) - total * inner.sum(1).log()
-        return ((own - total * total.log() - cross) / total).masked_fill(step < self._width, math.inf)
+        return ((own - total * total.log() - cross) / total).masked_fill(steps.amax(1) < self._width, math.inf)
 
 
 def _channel_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,13 +216,16 @@ def _channel_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _borders(ends: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Return, for the grids of some ranges `(M, 2)`, the step `(M,)` and what bounds the values of each level, `(M, levels + 1)`.
+    """Return, for the grids of some ranges `(M, 2)`, the steps `(M, levels - 1)` and what bounds each level, `(M, levels + 1)`.
 
     The outermost borders are half a step beyond the ends: what lies outside is cut off, not rounded. All float64.
     """
     scale, zero_point = choose_qparams(ends[:, 0], ends[:, 1], scheme)
-    steps = torch.arange(scheme.quant_min, scheme.quant_max + 2) - zero_point[:, None] - 0.5
-    return scale.double(), steps.double() * scale.double()[:, None]
+    levels = levels_of(scheme) - zero_point[:, None].double()
+    steps = levels.diff(dim=1)
+    first, last = levels[:, :1] - steps[:, :1] / 2, levels[:, -1:] + steps[:, -1:] / 2
+    borders = torch.cat([first, levels[:, :-1] + steps / 2, last], 1)
+    return steps * scale.double()[:, None], borders * scale.double()[:, None]
 
 
 def _least(loss: _Loss, low: float, high: float, scheme: TensorScheme) -> tuple[float, float]:
@@ -232,7 +236,7 @@ def _least(loss: _Loss, low: float, high: float, scheme: TensorScheme) -> tuple[
     """
     low, high = min(low, 0.0), max(high, 0.0)
     whole = torch.tensor([low, high], dtype=torch.float64)
-    if not SMALLEST_SCALE < choose_qparams(whole[0], whole[1], scheme)[0] < math.inf:
+    if not scheme.smallest_scale < choose_qparams(whole[0], whole[1], scheme)[0] < math.inf:
         return low, high  # no narrower range has a finer grid, or float32 has none
     reach = torch.stack([-whole.abs().max(), whole.abs().max()]) if scheme.symmetric else whole
     best = torch.ones(2, dtype=torch.float64)
@@ -243,56 +247,3 @@ def _least(loss: _Loss, low: float, high: float, scheme: TensorScheme) -> tuple[
         best = shares[int((losses <= losses.min() + _TIE).nonzero()[0])]
     ends = (reach * best).clamp(min=whole[0], max=whole[1])
     return ends[0].item(), ends[1].item()
-
-
-def choose_qparams(low: Tensor, high: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Return the scale (float32, > 0) and zero point (int32) of the grid that covers [low, high] and represents 0 exactly.
-
-    Args:
-        low: `()` per tensor or `(N,)` per channel.
-        high: same shape.
-        scheme: the grid.
-    """
-    low, high = low.clamp(max=0.0).float(), high.clamp(min=0.0).float()
-    if scheme.symmetric:
-        middle = (scheme.quant_min + scheme.quant_max + 1) // 2
-        scale = (torch.maximum(-low, high) / (scheme.quant_max - middle)).clamp(min=SMALLEST_SCALE)
-        return scale, torch.full_like(scale, middle, dtype=torch.int32)
-    scale = ((high - low) / (scheme.quant_max - scheme.quant_min)).clamp(min=SMALLEST_SCALE)
-    zero_point = (scheme.quant_min - torch.round(low / scale)).clamp(scheme.quant_min, scheme.quant_max)
-    return scale, zero_point.to(torch.int32)
-
-
-def weight_qparams(weight: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point that cover a weight `(N, ...)`, per output channel or for the whole tensor."""
-    rows = weight.detach().flatten(1) if scheme.per_channel else weight.detach().reshape(1, -1)
-    low, high = torch.aminmax(rows, dim=1)
-    scale, zero_point = choose_qparams(low, high, scheme)
-    return (scale, zero_point) if scheme.per_channel else (scale[0], zero_point[0])
-
-
-@torch.no_grad()
-def mse_weight_qparams(weight: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point with the least squared error of a weight `(N, ...)`, per output channel or for all of it.
-
-    Compared are shares of the scale that covers everything, which is the first. With it no value is off by more than half a step,
-    so that `K` values lose at most `K / 4` squared steps; a share at which the largest magnitude alone loses more cannot be best,
-    and none below is tried. (For one scale of the whole weight `K` is its size, and 0.1 the least share.)
-
-    Returns: scale `(N,)` or `()` float32 and zero point, the same shape, int32; on the weight's device.
-    """
-    covering, zero_point = weight_qparams(weight, scheme)
-    rows = weight.flatten(1).float()
-    count = rows.shape[1] if scheme.per_channel else rows.numel()
-    least = 1 - (math.sqrt(count) / 2 + 1) / ((scheme.quant_max - scheme.quant_min) // 2)
-    shares = torch.linspace(1.0, max(0.1, least), _WEIGHT_CANDIDATES, device=rows.device)
-    candidates = (covering.reshape(-1, 1) * shares).clamp(min=SMALLEST_SCALE)  # (N or 1, candidates)
-    scales, zeros = candidates.expand(len(rows), -1), zero_point.reshape(-1, 1).expand(len(rows), -1)
-    size, errors = max(1, _VALUES_IN_CACHE // _WEIGHT_CANDIDATES // rows.shape[1]), []
-    for part, scale, zero in zip(rows.split(size), scales.split(size), zeros.split(size), strict=True):
-        steps = part[:, None] / scale[..., None]  # (n, candidates, K)
-        off = torch.round(steps).add_(zero[..., None]).clamp_(scheme.quant_min, scheme.quant_max)
-        off.sub_(zero[..., None]).sub_(steps)
-        errors.append(off.square_().sum(2).double() * scale.double().square())  # squares of 1e30 would overflow float32
-    total = torch.cat(errors) if scheme.per_channel else torch.cat(errors).sum(0, keepdim=True)
-    return candidates.gather(1, total.argmin(1, keepdim=True)).view_as(covering), zero_point

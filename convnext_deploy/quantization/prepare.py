@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def _wide(x: Tensor) -> Tensor:
 def _in_float32(x: Tensor) -> AbstractContextManager[object]:
     """Return a block without autocast, where there is one.
 
-    What a quantizer gives lies on a grid of 256 steps, of which bfloat16 holds the integers and not their products with a scale: it
+    What a quantizer gives lies on a grid of 256 levels, of which bfloat16 holds the levels and not their products with a scale: it
     would move a value by up to half a step, and training would learn another network than the one that runs.
     """
     kind = x.device.type
@@ -168,6 +169,7 @@ def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
     return found
 
 
+_NUMPY_TYPES: Mapping[str, Any] = {"int8": np.int8, "uint8": np.uint8, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 Floats = Mapping[str, Collection[tuple[nn.Module, nn.Module]]]
 """Layer name → modules of a prepared model, each with the float one whose parameters it has where the layer is in float."""
 
@@ -216,7 +218,7 @@ def without_quantizers(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """The grid of an input or output in numbers: float32 scale and, in the type of the integers, zero point.
+    """The grid of an input or output in numbers: float32 scale and, in the type of the levels, zero point.
 
     Both are `()`, or `(out,)` for an output whose channels have scales of their own; the zero points are all the same then.
 
@@ -224,7 +226,7 @@ class ActivationGrid:
     """
 
     scale: NDArray[np.float32]
-    zero_point: NDArray[np.int8] | NDArray[np.uint8]
+    zero_point: NDArray[Any]
     shift: NDArray[np.float32] | None = None
 
 
@@ -232,11 +234,12 @@ class ActivationGrid:
 class QuantizedSite:
     """A calibrated layer in numbers, for exporters.
 
-    `weight` is int8 in the layer's own layout, `(out, in)` or `(out, in, h, w)`; `weight_scale` is `(out,)` or `()` float32, the
-    zero point 0; `output` None: the layer's output stays in float; `bias` `(out,)` float32, None where it is the layer's own.
+    `weight` is int8 or E4M3 in the layer's own layout, `(out, in)` or `(out, in, h, w)`; `weight_scale` is `(out,)` or `()`
+    float32, the zero point 0; `output` None: the layer's output stays in float; `bias` `(out,)` float32, None where it is the
+    layer's own.
     """
 
-    weight: NDArray[np.int8]
+    weight: NDArray[Any]
     weight_scale: NDArray[np.float32]
     input: ActivationGrid
     output: ActivationGrid | None = None
@@ -251,7 +254,7 @@ class QuantizedSite:
 
 @torch.no_grad()
 def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
-    """Return the integers and scales of every site by layer name: the very numbers that the fake quantizers compute with.
+    """Return the levels and scales of every site by layer name: the very numbers that the fake quantizers compute with.
 
     A runtime without zero points gets an input shifted by a whole number of steps, `x + scale * zero_point`, so that its symmetric
     integers are those of the asymmetric grid; what the weight makes of the shift is subtracted from the bias, exactly.
@@ -260,16 +263,16 @@ def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
     for name, layer in quantized_layers(model):
         weight = layer.weight_quantizer
         scale, zero_point = weight.qparams()
-        integers = quantize(layer.weight, scale, zero_point, weight.scheme)
+        levels = quantize(layer.weight, scale, zero_point, weight.scheme)
         grid, bias = _read_grid(layer.input_quantizer), _bias(layer)
         if layer.input_shift and grid.zero_point:
             shift = layer.input_quantizer.scale.double() * int(grid.zero_point)
-            added = (integers.double() * spread(scale.double(), integers)).flatten(1).sum(1) * shift
+            added = (levels.double() * spread(scale.double(), levels)).flatten(1).sum(1) * shift
             bias = ((0.0 if bias is None else bias.double()) - added).float()
             zero = np.zeros_like(grid.zero_point)
             grid = ActivationGrid(grid.scale, zero, np.array(shift.item(), np.float32))
         sites[name] = QuantizedSite(
-            integers.cpu().numpy().astype(np.int8),
+            levels.cpu().numpy().astype(_NUMPY_TYPES[weight.scheme.dtype]),
             scale.cpu().numpy(),
             grid,
             None if layer.output_quantizer is None else _read_grid(layer.output_quantizer),
@@ -280,4 +283,4 @@ def read_sites(model: nn.Module) -> dict[str, QuantizedSite]:
 
 def _read_grid(quantizer: FakeQuantize) -> ActivationGrid:
     scale, zero_point = quantizer.qparams()
-    return ActivationGrid(scale.cpu().numpy(), zero_point.cpu().numpy().astype(quantizer.scheme.dtype))
+    return ActivationGrid(scale.cpu().numpy(), zero_point.cpu().numpy().astype(_NUMPY_TYPES[quantizer.scheme.dtype]))

@@ -14,26 +14,44 @@ from typing import Any, Literal
 
 from convnext_deploy.errors import RecipeError, suggest
 
+SMALLEST_SCALE = 1e-6
 _WILDCARD = re.compile(r"\[[^]]*\]|[*?]")
 
 
 @dataclass(frozen=True)
 class TensorScheme:
-    """An integer grid: `real = scale * (integer - zero_point)`, `quant_min <= integer <= quant_max`.
+    """A grid: `real = scale * (level - zero_point)`, `quant_min <= level <= quant_max`; the levels are integers.
 
     A symmetric grid has its zero point in the middle: 0 of int8, 128 of uint8. Per-channel scales have one value per output
     channel: a weight `(N, K)` or `(N, C, h, w)` and what the layer gives have a scale `(N,)`; per-tensor scales are scalars `()`.
+
+    `floating`: the levels are the numbers of FP8 E4M3 (four bits of exponent, three of mantissa) and not integers.
+    Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv 2209.05433, table 1.
     """
 
     quant_min: int
     quant_max: int
     symmetric: bool
     per_channel: bool
+    floating: bool = False
 
     @property
-    def dtype(self) -> Literal["int8", "uint8"]:
-        """The type that holds its integers."""
-        return "int8" if self.quant_min < 0 else "uint8"
+    def dtype(self) -> Literal["int8", "uint8", "float8_e4m3fn"]:
+        """The type that holds its levels."""
+        return "float8_e4m3fn" if self.floating else "int8" if self.quant_min < 0 else "uint8"
+
+    @property
+    def last_step(self) -> int:
+        """The distance between the last two levels, which is the largest."""
+        return 32 if self.floating else 1
+
+    @property
+    def smallest_scale(self) -> float:
+        """A constant-zero tensor must still have a positive scale, also after a cast to FP16.
+
+        A floating grid loses nothing where its scale is larger than it had to be, so FP16 gets scales of which it has all digits.
+        """
+        return 2.0**-14 if self.floating else SMALLEST_SCALE
 
 
 @dataclass(frozen=True)
@@ -71,8 +89,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "int8-output": ("input", "weight", "output"),
     "int8-zero-point-shift": ("input", "weight"),
     "int8-patches": ("input", "weight", "output"),
+    "fp8": ("input", "weight"),
 }
-"""What may be chosen for a layer → which of its tensors are quantized, on the grids of the target."""
+"""What may be chosen for a layer → which of its tensors are quantized, on the grids of the target.
+
+`fp8` is for a target with floating grids, which has it and `float` alone.
+"""
 
 Rules = tuple[tuple[str, str], ...]  # pattern over layer names, as `fnmatch` reads it → choice
 
@@ -97,6 +119,16 @@ class QuantizationScheme:
     weight: TensorScheme
     overrides: Rules = ()
     output: TensorScheme | None = None
+
+    @property
+    def precision(self) -> Literal["int8", "fp8"]:
+        """What its layers compute in, as artifacts say it."""
+        return "fp8" if self.weight.floating else "int8"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Those of `CHOICES` that its grids allow."""
+        return tuple(name for name in CHOICES if name == "float" or name.startswith(self.precision))
 
     def choice(self, layer_name: str) -> str:
         """Return the name in `CHOICES` for a layer.
@@ -142,9 +174,11 @@ class QuantizationScheme:
         Raises: RecipeError: if there is no such choice.
         """
         for pattern, choice in overrides.items():
-            if choice not in CHOICES:
+            if choice not in self.choices:
+                wrong = f"is not of the target '{self.target}'" if choice in CHOICES else "is unknown"
                 raise RecipeError(
-                    f"sites: '{pattern}' = '{choice}' is unknown.{suggest(choice, CHOICES)} Known: {', '.join(CHOICES)}."
+                    f"sites: '{pattern}' = '{choice}' {wrong}.{suggest(choice, self.choices)} "
+                    f"Known: {', '.join(self.choices)}."
                 )
         return replace(self, overrides=tuple(sorted(overrides.items())))
 
@@ -187,12 +221,15 @@ _S8 = TensorScheme(-128, 127, symmetric=True, per_channel=False)
 _S8_PER_CHANNEL = TensorScheme(-128, 127, symmetric=True, per_channel=True)
 _U8 = TensorScheme(0, 255, symmetric=False, per_channel=False)
 _U8_PER_CHANNEL = TensorScheme(0, 255, symmetric=True, per_channel=True)
+_E4M3 = TensorScheme(-448, 448, symmetric=True, per_channel=False, floating=True)
+_E4M3_PER_CHANNEL = replace(_E4M3, per_channel=True)
 
 _POINTWISE = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8"))
 # The second linear layer reads a GELU, whose values begin at -0.17: a symmetric grid would leave half its codes unused.
 _SHIFTED = (("stages.*.pwconv1", "int8"), ("stages.*.pwconv2", "int8-zero-point-shift"))
 _DOWNSAMPLING = ("downsample_layers.[123].1", "downsample_layers.0.3")  # the last: of timm, behind a stem of stride 2
 _INT8_DOWNSAMPLING = tuple((pattern, "int8") for pattern in _DOWNSAMPLING)
+_FP8 = tuple((pattern, "fp8") for pattern in ("stages.*.pwconv?", *_DOWNSAMPLING))
 
 SCHEMES: dict[str, QuantizationScheme] = {
     scheme.target: scheme
@@ -209,6 +246,9 @@ SCHEMES: dict[str, QuantizationScheme] = {
             _S8,
             _S8_PER_CHANNEL,
         ),
+        # A floating grid is fine near zero on either side, and needs no shift. TensorRT-RTX computes depthwise convolutions in FP8
+        # for SM120 and in float for SM89; they, the stem and the head stay in float for the reasons above.
+        QuantizationScheme("tensorrt-fp8", _FP8, _E4M3, _E4M3_PER_CHANNEL),
         # ONNX Runtime on x86 multiplies unsigned by signed. Its linear layers give float from INT8 in one kernel, its convolutions
         # round what they give to 8 bits; so patches go through a linear layer. Depthwise convolutions in INT8 cost more for the
         # conversions at both ends than they save beside the float kernel; where they are chosen all the same, their channels have

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from convnext_deploy.artifacts.artifact import quantized_type
 from convnext_deploy.evaluation.metric import METRICS
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.reports.escaping import quoted
@@ -70,7 +71,7 @@ def _tags(report: Report) -> list[str]:
     precisions = dict.fromkeys(row.identity.precision for row in report.rows if row.identity.precision != "fp32")
     names = {"torch": "pytorch", "torch-tensorrt": "tensorrt"}
     tags = [report.metric.hub_task, "convnext", *(names.get(name, name) for name in formats), *precisions]
-    return list(dict.fromkeys([*tags, *(["quantized"] if any(p.startswith("int8") for p in precisions) else [])]))
+    return list(dict.fromkeys([*tags, *(["quantized"] if any(quantized_type(p) for p in precisions) else [])]))
 
 
 def _metrics(row: StageRow) -> Iterator[dict[str, Any]]:

@@ -133,8 +133,12 @@ def _limits(report: Report) -> Iterator[str]:
     for text in report.assumptions:
         yield f"Assumed: {markdown(text)}."
     yield "Latency is that of the machine below, one image at a time. On other machines the order may be another: measure there."
-    if any(row.identity.is_int8 and row.identity.format == "torch" for row in report.rows):
-        yield "INT8 artifacts in PyTorch's format simulate INT8 in FP32: they are for training on and for export, not for serving."
+    simulated = dict.fromkeys(row.identity.quantized_type for row in report.rows if row.is_simulated)
+    for kind in simulated:
+        yield (
+            f"{kind} artifacts in PyTorch's format simulate {kind} in FP32: they are for training on and for export, not for "
+            "serving."
+        )
     if any(row.identity.format == "tensorrt" for row in report.rows):
         yield "Engines run with the TensorRT version and on the GPUs that they were built for."
     license_ = known_license(report)

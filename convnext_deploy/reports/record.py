@@ -114,8 +114,8 @@ class StageRow:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether its size and times say nothing of what it simulates: INT8 in PyTorch."""
-        return self.identity.is_int8 and self.identity.format == "torch"
+        """Whether its size and times say nothing of what it simulates: INT8 or FP8 in PyTorch."""
+        return self.identity.quantized_type is not None and self.identity.format == "torch"
 
     @property
     def is_made_to_be_used(self) -> bool:

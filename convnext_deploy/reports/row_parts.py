@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convnext_deploy.artifacts.artifact import quantized_type
 from convnext_deploy.artifacts.details import History as Epochs
 from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
@@ -32,9 +33,9 @@ class Identity:
     multi_label: bool = False
 
     @property
-    def is_int8(self) -> bool:
-        """Whether it computes, or simulates, in INT8, whatever the rest of it computes in."""
-        return self.precision.startswith("int8")
+    def quantized_type(self) -> str | None:
+        """`INT8` or `FP8` where it computes, or simulates, in that, whatever the rest of it computes in."""
+        return quantized_type(self.precision)
 
 
 @dataclass(frozen=True)

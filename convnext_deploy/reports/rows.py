@@ -271,13 +271,13 @@ def _p(value: float) -> str:
 
 
 def _precision(row: StageRow, artifact: Artifact, earlier: Sequence[StageRow]) -> tuple[str, ...]:
-    """Say what a reader would otherwise take for granted: that INT8 is small and fast."""
+    """Say what a reader would otherwise take for granted: that INT8 and FP8 are small and fast."""
     own, latency = row.identity, row.speed.latency
-    if not own.is_int8 or latency is None or row.accuracy is None:
+    if (kind := own.quantized_type) is None or latency is None or row.accuracy is None:
         return ()
     if own.format == "torch":
         return (
-            "INT8 is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of INT8",
+            f"{kind} is simulated in FP32 here, weights and scales stay trainable; size and latency are not those of {kind}",
         )
     if not (artifact.target or "").startswith("tensorrt"):
         return ()  # it is measured on the runtime that it is for
@@ -285,8 +285,8 @@ def _precision(row: StageRow, artifact: Artifact, earlier: Sequence[StageRow]) -
     ratio = latency.p50_ms / twin.speed.latency.p50_ms if twin is not None and twin.speed.latency is not None else 0.0
     if twin is None or ratio <= 0.95:
         return ()
-    kinds = "INT8 and FP16" if "fp16" in own.precision else "INT8"
+    kinds = f"{kind} and FP16" if "fp16" in own.precision else kind
     return (
         f"not faster than {twin.name} on this machine ({ratio:.2f}× its time): {row.accuracy.runner} has no fast CPU kernels "
-        f"for the symmetric {kinds} that TensorRT wants; judge its speed on the GPU",
+        f"for {'the symmetric ' if kind == 'INT8' else ''}{kinds} that TensorRT wants; judge its speed on the GPU",
     )

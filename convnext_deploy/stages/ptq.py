@@ -36,7 +36,7 @@ def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Ar
         model=source.model,
         preprocess=folding.preprocess,
         class_names=source.class_names,
-        precision="int8",
+        precision=scheme.precision,
         details=TorchDetails(**scheme.details(), folding=folding.certificate, ptq=record),
         source=source,
     )

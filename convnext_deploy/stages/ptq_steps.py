@@ -1,4 +1,4 @@
-"""From a float network to an INT8 one without training: the steps of post-training quantization in their order."""
+"""From a float network to a quantized one without training: the steps of post-training quantization in their order."""
 
 import dataclasses
 import math
@@ -152,8 +152,9 @@ def foresee_quantization(target: Target, sites: Mapping[str, str], source: Outlo
     with torch.device("meta"):  # names alone are looked up
         network = build_model(source.model)
     layers = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
-    resolve_scheme(target, dict(sites)).select(layers)
-    return source.made(given.name, precision="int8", target=target)
+    scheme = resolve_scheme(target, dict(sites))
+    scheme.select(layers)
+    return source.made(given.name, precision=scheme.precision, target=target)
 
 
 def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageContext) -> Folding:

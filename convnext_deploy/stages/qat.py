@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact, quantized_type
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.errors import ArtifactError
@@ -23,7 +23,7 @@ def foresee(config: QATConfig, given: Given) -> Outlook:
     source = given.need_source("qat")
     given.need_data()
     given.expect(source, "torch", QUANTIZES_TORCH)
-    if not source.precision.startswith("int8"):
+    if quantized_type(source.precision) is None:
         raise ArtifactError(f"{given.called(source)} has no quantizers to train; QAT starts from a PTQ artifact.")
     check_fit(config.fit, given.device)
     check_quantized_teachers(given, source.model, needed=config.teacher is not None)
@@ -50,7 +50,7 @@ def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Ar
         model=source.model,
         preprocess=source.preprocess,
         class_names=source.class_names,
-        precision="int8",
+        precision=scheme.precision,
         details=TorchDetails(**scheme.details(), history=history),
         source=source,
     )

@@ -90,7 +90,7 @@ def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) 
         model=source.model,
         preprocess=folding.preprocess,
         class_names=source.class_names,
-        precision="int8",
+        precision=scheme.precision,
         details=TorchDetails(
             **search.scheme.details(),
             history=search.history,

@@ -20,10 +20,10 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.variants import feature_width
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given
-from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import cosine_loss
 from convnext_deploy.training.predictions import PredictionTable
+from convnext_deploy.training.step import Objective
 from convnext_deploy.training.student_loss import Distillation, distillation_loss
 from convnext_deploy.training.teacher import Teacher
 

@@ -1,4 +1,4 @@
-"""Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8."""
+"""Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8 or FP8."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from convnext_deploy.artifacts.artifact import Artifact, describe_file
+from convnext_deploy.artifacts.artifact import Artifact, describe_file, quantized_type
 from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
@@ -15,6 +15,7 @@ from convnext_deploy.exporters.tensorrt.build import (
     BuildOptions,
     Engine,
     build_engine,
+    check_fp8,
     check_gpus,
     check_options,
     check_scales,
@@ -26,13 +27,13 @@ from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers
 from convnext_deploy.graphs.onnx_view import GraphView, open_view
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.system.cuda_driver import describe_gpu
+from convnext_deploy.system.cuda_driver import describe_gpu, describe_gpus
 from convnext_deploy.system.files import write_bytes
 from convnext_deploy.system.gpu_models import resolve_gpus
 
 THIS_GPU = "this GPU"
 _LISTED = 5  # layers that a warning names
-# TensorRT-RTX computes FP32 from INT8 in every convolution, whatever the type of its scales
+# TensorRT-RTX computes FP32 from 8 bits in every convolution, whatever the type of its scales
 _EXPECTED = ("Converting conv activation scales to fp32.", "Converting conv weight scales to fp32.")
 
 
@@ -54,6 +55,8 @@ def foresee(config: TensorRTConfig, given: Given) -> Outlook:
     require_gpu(config.flavor)
     trt = import_tensorrt(config.flavor)
     check_options(config.flavor, build_options(config))
+    if quantized_type(source.precision) == "FP8":
+        check_fp8([gpu or describe_gpus()["gpus"][0]["capability"] for gpu in _targets(config)])
     if RELEASES[config.flavor].builds_for_gpus:
         check_gpus(trt, resolve_gpus(config.gpus))
     return source.made(given.name, format="tensorrt")
@@ -84,7 +87,7 @@ def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) 
         warnings += _judge(found, place, view, config.strict)
         warnings += [f"TensorRT: {line}" for line in engine.warnings if not line.endswith(_EXPECTED)]
         reports[place] = found
-        if found is not None and found.requested_int8:
+        if found is not None and found.requested:
             context.execution.progress.say(f"{context.name}: {place}: {found.summary()}")
     details = EngineDetails(
         config.flavor,
@@ -140,14 +143,15 @@ def _report(
 
 def _judge(report: PrecisionReport | None, place: str, view: GraphView, strict: bool) -> list[str]:
     """Return the warnings of a precision report. Raises: ExportError: if one is an error, because `strict` was asked for."""
-    asked = len(find_compute_nodes(view).int8_nodes)
-    if not asked:
+    quantized = find_compute_nodes(view).quantized_nodes
+    if not quantized:
         return []
+    kind, asked = quantized[0].quantized_type, len(quantized)
     if report is None:
-        return [f"{place}: the engine does not tell which of the {asked} INT8 MatMul/Conv nodes run in INT8"]
+        return [f"{place}: the engine does not tell which of the {asked} {kind} MatMul/Conv nodes run in {kind}"]
     warnings = []
     if report.fallbacks:
-        text = f"{place}: {len(report.fallbacks)} of {asked} INT8 MatMul/Conv nodes run in float: "
+        text = f"{place}: {len(report.fallbacks)} of {asked} {kind} MatMul/Conv nodes run in float: "
         if strict:
             raise ExportError(
                 f"{text}{', '.join(report.fallbacks)}. Leave strict out to accept it, or keep these layers in float."

@@ -30,9 +30,10 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit
 from convnext_deploy.system.distributed import from_first, world
 from convnext_deploy.training.evaluate_labels import evaluate_labels
-from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
 from convnext_deploy.training.scoring import Evaluation, Scoring, epochs_between, evaluate_classifier
+from convnext_deploy.training.step import Objective
 from convnext_deploy.training.teacher import evaluate_features
 from convnext_deploy.training.torch_compile import compile_network
 

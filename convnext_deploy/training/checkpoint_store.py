@@ -16,6 +16,7 @@ from torch import Tensor
 from convnext_deploy.artifacts.hashes import SUMS, hash_file
 from convnext_deploy.documents import open_file, read_text
 from convnext_deploy.errors import OutputError
+from convnext_deploy.system.background import Background
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import ClosableWriter, whole_file, write_text
 from convnext_deploy.system.memory_faults import out_of_memory
@@ -23,6 +24,10 @@ from convnext_deploy.system.progress import Progress, SilentProgress
 
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.json"
 SAVE_EVERY_S = 60.0
+LARGEST_SHARE = 0.01
+"""Of the time of a training that it may stand still while its state is copied."""
+_WRITING_SHARE = 0.2  # of the time of a training that the disk may be busy with states
+_FREE_S = 1.0  # seconds that need not be made up for
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class TrainingStore:
     Args:
         folder: made when something is written; what it holds of another training is not used.
         key: names the training: its settings, data, starting weights and result version. One with another key is of another one.
-        save_every_s: least time between two states; what was done since the last one is done again after a kill.
+        save_every_s: least time between two states; what was done since the last one is done again after a kill. It grows with what
+            saving costs, see `LARGEST_SHARE`, but from 0, which is a state after every step.
         events: where the figures of each epoch also go, those of earlier processes as well; None: nowhere.
         progress: where to say that a state is damaged; None: nowhere.
         made_of: what the key is a hash of, as text, which `read_owner` returns.
@@ -86,21 +92,58 @@ class TrainingStore:
         self._made_of = made_of
         self._told = 0  # epochs
         self._progress = progress or SilentProgress()
+        self._background = Background()
         self._saved_at = time.monotonic()
+        self._waited_s = self._wrote_s = 0.0
 
     def is_due(self) -> bool:
         """Whether the last state is old enough for another one."""
-        return time.monotonic() - self._saved_at >= self.save_every_s
+        least = self.save_every_s and max(self.save_every_s, self._costs_s())
+        return time.monotonic() - self._saved_at >= least
+
+    def is_cheap(self) -> bool:
+        """Whether a state after an epoch costs little, measured by the time since the last one."""
+        return not self.save_every_s or time.monotonic() - self._saved_at >= self._costs_s()
+
+    def _costs_s(self) -> float:
+        """Return how much time a state needs between it and the next for its cost to be a small share of that."""
+        return max(
+            max(0.0, self._waited_s - _FREE_S) / LARGEST_SHARE, max(0.0, self._wrote_s - _FREE_S) / _WRITING_SHARE
+        )
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a state of tensors, numbers and texts, completely or not at all."""
+        """Write a state of tensors, numbers and texts, completely or not at all, and return when it is written."""
         if not world().is_first:
             return
+        self._background.finish()
+        self._write(state)
+        self._saved_at = time.monotonic()
+
+    def save_meanwhile(self, state: Mapping[str, Any]) -> None:
+        """Copy a state into memory, and write it while the training goes on; `finish` waits for it.
+
+        Raises: OutputError: if the state before it could not be written.
+        """
+        if not world().is_first:
+            return
+        started = time.monotonic()
+        self._background.finish()  # a disk so slow is one of the costs
+        copied = _on_host(state)
+        self._background.run(lambda: self._write(copied))
+        self._saved_at = time.monotonic()
+        self._waited_s = self._saved_at - started
+
+    def finish(self) -> None:
+        """Wait until everything is written. Raises: OutputError: if it could not be."""
+        self._background.finish()
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        started = time.monotonic()
         with whole_file(self.folder / LAST, needed=_size(state)) as partial, ClosableWriter(partial) as file:
             torch.save({"key": self.key, "made_of": self._made_of, **state}, file)
             file.flush()
             os.fsync(file.fileno())  # a state that is lost with the power is no worse than none, half of one is
-        self._saved_at = time.monotonic()
+        self._wrote_s = time.monotonic() - started
 
     def load(self) -> dict[str, Any] | None:
         """Return the last state of this very training, or None if there is none that is as it was written."""
@@ -140,6 +183,15 @@ class TrainingStore:
             for row in history[self._told :]:
                 self.events.write(row)
             self._told = len(history)
+
+
+def _on_host(state: Any) -> Any:
+    """Return a copy of a state in the host's memory, of which nothing changes with the training."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _on_host(part) for name, part in state.items()}
+    return type(state)(map(_on_host, state)) if isinstance(state, list | tuple) else state
 
 
 def _size(state: Any) -> int:

@@ -1,31 +1,28 @@
 """The one training loop: plain training, distillation and quantization-aware training are losses given to it."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convnext_deploy.data.loaders import Batch, TrainingBatches
-from convnext_deploy.errors import DataError, DeployError, LoaderError, OutputError, first_line
+from convnext_deploy.errors import DataError, LoaderError, OutputError, first_line
 from convnext_deploy.metrics.epochs import best_epoch
 from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.system.interruption import Interrupted, Postponement, postponed
+from convnext_deploy.system.interruption import Interrupted, postponed
 from convnext_deploy.system.progress import Task
 from convnext_deploy.training.checkpoint_store import LAST, TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
-from convnext_deploy.training.optimizer import create_optimizer, moving_average, scaled_learning_rate
-from convnext_deploy.training.parallel import keeping_gradients, shared
+from convnext_deploy.training.optimizer import MovingAverage, create_optimizer, scaled_learning_rate
+from convnext_deploy.training.parallel import shared
 from convnext_deploy.training.schedule import Schedule
 from convnext_deploy.training.scoring import NOT_SCORED, EpochLines, Scoring, describe_choice
+from convnext_deploy.training.step import Loop, Objective, look, save_before_end, take_step
 from convnext_deploy.training.training_state import TrainingState
 
-Objective = Callable[[nn.Module, Batch], Tensor]
-"""Maps the network, as it is to be called, and a batch to a scalar loss, a mean over the images."""
 _HEAD = ("head.", "pre_logits.", "norm.", "norm_pre.", f"{PROJECTIONS}.")
 
 
@@ -78,15 +75,18 @@ def fit(
         postponed() as signals,
     ):
         parts = body, list(trained.values())
-        loop = _Loop(batches, objective, schedule, description, scoring, store, state, *parts, signals)
+        loop = Loop(batches, objective, schedule, description, scoring, store, state, *parts, signals)
         state.seed(execution.seed)
         if _goes_on(state, store):
             progress.say(f"{description}: goes on at step {state.step} of {total_steps}")
         lines = EpochLines(progress, description, schedule.epochs, state.step / total_steps)
         images = batches.batch_size
-        with progress.task(description, total_steps * images, "images", done=state.step * images) as task:
+        with (
+            _written(store),
+            progress.task(description, total_steps * images, "images", done=state.step * images) as task,
+        ):
             model.train()
-            while not _is_over(loop, total_steps):
+            while not _is_over(loop):
                 if not state.is_before_evaluation(len(batches)):
                     _train_epoch(loop, task)
                 _end_epoch(loop)
@@ -115,38 +115,28 @@ def _goes_on(state: TrainingState, store: TrainingStore | None) -> bool:
         ) from None
 
 
-@dataclass
-class _Loop:
-    """What every step of a training needs.
-
-    `state` is where it stands, `body` what waits while the head is trained alone, `network` the model as it is to be called.
-    """
-
-    batches: TrainingBatches
-    objective: Objective
-    schedule: Schedule
-    description: str
-    scoring: Scoring
-    store: TrainingStore | None
-    state: TrainingState
-    body: list[nn.Parameter]
-    trained: list[nn.Parameter]
-    signals: Postponement
-    network: nn.Module | None = None
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, before the factors of the layers."""
-        return self.schedule.rate_at(step, len(self.batches), self.batches.batch_size)
+@contextmanager
+def _written(store: TrainingStore | None) -> Iterator[None]:
+    """Leave the block when all states are written. Raises: OutputError: if the block does not, and one could not be."""
+    try:
+        yield
+    except BaseException:
+        if store is not None:
+            with suppress(Exception):
+                store.finish()
+        raise
+    if store is not None:
+        store.finish()
 
 
-def _is_over(loop: _Loop, total_steps: int) -> bool:
+def _is_over(loop: Loop) -> bool:
     """Whether all steps are done, or so many epochs brought nothing better as `Schedule.patience` says."""
     state, patience = loop.state, loop.schedule.patience
     if state.is_before_evaluation(len(loop.batches)):
         return False
     best = best_epoch(state.history, "selection")
     waited = 0 if best is None else len(state.history) - 1 - best
-    return state.step >= total_steps or (patience > 0 and waited >= patience)
+    return state.step >= loop.schedule.epochs * len(loop.batches) or (patience > 0 and waited >= patience)
 
 
 def _first_state(model: nn.Module, batches: TrainingBatches, schedule: Schedule) -> TrainingState:
@@ -154,18 +144,21 @@ def _first_state(model: nn.Module, batches: TrainingBatches, schedule: Schedule)
     return TrainingState(
         model,
         create_optimizer(model, peak, schedule.weight_decay, schedule.layer_decay),
-        moving_average(model, schedule.ema_decay) if schedule.ema_decay else None,
+        MovingAverage(model, schedule.ema_decay) if schedule.ema_decay else None,
         torch.amp.GradScaler("cuda", enabled=schedule.autocast == torch.float16),
         batches.device,
     )
 
 
-def _train_epoch(loop: _Loop, task: Task) -> None:
+def _train_epoch(loop: Loop, task: Task) -> None:
     """Take the steps of an epoch that are left."""
     state, steps, store = loop.state, len(loop.batches), loop.store
     head_only_steps = round(loop.schedule.head_only_epochs * steps)
     epoch, first = divmod(state.step, steps)
     batches = loop.batches.epoch(epoch, first)
+    state.meter.forget(state.own_losses)
+    loop.read_at = state.step
+    loop.lines.begin(loop.lines.steps)
     started = time.perf_counter()
     while (batch := _next(loop, batches)) is not None:
         if loop.network is None or state.step == head_only_steps:
@@ -173,26 +166,27 @@ def _train_epoch(loop: _Loop, task: Task) -> None:
                 parameter.requires_grad_(state.step >= head_only_steps)
             loop.network = None  # its hooks on the gradients go with it, before there are new ones
             loop.network = shared(state.model)
-        loss, is_due, is_last = _step(loop, loop.network, batch)
+        take_step(loop, loop.network, batch)
+        is_due, is_last = look(loop)
         now = time.perf_counter()
         state.sums["seconds"] += now - started
         started = now
         if is_last:
-            _save(loop)
+            save_before_end(loop)
             raise Interrupted(loop.signals.request())
-        task.advance(loop.batches.batch_size, f"epoch {epoch + 1}/{loop.schedule.epochs} loss {loss:.3f}")
+        task.advance(loop.batches.batch_size, f"epoch {epoch + 1}/{loop.schedule.epochs} loss {loop.loss:.3f}")
         if store is not None and is_due and state.step % steps:
-            store.save(state.snapshot())
+            store.save_meanwhile(state.snapshot())
 
 
-def _next(loop: _Loop, batches: Iterator[Batch]) -> Batch | None:
+def _next(loop: Loop, batches: Iterator[Batch]) -> Batch | None:
     """Return the next batch, or None after the last one."""
     with _between_steps(loop):
         return next(batches, None)
 
 
 @contextmanager
-def _between_steps(loop: _Loop) -> Iterator[None]:
+def _between_steps(loop: Loop) -> Iterator[None]:
     """Save the state when a signal or an image ends the block; of several processes all would have to, and wait for the block."""
     if world().size > 1:
         yield
@@ -201,60 +195,11 @@ def _between_steps(loop: _Loop) -> Iterator[None]:
         with loop.signals.raising():
             yield
     except (Interrupted, LoaderError, DataError):
-        _save(loop)
+        save_before_end(loop)
         raise
 
 
-def _save(loop: _Loop) -> None:
-    state = loop.state
-    if loop.store is not None:
-        loop.store.save(state.snapshot())
-        loop.signals.saved = f"{loop.description} is saved at step {state.step}"
-
-
-def _step(loop: _Loop, network: nn.Module, batch: Batch) -> tuple[float, bool, bool]:
-    """Take one step; return the loss, whether the state should be saved, and whether to end: the same in all processes."""
-    state, optimizer, scaler = loop.state, loop.state.optimizer, loop.state.scaler
-    rate = loop.rate_at(state.step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-    optimizer.zero_grad(set_to_none=True)
-    loss, is_due, is_last = 0.0, False, False
-    parts = list(batch.chunk(loop.schedule.accumulation_steps))
-    for part in parts:
-        with keeping_gradients(network) if part is not parts[-1] else nullcontext():
-            of_part, is_due, is_last = _backward(loop, network, part, len(part) / len(batch))
-            loss += of_part
-    if loop.schedule.gradient_clip_norm is not None:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(loop.trained, loop.schedule.gradient_clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    if state.average is not None:
-        state.average.update_parameters(state.model)
-    state.sums["loss"] += loss
-    state.step += 1
-    return loss, is_due, is_last
-
-
-def _backward(loop: _Loop, network: nn.Module, part: Batch, share: float) -> tuple[float, bool, bool]:
-    """Add the gradients of a part of a batch; return its `share` of the loss, and what `_step` returns after that."""
-    dtype, store = loop.schedule.autocast, loop.store
-    with torch.autocast(part.images.device.type, dtype=dtype, enabled=dtype is not None):
-        loss = loop.objective(network, part) * share
-    is_due = world().is_first and store is not None and store.is_due()
-    mean, due, ending = total([loss.item() / world().size, float(is_due), float(loop.signals.requested)])
-    if not math.isfinite(mean):
-        step = loop.state.step
-        raise DeployError(
-            f"{loop.description}: the loss is {mean} at step {step} (learning rate {loop.rate_at(step):.2e}); "
-            'lower base_learning_rate, lengthen warmup_epochs, set gradient_clip_norm or autocast = "off".'
-        )
-    loop.state.scaler.scale(loss).backward()
-    return mean, bool(due), bool(ending)
-
-
-def _end_epoch(loop: _Loop) -> None:
+def _end_epoch(loop: Loop) -> None:
     """Evaluate, and write down what the epoch gave."""
     state, store, steps = loop.state, loop.store, len(loop.batches)
     row = {
@@ -271,7 +216,7 @@ def _end_epoch(loop: _Loop) -> None:
             averaged = loop.scoring.score(state.average.module, number, loop.schedule.epochs)
             row |= {f"ema_{name}": figure for name, figure in averaged.items()}
     state.history.append(row)
-    state.sums = {"loss": 0.0, "seconds": 0.0}
+    state.sums, state.own_losses = {"loss": 0.0, "seconds": 0.0}, 0.0
     result = state.model if state.average is None else state.average.module
     chooses = loop.scoring.choose is not None
     is_best = best_epoch(state.history, "selection" if chooses else "validation") == len(state.history) - 1
@@ -282,7 +227,8 @@ def _end_epoch(loop: _Loop) -> None:
         if is_best:
             weights = result.state_dict()
             store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
-        store.save(state.snapshot())
+        if total([float(world().is_first and (store.is_cheap() or _is_over(loop)))])[0]:
+            store.save_meanwhile(state.snapshot())
 
 
 @contextmanager

@@ -102,22 +102,41 @@ def create_optimizer(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), fused=True)
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Return an average that follows the weights slowly: `average = d * average + (1 - d) * weights` after every step.
+class MovingAverage(AveragedModel):
+    """Follows the weights slowly: `average = d * average + (1 - d) * weights` after every step.
 
     `d` is `min(decay, (1 + step) / (10 + step))`, steps counted from 0: a short training would otherwise end with an average of
-    its first weights. The average is a copy of the network in evaluation mode, without gradients.
+    its first weights. The average is a copy of the network in evaluation mode, without gradients. Unlike PyTorch's, which it is
+    stored as, it counts its steps on the host, so that no step waits for a GPU.
 
     Source: Polyak and Juditsky 1992; arXiv 2201.03545, table 5 (decay 0.9999 for 300 epochs of ImageNet); the growing decay is
         that of TensorFlow's `ExponentialMovingAverage`.
     """
 
-    @torch.no_grad()
-    def update(averages: Any, weights: Any, count: Tensor | int) -> None:
-        least = int(count) / (int(count) + 9)
-        torch._foreach_lerp_(averages, weights, 1.0 - min(decay, least))
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+        self.module.requires_grad_(False).eval()
+        self.n_averaged.fill_(1)  # the first weights count, instead of being replaced by those after the first step
+        self._count = 1
 
-    average = AveragedModel(model, multi_avg_fn=update)
-    average.module.requires_grad_(False).eval()
-    average.n_averaged.fill_(1)  # the first weights count, instead of being replaced by those after the first step
-    return average
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights after a step, and buffers as they are."""
+        least = self._count / (self._count + 9)
+        averages, weights = (list[Tensor](network.parameters()) for network in (self.module, model))
+        torch._foreach_lerp_(averages, weights, 1.0 - min(self.decay, least))
+        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+        self._count += 1
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Return the averages, and how many steps they have taken."""
+        self.n_averaged.fill_(self._count)
+        return super().state_dict(*arguments, **options)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Take both."""
+        found = super().load_state_dict(*arguments, **options)
+        self._count = int(self.n_averaged)
+        return found

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.loaders import Batch
@@ -123,7 +124,7 @@ class PredictionTable:
                 both = [F.log_softmax(each / self.temperature, dim=1) for each in (own, other)]
                 weights = torch.tensor([batch.weight, 1.0 - batch.weight]).clamp(min=_SMALLEST).log()
                 own = self.temperature * torch.logsumexp(torch.stack(both) + weights[:, None, None], dim=0)
-        return own.to(batch.images.device)
+        return upload(own, batch.images.device)
 
 
 def find_rows(names: Sequence[str], data: Data, path: Path) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """How a network learns, from the first step to the last."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class Schedule:
         layer_decay: factor of the learning rate from one group of layers to the one before it, see `layer_scales`.
         gradient_clip_norm: largest L2 norm of all gradients together, or None.
         accumulation_steps: parts into which a batch is cut; the step is taken with the gradient of all of them.
-        ema_decay: of the average of the weights that becomes the result, see `moving_average`; 0: no average.
+        ema_decay: of the average of the weights that becomes the result, see `MovingAverage`; 0: no average.
         head_only_epochs: at first only the last norm and the head are trained.
         autocast: dtype of the forward pass, None for float32; gradients of float16 are scaled.
         patience: the training ends when so many epochs have brought nothing better on the images set aside; 0: it does not.
@@ -79,6 +80,11 @@ def autocast_dtype(choice: Autocast, device: str) -> torch.dtype | None:
     if is_cuda:
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else None
     return torch.bfloat16 if _multiplies_bfloat16() else None
+
+
+def autocasting(dtype: torch.dtype | None, kind: str) -> AbstractContextManager[object]:
+    """Return a block in which forward passes on a kind of device are in `dtype`; None: in float32."""
+    return nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype)
 
 
 def _multiplies_bfloat16() -> bool:

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.epochs import Images, best_epoch, score_of
 from convnext_deploy.system.distributed import total
 from convnext_deploy.system.progress import Progress, describe_rate
+from convnext_deploy.training.loss_meter import DeviceSum
 
 Evaluation = Callable[[nn.Module], dict[str, float]]
 """Scores a network: `validation_loss`, and `validation_top1` or `validation_map`; a feature extractor has a loss alone."""
@@ -135,11 +137,11 @@ def evaluate_classifier(network: nn.Module, batches: EvaluationBatches, device: 
     figures are those of all images.
     """
     network.eval()
-    loss, correct, count = 0.0, 0.0, 0.0
+    losses, right, count = DeviceSum(device), DeviceSum(device), 0.0
     for images, labels in batches:
-        logits, targets = network(images.to(device)).float(), labels.to(device)
-        loss += F.cross_entropy(logits, targets, reduction="sum").item()
-        correct += int((logits.argmax(dim=1) == targets).sum())
+        logits, targets = network(upload(images, device)).float(), upload(labels, device)
+        losses.add(F.cross_entropy(logits, targets, reduction="sum"))
+        right.add((logits.argmax(dim=1) == targets).sum())
         count += len(labels)
-    loss, correct, count = total([loss, correct, count])
+    loss, correct, count = total([losses.read(), right.read(), count])
     return {"validation_loss": loss / count, "validation_top1": correct / count}

@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.system.distributed import total
+from convnext_deploy.training.loss_meter import DeviceSum
 from convnext_deploy.training.losses import cosine_loss
 
 
@@ -62,10 +64,10 @@ def evaluate_features(
     Everything else as in `scoring.evaluate_classifier`.
     """
     network.eval()
-    loss, count = 0.0, 0.0
+    losses, count = DeviceSum(device), 0.0
     for images, _ in batches:
-        given = images.to(device)
-        loss += len(images) * cosine_loss(network(given), teacher(given)).item()
+        given = upload(images, device)
+        losses.add(cosine_loss(network(given), teacher(given)), len(images))
         count += len(images)
-    loss, count = total([loss, count])
+    loss, count = total([losses.read(), count])
     return {"validation_loss": loss / count}

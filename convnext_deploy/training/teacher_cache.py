@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.documents import open_file
 from convnext_deploy.system.disk_faults import CACHE_DIR, Target, cannot_write
@@ -136,7 +137,7 @@ class TeacherCache:
             rows["check"] = self._check(rows, batch)
             self.computed += len(batch)
             self._write(batch, rows)
-        return self._decode(rows).to(batch.images.device, non_blocking=True)
+        return upload(self._decode(rows), batch.images.device)
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:04d}.bin"

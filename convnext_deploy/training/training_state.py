@@ -12,6 +12,7 @@ from convnext_deploy.config.records import between
 from convnext_deploy.errors import OutputError, first_line
 from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.memory_faults import out_of_memory
+from convnext_deploy.training.loss_meter import LossMeter
 
 _RANK_STRIDE = 1_000_003  # between the seeds of processes, which neighbouring seeds of users do not reach
 
@@ -42,13 +43,15 @@ class _Snapshot:
     scaler: dict[str, Any]
     random: list[_RandomState]
     best: dict[str, Tensor] | None = None
+    losses: list[float] | None = None
 
 
 @dataclass
 class TrainingState:
     """A training between two steps. `step` counts from 0; `sums` are those of the epoch so far, `history` has a row per epoch.
 
-    `best`: the weights after the best epoch, where that is to be the result; which it is `history` tells.
+    `best`: the weights after the best epoch, where that is to be the result; which it is `history` tells. `meter`: the losses of
+    this process, `own_losses` their sum in the epoch when they were last read.
     """
 
     model: nn.Module
@@ -60,6 +63,11 @@ class TrainingState:
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "seconds": 0.0})
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
+    own_losses: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Measure nothing yet."""
+        self.meter = LossMeter(self.device)
 
     def is_before_evaluation(self, steps: int) -> bool:
         """Whether an epoch of so many steps has ended and its figures have not been written down."""
@@ -84,6 +92,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": gather(random),
+            "losses": gather(self.own_losses),
             "best": self.best,
         }
 
@@ -122,6 +131,11 @@ class TrainingState:
         self.optimizer.load_state_dict(saved.optimizer)
         self.scaler.load_state_dict(saved.scaler)
         self.best = saved.best
+        own, losses = world(), saved.losses or []
+        # sums of other parts of the batches add up to the same mean
+        whole = saved.sums.loss * own.size if own.is_first else 0.0
+        self.own_losses = losses[own.rank] if len(losses) == own.size else whole
+        self.meter.forget(self.own_losses)
         if len(saved.random) == world().size:
             random = saved.random[world().rank]
             torch.set_rng_state(random.cpu)

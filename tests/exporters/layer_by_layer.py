@@ -42,11 +42,12 @@ def check_every_layer(quantized: ConvNeXt, graph: onnx.ModelProto, images: NDArr
         scale, zero_point = layer.input_quantizer.qparams()
         here = torch.from_numpy(values[f"{name}.input_quantized"].astype(np.float32))
         if not layer.input_shift:
-            assert int(zero_point) == int(sites[name].input.zero_point)
+            assert float(zero_point) == float(sites[name].input.zero_point)
         x = torch.from_numpy(values[sources[name]])
         there = quantize(x, scale, zero_point, layer.input_quantizer.scheme)
         assert (here == there).double().mean() >= 0.9999, f"{name}: more than ties"
-        assert (here - there).abs().max() <= 1
+        step = there.abs().max() / 8 if layer.input_quantizer.scheme.floating else 1  # of FP8 the largest
+        assert (here - there).abs().max() <= step
         x = (here - zero_point) * scale
         x = x.movedim(1, -1) if name in convolutions else x
         expected = layer(from_patches(x, layer.weight) if layer.patches else x).numpy()
@@ -74,12 +75,11 @@ def from_patches(rows: Tensor, weight: Tensor) -> Tensor:
 def run_all(graph: onnx.ModelProto, tensors: list[str], images: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
     """Return what ONNX Runtime has in these tensors and the images, running the graph as it is written."""
     graph = copy.deepcopy(graph)
-    types = {initializer.name: initializer.data_type for initializer in graph.graph.initializer}
-    kinds = {n.output[0]: types[n.input[2]] for n in graph.graph.node if n.op_type == "QuantizeLinear"}
-    for tensor in tensors:
-        kind = kinds.get(tensor, onnx.TensorProto.FLOAT)
-        graph.graph.output.append(onnx.helper.make_tensor_value_info(tensor, kind, None))
+    for tensor in tensors:  # as floats: ONNX Runtime gives no FP8 to Python
+        graph.graph.node.append(onnx.helper.make_node("Cast", [tensor], [f"{tensor}/float"], to=1))
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(f"{tensor}/float", 1, None))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return {"images": images, **dict(zip(tensors, session.run(tensors, {"images": images}), strict=True))}
+    names = [f"{tensor}/float" for tensor in tensors]
+    return {"images": images, **dict(zip(tensors, session.run(names, {"images": images}), strict=True))}

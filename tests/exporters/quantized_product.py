@@ -1,4 +1,4 @@
-"""The smallest graph that asks for INT8: one product with its Q/DQ pairs."""
+"""The smallest graph that asks for INT8 or FP8: one product with its Q/DQ pairs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ def write_product(
     dtype: type[np.generic] = np.float32,
     name: str = "node_1",
     width: int = 32,
+    levels: type[np.generic] = np.int8,
 ) -> Path:
-    """Write a graph of one INT8 product: `Conv` on `(batch, 16, 8, 8)`, or `MatMul` on `(batch, 4, width)`."""
+    """Write a graph of one product of `levels`: `Conv` on `(batch, 16, 8, 8)`, or `MatMul` on `(batch, 4, width)`."""
     rng = np.random.default_rng(0)
     shape = (16, 16, 2, 2) if operator == "Conv" else (width, width)
     if axis is None:
         axis = 0 if operator == "Conv" else 1
     weights = {
-        "layer.weight": rng.integers(-127, 128, shape).astype(np.int8),
+        "layer.weight": rng.integers(-127, 128, shape).astype(levels),
         "w_scale": np.full(shape[axis], 0.01, dtype),
-        "w_zero": np.zeros(shape[axis], np.int8),
+        "w_zero": np.zeros(shape[axis], levels),
         "scale": np.array(0.05, dtype),
-        "zero": np.array(0, np.int8),
+        "zero": np.array(0, levels),
     }
     nodes = [
         helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),

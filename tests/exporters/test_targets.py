@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -46,7 +47,9 @@ pytestmark = pytest.mark.heavy
 # v1 with an overlapping stem and LayerScale, v2 with GRN, RMS norms, a hidden layer in the head.
 VARIANTS = ("convnext_atto_ols", "v2-patch-2", "convnext_atto_rms", "hidden")
 TARGETS = tuple(SCHEMES)
-ORT_AND_TENSORRT = slow_except(("onnxruntime", "tensorrt"), TARGETS)
+INT8_TARGETS = tuple(target for target in TARGETS if SCHEMES[target].precision == "int8")
+ORT_AND_TENSORRT = slow_except(("onnxruntime", "tensorrt"), INT8_TARGETS)
+_TYPES = {"int8": np.int8, "uint8": np.uint8, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 EVERYTHING = {"stages.*.pwconv1": "int8-output", "stages.*.pwconv2": "int8-output", "head": "int8-output"}
 
 
@@ -131,7 +134,7 @@ def run(
 
 
 @pytest.mark.parametrize("version", slow_except((2,), (1, 2)))
-@pytest.mark.parametrize("target", ORT_AND_TENSORRT)
+@pytest.mark.parametrize("target", slow_except(("onnxruntime", "tensorrt", "tensorrt-fp8"), TARGETS))
 def test_trained_network_has_the_same_logits_in_onnxruntime_with_its_optimizations(version: int, target: str) -> None:
     quantized, graph = export_trained(version, target)
     images = wave_images(400, seed=4)[0]
@@ -174,7 +177,7 @@ def test_every_layer_computes_in_onnxruntime_what_it_does_in_pytorch(exported: E
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("target", slow_except(("tensorrt-depthwise",), TARGETS))
+@pytest.mark.parametrize("target", slow_except(("tensorrt-depthwise",), INT8_TARGETS))
 def test_every_layer_agrees_when_every_output_is_quantized(target: str) -> None:
     found = export("v2-patch-2", target, everything=True)
     assert found.sites["head"].output is not None
@@ -216,7 +219,7 @@ def test_graph_has_exactly_the_pairs_of_the_scheme(exported: Exported) -> None:
     assert kinds["DequantizeLinear"] == len(expected) + len(chosen)
     producers = {name: node for node in exported.graph.graph.node for name in node.output}
     values = initializers(exported.graph)
-    dtype = np.dtype(exported.scheme.activation.dtype)
+    dtype = np.dtype(_TYPES[exported.scheme.activation.dtype])
     for place, source in found.items():
         name, _, side = place.rpartition(".")
         zero_point = values[f"{place}_zero_point"]
@@ -224,16 +227,17 @@ def test_graph_has_exactly_the_pairs_of_the_scheme(exported: Exported) -> None:
         if side == "output":
             assert producers[source].doc_string == name, "nothing of another layer comes between"
     for name in chosen:
-        assert values[f"{name}.weight_quantized"].dtype == values[f"{name}.weight_zero_point"].dtype == np.int8
-        assert not values[f"{name}.weight_zero_point"].any()
+        kind = _TYPES[exported.scheme.weight.dtype]
+        assert values[f"{name}.weight_quantized"].dtype == values[f"{name}.weight_zero_point"].dtype == kind
+        assert not values[f"{name}.weight_zero_point"].astype(np.float32).any()
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-depthwise"])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-depthwise", "tensorrt-fp8"])
 def test_graph_for_tensorrt_has_no_unsigned_type_and_no_zero_point(target: str) -> None:
     graph = export("v2-patch-2", target).graph
     for name, value in initializers(graph).items():
-        assert value.dtype in (np.dtype(np.float32), np.dtype(np.int8), np.dtype(np.int64)), name
-        assert not name.endswith("zero_point") or not value.any()
+        assert value.dtype in (np.dtype(np.float32), _TYPES[SCHEMES[target].weight.dtype], np.dtype(np.int64)), name
+        assert not name.endswith("zero_point") or not value.astype(np.float32).any()
 
 
 @pytest.mark.parametrize("name", slow_except(("v2-patch-2",), ("convnext_atto_rms", "v2-patch-2")))

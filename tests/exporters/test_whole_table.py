@@ -63,6 +63,29 @@ class Exported:
         return self.folder / f"{precision}.onnx"
 
 
+def export_all(name: str, folder: Path, target: str) -> Exported:
+    """Write the files of a variant with one block a stage, float and quantized for a target, each in FP32 and FP16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, name, dataclasses.replace(VARIANTS[name], depths=(1, 1, 1, 1)))
+        network = random_network(ModelSpec(name, CLASSES))
+    model = fold(network, default_preprocess(SIDE)).network
+    scheme = resolve_scheme(target)
+    quantized = prepare(copy.deepcopy(model), scheme)
+    images = structured_images(8, 3, SIDE, seed=1)
+    calibrate(quantized, [torch.from_numpy(images)], "minmax")
+    plain = drop_identities(copy.deepcopy(model))
+    single = export_float(plain, 3, SIDE)
+    integer = insert_qdq(single, read_sites(quantized))
+    ranges, sums = measure_ranges(single, [images]), layers_that_sum(plain)
+    found = Exported(name, folder, model, quantized)
+    for precision, graph in (("fp32", single), (scheme.precision, integer)):
+        save_onnx(graph, found.path(precision), {"precision": precision})
+        islands = find_islands(graph, sums, ranges, int8_matmuls=True)
+        half = "fp16" if graph is single else f"{precision}-fp16"
+        save_onnx(to_half(graph, islands), found.path(half), {"precision": half})
+    return found
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -71,25 +94,7 @@ class Exported:
     ],
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    row = VARIANTS[request.param]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VARIANTS, request.param, dataclasses.replace(row, depths=(1, 1, 1, 1)))
-        network = random_network(ModelSpec(request.param, CLASSES))
-    model = fold(network, default_preprocess(SIDE)).network
-    quantized = prepare(copy.deepcopy(model), resolve_scheme("tensorrt"))
-    images = structured_images(8, 3, SIDE, seed=1)
-    calibrate(quantized, [torch.from_numpy(images)], "minmax")
-    plain = drop_identities(copy.deepcopy(model))
-    single = export_float(plain, 3, SIDE)
-    integer = insert_qdq(single, read_sites(quantized))
-    ranges, sums = measure_ranges(single, [images]), layers_that_sum(plain)
-    found = Exported(request.param, tmp_path_factory.mktemp(request.param), model, quantized)
-    for precision, graph in (("fp32", single), ("int8", integer)):
-        save_onnx(graph, found.path(precision), {"precision": precision})
-        islands = find_islands(graph, sums, ranges, int8_matmuls=True)
-        half = {"fp32": "fp16", "int8": "int8-fp16"}[precision]
-        save_onnx(to_half(graph, islands), found.path(half), {"precision": half})
-    return found
+    return export_all(request.param, tmp_path_factory.mktemp(request.param), "tensorrt")
 
 
 def run(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -58,7 +58,7 @@ def report_of(path: Path, gpu: str = "SM86") -> PrecisionReport:
 def test_report_precisions_finds_exactly_the_quantized_nodes_in_int8(trt: ModuleType, network: Network) -> None:
     # TensorRT says nothing when it takes a quantized product for a float one, so the plan itself is asked.
     products = find_compute_nodes(open_view(network.quantized_path)).compute_nodes
-    asked = sum(node.is_int8 for node in products)
+    asked = sum(node.quantized_type is not None for node in products)
     assert report_of(network.quantized_path) == PrecisionReport(
         {"FP32": len(products) - asked, "INT8": asked}, asked, (), ()
     )
@@ -95,7 +95,7 @@ def test_report_precisions_finds_linear_layers_and_downsampling_in_int8_and_dept
     assert report_of(path) == PrecisionReport(
         {"FP32": depthwise + stem_and_head, "INT8": linear + 3}, linear + 3, (), ()
     )
-    float_layers = {p.layer for p in find_compute_nodes(open_view(path)).compute_nodes if not p.is_int8}
+    float_layers = {p.layer for p in find_compute_nodes(open_view(path)).compute_nodes if p.quantized_type is None}
     assert {layer.rpartition(".")[2] for layer in float_layers} >= {"dwconv"}
 
 
@@ -130,9 +130,15 @@ def test_read_plan_nodes_says_unknown_of_what_it_cannot_follow() -> None:
 
 @pytest.mark.parametrize(
     ("types", "precision"),
-    [(("INT8", "INT8"), "INT8"), (("INT8", "FP16"), "FP16"), (("FP32", "INT8"), "FP32"), ((), "unknown")],
+    [
+        (("INT8", "INT8"), "INT8"),
+        (("FP8", "FP8"), "FP8"),
+        (("INT8", "FP16"), "FP16"),
+        (("FP32", "INT8"), "FP32"),
+        ((), "unknown"),
+    ],
 )
-def test_plan_node_is_int8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
+def test_plan_node_is_int8_or_fp8_when_both_inputs_are(types: tuple[str, ...], precision: str) -> None:
     assert PlanNode("x", types).precision == precision
 
 

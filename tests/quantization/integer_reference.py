@@ -2,6 +2,7 @@
 
 A quantized layer turns its input into integers, sums integer products in int64, and turns the sums into reals with the product of
 the scales; where its output is quantized, the bias is an integer too and sums become integers of the output. All else is float64.
+Numbers of FP8 E4M3 are integers as well, counted in its smallest number, 2^-9.
 """
 
 from __future__ import annotations
@@ -20,13 +21,44 @@ from convnext_deploy.quantization.prepare import ActivationGrid, QuantizedSite
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
+PER_UNIT = 512  # smallest numbers of FP8 in 1
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
+def is_fp8(numbers: NDArray[Any]) -> bool:
+    return numbers.dtype.name == "float8_e4m3fn"
+
+
+def _steps_of_fp8(levels: Array) -> tuple[Array, Array]:
+    """Return the exponents of numbers of FP8, at least -6, and the distance to the next: three bits follow the leading one."""
+    exponents = np.maximum(np.floor(np.log2(np.maximum(np.abs(levels), 2.0**-9))), -6)
+    return exponents, 2.0 ** (exponents - 3)
+
+
+def to_codes(levels: NDArray[Any], like: NDArray[Any]) -> Integers:
+    """Return the place of each level among all of them, so that neighbours are 1 apart, and that of 0 is 0.
+
+    Args:
+        levels: in any type.
+        like: of the type that holds them.
+    """
+    if not is_fp8(like):
+        return levels.astype(np.int64)
+    values = levels.astype(np.float64)
+    exponents, steps = _steps_of_fp8(values)
+    found: Integers = (np.sign(values) * (8 * (exponents + 6) + np.abs(values) / steps)).astype(np.int64)
+    return found
+
+
 def to_integers(x: Array, grid: ActivationGrid) -> Integers:
-    """Return `x` on a grid of 256 steps, per tensor or, with scales `(C,)`, per last dimension; halves go to even."""
+    """Return `x` on its grid, per tensor or, with scales `(C,)`, per last dimension; halves go to even."""
     if grid.shift is not None:
         x = x + float(grid.shift)
+    if is_fp8(grid.zero_point):
+        values = x / grid.scale.astype(np.float64)
+        _, sizes = _steps_of_fp8(values)
+        levels: Array = np.clip(np.rint(values / sizes) * sizes, -448, 448)
+        return (levels * PER_UNIT).astype(np.int64)
     ends = np.iinfo(grid.zero_point.dtype)
     steps = np.rint(x / grid.scale.astype(np.float64)) + grid.zero_point.astype(np.int64)
     found: Integers = np.clip(steps, ends.min, ends.max).astype(np.int64)
@@ -42,7 +74,7 @@ class IntegerNetwork:
         sites: what quantization fixed.
 
     Attributes:
-        seen: `layer.input` or `layer.output` → the integers there in the last `run`, channels last.
+        seen: `layer.input` or `layer.output` → the codes there in the last `run`, as of `to_codes`, channels last.
     """
 
     network: ConvNeXt
@@ -120,10 +152,16 @@ class IntegerNetwork:
     def product(self, x: Array, name: str, multiply: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> Array:
         """Return a quantized layer's output, reals again, and keep its integers."""
         site = self.sites[name]
-        integers = self.seen[f"{name}.input"] = to_integers(x, site.input)
-        sums = multiply(integers - int(site.input.zero_point), site.weight.astype(np.int64))
-        assert np.abs(sums).max() < 2**31, "the sums of real runtimes are int32"
+        integers = to_integers(x, site.input)
         step = site.input.scale.astype(np.float64) * site.weight_scale
+        if is_fp8(site.weight):
+            self.seen[f"{name}.input"] = to_codes(integers / PER_UNIT, site.weight)
+            sums = multiply(integers, (site.weight.astype(np.float64) * PER_UNIT).astype(np.int64))
+            step = step / PER_UNIT**2
+        else:
+            self.seen[f"{name}.input"] = integers
+            sums = multiply(integers - int(site.input.zero_point), site.weight.astype(np.int64))
+            assert np.abs(sums).max() < 2**31, "the sums of real runtimes are int32"
         bias = self.number(f"{name}.bias") if site.bias is None else site.bias.astype(np.float64)
         if site.output is None:
             reals: Array = sums * step + bias

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnext_deploy.quantization.fake_quantize import quantize
-from convnext_deploy.quantization.observers import SMALLEST_SCALE, choose_qparams, weight_qparams
-from convnext_deploy.quantization.scheme import SCHEMES, TensorScheme
+from convnext_deploy.quantization.qparams import choose_qparams, weight_qparams
+from convnext_deploy.quantization.scheme import SCHEMES, SMALLEST_SCALE, TensorScheme
 
 SYMMETRIC = TensorScheme(-128, 127, symmetric=True, per_channel=False)
 AFFINE = TensorScheme(-128, 127, symmetric=False, per_channel=False)

@@ -16,8 +16,9 @@ from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.calibration import InputSample, calibrate, freeze_weight, observe
 from convnext_deploy.quantization.fake_quantize import round_bias
-from convnext_deploy.quantization.observers import RANGE_METHODS, ActivationObserver, mse_weight_qparams
+from convnext_deploy.quantization.observers import RANGE_METHODS, ActivationObserver
 from convnext_deploy.quantization.prepare import QuantizedLayer, prepare, quantized_layers
+from convnext_deploy.quantization.qparams import mse_weight_qparams
 from convnext_deploy.quantization.scheme import QuantizationScheme, TensorScheme, resolve_scheme
 from tests.models.conftest import assert_equal_states
 from tests.weights import fill

@@ -177,8 +177,9 @@ def network_of(target: str) -> ConvNeXt:
     with torch.random.fork_rng([]):
         network = ConvNeXt((1, 1, 1, 1), (8, 8, 12, 12), num_classes=3, layer_scale_init=0.5).eval()
     fill(network)
-    coarse = TensorScheme(-8, 7, symmetric=True, per_channel=True)
     scheme = resolve_scheme(target)
+    coarse = TensorScheme(-8, 7, symmetric=True, per_channel=True)
+    coarse = scheme.weight if scheme.weight.floating else coarse
     prepare(network, QuantizationScheme(target, scheme.sites, scheme.activation, coarse, output=scheme.output))
     calibrate(network, [noise(32, 3, 32, 32, seed=1)])
     return network

@@ -6,13 +6,14 @@ import copy
 from dataclasses import dataclass
 from functools import cache
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from convnext_deploy.exporters.onnx.export import export_network
@@ -21,12 +22,13 @@ from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
 from convnext_deploy.quantization.prepare import QuantizedSite, activation_quantizers, prepare, read_sites
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
-from tests.quantization.integer_reference import IntegerNetwork
+from tests.quantization.integer_reference import IntegerNetwork, to_codes
 from tests.shared import slow_except
 from tests.trained import SIDE, trained_network, wave_images
 
 pytestmark = pytest.mark.heavy
 
+_TYPES = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 LEAST_EQUAL = 0.999
 IMAGES = 100
 
@@ -72,7 +74,7 @@ def run_pytorch(network: ConvNeXt, images: NDArray[np.float32]) -> tuple[NDArray
             scale, zero_point = module.qparams()
             # per channel, the function wants the channels first
             steps = quantize(x.movedim(-1, 0), scale, zero_point, module.scheme).movedim(0, -1)
-            found[place] = steps.numpy().astype(np.int64)
+            found[place] = to_codes(steps.numpy(), np.empty(0, _TYPES.get(module.scheme.dtype, np.int8)))
 
         hooks.append(quantizer.register_forward_pre_hook(take))
     logits = network(torch.from_numpy(images)).double().numpy()
@@ -86,8 +88,9 @@ def run_onnxruntime(graph: onnx.ModelProto, images: NDArray[np.float32]) -> tupl
     graph = copy.deepcopy(graph)
     nodes = [node for node in graph.graph.node if node.op_type == "QuantizeLinear"]
     types = {initializer.name: initializer.data_type for initializer in graph.graph.initializer}
-    for node in nodes:
-        graph.graph.output.append(helper.make_tensor_value_info(node.output[0], types[node.input[2]], None))
+    for node in nodes:  # ONNX Runtime gives no FP8 to Python
+        graph.graph.node.append(helper.make_node("Cast", node.output, [f"{node.output[0]}/float"], to=1))
+        graph.graph.output.append(helper.make_tensor_value_info(f"{node.output[0]}/float", 1, None))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -96,7 +99,8 @@ def run_onnxruntime(graph: onnx.ModelProto, images: NDArray[np.float32]) -> tupl
     for node, value in zip(nodes, values, strict=True):
         place = node.output[0].removesuffix("_quantized")
         # convolutions have their channels first
-        found[place] = (np.moveaxis(value, 1, -1) if is_convolution(graph, place) else value).astype(np.int64)
+        like = np.empty(0, np.int8 if types[node.input[2]] != TensorProto.FLOAT8E4M3FN else ml_dtypes.float8_e4m3fn)
+        found[place] = to_codes(np.moveaxis(value, 1, -1) if is_convolution(graph, place) else value, like)
     return logits.astype(np.float64), found
 
 
@@ -119,7 +123,7 @@ def in_patches(x: NDArray[np.int64], like: NDArray[np.int64]) -> NDArray[np.int6
 CASES = [(version, target) for version in (1, 2) for target in SCHEMES]
 
 
-QUICK = ((1, "tensorrt"), (2, "onnxruntime"))
+QUICK = ((1, "tensorrt"), (2, "onnxruntime"), (2, "tensorrt-fp8"))
 
 
 @pytest.fixture(params=slow_except(QUICK, CASES), ids=lambda case: f"v{case[0]}-{case[1]}", scope="module")

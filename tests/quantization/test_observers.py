@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.quantization.observers import RANGE_METHODS, SMALLEST_SCALE, ActivationObserver, choose_qparams
-from convnext_deploy.quantization.scheme import TensorScheme
+from convnext_deploy.quantization.observers import RANGE_METHODS, ActivationObserver
+from convnext_deploy.quantization.qparams import choose_qparams
+from convnext_deploy.quantization.scheme import SMALLEST_SCALE, TensorScheme
 
 SIGNED = TensorScheme(-128, 127, symmetric=True, per_channel=False)
 UNSIGNED = TensorScheme(0, 255, symmetric=False, per_channel=False)

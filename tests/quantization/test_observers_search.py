@@ -10,14 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext_deploy.quantization.observers import (
-    SMALLEST_SCALE,
-    ActivationObserver,
-    choose_qparams,
-    mse_weight_qparams,
-    weight_qparams,
-)
-from convnext_deploy.quantization.scheme import TensorScheme
+from convnext_deploy.quantization.observers import ActivationObserver
+from convnext_deploy.quantization.qparams import choose_qparams, mse_weight_qparams, weight_qparams
+from convnext_deploy.quantization.scheme import SMALLEST_SCALE, TensorScheme
 from tests.shared import heavy_except
 
 Values = NDArray[np.float64]

@@ -36,6 +36,8 @@ DOWNSAMPLING = {f"downsample_layers.{stage}.1" for stage in (1, 2, 3)}
 S8 = TensorScheme(-128, 127, symmetric=True, per_channel=False)
 S8_PER_CHANNEL = TensorScheme(-128, 127, symmetric=True, per_channel=True)
 U8 = TensorScheme(0, 255, symmetric=False, per_channel=False)
+E4M3 = TensorScheme(-448, 448, symmetric=True, per_channel=False, floating=True)
+INT8_TARGETS = [target for target, scheme in SCHEMES.items() if scheme.precision == "int8"]
 
 
 def layer_names(spec: ModelSpec) -> list[str]:
@@ -50,6 +52,8 @@ NAMES = {variant: layer_names(spec) for variant, spec in VARIANTS.items()}
 def expected_choices(target: str, names: list[str]) -> dict[str, str]:
     """Return what issue and sources say, written without patterns: layer name → choice, of the quantized layers."""
     linear = {name for name in names if name.rpartition(".")[2] in ("pwconv1", "pwconv2")}
+    if target == "tensorrt-fp8":
+        return dict.fromkeys(linear | DOWNSAMPLING, "fp8")
     after_gelu = {name for name in linear if name.endswith("pwconv2")}
     depthwise = {name for name in names if name.endswith(".dwconv")}
     stem = {name for name in names if name.startswith("downsample_layers.0.")}
@@ -86,6 +90,7 @@ def test_scheme_selects_exactly_the_layers_of_its_target(variant: str, target: s
     [
         ("tensorrt", S8, None),
         ("tensorrt-depthwise", S8, S8),
+        ("tensorrt-fp8", E4M3, None),
         ("onnxruntime", U8, TensorScheme(0, 255, symmetric=True, per_channel=True)),
         ("openvino", U8, None),
     ],
@@ -96,18 +101,19 @@ def test_scheme_has_the_grids_that_its_target_multiplies(
     for layer in SCHEMES[target].select(NAMES["convnext_tiny"]).values():
         # a grid with a zero point, where the runtime's own has none
         assert layer.input == (replace(activation, symmetric=False) if layer.input_shift else activation)
-        assert layer.weight == S8_PER_CHANNEL
+        assert layer.weight == (replace(E4M3, per_channel=True) if activation == E4M3 else S8_PER_CHANNEL)
         assert layer.output in (None, output)
 
 
 def test_schemes_are_named_by_their_targets_and_choices_by_their_tensors() -> None:
-    assert list(SCHEMES) == ["tensorrt", "tensorrt-depthwise", "onnxruntime", "openvino"]
+    assert list(SCHEMES) == ["tensorrt", "tensorrt-depthwise", "tensorrt-fp8", "onnxruntime", "openvino"]
     assert all(scheme.target == target for target, scheme in SCHEMES.items())
     assert all(choice in CHOICES for scheme in SCHEMES.values() for _, choice in scheme.sites)
     assert [scheme.dtype for scheme in (S8, S8_PER_CHANNEL, U8)] == ["int8", "int8", "uint8"]
+    assert {scheme.precision for scheme in SCHEMES.values()} == {"int8", "fp8"}
 
 
-@pytest.mark.parametrize("target", SCHEMES)
+@pytest.mark.parametrize("target", INT8_TARGETS)
 def test_override_changes_the_layers_that_it_matches_and_no_other(target: str) -> None:
     names = NAMES["convnext_tiny"]
     before = resolve_scheme(target)
@@ -146,7 +152,9 @@ PARTS = st.sampled_from(["stages", "[012]", "*", "?", "3", "0", "pwconv1", "pwco
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(
     rules=st.lists(
-        st.tuples(st.lists(PARTS, min_size=1, max_size=4).map(".".join), st.sampled_from(list(CHOICES))),
+        st.tuples(
+            st.lists(PARTS, min_size=1, max_size=4).map(".".join), st.sampled_from(SCHEMES["onnxruntime"].choices)
+        ),
         max_size=5,
         unique_by=lambda rule: rule[0],
     ),
@@ -213,6 +221,19 @@ def test_with_overrides_refuses_an_unknown_choice(choice: str, hint: str) -> Non
     assert str(caught.value) == expected
 
 
+def test_floating_grids_have_one_choice_beside_float() -> None:
+    names = NAMES["convnext_tiny"]
+    scheme = resolve_scheme("tensorrt-fp8", {"stages.3.*": "float", "head": "fp8"})
+    assert {name for name in scheme.select(names) if name.startswith(("head", "stages.3"))} == {"head"}
+    assert resolve_scheme("tensorrt-fp8", json.loads(json.dumps(scheme.details()))["sites"]) == scheme
+    for target, choice, known in (
+        ("tensorrt-fp8", "int8", "float, fp8"),
+        ("tensorrt", "fp8", "float, int8, int8-output"),
+    ):
+        with pytest.raises(RecipeError, match=f"^sites: 'head' = '{choice}' is not of the target '{target}'.* {known}"):
+            resolve_scheme(target, {"head": choice})
+
+
 @pytest.mark.parametrize(
     ("target", "hint"),
     [("tensort", " Did you mean 'tensorrt'?"), ("onnx-runtime", " Did you mean 'onnxruntime'?"), ("coreml", "")],
@@ -221,7 +242,7 @@ def test_resolve_scheme_suggests_a_name_when_target_is_unknown(target: str, hint
     with pytest.raises(RecipeError) as caught:
         resolve_scheme(target)
     assert str(caught.value) == (
-        f"unknown quantization target '{target}'.{hint} Known: tensorrt, tensorrt-depthwise, onnxruntime, openvino."
+        f"unknown quantization target '{target}'.{hint} Known: tensorrt, tensorrt-depthwise, tensorrt-fp8, onnxruntime, openvino."
     )
 
 
@@ -236,7 +257,7 @@ def test_layer_scheme_refuses_grids_that_no_target_multiplies() -> None:
     assert LayerScheme(S8, S8_PER_CHANNEL, S8_PER_CHANNEL).output == S8_PER_CHANNEL
 
 
-@pytest.mark.parametrize("target", SCHEMES)
+@pytest.mark.parametrize("target", INT8_TARGETS)
 @pytest.mark.parametrize("overrides", [{}, {"stages.3.*": "float", "head": "int8-output"}], ids=["plain", "overrides"])
 def test_resolve_scheme_makes_the_same_scheme_of_what_is_stored(target: str, overrides: dict[str, str]) -> None:
     scheme = resolve_scheme(target, overrides)

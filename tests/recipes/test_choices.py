@@ -31,7 +31,9 @@ def test_choices_are_those_that_the_package_computes_with() -> None:
     assert get_args(choices.CalibrationMethod) == CALIBRATION_METHODS
     assert get_args(choices.Dialect) == DIALECTS
     assert get_args(choices.Flavor) == tuple(INSTALL)
-    assert {*get_args(choices.Target)} == {*get_args(choices.Runtime), "tensorrt-depthwise"} - {"tensorrt-rtx"}
+    assert {*get_args(choices.Target)} == {*get_args(choices.Runtime), "tensorrt-depthwise", "tensorrt-fp8"} - {
+        "tensorrt-rtx"
+    }
     assert {*get_args(choices.ExportFormat)} == {"onnx", *get_args(choices.Flavor), "torch-tensorrt"}
     assert get_args(choices.DistillMethod) == (*get_args(choices.LogitMethod), "feature")
 

@@ -54,6 +54,8 @@ def test_pareto_front_of_equal_points_has_one() -> None:
         ("int8", "onnx", "INT8"),
         ("int8", "torch", "INT8, simulated"),
         ("int8+fp16", "tensorrt", "INT8"),
+        ("fp8", "torch", "FP8, simulated"),
+        ("fp8-fp16", "onnx", "FP8"),
     ],
 )
 def test_family(precision: str, format_: str, expected: str) -> None:

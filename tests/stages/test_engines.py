@@ -26,13 +26,13 @@ from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.tensorrt_stand_in import RELEASES, Script, create_stand_in
 
 
-def as_artifact(path: Path, io: GraphIO | None = None) -> Artifact:
+def as_artifact(path: Path, io: GraphIO | None = None, precision: str = "int8") -> Artifact:
     """Return an ONNX file as an artifact."""
     spec = ModelSpec("convnext_atto", 3)
     return Artifact(
         path.parent,
         ONNXDetails("tensorrt", io=io or GraphIO()),
-        "int8",
+        precision,
         spec,
         None,
         default_preprocess(32),

@@ -68,13 +68,13 @@ def test_int8_graphs_answer_as_the_network(
     layers = {name: layer for name, layer in quantized_layers(network) if name.startswith("downsample_layers.")}
     assert {"downsample_layers.0.3", *(f"downsample_layers.{stage}.1" for stage in (1, 2, 3))} <= set(layers)
     assert not any(layer.input_shift for layer in layers.values() if layer.padding != (0, 0))
-    if target == "tensorrt":
+    if target in ("tensorrt", "tensorrt-fp8"):
         pytest.importorskip("tensorrt_rtx")
         fp16 = onnx.run(ONNXConfig(precision="fp16"), quantized, context(tmp_path / "fp16", small_data))
         engine = tensorrt.run(TensorRTConfig(gpus=("sm89",)), fp16, context(tmp_path / "engine", None))
         report = engine_details(engine).precisions["SM89"]
         assert report is not None
-        assert (report.requested_int8, report.fallbacks, report.unseen) == (12, (), ())
+        assert (report.requested, report.fallbacks, report.unseen) == (12, (), ())
 
 
 def scored_by_timm(folder: Path, images: Path, options: dict[str, Any]) -> tuple[Path, int]:

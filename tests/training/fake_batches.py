@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from convnext_deploy.data.loaders import Batch, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.training.fit import Objective, fit
+from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule
 from convnext_deploy.training.scoring import Scoring
+from convnext_deploy.training.step import Objective
 
 CLASSES = 3
 

@@ -131,7 +131,7 @@ def test_events_are_the_history_when_killed_between_events_and_state(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingStore, "save", fail)
+        patch.setattr(TrainingStore, "save_meanwhile", fail)
         with pytest.raises(KilledError):
             fit_with_events(tmp_path)
     assert len(read_events(folder)) == 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.training.feature_distillation import PROJECTIONS, StageFeatures, feature_distillation, feature_loss
-from convnext_deploy.training.optimizer import create_optimizer, moving_average
+from convnext_deploy.training.optimizer import MovingAverage, create_optimizer
 from tests.weights import fill, noise_images
 
 STUDENT, TEACHER, WIDE = (6, 8, 10, 12), (8, 8, 16, 16), (10, 12, 14, 16)
@@ -171,7 +171,7 @@ def test_feature_distillation_keeps_no_features_of_an_evaluation() -> None:
     student, teacher = network(STUDENT), network(TEACHER, 1).eval()
     images = noise_images(3, 32)
     with feature_distillation(student, [StageFeatures(teacher)], seed=3) as loss:
-        average = moving_average(student, 0.9)
+        average = MovingAverage(student, 0.9)
         teacher(images)
         student(images)
         expected = loss()

@@ -21,9 +21,9 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.training.fit import Objective
 from convnext_deploy.training.optimizer import learning_rate_at
 from convnext_deploy.training.schedule import autocast_dtype
+from convnext_deploy.training.step import Objective
 from tests.training.fake_batches import fit_with
 
 
@@ -98,7 +98,7 @@ def test_fit_leaves_the_global_random_state_alone(small_data: Data) -> None:
 def test_fit_leaves_the_global_random_state_alone_when_it_fails(small_data: Data) -> None:
     before = torch.get_rng_state()
     with pytest.raises(DeployError):
-        train(network(), small_data, lambda network, batch: batch.images.sum() * torch.nan)
+        train(network(), small_data, lambda network, batch: network(batch.images).sum() * torch.nan)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -8,20 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.training.optimizer import create_optimizer, layer_scales, moving_average
+from convnext_deploy.training.optimizer import MovingAverage, create_optimizer, layer_scales
 from convnext_deploy.training.schedule import autocast_dtype
 from tests.training.fake_batches import FakeBatches, flat_weights, run_fit, small_network
 
 
 def test_average_equals_its_formula() -> None:
     network = nn.Linear(2, 1, bias=False)
-    average = moving_average(network, 0.5)
+    average = MovingAverage(network, 0.5)
     expected = network.weight.detach().double().clone()
     for step in range(12):
         with torch.no_grad():
@@ -34,13 +33,13 @@ def test_average_equals_its_formula() -> None:
 
 def test_fit_ends_with_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    update = AveragedModel.update_parameters
+    update = MovingAverage.update_parameters
 
-    def record(self: AveragedModel, model: nn.Module) -> None:
+    def record(self: MovingAverage, model: nn.Module) -> None:
         update(self, model)
         seen.append(flat_weights(self.module))
 
-    monkeypatch.setattr(AveragedModel, "update_parameters", record)
+    monkeypatch.setattr(MovingAverage, "update_parameters", record)
     averaged, plain = small_network(), small_network()
     run_fit(averaged, ema_decay=0.8)
     run_fit(plain)

@@ -1,9 +1,9 @@
 """Explicit quantization: insert QuantizeLinear and DequantizeLinear into a float graph, as every runtime reads them.
 
-Both inputs of a quantized MatMul, Gemm or Conv come from DequantizeLinear: weights are int8 initializers with a scale per output
-channel, activations have one scale, biases are float. Where a site says so, its input is shifted before, or its output goes through
-a pair as well, after a division where its channels have scales of their own. Symmetric int8 is what TensorRT's explicit
-quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
+Both inputs of a quantized MatMul, Gemm or Conv come from DequantizeLinear: weights are int8 or FP8 initializers with a scale per
+output channel, activations have one scale, biases are float. Where a site says so, its input is shifted before, or its output goes
+through a pair as well, after a division where its channels have scales of their own. Symmetric int8 and FP8 are what TensorRT's
+explicit quantization reads; ONNX Runtime and OpenVINO read uint8 with a zero point too.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def insert_qdq(proto: onnx.ModelProto, sites: Mapping[str, QuantizedSite]) -> on
 
     Args:
         proto: from `export_float`; its nodes carry the names of their layers in `doc_string`.
-        sites: layer name → integers and scales.
+        sites: layer name → levels and scales.
 
     Raises: ExportError: if a site has no MatMul, Gemm or Conv in the graph, or its weight is not where it is expected.
     """
@@ -53,14 +53,14 @@ def _quantize_inputs(graph: ir.Graph, node: ir.Node, name: str, site: QuantizedS
     activation, weight = node.inputs[:2]
     assert activation is not None
     assert weight is not None  # the operators have both
-    integers = site.weight
-    if node.op_type == "Conv" and integers.ndim == 2:  # a linear layer that is exported as a 1×1 convolution
-        integers = integers[:, :, None, None]
+    levels = site.weight
+    if node.op_type == "Conv" and levels.ndim == 2:  # a linear layer that is exported as a 1×1 convolution
+        levels = levels[:, :, None, None]
     elif node.op_type == "MatMul":  # the exporter stores the weight of a linear layer transposed
-        integers = (patch_rows(site.weight) if site.weight.ndim == 4 else site.weight).T
+        levels = (patch_rows(site.weight) if site.weight.ndim == 4 else site.weight).T
     found = None if weight.const_value is None else weight.const_value.shape.numpy()
-    if found != integers.shape:
-        raise ExportError(f"the weight of '{name}' has shape {found} in the graph, expected {integers.shape}.")
+    if found != levels.shape:
+        raise ExportError(f"the weight of '{name}' has shape {found} in the graph, expected {levels.shape}.")
     tape = Tape()
     if site.input.shift is not None:
         shift = add_constant(graph, f"{name}.input_shift", site.input.shift)
@@ -70,9 +70,9 @@ def _quantize_inputs(graph: ir.Graph, node: ir.Node, name: str, site: QuantizedS
     node.replace_input_with(0, _pair(graph, tape, f"{name}.input", activation, dequantized, site.input))
     scale = np.asarray(site.weight_scale / site.output_steps, np.float32)
     parts = [
-        add_constant(graph, f"{name}.weight_quantized", integers),
+        add_constant(graph, f"{name}.weight_quantized", levels),
         add_constant(graph, f"{name}.weight_scale", scale),
-        add_constant(graph, f"{name}.weight_zero_point", np.zeros_like(scale, np.int8)),
+        add_constant(graph, f"{name}.weight_zero_point", np.zeros(scale.shape, levels.dtype)),
     ]
     axis = {"axis": _CHANNEL_AXES[node.op_type]} if scale.ndim else {}
     dequantized = ir.val(f"{name}.weight_dequantized")
@@ -115,11 +115,11 @@ def _finish_layer(graph: ir.Graph, node: ir.Node, name: str, site: QuantizedSite
 def _pair(
     graph: ir.Graph, tape: Tape, place: str, source: ir.Value, result: ir.Value, grid: ActivationGrid
 ) -> ir.Value:
-    # The type of the zero point is the type of the integers.
+    # The type of the zero point is the type of the levels.
     qparams = [
         add_constant(graph, f"{place}_scale", grid.scale),
         add_constant(graph, f"{place}_zero_point", grid.zero_point),
     ]
-    layer, integers = place.rpartition(".")[0], ir.val(f"{place}_quantized")
-    integers = tape.op("QuantizeLinear", [source, *qparams], doc_string=layer, output=integers)
-    return tape.op("DequantizeLinear", [integers, *qparams], doc_string=layer, output=result)
+    layer, levels = place.rpartition(".")[0], ir.val(f"{place}_quantized")
+    levels = tape.op("QuantizeLinear", [source, *qparams], doc_string=layer, output=levels)
+    return tape.op("DequantizeLinear", [levels, *qparams], doc_string=layer, output=result)

@@ -29,6 +29,7 @@ from convnext_deploy.graphs.onnx_view import GraphView, inputs_of
 from convnext_deploy.system.cuda_driver import cuda_driver_error
 from convnext_deploy.system.progress import Progress
 
+FIRST_WITH_FP8 = 89  # compute capability
 INPUT_TYPES = ("FLOAT", "HALF", "UINT8")
 _FP32_ON_TURING = "FP32 GEMM is not supported"
 TURING_FIX = (
@@ -78,6 +79,19 @@ def check_gpus(trt: ModuleType, gpus: Sequence[str]) -> None:
                 f"TensorRT-RTX {trt.__version__} cannot build for {place}, only for {', '.join(known)}. Use standard TensorRT: "
                 "export to ONNX, and on the device run --format tensorrt or the build_on_device.sh of a bundle."
             )
+
+
+def check_fp8(gpus: Sequence[str]) -> None:
+    """Check that GPUs, by their compute capabilities such as `SM89`, multiply FP8.
+
+    Raises: ExportError: naming those that do not, and what to do instead.
+    """
+    older = [gpu for gpu in gpus if int(gpu.removeprefix("SM")) < FIRST_WITH_FP8]
+    if older:
+        raise ExportError(
+            f"FP8 needs SM{FIRST_WITH_FP8} or newer (RTX 40 and 50, L4, H100, Thor); asked for was {', '.join(older)}. Leave that "
+            "out, or quantize the FP32 ancestor with --target tensorrt, for INT8."
+        )
 
 
 def check_turing(view: GraphView) -> None:

@@ -66,12 +66,12 @@ def norm_of_fp16(graph: AnalyzedGraph) -> Iterator[Place]:
 
 
 @warning(
-    "strongly typed engines compute the rest in FP32 as the file says: slower than INT8 with FP16",
+    "strongly typed engines compute the rest in FP32 as the file says: slower than 8 bits with FP16",
     "write the rest in FP16: 'convnext-deploy export --precision fp16'",
 )
 def fp32_beside_int8(graph: AnalyzedGraph) -> Iterator[Place]:
-    """Nodes that compute in FP32 in a graph with INT8 nodes and without FP16."""
-    integers, halves = [node.node for node in graph.int8_nodes], (_HALF, ir.DataType.BFLOAT16)
+    """Nodes that compute in FP32 in a graph with INT8 or FP8 nodes and without FP16."""
+    integers, halves = [node.node for node in graph.quantized_nodes], (_HALF, ir.DataType.BFLOAT16)
     if not integers or any(value.dtype in halves for node in graph.view.nodes for value in node.outputs):
         return
     for node in graph.view.of_type(*_COMPUTING):

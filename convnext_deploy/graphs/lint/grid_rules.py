@@ -77,7 +77,8 @@ def wide_integers(graph: AnalyzedGraph) -> Iterator[Place]:
 
 
 @warning(
-    "8-bit floats need SM89 or later and 4 bits serve weights alone: not on Orin nor on RTX 30", f"{QUANTIZE} for INT8"
+    "8-bit floats need SM89 or later and 4 bits serve weights alone: not on Orin nor on RTX 30",
+    f"{QUANTIZE} for INT8; for RTX 40, Thor and newer FP8 is right, which --target tensorrt-fp8 makes",
 )
 def types_of_newer_gpus(graph: AnalyzedGraph) -> Iterator[Place]:
     """Pairs on 4 bits or on 8-bit floats."""

@@ -77,17 +77,16 @@ def activation_only(graph: AnalyzedGraph) -> Iterator[Place]:
 )
 def int8_depthwise(graph: AnalyzedGraph) -> Iterator[Place]:
     """INT8 convolutions with one input channel a group."""
-    return (node for node in graph.int8_nodes if node.is_depthwise)
+    return (node for node in graph.quantized_nodes if node.is_depthwise and node.quantized_type == "INT8")
 
 
 @warning(
-    "TensorRT-RTX 1.7 keeps the integer sums of such a node in FP16 before it scales them: beyond 65504 they are "
-    "infinite",
+    "TensorRT-RTX 1.7 keeps the sums of such a node in FP16 before it scales them: beyond 65504 they are infinite",
     "for that runtime let the pairs and the node be FP32 between casts: "
     "'convnext-deploy export --precision fp16 --runtime tensorrt-rtx'",
 )
 def fp16_result_of_int8(graph: AnalyzedGraph) -> Iterator[Place]:
-    """INT8 matrix products with a scale per channel and an FP16 result."""
+    """INT8 and FP8 matrix products with a scale per channel and an FP16 result."""
     for node, grid in _weights(graph):
         half = node.node.outputs[0].dtype == ir.DataType.FLOAT16
         if node.node.op_type in ("MatMul", "Gemm") and grid.per_channel and half:
@@ -144,7 +143,7 @@ def quantized_sum(graph: AnalyzedGraph) -> Iterator[Place]:
 
 
 def _weights(graph: AnalyzedGraph) -> Iterator[tuple[ComputeNode, Grid]]:
-    for node in graph.int8_nodes:
+    for node in graph.quantized_nodes:
         # a weight on the left of a matrix product has its channels elsewhere; no exporter writes one
         if node.weight_grid is not None and node.weight is node.node.inputs[1]:
             yield node, node.weight_grid

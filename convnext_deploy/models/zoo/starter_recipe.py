@@ -194,7 +194,7 @@ def _comments(candidate: Candidate, images: int, size_source: str) -> dict[str, 
             "gradient_checkpointing": "only where the memory of the GPU asks for it",
         },
         "quantize": {
-            "target": _TOOL,
+            "target": f"{_TOOL}: INT8; for RTX 40 and newer alone also 'tensorrt-fp8'",
             "method": f"{_TOOL}: the cheapest that is good enough, training last",
             "max_drop_pp": f"{_TOOL}: percentage points of top-1, on training images set aside",
             "calibration_images": _TOOL,

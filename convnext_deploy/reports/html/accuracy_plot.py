@@ -13,8 +13,9 @@ from convnext_deploy.reports.html.axes import percent_axis, positive_axis
 from convnext_deploy.reports.record import Accuracy, StageRow
 from convnext_deploy.reports.stage_table import metric_name
 
-_MARKS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "INT8, simulated": "square"}
-_COLORS = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "INT8, simulated": "int8"}
+_SIMULATED = ", simulated"
+_MARKS = {"FP32": "circle", "FP16": "diamond", "INT8": "square", "FP8": "triangle"}
+_COLORS = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "FP8": "int8"}
 _OTHER = ("triangle", "muted")
 RUN_COLORS = 6  # --run0 to --run5
 _CLOSE = (20.0, 6.0)  # so near, in per cent of both axes of a wide plot, names would cover each other
@@ -46,9 +47,9 @@ def find_points(rows: Sequence[StageRow], run: str = "") -> list[Point]:
 
 
 def family(row: StageRow) -> str:
-    """Return what a precision is called in the legend. INT8 in PyTorch is computed in FP32."""
-    if row.identity.is_int8:
-        return "INT8, simulated" if row.identity.format == "torch" else "INT8"
+    """Return what a precision is called in the legend. INT8 or FP8 in PyTorch is computed in FP32."""
+    if kind := row.identity.quantized_type:
+        return f"{kind}{_SIMULATED if row.identity.format == 'torch' else ''}"
     return row.identity.precision.upper()
 
 
@@ -109,14 +110,14 @@ def place_of(point: Point, frame: svg.Frame) -> tuple[float, float]:
 def mark_of(point: Point) -> tuple[str, bool]:
     """Return the mark of a point's precision, and whether it is hollow."""
     kind = family(point.row)
-    return _MARKS.get(kind, _OTHER[0]), kind == "INT8, simulated"
+    return _MARKS.get(kind.removesuffix(_SIMULATED), _OTHER[0]), kind.endswith(_SIMULATED)
 
 
 def color_of(point: Point, runs: Sequence[str]) -> str:
     """Return the colour of a point: of its precision, or of its run where there are several."""
     if len(runs) > 1:
         return f"run{runs.index(point.run) % RUN_COLORS}"
-    return _COLORS.get(family(point.row), _OTHER[1])
+    return _COLORS.get(family(point.row).removesuffix(_SIMULATED), _OTHER[1])
 
 
 def describe_point(point: Point) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from convnext_deploy.config.stages import STAGE_KINDS
-from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, color_of, family, find_points, pareto_front
+from convnext_deploy.reports.html.accuracy_plot import accuracy_plot, color_of, find_points, pareto_front
 from convnext_deploy.reports.html.answer_plots import (
     latency_plot,
     latency_table,
@@ -35,8 +35,9 @@ def accuracy(report: Report) -> dict[str, Any] | None:
     if len(front) > 1:
         names = ", ".join(point.row.name for point in front)
         caption += f" No artifact is both faster and more accurate than one on the dotted front: {names}."
-    if any(family(point.row) == "INT8, simulated" for point in points):
-        caption += " Hollow squares: INT8 simulated in FP32 by PyTorch, whose latency is not that of INT8."
+    for kind in dict.fromkeys(point.row.identity.quantized_type for point in points if point.row.is_simulated):
+        shape = "squares" if kind == "INT8" else "triangles"
+        caption += f" Hollow {shape}: {kind} simulated in FP32 by PyTorch, whose latency is not that of {kind}."
     spread = latency_plot(points)
     return {
         "plot": accuracy_plot(points),
@@ -112,7 +113,8 @@ def layers(report: Report) -> Iterator[dict[str, Any]]:
 def _describe_layers(found: tuple[Layer, ...]) -> str:
     quantized = [layer for layer in found if layer.choice != "float"]
     share = sum(layer.weights for layer in quantized) / max(1, sum(layer.weights for layer in found))
-    text = f"{len(quantized)} of {len(found)} layers compute in INT8, with {100 * share:.1f} % of the weights."
+    kind = "FP8" if any(layer.choice == "fp8" for layer in quantized) else "INT8"
+    text = f"{len(quantized)} of {len(found)} layers compute in {kind}, with {100 * share:.1f} % of the weights."
     in_float = [layer.name for layer in found if layer.choice == "float"]
     if in_float:
         more = f" and {len(in_float) - _NAMED} more" if len(in_float) > _NAMED else ""

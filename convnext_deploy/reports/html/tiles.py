@@ -16,9 +16,9 @@ class Tile:
 
 
 def create_tiles(report: Report) -> list[Tile]:
-    """Return the fastest artifact that failed no gate, the smallest of those, the best one, and the largest drop of INT8.
+    """Return the fastest artifact that failed no gate, the smallest of those, the best one, and the largest drop of INT8 or FP8.
 
-    Fastest and smallest are among what was made to be used: not what the user brought, and not INT8 that PyTorch simulates, whose
+    Fastest and smallest are among what was made to be used: not what the user brought, and not what PyTorch simulates, whose
     size and time are those of FP32. Of a run that made nothing else, its tiles tell what became of the layers. What was timed while
     the machine did other work is not called the fastest.
     """
@@ -63,24 +63,28 @@ def _largest_drop(report: Report) -> Iterator[Tile]:
     drops = [
         (row, row.accuracy.change)
         for row in report.rows
-        if row.accuracy and row.accuracy.change and row.identity.is_int8
+        if row.accuracy and row.accuracy.change and row.identity.quantized_type
     ]
     if drops:
         worst, drop = max(drops, key=lambda pair: pair[1].drop_pp)
         low, high = drop.interval_pp
         note = f"{worst.name}, 95 % interval {low:+.2f} to {high:+.2f}"
-        yield Tile("Largest drop of INT8", f"{drop.drop_pp:+.2f} pp", note)
+        yield Tile(f"Largest drop of {worst.identity.quantized_type}", f"{drop.drop_pp:+.2f} pp", note)
 
 
 def _layers(report: Report) -> Iterator[Tile]:
-    """Yield how much of the last quantized network computes in INT8, and by which step."""
+    """Yield how much of the last quantized network computes on 8 bits, and by which step."""
     row = next((row for row in report.rows[::-1] if row.history.layers), None)
     if row is None:
         return
     layers = row.history.layers
     inside = [layer for layer in layers if layer.choice != "float"]
     share = sum(layer.weights for layer in inside) / max(1, sum(layer.weights for layer in layers))
-    yield Tile("Weights in INT8", f"{100 * share:.1f} %", f"{row.name}, {len(inside)} of {len(layers)} layers")
+    yield Tile(
+        f"Weights in {row.identity.quantized_type or 'INT8'}",
+        f"{100 * share:.1f} %",
+        f"{row.name}, {len(inside)} of {len(layers)} layers",
+    )
     if (tried := row.history.selection) is not None:
         yield Tile("Method", tried.chosen, f"{row.name}, selected of {len(tried.steps)} tried")
 

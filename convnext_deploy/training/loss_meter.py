@@ -1,0 +1,112 @@
+"""The loss of a training, summed where it is computed and read when it is shown: reading it makes the host wait for the GPU."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LINE_EVERY_S = 1.0
+_LARGEST_GROWTH = (
+    2  # of the steps from one line to the next, so that a slow first step or a short pause decides nothing
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`total` of the epoch so far and `last`, of this process's part of the batches.
+
+    `bad_after`: so many steps after the last reading the loss was first not finite, but `bad`; None: it was always finite.
+    """
+
+    total: float
+    last: float
+    bad_after: int | None
+    bad: float
+
+
+class LossMeter:
+    """Adds up the losses of an epoch on the device and remembers the first that is not finite; nothing is copied until `read`.
+
+    Sums are in float64 (float32 on devices that have no other), in the order of the steps, however often they are read.
+    """
+
+    def __init__(self, device: str) -> None:
+        kind = torch.device(device).type
+        self._dtype = torch.float32 if kind == "mps" else torch.float64
+        # the sum, the last loss, which step since the last reading had the first bad one (from 1; 0: none), and that one
+        self._sum, self._last, self._bad_at, self._bad = torch.zeros(4, dtype=self._dtype, device=device)
+        self._step: Tensor | None = None
+        self._since = 0
+        self.forget()
+
+    def forget(self, total: float = 0.0) -> None:
+        """Begin an epoch, or go on in one whose losses so far have this sum."""
+        self._sum.fill_(total)
+        self._bad_at.zero_()
+        self._since = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Take the loss of a part of a batch, a scalar on the device that counts by its share."""
+        part = loss.detach().to(self._dtype)
+        self._step = part if self._step is None else self._step + part
+
+    def end_step(self) -> None:
+        """Take what was added since the last step as the loss of one."""
+        assert self._step is not None  # a batch has a part
+        self._since += 1
+        is_first = ~self._step.isfinite() & (self._bad_at == 0)
+        self._bad_at = torch.where(is_first, float(self._since), self._bad_at)
+        self._bad = torch.where(is_first, self._step, self._bad)
+        self._sum = self._sum + self._step
+        self._last, self._step = self._step, None
+
+    def read(self) -> Reading:
+        """Return what the device has found, in one copy, once it has computed all steps so far."""
+        total, last, bad_at, bad = torch.stack((self._sum, self._last, self._bad_at, self._bad)).tolist()
+        self._since = 0
+        self._bad_at = torch.zeros_like(self._bad_at)
+        return Reading(total, last, int(bad_at) - 1 if bad_at else None, bad)
+
+
+class DeviceSum:
+    """Adds up scalars on a device in float64, where it has that, and copies nothing until `read`."""
+
+    def __init__(self, device: str) -> None:
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self._sum = torch.zeros((), dtype=dtype, device=device)
+
+    def add(self, value: Tensor, times: int = 1) -> None:
+        """Add a scalar so many times."""
+        self._sum = self._sum + value.detach().to(self._sum.dtype) * times
+
+    def read(self) -> float:
+        """Return the sum, once the device has computed it."""
+        return self._sum.item()
+
+
+class LogLines:
+    """When to look at the loss: about once a second, and at first more often, until it is known how many steps that takes."""
+
+    def __init__(self) -> None:
+        self._next = self.steps = 1
+        """How many steps there are to the next line."""
+        self._since = time.perf_counter()
+
+    def count(self) -> bool:
+        """Count a step, and return whether its loss is to be looked at."""
+        self._next -= 1
+        return self._next <= 0
+
+    def suggest(self) -> int:
+        """Return after how many steps the next line should come, by how long those since the last one took."""
+        seconds = time.perf_counter() - self._since
+        taken = self.steps - max(0, self._next)
+        wanted = math.inf if seconds <= 0 else taken * LINE_EVERY_S / seconds
+        return max(1, int(min(wanted, _LARGEST_GROWTH * self.steps)))
+
+    def begin(self, steps: int) -> None:
+        """Let the next line come after so many steps."""
+        self._next = self.steps = steps
+        self._since = time.perf_counter()
