@@ -40,7 +40,7 @@ _DEFAULTS: dict[str, dict[str, str]] = {
     },
     "base_learning_rate": {
         "": "by network, images and batch",
-        "quantize": "5e-5 at batch 512, with the square root below; digits 0.0064",
+        "quantize": "5e-5 at batch 512, with the square root below; digits 0.0016",
     },
     "flip_probability": {"": "0.5; digits 0"},
     "drop_path_rate": {"": "by network and images; digits 0"},

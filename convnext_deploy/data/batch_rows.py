@@ -1,15 +1,17 @@
 """Which image stands in which row of the batches of an epoch, and which row is mixed into which."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.image_sets import ImageSet, TaughtImages
+from convnext_deploy.data.permutation import Permutation
+from convnext_deploy.data.shard_streams import order_stream
 from convnext_deploy.data.shards import ShardImages
 
-LANES = 8
-"""Rows of shards that are read at the same time, each for its own rows of every batch."""
-BUFFER = 2048
-"""Images of a lane among which the next is drawn."""
 _ORDER = 1  # streams of random numbers, see `generator`
 _LABELLED, _UNLABELLED, _STREAM = 7, 8, 9
 
@@ -20,57 +22,99 @@ def generator(stream: int, *parts: int) -> np.random.Generator:
     return np.random.default_rng((stream, *parts))
 
 
-def order_images(images: ImageSet, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the numbers of the images in the batches of an epoch, `(batches, batch_size)`.
+class EpochOrder(Sequence[NDArray[np.int64]]):
+    """The numbers of the images in each batch of an epoch, `(batch_size,)`, made when they are asked for.
 
     Each comes once, but for the last incomplete batch. Where some have no labels, the labelled ones are first in each batch, and
     the epoch is as long; each kind goes on where it was at the end of the epoch before, and begins anew, in another order, when
     all of it has come.
-
-    Shards that are streamed are put into a random order, one after another, and cut into `LANES` of equal length. Each lane fills
-    its own rows of the batches, so that a process reads only the lanes of its rows; within a lane an image comes up to `BUFFER`
-    images later than it is read, at random.
     """
-    steps = len(images) // batch_size
-    if isinstance(images, ShardImages) and images.streamed:
-        return _order_stream(images, batch_size, seed, epoch)
-    if not isinstance(images, TaughtImages):
-        order = generator(_ORDER, seed, epoch).permutation(len(images))[: steps * batch_size]
-        return order.reshape(steps, batch_size)
-    first = len(images.labelled)
-    labelled, unlabelled = images.counts(batch_size)
-    parts = (
-        _go_round(_LABELLED, seed, first, epoch * steps * labelled, steps * labelled).reshape(steps, labelled),
-        _go_round(_UNLABELLED, seed, len(images) - first, epoch * steps * unlabelled, steps * unlabelled).reshape(
-            steps, -1
+
+    def __init__(self, images: ImageSet, batch_size: int, seed: int, epoch: int) -> None:
+        self._batches = len(images) // batch_size
+        self._streamed: NDArray[np.int64] | None = None
+        self._parts: list[_Part] = []
+        if isinstance(images, ShardImages) and images.streamed:
+            self._streamed = order_stream(images, batch_size, generator(_STREAM, seed, epoch))
+            return
+        if not isinstance(images, TaughtImages):
+            order = Permutation(generator(_ORDER, seed, epoch), len(images))
+            self._parts = [_Part(0, batch_size, 0, [order])]
+            return
+        first = len(images.labelled)
+        kinds = zip(
+            (_LABELLED, _UNLABELLED), (0, first), (first, len(images) - first), images.counts(batch_size), strict=True
         )
-        + first,
-    )
-    return np.concatenate(parts, axis=1)
+        self._parts = [
+            _go_round(stream, seed, start, count, (epoch * self._batches * each, self._batches * each), each)
+            for stream, start, count, each in kinds
+            if each
+        ]
+
+    def __len__(self) -> int:
+        return self._batches
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NDArray[np.int64]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
+        """Return a batch, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        if self._streamed is not None:
+            streamed: NDArray[np.int64] = self._streamed[index]
+            return streamed
+        return np.concatenate([part.batch(index % len(self)) for part in self._parts])
 
 
-def _order_stream(images: ShardImages, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    steps, start = len(images) // batch_size, 0
-    random = generator(_STREAM, seed, epoch)
-    place = random.permutation(len(images.index.shards))
-    read = np.argsort(place[images.index.samples["shard"][images.rows]], kind="stable")
-    lanes = min(LANES, batch_size)
-    parts = []
-    for rows in np.diff(np.arange(lanes + 1) * batch_size // lanes).tolist():
-        lane = read[start : start + steps * rows]
-        start += len(lane)
-        drawn = np.argsort(np.arange(len(lane)) + random.uniform(0, BUFFER, len(lane)))
-        parts.append(lane[drawn].reshape(steps, rows))
-    return np.concatenate(parts, axis=1)
+@dataclass(frozen=True)
+class OwnBatches(Sequence[NDArray[np.int64]]):
+    """The `numbers` of an order's batches, and of each what is `own`, made when they are asked for."""
+
+    order: EpochOrder
+    numbers: NDArray[np.int64]
+    own: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NDArray[np.int64]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
+        """Return a batch, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self.own(self.order[int(self.numbers[index])])
 
 
-def _go_round(stream: int, seed: int, count: int, start: int, length: int) -> NDArray[np.int64]:
-    """Return a part of the endless row of all permutations of `count` numbers."""
-    if not length:
-        return np.empty(0, np.int64)
-    rounds = range(start // count, -(-(start + length) // count))
-    row = np.concatenate([generator(stream, seed, number).permutation(count) for number in rounds])
-    return row[start % count :][:length]
+@dataclass(frozen=True)
+class _Part:
+    """The images of one kind: `each` of a batch, numbered from `first`, from place `start` of the `orders` on, which follow each
+    other.
+    """
+
+    first: int
+    each: int
+    start: int
+    orders: Sequence[Permutation]
+
+    def batch(self, number: int) -> NDArray[np.int64]:
+        places = self.start + number * self.each + np.arange(self.each)
+        which, inside = np.divmod(places, len(self.orders[0]))
+        found = [self.orders[turn].at(inside[which == turn]) for turn in range(which[0], which[-1] + 1)]
+        return self.first + np.concatenate(found)
+
+
+def _go_round(stream: int, seed: int, first: int, count: int, places: tuple[int, int], each: int) -> _Part:
+    """Return a part, by start and length, of the endless row of all permutations of `count` numbers."""
+    start, length = places
+    rounds = range(start // count, max(start // count + 1, -(-(start + length) // count)))
+    return _Part(first, each, start % count, [Permutation(generator(stream, seed, turn), count) for turn in rounds])
 
 
 def rows_before(images: ImageSet, batch_size: int) -> NDArray[np.int64]:

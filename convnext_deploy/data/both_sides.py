@@ -34,7 +34,7 @@ def count_unread(judging: Sequence[ImageSet], train: ImageSet, contents: Content
 def find_repeated_images(images: ImageSet, train: ImageSet, contents: Contents) -> tuple[Path, ...]:
     """Return those images that are among the training images as well, whatever they are called."""
     if isinstance(images, FolderImages) and isinstance(train, FolderImages):
-        return tuple(find_repeated_files(images.files, train.files, contents))
+        return tuple(images.files.take(find_repeated_files(images.files, train.files, contents)))
     if isinstance(images, ShardImages) and isinstance(train, ShardImages):
         return find_repeated_samples(images, train)
     return ()

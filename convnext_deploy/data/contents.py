@@ -51,6 +51,7 @@ class Contents:
     """What the files of a data set hold. Copies share one object of this kind, and so read every file once.
 
     `decoded`: what came of decoding images with these digests. `progress`: where to report what takes long; None: nowhere.
+    `pixels`: small images as they are decoded, by a name that tells which these are, for the stages of a run.
 
     Args:
         root: the folder of the data set, after which the file in the cache folder is named.
@@ -66,12 +67,13 @@ class Contents:
         self._set(np.empty(0, ROW))
         self.progress = progress
         self.decoded = Decoded()
+        self.pixels: dict[str, Any] = {}
         if folder is not None:
             self.keep_in(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what another process of this machine finds in the same file."""
-        state = {**self.__dict__, "progress": None}
+        state = {**self.__dict__, "progress": None, "pixels": {}}
         if shares_files():
             state |= {"decoded": Decoded(), **({"_table": None, "_keys": None} if self._is_kept else {})}
         return state

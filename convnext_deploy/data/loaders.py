@@ -23,12 +23,12 @@ from convnext_deploy.data.augmentation import (
     draw_operations,
     erase,
 )
-from convnext_deploy.data.batch_rows import OwnRows, generator, order_images, rows_before
+from convnext_deploy.data.batch_rows import EpochOrder, OwnBatches, OwnRows, generator, rows_before
 from convnext_deploy.data.crops import load_crop
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.items import EvaluationItems, name_image
 from convnext_deploy.data.mixup import mix
-from convnext_deploy.data.pixel_cache import PixelCache, decode_small
+from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
 from convnext_deploy.data.worker_process import Chunk
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
@@ -101,7 +101,7 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized images `(N, C, S, S)` float32, or pixels `(N, S, S, C)` uint8, and labels `(N,)` int64."""
-        order = list(range(len(self.images)) if self.indices is None else self.indices)
+        order = np.asarray(range(len(self.images)) if self.indices is None else self.indices, np.int64)
         chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         try:
             for pixels, chunk in zip(_load(self._loader, chunks), chunks, strict=True):
@@ -183,8 +183,9 @@ class TrainingBatches:
         before = rows_before(images, self.batch_size) if plan.augmentation.is_mixing else None
         self._rows = OwnRows(before, slice(self._first, self._first + share), self.batch_size)
         cache = cache or decode_small(images, len(preprocess.mean))
-        # what is mapped from a file is more than the device should hold
-        self._small = None if cache is None else cache.pixels if cache.is_mapped else cache.pixels.to(device)
+        self._small = None if cache is None else cache.pixels
+        if self._small is not None and self._small.nbytes <= LARGEST_IN_MEMORY:  # more the device should not hold
+            self._small = self._small.to(device)
         self._loader = Loader(_TrainingItems(images, preprocess, plan), self.batch_size, workers)
 
     def __len__(self) -> int:
@@ -206,7 +207,7 @@ class TrainingBatches:
         numbers = np.arange(len(self))
         if planned != epoch:
             numbers = generator(_REPEAT, self.plan.seed, epoch).permutation(numbers)
-        chunks = order_images(self.images, self.batch_size, self.plan.seed, planned)
+        chunks = EpochOrder(self.images, self.batch_size, self.plan.seed, planned)
         numbers = numbers[start:]
         for number, pixels in zip(numbers.tolist(), self._pixels(chunks, planned, numbers), strict=True):
             own = self._own(chunks[number])
@@ -243,10 +244,10 @@ class TrainingBatches:
         surplus = self._rows.surplus
         return images[surplus:], labels[surplus:], weight
 
-    def _pixels(self, chunks: NDArray[np.int64], epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
+    def _pixels(self, chunks: EpochOrder, epoch: int, numbers: NDArray[np.int64]) -> Iterator[Tensor]:
         """Yield this process's images of the numbered chunks as `(N, S, S, C)` uint8."""
         size, wanted = self.preprocess.sides, self.plan.augmentation
-        own = [self._own(chunks[number]) for number in numbers]
+        own = OwnBatches(chunks, numbers, self._own)
         if self._small is None:
             yield from _load(self._loader, own, epoch)
             return

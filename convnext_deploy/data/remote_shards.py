@@ -19,7 +19,7 @@ from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.files import write_bytes
 
 KEPT_WHOLE = 8 << 30
-"""Bytes: more than these are read shard after shard in training, see `order_images`; up to these in the order of any folder."""
+"""Bytes: more than these are read shard after shard in training, see `shard_streams`; up to these in the order of any folder."""
 _AS_PATH = re.compile(r"(s3|gs|gcs|https?|hf):[/\\]{1,2}(?![/\\])", re.IGNORECASE)
 
 

@@ -11,21 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, ImageSet, name_images
 from convnext_deploy.data.decoding import Encoded
 from convnext_deploy.data.shards import ShardImages
-from convnext_deploy.data.splits import group_finder
+from convnext_deploy.data.splits import find_repeated_files, group_finder
 
 
 def calibration_indices(
-    train: ImageSet, validation: ImageSet, count: int, seed: int, leave_out: Collection[int] = ()
+    train: ImageSet,
+    validation: ImageSet,
+    count: int,
+    seed: int,
+    leave_out: Collection[int] = (),
+    contents: Contents | None = None,
 ) -> list[int]:
     """Choose `count` training images, as many of each class as of any other, none of which is also a validation image.
 
     Classes with too few images give all they have and the others make up for it; fewer than `count` come back when `train`
-    is smaller. Equal contents are recognised whatever the files are called. Those in `leave_out` are not chosen.
+    is smaller. Equal contents are recognised whatever the files are called; what is known of these, as `contents`, is not read
+    again. Those in `leave_out` are not chosen.
     """
-    other = _Duplicates(train, validation)
+    other = _Duplicates(train, validation, contents)
     rng = np.random.default_rng((seed, 0xCA11B))
     queues = [list(rng.permutation(rows)) for rows in rows_of_classes(train.labels)]
     left_out = set(leave_out)
@@ -51,14 +58,14 @@ def rows_of_classes(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def divide_training_images(
-    train: ImageSet, validation: ImageSet, counts: tuple[int, int], seed: int
+    train: ImageSet, validation: ImageSet, counts: tuple[int, int], seed: int, contents: Contents | None = None
 ) -> tuple[list[int], list[int]]:
     """Choose training images for calibration, as many of each class, and others to judge by, in the class mix of all.
 
     Where there are fewer images than both `counts` ask for, a third of them calibrates, and the rest judges. Of a single image
-    nothing is left to judge by. None is a validation image.
+    nothing is left to judge by. None is a validation image; `contents` as in `calibration_indices`.
     """
-    other = _Duplicates(train, validation)
+    other = _Duplicates(train, validation, contents)
 
     def judging(among: NDArray[np.int64]) -> list[int]:
         most = len(among) - min(counts[0], max(1, len(among) // 3))
@@ -67,7 +74,7 @@ def divide_training_images(
     chosen = judging(np.arange(len(train)))
     if any(other.has(index) for index in chosen):
         chosen = judging(np.array([index for index in range(len(train)) if not other.has(index)], np.int64))
-    calibrating = calibration_indices(train, validation, counts[0], seed, chosen)
+    calibrating = calibration_indices(train, validation, counts[0], seed, chosen, contents)
     return (calibrating, chosen) if calibrating else (chosen[:1], chosen[1:])
 
 
@@ -83,7 +90,7 @@ def selection_indices(data: Data, fraction: float, most: int, seed: int) -> list
         seed: of the choice.
     """
     train = data.train
-    other = _Duplicates(train, data.validation)
+    other = _Duplicates(train, data.validation, data.contents)
     count = min(most, max(1, round(fraction * len(train))), max(0, len(train) - 1))
     classes = rarest_labels(train.labels)
     among = np.flatnonzero(np.bincount(classes)[classes] > 1)  # the only image of a class is trained on
@@ -105,12 +112,13 @@ def selection_indices(data: Data, fraction: float, most: int, seed: int) -> list
     return sorted(whole)
 
 
-def gallery_indices(train: ImageSet, validation: ImageSet, most: int) -> list[int]:
+def gallery_indices(train: ImageSet, validation: ImageSet, most: int, contents: Contents | None = None) -> list[int]:
     """Choose the training images that validation images are compared with, `most` in proportion to the classes, else all.
 
-    None of them is also a validation image, which would be its own nearest neighbour.
+    None of them is also a validation image, which would be its own nearest neighbour; `contents` as in
+    `calibration_indices`.
     """
-    other = _Duplicates(train, validation)
+    other = _Duplicates(train, validation, contents)
     chosen = sample_in_proportion(train.labels, np.arange(len(train)), most, 0)
     return [index for index in chosen if not other.has(index)]
 
@@ -196,20 +204,26 @@ class _Part:
 
 
 class _Duplicates:
-    """Which training images are validation images too. Contents are read only where what is known without them is equal."""
+    """Which training images are validation images too.
 
-    def __init__(self, train: ImageSet, validation: ImageSet) -> None:
+    Of files that is known since the data was opened, or else told by sizes, then by ends. Of other images contents are read where
+    what is known without them is equal: that of the image itself, and those of the validation images that may be it.
+    """
+
+    def __init__(self, train: ImageSet, validation: ImageSet, contents: Contents | None) -> None:
         self.train, self.validation = train, validation
-        self.hints = {validation.size_hint(index) for index in range(len(validation))}
-        self.digests: set[bytes] | None = None
+        self.copies: frozenset[int] | None = None
+        self.candidates: dict[int, list[int]] = {}
+        if isinstance(train, FolderImages) and isinstance(validation, FolderImages):
+            found = find_repeated_files(train.files, validation.files, contents or Contents())
+            self.copies = frozenset(found.tolist())
+            return
+        for index in range(len(validation)):
+            self.candidates.setdefault(validation.size_hint(index), []).append(index)
 
     def has(self, index: int) -> bool:
-        if self.train.size_hint(index) not in self.hints:
-            return False
-        if self.digests is None:
-            self.digests = {_digest(self.validation, i) for i in range(len(self.validation))}
-        return _digest(self.train, index) in self.digests
-
-
-def _digest(images: ImageSet, index: int) -> bytes:
-    return hashlib.sha256(images.content(index)).digest()
+        if self.copies is not None:
+            return index in self.copies
+        candidates = self.candidates.get(self.train.size_hint(index), ())
+        content = self.train.content(index) if candidates else b""
+        return any(self.validation.content(other) == content for other in candidates)

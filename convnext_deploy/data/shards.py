@@ -35,7 +35,7 @@ class ShardImages:
     """Some of the samples of an index, in its order. No file is kept open, so that processes can share it.
 
     `numbers`: label in the shards → class index, None where these are the same. `streamed`: training reads shard after shard, see
-    `order_images`, because they lie elsewhere and are too many to be kept.
+    `shard_streams`, because they lie elsewhere and are too many to be kept.
     """
 
     index: ShardIndex

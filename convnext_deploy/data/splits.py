@@ -279,13 +279,14 @@ def divide_rows(
     return sorted(part.tolist() for part in groups)
 
 
-def find_repeated_files(own: Files, others: Files, contents: Contents) -> list[Path]:
-    """Return those of `own` whose contents are also in `others`. Reads no more than `group_equal_files`."""
-    left, right = own, others
+def find_repeated_files(own: Files, others: Files, contents: Contents) -> NDArray[np.int64]:
+    """Return the places of those of `own` whose contents are also in `others`. Reads no more than `group_equal_files`."""
+    left, right, places = own, others, np.arange(len(own))
     for read in (lambda files: files.status["size"], contents.read_ends, contents.read):
         keys, known = as_keys(read(left)), as_keys(read(right))
-        left, right = left.take(np.flatnonzero(np.isin(keys, known))), right.take(np.flatnonzero(np.isin(known, keys)))
-    return list(left)
+        common = np.flatnonzero(np.isin(keys, known))
+        left, right, places = left.take(common), right.take(np.flatnonzero(np.isin(known, keys))), places[common]
+    return places
 
 
 def as_keys(values: NDArray[Any]) -> NDArray[Any]:

@@ -45,6 +45,7 @@ LISTED = (
     Listed("pyyaml", "yaml", ("pyyaml",)),
     Listed("msgspec", "msgspec", ("msgspec",)),
     Listed("onnx", "onnx", ("onnx",)),
+    Listed("ml_dtypes", None, ("ml_dtypes",)),
     Listed("onnx-ir", None, ("onnx-ir",)),
     Listed("onnxscript", None, ("onnxscript",)),
     Listed(

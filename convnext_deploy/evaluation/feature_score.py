@@ -123,7 +123,7 @@ def score_features(
     queries, truth = np.concatenate(features), np.concatenate(labels)
     compared: Vectors = unit(np.concatenate(vectors)).astype(np.float16)
     width = queries.shape[1]
-    chosen = gallery_indices(data.train, data.validation, LARGEST_GALLERY)
+    chosen = gallery_indices(data.train, data.validation, LARGEST_GALLERY, data.contents)
     if chosen:
         gallery, classes = extractor.pooled(data.train, chosen, "gallery of training images")
         own = None

@@ -6,6 +6,7 @@ from typing import Literal
 from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
+from convnext_deploy.system.load import said_once, without_load
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
 SCORE = "top-1 %"
@@ -204,11 +205,14 @@ def describe_test(test: TestResult) -> str:
 
 
 def _said_once(report: Report, texts_of: Callable[[StageRow], Sequence[str]]) -> list[str]:
-    stages: dict[str, list[str]] = {}
+    said: dict[str, list[tuple[str, str]]] = {}
     for row in report.rows:
         for text in texts_of(row):
-            stages.setdefault(text, []).append(row.name)
-    return [f"{', '.join(names)}: {text}" for text, names in stages.items()]
+            said.setdefault(without_load(text), []).append((row.name, text))
+    return [
+        f"{', '.join(dict.fromkeys(name for name, _ in each))}: {said_once([text for _, text in each])}"
+        for each in said.values()
+    ]
 
 
 def _flips(accuracy: Accuracy | None) -> str | None:

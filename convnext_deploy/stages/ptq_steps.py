@@ -102,7 +102,7 @@ def choose_images(count: int, preprocess: Preprocess, context: StageContext, bat
     Raises: DataError: if there is no image at all.
     """
     data = context.need_data()
-    chosen = calibration_indices(data.train, data.validation, count, context.execution.seed)
+    chosen = calibration_indices(data.train, data.validation, count, context.execution.seed, (), data.contents)
     images = _images(chosen, preprocess, context, batch_size)
     if len(images) < count:
         context.execution.progress.say(
@@ -119,7 +119,9 @@ def choose_images_to_judge(
     Raises: DataError: if there is no image at all.
     """
     data = context.need_data()
-    calibrating, judging = divide_training_images(data.train, data.validation, counts, context.execution.seed)
+    calibrating, judging = divide_training_images(
+        data.train, data.validation, counts, context.execution.seed, data.contents
+    )
     images = _images(calibrating, preprocess, context, batch_size)
     return images, (
         _images(judging, preprocess, context, batch_size) if judging else dataclasses.replace(images, indices=())

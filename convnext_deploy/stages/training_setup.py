@@ -37,6 +37,7 @@ from convnext_deploy.training.step import Objective
 from convnext_deploy.training.teacher import evaluate_features
 from convnext_deploy.training.torch_compile import compile_network
 
+_MOST_KEPT = 256 << 20  # bytes of decoded images, from one stage to the next
 _MOST_WEIGHT = 100.0  # of a label that few images have
 
 
@@ -248,21 +249,31 @@ def plan_seed(config: FitConfig, context: StageContext) -> int:
 
 
 def _decode_small(data: Data, channels: int, context: StageContext) -> PixelCache | None:
-    """Decode small training images into memory, or into a file that all processes map, which the first of them writes."""
+    """Decode small training images into memory, or into a file that all processes map, which the first of them writes.
+
+    What is in memory stays there for the next stages of the run, unless it takes much of it.
+    """
     # another release of Pillow may decode to other pixels
     content = f"{data.fingerprint} {channels} {RESULT_VERSION} {PIL.__version__}"
     key = hashlib.sha256(content.encode()).hexdigest()
+    known: PixelCache | None = data.contents.pixels.get(key)
+    if known is not None:
+        return known
     file = context.cache_dir / "pixels" / f"{key[:32]}.npy"
     decode = functools.partial(
         decode_small,
         data.train,
         channels,
         file,
-        most_in_memory=0 if context.execution.cache_dir is not None else LARGEST_IN_MEMORY,
+        most_in_memory=0 if context.execution.cache_dir is not None or world().size > 1 else LARGEST_IN_MEMORY,
     )
     found: list[PixelCache | None] = []
     from_first(lambda: found.append(decode()))
-    return found[0] if found else decode()
+    cache = found[0] if found else decode()
+    if cache is not None and (cache.is_mapped or cache.pixels.nbytes <= _MOST_KEPT):
+        data.contents.pixels.clear()
+        data.contents.pixels[key] = cache
+    return cache
 
 
 def freeze(network: nn.Module, stages: int) -> None:

@@ -15,6 +15,7 @@ from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import FolderImages, open_data
 from convnext_deploy.data.files import Files, Listing, as_files
 from convnext_deploy.data.image_folder import list_images
+from convnext_deploy.data.sampling import divide_training_images
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 
@@ -97,6 +98,21 @@ def test_a_verb_that_judges_opens_no_training_image_and_says_what_it_does_not_kn
         assert "images as well is not known: " in data.leaks[0]
     with pytest.raises(DataError, match=r"0\.png cannot be read"):
         open_data(str(folder))
+
+
+def test_choosing_calibration_images_reads_none_but_copies(
+    folder: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):  # of the same size, all of them
+        shutil.copy(folder / "val" / name / "0.png", folder / "train" / name / "1.png")
+        shutil.copy(folder / "val" / name / "0.png", folder / "train" / name / "2.png")
+    data = open_data(str(folder))
+    looked_at.clear()
+    monkeypatch.setattr(FolderImages, "content", lambda *_: pytest.fail("is read"))
+    chosen = divide_training_images(data.train, data.validation, (3, 2), 0, data.contents)
+    copies = [1, 2, 4, 5]
+    assert (len(chosen[0]), len(chosen[1]), {*chosen[0], *chosen[1]} & {*copies}) == (3, 2, set())
+    assert looked_at == []
 
 
 def test_files_stand_in_the_order_of_their_paths_and_are_named_as_they_are(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from convnext_deploy.artifacts.spec import default_preprocess
-from convnext_deploy.data import batch_rows, remote_blocks, remote_files, remote_shards
-from convnext_deploy.data.batch_rows import order_images
+from convnext_deploy.data import remote_blocks, remote_files, remote_shards, shard_streams
+from convnext_deploy.data.batch_rows import EpochOrder
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
@@ -242,8 +242,8 @@ def test_the_oldest_blocks_go_when_the_disk_fills_up(
 @pytest.fixture
 def streamed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
     monkeypatch.setattr(remote_shards, "KEPT_WHOLE", 0)
-    monkeypatch.setattr(batch_rows, "LANES", 3)
-    monkeypatch.setattr(batch_rows, "BUFFER", 6)
+    monkeypatch.setattr(shard_streams, "LANES", 3)
+    monkeypatch.setattr(shard_streams, "BUFFER", 6)
     return open_data(f"{store.url}/shards", cache_dir=tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_very_many_shards_are_read_one_after_another(streamed: Data, folder: Pat
     here = open_data(str(folder / "shards"))
     assert streamed.fingerprint != here.fingerprint  # another order is another training
     assert streamed.validation_fingerprint == here.validation_fingerprint  # but scores are the same
-    orders = [order_images(train, 7, 0, epoch) for epoch in range(3)]
+    orders = [np.stack(list(EpochOrder(train, 7, 0, epoch))) for epoch in range(3)]
     for order in orders:
         assert order.shape == (8, 7)
         assert len(np.unique(order)) == 56
@@ -270,7 +270,7 @@ def test_very_many_shards_are_read_one_after_another(streamed: Data, folder: Pat
                 assert ended[early] - begun[1 - early] < 6  # only within the buffer both are open
             assert any((np.diff(where[own == shard]) < 0).any() for shard in np.unique(own))  # shuffled within it
     assert not np.array_equal(orders[0], orders[1])
-    assert np.array_equal(orders[1], order_images(train, 7, 0, 1))
+    assert np.array_equal(orders[1], np.stack(list(EpochOrder(train, 7, 0, 1))))
 
 
 def test_streams_are_the_same_for_any_number_of_processes(streamed: Data) -> None:
@@ -278,7 +278,7 @@ def test_streams_are_the_same_for_any_number_of_processes(streamed: Data) -> Non
     parts = [batches(streamed, world=World(rank, 3)) for rank in range(3)]
     assert all(torch.equal(torch.cat(rows), whole) for *rows, whole in zip(*parts, alone, strict=True))
     assert all(map(torch.equal, batches(streamed, start=2), alone[2:]))
-    order = order_images(streamed.train, 12, 5, 1)
+    order = np.stack(list(EpochOrder(streamed.train, 12, 5, 1)))
     assert isinstance(streamed.train, ShardImages)
     shards = streamed.train.index.samples["shard"][streamed.train.rows][order]
     assert all(len(np.unique(shards[:, 4 * rank : 4 * rank + 4])) <= 2 for rank in range(3))  # each reads its own lanes

@@ -13,7 +13,7 @@ import torch
 from convnext_deploy.api.open_inputs import open_named_data
 from convnext_deploy.api.options import DataOptions
 from convnext_deploy.config.fit import Augmentation
-from convnext_deploy.data.batch_rows import order_images
+from convnext_deploy.data.batch_rows import EpochOrder
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, open_data
 from convnext_deploy.data.image_sets import TaughtImages
@@ -128,7 +128,7 @@ def test_each_batch_has_its_share_and_every_image_comes_as_often() -> None:
     images = taught()
     assert images.share == UNLABELLED / (LABELLED + UNLABELLED)
     assert len(batches(images)) == 43 // 8
-    rows = [order_images(images, 8, 3, epoch) for epoch in range(20)]
+    rows = [np.stack(EpochOrder(images, 8, 3, epoch)) for epoch in range(20)]
     every = np.concatenate(rows)
     assert every.shape == (20 * 5, 8)
     assert (every[:, :2] < LABELLED).all()
@@ -156,7 +156,7 @@ def test_shares_that_are_asked_for_and_the_usual_one() -> None:
         taught(0.5).counts(1)
     alone = taught(1.0)
     assert (len(alone), alone.counts(8)) == (UNLABELLED, (0, 8))
-    epoch = order_images(alone, 8, 0, 0)
+    epoch = np.stack(EpochOrder(alone, 8, 0, 0))
     assert len(np.unique(epoch)) == 32
 
 

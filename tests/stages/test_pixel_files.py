@@ -17,6 +17,7 @@ from convnext_deploy.data.datasets import ArrayImages, Data
 from convnext_deploy.data.loaders import TrainingBatches
 from convnext_deploy.stages import train, training_setup
 from convnext_deploy.stages.context import StageContext
+from convnext_deploy.system.distributed import World
 from convnext_deploy.system.execution import Execution
 from tests.conftest import CLASSES
 from tests.data.test_loaders import noise_images
@@ -54,6 +55,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return {path.name for path in (tmp_path / "cache").glob("pixels/*")}
 
     return begin
+
+
+def test_images_are_decoded_once_for_all_stages_of_a_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small()
+    assert run(data, keep_pixels=False) == set()
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayImages, "load", lambda *_: pytest.fail("is decoded again"))
+        assert run(data, keep_pixels=False) == set()
+    # each rank of a machine would otherwise decode and hold all of them
+    monkeypatch.setattr(training_setup, "world", lambda: World(0, 2))
+    assert len(run(small(21), keep_pixels=False)) == 1
 
 
 def test_stage_keeps_pixels_in_a_file_only_when_asked(run: Run) -> None:
