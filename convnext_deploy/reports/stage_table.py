@@ -133,10 +133,19 @@ def step_cells(step: Step, selection: Selection) -> tuple[str, ...]:
         f"{100 * step.agreement:.2f}",
         "–" if step.kl is None else f"{step.kl:.2g}",
         "–" if step.sqnr_db is None else f"{step.sqnr_db:.1f}",
-        f"{step.risk_pp:.2f}",
+        f"{'' if step.judged is None else '≥ '}{step.risk_pp:.2f}",
         f"{step.seconds:.1f}",
-        "passed" if step.passed else "selected" if step.name == selection.chosen else "",
+        _fate(step, selection),
     )
+
+
+def _fate(step: Step, selection: Selection) -> str:
+    """Return what became of a step: it passed, was selected all the same, or ended before all images had judged it."""
+    if step.passed:
+        return "passed"
+    if step.name == selection.chosen:
+        return "selected"
+    return "" if step.judged is None else f"failed after {step.judged:,} images"
 
 
 def summary(report: Report) -> str:
