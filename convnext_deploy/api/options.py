@@ -27,7 +27,8 @@ class DataOptions(Record):
     """Which images there are, and how a network gets them. None: not given.
 
     Attributes:
-        data: image folder, folder of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from them.
+        data: image folder, folder or URL of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from
+            them.
         validation_fraction: share of each class that is held out where the folder has no validation images, between 0 and 1;
             None: 0.1. One for all verbs, otherwise validation images leak into training.
         skip_unreadable: leave out images that cannot be read to their last pixel: all are decoded for that, once. None: they are an

@@ -59,6 +59,8 @@ LISTED = (
     Listed("torch_tensorrt", "torch_tensorrt", ("torch-tensorrt", "torch-tensorrt-rtx"), "torch-tensorrt"),
     Listed("huggingface_hub", "huggingface_hub", ("huggingface_hub",), "hub"),
     Listed("webdataset", "webdataset", ("webdataset",), "webdataset"),
+    Listed("fsspec", "fsspec", ("fsspec",), "remote"),
+    Listed("aiohttp", "aiohttp", ("aiohttp",), "remote"),
     Listed("tensorboard", "tensorboard", ("tensorboard",), "tensorboard"),
     Listed("mlflow", "mlflow", ("mlflow", "mlflow-skinny"), "mlflow"),
     Listed("nvidia-ml-py", "pynvml", ("nvidia-ml-py",), "nvml"),
