@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = "convnext_deploy.yes"  # likewise, of --yes
 _QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
 POSITIVE = click.IntRange(min=1)
-_TRAINS = ("run", "train", "distill", "quantize")
+_TRAINS = ("run", "train", "distill", "quantize", "compress")
 _COUNT = click.IntRange(min=0)
 _RATE = click.FloatRange(0, 1, max_open=True)
 _FOLDER: dict[str, Any] = {"metavar": "DIR", "shell_complete": candidates.folders}

@@ -1,18 +1,22 @@
 """Networks with random weights and given hidden widths, as INT8 files as their target writes them, to be timed."""
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
-from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import PTQRecord, TorchDetails
-from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
+from convnext_deploy.artifacts.spec import Activation, ModelSpec, Preprocess
+from convnext_deploy.compression.cut_graph import cut_graph
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.models.layers import GRN
-from convnext_deploy.models.variants import build_model
+from convnext_deploy.models.variants import build_model, complete_spec, with_widths
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import fit_scheme, prepare, without_quantizers
 from convnext_deploy.quantization.scheme import resolve_scheme
@@ -27,15 +31,49 @@ _IMAGES = 2  # of noise: the time depends on no value
 
 @dataclass(frozen=True)
 class ProbeForm:
-    """What a file is made for: the network but for its widths, how images are made ready, and the target."""
+    """What a file is made for: the dense network, how images are made ready, the target, and the pruned network's activation.
+
+    `activation` None: that of the dense network.
+    """
 
     spec: ModelSpec
     preprocess: Preprocess
     target: Target
+    activation: Activation | None = None
+
+    @property
+    def pruned_spec(self) -> ModelSpec:
+        """The dense network with the activation of the pruned one."""
+        return self.spec if self.activation is None else replace(self.spec, activation=self.activation)
+
+
+class ProbeWriter:
+    """Writes INT8 files of a form for choices of hidden widths: its network is traced once, and the graph cut for each choice."""
+
+    def __init__(self, form: ProbeForm) -> None:
+        self.form = form
+        self._whole: dict[ModelSpec, tuple[Artifact, onnx.ModelProto]] = {}
+
+    def write(self, widths: Sequence[int], folder: Path, *, as_it_is: bool = False) -> Artifact:
+        """Write the file of a network whose blocks have so many hidden units, over all model stages, into a new folder.
+
+        `as_it_is`: with the dense network's activation, and not that of pruned ones.
+        """
+        dense = self.form.spec if as_it_is else self.form.pruned_spec
+        if dense not in self._whole:
+            with tempfile.TemporaryDirectory(prefix="convnext-deploy-") as name:
+                artifact = write_probe(self.form, dense, Path(name))
+                self._whole[dense] = artifact, onnx.load(artifact.main_file)
+        whole, model = self._whole[dense]
+        spec = with_widths(dense, widths)
+        folder.mkdir()
+        path = folder / "model.onnx"
+        onnx.save(cut_graph(model, complete_spec(dense).block_widths, complete_spec(spec).block_widths), path)
+        return replace(whole, path=folder, model=spec, files=(describe_file(path),))
 
 
 def write_probe(form: ProbeForm, spec: ModelSpec, folder: Path) -> Artifact:
-    """Write a network of fresh weights as an INT8 file into a new folder, and return it.
+    """Write a network of fresh weights as an INT8 file into a new folder, traced for itself, and return it.
 
     Args:
         form: what it is made for.

@@ -6,25 +6,27 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from convnext_deploy.compression.probe_files import ProbeForm, write_probe
+from convnext_deploy.compression.probe_files import ProbeForm, ProbeWriter
 from convnext_deploy.compression.time_model import TimeModel, fit_times
 from convnext_deploy.errors import BackendUnavailableError, OutputError, ProcessFailedError
 from convnext_deploy.evaluation.measure import read_kept, write_kept
 from convnext_deploy.evaluation.timing.interleaved import Candidate, time_interleaved
 from convnext_deploy.evaluation.timing.speedup import usual_threads
+from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.metrics.rounds import settle_rounds
 from convnext_deploy.models.block_shapes import BlockShape, block_shapes, candidate_widths
-from convnext_deploy.models.variants import with_widths
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.load import watch_load
 from convnext_deploy.system.progress import Progress
 
 PROBES = 24
 _ROUNDS, _SECONDS = 3, 0.3
+_CHECK_ROUNDS, _CHECK_SECONDS = 7, 0.5
 _KEPT_WHOLE = 0.5  # share of the networks in which a stage keeps all its blocks
 RESULT_VERSION = 1
 """In the key of the times: raised when the files or the networks that are timed are others."""
@@ -32,10 +34,13 @@ RESULT_VERSION = 1
 
 @dataclass(frozen=True)
 class ProbeTimes:
-    """Networks that were timed, the first one dense: hidden widths of the blocks of each, and the medians of its processes in ms.
+    """Networks that were timed: hidden widths of the blocks of each, and the medians of its processes in ms.
+
+    The first one is dense, with the activation that it has; the others have that of pruned networks.
 
     `runner`, `threads` (None: as many as the runtime likes) and `batch_size` are those of the calls; `machine` its processor and
-    number of cores. `loaded` tells in words that the machine did other work meanwhile; None: it did not.
+    number of cores. `changed_activation`: whether pruned networks have another activation. `loaded` tells in words that the machine
+    did other work meanwhile; None: it did not.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -45,6 +50,7 @@ class ProbeTimes:
     batch_size: int
     machine: str
     loaded: str | None = None
+    changed_activation: bool = False
 
     @property
     def times_ms(self) -> tuple[float, ...]:
@@ -52,8 +58,9 @@ class ProbeTimes:
         return tuple(settle_rounds(self.rounds_ms).tolist())
 
     def fit(self, shapes: Sequence[BlockShape]) -> TimeModel:
-        """Return the model of these times; `shapes`: the blocks of the dense network."""
-        return fit_times(shapes, self.widths, self.times_ms)
+        """Return the model of pruned networks by these times; `shapes`: the blocks of the dense network."""
+        first = int(self.changed_activation)
+        return fit_times(shapes, self.widths[first:], self.times_ms[first:])
 
 
 def choose_probes(shapes: Sequence[BlockShape], count: int = PROBES, seed: int = 0) -> tuple[tuple[int, ...], ...]:
@@ -73,7 +80,7 @@ def choose_probes(shapes: Sequence[BlockShape], count: int = PROBES, seed: int =
         blocks = [place for place, shape in enumerate(shapes) if shape.stage == stage and shape.hidden]
         if not blocks:
             continue
-        options = candidate_widths(shapes[blocks[0]].hidden)[1:]
+        options = candidate_widths(max(shapes[block].hidden for block in blocks))[1:]
         shares = rng.permutation((np.arange(count - 1) + 0.5) / (count - 1))
         fewer = np.arange(count - 1) % len(blocks)
         kept = np.where(np.arange(count - 1) < _KEPT_WHOLE * (count - 1), len(blocks), fewer)
@@ -81,19 +88,20 @@ def choose_probes(shapes: Sequence[BlockShape], count: int = PROBES, seed: int =
             for place, block in enumerate(blocks):
                 width = options[min(int(share * len(options)), len(options) - 1)]
                 network[block] = min(width, shapes[block].hidden) if place < number else 0
+    last = max(place for place, shape in enumerate(shapes) if shape.hidden)
     for network in networks:
-        if not any(network):
-            network[-1] = shapes[-1].hidden
+        if not any(network):  # there is no such network
+            network[last] = shapes[last].hidden
     return tuple(map(tuple, networks))
 
 
 def measure_probes(
-    form: ProbeForm, progress: Progress, folders: Sequence[Path], *, keep: bool = True, count: int = PROBES
+    writer: ProbeWriter, progress: Progress, folders: Sequence[Path], *, keep: bool = True, count: int = PROBES
 ) -> ProbeTimes:
     """Return the times of networks that tell what a block costs, kept or measured.
 
     Args:
-        form: of the files.
+        writer: of the files.
         progress: where to report.
         folders: where times are kept, the first that has them counts; new ones are written into all.
         keep: whether new ones are written.
@@ -101,14 +109,16 @@ def measure_probes(
 
     Raises: BackendUnavailableError, ProcessFailedError: if the files cannot be run here.
     """
-    environment = describe_environment()
+    form, environment = writer.form, describe_environment()
     key = _key(form, environment, count)
     files = [folder / "latency" / f"{key[:32]}.json" for folder in folders]
     found = next((times for file in files if (times := read_kept(ProbeTimes, file, key)) is not None), None)
     if found is None:
         widths = choose_probes(block_shapes(form.spec, form.preprocess.image_size), count)
+        if form.activation is not None:  # the dense network in both ways
+            widths = (widths[0], *widths)
         machine = f"{environment['cpu']}, {environment['cores']} cores"
-        found = time_widths(form, widths, progress, machine=machine)
+        found = time_widths(writer, widths, progress, machine=machine)
     for file in files if keep else ():
         if read_kept(ProbeTimes, file, key) != found:
             try:
@@ -119,7 +129,7 @@ def measure_probes(
 
 
 def time_widths(
-    form: ProbeForm,
+    writer: ProbeWriter,
     widths: Sequence[Sequence[int]],
     progress: Progress,
     *,
@@ -127,17 +137,17 @@ def time_widths(
     rounds: int = _ROUNDS,
     seconds: float = _SECONDS,
 ) -> ProbeTimes:
-    """Write a file for each of several choices of widths and time all, in interleaved, isolated processes.
+    """Write a file for each of several choices of widths, the first as the network is, and time all in interleaved processes.
 
     Raises: BackendUnavailableError, ProcessFailedError: if a file cannot be run here.
     """
-    runner, threads = form.target, usual_threads()
+    runner, threads = writer.form.target, usual_threads()
     with tempfile.TemporaryDirectory(prefix="convnext-deploy-") as name:
         candidates = []
         with progress.task("networks to time", len(widths), "files") as task:
-            for number, each in enumerate(widths):
-                artifact = write_probe(form, with_widths(form.spec, each), Path(name) / str(number))
-                candidates.append(Candidate(f"network {number + 1}", artifact, runner, "cpu", 1, threads))
+            for number, each in enumerate(widths, 1):
+                artifact = writer.write(each, Path(name) / str(number), as_it_is=number == 1)
+                candidates.append(Candidate(f"network {number}", artifact, runner, "cpu", 1, threads))
                 task.advance()
         with watch_load() as load:
             timings = time_interleaved(candidates, rounds=rounds, seconds=seconds, progress=progress)
@@ -152,7 +162,19 @@ def time_widths(
         1,
         machine,
         load.describe(),
+        writer.form.activation is not None,
     )
+
+
+def check_widths(writer: ProbeWriter, widths: Sequence[int], progress: Progress) -> tuple[float, float]:
+    """Time a file of these widths beside one of the dense network, before anything is trained for it.
+
+    Returns: milliseconds of a call, and the share of the dense network's time.
+    """
+    dense = [shape.hidden for shape in block_shapes(writer.form.spec, writer.form.preprocess.image_size)]
+    found = time_widths(writer, [dense, widths], progress, rounds=_CHECK_ROUNDS, seconds=_CHECK_SECONDS)
+    whole, own = found.rounds_ms
+    return median(own), median_ratio(own, whole)[0]
 
 
 def _key(form: ProbeForm, environment: dict[str, Any], count: int) -> str:
@@ -161,6 +183,7 @@ def _key(form: ProbeForm, environment: dict[str, Any], count: int) -> str:
     versions = {name: environment["versions"].get(name) for name in (form.target, "torch")}  # torch traces the graph
     content = [
         form.spec.settings(),
+        form.activation,
         form.preprocess.sides,
         form.target,
         told,

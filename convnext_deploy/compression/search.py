@@ -17,7 +17,6 @@ from convnext_deploy.models.block_shapes import BlockShape
 Losses = Sequence[Mapping[int, float]]
 """What the network loses when a block has so many hidden units and all others are whole, for each block: width → loss >= 0."""
 _SPREADS = (0.5, 0.2)  # of the logarithms of the blocks' weights, in each generation
-_PROPOSALS = 8  # networks in each
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,13 @@ class WidthSearch:
         }
         return list(found.values())
 
-    def refine(self, budget_ms: float, measure: Callable[[tuple[int, ...]], float]) -> list[Widths]:
+    def refine(self, budget_ms: float, measure: Callable[[tuple[int, ...]], float], proposals: int = 8) -> list[Widths]:
         """Return choices near the optimum within a time, with measured losses, the best first; none: no network is so fast.
 
         Args:
             budget_ms: the time of a call.
             measure: returns the loss of the whole network with these widths.
+            proposals: networks in each generation, at most.
         """
         rng = np.random.default_rng(self._seed)
         first = self.choose(budget_ms)
@@ -118,7 +118,7 @@ class WidthSearch:
         found = {first.widths: _measured(first, measure)}
         weights = {first.widths: centre}
         for spread in _SPREADS:
-            for _ in range(_PROPOSALS):
+            for _ in range(proposals):
                 own = centre + spread * rng.standard_normal(len(centre))
                 choice = self.choose(budget_ms, self._table(np.exp(own)))
                 if choice is not None and any(choice.widths) and choice.widths not in found:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_STEPS = 8192  # of cost; a choice may cost less than the budget by a step for each item
+_STEPS = 8192  # of cost
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Option:
 
 
 class Knapsack:
-    """The best choices for all budgets up to the largest, by dynamic programming over costs in whole steps, rounded up.
+    """The best choices for all budgets up to the largest, by dynamic programming over costs rounded to whole steps.
 
     Source: the multiple-choice knapsack problem; Kellerer, Pferschy, Pisinger 2004, "Knapsack Problems", section 11.5.
     """
@@ -31,17 +31,16 @@ class Knapsack:
             largest: budget > 0.
             steps: into which it is divided.
         """
-        self.items, self._step = items, largest / steps
-        best = np.zeros(steps + 1)
+        self._items, self._step = items, largest / steps
+        self._slack = len(items) // 2 + 1  # in steps, what rounding changes in all at most
+        best = np.zeros(steps + self._slack + 1)
         self._chosen: list[NDArray[np.int64]] = []
         self._steps_of: list[list[int]] = []
         for options in items:
-            # what is a step but for its last digits is that step
-            needed = [int(np.ceil(option.cost / self._step - 1e-9)) for option in options]
-            table = np.full((len(options), steps + 1), np.inf)
+            needed = [round(option.cost / self._step) for option in options]
+            table = np.full((len(options), len(best)), np.inf)
             for row, option, count in zip(table, options, needed, strict=True):
-                if count <= steps:
-                    row[count:] = best[: steps + 1 - count] + option.loss
+                row[count:] = best[: max(0, len(best) - count)] + option.loss
             self._chosen.append(table.argmin(axis=0))
             self._steps_of.append(needed)
             best = table.min(axis=0)
@@ -49,9 +48,17 @@ class Knapsack:
 
     def choose(self, budget: float) -> tuple[int, ...] | None:
         """Return the place of the option of each item whose losses are least within a budget; None: none fits."""
-        place = min(len(self._best) - 1, int(np.floor(budget / self._step + 1e-9)))
-        if place < 0 or not np.isfinite(self._best[place]):
-            return None
+        place = min(len(self._best) - 1, int(budget / self._step) + self._slack)
+        while place >= 0 and np.isfinite(self._best[place]):
+            found = self._trace(place)
+            cost = sum(options[own].cost for options, own in zip(self._items, found, strict=True))
+            if cost <= budget + 1e-9 * self._step:
+                return found
+            place -= 1
+        return None
+
+    def _trace(self, place: int) -> tuple[int, ...]:
+        """Return the options whose losses are least within so many steps."""
         found: list[int] = []
         for chosen, needed in zip(reversed(self._chosen), reversed(self._steps_of), strict=True):
             option = int(chosen[place])

@@ -19,6 +19,7 @@ from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.lesson import Lesson
 from convnext_deploy.evaluation.metric import METRICS, Metric
 from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
+from convnext_deploy.evaluation.timing.front import Front
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
@@ -188,8 +189,8 @@ class Report(Result):
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
     without files or in an old report. `test`: what the test gave, at the end. `devices`: what `collect` brought in.
-    without files or in an old report. `test`: what the test gave, at the end. `unlabelled`: the recipe's folder of images that only
-    teachers label.
+    `unlabelled`: the recipe's folder of images that only teachers label. `front`: what has a latency goal, timed beside what it
+    replaces; `front_not_timed`: why there is none.
     """
 
     recipe: str
@@ -214,6 +215,8 @@ class Report(Result):
     source_output: FeatureOutput | None = None
     devices: tuple[DeviceRun, ...] = ()
     unlabelled: str | None = None
+    front: Front | None = None
+    front_not_timed: str | None = None
 
     @property
     def metric(self) -> Metric:
