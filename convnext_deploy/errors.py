@@ -1,7 +1,12 @@
 """Errors that end in one clear line: what was found, what was expected, what to do."""
 
+import re
 from collections.abc import Iterable
+from pathlib import PurePath
 
+_ONE_SLASH = re.compile(
+    r"^([a-z][a-z0-9+.-]+):[/\\](?![/\\])"
+)  # all that is left of the two where a URL has become a path
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")  # letters and marks, by Unicode, that nobody sees
 
 
@@ -11,7 +16,7 @@ def printable(text: object) -> str:
     Names come from anywhere: line ends, terminal escapes, the controls of writing direction, characters of no width and what stands
     for bytes that are no text are written as Python does, such as `\n`, `\x1b` or `\u202e`.
     """
-    found = str(text)
+    found = _ONE_SLASH.sub(r"\1://", str(text)) if isinstance(text, PurePath) else str(text)
     if found.isprintable() and _UNSEEN.isdisjoint(found):
         return found
     return "".join(c if c.isprintable() and c not in _UNSEEN else ascii(c)[1:-1] for c in found)
@@ -33,6 +38,10 @@ class RecipeError(DeployError):
 
 class DataError(DeployError):
     """The image folder, an image or the split between train and validation is wrong."""
+
+
+class RemoteError(DataError):
+    """A file on another machine cannot be read; that says nothing of what is in it."""
 
 
 class CheckpointError(DeployError):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from convnext_deploy.api import open_inputs
@@ -30,6 +31,10 @@ from convnext_deploy.runners import openvino
 from convnext_deploy.system import load
 from convnext_deploy.system.execution import Execution
 from tests.shared import make_once, share_with_all_workers, shared_traces
+
+# other work on a machine makes examples slow, which says nothing of the tests
+settings.register_profile("shared machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("shared machine")
 
 CLASSES = ("cat", "dog", "owl")
 EXPORT = torch.onnx.export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -10,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, Self, Union
 
 from convnext_deploy.errors import RecipeError, suggest
 
@@ -23,6 +24,34 @@ _KINDS: dict[object, tuple[type | tuple[type, ...], str]] = {
     bool: (bool, "True or False"),
     type(None): (type(None), "None"),
 }
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Record:
+    """What records of options have in common: they show what was given alone, and refuse a name that is none of theirs in a line.
+
+    Raises: RecipeError: for such a name.
+    """
+
+    def __new__(cls, *args: object, **fields: object) -> Self:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields.keys() - {*known}:
+            text = f"{cls.__name__} has no field {name}; its fields are {', '.join(known)}."
+            raise RecipeError(text + suggest(name, known))
+        return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        shown = (f"{field.name}={getattr(self, field.name)!r}" for field in given_fields(self))
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def given_fields(record: Record) -> list[dataclasses.Field[Any]]:
+    """Return the fields that were given."""
+    return [field for field in dataclasses.fields(record) if getattr(record, field.name) != field.default]
+
+
+class CallError(RecipeError, TypeError):
+    """Too many arguments by place, or one that has to be given is missing."""
 
 
 def check_type(name: str, value: object, hint: object) -> None:
@@ -46,7 +75,7 @@ def check_arguments(
 
     Raises:
         RecipeError: for a value of another type, or a name that is no parameter and may be a field of a record.
-        TypeError: as Python does, for too many or too few.
+        CallError: for too many or too few.
     """
     signature, hints = inspect.signature(function), _hints(function)
     for name in kwargs.keys() - signature.parameters.keys():
@@ -60,9 +89,20 @@ def check_arguments(
             *(field for record in signature.parameters for field in records.get(record, ())),
         ]
         raise RecipeError(f"{text}; its parameters are {', '.join(signature.parameters)}.{suggest(name, known)}")
-    for name, value in signature.bind(*args, **kwargs).arguments.items():
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        shown = ", ".join(map(_show, signature.parameters.values()))
+        raise CallError(f"{function.__name__}: {error}; it is {function.__name__}({shown}).") from None
+    for name, value in bound.arguments.items():
         if name not in records:
             check_type(f"{function.__name__}: {name}", value, hints[name])
+
+
+def _show(parameter: inspect.Parameter) -> str:
+    """Return a parameter as it is given."""
+    is_named = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    return f"{parameter.name}=…" if is_named or parameter.default is not parameter.empty else parameter.name
 
 
 @functools.cache

@@ -194,7 +194,8 @@ def _check_speed(source: Artifact, evaluation: EvaluationOptions) -> None:
         return
     if quantized_type(source.precision) is None:
         raise RecipeError(
-            f"--min-speedup is about INT8 or FP8 against its float baseline, and this artifact is {source.precision}; leave it out."
+            f"--min-speedup is about INT8 against its float baseline, or FP8, and this artifact is {source.precision}; leave "
+            "it out."
         )
     if evaluation.speed_check is False:
         raise RecipeError("--min-speedup is judged by the speed check; leave out --no-speed-check.")

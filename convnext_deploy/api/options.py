@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_type_hints
 
-from convnext_deploy.api.arguments import check_arguments, check_type
+from convnext_deploy.api.arguments import Record, check_arguments, check_type, given_fields
 from convnext_deploy.api.uses import USES
 from convnext_deploy.config.checks import require, require_choice
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
@@ -22,12 +22,13 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class DataOptions:
+@dataclass(frozen=True, repr=False)
+class DataOptions(Record):
     """Which images there are, and how a network gets them. None: not given.
 
     Attributes:
-        data: image folder, folder of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from them.
+        data: image folder, folder or URL of WebDataset shards, or `digits`. None: the recipe's, or the digits for what learns from
+            them.
         validation_fraction: share of each class that is held out where the folder has no validation images, between 0 and 1;
             None: 0.1. One for all verbs, otherwise validation images leak into training.
         skip_unreadable: leave out images that cannot be read to their last pixel: all are decoded for that, once. None: they are an
@@ -85,8 +86,8 @@ class DataOptions:
         return PreprocessSettings(**values)
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
+@dataclass(frozen=True, repr=False)
+class EvaluationOptions(Record):
     """How a result is measured and judged. None: not given.
 
     Attributes:
@@ -110,8 +111,8 @@ class EvaluationOptions:
         _at_least(self, 1, "batch_size")
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
+@dataclass(frozen=True, repr=False)
+class TrainingOptions(Record):
     """What replaces what is chosen for the images in the trainings of a verb: see `FitConfig` and `ModelConfig`. None: not given.
 
     Attributes:
@@ -149,8 +150,8 @@ class TrainingOptions:
         _check_types(self)
 
 
-@dataclass(frozen=True)
-class ExecutionOptions:
+@dataclass(frozen=True, repr=False)
+class ExecutionOptions(Record):
     """How work is done and reported, never what is done. None: not given.
 
     Attributes:
@@ -254,7 +255,7 @@ def _check_types(record: Options) -> None:
 
 def given(options: Options) -> list[str]:
     """Return the names of the fields that were given."""
-    return [field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default]
+    return [field.name for field in given_fields(options)]
 
 
 def refuse(options: Options, what: str, why: str) -> None:

@@ -1,16 +1,19 @@
-"""`quantize`: the cheapest INT8 that loses too little to matter."""
+"""`quantize`: the cheapest INT8 that loses too little to matter, or all that a GPU has the choice among."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from convnext_deploy.api.candidates import Form, forms_for
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import choose_qat, describe_qat
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target
+from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target, TargetOrAuto
+from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.recipe import SOURCE, StageEntry
+from convnext_deploy.config.recipe import SOURCE, Gate, StageEntry
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.pipeline.run_result import RunResult
 
@@ -19,7 +22,8 @@ from convnext_deploy.pipeline.run_result import RunResult
 def quantize(
     checkpoint: Path | str,
     *,
-    target: Target = "tensorrt",
+    target: TargetOrAuto = "tensorrt",
+    gpus: tuple[str, ...] = (),
     method: QuantizeMethod = "auto",
     calibration_method: CalibrationMethod | None = None,
     calibration_images: int | None = None,
@@ -37,7 +41,9 @@ def quantize(
 
     Args:
         checkpoint: artifact folder or file, or the name of published weights.
-        target: the runtime it is for, which decides what is quantized and how.
+        target: the runtime it is for, which decides what is quantized and how; `auto`: all forms that `gpus` may run, as ONNX files
+            for a bundle, of which the device chooses the fastest.
+        gpus: with `auto`, names or a compute capability, such as `rtx-4070`, `orin` or `sm89`.
         method: `ptq` does not train, `qat` does at once, `auto` if nothing else is good enough.
         calibration_method: quantize once, with ranges chosen so, instead of looking for the cheapest method.
         calibration_images: training images that fix the ranges, >= 1; None: 512.
@@ -55,6 +61,7 @@ def quantize(
     Raises: DeployError: if there are no images, the checkpoint cannot be used, or an option is not for the method asked for.
     """
     once = calibration_method is not None
+    forms, without = _forms(target, gpus)
     if once and (method == "qat" or time_budget_s is not None or selection_images is not None):
         raise RecipeError(
             "--calibration-method quantizes once, without --method qat, --selection-images and --time-budget."
@@ -72,12 +79,11 @@ def quantize(
         raise DataError("quantization needs images: give the image folder with --data DIR.")
     drop = QuantizeConfig.max_drop_pp if evaluation.max_top1_drop_pp is None else evaluation.max_top1_drop_pp
     counted = QuantizeConfig.calibration_images if calibration_images is None else calibration_images
-    config: PTQConfig | QuantizeConfig
-    choices: dict[str, tuple[str, ...]] = {}
-    if calibration_method is not None:
-        config = PTQConfig(calibration_method=calibration_method, target=target, calibration_images=counted)
-    else:
-        config = QuantizeConfig(
+
+    def configure(target: Target) -> PTQConfig | QuantizeConfig:
+        if calibration_method is not None:
+            return PTQConfig(calibration_method=calibration_method, target=target, calibration_images=counted)
+        return QuantizeConfig(
             target=target,
             method=method,
             max_drop_pp=drop,
@@ -86,14 +92,57 @@ def quantize(
             time_budget_s=time_budget_s,
             fit=choose_qat(training, images),
         )
-        if method != "ptq":
-            choices[config.kind] = describe_qat(config.fit, training, images)
-    stage = StageEntry(config.kind, config, SOURCE, create_gate(evaluation, drop))
+
+    gate = create_gate(evaluation, drop)
+    if target == "auto":
+        stages, name = _stages(forms, configure, gate), "auto"
+    else:
+        config = configure(target)
+        stages, name = [StageEntry(config.kind, config, SOURCE, gate)], config.kind
+    choices: dict[str, tuple[str, ...]] = {_graph(form): (form.reason,) for form in forms}
+    for stage in stages:
+        if isinstance(stage.config, QuantizeConfig) and method != "ptq":
+            choices[stage.name] = describe_qat(stage.config.fit, training, images)
     recipe = create_recipe(
-        f"{config.kind}-{source.model.variant}", [stage], images, checkpoint, how.seed, data.preprocess, output
+        f"{name}-{source.model.variant}", stages, images, checkpoint, how.seed, data.preprocess, output
     )
+    for line in without:
+        how.progress.say(line)
     settings = create_settings("quantize", recipe.name, out, how, execution, choices=choices)
     return run_stages(recipe, settings, source, images)
+
+
+def _forms(target: TargetOrAuto, gpus: tuple[str, ...]) -> tuple[tuple[Form, ...], tuple[str, ...]]:
+    """Return the forms to make, none where a target is named, and why others are not made.
+
+    Raises: RecipeError: if target and GPUs do not go together.
+    """
+    if target != "auto":
+        if gpus:
+            raise RecipeError("--gpu counts with --target auto only, which chooses what is made; leave it out.")
+        return (), ()
+    if not gpus:
+        raise RecipeError(
+            "--target auto makes what a GPU may run best; say which with --gpu, such as rtx-4070 or orin."
+        )
+    return forms_for(gpus)[1:]
+
+
+def _graph(form: Form) -> str:
+    """Return the name of the stage that writes a form as a file."""
+    return f"{form.precision}-onnx"
+
+
+def _stages(
+    forms: tuple[Form, ...], configure: Callable[[Target], PTQConfig | QuantizeConfig], gate: Gate
+) -> list[StageEntry]:
+    """Return the stages that make each form, and write it as a file in which FP16 is what is not quantized."""
+    stages, graph = [], ONNXConfig(precision="fp16", runtime="tensorrt")
+    for form in forms:
+        if form.target is not None:
+            stages.append(StageEntry(form.precision, configure(form.target), SOURCE, gate))
+        stages.append(StageEntry(_graph(form), graph, SOURCE if form.target is None else form.precision, gate))
+    return stages
 
 
 def _check_source(source: Artifact) -> None:

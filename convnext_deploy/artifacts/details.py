@@ -88,7 +88,8 @@ class Step:
 
     `risk_pp`: the upper 95 % bound of the drop on new images, see `stages.drop_bound`, and `expected_drop_pp` the drop to expect
     there; both 100 where a logit is not finite. `kl` and `sqnr_db` are of the logits against the float network's, None where they
-    are infinite.
+    are infinite. `judged`: judging ended after so many images, as the risk of all is at least `risk_pp` whatever the others give;
+    the other figures are of these images. None: all were judged.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Step:
     seconds: Annotated[float, between(0.0, 1e12)]
     passed: bool
     expected_drop_pp: float = 0.0
+    judged: Count | None = None
 
 
 @dataclass(frozen=True)

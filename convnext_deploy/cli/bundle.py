@@ -46,6 +46,7 @@ def command(as_json: bool, **values: Any) -> None:
     programs in it need nothing of this package.
     """
     from convnext_deploy.api.bundle import bundle
+    from convnext_deploy.cli.tables import create_console
 
     result = bundle(**arguments_of("bundle", values))
     if as_json:
@@ -54,7 +55,8 @@ def command(as_json: bool, **values: Any) -> None:
     say(f"{result.path}: {result.size_bytes / 1e6:.1f} MB, golden answers to {result.golden}")
     for file in (*result.models, *result.engines):
         say(f"  {file}")
+    console = create_console()
     for note in result.notes:
-        say(f"- {note}")
-    say(f"SHA-256 of its checksums: {result.sha256}")
+        console.print(f"- {note}", soft_wrap=True)
+    console.print(f"SHA-256 of its checksums: {result.sha256}", soft_wrap=True)
     tell_next("verify-bundle", result.path)

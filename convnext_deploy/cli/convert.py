@@ -34,12 +34,14 @@ from convnext_deploy.config.choices import Dialect
 def command(as_json: bool, **values: Any) -> None:
     """Write the FP32 weights of CHECKPOINT (an artifact, a file or a published name) as another library keeps them."""
     from convnext_deploy.api.convert import convert
+    from convnext_deploy.cli.tables import create_console
 
     result = convert(**arguments_of("convert", values))
     if as_json:
         write(result.to_json())
         return
     say(f"{result.variant} for {result.dialect} in {result.path}: {', '.join(result.files)}")
+    console = create_console()
     for note in result.notes:
-        say(f"- {note}")
+        console.print(f"- {note}", soft_wrap=True)
     write(f"To load it, in that folder:\n\n{result.load}")

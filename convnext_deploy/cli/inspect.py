@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from convnext_deploy.graphs.engine_plan import EngineRecord
     from convnext_deploy.graphs.lint.onnx_summary import GridRecord, ONNXRecord, QuantizedRecord
+    from convnext_deploy.graphs.lint.rule import Finding
 
 _LARGEST_LAYERS = 20
 _NAMES = 4  # of a finding's places
@@ -42,10 +43,23 @@ def command(file: Path, as_json: bool) -> None:
         _print_onnx(found, console)
     else:
         _print_engine(found, console)
-    if isinstance(found, ONNXRecord) and any(finding.severity == "error" for finding in found.findings):
+    if isinstance(found, ONNXRecord) and any(map(_counts(found), found.findings)):
         tell_to_do("mend the errors above, each by its fix, where the file was made")
     else:
         tell_next("bench", file)
+
+
+def _counts(found: ONNXRecord) -> Callable[[Finding], bool]:
+    """Return which findings are errors where a file is used: those of TensorRT are none in one for another runtime."""
+    elsewhere = _other_runtime(found) is not None
+    return lambda finding: finding.severity == "error" and (finding.everywhere or not elsewhere)
+
+
+def _other_runtime(found: ONNXRecord) -> str | None:
+    """Return the runtime other than TensorRT that a file of ours was quantized for."""
+    details = found.metadata.get("details") if found.metadata else None
+    target = details.get("target") if isinstance(details, dict) else None
+    return target if target in ("onnxruntime", "openvino") else None
 
 
 def _print_onnx(found: ONNXRecord, console: Console) -> None:
@@ -100,6 +114,8 @@ def _print_findings(found: ONNXRecord, console: Console) -> None:
     listed = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
     console.print()
     console.print(f"Rules for TensorRT: {listed or 'all kept'}", style="bold")
+    if found.findings and (runtime := _other_runtime(found)) is not None:
+        console.print(f"This file is for {runtime}; they count only where TensorRT is to run it.")
     for rule in found.findings:
         more = len(rule.places) - _NAMES
         names = ", ".join(rule.places[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")

@@ -58,12 +58,29 @@ def conclude_run(report: Report, values: Mapping[str, Any]) -> None:
         return
     if row.warnings:
         tell_to_do("look at the warning first; what is made of these results means as little as they do")
+    elif values.get("target") == "auto":
+        _follow_candidates(report, values)
     elif row.speed.ship is not None:
         _follow(report, [row.speed.ship], "onnx", "fp32", values)
     elif row.verdict.passed is False:
         tell_to_do(f"the report says what failed and why; {_SLOW_OR_WORSE} says what helps")
     else:
         _follow(report, _deployed(report, row), row.identity.format, row.identity.precision, values)
+
+
+def _follow_candidates(report: Report, values: Mapping[str, Any]) -> None:
+    """Print how the device gets what it chooses among, and how its choice comes back; what failed its gate is left out."""
+    graphs = [row for row in report.rows if row.identity.format == "onnx" and not row.provenance.for_comparison]
+    for row in graphs:
+        if row.verdict.passed is False:
+            _tell(f"{row.name} failed its gate and is left out")
+    good = [row for row in graphs if row.verdict.passed is not False]
+    if not good:
+        tell_to_do(f"the report says what failed and why; {_SLOW_OR_WORSE} says what helps")
+        return
+    _follow(report, [row.identity.artifact for row in good], "onnx", good[-1].identity.precision, values)
+    tell_to_do("on the device, in the bundle: bash build_on_device.sh --choose")
+    tell_next("collect", run_folder(report) or "RUN", "measured.json")
 
 
 def conclude_validation(report: Report, values: Mapping[str, Any]) -> None:

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 import click
 
-from convnext_deploy.cli.completions import artifacts, variants
+from convnext_deploy.cli.completions import artifacts, gpus, variants
 from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
 from convnext_deploy.cli.verbs import Verb
-from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target
+from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, TargetOrAuto
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -33,10 +33,19 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
 @click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=artifacts)
 @click.option(
     "--target",
-    type=click.Choice(get_args(Target)),
+    type=click.Choice(get_args(TargetOrAuto)),
     default="tensorrt",
     show_default=True,
-    help="Runtime that it is for, which decides what is quantized, and how; tensorrt-fp8: to FP8, all others to INT8.",
+    help="Runtime that it is for, which decides what is quantized, and how; tensorrt-fp8: to FP8, all others to INT8; auto: all "
+    "that --gpu computes, for a bundle.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=gpus,
+    help="With --target auto: the GPU (rtx-4070, orin, sm89, …) that is to choose.",
 )
 @click.option(
     "--method",

@@ -23,9 +23,11 @@ class _Printing(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(printable(text), **settings)
 
-    def print(self, *objects: Any, **settings: Any) -> None:
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **settings: Any) -> None:
+        # a text is one line in a file; a terminal would break it amid a word
+        whole = bool(soft_wrap) and not self.is_terminal
         with writing():
-            super().print(*objects, **settings)
+            super().print(*objects, soft_wrap=whole, **settings)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

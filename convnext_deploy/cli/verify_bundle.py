@@ -34,13 +34,15 @@ def command(bundle: Path, require: tuple[BundledKind, ...], built: Path | None, 
     """
     from convnext_deploy.api.verify_bundle import verify_bundle
     from convnext_deploy.cli import EXIT_ERROR
+    from convnext_deploy.cli.tables import create_console
 
     result = verify_bundle(bundle, require=require, built=built)
     if as_json:
         write(result.to_json())
     else:
+        console = create_console()
         for check in result.checks:
-            say(f"{check.status:8} {check.what}: {check.detail}")
+            console.print(f"{check.status:8} {check.what}: {check.detail}", soft_wrap=True)
         for kind in result.unmet:
             say(f"failed   no {kind} could be run here, and one was required")
         if result.passed:

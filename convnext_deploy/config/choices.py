@@ -7,6 +7,8 @@ from typing import Literal
 
 Target = Literal["tensorrt", "tensorrt-depthwise", "tensorrt-fp8", "onnxruntime", "openvino"]
 """What a quantized network is for; a key of `quantization.scheme.SCHEMES`."""
+TargetOrAuto = Literal[Target, "auto"]
+"""A target, or those that a GPU has the choice among."""
 QuantizeMethod = Literal["auto", "ptq", "qat"]
 """How far `quantize` goes: `ptq` ends before training, `qat` trains at once, `auto` trains if nothing else is good enough."""
 CalibrationMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]

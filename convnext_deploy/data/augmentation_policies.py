@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from convnext_deploy.data.ahead import upload
+from convnext_deploy.data.torchvision_functions import functions
 
 LEVELS = 31  # magnitudes of RandAugment and TrivialAugmentWide: 0 to 30
 
@@ -29,14 +28,15 @@ _GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _SIGNED = (*_GEOMETRIC, "Brightness", "Color", "Contrast", "Sharpness")
 # of RandAugment and TrivialAugmentWide
 _OPERATIONS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
-_PLAIN = {"AutoContrast": TF.autocontrast, "Equalize": TF.equalize, "Invert": TF.invert}
+# names of torchvision's functions
+_PLAIN = {"AutoContrast": "autocontrast", "Equalize": "equalize", "Invert": "invert"}
 _ADJUST = {
-    "Brightness": TF.adjust_brightness,
-    "Color": TF.adjust_saturation,
-    "Contrast": TF.adjust_contrast,
-    "Sharpness": TF.adjust_sharpness,
+    "Brightness": "adjust_brightness",
+    "Color": "adjust_saturation",
+    "Contrast": "adjust_contrast",
+    "Sharpness": "adjust_sharpness",
 }
-_BILINEAR = InterpolationMode.BILINEAR
+_BILINEAR = Image.Resampling.BILINEAR
 # pixels; up to here AutoAugment's policies for CIFAR-10, which were learned on 32 pixels, above those for ImageNet
 _CIFAR_SIDE = 96
 _CIFAR_10 = (
@@ -140,22 +140,22 @@ def apply_to_image(image: Image.Image, operations: Operations) -> Image.Image:
     """
     for name, magnitude in zip(operations.names[0], operations.magnitudes[0].tolist(), strict=True):
         if name in _PLAIN:
-            image = _PLAIN[name](image)
+            image = getattr(functions(), _PLAIN[name])(image)
         elif name in _ADJUST:
-            image = _ADJUST[name](image, 1.0 + magnitude)
+            image = getattr(functions(), _ADJUST[name])(image, 1.0 + magnitude)
         elif name == "Posterize":
-            image = TF.posterize(image, int(magnitude))
+            image = functions().posterize(image, int(magnitude))
         elif name == "Solarize":
-            image = TF.solarize(image, 255.0 * magnitude)
+            image = functions().solarize(image, 255.0 * magnitude)
         elif name == "Rotate":
-            image = TF.rotate(image, magnitude, _BILINEAR)
+            image = functions().rotate(image, magnitude, _BILINEAR)
         elif name.startswith("Shear"):
             degrees = math.degrees(math.atan(magnitude))
             shear = [degrees, 0.0] if name == "ShearX" else [0.0, degrees]
-            image = TF.affine(image, 0.0, [0, 0], 1.0, shear, _BILINEAR, center=[0, 0])
+            image = functions().affine(image, 0.0, [0, 0], 1.0, shear, _BILINEAR, center=[0, 0])
         elif name != "Identity":
             translate = [int(magnitude), 0] if name == "TranslateX" else [0, int(magnitude)]
-            image = TF.affine(image, 0.0, translate, 1.0, [0.0, 0.0], _BILINEAR)
+            image = functions().affine(image, 0.0, translate, 1.0, [0.0, 0.0], _BILINEAR)
     return image
 
 
@@ -193,7 +193,7 @@ def _apply(group: str, images: Tensor, names: NDArray[np.str_], magnitudes: NDAr
     if group == "Geometric":
         return _resample(images, names, magnitudes)
     if group in _PLAIN:
-        return _PLAIN[group](images)  # type: ignore[no-any-return]  # torchvision is untyped
+        return getattr(functions(), _PLAIN[group])(images)  # type: ignore[no-any-return]  # torchvision is untyped
     if group == "Solarize":
         return torch.where(images >= _per_image(255 * magnitudes, images), 255 - images, images)
     if group == "Posterize":
@@ -201,9 +201,9 @@ def _apply(group: str, images: Tensor, names: NDArray[np.str_], magnitudes: NDAr
         return images & _per_image(masks, images).to(torch.uint8)
     # An image far from or near to its degenerate one; the latter is torchvision's, because at factor 0 nothing else is left.
     if group == "Contrast":  # not rounded
-        degenerate = TF.rgb_to_grayscale(images).float().mean((1, 2, 3), keepdim=True)
+        degenerate = functions().rgb_to_grayscale(images).float().mean((1, 2, 3), keepdim=True)
     else:
-        degenerate = _ADJUST[group](images, 0.0)
+        degenerate = getattr(functions(), _ADJUST[group])(images, 0.0)
     # exact where both are equal, unlike a sum of two products
     blended = torch.lerp(degenerate.float().expand(images.shape), images.float(), _per_image(1.0 + magnitudes, images))
     return blended.clamp_(0, 255).to(torch.uint8)

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.image_sets import ImageSet, TaughtImages
 from convnext_deploy.data.permutation import Permutation
+from convnext_deploy.data.shard_streams import order_stream
+from convnext_deploy.data.shards import ShardImages
 
 _ORDER = 1  # streams of random numbers, see `generator`
-_LABELLED, _UNLABELLED = 7, 8
+_LABELLED, _UNLABELLED, _STREAM = 7, 8, 9
 
 
 def generator(stream: int, *parts: int) -> np.random.Generator:
@@ -30,6 +32,11 @@ class EpochOrder(Sequence[NDArray[np.int64]]):
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int, epoch: int) -> None:
         self._batches = len(images) // batch_size
+        self._streamed: NDArray[np.int64] | None = None
+        self._parts: list[_Part] = []
+        if isinstance(images, ShardImages) and images.streamed:
+            self._streamed = order_stream(images, batch_size, generator(_STREAM, seed, epoch))
+            return
         if not isinstance(images, TaughtImages):
             order = Permutation(generator(_ORDER, seed, epoch), len(images))
             self._parts = [_Part(0, batch_size, 0, [order])]
@@ -57,6 +64,9 @@ class EpochOrder(Sequence[NDArray[np.int64]]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        if self._streamed is not None:
+            streamed: NDArray[np.int64] = self._streamed[index]
+            return streamed
         return np.concatenate([part.batch(index % len(self)) for part in self._parts])
 
 

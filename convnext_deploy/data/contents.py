@@ -262,17 +262,24 @@ def digest_file(path: Path) -> bytes:
     """
     try:
         with path.open("rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            digest = hashlib.sha256(size.to_bytes(8, "little"))
-            if size > LARGEST_WHOLE:
-                for number in range(BLOCKS):
-                    digest.update(read_at(stream.fileno(), BLOCK, number * (size - BLOCK) // (BLOCKS - 1)))
-            else:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            return digest.digest()[: DIGEST.itemsize]
+            descriptor = stream.fileno()
+            return digest_parts(os.fstat(descriptor).st_size, lambda size, start: read_at(descriptor, size, start))
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
+
+
+def digest_parts(size: int, read: Callable[[int, int], bytes]) -> bytes:
+    """Return the digest of a file of `size` bytes, wherever it is; `read(size, start)` returns a part of it."""
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    if size > LARGEST_WHOLE:
+        for number in range(BLOCKS):
+            digest.update(read(BLOCK, number * (size - BLOCK) // (BLOCKS - 1)))
+    else:
+        start = 0
+        while block := read(1 << 20, start):
+            digest.update(block)
+            start += len(block)
+    return digest.digest()[: DIGEST.itemsize]
 
 
 def _hash_end(path: Path) -> bytes:

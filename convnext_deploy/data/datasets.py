@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_deploy.data.both_sides import count_unread, find_repeated_images
 from convnext_deploy.data.both_sides import name_images as name_images
@@ -25,7 +24,10 @@ from convnext_deploy.data.image_sets import FolderImages as FolderImages
 from convnext_deploy.data.image_sets import ImageSet as ImageSet
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.labelled_folder import LabelledContents, read_labelled_folder
-from convnext_deploy.data.shards import ShardContents, ShardImages, find_shards, read_shards
+from convnext_deploy.data.relabelled import one_hot, renumber
+from convnext_deploy.data.remote_shards import as_url, find_remote_shards
+from convnext_deploy.data.shard_splits import find_shards
+from convnext_deploy.data.shards import ShardContents, ShardImages, read_shards
 from convnext_deploy.data.splits import ClassFiles, Split, group_finder
 from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.data.unreadable import Skipping, describe_left_out
@@ -76,8 +78,8 @@ class Data:
         if self.multi_label:
             return self
         count = len(self.class_names)
-        train, validation = (_one_hot(images, count) for images in (self.train, self.validation))
-        test = None if self.test is None else _one_hot(self.test, count)
+        train, validation = (one_hot(images, count) for images in (self.train, self.validation))
+        test = None if self.test is None else one_hot(self.test, count)
         return replace(self, train=train, validation=validation, test=test)
 
     def in_order(self, names: tuple[str, ...], where: str) -> "Data":
@@ -92,8 +94,8 @@ class Data:
             return self
         numbers = np.array(places, np.int64)
         ordered = tuple(self.class_names[places.index(number)] for number in range(len(names)))
-        train, validation = (_renumber(images, numbers) for images in (self.train, self.validation))
-        test = None if self.test is None else _renumber(self.test, numbers)
+        train, validation = (renumber(images, numbers) for images in (self.train, self.validation))
+        test = None if self.test is None else renumber(self.test, numbers)
         return replace(self, train=train, validation=validation, test=test, class_names=ordered)
 
     @property
@@ -167,7 +169,7 @@ def open_data(
         name: `digits`, or a folder with `train/` and one of `val/`, `validation/`, `test/`, each with one folder per class;
             or with `train/` alone, or with the class folders alone, and then validation images are held out; or a folder
             with `train-*.tar` and one of `val-*.tar`, `validation-*.tar`, `test-*.tar`, or with the former alone, or with shards
-            of any other names, in the format of WebDataset.
+            of any other names, in the format of WebDataset; or the URL of such a folder, see `find_remote_shards`.
         validation_fraction: share of each class to hold out where there are no validation images, between 0 and 1.
         split_seed: another seed holds out other images. Not the seed of training: every verb must see the same split, or
             a network is scored on images that it was trained on.
@@ -188,13 +190,17 @@ def open_data(
         if labels is not None:
             raise DataError(f"the built-in data '{BUILT_IN}' has its labels; --labels is for image folders.")
         return _digits()
+    split = Split(validation_fraction, split_seed, groups, split_file)
+    if (url := as_url(name)) is not None:
+        if labels is not None:
+            raise DataError(f"{printable(url)} has its labels in the shards; --labels is for image folders.")
+        return _open_remote(url, split, contents or Contents(Path(name), cache_dir), skip_unreadable, cache_dir)
     root = Path(name)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(
             f"the data folder {printable(root)} {found}; expected a folder with train/ and val/, or '{BUILT_IN}'."
         )
-    split = Split(validation_fraction, split_seed, groups, split_file)
     known = contents or Contents(root, cache_dir)
     skipping = Skipping(known) if skip_unreadable else None
     if labels is not None:
@@ -222,6 +228,16 @@ def open_data(
     return _finish(replace(own, remarks=(*remarks, *folder.remarks)), folder, split, judges=judges)
 
 
+def _open_remote(url: str, split: Split, contents: Contents, skip_unreadable: bool, cache_dir: Path | None) -> Data:
+    """Open shards on another machine; but for where they are read, and the order of very many, as those of a folder."""
+    found = find_remote_shards(url, cache_dir)
+    skipping = Skipping(contents) if skip_unreadable else None
+    inside = read_shards(found.root, [*found.shards], split, skipping, found.cache_dir, found)
+    own = Data(found.url, inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
+    test = inside.test if len(inside.test) else None
+    return _finish(replace(own, contents=contents, test=test, remarks=found.remarks), inside, split)
+
+
 def _open_labelled(
     root: Path, files: Sequence[LabelFile], split: Split, skipping: Skipping | None, contents: Contents
 ) -> Data:
@@ -232,12 +248,6 @@ def _open_labelled(
     own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
     own = replace(own, labels_from=found.files, remarks=found.notes)
     return _finish(own, found, split)
-
-
-def _one_hot(images: ImageSet, classes: int) -> ImageSet:
-    if isinstance(images, FolderImages | ArrayImages):
-        return replace(images, labels=np.eye(classes, dtype=np.int64)[images.labels])
-    raise DataError("shards have one class an image; labels of several are read from a file beside image files.")
 
 
 def _finish(
@@ -266,17 +276,6 @@ def _finish(
         )
     chosen = split if contents.held_out or split.file is not None else None
     return replace(data, unreadable=contents.unreadable, reasons=contents.reasons, split=chosen, division=division)
-
-
-def _renumber(images: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
-    """Return images whose labels are `numbers[label]`."""
-    if isinstance(images, ShardImages):
-        return replace(images, numbers=numbers if images.numbers is None else numbers[images.numbers])
-    if isinstance(images, FolderImages | ArrayImages):
-        if images.labels.ndim > 1:
-            return replace(images, labels=images.labels[:, np.argsort(numbers)])
-        return replace(images, labels=numbers[images.labels])
-    raise TypeError(f"{type(images).__name__} cannot be numbered anew")
 
 
 def _folder(found: ClassFiles, names: tuple[str, ...]) -> FolderImages:

@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from convnext_deploy.data.pixels import open_image, quiet, to_8_bit
-from convnext_deploy.errors import DataError, first_line
+from convnext_deploy.errors import DataError, RemoteError, first_line
 from convnext_deploy.errors import printable as printable
 
 Item = TypeVar("Item")
@@ -59,8 +59,8 @@ def opened(encoded: Encoded) -> Iterator[Image.Image]:
     try:
         with quiet(), encoded.open() as stream, open_image(stream) as image:
             yield image
-    except MemoryError:
-        raise  # which says nothing of the image
+    except (MemoryError, RemoteError):
+        raise  # which say nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         raise DataError(
             f"{printable(encoded.name)} cannot be read as an image ({_reason(error)}); repair or remove it, or leave it out with "
@@ -136,8 +136,8 @@ def _why_not(stream: BinaryIO, look: Callable[[Image.Image], None]) -> str | Non
     try:
         with open_image(stream) as image:
             look(image)
-    except MemoryError:
-        raise  # which says nothing of the image
+    except (MemoryError, RemoteError):
+        raise  # which say nothing of the image
     except Exception as error:  # damaged files make Pillow's readers raise errors of every kind
         return _reason(error)
     return None

@@ -219,10 +219,9 @@ class Listing:
                 self._walk(entry.path, f"{prefix}{name}/", is_wanted, others, seen)
             elif not is_folder and is_wanted(name):
                 try:
-                    status = _numbers(stat_entry(entry))
+                    self.add(prefix + name, _numbers(stat_entry(entry)))
                 except OSError:
-                    status = IRREGULAR
-                self.add(prefix + name, status)
+                    self.add(prefix + name, IRREGULAR)
             elif not is_folder:
                 others.append(Path(entry.path))
 

@@ -28,7 +28,8 @@ from convnext_deploy.data.crops import load_crop
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.items import EvaluationItems, name_image
 from convnext_deploy.data.mixup import mix
-from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, PixelCache, decode_small
+from convnext_deploy.data.pixel_cache import PixelCache, decode_small
+from convnext_deploy.data.torchvision_functions import functions
 from convnext_deploy.data.worker_process import Chunk
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
@@ -183,9 +184,8 @@ class TrainingBatches:
         before = rows_before(images, self.batch_size) if plan.augmentation.is_mixing else None
         self._rows = OwnRows(before, slice(self._first, self._first + share), self.batch_size)
         cache = cache or decode_small(images, len(preprocess.mean))
-        self._small = None if cache is None else cache.pixels
-        if self._small is not None and self._small.nbytes <= LARGEST_IN_MEMORY:  # more the device should not hold
-            self._small = self._small.to(device)
+        self._small = None if cache is None else cache.on(device)
+        functions()  # imported here once, and not in each process that loads images
         self._loader = Loader(_TrainingItems(images, preprocess, plan), self.batch_size, workers)
 
     def __len__(self) -> int:

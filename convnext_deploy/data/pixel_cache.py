@@ -34,6 +34,10 @@ class PixelCache:
     pixels: Tensor
     is_mapped: bool
 
+    def on(self, device: str) -> Tensor:
+        """Return the images on a device, or where they are when they are more than it should hold."""
+        return self.pixels.to(device) if self.pixels.nbytes <= LARGEST_IN_MEMORY else self.pixels
+
 
 def decode_small(
     images: ImageSet, channels: int, file: Path | None = None, most_in_memory: int = LARGEST_IN_MEMORY

@@ -11,4 +11,4 @@ def read_contents(data: Data, progress: Progress) -> None:
         if isinstance(images, FolderImages):
             data.contents.read(images.paths, progress)
         elif isinstance(images, ShardImages):
-            data.contents.read([shard.path for shard in images.index.shards], progress)
+            images.index.digests(data.contents, progress)

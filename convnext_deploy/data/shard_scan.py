@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from convnext_deploy.data.contents import TAIL_BYTES
 from convnext_deploy.data.decoding import find_defect, printable
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
+from convnext_deploy.data.remote_blocks import RemoteBlocks
 from convnext_deploy.documents import parse_json
-from convnext_deploy.errors import DataError, first_line
+from convnext_deploy.errors import DataError, RemoteError, first_line
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
 # `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
@@ -36,17 +37,36 @@ Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 _META = re.compile(r"__[^/]*__(?:$|/)")  # what webdataset keeps for itself
 _LABEL = re.compile(rb"\s*(\d{1,9})\s*")
 _LABEL_BYTES, _JSON_BYTES = 64, 1 << 24
+_PAGE = (b"<!doctype html", b"<html", b"<?xml")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file as it was when it was read. `changed_ns` is set by the system alone, also where somebody sets the other time."""
+    """A tar file as it was when it was read. `changed_ns` is set by the system alone, also where somebody sets the other time.
+
+    `blocks`: of a file on another machine, whose URL `path` is; and its `digest`, as `contents.digest_file` makes it, once it was
+    read.
+    """
 
     path: Path
     size: int
     modified_ns: int
     changed_ns: int = 0
+    blocks: RemoteBlocks | None = None
+    digest: bytes = b""
+
+    def open(self) -> BinaryIO:
+        """Open the file. Raises: OSError, RemoteError."""
+        return self.path.open("rb") if self.blocks is None else self.blocks.open()
+
+    @property
+    def version(self) -> tuple[str | int, ...]:
+        """What is other when the file is another one, as far as the system or the server says."""
+        if self.blocks is not None:
+            file = self.blocks.file
+            return file.url, file.size, file.identity
+        return str(self.path.resolve()), self.size, self.modified_ns, self.changed_ns
 
 
 def describe_shard(path: Path) -> Shard:
@@ -60,15 +80,34 @@ def describe_shard(path: Path) -> Shard:
     return Shard(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def expand_urls(name: str) -> list[str]:
+    """Return the addresses that one of WebDataset's stands for: `{000..099}`, `{a,b}`, and several joined by `::`.
+
+    Raises: DataError: if webdataset is missing, or braces are not closed.
+    """
+    try:
+        from webdataset.shardlists import expand_urls as expand
+    except ImportError as error:
+        raise DataError(_without_webdataset(name, error)) from None
+    try:
+        return [str(url) for url in expand(name)]
+    except ValueError as error:
+        raise DataError(f"{printable(name)} cannot be expanded ({printable(first_line(error))}).") from None
+
+
+def _without_webdataset(name: object, error: ImportError) -> str:
+    return (
+        f"{printable(name)} is a shard, and webdataset cannot be loaded ({printable(first_line(error))}); "
+        "pip install 'convnext_deploy[webdataset]'."
+    )
+
+
 def load_grouping(shard: Shard) -> Group:
     """Return webdataset's grouping of files into samples. Raises: DataError: if webdataset is missing."""
     try:
         from webdataset.tariterators import group_by_keys
     except ImportError as error:
-        raise DataError(
-            f"{printable(shard.path)} is a shard, and webdataset cannot be loaded ({printable(first_line(error))}); "
-            "pip install 'convnext_deploy[webdataset]'."
-        ) from None
+        raise DataError(_without_webdataset(shard.path, error)) from None
     group: Group = group_by_keys
     return group
 
@@ -90,7 +129,7 @@ def scan_shard(
     rows, names, defects = [], [], []
     keys: set[str] = set()
     try:
-        with shard.path.open("rb") as stream, _open_tar(stream) as tar:
+        with shard.open() as stream, _open_tar(stream) as tar:
             for sample in group(_files(tar, stream)):
                 key = sample["__key__"]
                 if key in keys:
@@ -106,6 +145,8 @@ def scan_shard(
                 rows.append((number, label, image.offset_data, image.size, tail, 0, len(names[-1])))
         if not keys:
             raise DataError("has no samples; remove it, or make it again")
+    except RemoteError:
+        raise
     except DataError as error:
         raise DataError(f"{printable(shard.path)} {printable(error)}.") from None
     except Exception as error:  # damaged tar files make tarfile raise errors of many kinds
@@ -121,8 +162,10 @@ class _UnusableError(Exception):
 
 
 def _open_tar(stream: BinaryIO) -> tarfile.TarFile:
-    start = stream.read(max(map(len, _COMPRESSED)))
+    start = stream.read(max(map(len, (*_COMPRESSED, *_PAGE))))
     stream.seek(0)
+    if start.lower().startswith(_PAGE):
+        raise DataError("is a page (HTML), such as a server shows for a login or an error; expected a tar file")
     if start.startswith(_COMPRESSED):
         raise DataError("is compressed, so that no sample can be read alone; unpack it to a plain .tar file")
     return tarfile.open(fileobj=stream, mode="r:")
@@ -178,11 +221,16 @@ def _check_image(tar: tarfile.TarFile, info: tarfile.TarInfo) -> int:
     """Return the `tail` of an image."""
     with _FileInShard(tar, info) as stream:
         stream.seek(max(0, info.size - TAIL_BYTES))
-        tail = hashlib.sha256(info.size.to_bytes(8) + stream.read()).digest()
+        tail = tail_of(info.size, stream.read())
         stream.seek(0)
         if (reason := find_defect(stream)) is not None:
             raise _UnusableError(f"cannot be read as an image ({reason})")
-    return int.from_bytes(tail[:8])
+    return tail
+
+
+def tail_of(size: int, end: bytes) -> int:
+    """Return a hash of the size and the last bytes of an image."""
+    return int.from_bytes(hashlib.sha256(size.to_bytes(8) + end[-TAIL_BYTES:]).digest()[:8])
 
 
 def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:

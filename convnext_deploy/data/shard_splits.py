@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.decoding import printable
-from convnext_deploy.data.image_folder import SPLIT_NAMES, TEST_FOLDER, VALIDATION_FOLDERS
+from convnext_deploy.data.image_folder import SPLIT_NAMES, TEST_FOLDER, VALIDATION_FOLDERS, has_images
 from convnext_deploy.data.shard_index import ShardIndex
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import Split, divide, find_repeated, hold_out
 from convnext_deploy.errors import DataError
 
 _EXPECTED = "Expected train-*.tar and val-*.tar, or shards without such words in their names"
+_COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 ReadSample = Callable[[ShardIndex, int], bytes]
 
 
@@ -31,6 +32,31 @@ class ShardPlaces:
     test: tuple[Path, ...] = ()
     words: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+
+
+def find_shards(root: Path) -> list[Path]:
+    """Return the tar files in `root` and in folders in it that are named like splits, in the order of their names.
+
+    An empty list if there are images in folders: then these are the data, whatever archives lie beside them.
+
+    Raises: DataError: if there are compressed shards, or a folder cannot be listed.
+    """
+    try:
+        folders = [root, *(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)]
+        paths = [path for folder in folders for path in folder.iterdir() if not path.name.startswith(".")]
+        shards = sorted(path for path in paths if path.suffix.lower() == ".tar" and not path.is_dir())
+        compressed = sorted(path for path in paths if _COMPRESSED.fullmatch(path.name) and not path.is_dir())
+        if not (shards or compressed) or has_images(root):
+            return []
+    except OSError as error:
+        where = printable(error.filename or root)
+        raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
+    if compressed:
+        raise DataError(
+            f"{printable(compressed[0])} is compressed, so that no sample can be read alone; unpack it to a plain .tar file, "
+            "or move it away."
+        )
+    return shards
 
 
 def find_splits(root: Path, paths: Sequence[Path]) -> ShardPlaces:

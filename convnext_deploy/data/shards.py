@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +15,9 @@ from PIL import Image
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import Encoded, decode_image, find_damage, printable
-from convnext_deploy.data.image_folder import SPLIT_NAMES, has_images
+from convnext_deploy.data.remote_shards import RemoteFolder
 from convnext_deploy.data.shard_index import ShardIndex, read_index
+from convnext_deploy.data.shard_scan import Shard, describe_shard, tail_of
 from convnext_deploy.data.shard_splits import (
     ShardPlaces,
     divide_samples,
@@ -29,19 +29,19 @@ from convnext_deploy.data.splits import Split
 from convnext_deploy.data.unreadable import Skipping
 from convnext_deploy.errors import DataError
 
-_COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class ShardImages:
     """Some of the samples of an index, in its order. No file is kept open, so that processes can share it.
 
-    `numbers`: label in the shards → class index, None where these are the same.
+    `numbers`: label in the shards → class index, None where these are the same. `streamed`: training reads shard after shard, see
+    `shard_streams`, because they lie elsewhere and are too many to be kept.
     """
 
     index: ShardIndex
     rows: NDArray[np.int64]
     numbers: NDArray[np.int64] | None = None
+    streamed: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +80,8 @@ class ShardImages:
             digest.update(samples[name].tobytes())
         paths = [shard.path for shard in index.shards]
         digest.update(b"\0".join(os.fsencode(path.relative_to(root)) for path in paths))
-        digest.update(contents.read(paths).tobytes())
+        digest.update(index.digests(contents).tobytes())
+        digest.update(b"streamed" if self.streamed else b"")  # another order, and so another training
         return digest.digest()
 
 
@@ -114,46 +115,37 @@ def read_sample(index: ShardIndex, row: int) -> bytes:
     Raises: DataError: if the shard has changed since it was indexed, or cannot be read.
     """
     sample = index.samples[row]
-    shard = index.shards[sample["shard"]]
+    shard: Shard = index.shards[sample["shard"]]
+    if shard.blocks is not None:
+        offset, size = int(sample["offset"]), int(sample["size"])
+        content = shard.blocks.read(offset, size)
+        if tail_of(size, content) != int(
+            sample["tail"]
+        ):  # of a block that this disk did not keep well, or of another file
+            shard.blocks.forget(offset, size)
+            content = shard.blocks.read(offset, size)
+        if tail_of(size, content) != int(sample["tail"]):
+            raise DataError(f"{printable(shard.path)} has changed since the data was opened; start again.")
+        return content
     try:
         with shard.path.open("rb") as stream:
             status = os.fstat(stream.fileno())
             if (status.st_size, status.st_mtime_ns) != (shard.size, shard.modified_ns):
                 raise DataError(f"{printable(shard.path)} has changed since the data was opened; start again.")
             stream.seek(int(sample["offset"]))
-            content: bytes = stream.read(int(sample["size"]))
+            content = stream.read(int(sample["size"]))
             return content
     except OSError as error:
         raise DataError(f"{printable(shard.path)} cannot be read ({error.strerror}).") from None
 
 
-def find_shards(root: Path) -> list[Path]:
-    """Return the tar files in `root` and in folders in it that are named like splits, in the order of their names.
-
-    An empty list if there are images in folders: then these are the data, whatever archives lie beside them.
-
-    Raises: DataError: if there are compressed shards, or a folder cannot be listed.
-    """
-    try:
-        folders = [root, *(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)]
-        paths = [path for folder in folders for path in folder.iterdir() if not path.name.startswith(".")]
-        shards = sorted(path for path in paths if path.suffix.lower() == ".tar" and not path.is_dir())
-        compressed = sorted(path for path in paths if _COMPRESSED.fullmatch(path.name) and not path.is_dir())
-        if not (shards or compressed) or has_images(root):
-            return []
-    except OSError as error:
-        where = printable(error.filename or root)
-        raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
-    if compressed:
-        raise DataError(
-            f"{printable(compressed[0])} is compressed, so that no sample can be read alone; unpack it to a plain .tar file, "
-            "or move it away."
-        )
-    return shards
-
-
 def read_shards(
-    root: Path, paths: Sequence[Path], split: Split, skipping: Skipping | None, cache_dir: Path | None
+    root: Path,
+    paths: Sequence[Path],
+    split: Split,
+    skipping: Skipping | None,
+    cache_dir: Path | None,
+    remote: RemoteFolder | None = None,
 ) -> ShardContents:
     """Find the samples of shards, check that all can be used, and hold out some when there are no shards for validation.
 
@@ -165,16 +157,18 @@ def read_shards(
         skipping: leave out samples without an image, without a label, or with an image that cannot be read; None: they are an
             error, as far as the headers and ends of images tell.
         cache_dir: keeps what was found in the headers; None: nowhere.
+        remote: where the shards are if they lie on another machine.
 
     Raises: DataError: if a split is missing, a shard or a sample cannot be read, a class is present in only one split or in
         none, or a label has no class name.
     """
     places = ShardPlaces(tuple(paths)) if split.file is not None else find_splits(root, paths)
-    index = read_index((*places.train, *places.validation, *places.test), cache_dir)
+    describe = describe_shard if remote is None else remote.shards.__getitem__
+    index = read_index(tuple(map(describe, (*places.train, *places.validation, *places.test))), cache_dir)
     if skipping is not None:
         index = _leave_out_damaged(index, skipping)
     unreadable = _check_samples(index, skip=skipping is not None)
-    named, left_out = _read_class_names(root), 0
+    named, left_out = _read_class_names(root) if remote is None else remote.class_names, 0
     of_test = len(places.train) + len(places.validation)
     number = np.searchsorted([len(places.train), of_test], index.samples["shard"], "right")
     parts = [np.flatnonzero(number == part) for part in range(3)]
@@ -186,7 +180,7 @@ def read_shards(
         chosen = hold_out_samples(index, names, split, read_sample)
         parts = [np.flatnonzero(~chosen), np.flatnonzero(chosen), parts[2]]
     return ShardContents(
-        ShardImages(index, parts[0]),
+        ShardImages(index, parts[0], streamed=remote is not None and remote.streamed),
         ShardImages(index, parts[1]),
         ShardImages(index, parts[2]),
         names,
@@ -201,13 +195,14 @@ def read_shards(
 
 
 def read_unlabelled_shards(
-    paths: Sequence[Path], skipping: Skipping | None, cache_dir: Path | None
+    paths: Sequence[Path], skipping: Skipping | None, cache_dir: Path | None, remote: RemoteFolder | None = None
 ) -> tuple[ShardImages, tuple[Path, ...], tuple[str, ...]]:
     """Return the images of shards, of which no labels are read, and those that were left out with the reasons.
 
     Args as `read_shards`. Raises: DataError: likewise, but for splits and classes.
     """
-    index = read_index(paths, cache_dir, labelled=False)
+    describe = describe_shard if remote is None else remote.shards.__getitem__
+    index = read_index(tuple(map(describe, paths)), cache_dir, labelled=False)
     if skipping is not None:
         index = _leave_out_damaged(index, skipping)
     unreadable = _check_samples(index, skip=skipping is not None)
@@ -223,7 +218,7 @@ def find_repeated_samples(own: ShardImages, others: ShardImages) -> tuple[Path, 
 
 def _leave_out_damaged(index: ShardIndex, skipping: Skipping) -> ShardIndex:
     """Return the index without the samples whose images cannot be decoded, which are defects then."""
-    of_shards = skipping.contents.read([shard.path for shard in index.shards])
+    of_shards = index.digests(skipping.contents)
     digests = [
         hashlib.sha256(of_shards[sample["shard"]].tobytes() + sample[["offset", "size", "tail"]].tobytes()).digest()[
             :16

@@ -5,13 +5,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.pixels import as_array, evaluation_pixels
+from convnext_deploy.data.torchvision_functions import functions
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
@@ -57,8 +56,8 @@ def sample_crops(
 def crop_image(image: Image.Image, box: NDArray[np.float64], flip: bool, size: ImageSize) -> NDArray[np.uint8]:
     """Cut a box out of one image with bicubic antialiased resizing to a size: `(height, width, C)` uint8."""
     top, left, height, width = whole_pixels(box)
-    image = TF.resized_crop(image, top, left, height, width, list(sides_of(size)), InterpolationMode.BICUBIC)
-    return as_array(TF.horizontal_flip(image) if flip else image)
+    image = functions().resized_crop(image, top, left, height, width, list(sides_of(size)), Image.Resampling.BICUBIC)
+    return as_array(functions().horizontal_flip(image) if flip else image)
 
 
 def whole_pixels(box: NDArray[np.float64]) -> tuple[int, int, int, int]:

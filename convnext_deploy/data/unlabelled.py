@@ -15,7 +15,9 @@ from convnext_deploy.data.decoding import map_files, printable
 from convnext_deploy.data.files import as_files
 from convnext_deploy.data.image_folder import list_files
 from convnext_deploy.data.image_sets import FolderImages, ImageSet, TaughtImages
-from convnext_deploy.data.shards import ShardImages, find_shards, read_unlabelled_shards
+from convnext_deploy.data.remote_shards import as_url, find_remote_shards
+from convnext_deploy.data.shard_splits import find_shards
+from convnext_deploy.data.shards import ShardImages, read_unlabelled_shards
 from convnext_deploy.data.unreadable import Skipping, find_unusable
 from convnext_deploy.data.useless_folder import advise, describe_useless
 from convnext_deploy.errors import DataError
@@ -80,7 +82,7 @@ def open_unlabelled(
     """Open a folder of images, or of tar shards, without looking for labels; copies of images that judge are left out.
 
     Args:
-        name: folder with images at any depth, or else with shards in the format of WebDataset.
+        name: folder with images at any depth, or else with shards in the format of WebDataset; or the URL of such shards.
         train: the labelled images.
         judging: those that validate and test.
         contents: of files.
@@ -89,6 +91,11 @@ def open_unlabelled(
 
     Raises: DataError: if there is no such folder, no image is left of it, or one cannot be read.
     """
+    if (url := as_url(name)) is not None:
+        far = find_remote_shards(url, cache_dir)
+        images, unreadable, reasons = read_unlabelled_shards([*far.shards], skipping, far.cache_dir, far)
+        found_there = Unlabelled(far.url, images, 0, unreadable, reasons, remarks=far.remarks)
+        return _leave_out_copies(found_there, train, judging, contents)
     root = Path(name)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"

@@ -86,6 +86,11 @@ def list_features(
         here.needs_gpu("Torch-TensorRT", "torch_tensorrt"),
         here.needs("report.html", ("jinja2",), "any browser"),
         here.needs("WebDataset shards", ("webdataset", "torch"), "--data with .tar files"),
+        here.needs(
+            "shards at URLs",
+            ("webdataset", "fsspec", "aiohttp"),
+            "--data https://…; s3:// and gs:// need s3fs and gcsfs",
+        ),
         here.needs("published weights", ("huggingface_hub",), "timm/… and facebook/… by name"),
         here.needs("TensorBoard", ("tensorboard", "torch"), "--tensorboard"),
         here.needs("MLflow", ("mlflow",), "--mlflow"),

@@ -45,6 +45,7 @@ LISTED = (
     Listed("pyyaml", "yaml", ("pyyaml",)),
     Listed("msgspec", "msgspec", ("msgspec",)),
     Listed("onnx", "onnx", ("onnx",)),
+    Listed("ml_dtypes", None, ("ml_dtypes",)),
     Listed("onnx-ir", None, ("onnx-ir",)),
     Listed("onnxscript", None, ("onnxscript",)),
     Listed(
@@ -58,6 +59,8 @@ LISTED = (
     Listed("torch_tensorrt", "torch_tensorrt", ("torch-tensorrt", "torch-tensorrt-rtx"), "torch-tensorrt"),
     Listed("huggingface_hub", "huggingface_hub", ("huggingface_hub",), "hub"),
     Listed("webdataset", "webdataset", ("webdataset",), "webdataset"),
+    Listed("fsspec", "fsspec", ("fsspec",), "remote"),
+    Listed("aiohttp", "aiohttp", ("aiohttp",), "remote"),
     Listed("tensorboard", "tensorboard", ("tensorboard",), "tensorboard"),
     Listed("mlflow", "mlflow", ("mlflow", "mlflow-skinny"), "mlflow"),
     Listed("nvidia-ml-py", "pynvml", ("nvidia-ml-py",), "nvml"),

@@ -97,7 +97,8 @@ def measure_comparison(
         except (BackendUnavailableError, ProcessFailedError) as error:
             return first_line(error)
         write_kept(kept, key, speed)
-    return speed
+    # as the other artifacts are named here; what was kept may have been measured from another folder
+    return dataclasses.replace(speed, path=str(reference.artifact.place))
 
 
 def _as_large(artifact: Artifact, preprocess: Preprocess) -> Artifact:

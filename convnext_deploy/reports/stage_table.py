@@ -6,6 +6,7 @@ from typing import Literal
 from convnext_deploy.artifacts.details import Selection, Step
 from convnext_deploy.config.recipe import Gate
 from convnext_deploy.reports.record import Accuracy, Report, StageRow, TestResult
+from convnext_deploy.system.load import said_once, without_load
 
 Outcome = Literal["failed", "warned", "passed", "plain"]
 SCORE = "top-1 %"
@@ -132,10 +133,19 @@ def step_cells(step: Step, selection: Selection) -> tuple[str, ...]:
         f"{100 * step.agreement:.2f}",
         "–" if step.kl is None else f"{step.kl:.2g}",
         "–" if step.sqnr_db is None else f"{step.sqnr_db:.1f}",
-        f"{step.risk_pp:.2f}",
+        f"{'' if step.judged is None else '≥ '}{step.risk_pp:.2f}",
         f"{step.seconds:.1f}",
-        "passed" if step.passed else "selected" if step.name == selection.chosen else "",
+        _fate(step, selection),
     )
+
+
+def _fate(step: Step, selection: Selection) -> str:
+    """Return what became of a step: it passed, was selected all the same, or ended before all images had judged it."""
+    if step.passed:
+        return "passed"
+    if step.name == selection.chosen:
+        return "selected"
+    return "" if step.judged is None else f"failed after {step.judged:,} images"
 
 
 def summary(report: Report) -> str:
@@ -204,11 +214,14 @@ def describe_test(test: TestResult) -> str:
 
 
 def _said_once(report: Report, texts_of: Callable[[StageRow], Sequence[str]]) -> list[str]:
-    stages: dict[str, list[str]] = {}
+    said: dict[str, list[tuple[str, str]]] = {}
     for row in report.rows:
         for text in texts_of(row):
-            stages.setdefault(text, []).append(row.name)
-    return [f"{', '.join(names)}: {text}" for text, names in stages.items()]
+            said.setdefault(without_load(text), []).append((row.name, text))
+    return [
+        f"{', '.join(dict.fromkeys(name for name, _ in each))}: {said_once([text for _, text in each])}"
+        for each in said.values()
+    ]
 
 
 def _flips(accuracy: Accuracy | None) -> str | None:

@@ -64,12 +64,18 @@ def runners_of(artifact: Artifact) -> tuple[str, ...]:
 
 def default_runner(artifact: Artifact) -> str:
     """Return the runner that opens an artifact when none is named: the runtime it was made for, where that is here."""
-    if artifact.format == "onnx" and artifact.target == "openvino":
+    if artifact.format == "onnx" and _runtime(artifact) == "openvino":
         from convnext_deploy.runners.openvino import is_installed
 
         if is_installed():
             return "openvino"
     return next((name for name, opened in RUNNERS.items() if opened == artifact.format), "torch")
+
+
+def _runtime(artifact: Artifact) -> str | None:
+    """Return what a graph was quantized for, or of one in float what it was exported for, as its history tells."""
+    made = artifact.lineage[-1].config if artifact.lineage else {}
+    return artifact.target or str(made.get("runtime"))
 
 
 def check_runner(name: str) -> None:

@@ -1,5 +1,6 @@
 """From a float network to a quantized one without training: the steps of post-training quantization in their order."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from convnext_deploy.artifacts.details import PTQRecord
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.ptq import PTQSteps
+from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.sampling import calibration_indices, divide_training_images
@@ -46,9 +48,16 @@ PIXELS_AT_ONCE = 8 * 224 * 224  # more are not faster on a CPU and take memory
 _BYTES_IN_MEMORY = 1 << 28  # images beyond are decoded again for every pass
 
 
+Calibrated = dict[tuple[object, ...], tuple[ConvNeXt, PTQRecord]]
+"""How the grids of a network were fixed → the network and what was decided; one at most."""
+
+
 @dataclass
 class Images:
-    """Some training images, in an order that has nothing to do with their classes; kept in memory where they are small."""
+    """Some training images, in an order that has nothing to do with their classes.
+
+    The first of them are kept in memory, as pixels; others are decoded again in every pass.
+    """
 
     data: Data
     preprocess: Preprocess
@@ -58,7 +67,7 @@ class Images:
     device: str
 
     def __post_init__(self) -> None:
-        self._kept: list[Tensor] | None = None
+        self._kept: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,32 +77,36 @@ class Images:
         """Return the classes, `(N,)` int64."""
         return torch.from_numpy(self.data.train.labels[list(self.indices)])
 
-    def batches(self, task: Task | None = None) -> Iterator[Tensor]:
-        """Yield normalized batches `(n, C, S, S)` on the device."""
-        (height, width), channels = self.preprocess.sides, len(self.preprocess.mean)
-        keep = 4 * height * width * channels * len(self) <= _BYTES_IN_MEMORY
-        if self._kept is None:
-            decoded = []
-            for batch, _ in EvaluationBatches(
-                self.data.train, self.preprocess, self.batch_size, self.workers, self.indices
-            ):
-                if keep:
-                    decoded.append(batch)
-                yield batch.to(self.device)
-                if task is not None:
-                    task.advance(len(batch))
-            if keep:
-                self._kept = decoded
-            return
-        for batch in self._kept:
-            yield batch.to(self.device)
+    def batches(self, task: Task | None = None, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """Yield normalized batches `(n, C, S, S)` on the device, of the images from `start`, where a batch begins, to `stop`."""
+        for pixels in self._pixels(start, len(self) if stop is None else min(stop, len(self))):
+            yield transforms.normalize(pixels, self.preprocess).to(self.device)
             if task is not None:
-                task.advance(len(batch))
+                task.advance(len(pixels))
+
+    def _pixels(self, place: int, stop: int) -> Iterator[Tensor]:
+        for pixels in self._kept[place // self.batch_size :]:
+            if place >= stop:
+                return
+            yield pixels[: stop - place]
+            place += len(pixels)
+        rest = self.indices[place:stop]
+        if not rest:
+            return
+        room = _BYTES_IN_MEMORY // (math.prod(self.preprocess.sides) * len(self.preprocess.mean))
+        batches = EvaluationBatches(
+            self.data.train, self.preprocess, self.batch_size, self.workers, rest, as_pixels=True
+        )
+        for pixels, _ in batches:
+            whole = len(pixels) == self.batch_size or place + len(pixels) == len(self)
+            if whole and place == len(self._kept) * self.batch_size and place + len(pixels) <= room:
+                self._kept.append(pixels)
+            place += len(pixels)
+            yield pixels
 
     def first(self, count: int) -> Tensor:
         """Return the first images as one tensor, `(min(N, count), C, S, S)` on the device."""
-        some = dataclasses.replace(self, indices=self.indices[:count]) if self._kept is None else self
-        return torch.cat(list(some.batches()))[:count]
+        return torch.cat(list(self.batches(stop=count)))
 
 
 def choose_images(count: int, preprocess: Preprocess, context: StageContext, batch_size: int) -> Images:
@@ -181,7 +194,12 @@ def open_folded(source: Artifact, scheme: QuantizationScheme, context: StageCont
 
 
 def quantize_network(
-    folded: ConvNeXt, scheme: QuantizationScheme, steps: PTQSteps, images: Images, context: StageContext
+    folded: ConvNeXt,
+    scheme: QuantizationScheme,
+    steps: PTQSteps,
+    images: Images,
+    context: StageContext,
+    calibrated: Calibrated | None = None,
 ) -> tuple[ConvNeXt, PTQRecord]:
     """Return a quantized copy of a folded network, and what was decided on the way.
 
@@ -191,7 +209,29 @@ def quantize_network(
         steps: what to do.
         images: for calibration.
         context: of the stage, for its name and progress.
+        calibrated: remembers the last network that was calibrated, of the same float one on the same images, for steps that go on
+            from there; None: nothing is remembered.
     """
+    network, record = _calibrate(folded, scheme, steps, images, context, {} if calibrated is None else calibrated)
+    if steps.gptq or steps.bias_correction:
+        network = network if calibrated is None else copy.deepcopy(network)
+        return network, _adjust(network, record, steps, images, context)
+    return network, record
+
+
+def _calibrate(
+    folded: ConvNeXt,
+    scheme: QuantizationScheme,
+    steps: PTQSteps,
+    images: Images,
+    context: StageContext,
+    calibrated: Calibrated,
+) -> tuple[ConvNeXt, PTQRecord]:
+    """Smooth a copy of the float network and fix its grids, or return the one that was made last if it was made alike."""
+    how = (steps.calibration_method, steps.percentile, steps.smoothing, steps.smoothing_alpha)
+    if how in calibrated:
+        return calibrated[how]
+    calibrated.clear()
     network = without_quantizers(folded)
     record = PTQRecord(len(images))
     if steps.smoothing:
@@ -203,6 +243,13 @@ def quantize_network(
         calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
     streams = {f"{name}.pwconv2": name for name, module in network.named_modules() if isinstance(module, Block)}
     raise_dead_channels(network, streams, images.first(_STREAM_IMAGES))
+    calibrated[how] = network, record
+    return network, record
+
+
+def _adjust(network: ConvNeXt, record: PTQRecord, steps: PTQSteps, images: Images, context: StageContext) -> PTQRecord:
+    """Round weights and correct biases in place, as the steps say, and return the record with it."""
+    progress = context.execution.progress
     blocks, asked = network.trunk(), len(images)
     positions = math.prod(max(1, side // 32) for side in images.preprocess.sides)
     corrected = min(_CORRECTION_IMAGES, max(_LEAST_CORRECTION_IMAGES, _CORRECTION_POSITIONS // positions))
@@ -212,17 +259,15 @@ def quantize_network(
                 blocks, images.first(asked), task.advance, correct_on=corrected if steps.bias_correction else 0
             )
         record = dataclasses.replace(record, layers_rounded=sum(1 for _ in quantized_layers(network)))
-    elif steps.bias_correction:
+    else:
         asked = min(asked, corrected)
         with progress.task(f"{context.name}: correct biases", len(blocks), "blocks") as task:
             seen = correct_biases(blocks, images.first(asked), task.advance)
-    else:
-        return network, record
     if seen < asked:
         progress.say(
             f"{context.name}: memory has room for {seen} of the {asked} images in the first blocks, and for more later"
         )
-    return network, record
+    return record
 
 
 def _smooth(

@@ -5,21 +5,25 @@ import dataclasses
 import math
 import time
 
+import torch
+
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Step, TorchDetails
 from convnext_deploy.config.choices import MetricName, QuantizeMethod
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.data.sampling import without
+from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, quantized_layers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
-from convnext_deploy.quantization.sensitivity import choose_float_layers, compute_logits, measure_sensitivity
+from convnext_deploy.quantization.sensitivity import choose_float_layers, measure_sensitivity
 from convnext_deploy.stages.answers import answers_of
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.float_layers import float_modules, leave_in_float
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
 from convnext_deploy.stages.ptq_steps import (
+    Calibrated,
     Images,
     choose_images_to_judge,
     foresee_quantization,
@@ -114,18 +118,26 @@ def _try_steps(
         unseen=judge.unseen,
         metric="mAP" if judge.multi_label else "top-1",
     )
+    search.float_outputs = judge.outputs
     deadline = math.inf if config.time_budget_s is None else start + config.time_budget_s
+    calibrated: Calibrated = {}
     for name in SEQUENCE if config.method != "qat" else (BEFORE_TRAINING,):
         begun = time.monotonic()
         if search.steps and begun + max(step.seconds for step in search.steps) > deadline:
             search.reason = f"the time budget of {config.time_budget_s:.0f} s leaves none for '{name}'"
             break
-        network, record = quantize_network(folding.network, scheme, SEQUENCE[name], images, context)
-        step = _timed(judge.judge(name, network), begun)
+        network, record = quantize_network(folding.network, scheme, SEQUENCE[name], images, context, calibrated)
+        same = _same_as_before(search, name, network)
+        if same is None:
+            whole = config.method == "qat" or name == STRONGEST or deadline < math.inf or not judge.enough
+            step = judge.judge(name, network, limit_pp=math.inf if whole else config.max_drop_pp)
+        step = _timed(step if same is None else same, begun)
         say_step(step, judge.metric, context)
-        passed = search.take(step, network, scheme, record)
+        passed = search.take(step, network, scheme, record, is_new=same is None)
         # what takes no time is all tried where nothing can pass
         may_end = passed or name == STRONGEST
+        if may_end:
+            search.judge_the_rest(judge)
         if config.method != "qat" and may_end and search.end_if_good_enough():
             return search
     if config.method != "qat":
@@ -173,9 +185,11 @@ def _keep_some_in_float(
     begun = time.monotonic()
     if begun > deadline:
         return
+    room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
+    rehearsal = Judge(folding.network, images, room, judge.unseen, looks=0)
     some = images.first(_SENSITIVITY_IMAGES)
     answers = answers_of(network, images.labels[: len(some)])
-    reference = answers(compute_logits(folding.network, some))
+    reference = answers(rehearsal.outputs[: len(some)].to(some.device))
     floats = float_modules(network, folding.network)
     with context.execution.progress.task(
         f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
@@ -186,11 +200,11 @@ def _keep_some_in_float(
         )
     if search.reason:
         return
-    room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
-    rehearsal = Judge(folding.network, images, room, judge.unseen, looks=0)
 
     def passes() -> bool:
-        return time.monotonic() <= deadline and rehearsal.judge("layers in float", network).passed
+        if time.monotonic() > deadline:
+            return False
+        return rehearsal.judge("layers in float", network, limit_pp=room, may_go_on=False).passed
 
     chosen = choose_float_layers(network, search.effects, passes, floats=floats)
     if chosen is None:
@@ -227,7 +241,8 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: S
     def judged() -> tuple[Step, Enough, MetricName]:
         images, selection = choose_images_to_judge(counts, folding.preprocess, context, config.batch_size)
         images = dataclasses.replace(selection, indices=search.held_out) if search.held_out else images
-        judge = Judge(folding.network, images, config.max_drop_pp, search.unseen, LOOKS[config.method])
+        known = None if search.float_outputs is None else search.float_outputs[: len(images)]
+        judge = Judge(folding.network, images, config.max_drop_pp, search.unseen, LOOKS[config.method], known)
         return _timed(judge.judge("training", network), begun), judge.enough, judge.metric
 
     step, search.enough, metric = from_first(judged)
@@ -240,6 +255,16 @@ def _train(config: QuantizeConfig, source: Artifact, folding: Folding, search: S
         search.reason += "" if search.enough else f", unproven, as {search.enough}"
     elif not search.end_if_good_enough():
         search.end_without()
+
+
+def _same_as_before(search: Search, name: str, network: ConvNeXt) -> Step | None:
+    """Return the step if a network was judged that computes the same, as where nothing was to be smoothed."""
+    state = network.state_dict()
+    for step, other in search.networks():
+        known = other.state_dict()
+        if state.keys() == known.keys() and all(torch.equal(value, known[key]) for key, value in state.items()):
+            return dataclasses.replace(step, name=name)
+    return None
 
 
 def _timed(step: Step, begun: float) -> Step:

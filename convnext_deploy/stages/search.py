@@ -1,8 +1,11 @@
 """Where the fallback sequence of `quantize` stands, when it may end, and what is said of it."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from convnext_deploy.artifacts.details import History, LayerEffect, PTQRecord, Selection, Step
 from convnext_deploy.config.choices import MetricName
@@ -17,16 +20,29 @@ _NAMED = 5  # layers in a message
 _MEMORIZED = 0.02  # so much surer of its answers on the images that judge is a network that knows them
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A network that was tried, and the place of its step."""
+
+    place: int
+    network: ConvNeXt
+    scheme: QuantizationScheme
+    record: PTQRecord
+
+
 @dataclass
 class Search:
     """What was tried, the best of it, and why it ended.
 
-    `held_out` are the judging images that training does not see; `unseen` is what the float network says to validation images.
+    `ended` was not judged by all images, as it cannot pass; it is the best if all else is worse still. `float_outputs` are those
+    of the float network for the images that judge. `held_out` are the judging images that training does not see; `unseen` is what
+    the float network says to validation images.
     """
 
     max_drop_pp: float
     enough: Enough
     steps: list[Step] = dataclasses.field(default_factory=list)
+    ended: list[Candidate] = dataclasses.field(default_factory=list)
     best: int = -1
     network: ConvNeXt | None = None
     scheme: QuantizationScheme | None = None
@@ -36,17 +52,53 @@ class Search:
     effects: tuple[Effect, ...] = ()
     held_out: tuple[int, ...] = ()
     unseen: UnseenImages | None = None
+    float_outputs: Tensor | None = None
     metric: Literal["top-1", "mAP"] = "top-1"
 
     def take(
-        self, step: Step, network: ConvNeXt, scheme: QuantizationScheme, record: PTQRecord, history: History = ()
+        self,
+        step: Step,
+        network: ConvNeXt,
+        scheme: QuantizationScheme,
+        record: PTQRecord,
+        history: History = (),
+        *,
+        is_new: bool = True,
     ) -> bool:
-        """Take in a step; the best is the first that passed, otherwise the one with the least risk, the cheapest of equals."""
+        """Take in a step; the best is the first that passed, otherwise the one with the least risk, the cheapest of equals.
+
+        `is_new`: no network that computes the same was taken in before.
+        """
         self.steps.append(step)
+        if not is_new:
+            return step.passed
+        if step.judged is not None:
+            self.ended.append(Candidate(len(self.steps) - 1, network, scheme, record))
+            return False
         if self.best < 0 or step.passed or step.risk_pp < self.chosen.risk_pp:
             self.best = len(self.steps) - 1
             self.network, self.scheme, self.record, self.history = network, scheme, record, history
         return step.passed
+
+    def judge_the_rest(self, judge: Judge) -> None:
+        """Judge on what was ended, unless a step passed, as far as it may be the best; the cheapest of equals is."""
+        for each in () if self.best >= 0 and self.chosen.passed else self.ended:
+            before = self.steps[each.place]
+            limit = math.inf if self.best < 0 else self.chosen.risk_pp
+            if before.risk_pp > limit:
+                continue
+            step = judge.judge(before.name, each.network, before.seconds, limit_pp=limit)
+            self.steps[each.place] = step
+            better = self.best < 0 or (step.risk_pp, each.place) < (self.chosen.risk_pp, self.best)
+            if step.judged is None and better:
+                self.best, self.history = each.place, ()
+                self.network, self.scheme, self.record = each.network, each.scheme, each.record
+        self.ended.clear()
+
+    def networks(self) -> list[tuple[Step, ConvNeXt]]:
+        """Return the steps whose networks are at hand."""
+        best = [] if self.network is None else [(self.chosen, self.network)]
+        return [*best, *((self.steps[each.place], each.network) for each in self.ended)]
 
     @property
     def chosen(self) -> Step:
@@ -116,8 +168,11 @@ def say_step(step: Step, metric: MetricName, context: StageContext) -> None:
     distance = "" if step.kl is None else f"KL {step.kl:.2g}, "
     distance += "" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB, "
     scored = "mAP" if context.need_data().multi_label else metric
+    least, after = "", ""
+    if step.judged is not None:
+        least, after = "at least ", f", ended after {step.judged:,} images"
     context.execution.progress.say(
         f"{context.name}: {step.name}: {scored} {100 * step.top1:.2f} %, drop {step.top1_drop_pp:+.2f} pp "
         f"[{low:+.2f}, {high:+.2f}], agreement {100 * step.agreement:.2f} %, {distance}"
-        f"risk {step.risk_pp:.2f} pp, {step.seconds:.1f} s"
+        f"risk {least}{step.risk_pp:.2f} pp, {step.seconds:.1f} s{after}"
     )

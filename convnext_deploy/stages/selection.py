@@ -5,25 +5,32 @@ Of a few hundred or thousand images, top-1 says little: gains and losses cancel.
 budget. The drop of top-1 may be within it as far as its 95 % interval tells. And the risk must be: the upper 95 % bound of the
 drop on new images (`stages.drop_bound`). Several steps are judged on the same images, and the best-looking is kept; so that luck
 does not choose, the error probability is divided among them (Bonferroni), and the bounds of all hold together.
+
+Nothing is judged twice, and nothing that is decided is judged on: an answer that has changed stays changed, so what the changed
+answers of the first images cost is the least that the risk of all can be. A step may end where that is over a limit; its choice is
+the same as if all images had been judged, and goes on from there if it is needed after all.
 """
 
+import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.details import Step
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.sampling import sample_in_proportion
-from convnext_deploy.metrics.bounds import clopper_pearson_upper, images_without_event
+from convnext_deploy.metrics.bounds import clopper_pearson_upper, images_without_event, stringer_bound
 from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
 from convnext_deploy.stages.answers import answers_by, answers_of, extracts, metric_of_network
-from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, bound_drop, sharpest_scale
+from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, answer_costs, bound_drop, sharpest_scale
 from convnext_deploy.stages.label_drop import (
     bound_drop_of_map,
     images_that_count,
@@ -68,9 +75,15 @@ class Judge:
     """
 
     def __init__(
-        self, folded: ConvNeXt, images: Images, max_drop_pp: float, unseen: UnseenImages | None = None, looks: int = 1
+        self,
+        folded: ConvNeXt,
+        images: Images,
+        max_drop_pp: float,
+        unseen: UnseenImages | None = None,
+        looks: int = 1,
+        outputs: Tensor | None = None,
     ) -> None:
-        """Run the float network.
+        """Run the float network, unless it is known what it gives.
 
         Args:
             folded: the float network.
@@ -78,12 +91,13 @@ class Judge:
             max_drop_pp: the budget.
             unseen: what the float network says to images that it does not know; None: it knows none.
             looks: how many steps are judged on these images; 0: by the expected drop alone, which proves nothing.
+            outputs: of the float network for these images; None: it is run.
         """
         self.images, self.max_drop_pp, self.unseen = images, max_drop_pp, unseen
         self.labels = images.labels
         self.metric = metric_of_network(folded)
         self.answers = answers_of(folded, self.labels)
-        self.outputs = outputs_of(folded, images)
+        self.outputs = outputs_of(folded, images) if outputs is None else outputs
         self.reference = self.answers(self.outputs)
         self.level = (1.0 - CONFIDENCE) / looks if looks else None
         self.multi_label = self.labels.ndim > 1
@@ -97,14 +111,68 @@ class Judge:
         self.enough = Enough(len(self.labels), needed, max_drop_pp)
         least = 0.0 if own is None else clopper_pearson_upper(0, counted, own).item()
         self.least_risk_pp = 100.0 * least
+        self._own_level = own
+        # neighbours are among all images, and mAP is of all images
+        self._adds_up = not self.multi_label and not extracts(folded)
+        self._begun: dict[str, list[Tensor]] = {}
 
     def logits(self, network: nn.Module) -> Tensor:
         """Return the logits `(N, classes)` of the selection images, on the CPU."""
         return self.answers(outputs_of(network, self.images))
 
-    def judge(self, name: str, network: nn.Module, seconds: float = 0.0) -> Step:
-        """Measure a step. `seconds`: what making it took."""
-        return self.compare(name, outputs_of(network, self.images), seconds)
+    def judge(
+        self, name: str, network: nn.Module, seconds: float = 0.0, *, limit_pp: float = math.inf, may_go_on: bool = True
+    ) -> Step:
+        """Measure a step.
+
+        Args:
+            name: of the step; one that was ended goes on where it did.
+            network: quantized.
+            seconds: what making it took.
+            limit_pp: to be ended as soon as it is certain that the risk is more.
+            may_go_on: whether what was seen of an ended step is kept, for another call.
+        """
+        limit_pp = limit_pp if self._adds_up else math.inf
+        seen = self._begun.pop(name, [])
+        count = sum(map(len, seen))
+        costs = [self._costs(0, torch.cat(seen))] if seen else []
+        with torch.no_grad():
+            for batch in self.images.batches(start=count) if count else self.images.batches():
+                seen.append(network(batch).float().cpu())
+                if limit_pp == math.inf:
+                    continue
+                costs.append(self._costs(count, seen[-1]))
+                count += len(batch)
+                least = self._least_risk_pp(np.concatenate(costs))
+                if least > limit_pp and count < len(self.labels):
+                    if may_go_on:
+                        self._begun[name] = seen
+                    return self._ended(name, torch.cat(seen), seconds, least)
+        return self.compare(name, torch.cat(seen), seconds)
+
+    def _costs(self, start: int, logits: Tensor) -> NDArray[np.float64]:
+        """Return what the answers of some images cost, 1 where they are not finite; `start`: the first of them."""
+        reference = self.reference[start : start + len(logits)]
+        found = answer_costs(reference, logits.nan_to_num(), self.sharpness)
+        found[~logits.isfinite().all(1).numpy()] = 1.0
+        return found
+
+    def _least_risk_pp(self, costs: NDArray[np.float64]) -> float:
+        """Return the risk if no other image's answer changed."""
+        padded = np.zeros(len(self.labels))
+        padded[: len(costs)] = costs
+        least = padded.mean() if self._own_level is None else stringer_bound(padded, self._own_level)
+        return 100.0 * (1.0 - 1e-9) * float(least)  # sums in another order
+
+    def _ended(self, name: str, logits: Tensor, seconds: float, least_risk_pp: float) -> Step:
+        """Return the figures of the images that were judged, with the risk that all have at least."""
+        part = copy.copy(self)
+        count = len(logits)
+        part.labels, part.reference, part.outputs = (
+            each[:count] for each in (self.labels, self.reference, self.outputs)
+        )
+        found = part.compare(name, logits, seconds)
+        return dataclasses.replace(found, risk_pp=least_risk_pp, passed=False, judged=count)
 
     def compare(self, name: str, outputs: Tensor, seconds: float) -> Step:
         """Judge what a network gives for the selection images: logits `(N, classes)`, or features."""

@@ -7,7 +7,9 @@ which run over gloo, on the CPU, beside the group that averages gradients.
 import atexit
 import datetime as dt
 import functools
+import io
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,8 +101,8 @@ def gather(value: T) -> list[T]:
 
     values: list[Any] = [None] * world().size
     with losing_others():
-        dist.all_gather_object(values, value, group=_control())
-    return values
+        dist.all_gather_object(values, pack(value), group=_control())
+    return [unpack(each) for each in values]
 
 
 def announce(value: T) -> T:
@@ -140,9 +142,40 @@ def _broadcast(found: list[Any]) -> list[Any]:
     if world().size > 1:
         import torch.distributed as dist
 
+        packed = [pack(found) if world().is_first else b""]
         with losing_others():
-            dist.broadcast_object_list(found, src=0, group=_control())
+            dist.broadcast_object_list(packed, src=0, group=_control())
+        if not world().is_first:
+            found = unpack(packed[0])
     return found
+
+
+def pack(value: Any) -> bytes:
+    """Pickle a value, its tensors without their device: each process has a GPU of its own, and would open that of the sender."""
+    import torch
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, part: Any) -> Any:
+            if not isinstance(part, torch.Tensor) or part.device.type == "cpu":
+                return NotImplemented
+            is_parameter = isinstance(part, torch.nn.Parameter)
+            return _on_own_device, (part.detach().cpu(), part.device.type, part.requires_grad, is_parameter)
+
+    with io.BytesIO() as file:
+        Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+        return file.getvalue()
+
+
+def unpack(packed: bytes) -> Any:
+    """Return what was packed, its tensors on this process's own device of the sender's kind."""
+    return pickle.loads(packed)
+
+
+def _on_own_device(tensor: Any, kind: str, requires_grad: bool, is_parameter: bool) -> Any:
+    import torch
+
+    found = tensor.to(kind)
+    return torch.nn.Parameter(found, requires_grad) if is_parameter else found.requires_grad_(requires_grad)
 
 
 def usable_cores() -> int:

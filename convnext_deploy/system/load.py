@@ -1,8 +1,9 @@
 """Whether a machine does other work while something is timed on it."""
 
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ _BUSY = 0.25  # share of the cores: when others take more, the times of this pro
 _CROWDED = 3.0  # waiting for each core: more than what this package's own threads and decoding processes leave behind
 _SHORTEST = 0.2  # seconds; the system counts in hundredths, so that less says nothing
 _STAT = Path("/proc/stat")
+_NAMED = re.compile(r"\bload ([0-9]+(?:\.[0-9])?) on(?= [0-9]+ cores)")
 
 
 @dataclass
@@ -39,6 +41,19 @@ class Load:
 def unreliable(loaded: str) -> str:
     """Return what is to be said of times that were measured under a load."""
     return f"{loaded}: times are not to be relied on"
+
+
+def without_load(text: str) -> str:
+    """Return a text without the load that it names, as `Load.describe` puts it: what differs in that alone says the same."""
+    return _NAMED.sub("load on", text)
+
+
+def said_once(texts: Sequence[str]) -> str:
+    """Return one text for several that are the same `without_load`: with the least and the largest load."""
+    loads = sorted({float(found[1]) for text in texts if (found := _NAMED.search(text)) is not None})
+    if len(loads) < 2:
+        return texts[0]
+    return _NAMED.sub(f"load {loads[0]:g} to {loads[-1]:g} on", texts[0])
 
 
 @contextmanager

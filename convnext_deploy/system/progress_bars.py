@@ -136,6 +136,8 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: RichTask) -> Text:
         """Return the rate of a task as text."""
+        if task.total == 1:  # nobody counts graphs per second
+            return Text("")
         speed = task.finished_speed or task.speed
         if speed is None and task.finished and task.elapsed:  # all of it was one step
             speed = (task.completed - task.fields["before"]) / task.elapsed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from convnext_deploy.reports.record import REPORT_JSON, Report, StageRow, read_r
 State = Literal["running", "recent", "complete", "stopped", "unreadable"]
 
 _LOCK, _CHECKPOINTS, _HISTORY = ".lock", "checkpoints", "history.json"
-_DEEPEST, _MOST_FOLDERS = 4, 5000  # below the folder that is shown
+MOST_FOLDERS = 5000  # that are looked into
+_DEEPEST = 4  # below the folder that is shown
+_LARGEST = 1e300  # of a figure: what diverged is no number that JSON or a plot has
 _FRESH_S = 150.0  # a training saves its state every minute
 _LOCKS = Path("/proc/locks")
 
@@ -44,6 +47,8 @@ class Run:
 class Library:
     """Finds and reads runs; a report that has not changed is read once.
 
+    `is_whole`: whether the runs that were returned last are all; False where there are more folders than are looked into.
+
     Args:
         root: folder of a run, or of several at any depth down to four.
 
@@ -55,16 +60,19 @@ class Library:
             what = "is a file" if root.exists() else "does not exist"
             raise ArtifactError(f"{root} {what}; expected the folder of a run, or of several.")
         self.root = root.resolve()
+        self.is_whole = True
         self._reports: dict[Path, tuple[tuple[int, int], Report | str]] = {}
 
     def runs(self) -> list[Run]:
         """Return all runs, the one that changed last first."""
-        found = [self._read(folder) for folder in _find(self.root)]
+        search = _Search(self.root)
+        found = [self._read(folder) for folder in search]
+        self.is_whole = search.is_whole
         return sorted(found, key=lambda run: (-run.changed, run.name))
 
     def run(self, name: str) -> Run | None:
         """Return the run of that name; None if there is none."""
-        folder = next((folder for folder in _find(self.root) if self._name(folder) == name), None)
+        folder = next((folder for folder in _Search(self.root) if self._name(folder) == name), None)
         return None if folder is None else self._read(folder)
 
     def file(self, run: Run, name: str) -> bytes | None:
@@ -137,24 +145,35 @@ def best_artifact(report: Report) -> StageRow | None:
     return min(fine, key=lambda row: row.identity.size_bytes, default=None)
 
 
-def _find(root: Path) -> Iterator[Path]:
-    """Yield the folders of runs. Links are not followed, and what lies in a run is no other run."""
-    left, waiting = _MOST_FOLDERS, [(root, 0)]
-    while waiting and left:
-        folder, depth = waiting.pop()
-        left -= 1
-        if _is_run(folder):
-            yield folder
-        elif depth < _DEEPEST:
-            try:
-                inside = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
-            except OSError:
-                continue
-            waiting += [
-                (Path(entry.path), depth + 1)
-                for entry in inside
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-            ]
+class _Search:
+    """The folders of runs, those least deep first: images beside them, however many folders they lie in, hide none.
+
+    Links are not followed, and what lies in a run is no other run. `is_whole`: whether all folders were looked into.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.is_whole = True
+
+    def __iter__(self) -> Iterator[Path]:
+        left, waiting = MOST_FOLDERS, deque([(self._root, 0)])
+        while waiting and left:
+            folder, depth = waiting.popleft()
+            left -= 1
+            if _is_run(folder):
+                yield folder
+            elif depth < _DEEPEST:
+                waiting += [(inside, depth + 1) for inside in _folders_in(folder)]
+        self.is_whole = not waiting
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [e.path for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [Path(path) for path in sorted(found)]
 
 
 def _is_run(folder: Path) -> bool:
@@ -208,8 +227,11 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
 
 
 def _numbers(row: Mapping[str, Any]) -> Epoch:
+    """Return the figures of an epoch; what is not finite is none."""
     return {
-        name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
+        name: value
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
     }
 
 

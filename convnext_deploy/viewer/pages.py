@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,7 @@ import convnext_deploy.reports.html
 from convnext_deploy.reports.escaping import clean
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import cells, columns, outcome, summary
-from convnext_deploy.viewer.library import Run, best_artifact
+from convnext_deploy.viewer.library import MOST_FOLDERS, Epoch, Run, best_artifact
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _REPORTS_STYLE = Path(convnext_deploy.reports.html.__file__).parent / "templates" / "page.css"
@@ -49,9 +50,9 @@ def script() -> str:
     return (_TEMPLATES / "view.js").read_text("utf-8")
 
 
-def render_list(runs: list[Run], root: Path) -> str:
-    """Return the page with all runs."""
-    return _render("list.html", runs=runs, root=str(root))
+def render_list(runs: list[Run], root: Path, *, is_whole: bool = True) -> str:
+    """Return the page with all runs; `is_whole`: see `Library`."""
+    return _render("list.html", runs=runs, root=str(root), most=None if is_whole else MOST_FOLDERS)
 
 
 def render_run(run: Run) -> str:
@@ -74,11 +75,22 @@ def live_run(run: Run) -> str:
     trainings = run.trainings or {}
     parts = {"state": _macro("state")(run), "stages": _macro("stages")(run), "epochs": _macro("epochs")(run)}
     plots = [
-        {"stage": clean(stage), "measure": measure, "lines": _lines(epochs, names, 100 if "%" in measure else 1)}
+        {
+            "stage": clean(stage),
+            "measure": measure,
+            "epochs": _extent(epochs),
+            "lines": _lines(epochs, names, 100 if "%" in measure else 1),
+        }
         for stage, epochs in trainings.items()
         for measure, names in _MEASURES.items()
     ]
     return json.dumps({"parts": parts, "plots": [plot for plot in plots if plot["lines"]], "going": _is_going(run)})
+
+
+def _extent(epochs: Iterable[Epoch]) -> list[float]:
+    """Return the first and the last epoch of a training: its plots have one axis, though not every epoch is scored."""
+    numbers = [epoch["epoch"] for epoch in epochs if "epoch" in epoch]
+    return [min(numbers, default=1), max(numbers, default=1)]
 
 
 def _lines(epochs: Any, names: tuple[str, ...], factor: float) -> list[dict[str, Any]]:

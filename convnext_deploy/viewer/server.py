@@ -107,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
         place = [unquote(part, errors="surrogateescape") for part in parts.path.split("/")[1:]]
         match place:
             case [""]:
-                self._send(HTTPStatus.OK, _HTML, pages.render_list(library.runs(), library.root))
+                runs = library.runs()
+                self._send(HTTPStatus.OK, _HTML, pages.render_list(runs, library.root, is_whole=library.is_whole))
             case ["style.css"]:
                 self._send(HTTPStatus.OK, "text/css; charset=utf-8", pages.style())
             case ["view.js"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
 from typing import Any
 
@@ -96,3 +98,25 @@ def test_numbers_of_numpy_and_paths_of_every_kind_are_taken() -> None:
 def test_too_few_arguments_are_told_as_python_does() -> None:
     with pytest.raises(TypeError, match="missing a required argument: 'checkpoint'"):
         api.quantize()  # type: ignore[call-arg]
+
+
+def test_calls_with_too_many_or_too_few_arguments_name_the_verb_and_what_it_takes() -> None:
+    with pytest.raises(
+        api.DeployError, match=re.escape("compare: too many positional arguments; it is compare(runs, out=…).")
+    ):
+        api.compare("a", "b")  # type: ignore[call-arg]
+    with pytest.raises(api.DeployError, match=r"^predict: .* 'images'; it is predict\(artifact, images, stream=…, "):
+        api.predict("m")  # type: ignore[call-overload]
+
+
+def test_a_name_that_no_record_has_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        RecipeError, match=r"^DataOptions has no field dta; its fields are data, .*\. Did you mean 'data'\?$"
+    ):
+        api.DataOptions(dta="photos")  # type: ignore[call-arg]
+
+
+def test_records_show_what_was_given_alone() -> None:
+    assert repr(api.DataOptions("photos", mean=0.5)) == "DataOptions(data='photos', mean=0.5)"
+    assert "data: convnext_deploy.api.options.DataOptions = DataOptions()," in str(inspect.signature(api.quantize))
+    assert copy.deepcopy(api.ExecutionOptions(seed=3)) == api.ExecutionOptions(seed=3)

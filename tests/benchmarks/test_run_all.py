@@ -14,7 +14,15 @@ import pytest
 from tests.benchmarks.conftest import BENCHMARKS
 
 # started by others, with arguments of their own, or makes what they need
-INNER = {"run_all.py", "peers_methods.py", "latency_child.py", "foreign_teacher.py"}
+INNER = {
+    "run_all.py",
+    "gpu.py",
+    "gpu_parts.py",
+    "slow_store.py",
+    "peers_methods.py",
+    "latency_child.py",
+    "foreign_teacher.py",
+}
 GIVEN = ["--data", ".", "--teacher", ".", "--students", ".", "..", "--python-nncf", ".", "--python-modelopt", "."]
 
 

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from convnext_deploy.cli.fitting import fit, lay_out, width_in_lines
-from convnext_deploy.cli.tables import print_table
+from convnext_deploy.cli.tables import create_console, print_table
 
 TITLES = ("stage", "artifact", "drop pp [95 %]", "p50\nms", "verdict")
 ROWS = [
@@ -103,3 +103,16 @@ def test_name_without_a_space_that_is_wider_than_the_terminal_is_folded(width: i
     lines = draw(width, ("stage", "verdict"), [("x" * 100, "passed")])
     assert max(map(len, lines)) <= width
     assert "".join(lines).count("x") == 100
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_texts_break_between_words_on_a_terminal_and_nowhere_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, terminal: bool
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
+    monkeypatch.setattr("convnext_deploy.cli.tables.FILE_WIDTH", 80)
+    text = "onnx is INT8 and not faster than float-onnxruntime on onnxruntime (fp32) at batch 1: 1.06 of its time"
+    create_console().print(text, soft_wrap=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(line.strip() for line in lines) == text
+    assert len(lines) == (2 if terminal else 1)

@@ -134,3 +134,13 @@ def test_inspect_ends_with_one_line_and_code_1_when_there_is_nothing_to_read(
     assert outcome.err.startswith("error: ")
     assert outcome.err.count("\n") == 1
     assert str(path) in outcome.err
+
+
+def test_rules_of_tensorrt_are_no_errors_of_a_file_for_another_runtime(broken: Path) -> None:
+    model = onnx.load(broken)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "convnext_deploy", json.dumps({"details": {"target": "openvino"}})
+    onnx.save(model, broken)
+    outcome = call("inspect", broken)
+    assert "This file is for openvino; they count only where TensorRT is to run it." in outcome.out
+    assert outcome.err == f"next: convnext-deploy bench {broken}\n"

@@ -90,7 +90,7 @@ def test_recommend_measures_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(catalog, "SHORT_LIST", 1)
     outcome = call("recommend", *SMALL, "--image-size", "32", "--latency-budget", "60000", "--json")
     assert outcome.code == 0
-    assert outcome.err.startswith("latency on cpu: done in ")
+    assert "latency on cpu: done in " in outcome.err  # more lines where it takes long
     record = json.loads(outcome.out)
     (candidate,) = record["candidates"]
     assert (record["device"], candidate["variant"]) == ("cpu", "convnextv2_tiny")

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from convnext_deploy.errors import DataError, ProcessLostError
 from convnext_deploy.system import distributed
-from convnext_deploy.system.distributed import World, from_first, gather, launched, losing_others, total, world
+from convnext_deploy.system.distributed import (
+    World,
+    from_first,
+    gather,
+    launched,
+    losing_others,
+    pack,
+    total,
+    unpack,
+    world,
+)
+from tests.training.device_copies import DEVICE, counting
 
 
 @pytest.fixture
@@ -78,3 +91,22 @@ def test_losing_others_leaves_other_errors_alone() -> None:
 def test_losing_others_leaves_one_process_alone() -> None:
     with pytest.raises(RuntimeError, match="connection"), losing_others():
         raise RuntimeError("connection refused")
+
+
+def test_tensors_are_sent_without_the_sender_s_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickle keeps a device with its number, and whoever reads it opens that GPU; the meta device stands in for one."""
+    sent = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(DEVICE)
+    sent[0].bias = nn.Parameter(torch.ones(2), requires_grad=False)
+    with counting(monkeypatch) as copies:
+        packed = pack({"network": sent, "host": torch.arange(3.0), "none": None})
+        assert len(copies.reads) == len(
+            [tensor for tensor in sent.state_dict().values() if tensor.device.type == DEVICE]
+        )
+    assert b"meta:" not in packed
+    got = unpack(packed)
+    network = got["network"]
+    assert [(name, p.device.type, p.requires_grad) for name, p in network.named_parameters()] == [
+        (name, p.device.type, p.requires_grad) for name, p in sent.named_parameters()
+    ]
+    assert got["host"].tolist() == [0.0, 1.0, 2.0]
+    assert network[0].bias.tolist() == [1.0, 1.0]

@@ -22,7 +22,7 @@ from convnext_deploy.reports.model_card import render_model_card, shipped_row
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import remarks
 from convnext_deploy.system import load
-from convnext_deploy.system.load import Load, watch_load
+from convnext_deploy.system.load import Load, said_once, unreliable, watch_load, without_load
 
 WORDS = "load 17 on 2 cores"
 SAID = f"{WORDS}: times are not to be relied on"
@@ -211,3 +211,11 @@ def _free(rows: tuple[StageRow, ...]) -> tuple[StageRow, ...]:
         )
         for row in rows
     )
+
+
+def test_what_differs_in_the_load_alone_is_said_once() -> None:
+    texts = [unreliable(f"load {load} on 2 cores") for load in ("9", "13", "11")]
+    assert {without_load(text) for text in texts} == {"load on 2 cores: times are not to be relied on"}
+    assert said_once(texts) == "load 9 to 13 on 2 cores: times are not to be relied on"
+    assert said_once(texts[:1]) == texts[0]
+    assert said_once(["the load of 3 on 2"]) == without_load("the load of 3 on 2") == "the load of 3 on 2"

@@ -52,6 +52,11 @@ def test_median_decides_and_the_interval_tells_how_sure_it_is(
     assert any("ship student-float-openvino instead: out/float" in reason for reason in verdict.reasons) is not passed
 
 
+def test_an_interval_that_ends_just_below_what_is_asked_for_does_not_seem_to_reach_it() -> None:
+    reason = judge_speed(speed_of(0.99, 0.67, 0.9975), None).reasons[0]
+    assert reason.startswith("0.9900× as fast as student-float-openvino [95 %: 0.6700 to 0.9975] on")
+
+
 def test_failed_verdict_says_what_was_measured_which_layers_and_what_to_ship() -> None:
     verdict = judge_speed(speed_of(0.5, 0.4, 0.6), None)
     assert verdict.reasons == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,9 +26,13 @@ from convnext_deploy.exporters.onnx import export as network_graph
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.pipeline import speed_check
+from convnext_deploy.pipeline.float_baseline import FloatBaseline
 from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.speed_check import Comparison, measure_comparison
 from convnext_deploy.reports.record import StageRow, read_report
 from convnext_deploy.stages import onnx as onnx_stage
+from convnext_deploy.system.environment import describe_environment
+from convnext_deploy.system.progress import SilentProgress
 from tests.cli.conftest import call
 from tests.pipeline.conftest import settings_for
 from tests.shared import heavy_except, make_once
@@ -169,6 +174,22 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
         return compared
 
     return plant
+
+
+def test_what_to_ship_is_named_as_it_was_given_whoever_measured_it(
+    small_artifacts: dict[str, Artifact], tmp_path: Path, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(0.5)
+    artifacts = {"int8": small_artifacts["onnx-int8"], "float": small_artifacts["onnx-fp32"]}
+    plan = Comparison("int8", "float", FloatBaseline((), "onnxruntime", "onnxruntime", "cpu", (1,)), (), artifacts)
+    environment = describe_environment()
+    for folder in (artifacts["float"].path.parent, artifacts["float"].path):
+        monkeypatch.chdir(folder)
+        place = Path(os.path.relpath(artifacts["float"].path))
+        given = {**artifacts, "float": dataclasses.replace(artifacts["float"], path=place)}
+        found = measure_comparison(plan, given, tmp_path / "kept.json", environment, SilentProgress())
+        assert isinstance(found, Speed)
+        assert found.path == str(place)
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ def bare(monkeypatch: Patch) -> Patch:
         monkeypatch.delattr(os, name, raising=False)
     for name in without_posix.MODULES:
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # which pytest removes its folders with, and needs POSIX
     return monkeypatch
 
 

@@ -41,6 +41,7 @@ def take_away() -> None:
     windows: Any = types.ModuleType("msvcrt")
     windows.LK_NBLCK, windows.locking = 2, lambda descriptor, mode, size: None
     sys.modules["msvcrt"] = windows
+    shutil._use_fd_functions = False  # type: ignore[attr-defined]  # `rmtree` goes by names, as on Windows
     shutil.disk_usage = lambda path: usage  # Windows has its own way to find that out
     replaced: Any = subprocess.Popen
     replaced.kill = lambda process: process.send_signal(9)  # as on Windows, without a signal's name

@@ -47,6 +47,14 @@ def test_default_is_the_runtime_that_the_artifact_was_made_for(small_artifacts: 
     runner.close()
 
 
+def test_default_of_a_float_graph_is_the_runtime_that_it_was_exported_for(small_artifacts: dict[str, Artifact]) -> None:
+    pytest.importorskip("openvino")
+    artifact = small_artifacts["onnx-fp32"]
+    (*before, last) = artifact.lineage
+    made = dataclasses.replace(last, config={**last.config, "runtime": "openvino"})
+    assert default_runner(dataclasses.replace(artifact, lineage=(*before, made))) == "openvino"
+
+
 def test_default_for_openvino_is_onnx_runtime_where_openvino_is_missing(
     small_artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,14 +215,16 @@ def test_batches_are_decoded_once_and_normalized() -> None:
     assert images.labels.tolist() == [1, 0, 0, 2, 0, 1, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("room", "times"), [(0, 1), (-1, 3)])
-def test_large_sets_are_decoded_for_every_pass(room: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine images of float32 fit exactly, or miss by one byte."""
-    monkeypatch.setattr(post_training, "_BYTES_IN_MEMORY", 9 * 3 * SIDE * SIDE * 4 + room)
+@pytest.mark.parametrize(("room", "again"), [(0, []), (-1, [8]), (-6 * 3 * SIDE * SIDE, list(range(9)))])
+def test_what_does_not_fit_is_decoded_for_every_pass(
+    room: int, again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixels of nine images fit exactly, miss by one byte, so that the third batch is left out, or not one batch fits."""
+    monkeypatch.setattr(post_training, "_BYTES_IN_MEMORY", 9 * 3 * SIDE * SIDE + room)
     train = Watched(TRAIN)
     images = images_of(data_of(train), list(range(9)))
     found = [torch.cat(list(images.batches())) for _ in range(3)]
-    assert train.loaded == list(range(9)) * times
+    assert train.loaded == [*range(9), *again, *again]
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
@@ -244,6 +246,8 @@ def test_first_images_are_those_of_the_first_batches(count: int, kept: bool) -> 
     assert torch.allclose(found, normalized(PIXELS[order[:count]]), atol=1e-6)
     # no more is decoded than is asked for, and nothing twice
     assert train.loaded == (order if kept else order[:count])
+    assert torch.equal(images.first(count), found)
+    assert torch.cat(list(images.batches())).shape[0] == 9
 
 
 @pytest.mark.parametrize(

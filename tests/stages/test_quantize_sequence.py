@@ -90,16 +90,18 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.now += 10
         return make(folded, scheme, steps, images, *rest, **options)
 
-    def watched_begin(self: Judge, folded: Any, images: Any, budget: float, unseen: Any, looks: int) -> None:
+    def watched_begin(
+        self: Judge, folded: Any, images: Any, budget: float, unseen: Any, looks: int, *rest: Any
+    ) -> None:
         found.looks.append(looks)
         if looks:  # no rehearsal
             found.selection.append(list(images.indices))
             found.now += 7
-        begin(self, folded, images, budget, unseen, looks)
+        begin(self, folded, images, budget, unseen, looks, *rest)
 
-    def watched_judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
+    def watched_judge(self: Judge, name: str, network: Any, seconds: float = 0.0, **how: Any) -> Step:
         found.logits[name], found.batches[name] = self.logits(network), list(self.images.batches())
-        return judge(self, name, network, seconds)
+        return judge(self, name, network, seconds, **how)
 
     monkeypatch.setattr(quantize, "quantize_network", watched_make)
     monkeypatch.setattr(quantize, "time", SimpleNamespace(monotonic=lambda: found.now))
@@ -115,9 +117,10 @@ def plant(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(Enough, "__bool__", lambda _: True)
 
     def put(passing: Passing, risks: dict[str, float] | None = None) -> None:
-        def judge(self: Judge, name: str, network: Any, seconds: float = 0.0) -> Step:
-            step = watched(self, name, network, seconds)
-            return dataclasses.replace(step, passed=passing(name, network), risk_pp=(risks or {}).get(name, 1.0))
+        def judge(self: Judge, name: str, network: Any, seconds: float = 0.0, **how: Any) -> Step:
+            step = watched(self, name, network, seconds, **how)
+            risk = (risks or {}).get(name, 1.0)
+            return dataclasses.replace(step, passed=passing(name, network), risk_pp=risk, judged=None)
 
         monkeypatch.setattr(Judge, "judge", judge)
 

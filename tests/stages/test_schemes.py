@@ -91,19 +91,20 @@ def test_onnx_file_tells_target_and_overrides(small_artifacts: dict[str, Artifac
     assert plain.details == ONNXDetails(quantized_layers=0)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-def test_qat_trains_asymmetric_grids_and_keeps_the_scheme(
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", pytest.param("tensorrt-fp8", marks=pytest.mark.heavy)])
+def test_qat_trains_asymmetric_and_floating_grids_and_keeps_the_scheme(
     target: str, small_artifacts: dict[str, Artifact], small_data: Data, tmp_path: Path
 ) -> None:
     scheme = resolve_scheme(target, {"stages.3.*": "float"})
     network, artifact = quantize(small_artifacts["student"], scheme, tmp_path / "ptq")
     config = QATConfig(fit=FitConfig(epochs=1, batch_size=16, base_learning_rate=0.0256, warmup_epochs=0))
     trained = qat_stage.run(config, artifact, context(tmp_path / "qat", small_data))
-    assert trained.scheme == scheme
+    assert (trained.scheme, trained.precision) == (scheme, scheme.precision)
     before, after = network.state_dict(), load_network(trained).state_dict()
     assert before.keys() == after.keys()
     moved = {key.rpartition(".")[2] for key in before if not torch.equal(before[key], after[key])}
-    assert {"log2_scale", "zero_point_shift", "weight", "bias"} <= moved
+    assert {"log2_scale", "weight", "bias"} <= moved
+    assert ("zero_point_shift" in moved) == (not scheme.activation.symmetric)
     assert "zero_point" not in moved
 
 

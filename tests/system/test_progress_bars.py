@@ -157,6 +157,14 @@ def test_bar_tells_count_unit_rate_and_note() -> None:
     assert re.search(r" 2/2 blocks [\d,.e+]+ blocks/s 0:00:00 loss \[1\]$", last)
 
 
+def test_bar_of_one_step_has_no_rate() -> None:
+    def work(progress: BarProgress) -> None:
+        with progress.task("export", 1, "graphs") as task:
+            task.advance()
+
+    assert re.search(r" 1/1 graphs 0:00:0\d$", draw(work)[-1])
+
+
 def test_bar_of_a_task_that_goes_on_begins_where_it_was() -> None:
     def work(progress: BarProgress) -> None:
         with progress.task("student", 10, "images", done=8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.viewer import library
 from convnext_deploy.viewer.library import Library, best_artifact
+from convnext_deploy.viewer.pages import live_run
 from tests.reports.conftest import BASELINE_ROW, INT8_ROW, PASSED_ROW, change, create_report
 from tests.viewer.conftest import EPOCHS, HOSTILE, write_history, write_run
 
@@ -128,3 +130,25 @@ def test_a_folder_that_is_none_is_refused_in_one_line(runs: Path, name: str) -> 
     with pytest.raises(ArtifactError, match="; expected the folder of a run, or of several") as caught:
         Library(runs / name)
     assert "\n" not in str(caught.value)
+
+
+def test_folders_of_images_hide_no_run_and_a_search_that_ends_early_is_told(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in range(12):
+        (runs / "an-image-folder" / "train" / f"{name}").mkdir(parents=True)
+    shown = Library(runs)
+    every = {run.name for run in shown.runs()}
+    assert shown.is_whole
+    monkeypatch.setattr(library, "MOST_FOLDERS", 10)
+    assert {run.name for run in shown.runs()} == every, "what is least deep comes first"
+    assert not shown.is_whole
+
+
+def test_what_diverged_is_no_figure(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", None)
+    write_history(tmp_path / "run", "model", [EPOCHS[0], {"epoch": 2, "train_loss": float("inf"), "grad": -(10**400)}])
+    (run,) = Library(tmp_path).runs()
+    assert (run.trainings or {})["model"] == (EPOCHS[0], {"epoch": 2})
+    plots = json.loads(live_run(run), parse_constant=pytest.fail)["plots"]
+    assert [plot["epochs"] for plot in plots] == [[1, 2], [1, 2]], "all plots of a training have one axis"

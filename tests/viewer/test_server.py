@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.errors import OutputError
+from convnext_deploy.viewer import library
 from convnext_deploy.viewer import server as serving
 from convnext_deploy.viewer.library import Library
 from convnext_deploy.viewer.server import RunServer
@@ -63,6 +64,12 @@ def test_figures_of_a_training_come_as_json(server: RunServer) -> None:
     assert top1["lines"][0]["points"][-1] == [3, pytest.approx(100 * (1 - 0.5 / 3))]
     assert [line["name"] for line in loss["lines"]] == ["training loss", "validation loss"]
     assert json.loads(ask(server, "/runs.json")[2])["parts"]["runs"].count("<tr>") == 4
+
+
+def test_a_list_that_is_not_whole_says_so(server: RunServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no run in the others" not in ask(server, "/")[2]
+    monkeypatch.setattr(library, "MOST_FOLDERS", 3)
+    assert "no run in the others is shown" in ask(server, "/")[2]
 
 
 def test_names_are_escaped_everywhere(server: RunServer) -> None:

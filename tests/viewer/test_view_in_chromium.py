@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -65,6 +66,13 @@ def test_list_and_curves_follow_the_folder(browser: Browser, server: RunServer, 
     write_history(runs / "new", "model")
     wait_until(page, "(document.querySelector('#plots path.line0').getAttribute('d').match(/L/g) ?? []).length === 2")
     assert "83.33" in (page.locator("#plots figcaption").first.inner_text())
+    # of a training that is not scored after each epoch, both plots have the axis of all its epochs
+    (runs / "new" / "checkpoints" / "model" / "history.json").write_text(
+        json.dumps([{"epoch": 1, "train_loss": 3}, EPOCHS[1]])
+    )
+    wait_until(page, "document.querySelector('#plots figcaption').innerText.includes('75')")
+    places = page.locator("#plots circle.line0").evaluate_all("all => all.map(each => each.getAttribute('cx'))")
+    assert len(set(places)) == 1
 
     # by keyboard alone: two runs, then compare
     page.goto(server.url)
@@ -84,6 +92,9 @@ def test_list_and_curves_follow_the_folder(browser: Browser, server: RunServer, 
             assert page.evaluate("document.documentElement.scrollWidth") == width, (address, width)
     page.goto(server.url)
     assert page.get_by_text(HOSTILE).count() >= 1
+    write_run(runs / ("x" * 200), None)
+    page.goto(server.url)
+    assert page.evaluate("(([a]) => a.scrollWidth - a.clientWidth)(document.querySelectorAll('.scroll'))") == 0
     assert said == []
     assert {url for url in asked if not url.startswith((server.url, "data:"))} == set()
     context.close()

@@ -191,10 +191,11 @@ def _wanted(factor: float) -> str:
 
 def _describe(speedup: Speedup, speed: Speed, wanted: float | None = None) -> str:
     # where two digits would show what was asked for, and less was measured
-    places = 2 if wanted is None or f"{speedup.median:.2f}" != f"{wanted:.2f}" else 4
+    shown = [f"{factor:.2f}" for factor in (speedup.median, speedup.low, speedup.high)]
+    places = 2 if wanted is None or f"{wanted:.2f}" not in shown else 4
     images = "single images" if speedup.batch_size == 1 else f"batches of {speedup.batch_size}"
     runners = speed.runner if speed.runner == speed.float_runner else f"{speed.runner} and {speed.float_runner}"
-    interval = f"95 %: {speedup.low:.2f} to {speedup.high:.2f}"
+    interval = f"95 %: {speedup.low:.{places}f} to {speedup.high:.{places}f}"
     return (
         f"{speedup.median:.{places}f}× as fast as {speed.compared_with} [{interval}] on {runners}, {images}: "
         f"{speedup.ms:.2f} ms, float {speedup.float_ms:.2f} ms"

@@ -1,0 +1,97 @@
+"""`quantize --target auto`: which forms are made for a GPU, what is said of them, and that the printed bundle has them all."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from convnext_deploy.api.candidates import forms_for
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.errors import DeployError
+from tests.cli.conftest import call
+
+HERE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12", "--calibration-method", "minmax")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "capability", "computes_fp8"),
+    [
+        (("orin",), "SM87", False),
+        (("rtx-3060", "RTX 3070"), "SM86", False),
+        (("t4",), "SM75", False),
+        (("rtx-4070",), "SM89", True),
+        (("thor",), "SM110", True),
+        (("h100",), "SM90", True),
+        (("rtx-5090",), "SM120", True),
+    ],
+)
+def test_forms_are_those_that_a_gpu_computes(gpus: tuple[str, ...], capability: str, *, computes_fp8: bool) -> None:
+    found, forms, without = forms_for(gpus)
+    assert found == capability
+    expected = ["fp8", "int8", "fp16"] if computes_fp8 else ["int8", "fp16"]
+    assert [form.precision for form in forms] == expected
+    assert bool(without) == (len(forms) == 2)
+    if not computes_fp8:
+        assert without == (f"no fp8: {capability} computes none, which begins with Ada (SM89)",)
+
+
+def test_what_nvidia_documents_for_rtx_is_said_and_for_jetson_is_not() -> None:
+    for gpu, of_rtx in (("rtx-4070", True), ("orin", False), ("h100", False), ("t4", False)):
+        (int8,) = (form for form in forms_for((gpu,))[1] if form.precision == "int8")
+        assert ("TensorRT-RTX documents FP8 and weight-only INT8 alone" in int8.reason) == of_rtx
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        (("orin", "rtx-4070"), "these are SM87, SM89; run it once for each"),
+        (("xavier",), "SM72 is older than Turing"),
+        (("rtx-9999",), "the GPU 'rtx-9999' is unknown"),
+    ],
+)
+def test_gpus_that_have_no_choice_in_common_are_refused(gpus: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DeployError, match=message):
+        forms_for(gpus)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "auto"), "say which with --gpu"),
+        (("--gpu", "orin"), "--gpu counts with --target auto only"),
+        (("--target", "auto", "--gpu", "orin,thor"), "run it once for each"),
+    ],
+)
+def test_target_and_gpu_go_together(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    outcome = call("quantize", "convnext_atto.d2_in1k", *options, "--data", tmp_path)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert message in outcome.err
+
+
+@pytest.mark.heavy
+def test_bundle_that_is_printed_has_every_form(
+    small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path
+) -> None:
+    source = next(artifact for artifact in small_artifacts.values() if artifact.is_baseline)
+    outcome = call(
+        "quantize", source.path, "--target", "auto", "--gpu", "orin", "--data", image_folder, *HERE, "--max-drop", "100",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    for line in ("int8-onnx: SM87 computes INT8; TensorRT documents it", "no fp8: SM87 computes none"):
+        assert line in outcome.err
+    follows = [line.removeprefix("next: ") for line in outcome.err.splitlines() if line.startswith("next: ")]
+    assert follows[1:] == [
+        "on the device, in the bundle: bash build_on_device.sh --choose",
+        f"convnext-deploy collect {tmp_path / 'run'} measured.json",
+    ]
+    rows = [row["identity"]["name"] for row in json.loads((tmp_path / "run" / "report.json").read_text())["rows"]]
+    assert rows[-3:] == ["int8", "int8-onnx", "fp16-onnx"]
+    bundled = call(*shlex.split(follows[0])[1:])
+    assert bundled.code == 0, bundled.err
+    (bundle,) = tmp_path.glob("run-bundle*")
+    record = json.loads((bundle / "bundle.json").read_text())
+    assert {model["precision"] for model in record["models"]} == {"int8-fp16", "fp16"}
