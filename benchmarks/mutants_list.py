@@ -54,8 +54,8 @@ MUTANTS = (
     Mutant(
         "average-without-warm-up",
         "the average of a short training is still that of its first weights",
-        "1.0 - min(decay, least)",
-        "1.0 - max(decay, least)",
+        "1.0 - min(self.decay, least)",
+        "1.0 - max(self.decay, least)",
         ("test_fit_options.py",),
         ("min(self.decay, (1 + step) / (10 + step))", "max(self.decay, (1 + step) / (10 + step))"),
     ),
@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         "float-fallback",
         "a layer of an engine that runs partly in float counts as INT8",
-        'next((k for k in sorted(seen) if k != "INT8"), "INT8")',
-        'next((k for k in sorted(seen) if k == "INT8"), "INT8")',
+        "next((k for k in seen if k not in EIGHT_BITS), seen[0]) if seen else UNKNOWN",
+        "next((k for k in seen if k in EIGHT_BITS), seen[0]) if seen else UNKNOWN",
         ("test_engine_precisions.py",),
     ),
     Mutant(

@@ -61,6 +61,8 @@ BENCHMARKS = (
     Benchmark("startup", "startup.py", (), 3),
     Benchmark("quickstart", None, ("recipes/quickstart.toml",), 3),
     Benchmark("loading", "loading.py", (), 6),
+    Benchmark("photos", "photos.py", (), 1),
+    Benchmark("start", "start.py", (), 3),
     Benchmark("eager", "eager.py", ("--rounds", "25"), 3),
     Benchmark("eager-tiny-1", "eager.py", ("--batch-size", "1"), 2),
     Benchmark("eager-v2-tiny-8", "eager.py", ("--model", "v2-tiny", "--rounds", "25"), 4),

@@ -1,5 +1,6 @@
 """Which image stands in which row of the batches of an epoch, and which row is mixed into which."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -22,7 +23,27 @@ def generator(stream: int, *parts: int) -> np.random.Generator:
     return np.random.default_rng((stream, *parts))
 
 
-class EpochOrder(Sequence[NDArray[np.int64]]):
+class Batches(Sequence[NDArray[np.int64]], ABC):
+    """Numbers of images by batch, made when they are asked for."""
+
+    @abstractmethod
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """Return the numbers of a batch, counted from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NDArray[np.int64]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
+        """Return a batch, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.batch(index % len(self))
+
+
+class EpochOrder(Batches):
     """The numbers of the images in each batch of an epoch, `(batch_size,)`, made when they are asked for.
 
     Each comes once, but for the last incomplete batch. Where some have no labels, the labelled ones are first in each batch, and
@@ -54,24 +75,16 @@ class EpochOrder(Sequence[NDArray[np.int64]]):
     def __len__(self) -> int:
         return self._batches
 
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[NDArray[np.int64]]: ...
-    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
-        """Return a batch, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """Return a batch."""
         if self._streamed is not None:
-            streamed: NDArray[np.int64] = self._streamed[index]
+            streamed: NDArray[np.int64] = self._streamed[number]
             return streamed
-        return np.concatenate([part.batch(index % len(self)) for part in self._parts])
+        return np.concatenate([part.batch(number) for part in self._parts])
 
 
 @dataclass(frozen=True)
-class OwnBatches(Sequence[NDArray[np.int64]]):
+class OwnBatches(Batches):
     """The `numbers` of an order's batches, and of each what is `own`, made when they are asked for."""
 
     order: EpochOrder
@@ -81,15 +94,9 @@ class OwnBatches(Sequence[NDArray[np.int64]]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[NDArray[np.int64]]: ...
-    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
-        """Return a batch, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        return self.own(self.order[int(self.numbers[index])])
+    def batch(self, number: int) -> NDArray[np.int64]:
+        """Return what is own of a batch."""
+        return self.own(self.order[int(self.numbers[number])])
 
 
 @dataclass(frozen=True)

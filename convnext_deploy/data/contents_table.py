@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.files import STATUS
 from convnext_deploy.errors import OutputError
-from convnext_deploy.system.files import whole_file
+from convnext_deploy.system.files import write_bytes
 
 DIGEST = np.dtype("V16")
 READ, ENDED, OPENED = 1, 2, 4  # bits of `known`
@@ -62,10 +62,8 @@ def load_table(file: Path) -> NDArray[np.void]:
 def save_table(file: Path, table: NDArray[np.void]) -> bool:
     """Keep a table, completely or not at all, and return whether it is. Where that fails nothing is lost but time."""
     body = memoryview(_release() + table.tobytes())
-    with contextlib.suppress(OutputError), whole_file(file, needed=len(body) + _CHECKSUM, shared=True) as partial:
-        with partial.open("wb") as stream:
-            stream.write(_checksum(body))
-            stream.write(body)
+    with contextlib.suppress(OutputError):
+        write_bytes(file, _checksum(body), body, shared=True)
         return True
     return False
 

@@ -65,11 +65,12 @@ class Block(nn.Module):
         return x + branch if self.gamma is None else torch.addcmul(x, self.gamma, branch)
 
     def _depthwise(self, x: Tensor) -> Tensor:
-        """Convolve `(N, C, H, W)`; in training on a CPU in float32 also under autocast.
+        """Convolve `(N, C, H, W)`; on a CPU in float32 also under autocast.
 
         There its gradient takes 2.7 times as long in bfloat16, and with it a whole step of a small network 1.4 times as long.
+        Without gradients, too, so that a teacher computes as its student does.
         """
-        if x.device.type != "cpu" or not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return self.dwconv(x)  # type: ignore[no-any-return]  # modules return Any
         with torch.autocast("cpu", enabled=False):
             return self.dwconv(x.float())  # type: ignore[no-any-return]

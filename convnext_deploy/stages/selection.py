@@ -135,15 +135,17 @@ class Judge:
         limit_pp = limit_pp if self._adds_up else math.inf
         seen = self._begun.pop(name, [])
         count = sum(map(len, seen))
-        costs = [self._costs(0, torch.cat(seen))] if seen else []
+        costs = np.zeros(len(self.labels))
+        if seen:
+            costs[:count] = self._costs(0, torch.cat(seen))
         with torch.no_grad():
-            for batch in self.images.batches(start=count) if count else self.images.batches():
+            for batch in self.images.batches(start=count):
                 seen.append(network(batch).float().cpu())
                 if limit_pp == math.inf:
                     continue
-                costs.append(self._costs(count, seen[-1]))
+                costs[count : count + len(batch)] = self._costs(count, seen[-1])
                 count += len(batch)
-                least = self._least_risk_pp(np.concatenate(costs))
+                least = self._least_risk_pp(costs)
                 if least > limit_pp and count < len(self.labels):
                     if may_go_on:
                         self._begun[name] = seen
@@ -158,10 +160,8 @@ class Judge:
         return found
 
     def _least_risk_pp(self, costs: NDArray[np.float64]) -> float:
-        """Return the risk if no other image's answer changed."""
-        padded = np.zeros(len(self.labels))
-        padded[: len(costs)] = costs
-        least = padded.mean() if self._own_level is None else stringer_bound(padded, self._own_level)
+        """Return the risk of all images by what their answers cost, `(images,)`, 0 where one was not seen yet."""
+        least = costs.mean() if self._own_level is None else stringer_bound(costs, self._own_level)
         return 100.0 * (1.0 - 1e-9) * float(least)  # sums in another order
 
     def _ended(self, name: str, logits: Tensor, seconds: float, least_risk_pp: float) -> Step:

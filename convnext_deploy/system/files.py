@@ -79,10 +79,11 @@ class ClosableWriter(io.BufferedWriter):
         return memoryview(data).nbytes if self.closed else super().write(data)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all. Raises: OutputError: if it cannot be written."""
-    with whole_file(path, needed=len(content)) as partial:
-        partial.write_bytes(content)
+def write_bytes(path: Path, *parts: bytes | memoryview, shared: bool = False) -> None:
+    """Write parts in order, completely or not at all; `shared` as in `whole_file`. Raises: OutputError: if it cannot be written."""
+    with whole_file(path, needed=sum(map(len, parts)), shared=shared) as partial, partial.open("wb") as file:
+        for part in parts:
+            file.write(part)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,15 +26,19 @@ class Reading:
     bad: float
 
 
+def widest_dtype(device: str) -> torch.dtype:
+    """Return float64, or float32 on devices that have no other."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 class LossMeter:
     """Adds up the losses of an epoch on the device and remembers the first that is not finite; nothing is copied until `read`.
 
-    Sums are in float64 (float32 on devices that have no other), in the order of the steps, however often they are read.
+    Sums are as `widest_dtype` says, in the order of the steps, however often they are read.
     """
 
     def __init__(self, device: str) -> None:
-        kind = torch.device(device).type
-        self._dtype = torch.float32 if kind == "mps" else torch.float64
+        self._dtype = widest_dtype(device)
         # the sum, the last loss, which step since the last reading had the first bad one (from 1; 0: none), and that one
         self._sum, self._last, self._bad_at, self._bad = torch.zeros(4, dtype=self._dtype, device=device)
         self._step: Tensor | None = None
@@ -74,8 +78,7 @@ class DeviceSum:
     """Adds up scalars on a device in float64, where it has that, and copies nothing until `read`."""
 
     def __init__(self, device: str) -> None:
-        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self._sum = torch.zeros((), dtype=dtype, device=device)
+        self._sum = torch.zeros((), dtype=widest_dtype(device), device=device)
 
     def add(self, value: Tensor, times: int = 1) -> None:
         """Add a scalar so many times."""

@@ -44,7 +44,7 @@ def test_doctor_shows_one_calm_screen_where_all_is_well() -> None:
     assert lines[0].startswith("convnext_deploy ")
     assert lines[-1] == "The main path works."
     shown = [line for line in lines if line.startswith(("  yes  ", "  no   "))]
-    assert len(shown) == 17
+    assert len(shown) == 18
     assert len({line.index("  ", 7) for line in shown if "TensorRT, build and run" in line}) == 1
     assert any(line.startswith("  yes  export to ONNX ") for line in shown)
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import Recipe
@@ -16,6 +18,7 @@ from tests.golden.stage_results import FILE, RESULTS, Workshop, differences, is_
 from tests.shared import heavy_except
 
 KNOWN = json.loads(FILE.read_text(encoding="utf-8"))
+KNOWN_DRAW = -1.12584  # the first weight that PyTorch 2.14 and 2.15 draw for seed 0
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +34,18 @@ def test_results_of_a_kind_are_those_of_its_version(kind: str, shop: Workshop) -
     assert KNOWN[kind]["result_version"] == stage_config(kind).result_version, (
         "run python -m tests.golden.stage_results"
     )
+    if kind == "train" and not _draws_the_known_weights():
+        pytest.skip("this PyTorch draws other initial weights for a seed, as 2.10 does")
     changed = differences(RESULTS[kind](shop), KNOWN[kind]["numbers"], is_quantized(kind))
     assert not changed, (
         f"{kind} gives other results ({', '.join(changed)}). If that is meant, raise result_version in the settings of this kind "
         "and of those whose results changed with it, and run python -m tests.golden.stage_results"
     )
+
+
+def _draws_the_known_weights() -> bool:
+    drawn = nn.init.trunc_normal_(torch.empty(64), generator=torch.Generator().manual_seed(0))
+    return drawn[0].item() == pytest.approx(KNOWN_DRAW, abs=1e-4)
 
 
 def test_every_kind_that_runs_on_a_cpu_has_its_numbers() -> None:

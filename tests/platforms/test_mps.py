@@ -24,6 +24,7 @@ from convnext_deploy.quantization.scheme import SCHEMES
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.execution import Execution, resolve_device
+from convnext_deploy.training import loss_meter
 from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.scoring import evaluate_classifier
 from tests.training.fake_batches import fit_with
@@ -98,7 +99,11 @@ def network() -> ConvNeXt:
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_training_and_evaluation_need_no_float64(quantized: bool, small_data: Data) -> None:
+def test_training_and_evaluation_need_no_float64(
+    quantized: bool, small_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loss_meter.widest_dtype("mps") == torch.float32
+    monkeypatch.setattr(loss_meter, "widest_dtype", lambda device: torch.float32)
     model, preprocess = network(), default_preprocess(32)
     if quantized:
         prepare(model, SCHEMES["tensorrt"])

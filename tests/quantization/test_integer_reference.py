@@ -165,5 +165,8 @@ def test_integers_are_equal_at_the_quantized_sites(results: Results, one: str, o
 def test_answers_are_equal(results: Results) -> None:
     answers = {name: logits.argmax(axis=1) for name, logits in results.logits.items()}
     for one, other in PAIRS:
-        assert (answers[one] == answers[other]).mean() >= LEAST_EQUAL
+        second, first = np.sort(results.logits[one], axis=1)[:, -2:].T
+        clear = first - second > 0.01  # by less a tie of roundings decides
+        assert clear.mean() >= 0.98
+        assert (answers[one] == answers[other])[clear].all()
     assert len(set(answers["numpy"].tolist())) == 5

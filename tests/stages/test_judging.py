@@ -24,7 +24,7 @@ class Given:
     values: Tensor
     size: int = 3
 
-    def batches(self) -> list[Tensor]:
+    def batches(self, start: int = 0) -> list[Tensor]:
         return list(self.values.split(self.size))
 
 

@@ -194,6 +194,8 @@ _WRITERS = {
     # file → why it may write by itself
     "system/files.py": "the mechanism",
     "bundles/device": "runs alone, without the package",
+    "data/files.py": "within whole_file",
+    "data/remote_blocks.py": "within whole_file; and an empty file that is locked",
     "data/pixel_cache.py": "within whole_file",
     "evaluation/measure.py": "within whole_file",
     "data/shard_index.py": "within whole_file",

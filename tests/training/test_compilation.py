@@ -19,6 +19,7 @@ import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
+from convnext_deploy.models import depthwise
 from convnext_deploy.stages import training_setup
 from convnext_deploy.training.checkpoint_store import BEST, LAST, TrainingStore
 from convnext_deploy.training.torch_compile import compile_network
@@ -32,7 +33,9 @@ class KilledError(Exception):
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
+def _fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that remembers nothing; and one way to the gradient of depthwise weights, since compiled graphs take PyTorch's."""
+    monkeypatch.setattr(depthwise, "_has_fast_convolutions", lambda: False)
     yield
     torch.compiler.reset()
 
