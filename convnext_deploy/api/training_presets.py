@@ -45,7 +45,7 @@ _DIGITS_LARGE_FIT = dataclasses.replace(
     crop_scale_min=1.0,
     layer_scale_init=1.0,
 )
-_DIGITS_LARGE_TEACHER_FIT = dataclasses.replace(_DIGITS_LARGE_FIT, epochs=4, base_learning_rate=0.056)
+_DIGITS_LARGE_TEACHER_FIT = dataclasses.replace(_DIGITS_LARGE_FIT, epochs=3, base_learning_rate=0.056)
 _LEAST_LARGE = 20_000_000  # parameters
 # 2.5e-5, as in recipes/quickstart.toml: at 1e-4 networks drift from what they have learned
 DIGITS_QAT_FIT = dataclasses.replace(
