@@ -118,7 +118,7 @@ def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: in
 
 @pytest.fixture
 def monkeypatch(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """pytest's own, undone before pytest removes `tmp_path`, for which it may need what a test took away."""
+    """As pytest's own, but undone before pytest removes `tmp_path`, for which it may need what a test took away."""
     with pytest.MonkeyPatch.context() as patch:
         yield patch
 
