@@ -139,7 +139,7 @@ def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_onc
     large = distill("base", "tiny", out=tmp_path, execution=options).planned
     by_features = distill("base", "tiny", distill_method="feature", out=tmp_path, execution=options).planned
     epochs = [[stage.config.fit.epochs for stage, _ in plan] for plan in (small, large)]  # type: ignore[attr-defined]
-    assert epochs == [[10, 15], [4, 8]]
+    assert epochs == [[10, 15], [3, 8]]
     students = [plan[1][0].config for plan in (small, large, by_features)]
     assert [config.teacher_cache for config in students] == [False, True, False]  # type: ignore[attr-defined]
     assert students[1].fit.augmentation_epochs == 1  # type: ignore[attr-defined]
