@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from convnext_deploy.config.checks import check_size
 from convnext_deploy.config.choices import (
+    Activation,
     CropMode,
     FeatureOutput,
     GraphOutput,
@@ -18,8 +19,6 @@ from convnext_deploy.config.choices import (
 )
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.config.records import between
-
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -61,13 +61,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
-        branch: Tensor = self.norm(self._depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        branch = self.before_mlp(x)
         images = self._images_at_once(branch)
         branch = torch.cat([self._mlp(part) for part in branch.split(images)]) if images else self._mlp(branch)
         if self.training and self.drop_path_rate > 0.0:
             branch = drop_path(branch, self.drop_path_rate)
         # one pass over the large tensors for the product and the sum
         return x + branch if self.gamma is None else torch.addcmul(x, self.gamma, branch)
+
+    def before_mlp(self, x: Tensor) -> Tensor:
+        """Map the block's input `(N, H, W, C)` to that of its first linear layer, likewise."""
+        return self.norm(self._depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # as below
 
     def _depthwise(self, x: Tensor) -> Tensor:
         """Convolve `(N, C, H, W)`; on a CPU in float32 also under autocast.
@@ -238,6 +242,10 @@ class ConvNeXt(nn.Module):
                     x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = stage(x)
+        return self.after_trunk(x)
+
+    def after_trunk(self, x: Tensor) -> Tensor:
+        """Map what the last block gives, `(N, H', W', D)`, to the network's output."""
         if self.norm_pre is not None:
             x = self.norm_pre(x)
         if self.feature_map:

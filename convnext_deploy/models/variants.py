@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
+from convnext_deploy.config.choices import Activation
 from convnext_deploy.errors import RecipeError, suggest
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Variant:
     kernel_sizes: Four = (7, 7, 7, 7)
     norm: Literal["layernorm", "rmsnorm", "simplenorm"] = "layernorm"
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu"
+    activation: Activation = "gelu"
     head_norm_first: bool = False
     head_hidden_size: int | None = None
     hidden_widths: tuple[int, ...] | None = None

@@ -19,6 +19,7 @@ from convnext_deploy.models.checkpoints.key_maps import check_writable, from_nat
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.models.checkpoints.state_dict import infer_model_spec, load_checkpoint
+from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.variants import build_model, complete_spec, dense_widths, with_widths
 from convnext_deploy.pipeline.open_checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ SPEC = ModelSpec("test_convnext", 5, hidden_widths=WIDTHS)
 V2 = ModelSpec("convnextv2_atto", 5, patch_size=2, hidden_widths=(0, 32, 64, 0, 160, 0, 192, 0, 640, 32, 0, 96))
 
 
-def network(spec: ModelSpec) -> torch.nn.Module:
+def network(spec: ModelSpec) -> ConvNeXt:
     torch.manual_seed(0)
     return build_model(spec, layer_scale_init=0.5).eval()
 
