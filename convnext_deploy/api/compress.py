@@ -7,16 +7,15 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import name_variant, open_artifact, open_data_for
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import DIGITS_FIT, choose, choose_qat, describe_qat
+from convnext_deploy.api.training_presets import choose, choose_qat, describe_qat
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import Activation
 from convnext_deploy.compression.budget import Budget, parse_budget
 from convnext_deploy.compression.device_times import times_on_devices
-from convnext_deploy.compression.explore import Chosen, Exploration, check_budgets, explore
+from convnext_deploy.compression.explore import Exploration, check_budgets, explore
 from convnext_deploy.compression.probe_files import ProbeForm, ProbeWriter
 from convnext_deploy.compression.probes import check_widths
-from convnext_deploy.compression.times import MEASURED_TARGETS, Times, check_runtime, times_for
-from convnext_deploy.config.choices import Target
+from convnext_deploy.compression.times import MEASURED_TARGETS, check_runtime, times_for
+from convnext_deploy.config.choices import Activation, Target
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.prune import PruneConfig
@@ -29,6 +28,7 @@ from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.cache_folder import user_cache
+from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 
 MAX_DROP_PP = 0.3
@@ -81,25 +81,28 @@ def compress(
     variant = name_variant(None, source)
     settings = create_settings("compress", f"compress-{variant}", out, how, execution)
     plans = execution.dry_run or False
-    found, times = _explore(source, budgets, target, activation, images, settings.out, how, plans=plans)
-    gate = create_gate(evaluation, MAX_DROP_PP)
-    stages, goals, choices = [*_dense(target)], [], {}
+    found, origin, is_measured = from_first(
+        lambda: _explore(source, budgets, target, activation, images, settings.out, how, plans=plans)
+    )
+    how.progress.say(f"times of hidden widths: {origin}")
+    stages, goals = _dense(target), []
+    choices: dict[str, tuple[str, ...]] = {}
+    gate = dataclasses.replace(create_gate(evaluation, MAX_DROP_PP), against=SOURCE)
+    taught, qat = choose(variant, data, training, images, source, "student"), choose_qat(training, images)
     for budget, chosen in zip(budgets, found.chosen, strict=True):
-        names = _names(budget, alone=len(budgets) == 1)
-        taught = choose(variant, data, training, images, source, DIGITS_FIT)
-        qat = choose_qat(training, images)
+        pruned, distilled, quantized, graph = _names(budget, alone=len(budgets) == 1)
         stages += [
-            StageEntry(names[0], PruneConfig(widths=chosen.widths, activation=activation), SOURCE),
-            StageEntry(names[1], DistillConfig(taught.model, SOURCE, taught.fit), names[0]),
-            StageEntry(names[2], QuantizeConfig(target=target, fit=qat), names[1]),
-            StageEntry(names[3], _graph(target), names[2], dataclasses.replace(gate, against=SOURCE)),
+            StageEntry(pruned, PruneConfig(widths=chosen.widths, activation=activation), SOURCE),
+            StageEntry(distilled, DistillConfig(taught.model, SOURCE, taught.fit), pruned),
+            StageEntry(quantized, QuantizeConfig(target=target, fit=qat), distilled),
+            StageEntry(graph, _graph(target), quantized, gate),
         ]
-        choices |= {names[0]: tuple(chosen.describe(found.dense_ms)), names[1]: taught.words}
-        choices[names[2]] = describe_qat(qat, training, images)
-        goals.append(_goal(names[3], budget, chosen, times))
+        choices |= {pruned: tuple(chosen.describe(found.dense_ms)), distilled: taught.words}
+        choices[quantized] = describe_qat(qat, training, images)
+        predicted = chosen.predicted_ms if is_measured else None
+        goals.append(LatencyGoal(graph, _DENSE[1], budget.ratio, budget.ms, predicted))
     recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, data.preprocess)
     recipe = dataclasses.replace(recipe, latency_goals=tuple(goals))
-    how.progress.say(f"times of hidden widths: {times.origin}")
     settings = dataclasses.replace(settings, choices=choices, explored=found.front)
     result = run_stages(recipe, settings, source, images)
     if plans:
@@ -137,8 +140,8 @@ def _explore(
     how: Execution,
     *,
     plans: bool,
-) -> tuple[Exploration, Times]:
-    """Return the widths for each budget, and the times by which they were chosen."""
+) -> tuple[Exploration, str, bool]:
+    """Return the widths for each budget, where the times are from by which they were chosen, and whether these were measured."""
     cache = how.cache_dir or out / "cache"
     other = None if activation in (None, complete_spec(source.model).activation) else activation
     writer = ProbeWriter(ProbeForm(source.model, source.preprocess, target, other))
@@ -152,7 +155,8 @@ def _explore(
         def check(widths: Sequence[int]) -> tuple[float, float]:
             return check_widths(writer, widths, how.progress)
 
-    return explore(source, budgets, times, context, activation, check, keep=not plans), times
+    found = explore(source, budgets, times, context, activation, check, keep=not plans)
+    return found, times.origin, times.is_measured
 
 
 def _dense(target: Target) -> list[StageEntry]:
@@ -172,8 +176,3 @@ def _names(budget: Budget, *, alone: bool) -> tuple[str, str, str, str]:
     """Return the names of the stages for a budget."""
     end = "" if alone else f"-{budget}"
     return f"pruned{end}", f"distilled{end}", f"int8{end}", f"onnx{end}"
-
-
-def _goal(stage: str, budget: Budget, chosen: Chosen, times: Times) -> LatencyGoal:
-    predicted = chosen.predicted_ms if times.is_measured else None
-    return LatencyGoal(stage, _DENSE[1], budget.ratio, budget.ms, predicted)

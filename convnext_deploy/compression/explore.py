@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import Activation
 from convnext_deploy.compression.budget import Budget
 from convnext_deploy.compression.search import Widths, WidthSearch
 from convnext_deploy.compression.times import Times
+from convnext_deploy.config.choices import Activation
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.evaluation.measure import read_kept, write_kept
 from convnext_deploy.evaluation.timing.front import ExploredPoint

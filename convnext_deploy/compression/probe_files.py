@@ -11,9 +11,9 @@ from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import PTQRecord, TorchDetails
-from convnext_deploy.artifacts.spec import Activation, ModelSpec, Preprocess
+from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.compression.cut_graph import cut_graph
-from convnext_deploy.config.choices import Target
+from convnext_deploy.config.choices import Activation, Target
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.models.layers import GRN
 from convnext_deploy.models.variants import build_model, complete_spec, with_widths

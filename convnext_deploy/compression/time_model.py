@@ -17,9 +17,7 @@ from convnext_deploy.metrics.nonnegative import solve_nonnegative
 from convnext_deploy.models.block_shapes import WIDTH_STEP, BlockShape
 
 _KNOTS = (0.25, 0.5, 1.0)  # of the full width, between which a time is linear
-_STRAIGHT = (
-    0.02  # weight of bends against errors of the measured times: chosen on measured times, see benchmarks/README.md
-)
+_STRAIGHT = 0.02  # weight of bends beside the errors of the measured times
 
 
 @dataclass(frozen=True)

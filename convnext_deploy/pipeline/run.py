@@ -121,6 +121,7 @@ def _run(
         source_preprocess=recipe.source_preprocess,
         source_output=recipe.source_output,
         unlabelled=recipe.unlabelled,
+        latency_goals=recipe.latency_goals,
     )
     if source is not None:
         _bring(run, source)

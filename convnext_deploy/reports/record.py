@@ -9,7 +9,7 @@ from typing import Any
 
 from convnext_deploy.config.choices import FeatureOutput, MetricName
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import BASELINE, SOURCE
+from convnext_deploy.config.recipe import BASELINE, SOURCE, LatencyGoal
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
@@ -190,7 +190,7 @@ class Report(Result):
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
     without files or in an old report. `test`: what the test gave, at the end. `devices`: what `collect` brought in.
     `unlabelled`: the recipe's folder of images that only teachers label. `front`: what has a latency goal, timed beside what it
-    replaces; `front_not_timed`: why there is none.
+    replaces; `front_not_timed`: why there is none; `latency_goals`: the recipe's.
     """
 
     recipe: str
@@ -217,6 +217,7 @@ class Report(Result):
     unlabelled: str | None = None
     front: Front | None = None
     front_not_timed: str | None = None
+    latency_goals: tuple[LatencyGoal, ...] = ()
 
     @property
     def metric(self) -> Metric:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def _cost_ms(stage: int, width: int) -> float:
     """Of a block: a part for its depthwise convolution, one for its linear layers, and steps of two tiles as kernels have them."""
     if not width:
         return 0.0
-    return 0.02 / (stage + 1) + (0.0002 + 0.0001 * (stage == 1)) * 64 * np.ceil(width / 64) * 2.0**stage / 4
+    return 0.02 / (stage + 1) + (0.0002 + 0.0001 * (stage == 1)) * 64 * math.ceil(width / 64) * 2.0**stage / 4
 
 
 def _true_ms(widths: tuple[int, ...]) -> float:

@@ -140,7 +140,9 @@ def judge_latency(point: TimedPoint, loaded: str | None) -> Verdict:
         (point.ratio, point.ratio_interval, point.max_ratio, f"{point.ratio:.3f} of the time of {point.against}", "×"),
         (point.ms, point.ms_interval, point.max_ms, f"{point.ms:.3f} ms", " ms"),
     ]
-    reasons, notes, proven = [], [], True
+    reasons: list[str] = []
+    notes: list[str] = []
+    proven = True
     judged = [(value, interval, most, text, unit) for value, interval, most, text, unit in limits if most is not None]
     if not judged:
         return Verdict()
