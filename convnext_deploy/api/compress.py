@@ -145,8 +145,8 @@ def _explore(
     cache = how.cache_dir or out / "cache"
     other = None if activation in (None, complete_spec(source.model).activation) else activation
     writer = ProbeWriter(ProbeForm(source.model, source.preprocess, target, other))
-    folders = [folder for folder in (how.cache_dir or user_cache(), None if plans else cache) if folder is not None]
-    times = times_for(writer, how.progress, list(dict.fromkeys(folders)), times_on_devices(out, source.model))
+    kept, measured = how.cache_dir or user_cache(), times_on_devices(out, source.model)
+    times = times_for(writer, how.progress, kept, None if plans else cache, measured)
     check_budgets(source, budgets, times)
     context = StageContext("widths", out, images, how, cache)
     check = None

@@ -33,7 +33,10 @@ _MOST_IMAGES, _LEAST_IMAGES = 512, 16
 _MACS = 3e10  # of the images that a network is judged on: about a second of a core
 _PROPOSALS, _PROPOSALS_OF_LARGE = 8, 3
 _BATCH_SIZE = 32
-_CHECKS, _ROOM = 3, 0.99  # how often a choice is made anew, and how much less than the budget is then asked for
+_CHECKS, _ROOM = (
+    3,
+    0.985,
+)  # how often a choice is made at most, and the share of the budget that it is to take: times are noisy
 RESULT_VERSION = 1
 """In the key of what is kept: raised when the same times and images give other widths."""
 
@@ -263,7 +266,7 @@ def _choose(
             break
         checked = check(found[0].widths)
         over = checked[0] / budget.ms if budget.ms is not None else checked[1] / (budget.ratio or 1.0)
-        if over <= 1.0:
+        if over <= _ROOM:
             break
         limit = max(search.least_ms, min(limit, found[0].predicted_ms) / over * _ROOM)
     best, first = found[0], search.choose(limit) or found[0]

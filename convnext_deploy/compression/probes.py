@@ -96,31 +96,31 @@ def choose_probes(shapes: Sequence[BlockShape], count: int = PROBES, seed: int =
 
 
 def measure_probes(
-    writer: ProbeWriter, progress: Progress, folders: Sequence[Path], *, keep: bool = True, count: int = PROBES
+    writer: ProbeWriter, progress: Progress, cache: Path | None, run: Path | None = None, count: int = PROBES
 ) -> ProbeTimes:
     """Return the times of networks that tell what a block costs, kept or measured.
 
     Args:
         writer: of the files.
         progress: where to report.
-        folders: where times are kept, the first that has them counts; new ones are written into all.
-        keep: whether new ones are written.
+        cache: where times are kept for all runs, but for those of a machine that did other work; None: nowhere.
+        run: where they are kept for one run, whose choice they decide, and are looked for first; None: there is none.
         count: of networks.
 
     Raises: BackendUnavailableError, ProcessFailedError: if the files cannot be run here.
     """
     form, environment = writer.form, describe_environment()
     key = _key(form, environment, count)
-    files = [folder / "latency" / f"{key[:32]}.json" for folder in folders]
-    found = next((times for file in files if (times := read_kept(ProbeTimes, file, key)) is not None), None)
+    files = [None if folder is None else folder / "latency" / f"{key[:32]}.json" for folder in (run, cache)]
+    found = next((times for file in files if file and (times := read_kept(ProbeTimes, file, key)) is not None), None)
     if found is None:
         widths = choose_probes(block_shapes(form.spec, form.preprocess.image_size), count)
         if form.activation is not None:  # the dense network in both ways
             widths = (widths[0], *widths)
         machine = f"{environment['cpu']}, {environment['cores']} cores"
         found = time_widths(writer, widths, progress, machine=machine)
-    for file in files if keep else ():
-        if read_kept(ProbeTimes, file, key) != found:
+    for file in files if found.loaded is None else files[:1]:
+        if file is not None and read_kept(ProbeTimes, file, key) is None:
             try:
                 write_kept(file, key, found)
             except OutputError as error:  # a cache that cannot be written ends no run

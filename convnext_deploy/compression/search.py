@@ -70,8 +70,13 @@ class WidthSearch:
     @property
     def least_ms(self) -> float:
         """The time of all but the blocks, and of the cheapest block: nothing is faster."""
-        costs = [self._times.block_ms(shape, min(filter(None, options), default=0)) for shape, options in self._rows()]
-        return self._times.fixed_ms + min(costs)
+        return self._times.fixed_ms + min(
+            self._times.block_ms(self._shapes[place], width) for place, width in self._least()
+        )
+
+    def _least(self) -> list[tuple[int, int]]:
+        """Return the place and the least width of each block that is there."""
+        return [(place, min(filter(None, options))) for place, options in enumerate(self._options) if any(options)]
 
     def _rows(self) -> Iterator[tuple[BlockShape, list[int]]]:
         return zip(self._shapes, self._options, strict=True)
@@ -88,7 +93,17 @@ class WidthSearch:
         found = (table or self._plain).choose(budget_ms - self._times.fixed_ms)
         if found is None:
             return None
-        return self.describe([options[place] for options, place in zip(self._options, found, strict=True)])
+        widths = [options[place] for options, place in zip(self._options, found, strict=True)]
+        return self.describe(widths) if any(widths) else self._smallest(budget_ms)
+
+    def _smallest(self, budget_ms: float) -> Widths | None:
+        """Return the network of a single block that loses least within a time; None: even that takes longer."""
+        alone = []
+        for place, width in self._least():
+            widths = [0] * len(self._shapes)
+            widths[place] = width
+            alone.append(self.describe(widths))
+        return min((each for each in alone if each.predicted_ms <= budget_ms), key=lambda each: each.loss, default=None)
 
     def describe(self, widths: Sequence[int]) -> Widths:
         """Return what a choice takes and loses."""
@@ -112,7 +127,7 @@ class WidthSearch:
         """
         rng = np.random.default_rng(self._seed)
         first = self.choose(budget_ms)
-        if first is None or not any(first.widths):
+        if first is None:
             return []
         centre = np.zeros(len(self._shapes))
         found = {first.widths: _measured(first, measure)}
@@ -121,7 +136,7 @@ class WidthSearch:
             for _ in range(proposals):
                 own = centre + spread * rng.standard_normal(len(centre))
                 choice = self.choose(budget_ms, self._table(np.exp(own)))
-                if choice is not None and any(choice.widths) and choice.widths not in found:
+                if choice is not None and choice.widths not in found:
                     found[choice.widths], weights[choice.widths] = _measured(choice, measure), own
             centre = weights[min(found.values(), key=lambda each: each.order).widths]
         return sorted(found.values(), key=lambda each: each.order)

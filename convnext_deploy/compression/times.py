@@ -46,19 +46,18 @@ def check_runtime(target: Target) -> None:
 def times_for(
     writer: ProbeWriter,
     progress: Progress,
-    folders: Sequence[Path],
+    cache: Path | None,
+    run: Path | None = None,
     measured: Sequence[tuple[Sequence[int], float]] = (),
-    *,
-    keep: bool = True,
 ) -> Times:
     """Return how long the widths of a network take.
 
     Args:
         writer: of the files.
         progress: where to report.
-        folders: where measured times are kept, see `measure_probes`.
+        cache: where measured times are kept, as `run`: see `measure_probes`.
+        run: likewise.
         measured: for engines, hidden widths and milliseconds of networks that were timed on a device.
-        keep: whether new times are kept.
 
     Raises: BackendUnavailableError, ProcessFailedError: if a file cannot be run here.
     """
@@ -66,7 +65,7 @@ def times_for(
     shapes = block_shapes(form.spec, form.preprocess.image_size)
     if form.target in MEASURED_TARGETS:
         check_runtime(form.target)
-        found = measure_probes(writer, progress, folders, keep=keep)
+        found = measure_probes(writer, progress, cache, run)
         threads = "as many threads as it likes" if found.threads is None else f"{found.threads} threads"
         origin = f"measured on {len(found.widths)} networks with {found.runner}, {threads}, on {found.machine}"
         if found.loaded is not None:
