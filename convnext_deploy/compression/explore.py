@@ -31,7 +31,7 @@ from convnext_deploy.stages.selection import outputs_of
 _FRONT_STEPS = 8
 _MOST_IMAGES, _LEAST_IMAGES = 512, 16
 _MACS = 3e10  # of the images that a network is judged on: about a second of a core
-_PROPOSALS, _PROPOSALS_OF_LARGE = 8, 3
+_PROPOSALS, _PROPOSALS_OF_LARGE = 8, 1  # a large network takes a minute to be fitted to other widths
 _BATCH_SIZE = 32
 _CHECKS, _ROOM = (
     3,
@@ -143,7 +143,7 @@ def explore(
     steps = np.linspace(times.dense_ms, search.least_ms, _FRONT_STEPS + 2)[1:-1].tolist()
     front = search.front(steps)
     proposals = _PROPOSALS if judge.is_small else _PROPOSALS_OF_LARGE
-    total = len(front) + len(budgets) * (1 + 2 * proposals)
+    total = judge.is_small * len(front) + len(budgets) * (1 + 2 * proposals)
     with progress.task("choices of widths", total, "networks") as task:
 
         def measure(widths: tuple[int, ...]) -> float:
@@ -151,7 +151,9 @@ def explore(
             task.advance(note=f"KL {found:.3g}")
             return found
 
-        points = tuple(_explored(each, times, measure(each.widths), judge) for each in front)
+        points = tuple(
+            _explored(each, times, measure(each.widths) if judge.is_small else None, judge) for each in front
+        )
         chosen = tuple(
             _choose(each, times, search, judge, lambda ms: search.refine(ms, measure, proposals), check)
             for each in budgets
@@ -242,9 +244,9 @@ class _Judge:
         return logits > 0 if self._multi_label else logits.argmax(1)
 
 
-def _explored(choice: Widths, times: Times, kl: float, judge: _Judge) -> ExploredPoint:
-    ratio = choice.predicted_ms / times.dense_ms
-    return ExploredPoint(choice.predicted_ms, ratio, choice.loss, kl, judge.agreement(choice.widths), choice.widths)
+def _explored(choice: Widths, times: Times, kl: float | None, judge: _Judge) -> ExploredPoint:
+    ratio, agreement = choice.predicted_ms / times.dense_ms, None if kl is None else judge.agreement(choice.widths)
+    return ExploredPoint(choice.predicted_ms, ratio, choice.loss, kl, agreement, choice.widths)
 
 
 def _choose(

@@ -56,9 +56,9 @@ def _model() -> tuple[onnx.ModelProto, Arrays]:
     arrays: Arrays = {}
     nodes = [*_block(0, 0, "images", "a", arrays), *_block(0, 1, "a", "b", arrays)]
     nodes.append(helper.make_node("Identity", ["b"], ["logits"], name="head/Identity"))
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4])] for name in ("images", "logits")]
+    first, last = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in ("images", "logits"))
     tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "blocks", *ends, tensors)
+    graph = helper.make_graph(nodes, "blocks", [first], [last], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), arrays
 
 
