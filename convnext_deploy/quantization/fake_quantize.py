@@ -80,8 +80,8 @@ def _in_parts(scale: Tensor, zero_point: Tensor, *tensors: Tensor) -> Iterator[t
 
 def _in_order_of_memory(x: Tensor) -> Tensor | None:
     """Return a view of all values of a tensor, `(numel,)`; None: they do not lie side by side."""
-    order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
-    ordered = x.permute(order)
+    strides = x.stride()
+    ordered = x.permute(sorted(range(x.ndim), key=strides.__getitem__, reverse=True))
     return ordered.view(-1) if ordered.is_contiguous() else None
 
 

@@ -138,7 +138,7 @@ find_capability() {
         printf '%s%s\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
         return
     fi
-    board=$(tr -d '\0' <"${DEVICE_TREE:-/proc/device-tree}/model" 2>/dev/null || true)
+    board=$(cat -- "${DEVICE_TREE:-/proc/device-tree}/model" 2>/dev/null | tr -d '\0' || true)
     case $board in
         *Orin*) echo 87 ;;
         *Xavier*) echo 72 ;;
