@@ -33,7 +33,8 @@ def test_report_of_a_run_is_read_once_for_all_its_models(
     }
     assert read == [small_artifacts["onnx-fp32"].path.parents[1]]
     first = contents.models[0]
-    again = dataclasses.replace(first, artifact=dataclasses.replace(first.artifact, sha256="0" * 64))
+    file = dataclasses.replace(first.artifact.files[0], sha256="0" * 64)
+    again = dataclasses.replace(first, artifact=dataclasses.replace(first.artifact, files=(file,)))
     assert first.name not in find_reported(dataclasses.replace(contents, models=(again, *contents.models[1:])))
     alone = collected(write_onnx_artifact(tmp_path / "graph", row_sum_graph()).path)
     assert find_reported(alone) == {}
