@@ -20,7 +20,7 @@ from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.errors import StoppedError
 from convnext_deploy.pipeline import estimate
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.progress import SilentProgress, describe_time
 
 
 class Listener(SilentProgress):
@@ -126,4 +126,20 @@ def test_estimate_counts_images_without_labels_where_they_teach(
     ("seconds", "words"), [(5, "5 seconds"), (600, "10 minutes"), (9000, "2.5 hours"), (400_000, "5 days")]
 )
 def test_describe_time_is_as_exact_as_an_estimate(seconds: float, words: str) -> None:
-    assert estimate.describe_time(seconds) == words
+    assert describe_time(seconds) == words
+
+
+def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_once_for_a_crop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_WORTH_MEASURING_S", float("inf"))
+    heard = Listener()
+    options = how(heard, dry_run=True)
+    small = distill("pico", "atto", out=tmp_path, execution=options).planned
+    large = distill("base", "tiny", out=tmp_path, execution=options).planned
+    by_features = distill("base", "tiny", distill_method="feature", out=tmp_path, execution=options).planned
+    epochs = [[stage.config.fit.epochs for stage, _ in plan] for plan in (small, large)]  # type: ignore[attr-defined]
+    assert epochs == [[10, 15], [3, 8]]
+    students = [plan[1][0].config for plan in (small, large, by_features)]
+    assert [config.teacher_cache for config in students] == [False, True, False]  # type: ignore[attr-defined]
+    assert students[1].fit.augmentation_epochs == 1  # type: ignore[attr-defined]
