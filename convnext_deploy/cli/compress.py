@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 import click
 
-from convnext_deploy.cli.completions import artifacts, variants
-from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.completions import artifacts
+from convnext_deploy.cli.options import arguments_of, common_options, model_option
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import Activation, Target
 
@@ -34,9 +34,7 @@ from convnext_deploy.config.choices import Activation, Target
     type=click.Choice(get_args(Activation)),
     help="Of the pruned network; relu is computed faster by some runtimes, and has to be learned.  [default: the checkpoint's]",
 )
-@click.option(
-    "--model", shell_complete=variants, help="Model that CHECKPOINT must hold; found from its shapes if not given."
-)
+@model_option("CHECKPOINT")
 @common_options("compress", "out")
 def command(as_json: bool, **values: Any) -> None:
     """Make a network from CHECKPOINT that keeps a latency, and measure what it cost.
