@@ -15,6 +15,7 @@ from convnext_deploy.api import compress as verb
 from convnext_deploy.api.compress import compress
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.compression import explore
 from convnext_deploy.compression.time_model import Curve, TimeModel
 from convnext_deploy.compression.times import Times
 from convnext_deploy.errors import RecipeError
@@ -58,6 +59,8 @@ def _known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "user_cache", lambda: None)
     monkeypatch.setattr(front, "time_interleaved", _timings)
     monkeypatch.setattr(pipeline, "is_judged", lambda _: False)
+    monkeypatch.setattr(explore, "_FRONT_STEPS", 3)
+    monkeypatch.setattr(explore, "_PROPOSALS", 2)
 
 
 def test_dry_run_prints_the_front_that_is_predicted_and_trains_nothing(
