@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -143,7 +144,7 @@ def load(path: Path) -> dict[Version, Part]:
             mark_used(path)
 
 
-def _divide(samples: NDArray[np.void], names: bytes, described: list[list[object]]) -> dict[Version, Part]:
+def _divide(samples: NDArray[np.void], names: bytes, described: Any) -> dict[Version, Part]:
     """Take a file apart. Raises: any error: if it does not fit together."""
     found: dict[Version, Part] = {}
     first = start = 0
