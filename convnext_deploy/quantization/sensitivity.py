@@ -1,7 +1,7 @@
 """Measure what quantizing each layer alone does to the logits, and choose the layers to keep in float."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +72,9 @@ def measure_sensitivity(
     floats: Floats | None = None,
     multi_label: bool = False,
     to_logits: Callable[[Tensor], Tensor] = lambda outputs: outputs,
+    layers: Iterable[str] | None = None,
 ) -> tuple[Effect, ...]:
-    """Measure every layer alone, all others in float; the most harmful comes first.
+    """Measure layers, each alone, all others in float; the most harmful comes first.
 
     Args:
         model: calibrated.
@@ -83,6 +84,7 @@ def measure_sensitivity(
         floats: what the layers in float compute with, as of `quantizers_disabled`.
         multi_label: each output is an answer of its own; `changed` are then these.
         to_logits: maps what the model gives to logits, where these are something else.
+        layers: names of quantized layers; None: all.
     """
 
     def answers(logits: Tensor) -> Tensor:
@@ -90,12 +92,17 @@ def measure_sensitivity(
 
     macs = count_macs(model, images[:1])
     effects = []
-    for name, _ in quantized_layers(model):
+    for name in [name for name, _ in quantized_layers(model)] if layers is None else layers:
         with quantizers_disabled(model, [name], floats):
             found = to_logits(compute_logits(model, images))
         changed = (answers(found) != answers(reference)).double().mean().item()
         effects.append(Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name]))
         advance()
+    return by_harm(effects)
+
+
+def by_harm(effects: Iterable[Effect]) -> tuple[Effect, ...]:
+    """Return effects in order, the most harmful first."""
     return tuple(sorted(effects, key=lambda effect: (-effect.kl, effect.layer)))
 
 
