@@ -116,10 +116,19 @@ def write_image_folder(root: Path, classes: tuple[str, ...] = CLASSES, train: in
     return root
 
 
+@pytest.fixture
+def monkeypatch(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """As pytest's own, but undone before pytest removes `tmp_path`, for which it may need what a test took away."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
 @pytest.fixture(autouse=True)
-def _no_user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_user_cache() -> Iterator[None]:
     """Tests look at every image, and leave nothing with the user."""
-    monkeypatch.setattr(open_inputs, "user_cache", lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_inputs, "user_cache", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_teacher, open_training_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import DIGITS_FIT, DIGITS_TEACHER_FIT, better_teacher, choose
+from convnext_deploy.api.training_presets import better_teacher, choose
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -84,12 +84,13 @@ def distill(
     choices: dict[str, tuple[str, ...]] = {}
     if source is None:
         how.progress.say(better_teacher(teacher, images))
-        chosen = choose(teacher, data, training, images, None, DIGITS_TEACHER_FIT)
+        chosen = choose(teacher, data, training, images, None, "teacher")
         stages.append(StageEntry("teacher", TrainConfig(chosen.model, chosen.fit), None))
         choices["teacher"] = chosen.words
     first = "teacher" if source is None else SOURCE
-    chosen = choose(student, data, training, images, start, DIGITS_FIT, student_weights)
+    chosen = choose(student, data, training, images, start, "student", student_weights)
     choices["student"] = chosen.words
+    saves_teacher = bool(chosen.fit.augmentation_epochs) and training.augmentation_epochs is None
     config = DistillConfig(
         model=chosen.model,
         teacher=(first, *others) if others else first,
@@ -97,7 +98,8 @@ def distill(
         method=distill_method,
         temperature=loss.get("temperature", DistillConfig.temperature),
         distill_loss_weight=loss.get("distill_loss_weight", DistillConfig.distill_loss_weight),
-        teacher_cache=teacher_cache,
+        # crops that come again were chosen so that the teacher is asked once
+        teacher_cache=teacher_cache or (saves_teacher and distill_method != "feature"),
         teacher_cache_top_k=teacher_cache_top_k or 0,
         compare_alone=compare_alone,
         unlabelled_share=unlabelled_share,

@@ -5,7 +5,7 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import DIGITS_FIT, choose
+from convnext_deploy.api.training_presets import choose
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.pipeline.run_result import RunResult
@@ -40,7 +40,7 @@ def train(
     start = one_start(checkpoint, weights)
     source = None if start is None else open_artifact(start, model, data, how.progress)
     model = name_variant(model, source)
-    chosen = choose(model, data, training, images, source, DIGITS_FIT)
+    chosen = choose(model, data, training, images, source, "model")
     stage = StageEntry("model", TrainConfig(chosen.model, chosen.fit), None if source is None else SOURCE)
     recipe = create_recipe(f"train-{model}", [stage], images, start, how.seed, data.preprocess)
     settings = create_settings("train", recipe.name, out, how, execution, choices={"model": chosen.words})

@@ -5,9 +5,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.fit import REFERENCE_BATCH_SIZE, FitConfig
 from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.quantize import QATConfig
@@ -15,6 +17,7 @@ from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.data.survey import survey
 from convnext_deploy.models.variants import resolve_variant
+from convnext_deploy.models.zoo.cost import count_parameters
 from convnext_deploy.models.zoo.presets import SMALL_DATA, preset_fit, preset_qat, preset_size, preset_stem, with_batch
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.training_settings import FEW_IMAGES, format_setting
@@ -31,10 +34,26 @@ DIGITS_FIT = FitConfig(
     flip_probability=0.0,
 )
 DIGITS_TEACHER_FIT = dataclasses.replace(DIGITS_FIT, epochs=10, base_learning_rate=0.032)
+# From tiny on each image costs so much, and teaches so much, that fewer epochs of smaller steps do: too few for crops, which only
+# make each image harder. LayerScale begins at 1, where all blocks count at once. Without crops the teacher is asked once for all.
+_DIGITS_LARGE_FIT = dataclasses.replace(
+    DIGITS_FIT,
+    epochs=8,
+    batch_size=32,
+    base_learning_rate=0.0906,
+    warmup_epochs=0.5,
+    crop_scale_min=1.0,
+    layer_scale_init=1.0,
+)
+_DIGITS_LARGE_TEACHER_FIT = dataclasses.replace(_DIGITS_LARGE_FIT, epochs=3, base_learning_rate=0.056)
+_LEAST_LARGE = 20_000_000  # parameters
 # 2.5e-5, as in recipes/quickstart.toml: at 1e-4 networks drift from what they have learned
 DIGITS_QAT_FIT = dataclasses.replace(
     DIGITS_FIT, epochs=5, base_learning_rate=0.0016, warmup_epochs=0.5, label_smoothing=0.0
 )
+
+
+Role = Literal["model", "teacher", "student"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ def choose(
     training: TrainingOptions,
     images: Data,
     start: Artifact | None,
-    digits: FitConfig,
+    role: Role,
     weights: Path | str | None = None,
 ) -> Chosen:
     """Choose how to train a variant where the user did not say it; the same images give the same choice.
@@ -63,18 +82,29 @@ def choose(
         training: what replaces the choice.
         images: their number and size decide when nobody else does.
         start: the opened weights, at the image size asked for.
-        digits: the choice for the built-in digits.
+        role: what it is trained for.
         weights: where the weights lie, if the stage itself is to load them.
     """
     resolve_variant(name)
     count = len(images.train)
-    fit = digits if images.name == BUILT_IN else preset_fit(name, count, from_weights=start is not None)
+    fit = (
+        _digits_fit(name, role) if images.name == BUILT_IN else preset_fit(name, count, from_weights=start is not None)
+    )
     if images.multi_label:
         # smoothing would teach that even the rarest label is likelier than it is
         fit = dataclasses.replace(fit, label_smoothing=0.0)
     fit = override_fit(fit, training)
     model = _model(name, data, training, images, start, weights)
     return Chosen(model, fit, tuple(_words(name, model, fit, (data, training), images, start)))
+
+
+def _digits_fit(name: str, role: Role) -> FitConfig:
+    if count_parameters(ModelSpec(resolve_variant(name), 10)) < _LEAST_LARGE:
+        return DIGITS_TEACHER_FIT if role == "teacher" else DIGITS_FIT
+    if role == "teacher":
+        return _DIGITS_LARGE_TEACHER_FIT
+    own_epochs = 1 if role == "student" else 0
+    return dataclasses.replace(_DIGITS_LARGE_FIT, augmentation_epochs=own_epochs)
 
 
 def choose_qat(training: TrainingOptions, images: Data) -> FitConfig:

@@ -196,6 +196,7 @@ def write_manifest(artifact: Artifact) -> None:
     """Write `manifest.json` beside the files, with a checksum of itself."""
     record = asdict(artifact)
     del record["path"], record["notes"]
+    record["model"] = artifact.model.settings()
     content = seal({"schema": SCHEMA, "format": artifact.format, **record})
     write_text(artifact.path / MANIFEST, json.dumps(content, indent=1))
 

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from convnext_deploy.config.checks import check_size
 from convnext_deploy.config.choices import (
+    Activation,
     CropMode,
     FeatureOutput,
     GraphOutput,
@@ -19,8 +20,6 @@ from convnext_deploy.config.choices import (
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.config.records import between
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,6 +28,7 @@ _Epsilon = Annotated[float, between(0.0, 0.999)]
 _Positive = Annotated[float, between(1e-30, 1e30)]
 _Stride = Annotated[int, between(1, 2)]
 _Dilation = Annotated[int, between(1, 64)]
+_HiddenWidth = Annotated[int, between(0, 10**6)]
 
 _INPUTS: dict[InputType, tuple[str, float | None]] = {
     "float32": ("images", None),
@@ -50,6 +50,8 @@ class ModelSpec:
     `strides` are those of the downsampling before each model stage, `dilations` those of the convolutions within: timm's networks
     have others than the papers' where the patch size is not 4, or an `output_stride` was asked for.
     `multi_label`: each output is an answer of its own, yes or no, as of a sigmoid, and not one of the classes of an image.
+    `hidden_widths`: units between the two linear layers of each block, over all model stages in order, of a pruned network; 0: the
+    block is not there, its input goes on. None: four times the channels in every block. See `models.variants.complete_spec`.
     """
 
     variant: str
@@ -66,6 +68,14 @@ class ModelSpec:
     dilations: tuple[_Dilation, _Dilation, _Dilation, _Dilation] = (1, 1, 1, 1)
     feature_map: bool = False
     multi_label: bool = False
+    hidden_widths: tuple[_HiddenWidth, ...] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return all fields for JSON; `hidden_widths` of a pruned network only, so that what is hashed of others stays the same."""
+        found = asdict(self)
+        if self.hidden_widths is None:
+            del found["hidden_widths"]
+        return found
 
     @property
     def output(self) -> NetworkOutput:
@@ -196,7 +206,7 @@ def file_header(
 ) -> dict[str, Any]:
     """Return what a weights or ONNX file carries inside, so that it can be opened without its manifest."""
     return {
-        "model": asdict(model),
+        "model": model.settings(),
         "preprocess": {
             **preprocess.settings(),
             **({"origins": dict(preprocess.origins)} if preprocess.origins else {}),

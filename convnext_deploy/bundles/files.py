@@ -1,6 +1,5 @@
 """Write the files of a bundle: models, engines, golden answers, programs, Triton entries, checksums."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +170,7 @@ def _describe(contents: Contents, golden: GoldenImages, models: list[dict[str, A
         "schema": verify.SCHEMA,
         "name": contents.name,
         "tool": f"convnext_deploy {package_versions()['convnext_deploy']}",
-        "model": dataclasses.asdict(first.model),
+        "model": first.model.settings(),
         "class_names": first.class_names,
         "license": contents.license,
         "preprocess": {**first.preprocess.settings(), "resize_size": first.preprocess.resize_size},

@@ -31,11 +31,11 @@ _DEFAULTS: dict[str, dict[str, str]] = {
     },
     "batch_size": {
         "": "64",
-        **dict.fromkeys(_FRESH, "by the images, 8 to 128; digits 64"),
+        **dict.fromkeys(_FRESH, "by the images, 8 to 128; digits 32 or 64"),
         "quantize": "by the images, 8 to 64; digits 64",
     },
     "epochs": {
-        **dict.fromkeys(_FRESH, "by the images, 40 for few to 300 for many; digits 15, their teacher 10"),
+        **dict.fromkeys(_FRESH, "by the images, 40 for few to 300 for many; digits 4 to 15"),
         "quantize": "by the images, 5 to 30; digits 5",
     },
     "base_learning_rate": {

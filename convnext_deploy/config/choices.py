@@ -37,7 +37,11 @@ GateOn = Literal["point", "upper"]
 """Which drop a gate judges: the one measured, or the upper end of its 95 % interval."""
 Autocast = Literal["auto", "off", "bf16", "fp16"]
 AugmentationPolicy = Literal["none", "randaugment", "autoaugment", "trivialaugment"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+"""In blocks and stem."""
 HeadActivation = Literal["gelu", "relu"]
+PruneMethod = Literal["second-order", "taylor"]
+"""Which hidden units go first: those whose loss the others make up for best, or those with the smallest first-order effect."""
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nearest"]
 """How images are resized for evaluation, by Pillow's filters; all but `nearest` weigh every pixel that they leave out."""
 CropMode = Literal["center", "squash"]

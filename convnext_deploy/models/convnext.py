@@ -26,7 +26,10 @@ _EXPANDED_BYTES = 8 << 20  # measured on two cores: 4 to 16 MiB are equally fast
 
 
 class Block(nn.Module):
-    """Depthwise convolution → norm → linear C→4C → activation [→ GRN] → linear 4C→C [→ LayerScale], plus the input."""
+    """Depthwise convolution → norm → linear C→hidden → activation [→ GRN] → linear hidden→C [→ LayerScale], plus the input.
+
+    `hidden` None: 4C.
+    """
 
     def __init__(
         self,
@@ -39,30 +42,36 @@ class Block(nn.Module):
         use_grn: bool,
         drop_path_rate: float,
         dilation: int = 1,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
+        hidden = hidden or MLP_RATIO * dim
         padding = dilation * (kernel_size // 2)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
         if dilation == 1:
             # an attribute and not a class of its own: it stays when the layer gets quantizers
             self.dwconv._conv_forward = depthwise_conv2d  # type: ignore[method-assign,assignment]
         self.norm = norm(dim)
-        self.pwconv1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.pwconv1 = nn.Linear(dim, hidden)
         self.activation = activation
-        self.grn = GRN(MLP_RATIO * dim) if use_grn else None
-        self.pwconv2 = nn.Linear(MLP_RATIO * dim, dim)
+        self.grn = GRN(hidden) if use_grn else None
+        self.pwconv2 = nn.Linear(hidden, dim)
         self.gamma = None if layer_scale_init is None else nn.Parameter(torch.full((dim,), layer_scale_init))
         self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
-        branch: Tensor = self.norm(self._depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        branch = self.before_mlp(x)
         images = self._images_at_once(branch)
         branch = torch.cat([self._mlp(part) for part in branch.split(images)]) if images else self._mlp(branch)
         if self.training and self.drop_path_rate > 0.0:
             branch = drop_path(branch, self.drop_path_rate)
         # one pass over the large tensors for the product and the sum
         return x + branch if self.gamma is None else torch.addcmul(x, self.gamma, branch)
+
+    def before_mlp(self, x: Tensor) -> Tensor:
+        """Map the block's input `(N, H, W, C)` to that of its first linear layer, likewise."""
+        return self.norm(self._depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))  # type: ignore[no-any-return]  # as below
 
     def _depthwise(self, x: Tensor) -> Tensor:
         """Convolve `(N, C, H, W)`; on a CPU in float32 also under autocast.
@@ -87,7 +96,8 @@ class Block(nn.Module):
         """
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return 0
-        images = max(1, _EXPANDED_BYTES // max(1, MLP_RATIO * x[:1].numel() * x.element_size()))
+        expanded = x[:1, ..., 0].numel() * self.pwconv1.out_features
+        images = max(1, _EXPANDED_BYTES // max(1, expanded * x.element_size()))
         return images if images < len(x) else 0
 
 
@@ -97,6 +107,8 @@ class ConvNeXt(nn.Module):
     Args:
         depths: number of blocks of each of the four model stages.
         dims: channels of each model stage.
+        hidden_widths: units between the linear layers of each block, over all stages in order; of 0 an identity stands for the
+            block. None: four times the channels.
         num_classes: number of logits; 0: no head, the network gives features.
         in_channels: channels of the input images.
         patch_size: kernel and stride of the patch stem: 4 in the papers, 2 for images of about 32 pixels.
@@ -127,6 +139,7 @@ class ConvNeXt(nn.Module):
         depths: Sequence[int],
         dims: Sequence[int],
         *,
+        hidden_widths: Sequence[int] | None = None,
         num_classes: int = 1000,
         in_channels: int = 3,
         patch_size: int = 4,
@@ -156,6 +169,7 @@ class ConvNeXt(nn.Module):
         def create_norm(channels: int) -> nn.Module:
             return NORMS[norm](channels, norm_eps)
 
+        self.dims = tuple(dims)
         widths = (in_channels, stem_dim or dims[0], dims[0])
         self.downsample_layers = nn.ModuleList(
             [Stem(stem, *widths, patch_size, create_norm, activation, halve=strides[0] > 1)]
@@ -165,21 +179,25 @@ class ConvNeXt(nn.Module):
             ]
         )
         # One linspace over the whole depth; it does not restart in each model stage.
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        blocks = iter(zip(rates, hidden_widths or [None] * sum(depths), strict=True))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(
-                    Block(
+                    nn.Identity()
+                    if hidden == 0
+                    else Block(
                         dim,
                         kernel_size,
                         create_norm,
                         activation,
                         layer_scale_init=layer_scale_init,
                         use_grn=use_grn,
-                        drop_path_rate=next(rates),
+                        drop_path_rate=rate,
                         dilation=dilation,
+                        hidden=hidden,
                     )
-                    for _ in range(depth)
+                    for rate, hidden in itertools.islice(blocks, depth)
                 )
             )
             for depth, dim, kernel_size, dilation in zip(depths, dims, kernel_sizes, dilations, strict=True)
@@ -224,6 +242,10 @@ class ConvNeXt(nn.Module):
                     x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = stage(x)
+        return self.after_trunk(x)
+
+    def after_trunk(self, x: Tensor) -> Tensor:
+        """Map what the last block gives, `(N, H', W', D)`, to the network's output."""
         if self.norm_pre is not None:
             x = self.norm_pre(x)
         if self.feature_map:

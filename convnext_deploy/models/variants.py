@@ -5,9 +5,12 @@ Sources: arXiv 2201.03545 (v1 tiny to xlarge), arXiv 2301.00808 (v2), timm (all 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
+from convnext_deploy.config.choices import Activation
 from convnext_deploy.errors import RecipeError, suggest
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from convnext_deploy.models.convnext import ConvNeXt
 
 Four = tuple[int, int, int, int]
+MLP_RATIO = 4  # as in `convnext.py`, which imports PyTorch
 TIMM_OUTPUT_STRIDES = (32, 16, 8)
 """What timm takes as `output_stride`, the usual one first."""
 TIMM_OUTPUT_STRIDE = TIMM_OUTPUT_STRIDES[0]
@@ -25,7 +29,7 @@ class Variant:
     """One row of the table: version 1 (LayerScale) or 2 (GRN), depths and widths of the model stages, and what is unusual.
 
     The fields are arguments of `ConvNeXt`, except `pointwise_convolutions`: whether timm keeps the pointwise layers of this
-    variant as 1×1 convolutions, which only changes the shape of their weights.
+    variant as 1×1 convolutions, which only changes the shape of their weights. `hidden_widths` is of pruned networks alone.
     """
 
     version: Literal[1, 2]
@@ -37,9 +41,18 @@ class Variant:
     kernel_sizes: Four = (7, 7, 7, 7)
     norm: Literal["layernorm", "rmsnorm", "simplenorm"] = "layernorm"
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu"
+    activation: Activation = "gelu"
     head_norm_first: bool = False
     head_hidden_size: int | None = None
+    hidden_widths: tuple[int, ...] | None = None
+
+    @property
+    def block_widths(self) -> tuple[tuple[int, ...], ...]:
+        """Hidden units of each block, by model stage; 0: the block is not there."""
+        if self.hidden_widths is None:
+            return tuple((MLP_RATIO * dim,) * depth for dim, depth in zip(self.dims, self.depths, strict=True))
+        ends = [*itertools.accumulate(self.depths)]
+        return tuple(self.hidden_widths[end - depth : end] for end, depth in zip(ends, self.depths, strict=True))
 
 
 def _doubling(version: Literal[1, 2], depths: Four, width: int, *, pointwise_convolutions: bool = False) -> Variant:
@@ -114,7 +127,10 @@ def resolve_variant(name: str) -> str:
 
 
 def complete_spec(spec: ModelSpec) -> Variant:
-    """Return the row of the table for a network, with what the spec changes in it."""
+    """Return the row of the table for a network, with what the spec changes in it.
+
+    Raises: RecipeError: if there is no such variant, or `hidden_widths` are not one for each of its blocks, one > 0.
+    """
     row = VARIANTS[resolve_variant(spec.variant)]
     hidden = row.head_hidden_size if spec.head_hidden_size is None else spec.head_hidden_size
     return replace(
@@ -122,7 +138,37 @@ def complete_spec(spec: ModelSpec) -> Variant:
         activation=spec.activation or row.activation,
         norm_eps=row.norm_eps if spec.norm_eps is None else spec.norm_eps,
         head_hidden_size=hidden or None,
+        hidden_widths=_check_widths(spec, row),
     )
+
+
+def _check_widths(spec: ModelSpec, row: Variant) -> tuple[int, ...] | None:
+    widths, blocks = spec.hidden_widths, sum(row.depths)
+    if widths is None:
+        return None
+    if len(widths) != blocks:
+        raise RecipeError(
+            f"hidden_widths has {len(widths)} entries; expected {blocks}, one for each block of {spec.variant}."
+        )
+    if min(widths) < 0 or not any(widths):
+        raise RecipeError(
+            f"hidden_widths = {list(widths)} is out of range; expected numbers >= 0, and at least one of them > 0."
+        )
+    return None if widths == dense_widths(row) else tuple(widths)
+
+
+def dense_widths(row: Variant) -> tuple[int, ...]:
+    """Return the hidden units of each block of a network that was not pruned."""
+    return tuple(itertools.chain.from_iterable(replace(row, hidden_widths=None).block_widths))
+
+
+def with_widths(spec: ModelSpec, widths: Sequence[int]) -> ModelSpec:
+    """Return the spec of a network with so many hidden units in each block; `hidden_widths` is None if that is all of them.
+
+    Raises: RecipeError: as `complete_spec`.
+    """
+    found = replace(spec, hidden_widths=tuple(widths))
+    return replace(found, hidden_widths=complete_spec(found).hidden_widths)
 
 
 def feature_width(spec: ModelSpec) -> int:
@@ -173,6 +219,7 @@ def build_model(
     return ConvNeXt(
         row.depths,
         row.dims,
+        hidden_widths=row.hidden_widths,
         num_classes=spec.num_classes,
         in_channels=spec.in_channels,
         patch_size=spec.patch_size,

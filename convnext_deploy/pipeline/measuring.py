@@ -60,7 +60,7 @@ def measure_once(
     if not artifact.model.num_classes:
         images.append(gallery_key(data))
     # the same bytes may be those of networks that differ in what no weight shows, such as the activation
-    network = [dataclasses.asdict(each) for each in (artifact.model, artifact.io)]
+    network = [artifact.model.settings(), dataclasses.asdict(artifact.io)]
     scheme = None if artifact.scheme is None else artifact.scheme.details()
     where = [execution.device, conditions_of(environment), _threads_of(artifact)]
     content = [artifact.sha256, artifact.format, network, scheme, images, where, RESULT_VERSION]

@@ -225,7 +225,7 @@ def _cached(
         "teachers": [
             [
                 teacher.sha256,
-                dataclasses.asdict(teacher.model),
+                teacher.model.settings(),
                 teacher.preprocess.settings(),
                 *(() if outputs is None else outputs.tolist()),
             ]

@@ -106,7 +106,13 @@ def foresee_training(config: ModelConfig, fit: FitConfig, given: Given) -> Outlo
     if start is None or start.artifact is not None:
         spec, _ = model_of(config, data, None if start is None else start.artifact)
     else:
-        spec = ModelSpec(resolve_variant(config.name), len(data.class_names), config.in_channels, config.patch_size)
+        spec = ModelSpec(
+            resolve_variant(config.name),
+            len(data.class_names),
+            config.in_channels,
+            config.patch_size,
+            hidden_widths=start.model.hidden_widths,
+        )
         _check_start(start.model, spec, f"stage '{given.name}': its source")
     return Outlook(given.name, "torch", "fp32", spec)
 

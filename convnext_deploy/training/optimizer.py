@@ -65,7 +65,9 @@ def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
         if found := _BLOCK_NAME.match(name):
             return group_of[int(found[1]), int(found[2])]
         if found := _DOWNSAMPLE_NAME.match(name):
-            return group_of.get((int(found[1]), 0), 1) if int(found[1]) else stem
+            # the block that follows may be one that was removed
+            following = (group_of[block] for block in blocks if block[0] >= int(found[1]))
+            return next(following, groups) if int(found[1]) else stem
         return groups + 1
 
     return {name: decay ** (groups + 1 - group(name)) for name in names}

@@ -127,3 +127,19 @@ def test_estimate_counts_images_without_labels_where_they_teach(
 )
 def test_describe_time_is_as_exact_as_an_estimate(seconds: float, words: str) -> None:
     assert estimate.describe_time(seconds) == words
+
+
+def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_once_for_a_crop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_WORTH_MEASURING_S", float("inf"))
+    heard = Listener()
+    options = how(heard, dry_run=True)
+    small = distill("pico", "atto", out=tmp_path, execution=options).planned
+    large = distill("base", "tiny", out=tmp_path, execution=options).planned
+    by_features = distill("base", "tiny", distill_method="feature", out=tmp_path, execution=options).planned
+    epochs = [[stage.config.fit.epochs for stage, _ in plan] for plan in (small, large)]  # type: ignore[attr-defined]
+    assert epochs == [[10, 15], [3, 8]]
+    students = [plan[1][0].config for plan in (small, large, by_features)]
+    assert [config.teacher_cache for config in students] == [False, True, False]  # type: ignore[attr-defined]
+    assert students[1].fit.augmentation_epochs == 1  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.convnext import MLP_RATIO as MLP_RATIO_OF_THE_NETWORK
-from convnext_deploy.models.variants import VARIANTS, build_model
-from convnext_deploy.models.zoo.cost import MLP_RATIO, activation_bytes, count_macs, count_parameters
+from convnext_deploy.models.variants import MLP_RATIO, VARIANTS, build_model
+from convnext_deploy.models.zoo.cost import activation_bytes, count_macs, count_parameters
 
 # Networks that are not as in the table: each option that changes a shape.
 OTHERS = (
@@ -25,6 +25,8 @@ OTHERS = (
     ModelSpec("convnext_tiny_hnf", 4, head_hidden_size=512),
     ModelSpec("convnext_large_mlp", 5, head_hidden_size=0),
     ModelSpec("convnext_femto_ols", 3, in_channels=1),
+    ModelSpec("test_convnext", 3, hidden_widths=(96, 0, 32, 64, 160, 0, 192, 32, 0)),
+    ModelSpec("convnextv2_atto", 3, hidden_widths=(0, 96, 32, 0, 160, 0, 192, 32, 640, 0, 64, 96)),
 )
 SPECS = (*(ModelSpec(variant, 1000) for variant in VARIANTS), *OTHERS)
 # One of each kind of stem, norm, head, activation and version, where running all would take long.

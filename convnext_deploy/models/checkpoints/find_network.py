@@ -29,6 +29,7 @@ _NO_HEADS = (
 _COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")  # that thop leaves in every module it has counted
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _AVERAGES = {"ema", "swa", "average", "averaged"}
+_BLOCK = re.compile(r"stages\.\d+\.\d+\.dwconv\.weight")
 _OF_FASTAI = re.compile(r"1\.\d+\.weight")  # its head stands behind the body, "0."
 
 
@@ -91,11 +92,16 @@ def _in_table(names: tuple[str, ...], table: Mapping[Any, Any], path: Path) -> I
     for dialect in DIALECTS:
         stem, block, _ = SIGNATURES[dialect]
         for prefix in prefixes_before(keys, stem):
-            if prefix + block in known:
+            if prefix + block in known or (dialect == "facebook" and _has_blocks(prefix, keys)):
                 root = prefix
                 for base in BASE_MODELS if dialect == "huggingface" else ():  # the head stands beside the base model
                     root = root.removesuffix(base)
                 yield _gather(names, table, path, dialect, root, libraries.get(root))
+
+
+def _has_blocks(prefix: str, keys: list[str]) -> bool:
+    """Whether there are blocks, also where the first was removed."""
+    return any(_BLOCK.fullmatch(key, len(prefix)) for key in keys if key.startswith(prefix))
 
 
 def _gather(

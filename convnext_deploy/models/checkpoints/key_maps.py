@@ -120,6 +120,7 @@ def check_writable(spec: ModelSpec, dialect: Dialect) -> list[str]:
     row = complete_spec(spec)
     headless = not spec.num_classes and dialect not in WITHOUT_HEAD
     lacking: list[tuple[bool, str]] = [
+        (row.hidden_widths is not None, "blocks of different hidden widths, which this pruned network has"),
         (spec.head_norm, "a second norm before the head"),
         (headless, f"a form without head; those of {' and '.join(WITHOUT_HEAD)} have one"),
     ]

@@ -1,7 +1,8 @@
 """Find the network that a state dict belongs to, and load it."""
 
+import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from convnext_deploy.models.checkpoints.find_network import (
     find_networks,
     tensor_tables,
 )
+from convnext_deploy.models.checkpoints.hidden_widths import find_widths
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS, recognize, to_native
 from convnext_deploy.models.checkpoints.other_networks import name_change, name_network
 from convnext_deploy.models.checkpoints.safe_reader import load_metadata, read_content, take_tensors
@@ -145,7 +147,9 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     Returns: the spec; its `num_classes` is 0 if there is no head.
     Raises: CheckpointError: if these are not the weights of a ConvNeXt, or no variant has these depths and widths.
     """
-    keys = ["downsample_layers.0.0.weight", *(f"stages.{i}.0.dwconv.weight" for i in range(4))]
+    blocks = {(int(block[1]), int(block[2])) for key in state if (block := _BLOCK.match(key))}
+    first = [min((number for stage, number in blocks if stage == i), default=0) for i in range(4)]
+    keys = ["downsample_layers.0.0.weight", *(f"stages.{i}.{number}.dwconv.weight" for i, number in enumerate(first))]
     missing = next((key for key in keys if key not in state), None)
     if missing is not None:
         raise CheckpointError(f"{path} is not a ConvNeXt checkpoint: it has no '{missing}'.")
@@ -166,17 +170,18 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
     convolutions = [i for i in range(4) if getattr(state.get(f"downsample_layers.0.{i}.weight"), "ndim", 0) == 4]
     kinds = {(0,): "patch", (0, 1): "overlap", (0, 2): "overlap_act", (0, 3): "patch"}
     halves = tuple(convolutions) == (0, 3)
-    blocks = {(int(block[1]), block[2]) for key in state if (block := _BLOCK.match(key))}
     found_row = {
         "version": 2 if any(".grn." in key for key in state) else 1,
-        "depths": tuple(len({number for stage, number in blocks if stage == i}) for i in range(4)),
+        "depths": tuple(len([number for stage, number in blocks if stage == i]) for i in range(4)),
         "dims": tuple(weight.shape[0] for weight in depthwise),
         "stem": kinds.get(tuple(convolutions), "unknown"),
         "kernel_sizes": tuple(weight.shape[2] for weight in depthwise),
-        "norm_bias": "stages.0.0.norm.bias" in state,
+        "norm_bias": f"stages.0.{first[0]}.norm.bias" in state,
         "head_norm_first": "norm_pre.weight" in state,
     }
     matching = [name for name, row in VARIANTS.items() if _traits(row) == found_row]
+    if not matching:
+        matching = _with_removed_blocks(found_row, blocks)
     if not matching:
         raise CheckpointError(_describe_unknown(path, found_row))
     hidden = None if pre_logits is None else int(pre_logits.shape[0])
@@ -190,7 +195,18 @@ def infer_model_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         head_hidden_size=None if exact else hidden,
         strides=(2, 2, 2, 2) if halves else ModelSpec.strides,
         head_norm="head_norm.weight" in state,
+        hidden_widths=find_widths(VARIANTS[name], state),
     )
+
+
+def _with_removed_blocks(found: Mapping[str, object], blocks: Collection[tuple[int, int]]) -> list[str]:
+    """Return the variants that these weights are of if blocks were removed before the last of a model stage, least deep first."""
+    least = tuple(1 + max(number for stage, number in blocks if stage == i) for i in range(4))
+    if least == found["depths"]:
+        return []
+    alike = [name for name, row in VARIANTS.items() if _traits(row) == {**found, "depths": row.depths}]
+    fitting = [name for name in alike if all(map(operator.le, least, VARIANTS[name].depths))]
+    return sorted(fitting, key=lambda name: sum(VARIANTS[name].depths))
 
 
 def _traits(row: Variant) -> dict[str, object]:

@@ -5,7 +5,6 @@ The formulas follow `convnext.py` layer by layer; the tests compare them with th
 
 import itertools
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +14,6 @@ from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.variants import Four, Variant, complete_spec, feature_width
 
-MLP_RATIO = 4  # as in `convnext.py`, which imports PyTorch
 _STEM_KERNEL = 3  # of both convolutions of an overlapping stem
 _DOWNSAMPLE_KERNEL = 2
 
@@ -54,8 +52,10 @@ def count_parameters(spec: ModelSpec) -> int:
     norms = sum(_norm_parameters(row, dim) for dim in (row.dims[0], *row.dims, *row.dims[: spec.strides[0] - 1]))
     norms += 2 * row.dims[-1] * spec.head_norm
     blocks = sum(
-        depth * _block_parameters(row, dim, kernel)
-        for depth, dim, kernel in zip(row.depths, row.dims, row.kernel_sizes, strict=True)
+        _block_parameters(row, dim, kernel, hidden)
+        for widths, dim, kernel in zip(row.block_widths, row.dims, row.kernel_sizes, strict=True)
+        for hidden in widths
+        if hidden
     )
     head = sum((inputs + 1) * outputs for inputs, outputs in _head(spec, row))
     return sum(layer.parameters for layer in (*stem, *downsampling)) + norms + blocks + head
@@ -73,8 +73,10 @@ def count_macs(spec: ModelSpec, image_size: int) -> int:
     sides = feature_map_sides(spec, image_size)
     convolutions = sum(layer.macs for layer in (*_stem(spec, row, image_size), *_downsampling(spec, row, sides)))
     blocks = sum(
-        depth * (kernel**2 * dim + 2 * MLP_RATIO * dim**2) * side**2
-        for depth, dim, kernel, side in zip(row.depths, row.dims, row.kernel_sizes, sides, strict=True)
+        (kernel**2 * dim + 2 * hidden * dim) * side**2
+        for widths, dim, kernel, side in zip(row.block_widths, row.dims, row.kernel_sizes, sides, strict=True)
+        for hidden in widths
+        if hidden
     )
     return convolutions + blocks + sum(inputs * outputs for inputs, outputs in _head(spec, row))
 
@@ -111,9 +113,14 @@ def activation_bytes(
         values += (2 + _norm_values(row)) * stem[-1].values
     if row.head_norm_first:
         values += (1 + _norm_values(row)) * row.dims[-1] * sides[-1] ** 2
-    insides = [_block_values(row, dim) * side**2 for dim, side in zip(row.dims, sides, strict=True)]
-    values += sum(depth * dim * side**2 for depth, dim, side in zip(row.depths, row.dims, sides, strict=True))
-    values += max(insides) if gradient_checkpointing else sum(map(operator.mul, row.depths, insides))
+    blocks = [
+        (_block_values(row, dim, hidden) * side**2, dim * side**2)
+        for widths, dim, side in zip(row.block_widths, row.dims, sides, strict=True)
+        for hidden in widths
+        if hidden
+    ]
+    values += sum(own for _, own in blocks)
+    values += (max if gradient_checkpointing else sum)(inside for inside, _ in blocks)
     return round(values * bytes_per_value)
 
 
@@ -181,17 +188,16 @@ def _norm_values(row: Variant) -> int:
     return 0 if row.norm == "layernorm" else 1
 
 
-def _block_parameters(row: Variant, dim: int, kernel_size: int) -> int:
-    hidden = MLP_RATIO * dim
+def _block_parameters(row: Variant, dim: int, kernel_size: int, hidden: int) -> int:
     depthwise = (kernel_size**2 + 1) * dim
     pointwise = (dim + 1) * hidden + (hidden + 1) * dim
     grn, layer_scale = 2 * hidden, dim
     return depthwise + _norm_parameters(row, dim) + pointwise + (grn if row.version == 2 else layer_scale)
 
 
-def _block_values(row: Variant, dim: int) -> int:
+def _block_values(row: Variant, dim: int, hidden: int) -> int:
     """Values per pixel that a block keeps besides its input, each as the input of the layer named."""
     norm, first_linear = (1 + _norm_values(row)) * dim, dim
-    activation = second_linear = MLP_RATIO * dim
-    grn, layer_scale = MLP_RATIO * dim, dim
+    activation = second_linear = hidden
+    grn, layer_scale = hidden, dim
     return norm + first_linear + activation + second_linear + (grn if row.version == 2 else layer_scale)
