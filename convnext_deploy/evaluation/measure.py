@@ -72,7 +72,7 @@ def measure_artifact(
         return Measurement(not_run=str(error))
     try:
         image = (artifact.model.in_channels, *artifact.preprocess.sides)
-        opened = Opened(runner, artifact, execution.device, execution.workers, batch_size, execution.progress)
+        opened = Opened(runner, artifact, execution, batch_size)
         if not artifact.model.num_classes:
             found, features, vectors = score_features(opened, data, name)
             latency = measure_latency(runner, image)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -13,9 +13,10 @@ from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.sampling import only
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.runners import Runner, open_runner
-from convnext_deploy.system.distributed import cores_of_each
+from convnext_deploy.system.distributed import batches_of, cores_of_each
+from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.memory_faults import Halving
-from convnext_deploy.system.progress import Progress, SilentProgress
+from convnext_deploy.system.progress import Progress
 from convnext_deploy.system.shared_work import share_out
 
 Part = TypeVar("Part", covariant=True)
@@ -75,18 +76,16 @@ class Opened:
 
     runner: Runner | None
     artifact: Artifact
-    device: str
-    workers: int
+    execution: Execution
     batch_size: int
-    progress: Progress = field(default_factory=SilentProgress)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Opened, (None, self.artifact, self.device, self.workers, self.batch_size)
+        return Opened, (None, self.artifact, self.execution, self.batch_size)
 
     def run(self, images: ImageSet, chosen: Sequence[int], keeping: Keeping[Part], description: str) -> Iterator[Part]:
         """Yield what is kept of each batch of the chosen images, which all processes run; arguments as of `run_batches`."""
         answering = _Answering(self, images, chosen, keeping, description)
-        with self.progress.task(description, len(chosen), "images") as task:
+        with self.execution.progress.task(description, len(chosen), "images") as task:
             for number, part in enumerate(share_out(answering, range(-(-len(chosen) // self.batch_size)))):
                 yield part
                 task.advance(min(self.batch_size, len(chosen) - number * self.batch_size))
@@ -110,8 +109,10 @@ class _Answering(Generic[Part]):
         from convnext_deploy.data.loaders import EvaluationBatches
 
         opened, size = self.opened, self.opened.batch_size
-        own = [index for number in numbers for index in self.chosen[number * size : (number + 1) * size]]
-        batches = EvaluationBatches(self.images, opened.artifact.preprocess, size, opened.workers, own, as_pixels=True)
+        own = [self.chosen[place] for place in batches_of(numbers, len(self.chosen), size)]
+        batches = EvaluationBatches(
+            self.images, opened.artifact.preprocess, size, opened.execution.workers, own, as_pixels=True
+        )
         runner = opened.runner
         if runner is None:
             is_torch = opened.artifact.format in (
@@ -119,9 +120,9 @@ class _Answering(Generic[Part]):
                 "foreign",
             )  # which computes with as many threads as in the first process
             threads = None if is_torch else cores_of_each()
-            runner = open_runner(opened.artifact, opened.device, threads=threads)
+            runner = open_runner(opened.artifact, opened.execution.device, threads=threads)
         try:
-            yield from run_batches(runner, batches, self.keeping, self.description, opened.progress, numbers)
+            yield from run_batches(runner, batches, self.keeping, self.description, opened.execution.progress, numbers)
         finally:
             if opened.runner is None:
                 runner.close()

@@ -1,7 +1,7 @@
 """Measure what quantizing each layer alone does to the logits, and choose the layers to keep in float."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,38 +67,33 @@ def measure_sensitivity(
     model: nn.Module,
     images: Tensor,
     reference: Tensor,
-    advance: Callable[[], None] = lambda: None,
+    layers: Iterable[str] | None = None,
     *,
     floats: Floats | None = None,
     multi_label: bool = False,
     to_logits: Callable[[Tensor], Tensor] = lambda outputs: outputs,
-    layers: Iterable[str] | None = None,
-) -> tuple[Effect, ...]:
-    """Measure layers, each alone, all others in float; the most harmful comes first.
+) -> Iterator[Effect]:
+    """Measure layers, each alone, all others in float, and yield what it does to the logits.
 
     Args:
         model: calibrated.
         images: `(N, C, H, W)`, normalized.
         reference: float logits `(N, classes)` of the same images.
-        advance: called after every layer.
+        layers: names of quantized layers; None: all.
         floats: what the layers in float compute with, as of `quantizers_disabled`.
         multi_label: each output is an answer of its own; `changed` are then these.
         to_logits: maps what the model gives to logits, where these are something else.
-        layers: names of quantized layers; None: all.
     """
 
     def answers(logits: Tensor) -> Tensor:
         return logits > 0 if multi_label else logits.argmax(1)
 
     macs = count_macs(model, images[:1])
-    effects = []
     for name in [name for name, _ in quantized_layers(model)] if layers is None else layers:
         with quantizers_disabled(model, [name], floats):
             found = to_logits(compute_logits(model, images))
         changed = (answers(found) != answers(reference)).double().mean().item()
-        effects.append(Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name]))
-        advance()
-    return by_harm(effects)
+        yield Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name])
 
 
 def by_harm(effects: Iterable[Effect]) -> tuple[Effect, ...]:

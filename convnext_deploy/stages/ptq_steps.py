@@ -136,7 +136,7 @@ def _calibrate(
     network = prepare(network, scheme)
     method = steps.calibration_method
     with context.execution.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
-        seen = _observe(network, images, len(images), method == AUTO, method not in WITHOUT_HISTOGRAM, task)
+        seen = observe_images(network, images, len(images), method == AUTO, method not in WITHOUT_HISTOGRAM, task)
     fix_grids(network, seen.inputs, seen.outputs, method, steps.percentile)
     streams = {f"{name}.pwconv2": name for name, module in network.named_modules() if isinstance(module, Block)}
     raise_dead_channels(network, streams, images.first(_STREAM_IMAGES))
@@ -181,7 +181,7 @@ class _Observing:
                 done = now
 
 
-def _observe(
+def observe_images(
     network: ConvNeXt,
     images: Images,
     count: int,
@@ -226,7 +226,7 @@ def _smooth(
     """Smooth a float network in place, and return the alpha of each layer that could be smoothed."""
     places: Collection[str] = smoothable(network).keys()
     prepared = prepare(without_quantizers(network), scheme)
-    seen = _observe(prepared, images, count=min(len(images), _SMOOTHING_IMAGES))
+    seen = observe_images(prepared, images, count=min(len(images), _SMOOTHING_IMAGES))
     chosen = choose_smoothing(prepared, seen.inputs, places, alpha)
     scale_inputs(network, {name: found.scale for name, found in chosen.items() if found.alpha is not None})
     return {name: found.alpha for name, found in chosen.items()}

@@ -4,11 +4,8 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Step, TorchDetails
@@ -20,19 +17,19 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, quantized_layers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
-from convnext_deploy.quantization.sensitivity import Effect, by_harm, choose_float_layers, measure_sensitivity
-from convnext_deploy.stages.answers import answers_of
+from convnext_deploy.quantization.sensitivity import choose_float_layers
 from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.float_layers import float_modules, leave_in_float
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
+from convnext_deploy.stages.layer_effects import layer_effects
 from convnext_deploy.stages.ptq_steps import Calibrated, foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.quantized_training import train_quantized, training_seconds
 from convnext_deploy.stages.search import Search, say_step, say_who_judges
 from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
 from convnext_deploy.stages.teachers import check_quantized_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.shared_work import from_first, share_out
+from convnext_deploy.system.shared_work import from_first
 
 _SENSITIVITY_IMAGES = 256
 
@@ -169,34 +166,6 @@ def _choose_judge(
     return images, judge, held_out
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """What quantizing each of the layers `names` alone does to what the float network gives, `outputs`, for the first images."""
-
-    network: ConvNeXt
-    folded: ConvNeXt
-    images: Images
-    outputs: Tensor
-    names: tuple[str, ...]
-
-    def __call__(self, numbers: range) -> Iterator[Effect]:
-        labels = self.images.labels
-        some = self.images.first(len(self.outputs))
-        answers = answers_of(self.network, labels[: len(some)])
-        reference = answers(self.outputs.to(some.device))
-        floats = float_modules(self.network, self.folded)
-        for number in numbers:
-            yield from measure_sensitivity(
-                self.network,
-                some,
-                reference,
-                floats=floats,
-                multi_label=labels.ndim > 1,
-                to_logits=answers,
-                layers=self.names[number : number + 1],
-            )
-
-
 def _keep_some_in_float(
     search: Search, judge: Judge, images: Images, folding: Folding, context: StageContext, deadline: float
 ) -> None:
@@ -212,14 +181,10 @@ def _keep_some_in_float(
         return
     room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
     rehearsal = Judge(folding.network, images, room, judge.unseen, looks=0)
-    names = tuple(name for name, _ in quantized_layers(network))
-    measuring = _Measuring(network, folding.network, images, rehearsal.outputs[:_SENSITIVITY_IMAGES], names)
-    with context.execution.progress.task(f"{context.name}: sensitivity", len(names), "layers") as task:
-        effects = []
-        for effect in share_out(measuring, range(len(names)), at_once=1):
-            effects.append(effect)
-            task.advance()
-    search.effects = by_harm(effects)
+    layers = len(list(quantized_layers(network)))
+    with context.execution.progress.task(f"{context.name}: sensitivity", layers, "layers") as task:
+        outputs = rehearsal.outputs[:_SENSITIVITY_IMAGES]
+        search.effects = layer_effects(network, folding.network, images, outputs, task.advance)
     floats = float_modules(network, folding.network)
     if search.reason:
         return

@@ -20,6 +20,7 @@ from convnext_deploy.system.packing import pack, unpack
 T = TypeVar("T")
 # The others wait while the first process scores an artifact or exports one, which takes as long as it takes.
 _PATIENCE = dt.timedelta(hours=24)
+_PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _LOST = ("connection", "gloo", "nccl", "socket", "timed out", "timeout", "broken pipe", "store")
 
 
@@ -40,10 +41,16 @@ class World:
 def launched() -> World:
     """Return what the environment says of this process (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), without meeting the others."""
     try:
-        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local = (int(os.environ[name]) for name in _PLACES)
     except (KeyError, ValueError):
         return World()
     return World(rank, size, local) if size > 1 else World()
+
+
+def leave_others() -> None:
+    """Be the only process from now on, whatever the environment says."""
+    for name in _PLACES:
+        os.environ.pop(name, None)
 
 
 def shares_files() -> bool:
@@ -111,6 +118,11 @@ def own_numbers(numbers: range) -> range:
     """Return which of pieces of work that follow each other are this process's: each `size`-th, always the same ones."""
     own = world()
     return range(numbers.start + (own.rank - numbers.start) % own.size, numbers.stop, own.size)
+
+
+def batches_of(numbers: range, count: int, batch_size: int) -> list[int]:
+    """Return which of so many images are in the batches with these numbers, cut as one process cuts them."""
+    return [image for number in numbers for image in range(number * batch_size, min(count, (number + 1) * batch_size))]
 
 
 def gather_in_order(results: Sequence[T]) -> list[T]:

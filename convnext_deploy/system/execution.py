@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.system.cuda_driver import cuda_driver_error
@@ -27,6 +28,10 @@ class Execution:
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
     cache_dir: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send other processes all but the progress, which is shown here."""
+        return Execution, (self.device, self.workers, self.seed, SilentProgress(), self.cache_dir)
 
     @property
     def exact_device(self) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.epochs import Images, best_epoch, score_of
-from convnext_deploy.system.distributed import own_numbers
+from convnext_deploy.system.distributed import batches_of, own_numbers
 from convnext_deploy.system.progress import Progress, describe_rate
 from convnext_deploy.training.loss_meter import BatchSums
 from convnext_deploy.training.schedule import autocasting
@@ -132,8 +132,7 @@ def _rate(images_per_s: float) -> str:
 
 def own_images(count: int, batch_size: int) -> list[int]:
     """Return which of so many images this process scores: whole batches, cut as one process cuts them."""
-    batches = own_numbers(range(-(-count // batch_size)))
-    return [image for batch in batches for image in range(batch * batch_size, min(count, (batch + 1) * batch_size))]
+    return batches_of(own_numbers(range(-(-count // batch_size))), count, batch_size)
 
 
 @torch.no_grad()

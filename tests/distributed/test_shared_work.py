@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -136,3 +141,29 @@ def test_receive_returns_what_is_announced_between_two_works(monkeypatch: pytest
         return [*found, announce("end")]
 
     assert as_processes(3, monkeypatch).run(work) == [["begin", "end"]] * 3
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["killed", "failed"])
+def test_a_process_that_ends_ends_the_others_in_one_line(how: str) -> None:
+    """Without torchrun, which would end the others itself."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.dying_worker", how],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    if how == "failed":  # the first says what was wrong in the second, which hears of it as of any error
+        assert (codes, said) == ([1, 1], ["0: image 3 cannot be read\n", "1: image 3 cannot be read\n"])
+        return
+    assert codes == [1, -signal.SIGKILL]
+    assert said[0].startswith("0: process 0 of 2 lost the others (")
+    assert (said[0].count("\n"), said[1]) == (1, "")
