@@ -25,8 +25,9 @@ Part = TypeVar("Part", covariant=True)
 class Keeping(Protocol[Part]):
     """What is kept of the answers to a batch; other processes get it pickled."""
 
-    gives: str
-    """What an artifact gives, for messages."""
+    @property
+    def gives(self) -> str:
+        """What an artifact gives, for messages."""
 
     def convert(self, given: NDArray[Any]) -> NDArray[Any]:
         """Return what is looked at of what the artifact gives, which must be finite."""

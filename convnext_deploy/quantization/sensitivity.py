@@ -67,7 +67,7 @@ def measure_sensitivity(
     model: nn.Module,
     images: Tensor,
     reference: Tensor,
-    layers: Iterable[str] | None = None,
+    macs: Mapping[str, int],
     *,
     floats: Floats | None = None,
     multi_label: bool = False,
@@ -79,7 +79,7 @@ def measure_sensitivity(
         model: calibrated.
         images: `(N, C, H, W)`, normalized.
         reference: float logits `(N, classes)` of the same images.
-        layers: names of quantized layers; None: all.
+        macs: of which layers, from `count_macs`.
         floats: what the layers in float compute with, as of `quantizers_disabled`.
         multi_label: each output is an answer of its own; `changed` are then these.
         to_logits: maps what the model gives to logits, where these are something else.
@@ -88,12 +88,11 @@ def measure_sensitivity(
     def answers(logits: Tensor) -> Tensor:
         return logits > 0 if multi_label else logits.argmax(1)
 
-    macs = count_macs(model, images[:1])
-    for name in [name for name, _ in quantized_layers(model)] if layers is None else layers:
+    for name, count in macs.items():
         with quantizers_disabled(model, [name], floats):
             found = to_logits(compute_logits(model, images))
         changed = (answers(found) != answers(reference)).double().mean().item()
-        yield Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name])
+        yield Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, count)
 
 
 def by_harm(effects: Iterable[Effect]) -> tuple[Effect, ...]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantization.prepare import quantized_layers
-from convnext_deploy.quantization.sensitivity import Effect, by_harm, measure_sensitivity
+from convnext_deploy.quantization.sensitivity import Effect, by_harm, count_macs, measure_sensitivity
 from convnext_deploy.stages.answers import answers_of
 from convnext_deploy.stages.chosen_images import Images
 from convnext_deploy.stages.float_layers import float_modules
@@ -16,16 +15,16 @@ from convnext_deploy.system.shared_work import share_out
 
 @dataclass(frozen=True)
 class _Measuring:
-    """What quantizing each of the layers `names` alone does to what the float network gives, `outputs`, for the first images."""
+    """What quantizing each of the layers of `macs` alone does to what the float network gives, `outputs`, for the first images."""
 
     network: ConvNeXt
     folded: ConvNeXt
     images: Images
     outputs: Tensor
-    names: tuple[str, ...]
+    macs: dict[str, int]
 
     def __call__(self, numbers: range) -> Iterator[Effect]:
-        labels = self.images.labels
+        names, labels = tuple(self.macs), self.images.labels
         some = self.images.first(len(self.outputs))
         answers = answers_of(self.network, labels[: len(some)])
         reference = answers(self.outputs.to(some.device))
@@ -34,7 +33,7 @@ class _Measuring:
             self.network,
             some,
             reference,
-            [self.names[number] for number in numbers],
+            {names[number]: self.macs[names[number]] for number in numbers},
             floats=floats,
             multi_label=labels.ndim > 1,
             to_logits=answers,
@@ -53,9 +52,8 @@ def layer_effects(
         outputs: of the float network for these, `(N, …)`.
         advance: called after every layer.
     """
-    names = tuple(name for name, _ in quantized_layers(network))
-    found = []
-    for effect in share_out(_Measuring(network, folded, images, outputs, names), range(len(names)), at_once=1):
+    macs, found = count_macs(network, images.first(1)), []
+    for effect in share_out(_Measuring(network, folded, images, outputs, macs), range(len(macs)), at_once=1):
         found.append(effect)
         advance()
     return by_harm(found)

@@ -21,9 +21,9 @@ def evaluate_labels(
     """
     network.eval()
     found = []
-    for images, labels in batches:
+    for images, targets in batches:
         with autocasting(autocast, torch.device(device).type):
-            found.append((network(images.to(device)).float().cpu().numpy(), labels.numpy()))
+            found.append((network(images.to(device)).float().cpu().numpy(), targets.numpy()))
     logits, labels = (np.concatenate(each) for each in zip(*gather_in_order(found), strict=True))
     loss = bce_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
     score = mean_average_precision(labels.astype(np.int8), np.nan_to_num(logits))
