@@ -30,7 +30,8 @@ from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
 from convnext_deploy.system import load
 from convnext_deploy.system.execution import Execution
-from tests.shared import make_once, share_with_all_workers, shared_traces
+from tests.shared import make_once, share_with_all_workers
+from tests.traces import shared_traces
 
 # other work on a machine makes examples slow, which says nothing of the tests
 settings.register_profile("shared machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)

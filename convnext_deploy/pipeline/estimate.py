@@ -23,6 +23,7 @@ from convnext_deploy.models.zoo.cost import activation_bytes, count_macs, count_
 from convnext_deploy.models.zoo.ranking import FLOPS_PER_CORE, GIB
 from convnext_deploy.system.distributed import usable_cores, world
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.progress import describe_time
 
 LONG_S = 3600.0
 """What a terminal is asked about."""
@@ -107,15 +108,6 @@ def tell_estimates(
             "smaller model take less, and --yes goes on without a question."
         )
     return found
-
-
-def describe_time(seconds: float) -> str:
-    """Return a duration in words, as exact as an estimate is."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def _trainings(

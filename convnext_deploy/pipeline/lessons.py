@@ -33,6 +33,7 @@ from convnext_deploy.stages.distill import Teachers
 from convnext_deploy.stages.foresight import Given, outlook_of
 from convnext_deploy.stages.training_setup import model_of
 from convnext_deploy.system.distributed import batches_of
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.shared_work import share_out
 from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.predictions import find_rows, read_predictions
@@ -140,6 +141,7 @@ class _Asking:
             ]
 
 
+@full_float32()
 def _score(asking: _Asking) -> Taught:
     """Let the teachers look at all validation images as the student's evaluation transform makes them."""
     context = asking.context

@@ -29,6 +29,7 @@ from convnext_deploy.stages.search import Search, say_step, say_who_judges
 from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
 from convnext_deploy.stages.teachers import check_quantized_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.shared_work import from_first
 
 _SENSITIVITY_IMAGES = 256
@@ -65,6 +66,7 @@ def foresee(config: QuantizeConfig, given: Given) -> Outlook:
     return made
 
 
+@full_float32()
 def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Try the steps in order, and write the best that was found. Its details have every step and the reason for the choice.
 

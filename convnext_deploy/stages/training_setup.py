@@ -26,6 +26,7 @@ from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
+from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit
 from convnext_deploy.system.distributed import world
@@ -180,8 +181,9 @@ def fit_network(
         )
         for images in (data.validation, context.selection or data.validation)
     )
-    # a GPU scores as it trains; what an artifact is judged by is measured in float32, when it is done
-    autocast = autocast_dtype(config.autocast, execution.device) if execution.device == "cuda" else None
+    # a GPU scores float networks as it trains them; what an artifact is judged by is measured in float32, when it is done
+    is_float = not any(True for _ in quantized_layers(network))
+    autocast = autocast_dtype(config.autocast, execution.device) if is_float and execution.device == "cuda" else None
     batches = TrainingBatches(
         data.train,
         preprocess,

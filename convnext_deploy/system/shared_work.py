@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from convnext_deploy.errors import DeployError
 from convnext_deploy.system.distributed import collect, from_first_bytes, own_numbers, world
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.packing import Memory, pack, unpack
 
 T = TypeVar("T")
@@ -57,7 +58,8 @@ class _Shared(Generic[T]):
             done: list[tuple[int, T | _Failed]] = []
             for number in islice(left, self.at_once):
                 try:
-                    done.append((number, next(results)))
+                    with full_float32():  # whatever the process that does it was about
+                        done.append((number, next(results)))
                 except DeployError as error:
                     done.append((number, _Failed(error)))
                     break

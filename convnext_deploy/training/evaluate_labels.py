@@ -7,11 +7,13 @@ from torch import nn
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.multi_label import mean_average_precision
 from convnext_deploy.system.distributed import gather_in_order
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.losses import bce_loss
 from convnext_deploy.training.schedule import autocasting
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate_labels(
     network: nn.Module, batches: EvaluationBatches, device: str, autocast: torch.dtype | None = None
 ) -> dict[str, float]:

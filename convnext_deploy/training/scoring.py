@@ -14,6 +14,7 @@ from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.epochs import Images, best_epoch, score_of
 from convnext_deploy.system.distributed import batches_of, own_numbers
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.progress import Progress, describe_rate
 from convnext_deploy.training.loss_meter import BatchSums
 from convnext_deploy.training.schedule import autocasting
@@ -136,6 +137,7 @@ def own_images(count: int, batch_size: int) -> list[int]:
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate_classifier(
     network: nn.Module, batches: EvaluationBatches, device: str, autocast: torch.dtype | None = None
 ) -> dict[str, float]:

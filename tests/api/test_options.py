@@ -133,6 +133,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.convert", "check_writable", stop),
         ("api.bundle", "collect", lambda opened: SimpleNamespace(first=opened[0][1])),
         ("api.bundle", "choose_images", lambda *_: None),
+        ("api.bundle", "find_reported", lambda *_: {}),
         ("api.bundle", "find_fp32_answers", lambda *_: None),
         ("api.bundle", "assemble", stop),
         ("api.recommend", "_within_budget", stop),

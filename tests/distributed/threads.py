@@ -12,6 +12,7 @@ import pytest
 
 from convnext_deploy.system import distributed, shared_work
 from convnext_deploy.system.distributed import World
+from convnext_deploy.system.full_float32 import full_float32
 
 T = TypeVar("T")
 _PATIENCE_S = 120.0
@@ -57,7 +58,8 @@ class Threads:
                 self._barrier.abort()  # as a connection that is gone
                 raise
 
-        with ThreadPoolExecutor(self.size) as pool:
+        # its switches are those of all threads
+        with full_float32(), ThreadPoolExecutor(self.size) as pool:
             tasks = [pool.submit(be, rank) for rank in range(self.size)]
             failed = [task.exception() for task in tasks]
             told = [
