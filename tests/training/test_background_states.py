@@ -41,11 +41,11 @@ def test_a_state_is_that_of_its_step_though_the_weights_change_while_it_is_writt
 def test_the_best_weights_are_written_meanwhile_and_before_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, may_write = TrainingStore(tmp_path, "key"), threading.Event()
+    store, may_write, states = TrainingStore(tmp_path, "key"), threading.Event(), list[bool]()
 
     def wait(*arguments: Any) -> None:
         assert may_write.wait(30)
-        assert not (tmp_path / LAST).exists()
+        states.append((tmp_path / LAST).exists())
         save_file(*arguments)
 
     monkeypatch.setattr("convnext_deploy.training.checkpoint_store.save_file", wait)
@@ -62,6 +62,7 @@ def test_the_best_weights_are_written_meanwhile_and_before_the_state(
     store.save_meanwhile(None, {"w": weights})  # between two states
     store.finish()
     assert load_file(tmp_path / BEST)["w"].tolist() == [7.0, 7.0, 7.0]
+    assert states == [False, True]
 
 
 def test_a_state_that_cannot_be_written_ends_the_training_in_one_line(
