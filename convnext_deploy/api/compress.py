@@ -28,8 +28,8 @@ from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.cache_folder import user_cache
-from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.shared_work import from_first
 
 MAX_DROP_PP = 0.3
 _DENSE = ("dense-int8", "dense-onnx")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.compression.budget import Budget
@@ -24,9 +24,8 @@ from convnext_deploy.pruning.build import prune_network
 from convnext_deploy.pruning.importance import Importance, measure_importance
 from convnext_deploy.quantization.sensitivity import kl_divergence
 from convnext_deploy.stages.answers import answers_of
+from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.ptq_steps import choose_images_to_judge
-from convnext_deploy.stages.selection import outputs_of
 
 _FRONT_STEPS = 8
 _MOST_IMAGES, _LEAST_IMAGES = 512, 16
@@ -209,7 +208,7 @@ class _Judge:
         self._network = load_network(source).to(context.execution.exact_device)
         self._multi_label = context.need_data().multi_label
         self._answers = answers_of(self._network, self._images.labels)
-        self._reference = self._answers(outputs_of(self._network, self._images))
+        self._reference = self._answers(_outputs(self._network, self._images))
         self._importance: Importance = ()
         self._seen: dict[tuple[int, ...], tuple[float, float]] = {}
 
@@ -234,7 +233,7 @@ class _Judge:
             pruned, _ = prune_network(
                 self._network, self.spec, self._importance, widths, self._fitting, activation=self.activation
             )
-            logits = self._answers(outputs_of(pruned, self._images))
+            logits = self._answers(_outputs(pruned, self._images))
             equal = self._guesses(logits) == self._guesses(self._reference)
             kl = kl_divergence(self._reference, logits, multi_label=self._multi_label)
             self._seen[widths] = min(kl, 1e9), float(equal.double().mean())
@@ -242,6 +241,12 @@ class _Judge:
 
     def _guesses(self, logits: Tensor) -> Tensor:
         return logits > 0 if self._multi_label else logits.argmax(1)
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, images: Images) -> Tensor:
+    """Return what a network gives for images, `(N, …)` on the CPU; the first process alone, as everything here."""
+    return torch.cat([network(batch).float().cpu() for batch in images.batches()])
 
 
 def _explored(choice: Widths, times: Times, kl: float | None, judge: _Judge) -> ExploredPoint:

@@ -11,9 +11,9 @@ from convnext_deploy.models.zoo.cost import count_macs
 from convnext_deploy.pruning.build import prune_network
 from convnext_deploy.pruning.choose import choose_widths
 from convnext_deploy.pruning.importance import AT_ONCE, measure_importance
+from convnext_deploy.stages.chosen_images import choose_images
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.stages.ptq_steps import choose_images
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 
 
