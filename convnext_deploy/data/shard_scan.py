@@ -16,22 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_deploy.data.contents import TAIL_BYTES
 from convnext_deploy.data.decoding import find_defect, printable
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.remote_blocks import RemoteBlocks
+from convnext_deploy.data.shard_parts import SAMPLE, Part, Version
 from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import DataError, RemoteError, first_line
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
-# `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
-# `name`, `name_size`: where the name of the image file lies among all names.
-SAMPLE = np.dtype([
-    ("shard", "u4"), ("label", "i8"), ("offset", "i8"), ("size", "i8"), ("tail", "u8"), ("name", "i8"), ("name_size", "u4"),
-])  # fmt: skip
-Defect = tuple[int, str, str]  # the number of the shard, the key of the sample, what is wrong with it
 Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
 _META = re.compile(r"__[^/]*__(?:$|/)")  # what webdataset keeps for itself
@@ -60,13 +54,12 @@ class Shard:
         """Open the file. Raises: OSError, RemoteError."""
         return self.path.open("rb") if self.blocks is None else self.blocks.open()
 
-    @property
-    def version(self) -> tuple[str | int, ...]:
-        """What is other when the file is another one, as far as the system or the server says."""
+    def version(self, root: Path) -> Version:
+        """Return its name from a folder on, and what else tells it from another file, as far as the system or the server says."""
         if self.blocks is not None:
             file = self.blocks.file
             return file.url, file.size, file.identity
-        return str(self.path.resolve()), self.size, self.modified_ns, self.changed_ns
+        return self.path.relative_to(root).as_posix(), self.size, self.modified_ns, self.changed_ns
 
 
 def describe_shard(path: Path) -> Shard:
@@ -112,25 +105,22 @@ def load_grouping(shard: Shard) -> Group:
     return group
 
 
-def scan_shard(
-    number: int, shard: Shard, group: Group, *, labelled: bool = True
-) -> tuple[NDArray[np.void], bytes, list[Defect]]:
+def scan_shard(shard: Shard, group: Group, seen: Callable[[int], None], *, labelled: bool = True) -> Part:
     """Read all headers of a shard and check every sample. To be called within `quiet`.
 
     Args:
-        number: of the shard, for the result.
         shard: is read from front to back, without the contents of images but for their first and last bytes.
         group: webdataset's grouping of files into samples.
+        seen: is told now and then how many bytes more were read.
         labelled: samples need a class index; otherwise none is looked for, and theirs is `UNKNOWN`.
 
-    Returns: the usable samples, `(N,)` of `SAMPLE` but for the places of their names, which are returned joined; the defects.
     Raises: DataError: if the shard cannot be read to its end, has no samples or has a key twice.
     """
     rows, names, defects = [], [], []
-    keys: set[str] = set()
+    keys, start = set[str](), 0
     try:
         with shard.open() as stream, _open_tar(stream) as tar:
-            for sample in group(_files(tar, stream)):
+            for sample in group(_files(tar, stream, seen)):
                 key = sample["__key__"]
                 if key in keys:
                     raise DataError(f"has the key '{key}' twice; the files of a sample must follow each other")
@@ -139,10 +129,11 @@ def scan_shard(
                     image, label = _find_image(sample), _read_label(tar, sample) if labelled else UNKNOWN
                     tail = _check_image(tar, image)
                 except _UnusableError as error:
-                    defects.append((number, key, str(error)))
+                    defects.append((key, str(error)))
                     continue
                 names.append(os.fsencode(image.name.removeprefix("./")))
-                rows.append((number, label, image.offset_data, image.size, tail, 0, len(names[-1])))
+                rows.append((0, label, image.offset_data, image.size, tail, start, len(names[-1])))
+                start += len(names[-1])
         if not keys:
             raise DataError("has no samples; remove it, or make it again")
     except RemoteError:
@@ -154,7 +145,7 @@ def scan_shard(
         raise DataError(
             f"{printable(shard.path)} cannot be read as a tar file ({printable(reason)}); copy or make it again."
         ) from None
-    return np.array(rows, SAMPLE), b"".join(names), defects
+    return Part(np.array(rows, SAMPLE), b"".join(names), tuple(defects))
 
 
 class _UnusableError(Exception):
@@ -171,13 +162,14 @@ def _open_tar(stream: BinaryIO) -> tarfile.TarFile:
     return tarfile.open(fileobj=stream, mode="r:")
 
 
-def _files(tar: tarfile.TarFile, stream: BinaryIO) -> Iterator[dict[str, Any]]:
+def _files(tar: tarfile.TarFile, stream: BinaryIO, seen: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """Yield the files of a shard in the form that webdataset groups, with headers in the place of contents."""
     end = 0
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # where the headers would pile up
         if tar.offset <= end:  # by a negative size, and without end
             raise DataError("is not a sound tar file: its headers lead backwards; copy or make it again")
+        seen(tar.offset - end)
         end = tar.offset
         if info.isreg() and not info.issparse() and not _META.match(info.name):
             yield {"fname": info.name, "data": info, "__url__": ""}
@@ -186,6 +178,7 @@ def _files(tar: tarfile.TarFile, stream: BinaryIO) -> Iterator[dict[str, Any]]:
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"is cut or damaged at byte {tar.offset}; copy or make it again")
     while rest := stream.read(1 << 20):
+        seen(len(rest))
         if rest.strip(b"\0"):
             raise DataError("goes on after the end of an archive, as when several are joined; join their files instead")
 
