@@ -12,7 +12,8 @@ from convnext_deploy.api.candidates import forms_for
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import DeployError
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
+from convnext_deploy.exporters.tensorrt.build import build_engine
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.system.progress import SilentProgress
