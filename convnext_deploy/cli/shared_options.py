@@ -17,7 +17,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "data": (
         str,
         "Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or a folder of "
-        "WebDataset shards, also at a URL (s3://, gs://, https://, hf://); or 'digits'.",
+        "WebDataset or MDS shards, also at a URL (s3://, gs://, https://, hf://); or 'digits'.",
         {"metavar": "DIR", "shell_complete": candidates.data},
     ),
     "labels": (

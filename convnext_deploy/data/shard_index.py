@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from convnext_deploy.data.contents import Contents, digest_parts
 from convnext_deploy.data.contents_table import DIGEST
 from convnext_deploy.data.decoding import printable
+from convnext_deploy.data.mds_scan import scan_mds
 from convnext_deploy.data.pixels import quiet
 from convnext_deploy.data.shard_parts import IndexFiles, Part, Version, join, load_parts, save_parts
-from convnext_deploy.data.shard_scan import Shard, load_grouping, scan_shard, tail_of
+from convnext_deploy.data.shard_scan import MDS, Shard, load_grouping, scan_shard, tail_of
 from convnext_deploy.errors import DataError
 from convnext_deploy.system.progress import Progress, SilentProgress, Task
 
@@ -56,9 +57,9 @@ def read_index(
 ) -> ShardIndex:
     """Read the headers of all shards and check every sample; of shards that did not change take what was found before.
 
-    A sample needs one image that can be opened and a class index, in a `.cls` file or as `label` of a
-    `.json` file. Costs about 0.2 ms per sample on one core when the disk answers at once. Nothing is unpacked or executed. What is
-    interrupted goes on with the next shard.
+    A sample needs one image that can be opened and a class index, in a `.cls` file or as `label` of a `.json` file, or a column of
+    each in a shard of Mosaic's streaming library. Costs about 0.2 ms per sample on one core when the disk answers at once. Nothing
+    is unpacked or executed. What is interrupted goes on with the next shard.
 
     Args:
         shards: the files.
@@ -163,7 +164,8 @@ def _scan(
     shards: Sequence[tuple[int, Shard]], found: dict[int, Part], root: Path, labelled: bool, progress: Progress | None
 ) -> None:
     """Read numbered shards, and put down what each holds as soon as it is known."""
-    group = load_grouping(shards[0][1])
+    tars = [shard for _, shard in shards if shard.path.suffix.lower() != MDS]
+    group = load_grouping(tars[0]) if tars else None
     total = sum(shard.size for _, shard in shards)
     takes_long = total > _MANY_BYTES or shards[0][1].blocks is not None
     shown = progress if progress is not None and takes_long else SilentProgress()
@@ -173,7 +175,10 @@ def _scan(
 
         def read(numbered: tuple[int, Shard]) -> None:
             number, shard = numbered
-            part = scan_shard(shard, group, reading.advance, labelled=labelled)
+            if group is None or shard.path.suffix.lower() == MDS:
+                part = scan_mds(shard, reading.advance, labelled=labelled)
+            else:
+                part = scan_shard(shard, group, reading.advance, labelled=labelled)
             # while its blocks are on this machine
             found[number] = part if shard.blocks is None else replace(part, digest=_digest(shard))
 

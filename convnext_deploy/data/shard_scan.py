@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,6 +29,8 @@ from convnext_deploy.metrics.multi_label import UNKNOWN
 
 Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
+TAR, MDS = ".tar", ".mds"
+SHARDS = (TAR, MDS)
 _META = re.compile(r"__[^/]*__(?:$|/)")  # what webdataset keeps for itself
 _LABEL = re.compile(rb"\s*(\d{1,9})\s*")
 _LABEL_BYTES, _JSON_BYTES = 64, 1 << 24
@@ -126,9 +129,9 @@ def scan_shard(shard: Shard, group: Group, seen: Callable[[int], None], *, label
                     raise DataError(f"has the key '{key}' twice; the files of a sample must follow each other")
                 keys.add(key)
                 try:
-                    image, label = _find_image(sample), _read_label(tar, sample) if labelled else UNKNOWN
-                    tail = _check_image(tar, image)
-                except _UnusableError as error:
+                    image, label = _find_image(sample), _read_label(stream, sample) if labelled else UNKNOWN
+                    tail = check_image(stream, image.offset_data, image.size)
+                except UnusableError as error:
                     defects.append((key, str(error)))
                     continue
                 names.append(os.fsencode(image.name.removeprefix("./")))
@@ -148,7 +151,7 @@ def scan_shard(shard: Shard, group: Group, seen: Callable[[int], None], *, label
     return Part(np.array(rows, SAMPLE), b"".join(names), tuple(defects))
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """What is wrong with a sample."""
 
 
@@ -188,36 +191,36 @@ def _find_image(sample: dict[str, Any]) -> tarfile.TarInfo:
     images = [suffix for suffix in suffixes if suffix in IMAGE_EXTENSIONS]
     if len(images) != 1:
         found = ", ".join(images or suffixes)
-        raise _UnusableError(f"has {len(images)} images ({found})" if images else f"has no image (only {found})")
+        raise UnusableError(f"has {len(images)} images ({found})" if images else f"has no image (only {found})")
     image: tarfile.TarInfo = sample[images[0][1:]]
     return image
 
 
-def _read_label(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
+def _read_label(stream: BinaryIO, sample: dict[str, Any]) -> int:
     if "cls" in sample:
-        content = _read(tar, sample["cls"], _LABEL_BYTES)
+        content = _read(stream, sample["cls"], _LABEL_BYTES)
         if len(content) > _LABEL_BYTES or (match := _LABEL.fullmatch(content)) is None:
-            raise _UnusableError(f"has no class index in its .cls file, but {content[:20]!r}")
+            raise UnusableError(f"has no class index in its .cls file, but {content[:20]!r}")
         return int(match[1])
     if "json" not in sample:
-        raise _UnusableError("has no label: neither a .cls nor a .json file")
+        raise UnusableError("has no label: neither a .cls nor a .json file")
     try:
-        label = parse_json(_read(tar, sample["json"], _JSON_BYTES))["label"]
+        label = parse_json(_read(stream, sample["json"], _JSON_BYTES))["label"]
     except (ValueError, LookupError, TypeError):
-        raise _UnusableError("has no label: no .cls file, and no 'label' in its .json file") from None
+        raise UnusableError("has no label: no .cls file, and no 'label' in its .json file") from None
     if type(label) is not int or not 0 <= label < 10**9:
-        raise _UnusableError(f"has no class index as 'label' in its .json file, but {str(label)[:20]!r}")
+        raise UnusableError(f"has no class index as 'label' in its .json file, but {str(label)[:20]!r}")
     return label
 
 
-def _check_image(tar: tarfile.TarFile, info: tarfile.TarInfo) -> int:
-    """Return the `tail` of an image."""
-    with _FileInShard(tar, info) as stream:
-        stream.seek(max(0, info.size - TAIL_BYTES))
-        tail = tail_of(info.size, stream.read())
-        stream.seek(0)
-        if (reason := find_defect(stream)) is not None:
-            raise _UnusableError(f"cannot be read as an image ({reason})")
+def check_image(stream: BinaryIO, offset: int, size: int) -> int:
+    """Return the `tail` of an image that is a part of a file. Raises: UnusableError: if it cannot be opened."""
+    with _FileInShard(stream, offset, size) as image:
+        image.seek(max(0, size - TAIL_BYTES))
+        tail = tail_of(size, image.read())
+        image.seek(0)
+        if (reason := find_defect(image)) is not None:
+            raise UnusableError(f"cannot be read as an image ({reason})")
     return tail
 
 
@@ -226,12 +229,17 @@ def tail_of(size: int, end: bytes) -> int:
     return int.from_bytes(hashlib.sha256(size.to_bytes(8) + end[-TAIL_BYTES:]).digest()[:8])
 
 
-def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
-    with _FileInShard(tar, info) as stream:
-        return stream.read(limit + 1)  # one more than that is not a label
+def _read(stream: BinaryIO, info: tarfile.TarInfo, limit: int) -> bytes:
+    with _FileInShard(stream, info.offset_data, info.size) as file:
+        return file.read(limit + 1)  # one more than that is not a label
 
 
 class _FileInShard(tarfile.ExFileObject):
+    def __init__(self, stream: BinaryIO, offset: int, size: int) -> None:
+        part = tarfile.TarInfo()
+        part.offset_data, part.size = offset, size
+        super().__init__(SimpleNamespace(fileobj=stream), part)  # type: ignore[arg-type]  # the archive is asked for that alone
+
     def fileno(self) -> int:
         # Pillow's TIFF reader asks for it, and knows this answer.
         raise io.UnsupportedOperation("a part of a file has no number of its own")
