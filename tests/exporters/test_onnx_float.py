@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import gc
 import logging
 import re
 import sys
@@ -120,6 +121,7 @@ def test_export_float_fails_in_one_line_when_the_exporter_raises(
     with pytest.raises(ExportError, match=r"^torch\.onnx\.export failed[^\n]*$"):
         export_float(nn.Identity(), 3, 32)
     assert logger.level == before
+    assert gc.isenabled()
 
 
 def test_save_onnx_writes_metadata_that_read_metadata_returns(tmp_path: Path) -> None:
