@@ -21,6 +21,7 @@ from PIL import Image
 
 from convnext_deploy.api import open_inputs
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.cli import starting
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data, open_data
@@ -29,7 +30,7 @@ from convnext_deploy.evaluation.timing import interleaved
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
-from convnext_deploy.system import load
+from convnext_deploy.system import load, progress_bars
 from convnext_deploy.system.execution import Execution
 from tests.evaluation.in_process import run_job_here
 from tests.shared import make_once, share_with_all_workers
@@ -132,6 +133,13 @@ def _no_user_cache() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_inputs, "user_cache", lambda: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line comes because the machine is busy with something else."""
+    monkeypatch.setattr(starting, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(progress_bars, "FIRST_S", progress_bars._SILENT_S)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.defaults import default_of
 from convnext_deploy.cli.shared_options import OPTIONS
+from convnext_deploy.cli.starting import started
 from convnext_deploy.system.distributed import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -74,6 +75,7 @@ def arguments_of(verb: str, values: dict[str, Any]) -> dict[str, Any]:
     from convnext_deploy.api.options import RECORDS
     from convnext_deploy.system.progress_bars import create_progress
 
+    started()
     found = {**values, "progress": create_progress(is_quiet(), asks=not _is_given(_YES)), "command": typed_command()}
     uses = USES.get(verb, {})
     records = {record: RECORDS[record](**{name: found[name] for name in names}) for record, names in uses.items()}

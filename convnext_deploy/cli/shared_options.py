@@ -17,7 +17,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "data": (
         str,
         "Image folder with train/ and val/ (or validation/, test/), with train/ alone, or of class folders; or a folder of "
-        "WebDataset shards, also at a URL (s3://, gs://, https://, hf://); or 'digits'.",
+        "WebDataset or MDS shards, also at a URL (s3://, gs://, https://, hf://); or 'digits'.",
         {"metavar": "DIR", "shell_complete": candidates.data},
     ),
     "labels": (
@@ -164,7 +164,7 @@ OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "cache_dir": (
         click.Path(path_type=Path),
         "Keep what can be computed again (decoded small images, indices of shards, teachers' predictions) here, for other runs "
-        "too.  [default: memory and OUT/cache]",
+        "too.  [default: memory and OUT/cache; indices beside the shards]",
         _FOLDER,
     ),
     "tensorboard": (bool, "Write TensorBoard events to OUT/tensorboard: curves of trainings, and results.", _SWITCH),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import click
 
@@ -98,6 +99,14 @@ class Verb(click.Command):
             if group:
                 with formatter.section(title):
                     formatter.write_dl([(name.ljust(widest), text) for name, text in group], col_max=widest)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Execute the verb, and let a line say so where its libraries take their time."""
+        from convnext_deploy.cli.options import is_quiet
+        from convnext_deploy.cli.starting import starting
+
+        with starting(ctx, quiet=is_quiet()):
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words of the command line. Raises: UsageError: with a guess, where there is no such option."""

@@ -159,7 +159,7 @@ def _estimate(training: _Training, data: Data, execution: Execution) -> Estimate
 
 
 def _measure(training: _Training, data: Data, execution: Execution, seen: int, speed: float) -> float:
-    from convnext_deploy.stages.rehearsal import rehearse
+    from convnext_deploy.stages.rehearsal import rehearse, rehearse_teacher
 
     fit, device = training.fit, execution.device
 
@@ -168,7 +168,7 @@ def _measure(training: _Training, data: Data, execution: Execution, seen: int, s
         return max(1, min(fit.batch_size, round(_REHEARSED_S / max(per_image, 1e-9))))
 
     own = rehearse(training.spec, training.size, fit, device, images_for(training.spec, training.size))
-    taught = sum(rehearse(spec, size, fit, device, images_for(spec, size)).forward for spec, size in training.teachers)
+    taught = sum(rehearse_teacher(spec, size, fit, device, images_for(spec, size)) for spec, size in training.teachers)
     computed = own.image + taught
     decoded = _decoding_seconds(data)
     of_image = max(computed, decoded / execution.workers) if execution.workers else computed + decoded

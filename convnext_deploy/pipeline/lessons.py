@@ -31,6 +31,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.distill import Teachers
 from convnext_deploy.stages.foresight import Given, outlook_of
 from convnext_deploy.stages.training_setup import model_of
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.predictions import find_rows, read_predictions
 
@@ -110,6 +111,7 @@ def _check_names(teachers: tuple[Artifact, ...], data: Data) -> None:
 
 
 @torch.no_grad()
+@full_float32()
 def _score(teachers: Teachers, preprocess: Preprocess, context: StageContext) -> Taught:
     """Let the teachers look at all validation images as the student's evaluation transform makes them."""
     data, execution = context.need_data(), context.execution

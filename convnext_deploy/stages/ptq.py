@@ -9,6 +9,7 @@ from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.ptq_steps import choose_images, foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.full_float32 import full_float32
 
 
 def check(config: PTQConfig) -> None:
@@ -21,6 +22,7 @@ def foresee(config: PTQConfig, given: Given) -> Outlook:
     return foresee_quantization(config.target, config.sites, given.need_source("ptq"), given)
 
 
+@full_float32()
 def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Quantize an FP32 artifact. Its weights are kept in float beside the scales, so that QAT can start from them."""
     source = require_source(source, "ptq")

@@ -36,6 +36,7 @@ from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
 from convnext_deploy.stages.teachers import check_quantized_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.distributed import from_first
+from convnext_deploy.system.full_float32 import full_float32
 
 _SENSITIVITY_IMAGES = 256
 
@@ -71,6 +72,7 @@ def foresee(config: QuantizeConfig, given: Given) -> Outlook:
     return made
 
 
+@full_float32()
 def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Try the steps in order, and write the best that was found. Its details have every step and the reason for the choice.
 

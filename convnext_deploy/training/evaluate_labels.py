@@ -7,10 +7,12 @@ from torch import nn
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.multi_label import mean_average_precision
 from convnext_deploy.system.distributed import gather
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.losses import bce_loss
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate_labels(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
     """Return the mean binary cross-entropy `validation_loss` and the mean average precision `validation_map`, in [0, 1].
 

@@ -14,6 +14,7 @@ from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.epochs import Images, best_epoch, score_of
 from convnext_deploy.system.distributed import total
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.progress import Progress, describe_rate
 from convnext_deploy.training.loss_meter import DeviceSum
 
@@ -130,6 +131,7 @@ def _rate(images_per_s: float) -> str:
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate_classifier(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
     """Return the mean cross-entropy `validation_loss` and the share of right predictions `validation_top1`, in [0, 1].
 

@@ -10,6 +10,7 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.system.distributed import total
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.loss_meter import DeviceSum
 from convnext_deploy.training.losses import cosine_loss
 
@@ -56,6 +57,7 @@ class Teacher(nn.Module):
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate_features(
     network: nn.Module, teacher: nn.Module, batches: EvaluationBatches, device: str
 ) -> dict[str, float]:

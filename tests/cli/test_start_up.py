@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,11 @@ def test_help_imports_nothing_but_click(arguments: tuple[str, ...]) -> None:
 )
 def test_verb_that_computes_nothing_imports_no_torch(arguments: tuple[str, ...]) -> None:
     assert not imported_by(*arguments) & HEAVY
+
+
+def test_dry_run_imports_no_exporter() -> None:
+    name = "quickstart.toml" if importlib.util.find_spec("tensorrt_rtx") else "quickstart-onnx.toml"
+    recipe = Path(__file__).parents[2] / "recipes" / name
+    found = imported_by("run", str(recipe), "--dry-run")
+    assert "torch" in found
+    assert not found & {"onnx", "onnx_ir", "onnxruntime", "openvino", "sympy", "torchvision", "plotly", "jinja2"}

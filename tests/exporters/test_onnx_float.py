@@ -23,7 +23,8 @@ from torch import nn
 
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.graphs.onnx_io import METADATA_KEY, load_onnx, name_nodes, read_metadata, save_onnx, tensor_shape
+from convnext_deploy.graphs.names import name_nodes
+from convnext_deploy.graphs.onnx_io import METADATA_KEY, load_onnx, read_metadata, save_onnx, tensor_shape
 from tests.exporters.conftest import Network
 
 

@@ -355,3 +355,15 @@ def test_sequence_says_that_it_judges_by_the_images_of_calibration(
 ) -> None:
     quantize.run(QuantizeConfig(max_drop_pp=100.0), source, place(data_of(ArrayImages(PIXELS[:1], TRAIN.labels[:1]))))
     assert "ptq: no training images are left to select by; those of calibration are used" in lines.said
+
+
+def test_program_around_it_does_not_change_what_quantization_computes(source: Artifact, place: Place) -> None:
+    config = PTQConfig(calibration_method="minmax", smoothing=False, gptq=False, calibration_images=6)
+    before = ptq.run(config, source, place()).main_file.read_bytes()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ptq.run(config, source, place()).main_file.read_bytes() == before
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -15,7 +15,8 @@ from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.errors import ExportError, first_line
 from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
 from convnext_deploy.exporters.onnx.graph_edits import finish
-from convnext_deploy.graphs.onnx_io import INPUT_NAME, OPSET, OUTPUT_NAME
+from convnext_deploy.graphs.names import INPUT_NAME, OUTPUT_NAME
+from convnext_deploy.graphs.onnx_io import OPSET
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
