@@ -29,7 +29,8 @@ from convnext_deploy.pipeline.speed_check import measure_comparison, plan_compar
 from convnext_deploy.pipeline.stage import Settings, execute_stage, reusable, stage_folder
 from convnext_deploy.pipeline.teaching import ask_teachers, enter_taught
 from convnext_deploy.pipeline.tracking import Tracking
-from convnext_deploy.system.distributed import announce, from_first, receive, world
+from convnext_deploy.system.distributed import world
+from convnext_deploy.system.shared_work import announce, from_first, receive
 
 if TYPE_CHECKING:
     from convnext_deploy.data.contents import Contents

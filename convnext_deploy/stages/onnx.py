@@ -26,9 +26,9 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
 from convnext_deploy.models.zoo.cost import describe_features
+from convnext_deploy.stages.chosen_images import choose_images
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.stages.ptq_steps import choose_images
 
 if TYPE_CHECKING:
     import onnx

@@ -5,9 +5,10 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.quantization.prepare import fit_scheme
 from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.stages.chosen_images import choose_images
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.stages.ptq_steps import choose_images, foresee_quantization, open_folded, quantize_network
+from convnext_deploy.stages.ptq_steps import foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.full_float32 import full_float32
 

@@ -12,6 +12,7 @@ import torch
 
 from convnext_deploy.cli import main
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
+from convnext_deploy.system import distributed
 from tests.distributed.launch import launched, run
 
 RECIPE = """
@@ -122,3 +123,4 @@ def test_other_processes_leave_what_one_can_do_to_the_first(
     with pytest.raises(SystemExit):
         main()
     assert "tiny" in capsys.readouterr().out
+    assert distributed.launched() == distributed.World()  # and waits for nobody

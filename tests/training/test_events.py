@@ -112,7 +112,7 @@ def test_events_are_the_history_of_a_training_that_was_killed(
 def test_events_are_the_history_when_killed_between_events_and_state(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(store: TrainingStore, state: object) -> None:
+    def fail(store: TrainingStore, *_: object) -> None:
         raise KilledError
 
     with monkeypatch.context() as patch:
