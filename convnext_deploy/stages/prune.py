@@ -15,6 +15,7 @@ from convnext_deploy.stages.chosen_images import choose_images
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.full_float32 import full_float32
 
 
 def foresee(config: PruneConfig, given: Given) -> Outlook:
@@ -42,6 +43,7 @@ def _pruned_spec(spec: ModelSpec, widths: tuple[int, ...]) -> ModelSpec:
     return made
 
 
+@full_float32()
 def run(config: PruneConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Prune an FP32 artifact, which may have been pruned before."""
     source = require_source(source, "prune")
