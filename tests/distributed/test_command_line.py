@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ import torch
 
 from convnext_deploy.cli import main
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
+from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.system import distributed
 from tests.distributed.launch import launched, run
 
@@ -107,6 +109,22 @@ def test_run_says_an_error_once(image_folder: Path, tmp_path: Path) -> None:
     assert lines == [
         "error: a batch of 11 images does not divide among 2 processes; use a batch_size that is a multiple of 2 and at most 36."
     ]
+
+
+@pytest.mark.slow
+def test_validate_scores_on_two_processes_as_on_one(small_run: RunResult, image_folder: Path, tmp_path: Path) -> None:
+    """And what is for one process waits for no other."""
+    row = small_run.report.rows[-1]
+    arguments = ["-m", "convnext_deploy", "validate", row.identity.artifact, "--data", str(image_folder), "--json"]
+    code, output, errors = run([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu", "--workers", "0"])
+    assert code == 0, errors
+    (found,) = json.loads(output)["rows"]
+    assert row.accuracy is not None
+    assert (found["accuracy"]["correct"], found["accuracy"]["total"]) == (row.accuracy.correct, row.accuracy.total)
+    image = next(image_folder.rglob("*.png"))
+    code, output, errors = run(["-m", "convnext_deploy", "predict", row.identity.artifact, str(image), "--quiet"])
+    assert code == 0, errors
+    assert output.count(image.name) == 1
 
 
 def test_other_processes_leave_what_one_can_do_to_the_first(
