@@ -24,6 +24,9 @@ _PEERS = {
     "nncf-openvino-control": "… with accuracy control",
     "modelopt-max": "Model Optimizer, max",
     "modelopt-entropy": "Model Optimizer, entropy",
+    "nncf-openvino-fp8": "NNCF on OpenVINO, FP8",
+    "nncf-openvino-fp8-transformer": "… `model_type=TRANSFORMER`",
+    "modelopt-fp8": "Model Optimizer, FP8, max",
 }
 _OURS = {"-one-pass": "all that needs no training", "-min-max": "first step"}
 

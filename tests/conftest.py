@@ -26,11 +26,13 @@ from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.evaluation import latency
+from convnext_deploy.evaluation.timing import interleaved
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
 from convnext_deploy.system import load, progress_bars
 from convnext_deploy.system.execution import Execution
+from tests.evaluation.in_process import run_job_here
 from tests.shared import make_once, share_with_all_workers
 from tests.traces import shared_traces
 
@@ -182,6 +184,12 @@ def short_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "_BUDGET_S", 0.0)
         yield
+
+
+@pytest.fixture
+def timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time in this process, where it is not the times that count."""
+    monkeypatch.setattr(interleaved, "run_job", run_job_here)
 
 
 @pytest.fixture(scope="session", autouse=True)

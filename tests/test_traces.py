@@ -18,6 +18,8 @@ from tests.traces import with_weights
 class Small(nn.Module):
     """What the networks have: a convolution, linear layers, one of them square, a norm, and numbers of its own."""
 
+    mean: Tensor
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -31,7 +33,8 @@ class Small(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.norm(self.conv(images - self.mean).permute(0, 2, 3, 1))
-        return self.out(x + self.gamma * nn.functional.gelu(self.square(x))).mean((1, 2))
+        logits: Tensor = self.out(x + self.gamma * nn.functional.gelu(self.square(x))).mean((1, 2))
+        return logits
 
 
 class Doubled(Small):
@@ -48,7 +51,8 @@ def weights(network: nn.Module) -> dict[str, Any]:
 def graph_of(network: nn.Module) -> bytes:
     program = EXPORT(network.eval(), (torch.zeros(2, 3, 8, 8),), dynamo=True, verbose=False)
     assert program is not None
-    return program.model_proto.SerializeToString()
+    graph: bytes = program.model_proto.SerializeToString()
+    return graph
 
 
 @pytest.fixture(scope="module")

@@ -46,9 +46,11 @@ class _Pickler(pickle.Pickler):
         """Return dtype, shape and values of a tensor, and leave the rest to pickle."""
         if not isinstance(obj, torch.Tensor):
             return NotImplemented
-        own = id(obj) in self._weights
-        values = b"" if own else obj.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        return _Pickler, (type(obj), str(obj.dtype), tuple(obj.shape), obj.stride(), obj.requires_grad, values)
+        form = (type(obj), str(obj.dtype), tuple(obj.shape))
+        if id(obj) in self._weights:
+            return _Pickler, form
+        values = obj.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return _Pickler, (*form, obj.stride(), obj.requires_grad, values)
 
 
 def _digest(traced: Any, weights: frozenset[int] = frozenset()) -> str:

@@ -60,9 +60,19 @@ def test_verb_that_computes_nothing_imports_no_torch(arguments: tuple[str, ...])
     assert not imported_by(*arguments) & HEAVY
 
 
-def test_dry_run_imports_no_exporter() -> None:
-    name = "quickstart.toml" if importlib.util.find_spec("tensorrt_rtx") else "quickstart-onnx.toml"
-    recipe = Path(__file__).parents[2] / "recipes" / name
-    found = imported_by("run", str(recipe), "--dry-run")
+QUICKSTART = "quickstart.toml" if importlib.util.find_spec("tensorrt_rtx") else "quickstart-onnx.toml"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", str(Path(__file__).parents[2] / "recipes" / QUICKSTART)),
+        ("train", "--model", "atto", "--epochs", "2000"),  # whose time is measured on a few steps
+    ],
+    ids=["run", "train"],
+)
+def test_dry_run_imports_no_exporter_and_no_compiler(arguments: tuple[str, ...]) -> None:
+    found = imported_by(*arguments, "--dry-run")
     assert "torch" in found
+    # sympy comes with PyTorch's compiler
     assert not found & {"onnx", "onnx_ir", "onnxruntime", "openvino", "sympy", "torchvision", "plotly", "jinja2"}

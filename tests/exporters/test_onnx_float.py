@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import re
@@ -121,6 +122,7 @@ def test_export_float_fails_in_one_line_when_the_exporter_raises(
     with pytest.raises(ExportError, match=r"^torch\.onnx\.export failed[^\n]*$"):
         export_float(nn.Identity(), 3, 32)
     assert logger.level == before
+    assert gc.isenabled()
 
 
 def test_save_onnx_writes_metadata_that_read_metadata_returns(tmp_path: Path) -> None:

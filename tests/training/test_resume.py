@@ -32,7 +32,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     return flat_weights(train(tmp_path_factory.mktemp("whole"))[0])
 
 
-@pytest.mark.parametrize("kill_at", heavy_except((0, 3, 5, 10), range(12)))
+@pytest.mark.parametrize("kill_at", heavy_except((0, 5, 10), range(12)))
 def test_fit_ends_with_the_same_bits_when_killed_at_any_step(
     kill_at: int, uninterrupted: Tensor, tmp_path: Path
 ) -> None:
@@ -68,7 +68,9 @@ def test_fit_trains_nothing_when_the_training_was_finished(uninterrupted: Tensor
     assert not model.training
 
 
-@pytest.mark.parametrize("damage", ["another key", "truncated", "no file of torch", "gone"])
+@pytest.mark.parametrize(
+    "damage", heavy_except(("another key", "truncated"), ("another key", "truncated", "no file of torch", "gone"))
+)
 def test_fit_starts_anew_when_the_state_is_not_its_own(damage: str, uninterrupted: Tensor, tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         train(tmp_path, kill_at=7, key="other" if damage == "another key" else "key")

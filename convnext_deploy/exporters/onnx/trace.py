@@ -1,8 +1,11 @@
 """Trace a float PyTorch model into an ONNX graph: nodes and weights named after their layers, dynamic batch, no dead nodes."""
 
 import ast
+import contextlib
+import gc
 import logging
 import warnings
+from collections.abc import Iterator
 
 import onnx
 import torch
@@ -39,7 +42,7 @@ def export_float(
     level = exporter_logger.level
     exporter_logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_collections():
             # The exporter's own dependencies warn about their own deprecated calls.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -72,3 +75,15 @@ def export_float(
     cancel_transposes(exported.graph)
     name_weights(exported.graph)
     return finish(exported)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keep Python from looking for garbage: tracing makes millions of objects, hardly any of them garbage before it ends."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
