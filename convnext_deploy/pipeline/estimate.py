@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +14,12 @@ from convnext_deploy.config.comparisons import with_comparisons
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.image_size import ImageSize, sides_of
+from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, StoppedError
-from convnext_deploy.models.variants import VARIANTS, resolve_variant
+from convnext_deploy.models.variants import VARIANTS, resolve_variant, with_widths
 from convnext_deploy.models.zoo.cost import activation_bytes, count_macs, count_parameters
 from convnext_deploy.models.zoo.ranking import FLOPS_PER_CORE, GIB
 from convnext_deploy.system.distributed import usable_cores, world
@@ -119,11 +120,16 @@ def _trainings(
         if artifact.model.variant in VARIANTS
     }
     for stage in stages:
-        config = stage.config
+        config, before = stage.config, known.get(stage.inputs.get("source") or stage.inputs.get("weights", ""))
+        if isinstance(config, PruneConfig) and before is not None:
+            pruned = before[0] if config.widths is None else with_widths(before[0], config.widths)
+            known[stage.name] = pruned, before[1]
         if not isinstance(config, TrainConfig | DistillConfig):
             continue
         model = config.model
         spec = ModelSpec(resolve_variant(model.name), len(data.class_names), model.in_channels, model.patch_size)
+        if before is not None and before[0].variant == spec.variant:
+            spec = replace(spec, hidden_widths=before[0].hidden_widths)
         known[stage.name] = spec, model.image_size
         if stage.name in there:
             continue

@@ -35,8 +35,8 @@ class Ledger:
         out: folder of the run; None: nothing is written.
         data: whose validation images are scored, if there is any.
         artifacts: by the names under which stages refer to them.
-        baselines: name → name of the artifact that its drop is measured against: the nearest FP32 PyTorch ancestor; one that was
-            brought without it is its own.
+        baselines: name → name of the artifact that its drop is measured against: the nearest FP32 PyTorch ancestor that was not
+            made to answer as another does; one that was brought without it is its own.
         scores: name → score, of what could be run.
         vectors: name → features of some images, of feature extractors that could be run.
         tracking: is told what the report has.
@@ -77,7 +77,8 @@ class Ledger:
         """
         self.artifacts[name] = artifact
         parent = BASELINE if stage is None else stage.source
-        if baseline is None and not artifact.is_baseline and parent is not None:
+        follows = not artifact.is_baseline or (stage is not None and stage.config.follows_source)
+        if baseline is None and follows and parent is not None:
             baseline = self.baselines.get(parent)
         self.baselines[name] = baseline or name
         if baseline in self.scores and measured.score is not None:
