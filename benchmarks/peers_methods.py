@@ -119,7 +119,9 @@ def _onnxruntime(
     return quantize
 
 
-def _nncf(backend: str, *, transformer: bool = False, control: bool = False) -> Callable[[Task], None]:
+def _nncf(
+    backend: str, *, transformer: bool = False, control: bool = False, fp8: bool = False
+) -> Callable[[Task], None]:
     def quantize(task: Task) -> None:
         nncf = importlib.import_module("nncf")
         images = task.images()
@@ -128,6 +130,8 @@ def _nncf(backend: str, *, transformer: bool = False, control: bool = False) -> 
         size = math.gcd(task.batch_size, len(images))
         calibration = nncf.Dataset(list(_batches(images, size)))
         settings: dict[str, Any] = {"subset_size": calibration.get_length()}
+        if fp8:
+            settings["mode"] = nncf.QuantizationMode.FP8_E4M3
         if transformer:
             settings["model_type"] = nncf.ModelType.TRANSFORMER
         run: Callable[..., Any] = nncf.quantize
@@ -187,7 +191,7 @@ def _accuracy(run: Callable[[NDArray[np.float32]], NDArray[np.float32]], pairs: 
     return float(right.mean()), [[batch] for batch in logits]
 
 
-def _modelopt(calibration: str) -> Callable[[Task], None]:
+def _modelopt(calibration: str, mode: str = "int8") -> Callable[[Task], None]:
     def quantize(task: Task) -> None:
         quantization = importlib.import_module("modelopt.onnx.quantization")
         onnx = importlib.import_module("onnx")
@@ -198,7 +202,7 @@ def _modelopt(calibration: str) -> Callable[[Task], None]:
             del model  # it takes a path and loads for itself, where the others go on with what was loaded
             quantization.quantize(
                 str(task.model),
-                quantize_mode="int8",
+                quantize_mode=mode,
                 calibration_data=images,
                 calibration_method=calibration,
                 calibration_eps=["cpu"],
@@ -229,6 +233,9 @@ METHODS: dict[str, Method] = {
     ),
     "modelopt-max": Method("tensorrt", _MODELOPT, _modelopt("max")),
     "modelopt-entropy": Method("tensorrt", _MODELOPT, _modelopt("entropy")),
+    "nncf-openvino-fp8": Method("tensorrt-fp8", _NNCF, _nncf("openvino", fp8=True)),
+    "nncf-openvino-fp8-transformer": Method("tensorrt-fp8", _NNCF, _nncf("openvino", fp8=True, transformer=True)),
+    "modelopt-fp8": Method("tensorrt-fp8", _MODELOPT, _modelopt("max", "fp8")),
 }
 LOGITS = "logits-openvino"
 

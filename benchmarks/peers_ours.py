@@ -25,7 +25,7 @@ from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
-from convnext_deploy.stages.ptq_steps import PIXELS_AT_ONCE
+from convnext_deploy.stages.chosen_images import PIXELS_AT_ONCE
 from convnext_deploy.stages.quantize import BARE
 
 OURS = "ours-"

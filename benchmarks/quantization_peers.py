@@ -12,6 +12,7 @@ OpenVINO model. ONNX Runtime (for the latter OpenVINO) runs it on the validation
     nncf-*        `nncf.quantize` of the ONNX or OpenVINO model as it comes, and with `model_type=TRANSFORMER`; `-control`:
                   `quantize_with_accuracy_control` with 0.1 pp allowed on `--control-images` other training images
     modelopt-*    `modelopt.onnx.quantization.quantize`, on the CPU, with what stays in float in FP32
+    …-fp8         FP8 E4M3: NNCF's of the OpenVINO model (it has none of ONNX), Model Optimizer's with its ranges by maximum
     ours-TARGET   `convnext_deploy.quantize` and `export`: the fallback sequence, which stops at the first step that passes;
                   `-one-pass`: with `calibration_method="auto"`, all that needs no training; `-min-max`: the first step alone,
                   which is what `quantize_static` does by default

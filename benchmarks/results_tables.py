@@ -7,34 +7,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import distillation_table
 import faults_table
 import latency_table
+import quantization_table
+from markdown_cells import as_table, interval, power
 from mutants_list import MUTANTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _PLACE = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-# other ways to choose a range, which are in the file
-_LEFT_OUT = ("moving average", "percentile", "mse", "entropy")
-_PEERS = {
-    "ort-defaults": "ONNX Runtime `quantize_static`, defaults",
-    "ort-s8s8-minmax": "… per channel, S8S8, MinMax",
-    "ort-u8s8-minmax": "… per channel, U8S8, MinMax",
-    "ort-u8s8-percentile": "… per channel, U8S8, Percentile",
-    "nncf-onnx": "NNCF on ONNX",
-    "nncf-onnx-transformer": "… `model_type=TRANSFORMER`",
-    "nncf-onnx-control": "… with accuracy control",
-    "nncf-openvino": "NNCF on OpenVINO",
-    "nncf-openvino-transformer": "… `model_type=TRANSFORMER`",
-    "nncf-openvino-control": "… with accuracy control",
-    "modelopt-max": "Model Optimizer, max",
-    "modelopt-entropy": "Model Optimizer, entropy",
-}
-_OURS = {"-one-pass": "all that needs no training", "-min-max": "first step"}
 _LOADED = {
     "convnext_base.safetensors": "base from safetensors",
     "convnext_base.pth": "base from `torch.save`",
@@ -69,12 +54,6 @@ def names_in(text: str) -> list[str]:
     return [found[2] for found in _PLACE.finditer(text)]
 
 
-def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rows = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([("| " + " | ".join(head) + " |").replace("|  |", "| |"), "|" + "---|" * len(head), *rows])
-
-
 def _read(results: Path, name: str) -> Any:
     return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -85,10 +64,6 @@ def _all(results: Path, pattern: str) -> list[Any]:
     if not found:
         raise FileNotFoundError(pattern)
     return [json.loads(path.read_text(encoding="utf-8")) for path in found]
-
-
-def _interval(median: float, low: float, high: float, *, sign: str = "") -> str:
-    return f"{median:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def _distillation(results: Path) -> str:
@@ -102,7 +77,7 @@ def _training(results: Path) -> str:
     for found in _all(results, "training-*"):
         s = found["settings"]
         autocast = "float32" if s["autocast"] == "off" else s["autocast"]
-        cells = [_interval(peer["ratio"], *peer["interval"]) for peer in found["peers"].values()]
+        cells = [interval(peer["ratio"], *peer["interval"]) for peer in found["peers"].values()]
         lines.append([f"{s['model']}, {s['image_size']} pixels, batch {s['batch_size']}, {autocast}", *cells])
     return as_table(
         ["`python benchmarks/training.py …`", "timm's time over ours [95 %]", "timm in channels-last"], lines
@@ -124,7 +99,7 @@ def _teacher_cache(results: Path) -> str:
     return as_table(
         head,
         [
-            [words[name], f"{row['images_per_s']:.0f}", _interval(row["ratio"], *row["interval"])]
+            [words[name], f"{row['images_per_s']:.0f}", interval(row["ratio"], *row["interval"])]
             for name, row in rows.items()
         ],
     )
@@ -151,51 +126,19 @@ def _eager(results: Path) -> str:
     for found in _all(results, "eager*"):
         settings, rows = found["settings"], found["rows"]
         cells = [
-            _interval(*(rows[peer][key] for key in ("ratio", "ratio_low", "ratio_high"))) if peer in rows else "–"
+            interval(*(rows[peer][key] for key in ("ratio", "ratio_low", "ratio_high"))) if peer in rows else "–"
             for peer in ("timm", "torchvision")
         ]
         lines.append([f"`--model {settings['model']} --batch-size {settings['batch_size']}`", *cells])
     return as_table(["`python benchmarks/eager.py …`", "timm's time over ours [95 %]", "torchvision's"], lines)
 
 
-def _power(value: float) -> str:
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def _scores(row: dict[str, Any]) -> list[str]:
-    drop = _interval(row["drop_pp"], *row["drop_interval_pp"], sign="+")
-    cells = [f"{100 * row['top1']:.2f}", drop, f"{100 * row['agreement']:.2f}", _power(row["kl"])]
-    return [*cells, "∞" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"]
-
-
 def _quantization(results: Path) -> str:
-    parts = []
-    head = ["target", "method", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "s"]
-    for table in _read(results, "quantization")["tables"]:
-        lines = [
-            [f"`{row['target']}`", row["method"].replace("minmax", "min-max"), *_scores(row), f"{row['seconds']:.1f}"]
-            for row in table["rows"]
-            if row["method"] not in _LEFT_OUT
-        ]
-        name = table["variant"].replace("convnextv2_", "v2-").removeprefix("convnext_")
-        parts.append(f"`{name}`, FP32 {100 * table['top1']:.2f} %:\n\n{as_table(head, lines)}")
-    return "\n\n".join(parts)
+    return quantization_table.render_methods(_read(results, "quantization")["tables"])
 
 
 def _quantization_peers(results: Path) -> str:
-    rows = {row["method"]: row for row in _read(results, "quantization_peers")["rows"] if "drop_pp" in row}
-    names = {name: words for name, words in _PEERS.items() if name in rows}
-    for name in rows:
-        target, suffix = next(((name.removesuffix(end), end) for end in _OURS if name.endswith(end)), ("", ""))
-        if target.startswith("ours-"):
-            names[name] = f"ours, `{target.removeprefix('ours-')}`, {_OURS[suffix]}"
-    lines = [
-        [words, *_scores(row), f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e6:.0f}"]
-        for name, words in names.items()
-        for row in [rows[name]]
-    ]
-    return as_table(["", "top-1 %", "drop pp [95 %]", "agree %", "KL", "SQNR dB", "s", "memory MB"], lines)
+    return quantization_table.render_peers(_read(results, "quantization_peers")["rows"])
 
 
 def _export(results: Path) -> str:
@@ -208,9 +151,9 @@ def _export(results: Path) -> str:
         ["variants exported, run and built", f"{len(rows)}"],
         [
             "largest error of FP32 against PyTorch, relative to the largest logit",
-            _power(max(f["fp32"]["error"] for f in files)),
+            power(max(f["fp32"]["error"] for f in files)),
         ],
-        ["of FP16", _power(max(f["fp16"]["error"] for f in files))],
+        ["of FP16", power(max(f["fp16"]["error"] for f in files))],
         ["engines for SM75 (FP16), SM86, SM89, SM120", str(len(engines))],
         ["MatMul/Conv nodes that run in INT8, of those meant to", f"{done} of {asked}"],
         ["export to ONNX, the slowest", f"{export_s[0]:.0f} s ({export_s[1]})"],

@@ -78,6 +78,7 @@ BENCHMARKS = (
     ),
     Benchmark("latency-ablation", "latency.py", ("--ablation",), 60),
     Benchmark("latency-profile", "latency.py", ("--profile",), 5),
+    Benchmark("width_times", "width_times.py", (), 25),
     Benchmark("evidence", "evidence.py", (), 10),
     Benchmark("faults", "faults.py", (), 40),
     Benchmark("mutants", "mutants.py", (), 30),

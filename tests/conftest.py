@@ -21,16 +21,20 @@ from PIL import Image
 
 from convnext_deploy.api import open_inputs
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
+from convnext_deploy.cli import starting
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.datasets import Data, open_data
 from convnext_deploy.evaluation import latency
+from convnext_deploy.evaluation.timing import interleaved
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import openvino
-from convnext_deploy.system import load
+from convnext_deploy.system import load, progress_bars
 from convnext_deploy.system.execution import Execution
-from tests.shared import make_once, share_with_all_workers, shared_traces
+from tests.evaluation.in_process import run_job_here
+from tests.shared import make_once, share_with_all_workers
+from tests.traces import shared_traces
 
 # other work on a machine makes examples slow, which says nothing of the tests
 settings.register_profile("shared machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -131,6 +135,13 @@ def _no_user_cache() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line comes because the machine is busy with something else."""
+    monkeypatch.setattr(starting, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(progress_bars, "FIRST_S", progress_bars._SILENT_S)
+
+
 @pytest.fixture(scope="session")
 def image_folder() -> Path:
     """An image folder of three classes; do not change it."""
@@ -173,6 +184,12 @@ def short_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "_BUDGET_S", 0.0)
         yield
+
+
+@pytest.fixture
+def timed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time in this process, where it is not the times that count."""
+    monkeypatch.setattr(interleaved, "run_job", run_job_here)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ from convnext_deploy.bundles.device import verify
 from convnext_deploy.bundles.files import BatchSizes, assemble
 from convnext_deploy.bundles.fp32_answers import FP32Answers, find_fp32_answers
 from convnext_deploy.bundles.golden import GoldenImages, choose_images
-from convnext_deploy.bundles.reported_accuracy import find_doubts
+from convnext_deploy.bundles.reported_accuracy import find_doubts, find_reported
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.system.files import create_output_folder, replace_folder, resolve_target
 from convnext_deploy.system.results import Result, plain
@@ -95,20 +95,21 @@ def bundle(
     )
     images = open_data_for(contents.first, data, how)
     golden = choose_images(contents.first, golden_images, images)
-    fp32 = find_fp32_answers(contents, images)
+    reported = find_reported(contents)
+    fp32 = find_fp32_answers(contents, images, reported)
     batch = BatchSizes(optimal_batch_size, max_batch_size)
     target = Path(os.path.realpath(out))
     parent = target.parent
     create_output_folder(parent)
     if out.suffix != ".zip":
         with replace_folder(target) as folder:
-            digest = assemble(folder, contents, golden, batch, how.progress, fp32)
+            digest = assemble(folder, contents, golden, batch, how.progress, reported, fp32)
             size = _size(folder)
     else:
         with TemporaryDirectory(prefix=f".{out.stem}.", dir=parent) as temporary:
             folder = Path(temporary) / out.stem
             folder.mkdir()
-            digest = assemble(folder, contents, golden, batch, how.progress, fp32)
+            digest = assemble(folder, contents, golden, batch, how.progress, reported, fp32)
             write_archive(folder, target)
         size = out.stat().st_size
     return Bundle(
@@ -118,7 +119,7 @@ def bundle(
         golden.origin,
         size,
         digest,
-        (*find_doubts(contents), *_notes(contents, golden, fp32)),
+        (*find_doubts(reported), *_notes(contents, golden, fp32)),
     )
 
 

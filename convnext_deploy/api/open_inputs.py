@@ -23,9 +23,9 @@ from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import ask_for, open_input, without_head
 from convnext_deploy.pipeline.open_foreign import open_teacher_input, read_name
 from convnext_deploy.system.cache_folder import user_cache
-from convnext_deploy.system.distributed import from_first
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
+from convnext_deploy.system.shared_work import from_first
 
 
 def open_training_data(options: DataOptions, execution: Execution, out: Path | str | None = None) -> Data:

@@ -159,7 +159,7 @@ class ExecutionOptions(Record):
         workers: processes that decode images; 0: this one does. None: one per core, at most 8.
         seed: of weights, crops and the choice of calibration images, >= 0; None: 0.
         cache_dir: folder for what can be computed again (decoded small images, indices of shards, teachers' predictions), for
-            other runs too. None: memory and the run's own folder.
+            other runs too. None: memory and the run's own folder; indices beside the shards.
         tensorboard: write TensorBoard events to `out/tensorboard` as well: curves of trainings, and what was measured of artifacts.
         measure_again: score and time also what an earlier run into the same folder has measured. None: only where the artifact, the
             images, the machine, its threads or a version has changed since.

@@ -17,6 +17,8 @@ from convnext_deploy.pipeline.final_score import score_test
 from convnext_deploy.pipeline.ledger import open_ledger
 from convnext_deploy.pipeline.run_folder import check_report, claim, list_unreadable
 from convnext_deploy.reports.record import Report
+from convnext_deploy.system.distributed import world
+from convnext_deploy.system.shared_work import announce, receive
 
 
 @verb
@@ -32,6 +34,8 @@ def validate(
     execution: ExecutionOptions = ExecutionOptions(),
 ) -> Report:
     """Score an artifact on the validation images, and compare it with a baseline image by image.
+
+    Of several processes all score.
 
     Args:
         artifact: folder or file, or the name of published weights.
@@ -77,6 +81,9 @@ def validate(
     gate = create_gate(evaluation, None, gate_on)
     check_gate(gate, "validate", multi_label=images.multi_label)
     command = execution.command or "convnext_deploy.validate(…)  # called from Python"
+    if not world().is_first:
+        followed: Report = receive()
+        return followed
     assumptions = find_assumptions(brought, images)
     for text in assumptions.texts:
         how.progress.say(text)
@@ -92,4 +99,4 @@ def validate(
             ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
         score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
         ledger.change(complete=True, source_preprocess=data.preprocess)
-    return ledger.report
+    return announce(ledger.report)

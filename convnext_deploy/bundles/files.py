@@ -1,6 +1,7 @@
 """Write the files of a bundle: models, engines, golden answers, programs, Triton entries, checksums."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from convnext_deploy.bundles.device import answers, verify
 from convnext_deploy.bundles.fp32_answers import FP32Answers, write_fp32_answers
 from convnext_deploy.bundles.golden import GoldenImages, allowed_errors, compute_outputs
 from convnext_deploy.bundles.readme import render_card
-from convnext_deploy.bundles.reported_accuracy import find_measurement
+from convnext_deploy.bundles.reported_accuracy import Reported, describe_measurement
 from convnext_deploy.bundles.triton import model_config, write_entry
 from convnext_deploy.data import pixels
 from convnext_deploy.errors import ArtifactError
@@ -59,9 +60,12 @@ def assemble(
     golden: GoldenImages,
     batch: BatchSizes,
     progress: Progress,
+    reported: Mapping[str, Reported],
     fp32: FP32Answers | None = None,
 ) -> str:
     """Write all files of a bundle into an empty folder; return the SHA-256 of the list of their checksums.
+
+    `reported`: what the reports of their runs say of the models, by name.
 
     Raises: ArtifactError: if an artifact is not what its manifest says, or cannot be run.
     """
@@ -74,7 +78,7 @@ def assemble(
             _copy(model.artifact.main_file, folder / model.file, model.artifact)
             if model.fixes_size or model.joins_weights:
                 _write_anew(folder / model.file, model)
-            records.append(_answer(folder, model, golden, batch))
+            records.append(_answer(folder, model, golden, batch, reported.get(model.name)))
             task.advance(note=model.name)
         for engine in contents.engines:
             _copy(engine.path, folder / engine.file, engine.artifact)
@@ -115,7 +119,9 @@ def _write_anew(path: Path, model: Model) -> None:
     write_bytes(path, proto.SerializeToString(deterministic=True))
 
 
-def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes) -> dict[str, Any]:
+def _answer(
+    folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes, reported: Reported | None
+) -> dict[str, Any]:
     """Write the golden outputs of a model and return its entry in the record."""
     preprocess = model.artifact.preprocess.settings()
     takes = {**_signature(model.input), "layout": model.layout, "white": model.white}
@@ -135,7 +141,7 @@ def _answer(folder: Path, model: Model, golden: GoldenImages, batch: BatchSizes)
         "buildable": model.obstacle is None,
         **({"multi_label": True} if model.artifact.model.multi_label else {}),
         "triton": model.name,
-        "measured": find_measurement(model.artifact),
+        "measured": describe_measurement(reported),
         "history": model.artifact.history(),
     }
 

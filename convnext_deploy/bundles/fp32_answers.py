@@ -1,13 +1,13 @@
 """What the FP32 network answered to the validation images, so that a device can tell what it loses on them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.bundles.contents import Contents
-from convnext_deploy.bundles.reported_accuracy import find_row
+from convnext_deploy.bundles.reported_accuracy import Reported
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.measure import read_predictions
@@ -27,28 +27,29 @@ class FP32Answers:
     network: str
 
 
-def find_fp32_answers(contents: Contents, data: Data | None) -> FP32Answers | None:
+def find_fp32_answers(contents: Contents, data: Data | None, reported: Mapping[str, Reported]) -> FP32Answers | None:
     """Return what the baseline of a bundle's models answered to the validation images of `data`, as its run has it.
+
+    `reported`: what the reports of their runs say of the models, by name.
 
     None: there are no image files, the models lie in no run, their baseline is no FP32 network, or it was scored on other images.
     """
     if data is None or data.multi_label or not isinstance(data.validation, FolderImages):
         return None
     for model in contents.models:
-        found = _of(model.artifact, data, data.validation)
+        found = _of(reported.get(model.name), data, data.validation)
         if found is not None:
             return found
     return None
 
 
-def _of(artifact: Artifact, data: Data, images: FolderImages) -> FP32Answers | None:
-    found = find_row(artifact)
-    if found is None or (report := found[0]).judged_on is None or report.judged_on != data.judged_on:
+def _of(found: Reported | None, data: Data, images: FolderImages) -> FP32Answers | None:
+    if found is None or found.report.judged_on is None or found.report.judged_on != data.judged_on:
         return None
-    baseline = next((row for row in report.rows if row.name == found[1].provenance.baseline), None)
+    baseline = next((row for row in found.report.rows if row.name == found.row.provenance.baseline), None)
     if baseline is None or baseline.identity.precision != "fp32":
         return None
-    score = read_predictions(artifact.path.resolve().parents[1] / "scores" / f"{baseline.name}.json")
+    score = read_predictions(found.run / "scores" / f"{baseline.name}.json")
     # the classes must have the numbers that the models give them
     if score is None or score.answers is not None or score.labels != tuple(data.validation.labels.tolist()):
         return None

@@ -15,12 +15,13 @@ from convnext_deploy.cli.verbs import COMMANDS as COMMANDS
 from convnext_deploy.cli.verbs import Group
 from convnext_deploy.errors import DeployError, OutputError
 from convnext_deploy.system.disk_faults import naming_disk_faults
-from convnext_deploy.system.distributed import launched
+from convnext_deploy.system.distributed import launched, leave_others
 from convnext_deploy.system.interruption import Interrupted, Interruption, interruptible
 from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 from convnext_deploy.system.standard_error import tell, tell_lines
 
-_JOINT = ("run", "train", "distill", "quantize", "export")  # what several processes do together
+_RUNS = ("run", "train", "distill", "quantize", "export")  # what goes on where it was interrupted
+_JOINT = (*_RUNS, "validate")  # what several processes do together
 _PATIENCE_S = 10.0
 EXIT_ERROR, EXIT_GATE_FAILED, EXIT_UNREAD = 1, 3, 141
 
@@ -45,8 +46,10 @@ def group(context: click.Context) -> None:
     Words: recipes/how-to/glossary.md explains those of the output.
     """
     _check_working_folder()
-    if context.invoked_subcommand not in _JOINT and not launched().is_first:
-        context.exit()
+    if context.invoked_subcommand not in _JOINT:
+        if not launched().is_first:
+            context.exit()
+        leave_others()  # which have ended, and would be waited for
 
 
 def _check_working_folder() -> None:
@@ -123,7 +126,7 @@ def _say_interrupted(error: Interrupted) -> None:
     if launched().size > 1 and error.signum == signal.SIGTERM:  # which torchrun also sends when one process has ended
         name += ", or another process ended: see what it said, and torchrun's summary"
     kept = "; the pages are served no more" if "view" in sys.argv[1:2] else ""
-    if {*sys.argv} & {*_JOINT}:
+    if {*sys.argv} & {*_RUNS}:
         state = f"{error.saved} and" if error.saved else "the last saved state and"
         kept = f"; {state} finished stages are kept, the same command goes on from there"
     tell(f"interrupted{name}{kept}")

@@ -10,7 +10,8 @@ import click
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.next_steps import tell_following
-from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.options import arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.values import POSITIVE
 from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import click
 
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.next_steps import tell_next
-from convnext_deploy.cli.options import POSITIVE, arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.options import arguments_of, artifacts_argument, common_options
+from convnext_deploy.cli.values import POSITIVE
 from convnext_deploy.cli.verbs import Verb
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from convnext_deploy.cli.starting import started
 from convnext_deploy.errors import OutputError, printable
 from convnext_deploy.system.standard_error import in_lines
 
@@ -64,6 +65,7 @@ def write(text: str, end: str = "\n") -> None:
         UnreadError: if nobody reads it any more.
         OutputError: if it cannot be written for another reason, such as a full disk.
     """
+    started()
     with writing():
         sys.stdout.write(in_lines(text) + end)
         sys.stdout.flush()

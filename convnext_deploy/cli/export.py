@@ -5,8 +5,9 @@ from typing import Any, get_args
 
 import click
 
-from convnext_deploy.cli.completions import artifacts, gpus, variants
-from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.completions import artifacts
+from convnext_deploy.cli.options import arguments_of, common_options, gpu_option, model_option
+from convnext_deploy.cli.values import POSITIVE
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayout, InputType, Precision, Runtime
 
@@ -51,14 +52,9 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 @click.option("--top-k", type=POSITIVE, help="How many classes --output top-k gives.  [default: 5]")
 @click.option("--range-images", type=POSITIVE, help="Training images that show what overflows in FP16.  [default: 64]")
 @click.option("--license", help="License of the weights, written into the file.  [default: what is known of it]")
-@click.option(
-    "--gpu",
-    "gpus",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=gpus,
-    help="Build for this GPU (rtx-4070, sm86, …), with tensorrt-rtx; repeatable, or separated by commas.  [default: sm86, sm89; "
-    "for FP8 sm89, sm120]",
+@gpu_option(
+    "Build for this GPU (rtx-4070, sm86, …), with tensorrt-rtx; repeatable, or separated by commas.  [default: sm86, sm89; "
+    "for FP8 sm89, sm120]"
 )
 @click.option("--optimal-batch-size", type=POSITIVE, help="Batch size that engines are tuned for.  [default: 1]")
 @click.option("--max-batch-size", type=POSITIVE, help="Largest batch that engines accept.  [default: 8]")
@@ -74,9 +70,7 @@ from convnext_deploy.config.choices import ExportFormat, GraphOutput, InputLayou
 )
 @click.option("--stripped", is_flag=True, default=None, help="Build an engine without weights, to be refitted.")
 @click.option("--strict", is_flag=True, default=None, help="Fail if an engine runs INT8 or FP8 layers in float.")
-@click.option(
-    "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
-)
+@model_option("ARTIFACT")
 @common_options("export", "out")
 def command(as_json: bool, **values: Any) -> None:
     """Export ARTIFACT (a folder, a weights file or an ONNX file) to ONNX or to TensorRT engines.

@@ -13,7 +13,8 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.cli.completions import artifacts, runners
 from convnext_deploy.cli.console import say, write
 from convnext_deploy.cli.next_steps import tell_following
-from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.values import POSITIVE
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.system.standard_error import tell
 

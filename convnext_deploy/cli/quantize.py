@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 import click
 
-from convnext_deploy.cli.completions import artifacts, gpus, variants
-from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.completions import artifacts
+from convnext_deploy.cli.options import arguments_of, common_options, gpu_option, model_option
+from convnext_deploy.cli.values import POSITIVE
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, TargetOrAuto
 
@@ -39,14 +40,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
     help="Runtime that it is for, which decides what is quantized, and how; tensorrt-fp8: to FP8, all others to INT8; auto: all "
     "that --gpu computes, for a bundle.",
 )
-@click.option(
-    "--gpu",
-    "gpus",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=gpus,
-    help="With --target auto: the GPU (rtx-4070, orin, sm89, …) that is to choose.",
-)
+@gpu_option("With --target auto: the GPU (rtx-4070, orin, sm89, …) that is to choose.")
 @click.option(
     "--method",
     type=click.Choice(get_args(QuantizeMethod)),
@@ -72,9 +66,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in cli
     help="Quantize CHECKPOINT without its head, for features, pooled or the map before the pooling.  [default: logits; of a "
     "network without head features]",
 )
-@click.option(
-    "--model", shell_complete=variants, help="Model that CHECKPOINT must hold; found from its shapes if not given."
-)
+@model_option("CHECKPOINT")
 @click.option(
     "--calibration-images", type=POSITIVE, help="Training images that fix the quantization ranges.  [default: 512]"
 )

@@ -11,7 +11,8 @@ import click
 
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.next_steps import carried, tell_next, tell_to_do, tell_where
-from convnext_deploy.cli.options import POSITIVE, arguments_of, common_options
+from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.values import POSITIVE
 from convnext_deploy.cli.verbs import Verb
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
     """Titles and contents of the columns."""
     from convnext_deploy.api.list_models import describe_variant
     from convnext_deploy.models.zoo.training_settings import format_setting
+    from convnext_deploy.system.progress import describe_time
 
     rows = {candidate.variant: describe_variant(candidate.variant) for candidate in found.candidates}
 
@@ -128,7 +130,7 @@ def _columns(found: Recommendation) -> dict[str, Callable[[Candidate], str]]:
         "mixup,\nCutMix": lambda candidate: "yes" if candidate.settings.mixup else "no",
     }
     if any(candidate.cpu_hours is not None for candidate in found.candidates):
-        columns["hours\nhere"] = lambda candidate: f"{candidate.cpu_hours or 0:.1f}"
+        columns["training\nhere"] = lambda candidate: describe_time(3600 * (candidate.cpu_hours or 0))
     if found.device is not None:
         columns[f"ms on\n{found.device}"] = lambda candidate: f"{candidate.latency_ms:.1f}"
     return columns

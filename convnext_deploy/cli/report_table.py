@@ -22,6 +22,17 @@ from convnext_deploy.reports.device_table import (
     device_cells,
     obstacles,
 )
+from convnext_deploy.reports.front_table import (
+    EXPLORED_COLUMNS,
+    EXPLORED_TEXTS,
+    EXPLORED_TITLE,
+    FRONT_COLUMNS,
+    FRONT_TEXTS,
+    FRONT_TITLE,
+    explored_cells,
+    front_cells,
+    what_to_ship,
+)
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.stage_table import (
@@ -59,6 +70,10 @@ def show_result(result: RunResult, as_json: bool, values: Mapping[str, Any]) -> 
     if not result.planned:
         show_report(result.report, as_json, values)
     elif launched().is_first:
+        if as_json:
+            write(json.dumps(result.to_dict(), indent=1))
+            return
+        print_front(result.report, create_console())
         print_plan(result.planned, as_json)
 
 
@@ -71,6 +86,22 @@ def print_devices(report: Report, console: Console) -> None:
         console.print()
         for text in obstacles(run):
             console.print(f"- {text}")
+
+
+def print_front(report: Report, console: Console) -> None:
+    """Print accuracy against latency, and what was explored before training."""
+    front = report.front
+    if front is None:
+        return
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]], Sequence[str]]] = [
+        (FRONT_TITLE, FRONT_COLUMNS, front_cells(front, report.rows), FRONT_TEXTS),
+        (EXPLORED_TITLE, EXPLORED_COLUMNS, explored_cells(front.explored), EXPLORED_TEXTS),
+    ]
+    for title, columns_of, rows, texts in tables:
+        if rows:
+            console.print(title, style="bold")
+            print_table(console, columns_of, rows, left=texts)
+            console.print()
 
 
 def show_report(
@@ -95,11 +126,14 @@ def show_report(
             print_table(console, QUALITY_COLUMNS, quality, left=("stage", "worst class"))
             console.print()
         print_devices(report, console)
+        print_front(report, console)
         for text in remarks(report):
             console.print(f"- {text}")
         for text in warnings(report):
             console.print(f"warning: {text}", style="bold yellow")
         console.print(summary(report), style=_STYLES[outcome(report)])
+        if (ship := what_to_ship(report)) is not None:
+            console.print(ship, style="bold")
         if validated:
             conclude_validation(report, values or {})
         else:

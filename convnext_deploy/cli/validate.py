@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 import click
 
-from convnext_deploy.cli.completions import artifacts, variants
-from convnext_deploy.cli.options import arguments_of, common_options
+from convnext_deploy.cli.completions import artifacts
+from convnext_deploy.cli.options import arguments_of, common_options, model_option
 from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.config.choices import GateOn
 
@@ -19,9 +19,7 @@ from convnext_deploy.config.choices import GateOn
     shell_complete=artifacts,
     help="Compare with this artifact, image by image.",
 )
-@click.option(
-    "--model", shell_complete=variants, help="Model that ARTIFACT must hold; found from its shapes if not given."
-)
+@model_option("ARTIFACT")
 @click.option(
     "--gate-on",
     type=click.Choice(get_args(GateOn)),

@@ -6,6 +6,8 @@ import click
 
 from convnext_deploy.config.image_size import ImageSize, parse_size, sides_of
 
+POSITIVE = click.IntRange(min=1)
+
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.2
     """`0.5` or `0.485,0.456,0.406`."""

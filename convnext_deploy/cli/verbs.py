@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ VERBS: dict[str, dict[str, str]] = {
         "train": "Train a network from scratch, or fine-tune one.",
         "distill": "Train a small network to answer as a larger one does.",
         "quantize": "Make INT8 by the cheapest way that keeps the accuracy.",
+        "compress": "Make a network that keeps a latency: prune, distill, quantize.",
         "export": "Write an ONNX file or TensorRT engines.",
         "convert": "Write the weights as timm, torchvision or others keep them.",
     },
@@ -98,6 +100,14 @@ class Verb(click.Command):
             if group:
                 with formatter.section(title):
                     formatter.write_dl([(name.ljust(widest), text) for name, text in group], col_max=widest)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Execute the verb, and let a line say so where its libraries take their time."""
+        from convnext_deploy.cli.options import is_quiet
+        from convnext_deploy.cli.starting import starting
+
+        with starting(ctx, quiet=is_quiet()):
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words of the command line. Raises: UsageError: with a guess, where there is no such option."""

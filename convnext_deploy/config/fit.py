@@ -97,7 +97,8 @@ class FitConfig(Augmentation):
         head_input_dropout: before the hidden layer of a head that has one.
         head_dropout: before the logits.
         layer_scale_init: first value of LayerScale, in version 1.
-        autocast: type of the forward pass: `bf16`, `fp16` (on a GPU), `off` for FP32, `auto` for bf16 where it is faster.
+        autocast: type of the forward pass: `bf16`, `fp16` (on a GPU), `off` for FP32, `auto` for bf16 where it is faster. A GPU
+            scores epochs with it too; artifacts are scored in FP32.
         gradient_checkpointing: save memory by computing each block twice.
         gradient_clip_norm: largest L2 norm of all gradients together; none: not clipped.
         accumulation_steps: parts that fit the memory, into which a batch is cut.

@@ -6,6 +6,7 @@ from typing import ClassVar
 from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import GraphOutput, InputLayout, InputType, Precision, Runtime
 from convnext_deploy.config.stage import StageConfig
+from convnext_deploy.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,19 @@ class ONNXConfig(StageConfig):
     def reads_images(self) -> bool:
         """Whether ranges of activations are measured, on training images."""
         return self.precision == "fp16"
+
+
+def check_top_k(count: int, classes: int, stage: str = "", *, multi_label: bool = False) -> None:
+    """Check how many classes are asked for; `stage` begins the error.
+
+    Raises: ExportError: if there are not as many, or each of them is an answer of its own.
+    """
+    if multi_label:
+        raise ExportError(
+            f"{stage}a multi-label network answers each label by itself, and its best classes alone would leave out the others; "
+            "export --output probabilities."
+        )
+    if count > classes:
+        raise ExportError(
+            f"{stage}the {count} largest of {classes} classes were asked for; choose --top-k 1 to {classes} (in a recipe top_k)."
+        )

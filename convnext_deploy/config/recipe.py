@@ -26,6 +26,9 @@ class Gate:
     `on` says what of drops and rises must stay within the gate: the `point` that was measured, or the `upper` end of its 95 %
     interval, which a small validation set does not let pass.
 
+    `against`: whose answers drops and rises are measured against, `source` or an earlier stage; None: those of the nearest FP32
+    ancestor. A network that was pruned and trained again is such an ancestor of what is made of it, and not what it replaces.
+
     `min_speedup`: how many times as fast as its float baseline an INT8 graph or engine must be, on the runtime that it is for, 0.1
     to 100; None: not slower. The median of the rounds counts, see `evaluation.timing.speedup`.
     """
@@ -36,6 +39,7 @@ class Gate:
     min_speedup: float | None = None
     max_ece_increase_pp: float | None = None
     max_class_drop_pp: float | None = None
+    against: str | None = None
 
     @property
     def judges_change(self) -> bool:
@@ -53,6 +57,27 @@ class Gate:
             require(0 <= self.min_top1 <= 1, "min_top1", self.min_top1, "a fraction, 0 to 1")
         if self.min_speedup is not None:
             require(0.1 <= self.min_speedup <= 100, "min_speedup", self.min_speedup, "a factor, 0.1 to 100")
+
+
+@dataclass(frozen=True)
+class LatencyGoal:
+    """How fast the artifact of a `stage` must be beside that of the stage `against`, whose network it replaces.
+
+    All goals of a recipe are timed at its end, in interleaved, isolated processes on their runtimes. `max_ratio`: its
+    time as a share of the other's, 0.001 to 100; `max_ms`: its time for a batch in milliseconds; None: not judged. The medians
+    count. `predicted_ms`: what was expected, for the report.
+    """
+
+    stage: str
+    against: str
+    max_ratio: float | None = None
+    max_ms: float | None = None
+    predicted_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("max_ratio", 1e-3, 100.0), ("max_ms", 1e-6, 1e6), ("predicted_ms", 0.0, 1e9)):
+            value = getattr(self, name)
+            require(value is None or least <= value <= most, name, value, f"{least:g} to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class Recipe:
     `speed_check`: time every INT8 graph and engine against its float baseline; see `Gate.min_speedup`. `source_preprocess`: how
     images are made ready for the source, where its file does not tell that or something else is wanted. `source_output`: take the
     source without its head, for what that would see; None: as it is. `unlabelled`: folder of images that only teachers label, for
-    the stages that distill; see their `unlabelled_share`.
+    the stages that distill; see their `unlabelled_share`. `latency_goals`: what is to be faster than what, see `LatencyGoal`.
     """
 
     name: str
@@ -99,6 +124,7 @@ class Recipe:
     source_preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     source_output: FeatureOutput | None = None
     unlabelled: str | None = None
+    latency_goals: tuple[LatencyGoal, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("the recipe's name", self.name)
@@ -136,7 +162,19 @@ class Recipe:
                 )
             if stage.source is None and stage.config.needs_source:
                 raise RecipeError(f"stage '{stage.name}' ({stage.config.kind}) has nothing to work on; set its source.")
+            if stage.gate.against is not None and stage.gate.against not in known:
+                raise RecipeError(
+                    f"stage '{stage.name}': gate: against = '{stage.gate.against}' is not an earlier stage."
+                    f"{suggest(stage.gate.against, known)} Known here: {', '.join(sorted(known)) or 'none'}."
+                )
             known.add(stage.name)
+        for goal in self.latency_goals:
+            for role, name in (("stage", goal.stage), ("against", goal.against)):
+                if name not in known - {SOURCE}:
+                    raise RecipeError(
+                        f"latency_goals: {role} = '{name}' is no stage.{suggest(name, known)} "
+                        f"Known: {', '.join(sorted(known - {SOURCE}))}."
+                    )
 
     @property
     def only_starts(self) -> bool:

@@ -19,6 +19,8 @@ class StageConfig:
             up before any work; None: the module of the subclass.
         trains: where there are several processes all of them take part, and the state of the training is kept.
         needs_source: False: it can start from nothing, a source gives initial weights alone, and only one that is named counts.
+        follows_source: what it makes is to answer as its source does: its drop is measured against that one's baseline, also
+            where it is in FP32.
         needs_baseline: it reads the FP32 ancestor of a quantized source, where there still is one and nothing else teaches.
         references: settings, with dots between tables, that only say where something lies or which stage makes it. What that is
             counts for the result, and not how it is called. Also those that say what else is to be done.
@@ -31,6 +33,7 @@ class StageConfig:
     implementation: ClassVar[str | None] = None
     trains: ClassVar[bool] = False
     needs_source: ClassVar[bool] = True
+    follows_source: ClassVar[bool] = False
     needs_baseline: ClassVar[bool] = False
     references: ClassVar[tuple[str, ...]] = ()
     takes_less_memory: ClassVar[str] = "close other programs, or use a machine with more memory"

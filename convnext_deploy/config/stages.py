@@ -7,6 +7,7 @@ from convnext_deploy.config.stage import StageConfig
 STAGE_KINDS: dict[str, str] = {
     "train": "convnext_deploy.config.train:TrainConfig",
     "distill": "convnext_deploy.config.distill:DistillConfig",
+    "prune": "convnext_deploy.config.prune:PruneConfig",
     "ptq": "convnext_deploy.config.ptq:PTQConfig",
     "qat": "convnext_deploy.config.quantize:QATConfig",
     "quantize": "convnext_deploy.config.quantize:QuantizeConfig",

@@ -31,6 +31,7 @@ from convnext_deploy.data.decoding import examine_file, map_files, printable
 from convnext_deploy.data.files import STATUS, Files, as_files, describe
 from convnext_deploy.data.pixels import quiet
 from convnext_deploy.errors import DataError
+from convnext_deploy.system.cache_folder import remove_unused
 from convnext_deploy.system.distributed import shares_files
 from convnext_deploy.system.posix import read_at
 from convnext_deploy.system.progress import Progress, SilentProgress
@@ -220,6 +221,7 @@ class Contents:
         self._is_kept = False
         if self._file is not None and self._may_write and lasting.any():
             self._is_kept = save_table(self._file, self._table[lasting]) and bool(lasting.all())
+            remove_unused(self._file.parent)
 
     def _look_up(self, status: NDArray[np.void]) -> NDArray[np.void]:
         """Return rows of what is known of files, `(N,)` of `ROW`."""

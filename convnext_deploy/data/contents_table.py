@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.files import STATUS
 from convnext_deploy.errors import OutputError
+from convnext_deploy.system.cache_folder import mark_used
 from convnext_deploy.system.files import write_bytes
 
 DIGEST = np.dtype("V16")
@@ -49,6 +50,8 @@ def load_table(file: Path) -> NDArray[np.void]:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # there is none, or an empty one
         return np.empty(0, ROW)
+    with contextlib.suppress(OSError):
+        mark_used(file)
     body = memoryview(content)[_CHECKSUM:]
     if content[:_CHECKSUM] != _checksum(body) or len(body) < _RELEASE or (len(body) - _RELEASE) % ROW.itemsize:
         return np.empty(0, ROW)

@@ -17,7 +17,7 @@ from convnext_deploy.system.progress import Progress, SilentProgress
 
 Item = TypeVar("Item")
 
-_VERSION = 1  # of the file; raised when a decoder here takes what it refused before, or the other way round
+_VERSION = 2  # of the file; raised when a decoder here takes what it refused before, or the other way round
 _AT_ONCE = 1024  # images between two reports
 _FEW = 4 * _AT_ONCE  # which are decoded before anybody wonders
 _KEPT_EVERY_S = 60.0

@@ -179,7 +179,8 @@ def open_data(
             where these do not, a file of a usual name in the data folder.
         skip_unreadable: leave out images that cannot be decoded to their last pixel, and list them in `Data.unreadable`: all are
             decoded for that, once. Otherwise damage that shows only then raises from `ImageSet.load`.
-        cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: nowhere.
+        cache_dir: where to keep what was found in shards and what files hold, so that they are not read again; None: the former
+            beside the shards, see `find_index_files`, and the latter nowhere.
         contents: what is known of the files; None: what `cache_dir` tells.
         judges: the images for training are of no interest: where others have a place of their own, these are not opened.
 
@@ -206,7 +207,7 @@ def open_data(
     if labels is not None:
         return _open_labelled(root, [*with_siblings(labels)], split, skipping, known)
     if shards := find_shards(root):
-        inside = read_shards(root, shards, split, skipping, cache_dir)
+        inside = read_shards(root, shards, split, skipping, cache_dir, known)
         own = Data(str(root), inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
         own = replace(own, contents=known, test=inside.test if len(inside.test) else None)
         return _finish(own, inside, split)
@@ -232,7 +233,7 @@ def _open_remote(url: str, split: Split, contents: Contents, skip_unreadable: bo
     """Open shards on another machine; but for where they are read, and the order of very many, as those of a folder."""
     found = find_remote_shards(url, cache_dir)
     skipping = Skipping(contents) if skip_unreadable else None
-    inside = read_shards(found.root, [*found.shards], split, skipping, found.cache_dir, found)
+    inside = read_shards(found.root, [*found.shards], split, skipping, found.cache_dir, contents, found)
     own = Data(found.url, inside.train, inside.validation, inside.class_names, numbered=True, named=inside.named)
     test = inside.test if len(inside.test) else None
     return _finish(replace(own, contents=contents, test=test, remarks=found.remarks), inside, split)

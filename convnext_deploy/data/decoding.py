@@ -1,6 +1,7 @@
 """Decode image files to upright 8-bit pixels, and check that a file is a readable image."""
 
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ Result = TypeVar("Result")
 # Where these end; a file that does not has been cut, or has something appended to it.
 _ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _ENDING_BYTES = 64
+_GREY = frozenset((127, 128))  # of a block of which nothing is known, in CMYK too
+_NOISE = bytes(range(1, 255)) * 4
+_MORE = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))  # for every restart interval
 _CHUNK = 256  # files per task
 _THREADS = 8  # they wait for the disk together; on one that answers at once they gain nothing
 
@@ -122,13 +126,37 @@ def find_damage(stream: BinaryIO) -> str | None:
     """
 
     def decode(image: Image.Image) -> None:
-        if image.format in ("JPEG", "MPO"):
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-        else:
+        if image.format not in ("JPEG", "MPO"):
             to_8_bit(image)
+            return
+        _load_eighth(image)
+        if _lacks_pixels(image, stream):
+            raise DataError("its pixels end early")
 
     return _why_not(stream, decode)
+
+
+def _load_eighth(image: Image.Image) -> None:
+    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+    image.load()
+
+
+def _lacks_pixels(image: Image.Image, stream: BinaryIO) -> bool:
+    """Whether a JPEG file was cut amid its pixels and has an end marker all the same, as a repaired file or one of a camera may.
+
+    The decoder fills up what is missing with grey, and Pillow swallows its warning. Where the last pixel is of that grey, more data
+    is put before the end marker: if pixels were missing, it changes them. Of progressive files, whose last part only sharpens
+    what is there, nothing is found in this way.
+    """
+    corner = image.getpixel((image.width - 1, image.height - 1))
+    if not _GREY.issuperset(corner if isinstance(corner, tuple) else (corner,)):
+        return False
+    stream.seek(0)
+    content = stream.read()
+    end = content.rfind(_ENDINGS["JPEG"])
+    with open_image(io.BytesIO(content[:end] + _MORE + content[end:])) as longer:
+        _load_eighth(longer)
+        return longer.tobytes() != image.tobytes()
 
 
 def _why_not(stream: BinaryIO, look: Callable[[Image.Image], None]) -> str | None:

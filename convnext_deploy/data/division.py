@@ -7,7 +7,7 @@ from pathlib import Path
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.splits import Split
 
-_USUAL = ((), ("val/",), ("val-*.tar",))
+_USUAL = ((), ("val/",), ("val-*.tar",), ("val/*.mds",))
 _MOST_NAMED = 3
 
 

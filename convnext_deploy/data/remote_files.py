@@ -49,12 +49,15 @@ def is_remote(name: str) -> bool:
 
 def list_folder(url: str) -> tuple[list[str], list[str]]:
     """Return the URLs of the files and of the folders in a folder, sorted. Raises: RemoteError."""
+    scheme = url.partition("://")[0]
 
     def look() -> list[dict[str, Any]]:
         system = _file_system(url)
         system.invalidate_cache()
         found: list[dict[str, Any]] = system.ls(url.rstrip("/") + "/", detail=True)
-        return [{**each, "url": system.unstrip_protocol(each["name"])} for each in found]
+        # a store may have several schemes, such as gs and gcs, of which the first stands in what is listed
+        places = [system.unstrip_protocol(each["name"]).partition("://")[2] for each in found]
+        return [{**each, "url": f"{scheme}://{place}"} for each, place in zip(found, places, strict=True)]
 
     entries = _repeated(url, look, OPEN_DELAYS_S)
     own = url.rstrip("/")

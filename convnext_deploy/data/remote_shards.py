@@ -13,7 +13,7 @@ from convnext_deploy.data.decoding import map_files, printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES
 from convnext_deploy.data.remote_blocks import blocks_of
 from convnext_deploy.data.remote_files import RemoteFile, describe_file, exists, is_remote, list_folder
-from convnext_deploy.data.shard_scan import Shard, expand_urls
+from convnext_deploy.data.shard_scan import SHARDS, Shard, expand_urls
 from convnext_deploy.errors import DataError
 from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.files import write_bytes
@@ -64,9 +64,9 @@ def find_remote_shards(url: str, cache_dir: Path | None) -> RemoteFolder:
         raise DataError(
             f"{printable(url)} needs a folder for what is read of it, and the user has none; name one with --cache-dir."
         )
-    if re.search(r"[{}]|::|\.tar$", url):
+    if re.search(r"[{}]|::|\.(tar|mds)$", url):
         urls = expand_urls(url)
-        if odd := next((each for each in urls if as_url(each) is None or not each.endswith(".tar")), None):
+        if odd := next((each for each in urls if as_url(each) is None or not each.lower().endswith(SHARDS)), None):
             raise DataError(f"{printable(odd)} is no address of a shard; expected s3://…/train-000.tar or the like.")
         root = posixpath.commonpath([each.rpartition("/")[0] for each in urls]).replace(":/", "://", 1)
         if not re.match(r"[^/]+://[^/]", root):
@@ -90,12 +90,12 @@ def _list_shards(root: str) -> tuple[list[str], list[str]]:
     files, folders = list_folder(root)
     inside = [folder for folder in folders if folder.rpartition("/")[2].lower() in SPLIT_NAMES]
     every = [*files, *(file for folder in inside for file in list_folder(folder)[0])]
-    shards = sorted(file for file in every if file.lower().endswith(".tar"))
+    shards = sorted(file for file in every if file.lower().endswith(SHARDS))
     if not shards:
         some = ", ".join(printable(each.rpartition("/")[2]) for each in [*every, *folders][:3])
         raise DataError(
-            f"{printable(root)} lists no .tar files ({f'found {some}' if some else 'it lists nothing'}); expected train-*.tar. "
-            "Where a server lists no folders, name the shards: …/{train-{000..099},val-{000..009}}.tar."
+            f"{printable(root)} lists no .tar or .mds files ({f'found {some}' if some else 'it lists nothing'}); expected "
+            "train-*.tar. Where a server lists no folders, name the shards: …/{train-{000..099},val-{000..009}}.tar."
         )
     return shards, [file for name in CLASS_FILES for file in files if file.rpartition("/")[2] == name]
 

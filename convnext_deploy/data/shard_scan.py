@@ -13,27 +13,24 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_deploy.data.contents import TAIL_BYTES
 from convnext_deploy.data.decoding import find_defect, printable
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.remote_blocks import RemoteBlocks
+from convnext_deploy.data.shard_parts import SAMPLE, Part, Version
 from convnext_deploy.documents import parse_json
 from convnext_deploy.errors import DataError, RemoteError, first_line
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
-# `shard`: its number. `offset`, `size`: of the image, in bytes. `tail`: a hash of the size and the last bytes of the image.
-# `name`, `name_size`: where the name of the image file lies among all names.
-SAMPLE = np.dtype([
-    ("shard", "u4"), ("label", "i8"), ("offset", "i8"), ("size", "i8"), ("tail", "u8"), ("name", "i8"), ("name_size", "u4"),
-])  # fmt: skip
-Defect = tuple[int, str, str]  # the number of the shard, the key of the sample, what is wrong with it
 Group = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
 
+TAR, MDS = ".tar", ".mds"
+SHARDS = (TAR, MDS)
 _META = re.compile(r"__[^/]*__(?:$|/)")  # what webdataset keeps for itself
 _LABEL = re.compile(rb"\s*(\d{1,9})\s*")
 _LABEL_BYTES, _JSON_BYTES = 64, 1 << 24
@@ -60,13 +57,12 @@ class Shard:
         """Open the file. Raises: OSError, RemoteError."""
         return self.path.open("rb") if self.blocks is None else self.blocks.open()
 
-    @property
-    def version(self) -> tuple[str | int, ...]:
-        """What is other when the file is another one, as far as the system or the server says."""
+    def version(self, root: Path) -> Version:
+        """Return its name from a folder on, and what else tells it from another file, as far as the system or the server says."""
         if self.blocks is not None:
             file = self.blocks.file
             return file.url, file.size, file.identity
-        return str(self.path.resolve()), self.size, self.modified_ns, self.changed_ns
+        return self.path.relative_to(root).as_posix(), self.size, self.modified_ns, self.changed_ns
 
 
 def describe_shard(path: Path) -> Shard:
@@ -112,37 +108,35 @@ def load_grouping(shard: Shard) -> Group:
     return group
 
 
-def scan_shard(
-    number: int, shard: Shard, group: Group, *, labelled: bool = True
-) -> tuple[NDArray[np.void], bytes, list[Defect]]:
+def scan_shard(shard: Shard, group: Group, seen: Callable[[int], None], *, labelled: bool = True) -> Part:
     """Read all headers of a shard and check every sample. To be called within `quiet`.
 
     Args:
-        number: of the shard, for the result.
         shard: is read from front to back, without the contents of images but for their first and last bytes.
         group: webdataset's grouping of files into samples.
+        seen: is told now and then how many bytes more were read.
         labelled: samples need a class index; otherwise none is looked for, and theirs is `UNKNOWN`.
 
-    Returns: the usable samples, `(N,)` of `SAMPLE` but for the places of their names, which are returned joined; the defects.
     Raises: DataError: if the shard cannot be read to its end, has no samples or has a key twice.
     """
     rows, names, defects = [], [], []
-    keys: set[str] = set()
+    keys, start = set[str](), 0
     try:
         with shard.open() as stream, _open_tar(stream) as tar:
-            for sample in group(_files(tar, stream)):
+            for sample in group(_files(tar, stream, seen)):
                 key = sample["__key__"]
                 if key in keys:
                     raise DataError(f"has the key '{key}' twice; the files of a sample must follow each other")
                 keys.add(key)
                 try:
-                    image, label = _find_image(sample), _read_label(tar, sample) if labelled else UNKNOWN
-                    tail = _check_image(tar, image)
-                except _UnusableError as error:
-                    defects.append((number, key, str(error)))
+                    image, label = _find_image(sample), _read_label(stream, sample) if labelled else UNKNOWN
+                    tail = check_image(stream, image.offset_data, image.size)
+                except UnusableError as error:
+                    defects.append((key, str(error)))
                     continue
                 names.append(os.fsencode(image.name.removeprefix("./")))
-                rows.append((number, label, image.offset_data, image.size, tail, 0, len(names[-1])))
+                rows.append((0, label, image.offset_data, image.size, tail, start, len(names[-1])))
+                start += len(names[-1])
         if not keys:
             raise DataError("has no samples; remove it, or make it again")
     except RemoteError:
@@ -154,10 +148,10 @@ def scan_shard(
         raise DataError(
             f"{printable(shard.path)} cannot be read as a tar file ({printable(reason)}); copy or make it again."
         ) from None
-    return np.array(rows, SAMPLE), b"".join(names), defects
+    return Part(np.array(rows, SAMPLE), b"".join(names), tuple(defects))
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """What is wrong with a sample."""
 
 
@@ -171,13 +165,14 @@ def _open_tar(stream: BinaryIO) -> tarfile.TarFile:
     return tarfile.open(fileobj=stream, mode="r:")
 
 
-def _files(tar: tarfile.TarFile, stream: BinaryIO) -> Iterator[dict[str, Any]]:
+def _files(tar: tarfile.TarFile, stream: BinaryIO, seen: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """Yield the files of a shard in the form that webdataset groups, with headers in the place of contents."""
     end = 0
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # where the headers would pile up
         if tar.offset <= end:  # by a negative size, and without end
             raise DataError("is not a sound tar file: its headers lead backwards; copy or make it again")
+        seen(tar.offset - end)
         end = tar.offset
         if info.isreg() and not info.issparse() and not _META.match(info.name):
             yield {"fname": info.name, "data": info, "__url__": ""}
@@ -186,6 +181,7 @@ def _files(tar: tarfile.TarFile, stream: BinaryIO) -> Iterator[dict[str, Any]]:
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"is cut or damaged at byte {tar.offset}; copy or make it again")
     while rest := stream.read(1 << 20):
+        seen(len(rest))
         if rest.strip(b"\0"):
             raise DataError("goes on after the end of an archive, as when several are joined; join their files instead")
 
@@ -195,36 +191,36 @@ def _find_image(sample: dict[str, Any]) -> tarfile.TarInfo:
     images = [suffix for suffix in suffixes if suffix in IMAGE_EXTENSIONS]
     if len(images) != 1:
         found = ", ".join(images or suffixes)
-        raise _UnusableError(f"has {len(images)} images ({found})" if images else f"has no image (only {found})")
+        raise UnusableError(f"has {len(images)} images ({found})" if images else f"has no image (only {found})")
     image: tarfile.TarInfo = sample[images[0][1:]]
     return image
 
 
-def _read_label(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
+def _read_label(stream: BinaryIO, sample: dict[str, Any]) -> int:
     if "cls" in sample:
-        content = _read(tar, sample["cls"], _LABEL_BYTES)
+        content = _read(stream, sample["cls"], _LABEL_BYTES)
         if len(content) > _LABEL_BYTES or (match := _LABEL.fullmatch(content)) is None:
-            raise _UnusableError(f"has no class index in its .cls file, but {content[:20]!r}")
+            raise UnusableError(f"has no class index in its .cls file, but {content[:20]!r}")
         return int(match[1])
     if "json" not in sample:
-        raise _UnusableError("has no label: neither a .cls nor a .json file")
+        raise UnusableError("has no label: neither a .cls nor a .json file")
     try:
-        label = parse_json(_read(tar, sample["json"], _JSON_BYTES))["label"]
+        label = parse_json(_read(stream, sample["json"], _JSON_BYTES))["label"]
     except (ValueError, LookupError, TypeError):
-        raise _UnusableError("has no label: no .cls file, and no 'label' in its .json file") from None
+        raise UnusableError("has no label: no .cls file, and no 'label' in its .json file") from None
     if type(label) is not int or not 0 <= label < 10**9:
-        raise _UnusableError(f"has no class index as 'label' in its .json file, but {str(label)[:20]!r}")
+        raise UnusableError(f"has no class index as 'label' in its .json file, but {str(label)[:20]!r}")
     return label
 
 
-def _check_image(tar: tarfile.TarFile, info: tarfile.TarInfo) -> int:
-    """Return the `tail` of an image."""
-    with _FileInShard(tar, info) as stream:
-        stream.seek(max(0, info.size - TAIL_BYTES))
-        tail = tail_of(info.size, stream.read())
-        stream.seek(0)
-        if (reason := find_defect(stream)) is not None:
-            raise _UnusableError(f"cannot be read as an image ({reason})")
+def check_image(stream: BinaryIO, offset: int, size: int) -> int:
+    """Return the `tail` of an image that is a part of a file. Raises: UnusableError: if it cannot be opened."""
+    with _FileInShard(stream, offset, size) as image:
+        image.seek(max(0, size - TAIL_BYTES))
+        tail = tail_of(size, image.read())
+        image.seek(0)
+        if (reason := find_defect(image)) is not None:
+            raise UnusableError(f"cannot be read as an image ({reason})")
     return tail
 
 
@@ -233,12 +229,17 @@ def tail_of(size: int, end: bytes) -> int:
     return int.from_bytes(hashlib.sha256(size.to_bytes(8) + end[-TAIL_BYTES:]).digest()[:8])
 
 
-def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
-    with _FileInShard(tar, info) as stream:
-        return stream.read(limit + 1)  # one more than that is not a label
+def _read(stream: BinaryIO, info: tarfile.TarInfo, limit: int) -> bytes:
+    with _FileInShard(stream, info.offset_data, info.size) as file:
+        return file.read(limit + 1)  # one more than that is not a label
 
 
 class _FileInShard(tarfile.ExFileObject):
+    def __init__(self, stream: BinaryIO, offset: int, size: int) -> None:
+        part = tarfile.TarInfo()
+        part.offset_data, part.size = offset, size
+        super().__init__(SimpleNamespace(fileobj=stream), part)  # type: ignore[arg-type]  # the archive is asked for that alone
+
     def fileno(self) -> int:
         # Pillow's TIFF reader asks for it, and knows this answer.
         raise io.UnsupportedOperation("a part of a file has no number of its own")

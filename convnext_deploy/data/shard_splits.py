@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.image_folder import SPLIT_NAMES, TEST_FOLDER, VALIDATION_FOLDERS, has_images
 from convnext_deploy.data.shard_index import ShardIndex
+from convnext_deploy.data.shard_scan import MDS, SHARDS, TAR
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import Split, divide, find_repeated, hold_out
 from convnext_deploy.errors import DataError
 
-_EXPECTED = "Expected train-*.tar and val-*.tar, or shards without such words in their names"
-_COMPRESSED = re.compile(r".*\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
+_EXPECTED = (
+    "Expected train-*.tar and val-*.tar (or train/*.mds and val/*.mds), or shards without such words in their names"
+)
+_COMPRESSED = re.compile(
+    r".*\.((tar|mds)\.(gz|bz2|xz|zst|zstd|lz4|lzma|z|br|snappy)|tgz|tbz2?|txz|tzst)", re.IGNORECASE
+)
 ReadSample = Callable[[ShardIndex, int], bytes]
 
 
@@ -44,7 +49,7 @@ def find_shards(root: Path) -> list[Path]:
     try:
         folders = [root, *(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)]
         paths = [path for folder in folders for path in folder.iterdir() if not path.name.startswith(".")]
-        shards = sorted(path for path in paths if path.suffix.lower() == ".tar" and not path.is_dir())
+        shards = sorted(path for path in paths if path.suffix.lower() in SHARDS and not path.is_dir())
         compressed = sorted(path for path in paths if _COMPRESSED.fullmatch(path.name) and not path.is_dir())
         if not (shards or compressed) or has_images(root):
             return []
@@ -52,9 +57,10 @@ def find_shards(root: Path) -> list[Path]:
         where = printable(error.filename or root)
         raise DataError(f"the data folder {printable(root)} cannot be read ({where}: {error.strerror}).") from None
     if compressed:
+        instead = "file, or write it with compression=None" if MDS in compressed[0].name.lower() else ".tar file"
         raise DataError(
-            f"{printable(compressed[0])} is compressed, so that no sample can be read alone; unpack it to a plain .tar file, "
-            "or move it away."
+            f"{printable(compressed[0])} is compressed, so that no sample can be read alone; unpack it to a plain {instead}, or "
+            "move it away."
         )
     return shards
 
@@ -89,12 +95,13 @@ def find_splits(root: Path, paths: Sequence[Path]) -> ShardPlaces:
         )
     test = TEST_FOLDER if named and TEST_FOLDER in splits else None
     used = [name for name in ("train", validation, test) if name is not None]
+    pattern = "-*.tar" if splits["train"][0].suffix.lower() == TAR else "/*.mds"
     return ShardPlaces(
         tuple(splits["train"]),
         tuple(splits[validation]) if validation else (),
         tuple(splits[test]) if test else (),
-        tuple(f"{name}-*.tar" for name in used),
-        tuple(f"{name}-*.tar" for name in splits if name not in used),
+        tuple(f"{name}{pattern}" for name in used),
+        tuple(f"{name}{pattern}" for name in splits if name not in used),
     )
 
 

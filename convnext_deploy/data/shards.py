@@ -16,8 +16,9 @@ from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import Encoded, decode_image, find_damage, printable
 from convnext_deploy.data.remote_shards import RemoteFolder
-from convnext_deploy.data.shard_index import ShardIndex, read_index
-from convnext_deploy.data.shard_scan import Shard, describe_shard, tail_of
+from convnext_deploy.data.shard_index import ShardIndex, read_index, read_sample
+from convnext_deploy.data.shard_parts import find_index_files
+from convnext_deploy.data.shard_scan import describe_shard
 from convnext_deploy.data.shard_splits import (
     ShardPlaces,
     divide_samples,
@@ -106,45 +107,13 @@ class ShardContents:
     reasons: tuple[str, ...] = ()
 
 
-def read_sample(index: ShardIndex, row: int) -> bytes:
-    """Read the encoded image of a sample.
-
-    Opens the shard anew: that takes some 10 µs, a hundredth of the decoding of a photograph, and leaves nothing that forked
-    or threaded readers could disturb.
-
-    Raises: DataError: if the shard has changed since it was indexed, or cannot be read.
-    """
-    sample = index.samples[row]
-    shard: Shard = index.shards[sample["shard"]]
-    if shard.blocks is not None:
-        offset, size = int(sample["offset"]), int(sample["size"])
-        content = shard.blocks.read(offset, size)
-        if tail_of(size, content) != int(
-            sample["tail"]
-        ):  # of a block that this disk did not keep well, or of another file
-            shard.blocks.forget(offset, size)
-            content = shard.blocks.read(offset, size)
-        if tail_of(size, content) != int(sample["tail"]):
-            raise DataError(f"{printable(shard.path)} has changed since the data was opened; start again.")
-        return content
-    try:
-        with shard.path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if (status.st_size, status.st_mtime_ns) != (shard.size, shard.modified_ns):
-                raise DataError(f"{printable(shard.path)} has changed since the data was opened; start again.")
-            stream.seek(int(sample["offset"]))
-            content = stream.read(int(sample["size"]))
-            return content
-    except OSError as error:
-        raise DataError(f"{printable(shard.path)} cannot be read ({error.strerror}).") from None
-
-
 def read_shards(
     root: Path,
     paths: Sequence[Path],
     split: Split,
     skipping: Skipping | None,
     cache_dir: Path | None,
+    contents: Contents,
     remote: RemoteFolder | None = None,
 ) -> ShardContents:
     """Find the samples of shards, check that all can be used, and hold out some when there are no shards for validation.
@@ -156,7 +125,8 @@ def read_shards(
             image files are in the shards, so that `cat/1.jpg` falls on the same side as that file of a folder.
         skipping: leave out samples without an image, without a label, or with an image that cannot be read; None: they are an
             error, as far as the headers and ends of images tell.
-        cache_dir: keeps what was found in the headers; None: nowhere.
+        cache_dir: keeps what was found in the headers; None: a file beside the shards does, or in the folder of `contents`.
+        contents: of the files; its progress is told what takes long.
         remote: where the shards are if they lie on another machine.
 
     Raises: DataError: if a split is missing, a shard or a sample cannot be read, a class is present in only one split or in
@@ -164,7 +134,9 @@ def read_shards(
     """
     places = ShardPlaces(tuple(paths)) if split.file is not None else find_splits(root, paths)
     describe = describe_shard if remote is None else remote.shards.__getitem__
-    index = read_index(tuple(map(describe, (*places.train, *places.validation, *places.test))), cache_dir)
+    kept = find_index_files(root, cache_dir, contents.folder, labelled=True)
+    shards = [describe(path) for path in (*places.train, *places.validation, *places.test)]
+    index = read_index(shards, root, kept, progress=contents.progress)
     if skipping is not None:
         index = _leave_out_damaged(index, skipping)
     unreadable = _check_samples(index, skip=skipping is not None)
@@ -195,14 +167,20 @@ def read_shards(
 
 
 def read_unlabelled_shards(
-    paths: Sequence[Path], skipping: Skipping | None, cache_dir: Path | None, remote: RemoteFolder | None = None
+    root: Path,
+    paths: Sequence[Path],
+    skipping: Skipping | None,
+    cache_dir: Path | None,
+    contents: Contents,
+    remote: RemoteFolder | None = None,
 ) -> tuple[ShardImages, tuple[Path, ...], tuple[str, ...]]:
     """Return the images of shards, of which no labels are read, and those that were left out with the reasons.
 
     Args as `read_shards`. Raises: DataError: likewise, but for splits and classes.
     """
     describe = describe_shard if remote is None else remote.shards.__getitem__
-    index = read_index(tuple(map(describe, paths)), cache_dir, labelled=False)
+    kept = find_index_files(root, cache_dir, contents.folder, labelled=False)
+    index = read_index([*map(describe, paths)], root, kept, labelled=False, progress=contents.progress)
     if skipping is not None:
         index = _leave_out_damaged(index, skipping)
     unreadable = _check_samples(index, skip=skipping is not None)

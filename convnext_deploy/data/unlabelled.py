@@ -87,13 +87,15 @@ def open_unlabelled(
         judging: those that validate and test.
         contents: of files.
         skipping: leave out images that cannot be read; None: they are an error, as far as their headers and ends tell.
-        cache_dir: keeps what was found in shards; None: nowhere.
+        cache_dir: keeps what was found in shards; None: a file beside them does, or in the folder of `contents`.
 
     Raises: DataError: if there is no such folder, no image is left of it, or one cannot be read.
     """
     if (url := as_url(name)) is not None:
         far = find_remote_shards(url, cache_dir)
-        images, unreadable, reasons = read_unlabelled_shards([*far.shards], skipping, far.cache_dir, far)
+        images, unreadable, reasons = read_unlabelled_shards(
+            far.root, [*far.shards], skipping, far.cache_dir, contents, far
+        )
         found_there = Unlabelled(far.url, images, 0, unreadable, reasons, remarks=far.remarks)
         return _leave_out_copies(found_there, train, judging, contents)
     root = Path(name)
@@ -110,7 +112,7 @@ def open_unlabelled(
             f"the folder of unlabelled images {printable(root)} cannot be read ({where}: {error.strerror})."
         ) from None
     if not paths and (shards := find_shards(root)):
-        images, unreadable, reasons = read_unlabelled_shards(shards, skipping, cache_dir)
+        images, unreadable, reasons = read_unlabelled_shards(root, shards, skipping, cache_dir, contents)
         found_there = Unlabelled(name, images, 0, unreadable, reasons)
     else:
         found_there = _open_files(name, root, paths, others, skipping, contents)

@@ -1,20 +1,17 @@
 """Score a feature extractor: kNN top-1 by its own features, and vectors by which it is compared with another one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.data.datasets import Data, ImageSet
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.sampling import gallery_indices
-from convnext_deploy.evaluation.run_images import run_images
+from convnext_deploy.evaluation.run_images import Opened
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.metrics.neighbours import NEIGHBOURS, Similarity, neighbour_votes, unit
-from convnext_deploy.runners import Runner
-from convnext_deploy.system.execution import Execution
 
 LARGEST_GALLERY = 50_000
 """Of more training images so many are taken, each class in proportion."""
@@ -66,38 +63,38 @@ class FeatureQuality:
 
 
 @dataclass(frozen=True)
-class _Extractor:
-    """An opened artifact, and how images are given to it."""
+class _Features:
+    """What is kept of the features of a batch: a vector of each image, `(n, D)`, the labels, and what is compared, if anything."""
 
-    runner: Runner
-    artifact: Artifact
-    execution: Execution
-    name: str
+    pooled: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    compared: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """`compared`: for each image whether it is compared, `(N,)`, and `places` of a feature map, `(N, places)`; None: none is."""
+
     batch_size: int
+    compared: NDArray[np.bool_] | None = None
+    places: NDArray[np.float64] | None = None
+    gives: str = "features"
 
-    def outputs(
-        self, images: ImageSet, chosen: Sequence[int], doing: str
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Yield features `(n, D)` or `(n, D, H, W)`, and labels. Raises: ArtifactError: if a feature is not finite."""
-        from convnext_deploy.data.loaders import EvaluationBatches
+    def convert(self, given: NDArray[Any]) -> NDArray[Any]:
+        """Return features `(n, D)` or `(n, D, H, W)` as they are."""
+        return given
 
-        text = f"{self.name}: {doing}"
-        preprocess, how = self.artifact.preprocess, self.execution
-        batches = EvaluationBatches(images, preprocess, self.batch_size, how.workers, chosen, as_pixels=True)
-        yield from run_images(self.runner, batches, len(chosen), how.progress, text, gives="features")
-
-    def pooled(
-        self, images: ImageSet, chosen: Sequence[int], doing: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return features `(N, D)` and labels `(N,)` of images."""
-        found = [(_pooled(features), labels) for features, labels in self.outputs(images, chosen, doing)]
-        features, labels = zip(*found, strict=True)
-        return np.concatenate(features), np.concatenate(labels)
+    def keep(self, found: NDArray[Any], labels: NDArray[Any], number: int) -> _Features:
+        """Return what is kept of a batch."""
+        compared = None
+        if self.compared is not None and self.places is not None:
+            start = number * self.batch_size
+            rows = np.flatnonzero(self.compared[start : start + len(labels)])
+            compared = _at_places(found[rows], self.places[start + rows])
+        return _Features(_pooled(found), labels, compared)
 
 
-def score_features(
-    runner: Runner, artifact: Artifact, data: Data, execution: Execution, name: str, batch_size: int
-) -> tuple[Score, Neighbourhood, Vectors]:
+def score_features(opened: Opened, data: Data, name: str) -> tuple[Score, Neighbourhood, Vectors]:
     """Give an opened feature extractor all validation images, and the training images to compare these with.
 
     Returns: its score; by what that was measured; and the features of some validation images, always the same, to compare
@@ -107,31 +104,31 @@ def score_features(
         ArtifactError: if a feature is not finite.
         TooLittleMemoryError: if it is too small for a single image.
     """
-    extractor = _Extractor(runner, artifact, execution, name, batch_size)
     total = len(data.validation)
     places = np.random.default_rng(0).uniform(size=(total, _PLACES))  # of images, whatever the batches
     kept = np.zeros(total, np.bool_)
     kept[np.linspace(0, total - 1, min(total, _MOST_COMPARED)).round().astype(np.int64)] = True
-    features, labels, vectors = list[Any](), list[Any](), list[Any]()
-    start = 0
-    for found, of in extractor.outputs(data.validation, range(total), "validate"):
-        rows = np.flatnonzero(kept[start : start + len(of)])
-        vectors.append(_at_places(found[rows], places[start + rows]))
-        features.append(_pooled(found))
-        labels.append(of)
-        start += len(of)
-    queries, truth = np.concatenate(features), np.concatenate(labels)
-    compared: Vectors = unit(np.concatenate(vectors)).astype(np.float16)
+    keeping = _Keeping(opened.batch_size, kept, places)
+    found = list(opened.run(data.validation, range(total), keeping, f"{name}: validate"))
+    queries, truth = _join(found)
+    vectors = np.concatenate([part.compared for part in found if part.compared is not None])
+    compared: Vectors = unit(vectors).astype(np.float16)
     width = queries.shape[1]
     chosen = gallery_indices(data.train, data.validation, LARGEST_GALLERY, data.contents)
     if chosen:
-        gallery, classes = extractor.pooled(data.train, chosen, "gallery of training images")
+        doing = f"{name}: gallery of training images"
+        gallery, classes = _join(list(opened.run(data.train, chosen, _Keeping(opened.batch_size), doing)))
         own = None
     else:
         gallery, classes, own = queries, truth, np.arange(total)
     votes = neighbour_votes(queries, gallery, classes, len(data.class_names), own=own)
     others = len(gallery) - (own is not None)
     return count_votes(votes, truth), Neighbourhood(width, min(NEIGHBOURS, others), others, own is not None), compared
+
+
+def _join(found: Sequence[_Features]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return features `(N, D)` and labels `(N,)` of all batches."""
+    return np.concatenate([part.pooled for part in found]), np.concatenate([part.labels for part in found])
 
 
 def count_votes(votes: NDArray[np.float64], labels: NDArray[np.int64]) -> Score:

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.errors import ArtifactError, DataError
 from convnext_deploy.evaluation.probabilities import to_label_logits
-from convnext_deploy.evaluation.run_images import in_order, run_images
+from convnext_deploy.evaluation.run_images import in_order
 from convnext_deploy.metrics.multi_label import MultiLabel, measure_multi_label
-from convnext_deploy.runners import Runner
-from convnext_deploy.system.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -39,35 +37,35 @@ class LabelAnswers:
         return np.frombuffer(base64.b64decode(self.logits), "<f4").reshape(self.images, self.labels)
 
 
-def score_labels(
-    runner: Runner,
-    batches: Iterable[tuple[Any, Any]],
-    total: int,
-    progress: Progress,
-    description: str,
-    outputs: NDArray[np.int64] | None = None,
-    io: GraphIO = GraphIO(),
-) -> LabelAnswers:
-    """Run every validation image through an opened artifact; see `score_runner`, whose arguments these are.
+@dataclass(frozen=True)
+class KeepingLabels:
+    """Keeps the logits and the labels of multi-label data, `(N, K)`, whose labels are `(N, K)`; fields as of `Guessing`."""
 
-    The labels of the batches are `(N, K)`.
+    outputs: NDArray[np.int64] | None = None
+    io: GraphIO = GraphIO()
+    gives: str = "logits"
 
-    Raises:
-        ArtifactError: if a logit is not finite, or the graph gives the best classes alone.
-        TooLittleMemoryError: if memory is too small for a single image.
-    """
+    def convert(self, given: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits in the order of the labels."""
+        return in_order(to_label_logits(given, self.io), self.outputs)
+
+    def keep(
+        self, found: NDArray[Any], labels: NDArray[Any], number: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """Return logits and labels as they are kept."""
+        return found.astype("<f4"), labels.astype(np.int8)
+
+
+def keep_labels(outputs: NDArray[np.int64] | None, io: GraphIO, description: str) -> KeepingLabels:
+    """Return what keeps logits and labels. Raises: ArtifactError: if the graph gives the best classes alone."""
     if io.gives_best_only:
         raise ArtifactError(f"{description}: the graph gives its best classes alone, and mAP needs the scores of all.")
-    found: list[NDArray[np.float32]] = []
-    truth: list[NDArray[np.int8]] = []
-    ordered = in_order(outputs)
+    return KeepingLabels(outputs, io)
 
-    def convert(given: NDArray[Any]) -> NDArray[Any]:
-        return ordered(to_label_logits(given, io))
 
-    for answers, targets in run_images(runner, batches, total, progress, description, convert):
-        found.append(answers.astype("<f4"))
-        truth.append(targets.astype(np.int8))
+def join_labels(parts: Iterable[tuple[NDArray[np.float32], NDArray[np.int8]]]) -> LabelAnswers:
+    """Return the answers to all batches, in their order."""
+    found, truth = zip(*parts, strict=True)
     return label_answers(np.concatenate(found), np.concatenate(truth))
 
 

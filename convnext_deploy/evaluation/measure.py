@@ -16,10 +16,11 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.evaluation.feature_score import Neighbourhood, Vectors, score_features
-from convnext_deploy.evaluation.label_score import score_labels
+from convnext_deploy.evaluation.label_score import join_labels, keep_labels
 from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.metric import metric_of
-from convnext_deploy.evaluation.score import Score, score_runner
+from convnext_deploy.evaluation.run_images import Opened
+from convnext_deploy.evaluation.score import Guessing, Score, count_guesses
 from convnext_deploy.metrics.neighbours import Similarity
 from convnext_deploy.runners import open_runner
 from convnext_deploy.system.execution import Execution
@@ -55,14 +56,14 @@ class Measurement:
 def measure_artifact(
     artifact: Artifact, data: Data, execution: Execution, name: str, batch_size: int = BATCH_SIZE
 ) -> Measurement:
-    """Measure an artifact. An engine that this machine cannot run is no error; its measurement says why.
+    """Measure an artifact, which all processes score and the first one times.
+
+    An engine that this machine cannot run is no error; its measurement says why.
 
     Raises:
         BackendUnavailableError: if the runner's package is missing.
         ArtifactError: if the artifact is damaged or computes values that are not finite.
     """
-    from convnext_deploy.data.loaders import EvaluationBatches
-
     try:
         runner = open_runner(artifact, execution.device)
     except BackendUnavailableError as error:
@@ -71,8 +72,9 @@ def measure_artifact(
         return Measurement(not_run=str(error))
     try:
         image = (artifact.model.in_channels, *artifact.preprocess.sides)
+        opened = Opened(runner, artifact, execution, batch_size)
         if not artifact.model.num_classes:
-            found, features, vectors = score_features(runner, artifact, data, execution, name, batch_size)
+            found, features, vectors = score_features(opened, data, name)
             latency = measure_latency(runner, image)
             return Measurement(
                 found,
@@ -84,16 +86,21 @@ def measure_artifact(
                 vectors_sha256=_digest(vectors),
                 vectors=vectors,
             )
-        batches = EvaluationBatches(data.validation, artifact.preprocess, batch_size, execution.workers, as_pixels=True)
-        how = (len(data.validation), execution.progress, f"{name}: validate", outputs_of_classes(artifact, data))
-        if data.multi_label:
-            answers = score_labels(runner, batches, *how, artifact.io)
-            score = Score(0, 0, (), (), metric=metric_of(artifact, data), answers=answers)
-        else:
-            score = score_runner(runner, batches, *how, artifact.io, foreign=artifact.model.variant == "unknown")
+        score = _score(opened, data, f"{name}: validate")
         return Measurement(score, measure_latency(runner, image), runner.name, runner.device)
     finally:
         runner.close()
+
+
+def _score(opened: Opened, data: Data, description: str) -> Score:
+    artifact, images = opened.artifact, data.validation
+    outputs, chosen = outputs_of_classes(artifact, data), range(len(images))
+    if data.multi_label:
+        keeping = keep_labels(outputs, artifact.io, description)
+        answers = join_labels(opened.run(images, chosen, keeping, description))
+        return Score(0, 0, (), (), metric=metric_of(artifact, data), answers=answers)
+    guessing = Guessing(outputs, artifact.io, artifact.model.variant == "unknown")
+    return count_guesses(opened.run(images, chosen, guessing, description))
 
 
 def _digest(vectors: Vectors) -> str:

@@ -11,9 +11,7 @@ from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.config.choices import MetricName
 from convnext_deploy.evaluation.label_score import LabelAnswers, compare_labels
 from convnext_deploy.evaluation.probabilities import to_probabilities
-from convnext_deploy.evaluation.run_images import in_order, run_images
-from convnext_deploy.runners import Runner
-from convnext_deploy.system.progress import Progress
+from convnext_deploy.evaluation.run_images import in_order
 
 
 @dataclass(frozen=True)
@@ -61,51 +59,47 @@ class Score:
             raise TypeError("multi-label data has no first guess that is right or wrong")
 
 
-def score_runner(
-    runner: Runner,
-    batches: Iterable[tuple[Any, Any]],
-    total: int,
-    progress: Progress,
-    description: str,
-    outputs: NDArray[np.int64] | None = None,
-    io: GraphIO | None = None,
-    *,
-    foreign: bool = False,
-) -> Score:
-    """Run every validation image through an opened artifact.
+@dataclass(frozen=True)
+class Guesses:
+    """The first guesses for a batch, `(N,)`, how many labels are among the first five, probabilities `(N,)`, and the labels."""
 
-    Args:
-        runner: opened.
-        batches: pairs of images and labels `(N,)`, as tensors; the images are pixels `(N, S, S, C)` uint8, or normalized
-            `(N, C, S, S)` float32.
-        total: number of images, for the progress display.
-        progress: where to report.
-        description: what the progress display shows.
-        outputs: the output of the runner that stands for each class of the labels, `(classes,)`; None: they are in order.
-        io: what the runner's graph gives; None: logits.
-        foreign: whether the graph is of another origin, and may give probabilities without saying so.
+    predictions: NDArray[np.int64]
+    in_five: int
+    confidences: NDArray[np.float64]
+    labels: NDArray[np.int64]
 
-    Where the memory is too small for a batch, it goes on with smaller ones and says so.
 
-    Raises:
-        ArtifactError: if a logit is not finite.
-        TooLittleMemoryError: if it is too small for a single image.
+@dataclass(frozen=True)
+class Guessing:
+    """Keeps of logits what top-1 and top-5 need.
+
+    `outputs`: the output of the artifact that stands for each class of the labels, `(classes,)`; None: they are in order. `io`:
+    what its graph gives. `foreign`: that is of another origin, and may give probabilities without saying so.
     """
-    predictions: list[NDArray[np.int64]] = []
-    labels: list[NDArray[np.int64]] = []
-    confidences: list[NDArray[np.float64]] = []
-    correct_top5 = 0
-    io = io or GraphIO()
-    knows = not io.gives_best_logits
-    for found, target in run_images(runner, batches, total, progress, description, in_order(outputs)):
+
+    outputs: NDArray[np.int64] | None = None
+    io: GraphIO = GraphIO()
+    foreign: bool = False
+    gives: str = "logits"
+
+    def convert(self, given: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits in the order of the classes."""
+        return in_order(given, self.outputs)
+
+    def keep(self, found: NDArray[Any], labels: NDArray[Any], number: int) -> Guesses:
+        """Return the guesses for a batch."""
         # Stable sort on the negated logits: among equal logits the lower class wins, in every backend alike.
         order = np.argsort(-found, axis=1, kind="stable")[:, :5]
-        correct_top5 += int((order == target[:, None]).any(axis=1).sum())
-        predictions.append(order[:, 0])
-        if knows:
-            confidences.append(to_probabilities(found, io, foreign).max(axis=1))
-        labels.append(target)
-    guessed, truth = np.concatenate(predictions), np.concatenate(labels)
-    sure = np.concatenate(confidences) if knows else np.zeros(0)
-    correct = int((guessed == truth).sum())
-    return Score(correct, correct_top5, tuple(guessed.tolist()), tuple(truth.tolist()), tuple(sure.tolist()))
+        is_known = not self.io.gives_best_logits
+        sure = to_probabilities(found, self.io, self.foreign).max(axis=1) if is_known else np.zeros(0)
+        return Guesses(order[:, 0], int((order == labels[:, None]).any(axis=1).sum()), sure, labels)
+
+
+def count_guesses(parts: Iterable[Guesses]) -> Score:
+    """Return the score of the guesses for all batches, in their order."""
+    found = list(parts)
+    guessed, sure, truth = (
+        np.concatenate([getattr(part, name) for part in found]) for name in ("predictions", "confidences", "labels")
+    )
+    correct, in_five = int((guessed == truth).sum()), sum(part.in_five for part in found)
+    return Score(correct, in_five, tuple(guessed.tolist()), tuple(truth.tolist()), tuple(sure.tolist()))

@@ -1,9 +1,8 @@
-"""Read and write ONNX files, with the metadata inside, and name their nodes."""
+"""Read and write ONNX files, with the metadata inside."""
 
 import errno
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import onnx
 
 from convnext_deploy.documents import RefusedFileError, open_file, parse_json, reason
 from convnext_deploy.errors import ArtifactError, ExportError, first_line
+from convnext_deploy.graphs.names import name_nodes
 from convnext_deploy.system.files import write_bytes
 
 OPSET = 20  # the newest that TensorRT 10.0 reads; it has single Gelu and LayerNormalization nodes
-INPUT_NAME, OUTPUT_NAME = "images", "logits"
 METADATA_KEY = "convnext_deploy"
 _POINTER = b"version https://git-lfs"
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -133,23 +132,3 @@ def fix_image(proto: onnx.ModelProto, image: tuple[int, ...]) -> None:
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     for dim, size in zip(list(dims)[1:], image, strict=True):
         dim.dim_value = size  # which takes the place of a name
-
-
-def name_nodes(graph: onnx.GraphProto) -> None:
-    """Name every node after its layer and its operator, `stages.0.0.pwconv1/MatMul`, a second one `…/MatMul_2`, in place.
-
-    Those of no layer go by their operator. Profilers, TensorRT and viewers show these names.
-
-    Args:
-        graph: its nodes carry the names of their layers in `doc_string`.
-    """
-    taken: Counter[str] = Counter()
-    for node in graph.node:
-        name = "/".join(filter(None, (node.doc_string, node.op_type)))
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-
-
-def layer_of_node(name: str) -> str:
-    """Return the layer in a name that `name_nodes` gave; empty where there is none."""
-    return name.rpartition("/")[0]

@@ -180,7 +180,7 @@ class ConvNeXt(nn.Module):
         )
         # One linspace over the whole depth; it does not restart in each model stage.
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
-        blocks = iter(zip(rates, hidden_widths or [None] * sum(depths), strict=True))
+        blocks = iter(zip(rates, hidden_widths or (None,) * sum(depths), strict=True))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(

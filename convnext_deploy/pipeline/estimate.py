@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,15 +14,17 @@ from convnext_deploy.config.comparisons import with_comparisons
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.image_size import ImageSize, sides_of
+from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DeployError, StoppedError
-from convnext_deploy.models.variants import VARIANTS, resolve_variant
+from convnext_deploy.models.variants import VARIANTS, resolve_variant, with_widths
 from convnext_deploy.models.zoo.cost import activation_bytes, count_macs, count_parameters
 from convnext_deploy.models.zoo.ranking import FLOPS_PER_CORE, GIB
 from convnext_deploy.system.distributed import usable_cores, world
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.progress import describe_time
 
 LONG_S = 3600.0
 """What a terminal is asked about."""
@@ -109,15 +111,6 @@ def tell_estimates(
     return found
 
 
-def describe_time(seconds: float) -> str:
-    """Return a duration in words, as exact as an estimate is."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
-
-
 def _trainings(
     stages: Collection[StageEntry], there: Collection[str], data: Data, brought: Mapping[str, Artifact]
 ) -> Iterator[_Training]:
@@ -127,11 +120,16 @@ def _trainings(
         if artifact.model.variant in VARIANTS
     }
     for stage in stages:
-        config = stage.config
+        config, before = stage.config, known.get(stage.inputs.get("source") or stage.inputs.get("weights", ""))
+        if isinstance(config, PruneConfig) and before is not None:
+            pruned = before[0] if config.widths is None else with_widths(before[0], config.widths)
+            known[stage.name] = pruned, before[1]
         if not isinstance(config, TrainConfig | DistillConfig):
             continue
         model = config.model
         spec = ModelSpec(resolve_variant(model.name), len(data.class_names), model.in_channels, model.patch_size)
+        if before is not None and before[0].variant == spec.variant:
+            spec = replace(spec, hidden_widths=before[0].hidden_widths)
         known[stage.name] = spec, model.image_size
         if stage.name in there:
             continue
@@ -167,7 +165,7 @@ def _estimate(training: _Training, data: Data, execution: Execution) -> Estimate
 
 
 def _measure(training: _Training, data: Data, execution: Execution, seen: int, speed: float) -> float:
-    from convnext_deploy.stages.rehearsal import rehearse
+    from convnext_deploy.stages.rehearsal import rehearse, rehearse_teacher
 
     fit, device = training.fit, execution.device
 
@@ -176,7 +174,7 @@ def _measure(training: _Training, data: Data, execution: Execution, seen: int, s
         return max(1, min(fit.batch_size, round(_REHEARSED_S / max(per_image, 1e-9))))
 
     own = rehearse(training.spec, training.size, fit, device, images_for(training.spec, training.size))
-    taught = sum(rehearse(spec, size, fit, device, images_for(spec, size)).forward for spec, size in training.teachers)
+    taught = sum(rehearse_teacher(spec, size, fit, device, images_for(spec, size)) for spec, size in training.teachers)
     computed = own.image + taught
     decoded = _decoding_seconds(data)
     of_image = max(computed, decoded / execution.workers) if execution.workers else computed + decoded

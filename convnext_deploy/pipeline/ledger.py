@@ -11,12 +11,14 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.evaluation.feature_score import Vectors
 from convnext_deploy.evaluation.measure import Measurement
 from convnext_deploy.evaluation.score import Score
+from convnext_deploy.evaluation.timing.front import Front
 from convnext_deploy.evaluation.timing.speedup import Speed
 from convnext_deploy.metrics.neighbours import compare_features
 from convnext_deploy.pipeline.assumptions import Assumptions
 from convnext_deploy.pipeline.comparable import check_comparable
 from convnext_deploy.pipeline.run_folder import read_earlier
 from convnext_deploy.pipeline.tracking import Tracking
+from convnext_deploy.reports.front_table import add_latency
 from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
@@ -33,8 +35,8 @@ class Ledger:
         out: folder of the run; None: nothing is written.
         data: whose validation images are scored, if there is any.
         artifacts: by the names under which stages refer to them.
-        baselines: name → name of the artifact that its drop is measured against: the nearest FP32 PyTorch ancestor; one that was
-            brought without it is its own.
+        baselines: name → name of the artifact that its drop is measured against: the nearest FP32 PyTorch ancestor that was not
+            made to answer as another does; one that was brought without it is its own.
         scores: name → score, of what could be run.
         vectors: name → features of some images, of feature extractors that could be run.
         tracking: is told what the report has.
@@ -75,7 +77,8 @@ class Ledger:
         """
         self.artifacts[name] = artifact
         parent = BASELINE if stage is None else stage.source
-        if baseline is None and not artifact.is_baseline and parent is not None:
+        follows = not artifact.is_baseline or (stage is not None and stage.config.follows_source)
+        if baseline is None and follows and parent is not None:
             baseline = self.baselines.get(parent)
         self.baselines[name] = baseline or name
         if baseline in self.scores and measured.score is not None:
@@ -90,7 +93,8 @@ class Ledger:
                 measured = dataclasses.replace(measured, similarity=similarity)
         role = Role(name, BASELINE if name == BASELINE else SOURCE, self.baselines[name], gate or Gate())
         if stage is not None:
-            role = Role(name, stage.config.kind, self.baselines[name], stage.gate, stage.inputs, for_comparison)
+            against = stage.gate.against or self.baselines[name]
+            role = Role(name, stage.config.kind, against, stage.gate, stage.inputs, for_comparison)
         row = create_row(role, artifact, measured, self.scores, self.report.rows, self.data)
         if self.out is not None:
             keep_flips(self.out, row, self.scores, self.data)
@@ -108,6 +112,14 @@ class Ledger:
         """Enter the verdict on the speed of a stage's artifact, or why it was not measured."""
         rows = (add_speed(row, found) if row.name == stage.name else row for row in self.report.rows)
         self.change(rows=tuple(rows))
+
+    def record_front(self, found: Front | str) -> None:
+        """Enter what has a latency goal, with the verdicts on that, or why it was not timed."""
+        if isinstance(found, str):
+            self.change(front_not_timed=found)
+            return
+        rows = (add_latency(row, point, found) if (point := found.of(row.name)) else row for row in self.report.rows)
+        self.change(rows=tuple(rows), front=found)
 
     def change(self, **fields: object) -> None:
         """Give fields of the report other values, and write it."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
@@ -31,6 +32,9 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.distill import Teachers
 from convnext_deploy.stages.foresight import Given, outlook_of
 from convnext_deploy.stages.training_setup import model_of
+from convnext_deploy.system.distributed import batches_of
+from convnext_deploy.system.full_float32 import full_float32
+from convnext_deploy.system.shared_work import share_out
 from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.predictions import find_rows, read_predictions
 
@@ -70,11 +74,11 @@ def measure_teaching(
         settings.execution,
         settings.out / "cache",
         teachers=teachers,
-        open_graph=lambda artifact: open_runner(artifact).logits,
+        open_graph=_open_graph,
     )
     try:
         _check_names(teachers, data)
-        found = _score(Teachers(config, preprocess, context.need_data(), context), preprocess, context)
+        found = _score(_Asking(config, preprocess, context))
     except DataError as error:
         if all(teacher.format != "predictions" for teacher in teachers):
             raise
@@ -109,28 +113,54 @@ def _check_names(teachers: tuple[Artifact, ...], data: Data) -> None:
                 raise DataError(f"the names in {file} do not tell validation images from training images")
 
 
-@torch.no_grad()
-def _score(teachers: Teachers, preprocess: Preprocess, context: StageContext) -> Taught:
-    """Let the teachers look at all validation images as the student's evaluation transform makes them."""
-    data, execution = context.need_data(), context.execution
-    images, temperature = data.validation, teachers.temperature
-    found: list[list[Any]] = [[] for _ in range(len(context.teachers) + 1)]
-    first = 0
-    batches = EvaluationBatches(images, preprocess, BATCH_SIZE, execution.workers)
-    with execution.progress.task(f"{context.name}: teachers on validation images", len(images), "images") as task:
-        for pixels, labels in batches:
-            numbers = torch.arange(first, first + len(labels))
-            batch = Batch(pixels.to(execution.device), labels.to(execution.device), numbers=numbers)
+@dataclasses.dataclass(frozen=True)
+class _Asking:
+    """What the teachers of a stage answer to each batch of validation images, and together, as `_shorten` keeps it."""
+
+    config: DistillConfig
+    preprocess: Preprocess
+    context: StageContext
+
+    @torch.no_grad()
+    def __call__(self, numbers: range) -> Iterator[list[tuple[Any, ...] | None]]:
+        data, execution = self.context.need_data(), self.context.execution
+        teachers = Teachers(self.config, self.preprocess, data, self.context)
+        own = batches_of(numbers, len(data.validation), BATCH_SIZE)
+        batches = EvaluationBatches(data.validation, self.preprocess, BATCH_SIZE, execution.workers, own)
+        for number, (pixels, labels) in zip(numbers, batches, strict=True):
+            places = number * BATCH_SIZE + torch.arange(len(labels))
+            batch = Batch(pixels.to(execution.device), labels.to(execution.device), numbers=places)
             logits = teachers.each(batch)
             able = [each for each in logits if each is not None]
-            mean = average_teachers(able, temperature, multi_label=data.multi_label) if able else None
-            for kept, answers in zip(found, (*logits, mean), strict=True):
-                if answers is not None:
-                    kept.append(_shorten(answers.float().cpu().numpy(), labels.numpy(), multi_label=data.multi_label))
-            first += len(labels)
-            task.advance(len(labels))
-    *each, together = [_join(parts, multi_label=data.multi_label) for parts in found]
+            mean = average_teachers(able, teachers.temperature, multi_label=data.multi_label) if able else None
+            yield [
+                None
+                if answers is None
+                else _shorten(answers.float().cpu().numpy(), labels.numpy(), multi_label=data.multi_label)
+                for answers in (*logits, mean)
+            ]
+
+
+@full_float32()
+def _score(asking: _Asking) -> Taught:
+    """Let the teachers look at all validation images as the student's evaluation transform makes them."""
+    context = asking.context
+    data = context.need_data()
+    count, found = len(data.validation), list[list[tuple[Any, ...] | None]]()
+    doing = f"{context.name}: teachers on validation images"
+    with context.execution.progress.task(doing, count, "images") as task:
+        for answers in share_out(asking, range(-(-count // BATCH_SIZE))):
+            task.advance(min(BATCH_SIZE, count - len(found) * BATCH_SIZE))
+            found.append(answers)
+    *each, together = [
+        _join([part for part in parts if part is not None], multi_label=data.multi_label)
+        for parts in zip(*found, strict=True)
+    ]
     return Taught(tuple(each), together, None if together is not None else _FEATURES_ALONE)
+
+
+def _open_graph(artifact: Artifact) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return open_runner(artifact).logits
 
 
 def _shorten(logits: Any, labels: Any, *, multi_label: bool) -> tuple[Any, ...]:

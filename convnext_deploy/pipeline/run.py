@@ -18,6 +18,7 @@ from convnext_deploy.pipeline.float_baseline import is_judged
 from convnext_deploy.pipeline.foresee import check_run, name_brought
 from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.kept import make_room
+from convnext_deploy.pipeline.latency_goals import measure_goals
 from convnext_deploy.pipeline.ledger import Ledger, open_ledger
 from convnext_deploy.pipeline.open_artifact import find_baseline
 from convnext_deploy.pipeline.plan import plan_recipe as plan_recipe
@@ -28,7 +29,8 @@ from convnext_deploy.pipeline.speed_check import measure_comparison, plan_compar
 from convnext_deploy.pipeline.stage import Settings, execute_stage, reusable, stage_folder
 from convnext_deploy.pipeline.teaching import ask_teachers, enter_taught
 from convnext_deploy.pipeline.tracking import Tracking
-from convnext_deploy.system.distributed import announce, from_first, receive, world
+from convnext_deploy.system.distributed import world
+from convnext_deploy.system.shared_work import announce, from_first, receive
 
 if TYPE_CHECKING:
     from convnext_deploy.data.contents import Contents
@@ -120,6 +122,7 @@ def _run(
         source_preprocess=recipe.source_preprocess,
         source_output=recipe.source_output,
         unlabelled=recipe.unlabelled,
+        latency_goals=recipe.latency_goals,
     )
     if source is not None:
         _bring(run, source)
@@ -132,6 +135,12 @@ def _run(
     for stage in recipe.stages:
         if is_judged(ledger.artifacts[stage.name]):
             ledger.record_speed(stage, _compare_speed(run, stage, made))
+    if recipe.latency_goals:
+        environment, progress = ledger.report.environment, settings.execution.progress
+        again = settings.measure_again
+        ledger.record_front(
+            measure_goals(recipe, ledger.artifacts, settings.out, environment, settings.explored, progress, again=again)
+        )
     score_test(ledger, lambda name, artifact, test: _measure(replace(run, data=test), f"{name}.test", artifact))
     ledger.change(complete=True)
     return announce(RunResult(ledger.report, tuple(run.executed)))

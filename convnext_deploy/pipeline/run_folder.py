@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ WAYS_OUT = "Nothing was changed; give another --out to keep that, or --restart t
 _FOLDERS = ("stages", "scores", "flips", "checkpoints")
 _LOCK = ".lock"
 _NAMED = 3  # rows in a message
+_BEAT_S = 60.0
 
 
 @contextlib.contextmanager
 def claim(out: Path) -> Iterator[None]:
     """Make the folder of a run and keep other processes out of it; the lock goes with the process, however that ends.
+
+    It is touched every minute: whoever looks at the folder from another machine cannot ask it who holds it, and a stage may write
+    nothing for hours.
 
     Raises: OutputError: if another process works in it, it cannot be written, or holds what no run wrote.
     """
@@ -46,7 +51,26 @@ def claim(out: Path) -> Iterator[None]:
             lock(file)
         except OSError:
             raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
+        with _touched(out / _LOCK):
+            yield
+
+
+@contextlib.contextmanager
+def _touched(file: Path) -> Iterator[None]:
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(_BEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(file)
+
+    thread = threading.Thread(target=touch, name="lock", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _refuse_foreign(out: Path) -> None:

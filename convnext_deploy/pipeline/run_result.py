@@ -36,9 +36,11 @@ class RunResult(Result):
         return self.report.to_rows()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as `report.json` has it, with `executed`; of a dry run the stages alone."""
+        """Return the report as `report.json` has it, with `executed`; of a dry run the stages, and the front that is predicted."""
         if self.planned:
-            return {"stages": describe_plan(self.planned)}
+            front = self.report.front
+            explored = {} if front is None else {"front": [asdict(point) for point in front.explored]}
+            return {"stages": describe_plan(self.planned), **explored}
         return {**self.report.to_dict(), "executed": list(self.executed)}
 
 

@@ -36,6 +36,7 @@ from convnext_deploy.system.memory_faults import needing_memory
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
+    from convnext_deploy.evaluation.timing.front import ExploredPoint
     from convnext_deploy.training.checkpoint_store import TrainingStore
 
 
@@ -46,7 +47,8 @@ class Settings:
     `execution`: its seed is replaced by the recipe's. `tensorboard`: write events to `out/tensorboard`; `mlflow`: a run of MLflow.
     `command`: what was typed or called, for the report. `speed_check`: compare what is INT8 with its float baseline.
     `measure_again`: score and time also what an earlier run has measured. `restart`: replace what differs from what is asked for.
-    `dry_run`: show what would be done. `choices`: stage → how it trains, and why, in words, of what a verb chose.
+    `dry_run`: show what would be done. `choices`: stage → how it trains, and why, in words, of what a verb chose. `explored`: the
+    choices of widths that it looked at, for the report.
     """
 
     out: Path
@@ -59,6 +61,7 @@ class Settings:
     mlflow: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dry_run: bool = False
+    explored: tuple[ExploredPoint, ...] = ()
 
     def open_trackers(self, recipe: Recipe, data: Data | None) -> AbstractContextManager[Tracking]:
         """Return what tells TensorBoard and MLflow of a run, as far as they are asked for; see `tracking.open_trackers`."""

@@ -1,117 +1,21 @@
 """Calibrate a prepared model: choose every scale and zero point from one pass over the images, in constant memory."""
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_deploy.errors import DeployError
 from convnext_deploy.quantization.fake_quantize import INT32_MAX, quantize, spread
-from convnext_deploy.quantization.observers import RANGE_METHODS, WITHOUT_HISTOGRAM, ActivationObserver
-from convnext_deploy.quantization.prepare import QuantizedLayer, channel_dim, quantized_layers, quantizers_disabled
+from convnext_deploy.quantization.observers import RANGE_METHODS, WITHOUT_HISTOGRAM
+from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers
 from convnext_deploy.quantization.qparams import choose_qparams, mse_weight_qparams, weight_qparams
 from convnext_deploy.quantization.scheme import TensorScheme
+from convnext_deploy.quantization.seen import SiteObserver, observe
 
 AUTO = "auto"
 CALIBRATION_METHODS = (AUTO, *RANGE_METHODS)
-_SAMPLE_VALUES = 1 << 20  # of each quantized input; 4 MiB, 160 MiB for the 39 of ConvNeXt-Tiny
 _LEAST_OF_CHANNEL = 2**-8  # of the largest channel's scale
-_PARTS = 16  # a sample is taken from so many batches at least, once there are as many
-
-
-class InputSample:
-    """Some inputs of one layer, evenly from everything seen, in constant memory.
-
-    Rows `(R, C)` of a linear layer, whole images `(N, C, H, W)` of a convolution, whose outputs need neighbours.
-    """
-
-    def __init__(self, layer: QuantizedLayer) -> None:
-        self._is_linear = isinstance(layer, nn.Linear)
-        self._parts: list[Tensor] = []
-        self._seen, self._step = 0, 1
-
-    def observe(self, x: Tensor) -> None:
-        """Take in one batch, of which a share is kept. When there are too many, every other one goes."""
-        self._seen += 1
-        if (self._seen - 1) % self._step:
-            return
-        items = x.reshape(-1, x.shape[-1]) if self._is_linear else x
-        size = max(1, items[:1].numel())
-        count = min(len(items), max(1, _SAMPLE_VALUES // (_PARTS * size)))
-        # the places move from batch to batch, so that not always the same pixels are taken
-        places = (torch.arange(count, device=x.device) * len(items) // count + 7919 * self._seen) % len(items)
-        self._parts.append(items[places].float())
-        if len(self._parts) > 2 * _PARTS or sum(part.numel() for part in self._parts) > 2 * _SAMPLE_VALUES:
-            self._parts = self._parts[::2]
-            self._step *= 2
-
-    def values(self) -> Tensor:
-        """Return what was kept, `(R, C)` or `(N, C, H, W)` float32."""
-        return torch.cat(self._parts)
-
-
-class SiteObserver:
-    """What calibration sees of one quantized tensor: its range and, of an input, a sample."""
-
-    def __init__(self, layer: QuantizedLayer, clock: Iterator[int], *, sample: bool, histogram: bool) -> None:
-        self._clock, self.turn = clock, -1  # which of all sites it was to see something first
-        self.range = ActivationObserver(channel_dim(layer), histogram=histogram)
-        self.sample = InputSample(layer) if sample else None
-
-    def observe(self, x: Tensor) -> None:
-        """Take in one batch."""
-        self.turn = next(self._clock) if self.turn < 0 else self.turn
-        self.range.observe(x)
-        if self.sample is not None:
-            self.sample.observe(x)
-
-
-@torch.no_grad()
-def observe(
-    model: nn.Module, batches: Iterable[Tensor], *, samples: bool = True, histograms: bool = True
-) -> tuple[dict[str, SiteObserver], dict[str, SiteObserver]]:
-    """Run images through the float model and return what was seen at the inputs and at the outputs, by layer name.
-
-    Args:
-        model: prepared; in evaluation mode.
-        batches: normalized images `(N, C, H, W)` on the model's device.
-        samples: whether to keep samples of the inputs.
-        histograms: whether to count values, which all range methods but `minmax` and `moving_average` need.
-
-    Raises: DeployError: if there is no image, or a value is not finite.
-    """
-    inputs: dict[str, SiteObserver] = {}
-    outputs: dict[str, SiteObserver] = {}
-    clock = itertools.count()
-    for name, layer in quantized_layers(model):
-        layer.input_quantizer.observer = inputs[name] = SiteObserver(layer, clock, sample=samples, histogram=histograms)
-        if layer.output_quantizer is not None:
-            layer.output_quantizer.observer = outputs[name] = SiteObserver(
-                layer, clock, sample=False, histogram=histograms
-            )
-    seen = 0
-    try:
-        with quantizers_disabled(model):
-            for images in batches:
-                model(images)
-                seen += len(images)
-    finally:
-        for _, layer in quantized_layers(model):
-            layer.input_quantizer.observer = None
-            if layer.output_quantizer is not None:
-                layer.output_quantizer.observer = None
-    if seen == 0:
-        raise DeployError("there are no calibration images; at least one is needed.")
-    sides = (("input", inputs), ("output", outputs))
-    sites = [(observer, side, name) for side, observers in sides for name, observer in observers.items()]
-    for observer, side, name in sorted(sites, key=lambda site: site[0].turn):  # it goes on from the first to all others
-        low, high = observer.range.channel_minimum.min().item(), observer.range.channel_maximum.max().item()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise DeployError(f"the {side} of '{name}' is not finite on the calibration images ({low} to {high}).")
-    return inputs, outputs
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor], method: str = AUTO, percentile: float = 99.99) -> None:

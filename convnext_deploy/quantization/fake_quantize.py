@@ -1,5 +1,6 @@
 """Fake quantization: round to the grid and come back, with gradients for weights, inputs and scales."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from convnext_deploy.quantization.observers import Observer
 from convnext_deploy.quantization.scheme import TensorScheme
 
 INT32_MAX = 2**31 - 128  # the largest float32 that int32 holds
+_VALUES_IN_CACHE = 1 << 16  # 256 KiB in each of up to six tensors
 
 
 class _LearnedGrid(torch.autograd.Function):
@@ -25,26 +27,62 @@ class _LearnedGrid(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: TensorScheme) -> Tensor:
-        levels = round_to_level(x / scale, scheme).add_(zero_point).clamp_(scheme.quant_min, scheme.quant_max)
         ctx.save_for_backward(x, scale, zero_point)
         ctx.scheme = scheme
-        return levels.sub_(zero_point).mul_(scale)
+        result = torch.empty_like(x)
+        for part, steps, zero, found in _in_parts(scale, zero_point, x, result):
+            torch.div(part, steps, out=found)
+            round_to_level(found, scheme, out=found).add_(zero).clamp_(scheme.quant_min, scheme.quant_max)
+            found.sub_(zero).mul_(steps)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
         x, scale, zero_point = ctx.saved_tensors
         scheme: TensorScheme = ctx.scheme
-        ratio = x / scale
-        rounded = round_to_level(ratio, scheme).add_(zero_point)
-        inside = (rounded >= scheme.quant_min) & (rounded <= scheme.quant_max)
-        step = rounded.clamp_(scheme.quant_min, scheme.quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
-        by_x = gradient * inside
-        by_scale = _sum_as(step.mul_(gradient), scale)
-        by_zero_point = None
-        if ctx.needs_input_grad[2]:
-            by_zero_point = _sum_as(by_x - gradient, scale) * scale
-        return by_x, by_scale, by_zero_point, None
+        by_x, step = torch.empty_like(x), torch.empty_like(x)
+        gradient = gradients[0] if gradients[0].stride() == x.stride() else torch.empty_like(x).copy_(gradients[0])
+        beyond = torch.empty_like(x) if ctx.needs_input_grad[2] else None
+        tensors = (x, gradient, by_x, step, *(() if beyond is None else (beyond,)))
+        for part, steps, zero, slope, passed, change, *cut in _in_parts(scale, zero_point, *tensors):
+            ratio = part / steps
+            rounded = round_to_level(ratio, scheme).add_(zero)
+            torch.clamp(rounded, scheme.quant_min, scheme.quant_max, out=change)
+            inside = change == rounded
+            change.sub_(zero).sub_(ratio.mul_(inside)).mul_(slope)
+            torch.mul(slope, inside, out=passed)
+            if cut:
+                torch.sub(passed, slope, out=cut[0])
+        by_zero_point = None if beyond is None else _sum_as(beyond, scale) * scale
+        return by_x, _sum_as(step, scale), by_zero_point, None
+
+
+def _in_parts(scale: Tensor, zero_point: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield parts of some tensors of one shape: that of the first, its scale and zero point, those of the others.
+
+    On a CPU they are so small that every pass over a part but the first finds it in the cache. Values of one place of the tensors
+    are in one place of the parts, in whatever order.
+    """
+    first = tensors[0]
+    alike = all(tensor.stride() == first.stride() for tensor in tensors)
+    if not first.is_cpu or not alike or first.numel() <= _VALUES_IN_CACHE or torch.compiler.is_compiling():
+        yield first, scale, zero_point, *tensors[1:]
+    elif scale.ndim:
+        rows = max(1, _VALUES_IN_CACHE // first[0].numel())
+        split = [tensor.split(rows) for tensor in (first, scale, zero_point, *tensors[1:])]
+        yield from zip(*split, strict=True)
+    elif (flat := [_in_order_of_memory(tensor) for tensor in tensors])[0] is not None:
+        for parts in zip(*(tensor.split(_VALUES_IN_CACHE) for tensor in flat if tensor is not None), strict=True):
+            yield parts[0], scale, zero_point, *parts[1:]
+    else:
+        yield first, scale, zero_point, *tensors[1:]
+
+
+def _in_order_of_memory(x: Tensor) -> Tensor | None:
+    """Return a view of all values of a tensor, `(numel,)`; None: they do not lie side by side."""
+    strides = x.stride()
+    ordered = x.permute(sorted(range(x.ndim), key=strides.__getitem__, reverse=True))
+    return ordered.view(-1) if ordered.is_contiguous() else None
 
 
 def _sum_as(values: Tensor, qparam: Tensor) -> Tensor:

@@ -11,21 +11,22 @@ _EXPONENT_BITS = 0x7F800000  # of float32
 _TO_THREE_BITS = 1.5 * 2.0**20  # times the power of two below a number: float32 has three more bits of a sum with it
 
 
-def round_to_level(values: Tensor, scheme: TensorScheme) -> Tensor:
-    """Return the level nearest to each value, and of two the even one, in a new float32 tensor; ends do not count yet.
+def round_to_level(values: Tensor, scheme: TensorScheme, out: Tensor | None = None) -> Tensor:
+    """Return the level nearest to each value, and of two the even one, in float32; ends do not count yet.
 
     Args:
         values: in units of the scale.
         scheme: whose levels.
+        out: takes the result, and may be `values`, which are float32 then; None: a new tensor does.
     """
     if not scheme.floating:
-        return torch.round(values)
+        return torch.round(values, out=out)
     # A sum with so large a number is rounded to the last bit of three, half to even. Unlike a cast it is as fast as torch.round,
     # goes on beyond the ends, and runs where a device has no FP8.
     values = values.float()
     powers = (values.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
     large = powers.clamp_(_SMALLEST_NORMAL, _LARGEST).mul_(_TO_THREE_BITS)
-    return (values + large).sub_(large)
+    return torch.add(values, large, out=out).sub_(large)
 
 
 def levels_of(scheme: TensorScheme) -> Tensor:

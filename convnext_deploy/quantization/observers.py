@@ -1,15 +1,13 @@
 """Observers, which watch a tensor during calibration and choose the range that its grid must cover."""
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext_deploy.quantization.levels import levels_of
-from convnext_deploy.quantization.qparams import choose_qparams
+from convnext_deploy.quantization.range_search import borders_of, least_loss
 from convnext_deploy.quantization.scheme import TensorScheme
 
 RANGE_METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy")
@@ -18,13 +16,12 @@ _BINS = 4096  # on each side of zero: 8 to 16 for each step of a grid of 256 tha
 _SMALLEST_EXPONENT = -100  # of the histogram's limit, so that bins per unit still fit float32
 _SAMPLED_VALUES, _SAMPLED_OF_ITEM = 1 << 17, 1 << 14  # of a batch and of each image in it; counting 2^17 takes 0.4 ms
 _VALUES_IN_CACHE = 1 << 18  # 1 MiB: a second pass over as many finds them there, which saves a third of the time
+_WEIGHT_STEPS = (
+    1 << 16
+)  # for each 1 that a counted value may stand for: sums of such are exact up to 2^37, in any order
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _MOMENTUM = 0.2  # over eight batches the first (0.8^7 = 0.21) counts like the last; PyTorch's 0.01 would leave it 0.93
-_SHARES = F.pad(0.75 ** torch.arange(33, dtype=torch.float64), (0, 1))  # of an end of the range: 1 to 1/10000, and 0
-_NEARER_SHARES = [0.75 ** (torch.linspace(-1, 1, 11, dtype=torch.float64) / 5**n) for n in range(3)]
-_TIE = 1e-7  # losses nearer to each other than this may differ by rounding only
 _UNSEEN = 1e-4  # of a value, where the quantized distribution has none, as in ONNX Runtime's smooth_distribution
-_Loss = Callable[[Tensor, TensorScheme], Tensor]  # ranges `(M, 2)` and the grid → `(M,)`
 
 
 class Observer(Protocol):
@@ -40,8 +37,9 @@ class ActivationObserver:
     The extremes of every channel are exact. The histogram has 4096 bins on each side of zero, up to a limit that doubles as needed
     and is above every magnitude seen. It counts a sample of each batch: whole positions with all their channels, at most 2^17
     values and 2^14 of an image, one position out of each of equally long stretches. Where in its stretch follows multiples of the
-    golden ratio and differs from call to call; so the same calls give the same result, and no row or column of pixels is
-    preferred. A batch counts by its size, not by that of its sample.
+    golden ratio and differs from batch to batch, by their numbers; so the same batches give the same result, also where several
+    observers see some each and are joined, and no row or column of pixels is preferred. A batch counts by its size, not by that of
+    its sample.
 
     Attributes:
         channel_minimum: `(C,)` float32 on the tensor's device, least value seen in each channel; NaN once one was seen there.
@@ -49,15 +47,24 @@ class ActivationObserver:
         seen: number of values.
     """
 
-    def __init__(self, channel_dim: int, *, histogram: bool = True) -> None:
-        """Args: channel_dim: -1 for `(..., C)`, 1 for `(N, C, H, W)`. histogram: whether to count values, for `value_range`."""
+    def __init__(self, channel_dim: int, *, histogram: bool = True, is_alone: bool = True) -> None:
+        """Be an observer of all batches, or of some that will be joined with others.
+
+        Args:
+            channel_dim: -1 for `(..., C)`, 1 for `(N, C, H, W)`.
+            histogram: whether to count values, for `value_range`.
+            is_alone: it sees all batches, one after the other; otherwise it keeps a few numbers of each.
+        """
         self.channel_dim, self.histogram = channel_dim, histogram
         self.channel_minimum = self.channel_maximum = torch.empty(0)
         self.seen = 0
-        self._calls = 0
-        self._average: list[float] | None = None
+        self._number = 0
+        self._average: list[float] = []
+        self._ends: dict[int, list[float]] | None = None if is_alone else {}  # the extremes of each batch
         self._exponent = _SMALLEST_EXPONENT  # the histogram goes from -2^exponent to 2^exponent
-        self._counts = torch.zeros(2 * _BINS, dtype=torch.float64)
+        self._tallies: dict[
+            float, Tensor
+        ] = {}  # for how many values each counted one stands → counts, which are added exactly
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -67,19 +74,44 @@ class ActivationObserver:
         rows = torch.atleast_2d(x.movedim(self.channel_dim, -1))
         low, high = _channel_extremes(rows)
         ends = torch.stack([low.amin(), high.amax()]).tolist()
-        if self._average is None:
-            self.channel_minimum, self.channel_maximum, self._average = low, high, ends
+        self._reach(low, high)
+        self.seen += x.numel()
+        if self._ends is None:
+            self._average = _averaged(self._average, ends)
+        else:
+            self._ends[self._number] = ends
+        self._number += 1
+        # where values are not finite the channels say so, and the histogram is not read
+        if self.histogram and math.isfinite(ends[0]) and math.isfinite(ends[1]):
+            self._widen(_exponent(max(-ends[0], ends[1])))
+            self._count(rows)
+
+    def skip_to(self, number: int) -> None:
+        """Let the next batch be the one with this number, from 0."""
+        self._number = number
+
+    def join(self, other: "ActivationObserver") -> None:
+        """Take in what another observer saw of the same tensor in other batches, which is used up; neither `is_alone`."""
+        assert self._ends is not None and other._ends is not None  # noqa: PT018
+        if not other.seen:
+            return
+        self._reach(other.channel_minimum, other.channel_maximum)
+        self.seen += other.seen
+        self._ends |= other._ends
+        exponent = max(self._exponent, other._exponent)
+        for each in (self, other):
+            each._widen(exponent)
+        for weight, counted in other._tallies.items():
+            self._tallies[weight] = self._tallies.get(weight, 0) + counted
+
+    def _reach(self, low: Tensor, high: Tensor) -> None:
+        """Take in extremes of the channels, before `seen` grows."""
+        if not self.seen:
+            self.channel_minimum, self.channel_maximum = low, high
         else:
             # Tensor minimum and maximum keep NaN; the built-in ones would lose it.
             self.channel_minimum = torch.minimum(self.channel_minimum, low)
             self.channel_maximum = torch.maximum(self.channel_maximum, high)
-            self._average = [old + _MOMENTUM * (new - old) for old, new in zip(self._average, ends, strict=True)]
-        self.seen += x.numel()
-        self._calls += 1
-        # where values are not finite the channels say so, and the histogram is not read
-        if self.histogram and math.isfinite(ends[0]) and math.isfinite(ends[1]):
-            self._widen(max(-ends[0], ends[1]))
-            self._count(rows)
 
     def _count(self, rows: Tensor) -> None:
         """Count a sample of `(..., C)`."""
@@ -88,21 +120,31 @@ class ActivationObserver:
         take = min(positions, max(1, values // rows.shape[-1]))
         if take < positions:
             index = torch.arange(take, dtype=torch.float64)
-            within = ((index + math.sqrt(2) * self._calls) * _GOLDEN).frac_()
+            within = ((index + math.sqrt(2) * self._number) * _GOLDEN).frac_()
             places = (index + within).mul_(positions / take).long().clamp_(max=positions - 1)
             rows = rows[torch.unravel_index(places.to(rows.device), rows.shape[:-1])]
         # Bins per unit are a power of two and all magnitudes are below the limit: exact in float32, and no index is outside.
         bins = rows.flatten().float().mul(1 / self._width).floor_().add_(_BINS).int().cpu()
-        self._counts += torch.bincount(bins, minlength=2 * _BINS).double().mul_(positions / take)
+        weight = positions / take
+        self._tallies[weight] = self._tallies.get(weight, 0) + torch.bincount(bins, minlength=2 * _BINS)
 
-    def _widen(self, largest: float) -> None:
-        """Let the histogram reach beyond a magnitude by merging neighbouring bins, which keeps the counts exact."""
-        exponent = max(self._exponent, math.frexp(largest)[1]) if largest else self._exponent  # frexp has 0 at 2^0
+    def _widen(self, exponent: int) -> None:
+        """Let the histogram reach to a power of two by merging neighbouring bins, which keeps the counts exact."""
+        exponent = max(self._exponent, exponent)
         merges = min(exponent - self._exponent, _BINS.bit_length())  # after so many all is in the two bins around zero
-        for _ in range(merges if self._counts.any() else 0):
-            merged = self._counts.view(_BINS, 2).sum(dim=1)
-            self._counts.zero_()[_BINS // 2 : _BINS + _BINS // 2] = merged
+        for counted in self._tallies.values():
+            for _ in range(merges):
+                merged = counted.view(_BINS, 2).sum(dim=1)
+                counted.zero_()[_BINS // 2 : _BINS + _BINS // 2] = merged
         self._exponent = exponent
+
+    @property
+    def _counts(self) -> Tensor:
+        """How many values are in each bin, `(2 * _BINS,)` float64: sums of shares, always in the same order."""
+        whole = torch.zeros(2 * _BINS, dtype=torch.float64)
+        for weight in sorted(self._tallies):
+            whole += self._tallies[weight].double().mul_(weight)
+        return whole
 
     @property
     def _width(self) -> float:
@@ -125,23 +167,27 @@ class ActivationObserver:
         """
         if method not in (RANGE_METHODS if self.histogram else WITHOUT_HISTOGRAM):
             raise ValueError(f"unknown range method '{method}'" + ("" if self.histogram else " without a histogram"))
-        if self._average is None:
+        if not self.seen:
             return math.nan, math.nan
         low, high = torch.stack([self.channel_minimum.amin(), self.channel_maximum.amax()]).tolist()
         found = -math.inf, math.inf
         if math.isfinite(low) and math.isfinite(high):
             if method == "moving_average":
-                found = self._average[0], self._average[1]
+                average = self._average
+                for number in sorted(self._ends or ()):
+                    average = _averaged(average, (self._ends or {})[number])
+                found = average[0], average[1]
             elif method == "percentile" and percentile < 100:
                 found = self._percentile_range(percentile)
             elif method == "mse":
-                found = _least(self._squared_errors, low, high, scheme)
+                found = least_loss(self._squared_errors, low, high, scheme)
             elif method == "entropy":
-                found = _least(self._divergences, low, high, scheme)
+                found = least_loss(self._divergences, low, high, scheme)
         return max(low, found[0]), min(high, found[1])
 
     def _percentile_range(self, percentile: float) -> tuple[float, float]:
-        by_magnitude = self._counts[_BINS:] + self._counts[:_BINS].flip(0)
+        counts = self._counts
+        by_magnitude = counts[_BINS:] + counts[:_BINS].flip(0)
         covered = by_magnitude.cumsum(0) / by_magnitude.sum()
         # Shares are sums of fractions; one that is reached must not be missed by rounding.
         bound = self._width * (int((covered < percentile / 100.0 - 1e-12).sum()) + 1)
@@ -157,10 +203,11 @@ class ActivationObserver:
 
         Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
         """
-        steps, borders = _borders(ends, scheme)
+        steps, borders = borders_of(ends, scheme)
         steps, borders = steps / self._width, borders / self._width + _BINS
         top = borders[:, -1] - steps[:, -1] / 2
-        density = self._counts / self._counts.sum()
+        counts = self._counts
+        density = counts / counts.sum()
         below = F.pad(density.cumsum(0), (1, 0))  # at the edges of the bins
         table = F.pad((below[:-1] + density / 2).cumsum(0), (1, 0))
         centres = torch.arange(2 * _BINS, dtype=torch.float64) + 0.5
@@ -186,7 +233,7 @@ class ActivationObserver:
 
         Args: ends: `(M, 2)` float64, lower and upper. scheme: the grid.
         """
-        steps, borders = _borders(ends, scheme)
+        steps, borders = borders_of(ends, scheme)
         # of each group the first bin, by its centre, and after the last group the first bin that is cut off
         edges = (borders / self._width + (_BINS - 0.5)).ceil_().clamp_(0, 2 * _BINS).long()
         counts = self._counts
@@ -207,43 +254,19 @@ class ActivationObserver:
         return ((own - total * total.log() - cross) / total).masked_fill(steps.amax(1) < self._width, math.inf)
 
 
+def _averaged(average: list[float], ends: list[float]) -> list[float]:
+    """Return the moving average of the extremes of batches after one more; of none it is empty."""
+    return [old + _MOMENTUM * (new - old) for old, new in zip(average, ends, strict=True)] if average else ends
+
+
+def _exponent(largest: float) -> int:
+    """Return the least power of two above a magnitude, which math.frexp has 0 at 2^0."""
+    return math.frexp(largest)[1] if largest else _SMALLEST_EXPONENT
+
+
 def _channel_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the least and the greatest value of each channel of `(..., C)`, `(C,)` float32; NaN where there is one."""
     dims = tuple(range(rows.ndim - 1))
     parts = rows.split(max(1, _VALUES_IN_CACHE // rows[0].numel())) if rows.is_cpu else (rows,)
     low, high = zip(*((part.amin(dims), part.amax(dims)) for part in parts), strict=True)
     return torch.stack(low).amin(0).float(), torch.stack(high).amax(0).float()
-
-
-def _borders(ends: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
-    """Return, for the grids of some ranges `(M, 2)`, the steps `(M, levels - 1)` and what bounds each level, `(M, levels + 1)`.
-
-    The outermost borders are half a step beyond the ends: what lies outside is cut off, not rounded. All float64.
-    """
-    scale, zero_point = choose_qparams(ends[:, 0], ends[:, 1], scheme)
-    levels = levels_of(scheme) - zero_point[:, None].double()
-    steps = levels.diff(dim=1)
-    first, last = levels[:, :1] - steps[:, :1] / 2, levels[:, -1:] + steps[:, -1:] / 2
-    borders = torch.cat([first, levels[:, :-1] + steps / 2, last], 1)
-    return steps * scale.double()[:, None], borders * scale.double()[:, None]
-
-
-def _least(loss: _Loss, low: float, high: float, scheme: TensorScheme) -> tuple[float, float]:
-    """Return the range within [low, high] with the least loss, and of equally good ones the widest.
-
-    Of an asymmetric grid both ends are searched, each with the other; of a symmetric one, the common magnitude: first over shares
-    of the whole from 1 to 1/10000 and 0, then three times around the best, at last in steps of 0.2 %.
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    whole = torch.tensor([low, high], dtype=torch.float64)
-    if not scheme.smallest_scale < choose_qparams(whole[0], whole[1], scheme)[0] < math.inf:
-        return low, high  # no narrower range has a finer grid, or float32 has none
-    reach = torch.stack([-whole.abs().max(), whole.abs().max()]) if scheme.symmetric else whole
-    best = torch.ones(2, dtype=torch.float64)
-    for factors in (_SHARES, *_NEARER_SHARES):
-        pairs = factors[:, None].expand(-1, 2) if scheme.symmetric else torch.cartesian_prod(factors, factors)
-        shares = (best * pairs).clamp(max=1.0)
-        losses = loss((reach * shares).clamp(min=whole[0], max=whole[1]), scheme)
-        best = shares[int((losses <= losses.min() + _TIE).nonzero()[0])]
-    ends = (reach * best).clamp(min=whole[0], max=whole[1])
-    return ends[0].item(), ends[1].item()

@@ -1,7 +1,7 @@
 """Measure what quantizing each layer alone does to the logits, and choose the layers to keep in float."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,19 +67,19 @@ def measure_sensitivity(
     model: nn.Module,
     images: Tensor,
     reference: Tensor,
-    advance: Callable[[], None] = lambda: None,
+    macs: Mapping[str, int],
     *,
     floats: Floats | None = None,
     multi_label: bool = False,
     to_logits: Callable[[Tensor], Tensor] = lambda outputs: outputs,
-) -> tuple[Effect, ...]:
-    """Measure every layer alone, all others in float; the most harmful comes first.
+) -> Iterator[Effect]:
+    """Measure layers, each alone, all others in float, and yield what it does to the logits.
 
     Args:
         model: calibrated.
         images: `(N, C, H, W)`, normalized.
         reference: float logits `(N, classes)` of the same images.
-        advance: called after every layer.
+        macs: of which layers, from `count_macs`.
         floats: what the layers in float compute with, as of `quantizers_disabled`.
         multi_label: each output is an answer of its own; `changed` are then these.
         to_logits: maps what the model gives to logits, where these are something else.
@@ -88,14 +88,15 @@ def measure_sensitivity(
     def answers(logits: Tensor) -> Tensor:
         return logits > 0 if multi_label else logits.argmax(1)
 
-    macs = count_macs(model, images[:1])
-    effects = []
-    for name, _ in quantized_layers(model):
+    for name, count in macs.items():
         with quantizers_disabled(model, [name], floats):
             found = to_logits(compute_logits(model, images))
         changed = (answers(found) != answers(reference)).double().mean().item()
-        effects.append(Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, macs[name]))
-        advance()
+        yield Effect(name, kl_divergence(reference, found, multi_label=multi_label), changed, count)
+
+
+def by_harm(effects: Iterable[Effect]) -> tuple[Effect, ...]:
+    """Return effects in order, the most harmful first."""
     return tuple(sorted(effects, key=lambda effect: (-effect.kl, effect.layer)))
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convnext_deploy.quantization.calibration import SiteObserver, dequantized, linear_map
+from convnext_deploy.quantization.calibration import dequantized, linear_map
 from convnext_deploy.quantization.prepare import QuantizedLayer, quantized_layers
 from convnext_deploy.quantization.qparams import choose_qparams, mse_weight_qparams
+from convnext_deploy.quantization.seen import SiteObserver
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SMALLEST = 1e-5  # of a channel's maximum, relative to the largest one: a dead channel has none

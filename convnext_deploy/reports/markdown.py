@@ -11,6 +11,15 @@ from convnext_deploy.reports.device_table import (
     obstacles,
 )
 from convnext_deploy.reports.escaping import clean, markdown
+from convnext_deploy.reports.front_table import (
+    EXPLORED_COLUMNS,
+    EXPLORED_TITLE,
+    FRONT_COLUMNS,
+    FRONT_TITLE,
+    explored_cells,
+    front_cells,
+    what_to_ship,
+)
 from convnext_deploy.reports.label_table import LABEL_COLUMNS, LABELS_TITLE, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import explain
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, TITLE, quality_rows
@@ -57,6 +66,7 @@ def render_markdown(report: Report) -> str:
             *_table(DEVICE_COLUMNS, device_cells(run, report.rows)),
             *(f"- {markdown(text)}." for text in obstacles(run)),
         ]
+    lines += _front(report)
     for row in report.rows:
         if (tried := row.history.selection) is not None:
             lines += [
@@ -74,8 +84,19 @@ def render_markdown(report: Report) -> str:
             "",
             "`flips/STAGE.json` lists the images whose first guess changed, `report.json` the change of each class.",
         ]
+    if (ship := what_to_ship(report)) is not None:
+        lines += ["", f"**{markdown(ship[0].upper() + ship[1:])}.**"]
     lines += ["", f"Versions: {versions}.", ""]
     return clean("\n".join(lines))
+
+
+def _front(report: Report) -> list[str]:
+    front, lines = report.front, []
+    if front is not None and front.points:
+        lines += ["", f"{FRONT_TITLE}:", "", *_table(FRONT_COLUMNS, front_cells(front, report.rows))]
+    if front is not None and front.explored:
+        lines += ["", f"{EXPLORED_TITLE}:", "", *_table(EXPLORED_COLUMNS, explored_cells(front.explored))]
+    return lines
 
 
 def _data(report: Report) -> str:

@@ -9,9 +9,9 @@ from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.reports.record import Report
 
 _ALWAYS = (
-    "{title} is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor, "
-    "with the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first row. A positive drop "
-    "is a loss. Agree: share of equal answers. Latency is the median of single images in one process."
+    "{title} is measured on each artifact by its own runner. Drops are against the baseline, the nearest FP32 PyTorch ancestor or "
+    "what the gate names, with the 95 % interval of the paired predictions; «vs source» is against the run's source, or its first "
+    "row. A positive drop is a loss. Agree: share of equal answers. Latency is the median of single images in one process."
 )
 _QUALITY = (
     "ECE: expected calibration error, the gap between how sure an artifact is and how often it is right. Rise: how much more that "

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from convnext_deploy.config.recipe import Gate
+from convnext_deploy.config.recipe import Gate, LatencyGoal
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.reports.escaping import quoted
 from convnext_deploy.reports.record import Report, StageRow
@@ -28,7 +28,13 @@ def write_recipe(report: Report) -> str | None:
             head.append(f"source_preprocess = {_value(asked)}")
         if report.source_output is not None:
             head.append(f"source_output = {quoted(report.source_output)}")
-    return "\n".join(head) + "\n\n" + "\n".join(stages)
+    goals = [_goal(goal) for goal in report.latency_goals]
+    return "\n".join(head) + "\n\n" + "\n".join([*goals, *stages])
+
+
+def _goal(goal: LatencyGoal) -> str:
+    told = {name: value for name, value in dataclasses.asdict(goal).items() if value is not None}
+    return "\n".join(["[[latency_goals]]", *(f"{name} = {_value(value)}" for name, value in told.items())]) + "\n"
 
 
 def write_stage(row: StageRow) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from convnext_deploy.config.choices import FeatureOutput, MetricName
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import BASELINE, SOURCE
+from convnext_deploy.config.recipe import BASELINE, SOURCE, LatencyGoal
 from convnext_deploy.config.records import read_record
 from convnext_deploy.documents import read_json, reason
 from convnext_deploy.errors import ArtifactError
@@ -19,6 +19,7 @@ from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.lesson import Lesson
 from convnext_deploy.evaluation.metric import METRICS, Metric
 from convnext_deploy.evaluation.mistakes import ClassScore, Confusion, SureError
+from convnext_deploy.evaluation.timing.front import Front
 from convnext_deploy.metrics.calibration import Calibration
 from convnext_deploy.metrics.change import Change
 from convnext_deploy.metrics.multi_label import MultiLabel
@@ -188,8 +189,8 @@ class Report(Result):
     `assumptions`: what the scores rest on that was neither measured nor read from a file, a sentence each. `leaks`: what is on both
     sides. `images`: what is known of the validation images, as the end of a sentence; `judged_on`: a hash of which they are, None
     without files or in an old report. `test`: what the test gave, at the end. `devices`: what `collect` brought in.
-    without files or in an old report. `test`: what the test gave, at the end. `unlabelled`: the recipe's folder of images that only
-    teachers label.
+    `unlabelled`: the recipe's folder of images that only teachers label. `front`: what has a latency goal, timed beside what it
+    replaces; `front_not_timed`: why there is none; `latency_goals`: the recipe's.
     """
 
     recipe: str
@@ -214,6 +215,9 @@ class Report(Result):
     source_output: FeatureOutput | None = None
     devices: tuple[DeviceRun, ...] = ()
     unlabelled: str | None = None
+    front: Front | None = None
+    front_not_timed: str | None = None
+    latency_goals: tuple[LatencyGoal, ...] = ()
 
     @property
     def metric(self) -> Metric:

@@ -11,6 +11,7 @@ from torch import nn
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.errors import BackendUnavailableError, first_line
 from convnext_deploy.runners.graph_io import Images, Outputs, prepare_images, run_in_two_sizes
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.torch_compile import check_compiler, compile_alone
 
 
@@ -39,7 +40,7 @@ class TorchRunner:
 
     def run(self, prepared: NDArray[np.generic]) -> Outputs:
         """Compute the logits or features of prepared images."""
-        with torch.inference_mode(), _threads(self._threads):
+        with torch.inference_mode(), full_float32(), _threads(self._threads):
             return {"logits": self._network(torch.from_numpy(prepared).to(self.device)).cpu().numpy()}
 
     def logits(self, images: Images) -> NDArray[np.float32]:

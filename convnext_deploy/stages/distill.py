@@ -43,7 +43,7 @@ from convnext_deploy.stages.training_setup import (
 )
 from convnext_deploy.stages.unlabelled import check_unlabelled, labelled_share, with_unlabelled
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.distributed import from_first
+from convnext_deploy.system.shared_work import from_first
 from convnext_deploy.training.feature_distillation import (
     FeatureSource,
     FileFeatures,

@@ -1,12 +1,16 @@
-"""Export to ONNX: float, folded here, or INT8 as explicit Q/DQ, folded before it was quantized; in FP32 or FP16."""
+"""Export to ONNX: float, folded here, or INT8 as explicit Q/DQ, folded before it was quantized; in FP32 or FP16.
+
+ONNX and the exporter are imported when a stage runs: what only looks ahead does without them.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -15,20 +19,19 @@ from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import FP16Record, ONNXDetails
 from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, Preprocess, file_header
 from convnext_deploy.config.choices import FeatureOutput, GraphOutput
-from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.onnx import ONNXConfig, check_top_k
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.exporters.onnx.export import export_network
-from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
-from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
-from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends, check_top_k
-from convnext_deploy.graphs.onnx_io import save_onnx
+from convnext_deploy.graphs.names import OUTPUT_NAMES
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.fold import fold
 from convnext_deploy.models.layers import GRN, ScaleNorm
 from convnext_deploy.models.zoo.cost import describe_features
+from convnext_deploy.stages.chosen_images import choose_images
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.stages.ptq_steps import choose_images
+
+if TYPE_CHECKING:
+    import onnx
 
 _SYNTHETIC_IMAGES = 8
 _BATCH_SIZE = 8
@@ -51,6 +54,12 @@ def foresee(config: ONNXConfig, given: Given) -> Outlook:
 
 def run(config: ONNXConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write `model.onnx`, with input `images` and the network's output, such as `logits`, unless asked otherwise."""
+    from convnext_deploy.exporters.onnx.export import export_network
+    from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
+    from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
+    from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
+    from convnext_deploy.graphs.onnx_io import save_onnx
+
     source = require_source(source, "onnx")
     foresee(config, given_to(context, source))
     output = output_of(config, source.model, str(source.path))
@@ -145,6 +154,8 @@ def _measure(
     config: ONNXConfig, exported: onnx.ModelProto, preprocess: Preprocess, context: StageContext
 ) -> tuple[dict[str, float], str]:
     """Return the ranges of all tensors of the float network, and the images that they were measured on, in words."""
+    from convnext_deploy.exporters.onnx.fp16 import measure_ranges
+
     if context.data is not None:
         images = choose_images(config.range_images, preprocess, context, config.batch_size or _BATCH_SIZE)
         batches = (batch.cpu().numpy() for batch in images.batches())

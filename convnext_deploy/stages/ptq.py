@@ -5,10 +5,12 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.quantization.prepare import fit_scheme
 from convnext_deploy.quantization.scheme import resolve_scheme
+from convnext_deploy.stages.chosen_images import choose_images
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
-from convnext_deploy.stages.ptq_steps import choose_images, foresee_quantization, open_folded, quantize_network
+from convnext_deploy.stages.ptq_steps import foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.full_float32 import full_float32
 
 
 def check(config: PTQConfig) -> None:
@@ -21,6 +23,7 @@ def foresee(config: PTQConfig, given: Given) -> Outlook:
     return foresee_quantization(config.target, config.sites, given.need_source("ptq"), given)
 
 
+@full_float32()
 def run(config: PTQConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Quantize an FP32 artifact. Its weights are kept in float beside the scales, so that QAT can start from them."""
     source = require_source(source, "ptq")

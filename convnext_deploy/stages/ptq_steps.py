@@ -7,35 +7,34 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import PTQRecord
-from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.config.choices import Target
 from convnext_deploy.config.ptq import PTQSteps
-from convnext_deploy.data import transforms
-from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sampling import calibration_indices, divide_training_images
-from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.errors import ArtifactError
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import Block, ConvNeXt
 from convnext_deploy.models.fold import Folding, fold
 from convnext_deploy.models.variants import build_model
 from convnext_deploy.quantization.bias_correction import correct_biases
-from convnext_deploy.quantization.calibration import calibrate, observe
+from convnext_deploy.quantization.calibration import AUTO, fix_grids
 from convnext_deploy.quantization.dead_channels import raise_dead_channels
 from convnext_deploy.quantization.gptq import adjust_blocks
+from convnext_deploy.quantization.observers import WITHOUT_HISTOGRAM
 from convnext_deploy.quantization.prepare import prepare, quantized_layers, without_quantizers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
+from convnext_deploy.quantization.seen import Seen, join_seen, watch
 from convnext_deploy.quantization.smoothquant import choose_smoothing
+from convnext_deploy.stages.chosen_images import Images
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook
+from convnext_deploy.system.distributed import world
 from convnext_deploy.system.progress import Task
+from convnext_deploy.system.shared_work import share_out
 
 QUANTIZES_TORCH = "quantization starts from a PyTorch artifact"
 STEM = "downsample_layers.0.0"
@@ -44,113 +43,10 @@ _STREAM_IMAGES = 8
 _CORRECTION_IMAGES = 256
 _LEAST_CORRECTION_IMAGES = 32
 _CORRECTION_POSITIONS = 2048  # of the last stage, which has one for 32 by 32 pixels
-PIXELS_AT_ONCE = 8 * 224 * 224  # more are not faster on a CPU and take memory
-_BYTES_IN_MEMORY = 1 << 28  # images beyond are decoded again for every pass
 
 
 Calibrated = dict[tuple[object, ...], tuple[ConvNeXt, PTQRecord]]
 """How the grids of a network were fixed → the network and what was decided; one at most."""
-
-
-@dataclass
-class Images:
-    """Some training images, in an order that has nothing to do with their classes.
-
-    The first of them are kept in memory, as pixels; others are decoded again in every pass.
-    """
-
-    data: Data
-    preprocess: Preprocess
-    indices: Sequence[int]
-    batch_size: int
-    workers: int
-    device: str
-
-    def __post_init__(self) -> None:
-        self._kept: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def labels(self) -> Tensor:
-        """Return the classes, `(N,)` int64."""
-        return torch.from_numpy(self.data.train.labels[list(self.indices)])
-
-    def batches(self, task: Task | None = None, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        """Yield normalized batches `(n, C, S, S)` on the device, of the images from `start`, where a batch begins, to `stop`."""
-        for pixels in self._pixels(start, len(self) if stop is None else min(stop, len(self))):
-            yield transforms.normalize(pixels, self.preprocess).to(self.device)
-            if task is not None:
-                task.advance(len(pixels))
-
-    def _pixels(self, place: int, stop: int) -> Iterator[Tensor]:
-        for pixels in self._kept[place // self.batch_size :]:
-            if place >= stop:
-                return
-            yield pixels[: stop - place]
-            place += len(pixels)
-        rest = self.indices[place:stop]
-        if not rest:
-            return
-        room = _BYTES_IN_MEMORY // (math.prod(self.preprocess.sides) * len(self.preprocess.mean))
-        batches = EvaluationBatches(
-            self.data.train, self.preprocess, self.batch_size, self.workers, rest, as_pixels=True
-        )
-        for pixels, _ in batches:
-            whole = len(pixels) == self.batch_size or place + len(pixels) == len(self)
-            if whole and place == len(self._kept) * self.batch_size and place + len(pixels) <= room:
-                self._kept.append(pixels)
-            place += len(pixels)
-            yield pixels
-
-    def first(self, count: int) -> Tensor:
-        """Return the first images as one tensor, `(min(N, count), C, S, S)` on the device."""
-        return torch.cat(list(self.batches(stop=count)))
-
-
-def choose_images(count: int, preprocess: Preprocess, context: StageContext, batch_size: int) -> Images:
-    """Return so many training images for calibration, as many of each class, none of them a validation image.
-
-    Raises: DataError: if there is no image at all.
-    """
-    data = context.need_data()
-    chosen = calibration_indices(data.train, data.validation, count, context.execution.seed, (), data.contents)
-    images = _images(chosen, preprocess, context, batch_size)
-    if len(images) < count:
-        context.execution.progress.say(
-            f"{context.name}: {len(images)} calibration images, as the training set has no more"
-        )
-    return images
-
-
-def choose_images_to_judge(
-    counts: tuple[int, int], preprocess: Preprocess, context: StageContext, batch_size: int
-) -> tuple[Images, Images]:
-    """Return training images for calibration and others to judge by, as `divide_training_images` chooses them.
-
-    Raises: DataError: if there is no image at all.
-    """
-    data = context.need_data()
-    calibrating, judging = divide_training_images(
-        data.train, data.validation, counts, context.execution.seed, data.contents
-    )
-    images = _images(calibrating, preprocess, context, batch_size)
-    return images, (
-        _images(judging, preprocess, context, batch_size) if judging else dataclasses.replace(images, indices=())
-    )
-
-
-def _images(chosen: Sequence[int], preprocess: Preprocess, context: StageContext, batch_size: int) -> Images:
-    """Return training images in an order that has nothing to do with their classes. Raises: DataError: if there is none."""
-    data = context.need_data()
-    if not chosen:
-        raise DataError(
-            f"every training image of {data.name} is also a validation image; none is left for calibration."
-        )
-    order = [chosen[i] for i in np.random.default_rng((context.execution.seed, 0x5E7)).permutation(len(chosen))]
-    batch_size = min(batch_size, max(1, PIXELS_AT_ONCE // math.prod(preprocess.sides)))
-    return Images(data, preprocess, order, batch_size, context.execution.workers, context.execution.exact_device)
 
 
 def foresee_quantization(target: Target, sites: Mapping[str, str], source: Outlook, given: Given) -> Outlook:
@@ -238,13 +134,67 @@ def _calibrate(
         smoothing = _smooth(network, scheme, steps.smoothing_alpha, images)
         record = dataclasses.replace(record, smoothing=smoothing)
     network = prepare(network, scheme)
-    progress = context.execution.progress
-    with progress.task(f"{context.name}: calibrate", len(images), "images") as task:
-        calibrate(network, images.batches(task), steps.calibration_method, steps.percentile)
+    method = steps.calibration_method
+    with context.execution.progress.task(f"{context.name}: calibrate", len(images), "images") as task:
+        seen = observe_images(network, images, len(images), method == AUTO, method not in WITHOUT_HISTOGRAM, task)
+    fix_grids(network, seen.inputs, seen.outputs, method, steps.percentile)
     streams = {f"{name}.pwconv2": name for name, module in network.named_modules() if isinstance(module, Block)}
     raise_dead_channels(network, streams, images.first(_STREAM_IMAGES))
     calibrated[how] = network, record
     return network, record
+
+
+@dataclass(frozen=True)
+class _Observing:
+    """What each of so many processes sees of a network's tensors for the first `count` images; `task` is told of those of all."""
+
+    network: ConvNeXt
+    images: Images
+    count: int
+    samples: bool
+    histograms: bool
+    processes: int
+    task: Task | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Observing, (*(getattr(self, field.name) for field in dataclasses.fields(self)[:-1]), None)
+
+    def __call__(self, numbers: range) -> Iterator[Seen]:
+        size = self.images.batch_size
+        lengths = [min(size, self.count - start) for start in range(0, self.count, size)]
+        for number in numbers:
+            yield watch(
+                self.network,
+                self._batches(range(number, len(lengths), self.processes), lengths),
+                samples=self.samples,
+                histograms=self.histograms,
+                lengths=None if self.processes == 1 else lengths,
+            )
+
+    def _batches(self, own: range, lengths: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        done = 0
+        for number, batch in zip(own, self.images.numbered(own), strict=True):
+            yield number, batch[: lengths[number]]
+            if self.task is not None:
+                now = min(self.count, done + lengths[number] * self.processes)
+                self.task.advance(now - done)
+                done = now
+
+
+def observe_images(
+    network: ConvNeXt,
+    images: Images,
+    count: int,
+    samples: bool = True,
+    histograms: bool = True,
+    task: Task | None = None,
+) -> Seen:
+    """Return what all processes see at the quantized layers of a network for the first `count` images; see `watch`.
+
+    Raises: DeployError: if a value is not finite.
+    """
+    size = world().size
+    return join_seen([*share_out(_Observing(network, images, count, samples, histograms, size, task), range(size))])
 
 
 def _adjust(network: ConvNeXt, record: PTQRecord, steps: PTQSteps, images: Images, context: StageContext) -> PTQRecord:
@@ -276,7 +226,7 @@ def _smooth(
     """Smooth a float network in place, and return the alpha of each layer that could be smoothed."""
     places: Collection[str] = smoothable(network).keys()
     prepared = prepare(without_quantizers(network), scheme)
-    inputs, _ = observe(prepared, images.first(_SMOOTHING_IMAGES).split(images.batch_size))
-    chosen = choose_smoothing(prepared, inputs, places, alpha)
+    seen = observe_images(prepared, images, count=min(len(images), _SMOOTHING_IMAGES))
+    chosen = choose_smoothing(prepared, seen.inputs, places, alpha)
     scale_inputs(network, {name: found.scale for name, found in chosen.items() if found.alpha is not None})
     return {name: found.alpha for name, found in chosen.items()}

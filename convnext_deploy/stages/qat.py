@@ -15,6 +15,7 @@ from convnext_deploy.stages.quantized_training import train_quantized
 from convnext_deploy.stages.teachers import check_quantized_teachers, open_teacher
 from convnext_deploy.stages.training_setup import training_options
 from convnext_deploy.stages.write_artifact import write_torch_artifact
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.teacher import Teacher
 
 
@@ -30,6 +31,7 @@ def foresee(config: QATConfig, given: Given) -> Outlook:
     return source.made(given.name)
 
 
+@full_float32()
 def run(config: QATConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Fine-tune under fake quantization. The teacher is the context's, or the FP32 network that the artifact was made from.
 

@@ -17,25 +17,20 @@ from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, quantized_layers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
-from convnext_deploy.quantization.sensitivity import choose_float_layers, measure_sensitivity
-from convnext_deploy.stages.answers import answers_of
+from convnext_deploy.quantization.sensitivity import choose_float_layers
+from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.float_layers import float_modules, leave_in_float
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
-from convnext_deploy.stages.ptq_steps import (
-    Calibrated,
-    Images,
-    choose_images_to_judge,
-    foresee_quantization,
-    open_folded,
-    quantize_network,
-)
+from convnext_deploy.stages.layer_effects import layer_effects
+from convnext_deploy.stages.ptq_steps import Calibrated, foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.quantized_training import train_quantized, training_seconds
 from convnext_deploy.stages.search import Search, say_step, say_who_judges
 from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
 from convnext_deploy.stages.teachers import check_quantized_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
-from convnext_deploy.system.distributed import from_first
+from convnext_deploy.system.full_float32 import full_float32
+from convnext_deploy.system.shared_work import from_first
 
 _SENSITIVITY_IMAGES = 256
 
@@ -71,10 +66,11 @@ def foresee(config: QuantizeConfig, given: Given) -> Outlook:
     return made
 
 
+@full_float32()
 def run(config: QuantizeConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Try the steps in order, and write the best that was found. Its details have every step and the reason for the choice.
 
-    Of several processes the first one works alone until training, in which all take part.
+    Of several processes the first one decides; all run networks on images, and train.
     """
     source = require_source(source, "quantize")
     scheme = resolve_scheme(config.target, config.sites)
@@ -187,17 +183,11 @@ def _keep_some_in_float(
         return
     room = (judge.max_drop_pp - judge.least_risk_pp) / _RESERVE if judge.enough else judge.max_drop_pp
     rehearsal = Judge(folding.network, images, room, judge.unseen, looks=0)
-    some = images.first(_SENSITIVITY_IMAGES)
-    answers = answers_of(network, images.labels[: len(some)])
-    reference = answers(rehearsal.outputs[: len(some)].to(some.device))
+    layers = len(list(quantized_layers(network)))
+    with context.execution.progress.task(f"{context.name}: sensitivity", layers, "layers") as task:
+        outputs = rehearsal.outputs[:_SENSITIVITY_IMAGES]
+        search.effects = layer_effects(network, folding.network, images, outputs, task.advance)
     floats = float_modules(network, folding.network)
-    with context.execution.progress.task(
-        f"{context.name}: sensitivity", len(list(quantized_layers(network))), "layers"
-    ) as task:
-        multi_label = judge.multi_label
-        search.effects = measure_sensitivity(
-            network, some, reference, task.advance, floats=floats, multi_label=multi_label, to_logits=answers
-        )
     if search.reason:
         return
 

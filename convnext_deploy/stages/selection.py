@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.details import Step
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.sampling import sample_in_proportion
 from convnext_deploy.metrics.bounds import clopper_pearson_upper, images_without_event, stringer_bound
 from convnext_deploy.metrics.paired import compare_predictions
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.sensitivity import kl_divergence, signal_to_noise_db
 from convnext_deploy.stages.answers import answers_by, answers_of, extracts, metric_of_network
+from convnext_deploy.stages.chosen_images import Images, outputs_by_batch, outputs_of
 from convnext_deploy.stages.drop_bound import CONFIDENCE, Risk, UnseenImages, answer_costs, bound_drop, sharpest_scale
 from convnext_deploy.stages.label_drop import (
     bound_drop_of_map,
@@ -37,7 +37,7 @@ from convnext_deploy.stages.label_drop import (
     measure_drop_of_map,
     sharpest_label_scale,
 )
-from convnext_deploy.stages.ptq_steps import Images
+from convnext_deploy.system.shared_work import AT_ONCE
 
 _CERTAIN = Risk(1.0, 1.0)
 
@@ -138,18 +138,18 @@ class Judge:
         costs = np.zeros(len(self.labels))
         if seen:
             costs[:count] = self._costs(0, torch.cat(seen))
-        with torch.no_grad():
-            for batch in self.images.batches(start=count):
-                seen.append(network(batch).float().cpu())
-                if limit_pp == math.inf:
-                    continue
-                costs[count : count + len(batch)] = self._costs(count, seen[-1])
-                count += len(batch)
-                least = self._least_risk_pp(costs)
-                if least > limit_pp and count < len(self.labels):
-                    if may_go_on:
-                        self._begun[name] = seen
-                    return self._ended(name, torch.cat(seen), seconds, least)
+        may_end = limit_pp < math.inf
+        for outputs in outputs_by_batch(network, self.images, len(seen), at_once=1 if may_end else AT_ONCE):
+            seen.append(outputs)
+            if not may_end:
+                continue
+            costs[count : count + len(outputs)] = self._costs(count, outputs)
+            count += len(outputs)
+            least = self._least_risk_pp(costs)
+            if least > limit_pp and count < len(self.labels):
+                if may_go_on:
+                    self._begun[name] = seen
+                return self._ended(name, torch.cat(seen), seconds, least)
         return self.compare(name, torch.cat(seen), seconds)
 
     def _costs(self, start: int, logits: Tensor) -> NDArray[np.float64]:
@@ -210,7 +210,6 @@ class Judge:
         return bound_drop(self.reference, logits, self.unseen, self.sharpness, level)
 
 
-@torch.no_grad()
 def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImages | None:
     """Return what the float network says to validation images, in their class mix; no quantized network sees them.
 
@@ -223,21 +222,14 @@ def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImag
     """
     count = len(data.validation)
     chosen = sample_in_proportion(data.validation.labels, np.arange(count), len(images), 0)
-    batches = EvaluationBatches(data.validation, images.preprocess, images.batch_size, images.workers, chosen)
-    found = [(folded(batch.to(images.device)).float().cpu(), labels) for batch, labels in batches]
-    outputs, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    unseen = dataclasses.replace(images, source=data.validation, indices=chosen)
+    outputs, labels = outputs_of(folded, unseen), unseen.labels
     gallery = outputs_of(folded, images) if extracts(folded) else outputs
     logits = answers_by(folded, gallery, images.labels)(outputs)
     known = logits.isfinite().all(1)
     if not data.multi_label:
         known &= labels < logits.shape[1]
     return UnseenImages(logits[known], labels[known]) if known.any() else None
-
-
-@torch.no_grad()
-def outputs_of(network: nn.Module, images: Images) -> Tensor:
-    """Return what a network gives for images, `(N, …)` on the CPU."""
-    return torch.cat([network(batch).float().cpu() for batch in images.batches()])
 
 
 def confidence(logits: Tensor, *, multi_label: bool = False) -> float:

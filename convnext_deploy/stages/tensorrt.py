@@ -1,35 +1,32 @@
-"""Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8 or FP8."""
+"""Build TensorRT engines from an ONNX artifact, and report which of their MatMul/Conv nodes run in INT8 or FP8.
+
+ONNX and what builds are imported when a stage runs: what only looks ahead does without them.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from convnext_deploy.artifacts.artifact import Artifact, describe_file, quantized_type
 from convnext_deploy.artifacts.details import EngineDetails, PrecisionReport, Profile
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.tensorrt.bindings import RELEASES, import_tensorrt, require_gpu
-from convnext_deploy.exporters.tensorrt.build import (
-    BuildOptions,
-    Engine,
-    build_engine,
-    check_fp8,
-    check_gpus,
-    check_options,
-    check_scales,
-    check_turing,
-)
-from convnext_deploy.exporters.tensorrt.load import load_engine
-from convnext_deploy.graphs.compute_nodes import find_compute_nodes
-from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_plan_nodes, report_precisions
-from convnext_deploy.graphs.onnx_view import GraphView, open_view
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions, check_fp8, check_gpus, check_options
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.foresight import Given, Outlook, given_to
 from convnext_deploy.system.cuda_driver import describe_gpu, describe_gpus
 from convnext_deploy.system.files import write_bytes
 from convnext_deploy.system.gpu_models import resolve_gpus
+
+if TYPE_CHECKING:
+    from convnext_deploy.exporters.tensorrt.build import Engine
+    from convnext_deploy.graphs.onnx_view import GraphView
 
 THIS_GPU = "this GPU"
 _LISTED = 5  # layers that a warning names
@@ -64,6 +61,9 @@ def foresee(config: TensorRTConfig, given: Given) -> Outlook:
 
 def run(config: TensorRTConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Write one `model.<gpu>.plan` per compute capability, or `model.plan` for the GPU present."""
+    from convnext_deploy.exporters.tensorrt.build import build_engine, check_scales, check_turing
+    from convnext_deploy.graphs.onnx_view import open_view
+
     source = require_source(source, "tensorrt")
     # All that can be wrong is found out before the first build, which on a device takes minutes.
     foresee(config, given_to(context, source))
@@ -130,6 +130,9 @@ def _targets(config: TensorRTConfig) -> tuple[str | None, ...]:
 def _report(
     trt: ModuleType, config: TensorRTConfig, engine: Engine, path: Path, view: GraphView
 ) -> PrecisionReport | None:
+    from convnext_deploy.exporters.tensorrt.load import load_engine
+    from convnext_deploy.graphs.engine_precisions import inspect_engine, read_layers, read_plan_nodes, report_precisions
+
     if RELEASES[config.flavor].builds_for_gpus:
         return report_precisions(read_plan_nodes(engine.plan), view)
     if config.stripped:
@@ -143,6 +146,8 @@ def _report(
 
 def _judge(report: PrecisionReport | None, place: str, view: GraphView, strict: bool) -> list[str]:
     """Return the warnings of a precision report. Raises: ExportError: if one is an error, because `strict` was asked for."""
+    from convnext_deploy.graphs.compute_nodes import find_compute_nodes
+
     quantized = find_compute_nodes(view).quantized_nodes
     if not quantized:
         return []

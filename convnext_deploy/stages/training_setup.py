@@ -26,18 +26,21 @@ from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model, resolve_variant
+from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit
-from convnext_deploy.system.distributed import from_first, world
+from convnext_deploy.system.distributed import world
+from convnext_deploy.system.shared_work import from_first
 from convnext_deploy.training.evaluate_labels import evaluate_labels
 from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule, autocast_dtype
-from convnext_deploy.training.scoring import Evaluation, Scoring, epochs_between, evaluate_classifier
+from convnext_deploy.training.scoring import Evaluation, Scoring, epochs_between, evaluate_classifier, own_images
 from convnext_deploy.training.step import Objective
 from convnext_deploy.training.teacher import evaluate_features
 from convnext_deploy.training.torch_compile import compile_network
 
 _MOST_KEPT = 256 << 20  # bytes of decoded images, from one stage to the next
+_SCORED_AT_ONCE = 64  # images, so that of many processes each has about as many batches
 _MOST_WEIGHT = 100.0  # of a label that few images have
 
 
@@ -171,17 +174,16 @@ def fit_network(
     freeze(network, config.frozen_stages)
     if config.compile:
         compile_network(network, execution.device)
+    size = min(config.batch_size, _SCORED_AT_ONCE)
     validation, selection = (
         EvaluationBatches(
-            images,
-            preprocess,
-            config.batch_size,
-            execution.workers,
-            range(own.rank, len(images), own.size),
-            keeps_workers=True,
+            images, preprocess, size, execution.workers, own_images(len(images), size), keeps_workers=True
         )
         for images in (data.validation, context.selection or data.validation)
     )
+    # a GPU scores float networks as it trains them; what an artifact is judged by is measured in float32, when it is done
+    is_float = not any(True for _ in quantized_layers(network))
+    autocast = autocast_dtype(config.autocast, execution.device) if is_float and execution.device == "cuda" else None
     batches = TrainingBatches(
         data.train,
         preprocess,
@@ -196,8 +198,8 @@ def fit_network(
 
     def score(images: EvaluationBatches) -> Evaluation:
         if teacher is None:
-            return lambda model: evaluate(model, images, execution.device)
-        return lambda model: evaluate_features(model, teacher, images, execution.device)
+            return lambda model: evaluate(model, images, execution.device, autocast)
+        return lambda model: evaluate_features(model, teacher, images, execution.device, autocast)
 
     networks = 2 if config.ema_decay else 1
     scoring = Scoring(

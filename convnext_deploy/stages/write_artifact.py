@@ -29,7 +29,8 @@ def write_torch_artifact(
     start = source or context.weights
     license_ = None if start is None else start.license
     # what was trained on labels has the names that came with them
-    class_order = None if source is None or details.scheme is None else source.class_order
+    trained = details.scheme is None and bool(details.history)
+    class_order = None if source is None or trained else source.class_order
     header = {
         **file_header(model, preprocess, class_names, precision, license_),
         "details": {} if details.scheme is None else details.scheme.details(),

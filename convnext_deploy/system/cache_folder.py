@@ -1,8 +1,15 @@
-"""Where programs of this user keep what can be computed again."""
+"""Where programs of this user keep what can be computed again, and what goes when there is too much of it."""
 
+import contextlib
 import os
 import sys
+import time
 from pathlib import Path
+
+LARGEST = 4 << 30
+"""Bytes of all indexes in a cache folder, of some hundred million files."""
+_INDEXES = ("contents-*.bin", "shards-*.npz")
+_FRESH_S = 24 * 3600.0  # for which a file that was used need not be marked again, and none is removed
 
 
 def user_cache() -> Path | None:
@@ -21,3 +28,30 @@ def user_cache() -> Path | None:
     if not home.is_absolute():
         return None
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "convnext_deploy"
+
+
+def mark_used(path: Path) -> None:
+    """Let the time of a file tell that it was used, to the day. Raises: OSError: if it is gone, or another user's."""
+    if time.time() - path.stat().st_mtime > _FRESH_S:
+        os.utime(path)
+
+
+def remove_unused(folder: Path, largest: int = LARGEST) -> None:
+    """Remove the indexes in a cache folder that were not used for longest, until the others have `largest` bytes; never new ones.
+
+    What cannot be removed stays, without a word: it costs room alone.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for pattern in _INDEXES:
+            for path in folder.glob(pattern):
+                with contextlib.suppress(OSError):  # removed by another process
+                    status = path.stat()
+                    found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for used, size, path in sorted(found):
+        if total <= largest or time.time() - used <= _FRESH_S:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= size

@@ -1,25 +1,26 @@
-"""The processes that train one network together, as `torchrun` starts them; one process needs nothing of it.
+"""The processes that work on one run together, as `torchrun` starts them; one process needs nothing of it.
 
 Every process runs the same program. The first one writes, decides and speaks; the others follow it through the collectives below,
-which run over gloo, on the CPU, beside the group that averages gradients.
+which run over gloo, on the CPU, beside the group that averages gradients. While they wait for it they do their part of what it
+shares out, see `system.shared_work`.
 """
 
 import atexit
 import datetime as dt
 import functools
-import io
 import os
-import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from convnext_deploy.errors import DeployError, ProcessLostError, first_line
+from convnext_deploy.errors import ProcessLostError, first_line
+from convnext_deploy.system.packing import pack, unpack
 
 T = TypeVar("T")
 # The others wait while the first process scores an artifact or exports one, which takes as long as it takes.
 _PATIENCE = dt.timedelta(hours=24)
+_PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _LOST = ("connection", "gloo", "nccl", "socket", "timed out", "timeout", "broken pipe", "store")
 
 
@@ -40,10 +41,16 @@ class World:
 def launched() -> World:
     """Return what the environment says of this process (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), without meeting the others."""
     try:
-        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local = (int(os.environ[name]) for name in _PLACES)
     except (KeyError, ValueError):
         return World()
     return World(rank, size, local) if size > 1 else World()
+
+
+def leave_others() -> None:
+    """Be the only process from now on, whatever the environment says."""
+    for name in _PLACES:
+        os.environ.pop(name, None)
 
 
 def shares_files() -> bool:
@@ -97,90 +104,67 @@ def gather(value: T) -> list[T]:
     """Return what every process gave, by rank."""
     if world().size == 1:
         return [value]
+    return [unpack(each) for each in _exchange(pack(value), everywhere=True)]
+
+
+def collect(value: T) -> list[T]:
+    """Return what every process gave, by rank, in the first one; in the others nothing."""
+    if world().size == 1:
+        return [value]
+    return [unpack(each) for each in _exchange(pack(value), everywhere=False)]
+
+
+def own_numbers(numbers: range) -> range:
+    """Return which of pieces of work that follow each other are this process's: each `size`-th, always the same ones."""
+    own = world()
+    return range(numbers.start + (own.rank - numbers.start) % own.size, numbers.stop, own.size)
+
+
+def batches_of(numbers: range, count: int, batch_size: int) -> list[int]:
+    """Return which of so many images are in the batches with these numbers, cut as one process cuts them."""
+    return [image for number in numbers for image in range(number * batch_size, min(count, (number + 1) * batch_size))]
+
+
+def gather_in_order(results: Sequence[T]) -> list[T]:
+    """Return in all processes the results of pieces of work from 0 on, of which each gives those of its `own_numbers`."""
+    parts = gather(list(results))
+    longest = max(map(len, parts))
+    return [part[place] for place in range(longest) for part in parts if place < len(part)]
+
+
+def from_first_bytes(packed: bytes) -> bytes:
+    """Return in all processes the bytes that the first one has; what the others give is not looked at."""
     import torch.distributed as dist
 
-    values: list[Any] = [None] * world().size
+    found = [packed]
     with losing_others():
-        dist.all_gather_object(values, pack(value), group=_control())
-    return [unpack(each) for each in values]
+        dist.broadcast_object_list(found, src=0, group=_control())
+    return found[0]
 
 
-def announce(value: T) -> T:
-    """Give a value of the first process to the others, which `receive` it, and return it."""
-    _broadcast([value, None])
-    return value
+def _exchange(packed: bytes, *, everywhere: bool) -> list[bytes]:
+    """Return the bytes of every process by rank: in all, or in the first one, and then the others get nothing."""
+    import torch.distributed as dist
 
-
-def receive() -> Any:
-    """Return what the first process announces.
-
-    Raises: DeployError: if that is an error.
-    """
-    value, error = _broadcast([None, None])
-    if error is not None:
-        raise error
-    return value
-
-
-def from_first(make: Callable[[], T]) -> T:
-    """Let the first process alone make a value, and return it in all.
-
-    Raises: DeployError: in all of them what `make` raised in the first.
-    """
-    if not world().is_first:
-        made: T = receive()
-        return made
-    try:
-        value = make()
-    except DeployError as error:
-        _broadcast([None, error])
-        raise
-    return announce(value)
-
-
-def _broadcast(found: list[Any]) -> list[Any]:
-    if world().size > 1:
-        import torch.distributed as dist
-
-        packed = [pack(found) if world().is_first else b""]
-        with losing_others():
-            dist.broadcast_object_list(packed, src=0, group=_control())
-        if not world().is_first:
-            found = unpack(packed[0])
+    here = everywhere or world().is_first
+    found: list[Any] = [None] * (world().size if here else 0)
+    with losing_others():
+        if everywhere:
+            dist.all_gather_object(found, packed, group=_control())
+        else:
+            dist.gather_object(packed, found if here else None, dst=0, group=_control())
     return found
-
-
-def pack(value: Any) -> bytes:
-    """Pickle a value, its tensors without their device: each process has a GPU of its own, and would open that of the sender."""
-    import torch
-
-    class Pickler(pickle.Pickler):
-        def reducer_override(self, part: Any) -> Any:
-            if not isinstance(part, torch.Tensor) or part.device.type == "cpu":
-                return NotImplemented
-            is_parameter = isinstance(part, torch.nn.Parameter)
-            return _on_own_device, (part.detach().cpu(), part.device.type, part.requires_grad, is_parameter)
-
-    with io.BytesIO() as file:
-        Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
-        return file.getvalue()
-
-
-def unpack(packed: bytes) -> Any:
-    """Return what was packed, its tensors on this process's own device of the sender's kind."""
-    return pickle.loads(packed)
-
-
-def _on_own_device(tensor: Any, kind: str, requires_grad: bool, is_parameter: bool) -> Any:
-    import torch
-
-    found = tensor.to(kind)
-    return torch.nn.Parameter(found, requires_grad) if is_parameter else found.requires_grad_(requires_grad)
 
 
 def usable_cores() -> int:
     """Return how many CPU cores this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of_each() -> int:
+    """Return how many CPU cores are for each of the processes on this machine."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
+    return max(1, usable_cores() // here)
 
 
 @contextmanager

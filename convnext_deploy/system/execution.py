@@ -1,12 +1,12 @@
 """How work is done on this machine, as one record that is made once and handed on."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.system.cuda_driver import cuda_driver_error
-from convnext_deploy.system.distributed import launched, usable_cores
+from convnext_deploy.system.distributed import cores_of_each, launched
 from convnext_deploy.system.progress import Progress, SilentProgress
 
 
@@ -28,6 +28,10 @@ class Execution:
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
     cache_dir: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send other processes all but the progress, which is shown here."""
+        return Execution, (self.device, self.workers, self.seed, SilentProgress(), self.cache_dir)
 
     @property
     def exact_device(self) -> str:
@@ -73,5 +77,4 @@ def _require_mps() -> str:
 
 def decoding_processes() -> int:
     """Return how many processes decode images on this machine where nobody said it: one per core, at most 8."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched().size > 1 else 1
-    return min(8, max(1, usable_cores() // here))
+    return min(8, cores_of_each())

@@ -46,6 +46,15 @@ class SilentProgress:
         pass
 
 
+def describe_time(seconds: float) -> str:
+    """Return a duration in words, as exact as an estimate is."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
 def describe_rate(rate: float, unit: str) -> str:
     """Return a rate per second in three digits with its unit, such as `31.4 images/s`."""
     return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s"

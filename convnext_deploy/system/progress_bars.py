@@ -32,6 +32,7 @@ from convnext_deploy.system.progress import Progress, SilentProgress, Task, desc
 from convnext_deploy.system.standard_error import tell
 
 _LINE_EVERY_S = 10.0
+FIRST_S = 2.0  # after which a plain line says what goes on, where nothing was said yet
 _SILENT_S = 20.0  # after which a plain line says that work goes on; then after twice as long, up to a minute
 _BAR_WIDTH, _NARROW_BAR = (
     24,
@@ -71,7 +72,7 @@ class PlainProgress:
 
     def __init__(self) -> None:
         self._open: list[_PlainTask] = []
-        self._spoke = time.monotonic()
+        self._began = self._spoke = time.monotonic()
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Task]:
@@ -104,17 +105,17 @@ class PlainProgress:
 
     def _watch(self, what: str, ended: threading.Event) -> None:
         started = said = time.monotonic()
-        pause = _SILENT_S
+        pause = FIRST_S if self._spoke == self._began else _SILENT_S
         while not ended.wait(1.0):
             now = time.monotonic()
             tasks = list(self._open)
-            last = max([self._spoke, *(task.last for task in tasks)])
+            last = max([self._spoke, *(task.last for task in tasks if task.last > task.started)])
             if last > said:  # something else was printed meanwhile
                 said, pause = last, _SILENT_S
             if now - said >= pause:
                 where, since = (tasks[-1].description, tasks[-1].started) if tasks else (what, started)
                 tell(f"{where}: {timedelta(seconds=round(now - since))} so far")
-                said, pause = now, min(2 * pause, 60.0)
+                said, pause = now, _SILENT_S if pause < _SILENT_S else min(2 * pause, 60.0)
 
 
 def _cut(text: str, room: int) -> str:

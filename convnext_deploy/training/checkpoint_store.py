@@ -119,19 +119,27 @@ class TrainingStore:
         self._write(state)
         self._saved_at = time.monotonic()
 
-    def save_meanwhile(self, state: Mapping[str, Any]) -> None:
-        """Copy a state into memory, and write it while the training goes on; `finish` waits for it.
+    def save_meanwhile(self, state: Mapping[str, Any] | None, best: Mapping[str, Tensor] | None = None) -> None:
+        """Copy a state and the best weights into memory, and write what there is of them while the training goes on.
 
-        Raises: OutputError: if the state before it could not be written.
+        `finish` waits for it. Raises: OutputError: if what was given before could not be written.
         """
-        if not world().is_first:
+        if not world().is_first or (state is None and best is None):
             return
         started = time.monotonic()
         self._background.finish()  # a disk so slow is one of the costs
-        copied = _on_host(state)
-        self._background.run(lambda: self._write(copied))
-        self._saved_at = time.monotonic()
-        self._waited_s = self._saved_at - started
+        copied, weights = _on_host(state), _on_host(best)
+
+        def write() -> None:
+            if weights is not None:
+                self.save_best(weights)
+            if copied is not None:
+                self._write(copied)
+
+        self._background.run(write)
+        if state is not None:
+            self._saved_at = time.monotonic()
+            self._waited_s = self._saved_at - started
 
     def finish(self) -> None:
         """Wait until everything is written. Raises: OutputError: if it could not be."""

@@ -6,20 +6,27 @@ from torch import nn
 
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.multi_label import mean_average_precision
-from convnext_deploy.system.distributed import gather
+from convnext_deploy.system.distributed import gather_in_order
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.losses import bce_loss
+from convnext_deploy.training.schedule import autocasting
 
 
 @torch.no_grad()
-def evaluate_labels(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
+@full_float32()
+def evaluate_labels(
+    network: nn.Module, batches: EvaluationBatches, device: str, autocast: torch.dtype | None = None
+) -> dict[str, float]:
     """Return the mean binary cross-entropy `validation_loss` and the mean average precision `validation_map`, in [0, 1].
 
     For multi-label data; otherwise as `training.scoring.evaluate_classifier`.
     """
     network.eval()
-    found = [(network(images.to(device)).float().cpu(), labels) for images, labels in batches]
-    parts = gather(tuple(torch.cat(part).numpy() for part in zip(*found, strict=True)) if found else None)
-    logits, labels = (np.concatenate(each) for each in zip(*(part for part in parts if part is not None), strict=True))
+    found = []
+    for images, targets in batches:
+        with autocasting(autocast, torch.device(device).type):
+            found.append((network(images.to(device)).float().cpu().numpy(), targets.numpy()))
+    logits, labels = (np.concatenate(each) for each in zip(*gather_in_order(found), strict=True))
     loss = bce_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
     score = mean_average_precision(labels.astype(np.int8), np.nan_to_num(logits))
     return {"validation_loss": loss, "validation_map": 0.0 if score is None else score}

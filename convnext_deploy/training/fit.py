@@ -224,11 +224,12 @@ def _end_epoch(loop: Loop) -> None:
         state.best = {name: tensor.detach().cpu().clone() for name, tensor in result.state_dict().items()}
     if store is not None:
         store.save_history(state.history)
+        saves = total([float(world().is_first and (store.is_cheap() or _is_over(loop)))])[0] > 0
+        best = None
         if is_best:
             weights = result.state_dict()
-            store.save_best({key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")})
-        if total([float(world().is_first and (store.is_cheap() or _is_over(loop)))])[0]:
-            store.save_meanwhile(state.snapshot())
+            best = {key: tensor for key, tensor in weights.items() if not key.startswith(f"{PROJECTIONS}.")}
+        store.save_meanwhile(state.snapshot() if saves else None, best)
 
 
 @contextmanager

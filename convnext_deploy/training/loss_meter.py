@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convnext_deploy.system.distributed import gather
+
 LINE_EVERY_S = 1.0
 _LARGEST_GROWTH = (
     2  # of the steps from one line to the next, so that a slow first step or a short pause decides nothing
@@ -74,19 +76,25 @@ class LossMeter:
         return Reading(total, last, int(bad_at) - 1 if bad_at else None, bad)
 
 
-class DeviceSum:
-    """Adds up scalars on a device in float64, where it has that, and copies nothing until `read`."""
+class BatchSums:
+    """Adds up figures of batches in all processes, and copies nothing from the device until `read`.
+
+    The sums are exact but for the last rounding: no order, and no number of processes, gives others.
+    """
 
     def __init__(self, device: str) -> None:
-        self._sum = torch.zeros((), dtype=widest_dtype(device), device=device)
+        self._dtype = widest_dtype(device)
+        self._rows: list[Tensor] = []
 
-    def add(self, value: Tensor, times: int = 1) -> None:
-        """Add a scalar so many times."""
-        self._sum = self._sum + value.detach().to(self._sum.dtype) * times
+    def add(self, *figures: Tensor) -> None:
+        """Take the figures of a batch, scalars on the device, always as many."""
+        self._rows.append(torch.stack([figure.detach().to(self._dtype) for figure in figures]))
 
-    def read(self) -> float:
-        """Return the sum, once the device has computed it."""
-        return self._sum.item()
+    def read(self) -> list[float]:
+        """Return the sum of each figure over the batches of all processes, which must ask together."""
+        own: list[list[float]] = torch.stack(self._rows).tolist() if self._rows else []
+        rows = [row for part in gather(own) for row in part]
+        return [math.fsum(column) for column in zip(*rows, strict=True)]
 
 
 class LogLines:

@@ -13,9 +13,11 @@ from torch import nn
 from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.metrics.epochs import Images, best_epoch, score_of
-from convnext_deploy.system.distributed import total
+from convnext_deploy.system.distributed import batches_of, own_numbers
+from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.progress import Progress, describe_rate
-from convnext_deploy.training.loss_meter import DeviceSum
+from convnext_deploy.training.loss_meter import BatchSums
+from convnext_deploy.training.schedule import autocasting
 
 Evaluation = Callable[[nn.Module], dict[str, float]]
 """Scores a network: `validation_loss`, and `validation_top1` or `validation_map`; a feature extractor has a loss alone."""
@@ -129,19 +131,35 @@ def _rate(images_per_s: float) -> str:
     return describe_rate(images_per_s, "images")
 
 
+def own_images(count: int, batch_size: int) -> list[int]:
+    """Return which of so many images this process scores: whole batches, cut as one process cuts them."""
+    return batches_of(own_numbers(range(-(-count // batch_size))), count, batch_size)
+
+
 @torch.no_grad()
-def evaluate_classifier(network: nn.Module, batches: EvaluationBatches, device: str) -> dict[str, float]:
+@full_float32()
+def evaluate_classifier(
+    network: nn.Module, batches: EvaluationBatches, device: str, autocast: torch.dtype | None = None
+) -> dict[str, float]:
     """Return the mean cross-entropy `validation_loss` and the share of right predictions `validation_top1`, in [0, 1].
 
-    The network is left in evaluation mode. Where there are several processes, each has its own part of the images, and the
-    figures are those of all images.
+    The network is left in evaluation mode. Where there are several processes, each has its `own_images`, and the figures are those
+    of all images, as one process has them.
+
+    Args:
+        network: on the device.
+        batches: of this process.
+        device: where to compute.
+        autocast: dtype of the forward pass; None: float32.
     """
     network.eval()
-    losses, right, count = DeviceSum(device), DeviceSum(device), 0.0
+    sums = BatchSums(device)
     for images, labels in batches:
-        logits, targets = network(upload(images, device)).float(), upload(labels, device)
-        losses.add(F.cross_entropy(logits, targets, reduction="sum"))
-        right.add((logits.argmax(dim=1) == targets).sum())
-        count += len(labels)
-    loss, correct, count = total([losses.read(), right.read(), count])
-    return {"validation_loss": loss / count, "validation_top1": correct / count}
+        with autocasting(autocast, torch.device(device).type):
+            logits = network(upload(images, device)).float()
+        targets = upload(labels, device)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        right = (logits.argmax(dim=1) == targets).sum()
+        sums.add(loss, right, torch.full_like(loss, len(labels)))
+    loss_of_all, right_of_all, count = sums.read()
+    return {"validation_loss": loss_of_all / count, "validation_top1": right_of_all / count}

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.system.distributed import total
-from convnext_deploy.training.loss_meter import DeviceSum
+from convnext_deploy.system.full_float32 import full_float32
+from convnext_deploy.training.loss_meter import BatchSums, widest_dtype
 from convnext_deploy.training.losses import cosine_loss
+from convnext_deploy.training.schedule import autocasting
 
 
 class Teacher(nn.Module):
@@ -56,18 +57,21 @@ class Teacher(nn.Module):
 
 
 @torch.no_grad()
+@full_float32()
 def evaluate_features(
-    network: nn.Module, teacher: nn.Module, batches: EvaluationBatches, device: str
+    network: nn.Module, teacher: nn.Module, batches: EvaluationBatches, device: str, autocast: torch.dtype | None = None
 ) -> dict[str, float]:
     """Return `validation_loss`, the mean of 1 - cos between the features of a network and those of its teacher.
 
     Everything else as in `scoring.evaluate_classifier`.
     """
     network.eval()
-    losses, count = DeviceSum(device), 0.0
+    sums = BatchSums(device)
     for images, _ in batches:
         given = upload(images, device)
-        losses.add(cosine_loss(network(given), teacher(given)), len(images))
-        count += len(images)
-    loss, count = total([losses.read(), count])
-    return {"validation_loss": loss / count}
+        with autocasting(autocast, torch.device(device).type):
+            loss = cosine_loss(network(given), teacher(given))
+        count = torch.full_like(loss, len(images))
+        sums.add(loss.to(widest_dtype(device)) * count, count)
+    loss_of_all, count_of_all = sums.read()
+    return {"validation_loss": loss_of_all / count_of_all}

@@ -21,7 +21,7 @@ _LOCK, _CHECKPOINTS, _HISTORY = ".lock", "checkpoints", "history.json"
 MOST_FOLDERS = 5000  # that are looked into
 _DEEPEST = 4  # below the folder that is shown
 _LARGEST = 1e300  # of a figure: what diverged is no number that JSON or a plot has
-_FRESH_S = 150.0  # a training saves its state every minute
+_FRESH_S = 150.0  # whoever works in a run touches its lock every minute
 _LOCKS = Path("/proc/locks")
 
 Epoch = Mapping[str, float]

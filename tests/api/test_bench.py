@@ -20,6 +20,7 @@ from tests.exporters.recorded_progress import RecordingProgress
 from tests.pipeline.foreign_graphs import LOGITS, write_graph
 
 CPU = ExecutionOptions(device="cpu")
+pytestmark = pytest.mark.usefixtures("timed_here")
 
 
 @pytest.fixture(scope="module")

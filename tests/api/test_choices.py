@@ -20,7 +20,7 @@ from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.errors import StoppedError
 from convnext_deploy.pipeline import estimate
 from convnext_deploy.system.execution import Execution
-from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.system.progress import SilentProgress, describe_time
 
 
 class Listener(SilentProgress):
@@ -126,7 +126,7 @@ def test_estimate_counts_images_without_labels_where_they_teach(
     ("seconds", "words"), [(5, "5 seconds"), (600, "10 minutes"), (9000, "2.5 hours"), (400_000, "5 days")]
 )
 def test_describe_time_is_as_exact_as_an_estimate(seconds: float, words: str) -> None:
-    assert estimate.describe_time(seconds) == words
+    assert describe_time(seconds) == words
 
 
 def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_once_for_a_crop(

@@ -278,7 +278,7 @@ def test_without_a_gpu_what_trains_in_a_night_comes_first(monkeypatch: pytest.Mo
     assert hours[0] == pytest.approx(6 * macs * 5000 * 125 / 50e9 / 3600, rel=0.01)
     assert all(hour > 8 for hour in hours[1:]), "of those that take longer the quickest"
     assert hours[1:] == sorted(hours[1:])
-    assert others[0].reasons[-1] == f"about {hours[1]:.0f} hours of training on 2 cores"
+    assert others[0].reasons[-1] == f"about {hours[1]:.1f} hours of training on 2 cores"
     # few images at a small size: what suits them is quick enough here, and keeps its order
     quick = recommend(200, 4, image_size=64)
     assert quick.candidates[0].variant == "convnextv2_tiny"

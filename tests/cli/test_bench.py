@@ -41,6 +41,7 @@ def test_table_has_a_row_for_each_with_its_ratio_and_says_what_is_not_faster(mod
     assert "time, of the first's [least, most]" in outcome.out
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_json_alone_is_printed_with_quiet(models: tuple[Path, Path]) -> None:
     outcome = call("bench", models[0], "--json", "--quiet", *QUICK)
     assert (outcome.code, outcome.err) == (0, "")
@@ -52,6 +53,7 @@ def test_json_alone_is_printed_with_quiet(models: tuple[Path, Path]) -> None:
     assert found["environment"]["cores"] >= 1
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_what_is_not_here_is_told_and_the_exit_code_is_0(
     models: tuple[Path, Path], small_artifacts: dict[str, Artifact]
 ) -> None:
@@ -65,6 +67,7 @@ def test_what_is_not_here_is_told_and_the_exit_code_is_0(
     assert alone.err.splitlines()[-1].startswith("error: nothing was timed: engine on tensorrt: built for SM86; ")
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_artifact_that_fails_is_told_and_the_exit_code_is_1(models: tuple[Path, Path], tmp_path: Path) -> None:
     import onnx
 
@@ -114,6 +117,7 @@ def test_empty_folder_is_one_line(tmp_path: Path) -> None:
     assert outcome.err.startswith(f"error: {tmp_path} is not an artifact folder: ")
 
 
+@pytest.mark.usefixtures("timed_here")
 def test_runners_may_be_repeated_or_separated_by_commas(models: tuple[Path, Path]) -> None:
     pytest.importorskip("openvino")
     outcome = call(

@@ -10,8 +10,26 @@ import pytest
 
 from convnext_deploy.api.candidates import forms_for
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import DeployError
+from convnext_deploy.exporters.tensorrt.build import build_engine
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
+from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
+from convnext_deploy.graphs.onnx_view import open_view
+from convnext_deploy.system.progress import SilentProgress
 from tests.cli.conftest import call
+
+_SAID = {
+    "orin": (
+        ("int8-onnx: SM87 computes INT8; TensorRT documents it", "no fp8: SM87 computes none"),
+        ("int8", "int8-onnx", "fp16-onnx"),
+    ),
+    "rtx-4070": (
+        ("fp8-onnx: SM89 computes FP8, which TensorRT and TensorRT-RTX document", "int8-onnx: SM89 computes INT8; "),
+        ("fp8", "fp8-onnx", "int8", "int8-onnx", "fp16-onnx"),
+    ),
+}
+"""GPU → what is said of the forms, and the last rows of the report."""
 
 HERE = ("--workers", "0", "--device", "cpu", "--calibration-images", "12", "--calibration-method", "minmax")
 
@@ -72,16 +90,18 @@ def test_target_and_gpu_go_together(options: tuple[str, ...], message: str, tmp_
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("gpu", ["orin", "rtx-4070"])
 def test_bundle_that_is_printed_has_every_form(
-    small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path
+    gpu: str, small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path
 ) -> None:
+    said, made = _SAID[gpu]
     source = next(artifact for artifact in small_artifacts.values() if artifact.is_baseline)
     outcome = call(
-        "quantize", source.path, "--target", "auto", "--gpu", "orin", "--data", image_folder, *HERE, "--max-drop", "100",
+        "quantize", source.path, "--target", "auto", "--gpu", gpu, "--data", image_folder, *HERE, "--max-drop", "100",
         "--out", tmp_path / "run",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    for line in ("int8-onnx: SM87 computes INT8; TensorRT documents it", "no fp8: SM87 computes none"):
+    for line in said:
         assert line in outcome.err
     follows = [line.removeprefix("next: ") for line in outcome.err.splitlines() if line.startswith("next: ")]
     assert follows[1:] == [
@@ -89,9 +109,25 @@ def test_bundle_that_is_printed_has_every_form(
         f"convnext-deploy collect {tmp_path / 'run'} measured.json",
     ]
     rows = [row["identity"]["name"] for row in json.loads((tmp_path / "run" / "report.json").read_text())["rows"]]
-    assert rows[-3:] == ["int8", "int8-onnx", "fp16-onnx"]
+    assert rows[-len(made) :] == list(made)
     bundled = call(*shlex.split(follows[0])[1:])
     assert bundled.code == 0, bundled.err
     (bundle,) = tmp_path.glob("run-bundle*")
     record = json.loads((bundle / "bundle.json").read_text())
-    assert {model["precision"] for model in record["models"]} == {"int8-fp16", "fp16"}
+    precisions = {name.removesuffix("-onnx") for name in made if name.endswith("-onnx")}
+    assert {model["precision"].removesuffix("-fp16") for model in record["models"]} == precisions
+    if gpu == "rtx-4070":
+        _build_all(bundle, [model["file"] for model in record["models"]])
+
+
+def _build_all(bundle: Path, files: list[str]) -> None:
+    """Build what the device would build, by TensorRT-RTX, which needs no GPU for it; all products of FP8 and INT8 are such."""
+    pytest.importorskip("tensorrt_rtx")
+    for file in files:
+        path = bundle / file
+        options = BuildOptions(Profile(1, 1, 1), optimization_level=1)
+        engine = build_engine(path, flavor="tensorrt-rtx", gpu="SM89", options=options, progress=SilentProgress())
+        report = report_precisions(read_plan_nodes(engine.plan), open_view(path))
+        assert report is not None
+        assert (report.requested_fp8 > 0) == ("fp8" in file)
+        assert report.nodes.get("FP8", 0) == report.requested_fp8

@@ -45,6 +45,14 @@ def test_recommend_prints_the_ranked_list_with_reasons_and_the_recipe() -> None:
     assert "…" not in outcome.out
 
 
+def test_short_trainings_are_given_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "training_machine", lambda: TrainingMachine(None, 24.0, 2))
+    outcome = call("recommend", "--images", "200", "--classes", "4", "--image-size", "64")
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert "2 convnext_tiny 28.6 82.1 128 2.6 2e-4 0.1 40 no 6 minutes" in lines
+    assert "- about 6 minutes of training on 2 cores" in lines
+
+
 def test_recommend_writes_the_recipe_to_a_file_that_runs(tmp_path: Path) -> None:
     path = tmp_path / "start.toml"
     outcome = call("recommend", *SMALL, "--gpu-memory", "12", "--out", path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,21 @@ def test_help_imports_nothing_but_click(arguments: tuple[str, ...]) -> None:
 )
 def test_verb_that_computes_nothing_imports_no_torch(arguments: tuple[str, ...]) -> None:
     assert not imported_by(*arguments) & HEAVY
+
+
+QUICKSTART = "quickstart.toml" if importlib.util.find_spec("tensorrt_rtx") else "quickstart-onnx.toml"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", str(Path(__file__).parents[2] / "recipes" / QUICKSTART)),
+        ("train", "--model", "atto", "--epochs", "2000"),  # whose time is measured on a few steps
+    ],
+    ids=["run", "train"],
+)
+def test_dry_run_imports_no_exporter_and_no_compiler(arguments: tuple[str, ...]) -> None:
+    found = imported_by(*arguments, "--dry-run")
+    assert "torch" in found
+    # sympy comes with PyTorch's compiler
+    assert not found & {"onnx", "onnx_ir", "onnxruntime", "openvino", "sympy", "torchvision", "plotly", "jinja2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 
 from convnext_deploy.data import contents
 from convnext_deploy.data.contents import BLOCK, BLOCKS, Contents, digest_file
+from convnext_deploy.data.contents_table import load_table
 from convnext_deploy.data.datasets import open_data
 from convnext_deploy.errors import DataError
+from convnext_deploy.system.cache_folder import remove_unused
 from tests.conftest import CLASSES, write_image_folder
 
 
@@ -183,3 +186,17 @@ def test_a_file_that_is_gone_ends_in_one_line(tmp_path: Path) -> None:
 
 def test_nothing_is_read_of_no_files() -> None:
     assert Contents().read([]).shape == (0,)
+
+
+def test_indexes_that_were_not_used_for_longest_go(tmp_path: Path) -> None:
+    names = [f"contents-{number}.bin" for number in range(3)] + ["shards-3.npz", "contents-4.bin"]
+    for age, name in enumerate((*names, "others.bin")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (0, time.time() - 86400 * (10 - age)))
+    load_table(tmp_path / names[0])  # damaged, and yet used: as new
+    os.utime(tmp_path / names[4])
+    remove_unused(tmp_path, 250)
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], names[4], "others.bin"}
+    remove_unused(tmp_path, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], names[4], "others.bin"}  # what is new stays
+    remove_unused(tmp_path / "missing", 0)

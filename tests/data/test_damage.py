@@ -178,3 +178,33 @@ def test_jpeg_files_are_judged_as_by_decoding_all_of_them() -> None:
             refused += expected
             assert (found is not None) == expected
     assert refused > 5
+
+
+def cut(content: bytes, place: float) -> bytes:
+    """Cut a JPEG file at a share of its pixels, and end it as it should end."""
+    start = content.rindex(b"\xff\xda")
+    return content[: start + int((len(content) - start) * place)].rstrip(b"\xff") + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"restart_marker_rows": 1}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_files_that_were_cut_and_end_as_they_should_are_found(mode: str, options: dict[str, int]) -> None:
+    with io.BytesIO() as buffer:
+        NOISE.resize((100, 90), Image.Resampling.NEAREST).convert(mode).save(buffer, "JPEG", **options)
+        content = buffer.getvalue()
+    with quiet():
+        for place in (0.1, 0.37, 0.5, 0.8, 0.95):
+            assert find_damage(io.BytesIO(cut(content, place))) == "its pixels end early", place
+        assert find_damage(io.BytesIO(content)) is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_files_with_a_grey_corner_are_whole(mode: str) -> None:
+    image = NOISE.convert(mode)
+    image.paste(Image.new(mode, (20, 20), (128,) * len(image.getbands()) if mode != "L" else 128), (20, 20))
+    with io.BytesIO() as buffer, quiet():
+        image.save(buffer, "JPEG", quality=100)
+        content = buffer.getvalue()
+        assert find_damage(io.BytesIO(content)) is None
+        assert find_damage(io.BytesIO(content + b"appended")) is None
+        assert find_damage(io.BytesIO(cut(content, 0.5))) == "its pixels end early"

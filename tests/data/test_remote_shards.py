@@ -174,14 +174,14 @@ def test_what_lasts_is_one_line(store: Store, tmp_path: Path, fault: object, exp
 
 def test_addresses_that_hold_no_shards_are_one_line(store: Store, folder: Path, tmp_path: Path) -> None:
     assert "/nothing cannot be read: it does not exist (404)" in refusal(f"{store.url}/nothing", tmp_path)
-    assert "lists no .tar files (found shards, whole); expected train-*.tar" in refusal(store.url, tmp_path)
+    assert "lists no .tar or .mds files (found shards, whole); expected train-*.tar" in refusal(store.url, tmp_path)
     assert "/train-3.tar cannot be read: it does not exist" in refusal(
         f"{store.url}/shards/train-{{2..3}}.tar", tmp_path
     )
     assert "holds a password" in refusal("https://me:secret@localhost/shards", tmp_path)
     assert "foo://x/y begins with foo://, which is not known" in refusal("foo://x/y", tmp_path)
     store.fault = lambda method, path, count: store_of.PAGE if path in ("/shards", "/shards/") else None
-    assert "lists no .tar files (it lists nothing)" in refusal(f"{store.url}/shards", tmp_path)
+    assert "lists no .tar or .mds files (it lists nothing)" in refusal(f"{store.url}/shards", tmp_path)
     for name, content, expected in (
         ("empty", b"", "cannot be read as a tar file (empty file)"),
         ("text", b"no tar" * 999, "cannot be read as a tar file"),

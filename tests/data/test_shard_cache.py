@@ -6,16 +6,22 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.data import shard_index
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data, open_data
+from convnext_deploy.data.shard_parts import Part
+from convnext_deploy.data.shard_scan import Shard, scan_shard
 from convnext_deploy.data.shards import ShardImages
 from convnext_deploy.errors import DataError, OutputError
 from tests.shards import numbered, sample, write_tar
+
+BESIDE = ".convnext_deploy-shards.npz"
 
 
 @pytest.fixture
@@ -32,22 +38,28 @@ def train_of(data: Data) -> ShardImages:
     return data.train
 
 
-def forbid_scanning(patch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the shards are read again")
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of shards as they are read."""
+    names: list[str] = []
 
-    patch.setattr(shard_index, "_scan", refuse)
+    def note(shard: Shard, *given: Any, **options: Any) -> Part:
+        names.append(shard.path.name)
+        return scan_shard(shard, *given, **options)
+
+    monkeypatch.setattr(shard_index, "scan_shard", note)
+    return names
 
 
-def test_index_is_kept_and_taken_again(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_is_kept_and_taken_again(shards: Path, tmp_path: Path, read: list[str]) -> None:
     cache = tmp_path / "deep" / "cache"
     write_tar(shards / "train-0.tar", [*sample(0, 0), ("\udcff.png", b"x"), *sample(1, 1)])
     plain = open_data(str(shards), skip_unreadable=True)
     assert open_data(str(shards), skip_unreadable=True, cache_dir=cache).fingerprint == plain.fingerprint
     assert len(list(cache.glob("shards-*"))) == 1
-    forbid_scanning(monkeypatch)
+    read.clear()
     again = open_data(str(shards), skip_unreadable=True, cache_dir=cache)
-    assert again.fingerprint == plain.fingerprint
+    assert (again.fingerprint, read) == (plain.fingerprint, [])
     assert again.unreadable == plain.unreadable != ()
     assert again.class_names == plain.class_names
     for index in range(len(plain.train)):
@@ -59,25 +71,59 @@ def test_index_is_kept_and_taken_again(shards: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "anew"),
     [
-        lambda root: os.utime(root / "val-0.tar", ns=(0, 0)),
-        lambda root: (root / "train-1.tar").rename(root / "train-2.tar"),
-        lambda root: numbered(root / "train-2.tar", range(2)),
-        lambda root: numbered(root / "train-1.tar", range(12)),
-        lambda root: root.rename(root.with_name("moved")).rename(root) and root.joinpath("val-0.tar").unlink(),
+        (lambda root: os.utime(root / "val-0.tar", ns=(0, 0)), ["val-0.tar"]),
+        (lambda root: (root / "train-1.tar").rename(root / "train-2.tar"), ["train-2.tar"]),
+        (lambda root: numbered(root / "train-2.tar", range(2)), ["train-2.tar"]),
+        (lambda root: numbered(root / "train-1.tar", range(12)), ["train-1.tar"]),
+        (lambda root: (root / "train-0.tar").unlink(), []),
+        (lambda root: root.rename(root.with_name("moved")).rename(root) and root.joinpath("val-0.tar").unlink(), []),
     ],
 )
-def test_index_is_made_anew_when_a_shard_changes(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+def test_shards_that_changed_are_read_again_and_no_others(
+    shards: Path, tmp_path: Path, read: list[str], change: Callable[[Path], object], anew: list[str]
 ) -> None:
     open_data(str(shards), cache_dir=tmp_path)
+    assert sorted(read) == ["train-0.tar", "train-1.tar", "val-0.tar"]
     change(shards)
-    with monkeypatch.context() as patch:
-        forbid_scanning(patch)
-        with pytest.raises(AssertionError, match="read again"):
-            open_data(str(shards), cache_dir=tmp_path)
-    assert open_data(str(shards), cache_dir=tmp_path).fingerprint == open_data(str(shards)).fingerprint
+    read.clear()
+    found = open_data(str(shards), cache_dir=tmp_path)
+    assert read == anew
+    assert found.fingerprint == open_data(str(shards), cache_dir=tmp_path / "empty").fingerprint
+    read.clear()
+    assert open_data(str(shards), cache_dir=tmp_path).fingerprint == found.fingerprint
+    assert read == []
+
+
+def test_index_lies_beside_the_shards_and_goes_with_them(shards: Path, tmp_path: Path, read: list[str]) -> None:
+    expected = open_data(str(shards)).fingerprint
+    assert [path.name for path in shards.iterdir() if path.suffix != ".tar"] == [BESIDE]
+    read.clear()
+    assert open_data(str(shards.rename(tmp_path / "mounted elsewhere"))).fingerprint == expected
+    assert read == []
+
+
+def test_index_goes_to_the_cache_folder_where_the_shards_must_not_be_touched(
+    shards: Path, tmp_path: Path, read: list[str]
+) -> None:
+    (shards / BESIDE).mkdir()  # as in a folder that only others may write to; root may write anywhere
+    for _ in range(2):
+        open_data(str(shards), contents=Contents(shards, tmp_path / "cache"))
+    assert len(read) == 3
+    assert len(list((tmp_path / "cache").glob("shards-*.npz"))) == 1
+    open_data(str(shards))  # nowhere at all, which is no error
+    assert len(read) == 6
+
+
+def test_what_was_read_before_a_shard_that_cannot_be_is_kept(shards: Path, read: list[str]) -> None:
+    (shards / "val-1.tar").write_bytes(b"no tar" * 999)
+    with pytest.raises(DataError, match=r"val-1\.tar cannot be read as a tar file"):
+        open_data(str(shards))
+    (shards / "val-1.tar").unlink()
+    read.clear()
+    open_data(str(shards))
+    assert read == []
 
 
 def _spoil(name: str, change: Callable[[NDArray[np.void]], object]) -> Callable[[Path], object]:

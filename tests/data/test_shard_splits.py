@@ -10,8 +10,7 @@ import pytest
 
 from convnext_deploy.data import shards
 from convnext_deploy.data.datasets import open_data
-from convnext_deploy.data.shard_index import ShardIndex
-from convnext_deploy.data.shards import read_sample
+from convnext_deploy.data.shard_index import ShardIndex, read_sample
 from convnext_deploy.data.splits import Split
 from convnext_deploy.errors import DataError
 from tests.conftest import CLASSES, write_image_folder

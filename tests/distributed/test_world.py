@@ -8,17 +8,9 @@ from torch import nn
 
 from convnext_deploy.errors import DataError, ProcessLostError
 from convnext_deploy.system import distributed
-from convnext_deploy.system.distributed import (
-    World,
-    from_first,
-    gather,
-    launched,
-    losing_others,
-    pack,
-    total,
-    unpack,
-    world,
-)
+from convnext_deploy.system.distributed import World, gather, launched, losing_others, total, world
+from convnext_deploy.system.packing import pack, unpack
+from convnext_deploy.system.shared_work import from_first
 from tests.training.device_copies import DEVICE, counting
 
 

@@ -21,7 +21,7 @@ from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.fit import fit
 from convnext_deploy.training.schedule import Schedule
-from convnext_deploy.training.scoring import Scoring, evaluate_classifier
+from convnext_deploy.training.scoring import Scoring, evaluate_classifier, own_images
 
 CLASSES, EPOCHS, STEPS = 5, 5, 4
 VALIDATION_IMAGES = 37  # not a multiple of two
@@ -35,7 +35,7 @@ def train(**options: Any) -> dict[str, Any]:
     images = ArrayImages(pixels.astype(np.uint8), labels)
     held_out = ArrayImages(images.arrays[:VALIDATION_IMAGES], labels[:VALIDATION_IMAGES])
     preprocess = default_preprocess(32)
-    own = range(world().rank, VALIDATION_IMAGES, world().size)
+    own = own_images(VALIDATION_IMAGES, 8)
     validation = EvaluationBatches(held_out, preprocess, 8, 0, own)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -67,7 +67,7 @@ def train(**options: Any) -> dict[str, Any]:
     return {
         "losses": np.mean(gather(losses), axis=0).tolist(),
         "rows": sorted(row for part in gather(rows) for row in part),
-        "validated": sorted(index for part in gather(list(own)) for index in part),
+        "validated": sorted(index for part in gather(own) for index in part),
         "history": [{name: value for name, value in row.items() if name != "images_per_s"} for row in history],
         "spread": max(float((other - weights).abs().max()) for other in gather(weights)),
         "weights": weights.double().norm().item(),

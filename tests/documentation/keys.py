@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from convnext_deploy.config.fit import Augmentation, FitConfig
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import Gate, Recipe
+from convnext_deploy.config.recipe import Gate, LatencyGoal, Recipe
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.system.files import write_text
@@ -34,6 +34,7 @@ RECORDS: dict[str, type[Any]] = {
     "recipe": Recipe,
     "source_preprocess": PreprocessSettings,
     "gate": Gate,
+    "latency_goals": LatencyGoal,
     "model": ModelConfig,
     "fit": FitConfig,
     **{kind: stage_config(kind) for kind in STAGE_KINDS},

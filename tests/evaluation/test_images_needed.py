@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from convnext_deploy.metrics.intervals import paired_difference_interval
 from convnext_deploy.metrics.paired import images_needed, mcnemar_p_value
 
-PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 DRAWS = 2000
 # drop, discordance, top-1 of the baseline
 CASES = [

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from convnext_deploy.metrics.paired import LEAST_DISCORDANT, SIGNIFICANCE, holm_p_values, mcnemar_p_value
 
-PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.parametrize(

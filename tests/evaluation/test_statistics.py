@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from convnext_deploy.metrics.intervals import paired_difference_interval, wilson_interval
 
-PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 Table = tuple[int, int, int, int]
 tables = st.tuples(*[st.integers(0, 400)] * 4).filter(lambda table: sum(table) > 0)
 

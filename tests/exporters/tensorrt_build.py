@@ -11,8 +11,9 @@ import pytest
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.config.choices import Flavor
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
-from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, build_engine
+from convnext_deploy.exporters.tensorrt import build_options as tensorrt_options
+from convnext_deploy.exporters.tensorrt.build import Engine, build_engine
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from convnext_deploy.system.progress import Progress, SilentProgress
 from tests.exporters.tensorrt_stand_in import RELEASES, RTX_RELEASE, Script, create_stand_in
 
@@ -37,7 +38,7 @@ def prepare_build(release: str, script: Script, monkeypatch: pytest.MonkeyPatch)
     flavor = flavor_of(release)
     stand_in = create_stand_in(release, script)
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    for module in (tensorrt_engine, tensorrt_releases):
+    for module in (tensorrt_options, tensorrt_releases):
         monkeypatch.setattr(module, "cuda_driver_error", lambda: None)
     silent = SilentProgress()
 

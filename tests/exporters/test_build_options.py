@@ -10,8 +10,8 @@ import pytest
 
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
-from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
-from convnext_deploy.exporters.tensorrt.build import BuildOptions
+from convnext_deploy.exporters.tensorrt import build_options as tensorrt_options
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from tests.exporters.recorded_progress import RecordingProgress
 from tests.exporters.tensorrt_build import OPTIONS, STANDARD, Build
 from tests.exporters.tensorrt_stand_in import RTX_RELEASE, Script, read_api
@@ -181,7 +181,7 @@ def test_build_engine_writes_no_timing_cache_when_the_build_fails(build: Build, 
 def test_build_engine_refuses_for_rtx_what_only_standard_tensorrt_can(
     build: Build, script: Script, monkeypatch: pytest.MonkeyPatch, option: dict[str, Any], cure: str
 ) -> None:
-    monkeypatch.setattr(tensorrt_engine, "cuda_driver_error", lambda: "no GPU")
+    monkeypatch.setattr(tensorrt_options, "cuda_driver_error", lambda: "no GPU")
     with pytest.raises(ExportError, match=rf"^TensorRT-RTX [^\n]*{cure}|^the weights of a plan [^\n]*{cure}"):
         build(dataclasses.replace(OPTIONS, **option))
     assert script.built == []

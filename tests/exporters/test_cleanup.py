@@ -19,7 +19,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
 from convnext_deploy.exporters.onnx.graph_edits import finish
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.graphs.onnx_io import layer_of_node, name_nodes
+from convnext_deploy.graphs.names import layer_of_node, name_nodes
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import VARIANTS
 from tests.exporters.conftest import Network

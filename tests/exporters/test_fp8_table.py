@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from convnext_deploy.artifacts.details import PrecisionReport, Profile
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
+from convnext_deploy.exporters.tensorrt.build import build_engine
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.graphs.precision import read_precision

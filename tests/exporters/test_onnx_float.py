@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import re
@@ -22,7 +23,8 @@ from torch import nn
 
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.graphs.onnx_io import METADATA_KEY, load_onnx, name_nodes, read_metadata, save_onnx, tensor_shape
+from convnext_deploy.graphs.names import name_nodes
+from convnext_deploy.graphs.onnx_io import METADATA_KEY, load_onnx, read_metadata, save_onnx, tensor_shape
 from tests.exporters.conftest import Network
 
 
@@ -120,6 +122,7 @@ def test_export_float_fails_in_one_line_when_the_exporter_raises(
     with pytest.raises(ExportError, match=r"^torch\.onnx\.export failed[^\n]*$"):
         export_float(nn.Identity(), 3, 32)
     assert logger.level == before
+    assert gc.isenabled()
 
 
 def test_save_onnx_writes_metadata_that_read_metadata_returns(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from convnext_deploy.config.choices import InputType
 from convnext_deploy.config.records import read_record
 from convnext_deploy.errors import ArtifactError, ExportError
 from convnext_deploy.exporters.onnx.fp16 import find_islands, to_half
-from convnext_deploy.exporters.onnx.pre_post_processing import OUTPUT_NAMES, add_ends
+from convnext_deploy.exporters.onnx.pre_post_processing import add_ends
 from convnext_deploy.exporters.onnx.trace import export_float
+from convnext_deploy.graphs.names import OUTPUT_NAMES
 from convnext_deploy.graphs.onnx_io import tensor_shape
 from convnext_deploy.runners.graph_io import prepare_images, run_in_parts, to_logits
 from tests.exporters.conftest import Network

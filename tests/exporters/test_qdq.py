@@ -343,7 +343,7 @@ def single_products(draw: st.DrawFn) -> SingleProduct:
     return SingleProduct(model, site, images)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(case=single_products())
 def test_insert_qdq_makes_any_product_compute_in_its_integers(case: SingleProduct) -> None:
     model = insert_qdq(case.graph, {"layer": case.site})

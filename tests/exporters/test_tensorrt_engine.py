@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from convnext_deploy.artifacts.details import Profile
 from convnext_deploy.errors import ExportError
 from convnext_deploy.exporters.tensorrt.bindings import create_logger
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, Engine, build_engine, check_gpus, check_turing
+from convnext_deploy.exporters.tensorrt.build import Engine, build_engine, check_turing
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions, check_gpus
 from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.system.progress import Progress, SilentProgress
 from tests.exporters.conftest import Network

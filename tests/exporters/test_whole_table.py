@@ -23,7 +23,8 @@ from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.exporters.onnx.fp16 import find_islands, measure_ranges, to_half
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
+from convnext_deploy.exporters.tensorrt.build import build_engine
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.graphs.onnx_view import open_view

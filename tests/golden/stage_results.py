@@ -25,11 +25,12 @@ from torch import Tensor
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import EngineDetails, TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.config.choices import DistillMethod, QuantizeMethod
+from convnext_deploy.config.choices import DistillMethod, PruneMethod, QuantizeMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.stage import StageConfig
@@ -141,6 +142,15 @@ def _distill(shop: Workshop) -> Numbers:
     return found
 
 
+def _prune(shop: Workshop) -> Numbers:
+    found: Numbers = {}
+    methods: tuple[PruneMethod, ...] = ("second-order", "taylor")
+    for method in methods:
+        config = PruneConfig(widths=(64, 0, 192, 256), method=method, calibration_images=12)
+        found[method] = shop.logits(shop.run(config, shop.float))
+    return found
+
+
 def _of_quantized(shop: Workshop, artifact: Artifact) -> Numbers:
     state = load_network(artifact).state_dict()
     found: Numbers = {"logits": shop.logits(artifact)}
@@ -206,6 +216,7 @@ def _tensorrt(shop: Workshop) -> Numbers:
 RESULTS: dict[str, Callable[[Workshop], Numbers]] = {
     "train": _train,
     "distill": _distill,
+    "prune": _prune,
     "ptq": _ptq,
     "qat": _qat,
     "quantize": _quantize,
@@ -243,7 +254,7 @@ def _is_same(name: str, one: Any, other: Any, tolerance: float) -> bool:
 
 
 def is_quantized(kind: str) -> bool:
-    """Whether the results of a kind are on grids."""
+    """Whether the results of a kind are on grids, or chosen among things that are about as good."""
     return kind not in ("train", "distill")
 
 

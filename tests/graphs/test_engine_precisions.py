@@ -16,7 +16,8 @@ from convnext_deploy.artifacts.details import PrecisionReport, Profile
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
-from convnext_deploy.exporters.tensorrt.build import BuildOptions, build_engine
+from convnext_deploy.exporters.tensorrt.build import build_engine
+from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from convnext_deploy.graphs.compute_nodes import find_compute_nodes
 from convnext_deploy.graphs.engine_precisions import (
     PlanNode,

@@ -278,7 +278,7 @@ THEIR_KEYS = ("hidden_act", "layer_norm_eps", "id2label")
 PROCESSOR_KEYS = (*PROCESSOR, "crop_pct", "resample", "rescale_factor", "do_normalize", "do_rescale")
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.data())
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_read_hub_config_reads_sound_settings_or_refuses_whatever_the_values(

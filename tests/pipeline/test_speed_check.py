@@ -23,6 +23,7 @@ from convnext_deploy.errors import ExportError
 from convnext_deploy.evaluation.timing import speedup as speed
 from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
 from convnext_deploy.exporters.onnx import export as network_graph
+from convnext_deploy.exporters.onnx import ort_fusion
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.pipeline import speed_check
@@ -30,7 +31,6 @@ from convnext_deploy.pipeline.float_baseline import FloatBaseline
 from convnext_deploy.pipeline.run import RunResult, run_recipe
 from convnext_deploy.pipeline.speed_check import Comparison, measure_comparison
 from convnext_deploy.reports.record import StageRow, read_report
-from convnext_deploy.stages import onnx as onnx_stage
 from convnext_deploy.system.environment import describe_environment
 from convnext_deploy.system.progress import SilentProgress
 from tests.cli.conftest import call
@@ -97,7 +97,7 @@ def slow_form(proto: onnx.ModelProto) -> onnx.ModelProto:
 def test_planted_slow_graph_fails_with_exit_code_3_names_its_layers_and_what_to_ship(
     wide: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_stage, "fuse_int8_matmuls", slow_form)
+    monkeypatch.setattr(ort_fusion, "fuse_int8_matmuls", slow_form)
     out = tmp_path / "out"
     outcome = call("export", wide["ptq"].path, "--image-size", str(SIDE), "--out", out)
     assert outcome.code == 3

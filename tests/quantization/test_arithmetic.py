@@ -22,7 +22,7 @@ GRIDS = pytest.mark.parametrize(
     [SYMMETRIC, AFFINE, UNSIGNED, SYMMETRIC_UNSIGNED, NARROW],
     ids=["symmetric", "affine", "unsigned", "symmetric-unsigned", "narrow"],
 )
-PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 limits = st.floats(-1e6, 1e6, width=32)
 ranges = st.tuples(limits, limits).map(lambda ends: (min(ends), max(ends)))

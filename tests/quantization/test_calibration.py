@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantization.calibration import InputSample, calibrate, freeze_weight, observe
+from convnext_deploy.quantization.calibration import calibrate, freeze_weight
 from convnext_deploy.quantization.fake_quantize import round_bias
 from convnext_deploy.quantization.observers import RANGE_METHODS, ActivationObserver
 from convnext_deploy.quantization.prepare import QuantizedLayer, prepare, quantized_layers
 from convnext_deploy.quantization.qparams import mse_weight_qparams
 from convnext_deploy.quantization.scheme import QuantizationScheme, TensorScheme, resolve_scheme
+from convnext_deploy.quantization.seen import InputSample, observe
 from tests.models.conftest import assert_equal_states
 from tests.weights import fill
 

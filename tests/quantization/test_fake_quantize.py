@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convnext_deploy.quantization import fake_quantize
 from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
-from convnext_deploy.quantization.scheme import TensorScheme
+from convnext_deploy.quantization.scheme import SCHEMES, TensorScheme
 
 GRIDS = pytest.mark.parametrize(
     ("scheme", "zero_point"),
@@ -293,3 +296,26 @@ def test_fake_quantize_observes_and_passes_inputs_unchanged_while_it_has_an_obse
     assert quantizer(x) is x
     assert torch.equal(recorder.seen[0], x)
     assert not recorder.seen[0].requires_grad
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "tensorrt-fp8"])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 1, 0, 2)])
+def test_parts_that_fit_the_cache_give_the_bits_of_the_whole(
+    target: str, order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = SCHEMES[target].activation
+    for scheme in (grid, dataclasses.replace(grid, per_channel=True, symmetric=True)):
+        x, upstream = noise(5, 6, 7, 8, scale=3.0).permute(order), noise(5, 6, 7, 8).flip(0).permute(order)
+        channels = x.shape[0]
+        scale = torch.linspace(0.01, 0.03, channels) if scheme.per_channel else torch.tensor(0.02)
+        found = []
+        for values_at_once in (1 << 30, 100):
+            monkeypatch.setattr(fake_quantize, "_VALUES_IN_CACHE", values_at_once)
+            quantizer = frozen(scheme, scale, torch.full_like(scale, 3 if scheme.quant_min == 0 else 0))
+            leaf = x.detach().requires_grad_()
+            output = quantizer(leaf)
+            output.backward(upstream)
+            shift = quantizer.zero_point_shift
+            found.append([output.detach(), leaf.grad, quantizer.log2_scale.grad, None if shift is None else shift.grad])
+        for whole, parts in zip(*found, strict=True):
+            assert (whole is None and parts is None) or torch.equal(whole, parts)

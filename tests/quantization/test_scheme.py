@@ -149,7 +149,7 @@ def test_override_with_more_letters_wins_whatever_the_order() -> None:
 PARTS = st.sampled_from(["stages", "[012]", "*", "?", "3", "0", "pwconv1", "pwconv?", "dwconv", "head"])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(
     rules=st.lists(
         st.tuples(

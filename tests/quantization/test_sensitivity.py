@@ -19,6 +19,7 @@ from convnext_deploy.quantization.prepare import prepare, quantized_layers, quan
 from convnext_deploy.quantization.scheme import resolve_scheme
 from convnext_deploy.quantization.sensitivity import (
     Effect,
+    by_harm,
     choose_float_layers,
     compute_logits,
     count_macs,
@@ -111,10 +112,14 @@ def test_each_effect_is_that_of_a_network_with_only_this_layer_quantized(target:
     network = calibrated(target)
     reference = float_logits(network)
     names = [name for name, _ in quantized_layers(network)]
-    advanced: list[None] = []
-    effects = measure_sensitivity(network, images(), reference, lambda: advanced.append(None))
+    macs = count_macs(network, images(1))
+    found = list(measure_sensitivity(network, images(), reference, macs))
+    assert [effect.layer for effect in found] == names
+    assert (
+        list(measure_sensitivity(network, images(), reference, {name: macs[name] for name in names[2:4]})) == found[2:4]
+    )
+    effects = by_harm(found)
     assert sorted(effect.layer for effect in effects) == sorted(names)
-    assert len(advanced) == len(names)
     assert [effect.kl for effect in effects] == sorted((effect.kl for effect in effects), reverse=True)
     assert all(states(network))
     for effect in effects:
@@ -133,7 +138,9 @@ def test_layer_with_a_spoilt_grid_comes_first_and_changes_guesses() -> None:
     network = calibrated()
     layer = dict(quantized_layers(network))[BAD]
     layer.weight_quantizer.log2_scale.data += 8  # next to nothing is left of the weight
-    first, second, *_ = measure_sensitivity(network, images(), float_logits(network))
+    first, second, *_ = by_harm(
+        measure_sensitivity(network, images(), float_logits(network), count_macs(network, images(1)))
+    )
     assert first.layer == BAD
     assert first.kl > 20 * second.kl
     assert first.changed > second.changed
@@ -151,7 +158,7 @@ def test_macs_are_those_of_the_formula() -> None:
         expected[f"stages.{stage}.0.pwconv1"] = expected[f"stages.{stage}.0.pwconv2"] = pixels * 4 * channels**2
     assert found == expected
     assert all(not module._forward_hooks for module in network.modules())
-    effects = measure_sensitivity(network, images(), float_logits(network))
+    effects = list(measure_sensitivity(network, images(), float_logits(network), found))
     assert {effect.layer: effect.macs for effect in effects} == expected
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.convnext import ConvNeXt
-from convnext_deploy.quantization.calibration import calibrate, observe
+from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.prepare import prepare, quantizers_disabled
 from convnext_deploy.quantization.qparams import mse_weight_qparams
 from convnext_deploy.quantization.scheme import QuantizationScheme, TensorScheme, resolve_scheme
+from convnext_deploy.quantization.seen import observe
 from convnext_deploy.quantization.smoothquant import ALPHAS, Smoothing, choose_smoothing, smoothing_scale
 from tests.weights import fill
 

@@ -50,6 +50,20 @@ def noise(count: int) -> NDArray[np.float32]:
     return np.random.default_rng(count).standard_normal((count, 3, 4, 4), dtype=np.float32)
 
 
+def test_float32_is_computed_in_float32_whatever_is_switched_on() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten(), nn.Linear(32 * 4, 5))
+    images = noise(40)
+    runner = TorchRunner(network, "cpu")
+    expected = runner.logits(images)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert np.array_equal(runner.logits(images), expected)
+            assert network(torch.from_numpy(images)).dtype == torch.bfloat16
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_threads_hold_during_calls_and_not_after_them(two_threads: None) -> None:
     network = Counting()
     for threads in (1, 2, None):

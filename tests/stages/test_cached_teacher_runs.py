@@ -23,15 +23,12 @@ from convnext_deploy.training.checkpoint_store import TrainingStore
 from convnext_deploy.training.teacher_cache import TeacherCache
 from tests.shared import heavy_except
 from tests.stages.conftest import FIT, ROWS, Train
+from tests.training.fake_batches import KilledError
 from tests.weights import assert_equal_states
 
 STEPS = 9
 REPEATING = dataclasses.replace(FIT, augmentation_epochs=2, mixup_alpha=0.8, ema_decay=0.9)
 Usage = namedtuple("Usage", "total used free")
-
-
-class KilledError(Exception):
-    """What a test raises in the place of a signal."""
 
 
 @pytest.fixture

@@ -30,10 +30,14 @@ class Numbers:
     labels: Tensor
     asked: list[int] = field(default_factory=list)  # images that were run, of every network
 
-    def batches(self, start: int = 0) -> Any:
-        for batch in torch.arange(start, COUNT).split(SIZE):
-            self.asked.append(len(batch))
-            yield batch
+    @property
+    def lengths(self) -> list[int]:
+        return [SIZE] * (COUNT // SIZE)
+
+    def numbered(self, numbers: range) -> Any:
+        for number in numbers:
+            self.asked.append(SIZE)
+            yield torch.arange(number * SIZE, (number + 1) * SIZE)
 
 
 class Table(nn.Module):

@@ -17,7 +17,8 @@ from convnext_deploy.artifacts.spec import GraphIO, ModelSpec, default_preproces
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, ExportError, RecipeError
 from convnext_deploy.exporters.tensorrt import bindings as tensorrt_releases
-from convnext_deploy.exporters.tensorrt import build as tensorrt_engine
+from convnext_deploy.exporters.tensorrt import build_options as tensorrt_options
+from convnext_deploy.graphs import engine_precisions
 from convnext_deploy.stages import context, tensorrt
 from convnext_deploy.system.execution import Execution
 from tests.details import engine_details
@@ -99,7 +100,7 @@ def test_run_warns_when_the_plan_cannot_be_read(
     convolution: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(tensorrt, "read_plan_nodes", lambda plan: [])
+    monkeypatch.setattr(engine_precisions, "read_plan_nodes", lambda plan: [])
     engine = run(TensorRTConfig(gpus=("sm86",), strict=True), convolution, tmp_path / "engine")
     assert engine_details(engine).precisions == {"SM86": None}
     assert (
@@ -171,7 +172,7 @@ def standard(request: pytest.FixtureRequest, script: Script, monkeypatch: pytest
     """A release of standard TensorRT on a machine that looks as if it had a GPU."""
     stand_in = create_stand_in(request.param, script)
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in)
-    for module in (tensorrt_engine, tensorrt_releases):
+    for module in (tensorrt_options, tensorrt_releases):
         monkeypatch.setattr(module, "cuda_driver_error", lambda: None)
     return str(request.param)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.fit import FitConfig
@@ -55,6 +56,8 @@ def test_the_best_epoch_is_that_of_images_set_aside(small_data: Data, tmp_path: 
     found = evaluate_classifier(load_network(made), images, "cpu")
     assert found["validation_top1"] == history[place]["ema_selection_top1"]
     assert found["validation_loss"] == pytest.approx(history[place]["ema_selection_loss"], rel=1e-5)
+    in_half = evaluate_classifier(load_network(made), images, "cpu", torch.bfloat16)  # as a GPU scores, and a CPU never
+    assert 1e-5 < abs(in_half["validation_loss"] / found["validation_loss"] - 1) < 0.05
 
 
 def test_selection_images_are_no_validation_images_and_leave_every_class(tmp_path: Path) -> None:

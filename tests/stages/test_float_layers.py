@@ -20,7 +20,7 @@ from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.gptq import adjust_blocks
 from convnext_deploy.quantization.prepare import prepare, quantized_layers, quantizers_disabled, without_quantizers
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.quantization.sensitivity import compute_logits, kl_divergence, measure_sensitivity
+from convnext_deploy.quantization.sensitivity import compute_logits, count_macs, kl_divergence, measure_sensitivity
 from convnext_deploy.stages.float_layers import float_modules, leave_in_float
 from tests.weights import fill
 
@@ -103,8 +103,8 @@ def test_layers_in_float_are_those_of_the_float_network(folded: ConvNeXt, quanti
 def test_sensitivity_is_of_one_layer_among_those_of_the_float_network(folded: ConvNeXt, quantized: ConvNeXt) -> None:
     reference = compute_logits(folded, IMAGES)
     before = {key: id(value) for key, value in quantized.named_parameters()}
-    floats = float_modules(quantized, folded)
-    effects = {e.layer: e for e in measure_sensitivity(quantized, IMAGES, reference, floats=floats)}
+    floats, macs = float_modules(quantized, folded), count_macs(quantized, IMAGES[:1])
+    effects = {e.layer: e for e in measure_sensitivity(quantized, IMAGES, reference, macs, floats=floats)}
     assert {key: id(value) for key, value in quantized.named_parameters()} == before
     names = [name for name, _ in quantized_layers(quantized)]
     scheme = resolve_scheme("tensorrt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,13 @@ class Given:
     values: Tensor
     size: int = 3
 
-    def batches(self, start: int = 0) -> list[Tensor]:
-        return list(self.values.split(self.size))
+    @property
+    def lengths(self) -> list[int]:
+        return [len(batch) for batch in self.values.split(self.size)]
+
+    def numbered(self, numbers: range) -> Iterator[Tensor]:
+        batches = self.values.split(self.size)
+        return (batches[number] for number in numbers)
 
 
 def judge_of(reference: Tensor, labels: list[int], budget: float, looks: int = 1) -> Judge:

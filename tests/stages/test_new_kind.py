@@ -39,7 +39,7 @@ from tests.weights import write_weights
 class PruneConfig(StageConfig):
     """Set the smallest weights of every linear layer to zero."""
 
-    kind: ClassVar[str] = "prune"
+    kind: ClassVar[str] = "sparsify"
     done: ClassVar[str] = "pruned by magnitude"
     share: float
     then: HeadActivation = "gelu"
@@ -88,13 +88,13 @@ seed = 3
 source = {source}
 speed_check = false
 [[stages]]
-kind = "prune"
+kind = "sparsify"
 share = 0.5
 gate = {{ max_top1_drop_pp = 100.0 }}
 [[stages]]
 kind = "onnx"
 """
-ROWS = ["source", "prune", "onnx"]
+ROWS = ["source", "sparsify", "onnx"]
 
 
 @pytest.fixture(autouse=True)
@@ -119,27 +119,29 @@ def test_command_line_runs_validates_and_reports_a_new_kind(
     command = ("run", recipe, "--data", image_folder, "--out", tmp_path / "out", "--device", "cpu", "--workers", "0")
     planned = call(*command, "--dry-run")
     assert planned.code == 0
-    assert "prune: prune from source: would run" in planned.out
+    assert "sparsify: sparsify from source: would run" in planned.out
     ran = call(*command)
     assert ran.code == 0, ran.err
-    assert "prune: prune: done" in ran.err
+    assert "sparsify: sparsify: done" in ran.err
     assert [line.split()[0] for line in next(tables_in(ran.out))] == ROWS
-    assert "prune: prune from source: up to date" in call(*command, "--dry-run").out
+    assert "sparsify: sparsify from source: up to date" in call(*command, "--dry-run").out
 
-    artifact = read_artifact(tmp_path / "out" / "stages" / "prune")
+    artifact = read_artifact(tmp_path / "out" / "stages" / "sparsify")
     weights = load_network(artifact).state_dict()["stages.0.0.pwconv1.weight"]
     assert (weights == 0).double().mean().item() == pytest.approx(0.5, abs=0.01)
     (record,) = artifact.lineage
-    assert (record.kind, record.config, record.data) == ("prune", {"share": 0.5, "then": "gelu"}, "none")
+    assert (record.kind, record.config, record.data) == ("sparsify", {"share": 0.5, "then": "gelu"}, "none")
 
     report = read_report(tmp_path / "out")
     assert [row.name for row in report.rows] == ROWS
     row = report.rows[1]
     assert row.accuracy is not None
-    assert (row.identity.kind, row.accuracy.total) == ("prune", len(small_data.validation))
-    assert "- `prune`: pruned by magnitude (stage prune, seed 3)" in (tmp_path / "out" / "model_card.md").read_text()
+    assert (row.identity.kind, row.accuracy.total) == ("sparsify", len(small_data.validation))
+    assert (
+        "- `sparsify`: pruned by magnitude (stage sparsify, seed 3)" in (tmp_path / "out" / "model_card.md").read_text()
+    )
     for view in ("report.md", "report.html"):
-        assert "prune" in (tmp_path / "out" / view).read_text(encoding="utf-8")
+        assert "sparsify" in (tmp_path / "out" / view).read_text(encoding="utf-8")
     written = write_recipe(report)
     assert written is not None
     again = tmp_path / "again.toml"
@@ -152,22 +154,24 @@ def test_new_kind_is_made_again_when_its_result_version_rises(
 ) -> None:
     loaded, settings = load_recipe(recipe), Settings(tmp_path / "out", Execution())
     source = open_input(Path(str(loaded.source)))
-    assert run_recipe(loaded, settings, source, small_data).executed == ("prune", "onnx")
+    assert run_recipe(loaded, settings, source, small_data).executed == ("sparsify", "onnx")
     assert run_recipe(loaded, settings, source, small_data).executed == ()
     monkeypatch.setattr(PruneConfig, "result_version", 2)
-    with pytest.raises(OutputError, match="prune \\(version of the results of prune 1 → 2: this release gives others"):
+    with pytest.raises(
+        OutputError, match="sparsify \\(version of the results of sparsify 1 → 2: this release gives others"
+    ):
         run_recipe(loaded, settings, source, small_data)
     again = dataclasses.replace(settings, restart=True)
-    assert run_recipe(loaded, again, source, small_data).executed == ("prune",)
+    assert run_recipe(loaded, again, source, small_data).executed == ("sparsify",)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("share = 2.0", "stage 'prune': share = 2.0 is out of range; expected 0 to 1."),
-        ('share = 0.5\nthen = "silu"', "stage 'prune': then = 'silu' is unknown; expected one of 'gelu', 'relu'."),
+        ("share = 2.0", "stage 'sparsify': share = 2.0 is out of range; expected 0 to 1."),
+        ('share = 0.5\nthen = "silu"', "stage 'sparsify': then = 'silu' is unknown; expected one of 'gelu', 'relu'."),
         ("share = 1.0", "nothing is left."),
-        ("", "stage 'prune': 'share' is missing."),
+        ("", "stage 'sparsify': 'share' is missing."),
     ],
 )
 def test_command_line_refuses_settings_of_a_new_kind(

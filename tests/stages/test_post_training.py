@@ -28,16 +28,10 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.quantization.scheme import resolve_scheme
-from convnext_deploy.stages import ptq, quantize
-from convnext_deploy.stages import ptq_steps as post_training
+from convnext_deploy.stages import chosen_images, ptq, quantize
+from convnext_deploy.stages.chosen_images import Images, choose_images, choose_images_to_judge
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.ptq_steps import (
-    Images,
-    choose_images,
-    choose_images_to_judge,
-    open_folded,
-    quantize_network,
-)
+from convnext_deploy.stages.ptq_steps import open_folded, quantize_network
 from convnext_deploy.stages.selection import Enough, Judge
 from convnext_deploy.system.execution import Execution
 from tests.exporters.recorded_progress import RecordingProgress
@@ -112,7 +106,7 @@ def source(tmp_path: Path) -> Artifact:
 
 
 def images_of(data: Data, indices: list[int], batch_size: int = 4) -> Images:
-    return Images(data, PREPROCESS, indices, batch_size, 0, "cpu")
+    return Images(data.train, PREPROCESS, indices, batch_size, 0, "cpu")
 
 
 def unit(pixels: NDArray[np.uint8]) -> Tensor:
@@ -220,7 +214,7 @@ def test_what_does_not_fit_is_decoded_for_every_pass(
     room: int, again: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pixels of nine images fit exactly, miss by one byte, so that the third batch is left out, or not one batch fits."""
-    monkeypatch.setattr(post_training, "_BYTES_IN_MEMORY", 9 * 3 * SIDE * SIDE + room)
+    monkeypatch.setattr(chosen_images, "_BYTES_IN_MEMORY", 9 * 3 * SIDE * SIDE + room)
     train = Watched(TRAIN)
     images = images_of(data_of(train), list(range(9)))
     found = [torch.cat(list(images.batches())) for _ in range(3)]
@@ -355,3 +349,15 @@ def test_sequence_says_that_it_judges_by_the_images_of_calibration(
 ) -> None:
     quantize.run(QuantizeConfig(max_drop_pp=100.0), source, place(data_of(ArrayImages(PIXELS[:1], TRAIN.labels[:1]))))
     assert "ptq: no training images are left to select by; those of calibration are used" in lines.said
+
+
+def test_program_around_it_does_not_change_what_quantization_computes(source: Artifact, place: Place) -> None:
+    config = PTQConfig(calibration_method="minmax", smoothing=False, gptq=False, calibration_images=6)
+    before = ptq.run(config, source, place()).main_file.read_bytes()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ptq.run(config, source, place()).main_file.read_bytes() == before
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -37,6 +37,7 @@ from tests.conftest import draw_image
 from tests.shared import slow_except
 from tests.stages.conftest import FIT, Train
 from tests.stages.test_distill import MODEL, STUDENT, TEACHER, write
+from tests.training.fake_batches import KilledError
 from tests.weights import assert_equal_states
 
 QUICK = dataclasses.replace(FIT, epochs=2, batch_size=20)
@@ -115,9 +116,6 @@ def test_training_has_the_same_bits_cached_killed_and_in_parts(
     cached, cached_history = train(fit, data=data)
     assert_equal_states(cached, expected)
     assert cached_history == history
-
-    class KilledError(Exception):
-        pass
 
     make, done = teachers.distillation_objective, [0]
 

@@ -16,8 +16,8 @@ import torch
 from onnx import TensorProto, helper
 
 from convnext_deploy.bundles.archive import write_archive
-from convnext_deploy.data.shard_index import ShardIndex, _save
-from convnext_deploy.data.shard_scan import SAMPLE
+from convnext_deploy.data import shard_parts
+from convnext_deploy.data.shard_parts import SAMPLE, Part
 from convnext_deploy.graphs.onnx_io import save_onnx
 from convnext_deploy.models.checkpoints.safe_reader import save_state
 from convnext_deploy.system.files import append, copy_file, write_array, write_bytes, write_text
@@ -74,7 +74,7 @@ def _archive(path: Path) -> None:
 
 
 def _index(path: Path) -> None:
-    _save(ShardIndex((), np.zeros(SIZE // SAMPLE.itemsize, SAMPLE), b"names" * 9, ()), path)
+    shard_parts.save(path, {("train-0.tar", SIZE): Part(np.zeros(SIZE // SAMPLE.itemsize, SAMPLE), b"names" * 9)})
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {

@@ -198,7 +198,7 @@ _WRITERS = {
     "data/remote_blocks.py": "within whole_file; and an empty file that is locked",
     "data/pixel_cache.py": "within whole_file",
     "evaluation/measure.py": "within whole_file",
-    "data/shard_index.py": "within whole_file",
+    "data/shard_parts.py": "within whole_file",
     "training/checkpoint_store.py": "within whole_file",
     "models/checkpoints/safe_reader.py": "within whole_file",
     "exporters/tensorrt/timing_cache.py": "within whole_file",

@@ -30,7 +30,8 @@ from convnext_deploy.data import decoding
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import read_image
 from convnext_deploy.errors import ArtifactError, DeployError, TooLittleMemoryError
-from convnext_deploy.evaluation.score import score_runner
+from convnext_deploy.evaluation.run_images import run_batches
+from convnext_deploy.evaluation.score import Guessing, count_guesses
 from convnext_deploy.evaluation.timing._worker import _describe
 from convnext_deploy.runners.torch import TorchRunner
 from convnext_deploy.system.memory_faults import Halving, needing_memory, out_of_memory
@@ -168,7 +169,7 @@ def test_scoring_goes_on_with_half_of_the_batch_and_gives_the_same_score(error: 
 
     def score(most: int, said: Said) -> tuple[object, list[int]]:
         runner = OfSmallMemory(most, error)
-        return score_runner(runner, batches, 23, said, "model: validate"), runner.asked
+        return count_guesses(run_batches(runner, batches, Guessing(), "model: validate", said)), runner.asked
 
     expected, asked = score(10, Said())
     assert asked == [10, 10, 3]
@@ -183,7 +184,7 @@ def test_scoring_goes_on_with_half_of_the_batch_and_gives_the_same_score(error: 
     with pytest.raises(
         TooLittleMemoryError, match=r"^model: validate, of a single image: (the GPU has|there is) too little"
     ):
-        score_runner(OfSmallMemory(0, error), batches[-1:], 3, Said(), "model: validate")
+        list(run_batches(OfSmallMemory(0, error), batches[-1:], Guessing(), "model: validate", Said()))
 
 
 def test_halving_lets_other_errors_through() -> None:

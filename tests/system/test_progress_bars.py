@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from convnext_deploy.system import progress_bars
 from convnext_deploy.system.progress import describe_rate
 from convnext_deploy.system.progress_bars import BarProgress, PlainProgress
 
@@ -78,9 +79,14 @@ def test_no_line_says_that_interrupted_work_is_done(clock: Clock, capsys: pytest
     assert capsys.readouterr().err == ""
 
 
-def test_plain_lines_say_now_and_then_that_work_goes_on(
-    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("first", "before"),
+    [(2.0, ["export: 0:00:02 so far", "export: 0:00:22 so far"]), (20.0, ["export: 0:00:20 so far"])],
+)
+def test_plain_lines_say_soon_and_then_now_and_then_that_work_goes_on(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, first: float, before: list[str]
 ) -> None:
+    monkeypatch.setattr(progress_bars, "FIRST_S", first)
     progress = PlainProgress()
 
     class Ended:
@@ -95,7 +101,7 @@ def test_plain_lines_say_now_and_then_that_work_goes_on(
     with progress.task("export", 1, "graphs"):
         progress._watch("quantize", Ended())  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines()[:-1] == [
-        "export: 0:00:20 so far",
+        *before,
         "something",
         "export: 0:00:50 so far",
         "export: 0:01:30 so far",

@@ -20,6 +20,10 @@ from convnext_deploy.training.step import Objective
 CLASSES = 3
 
 
+class KilledError(Exception):
+    """What a test raises in the place of a signal."""
+
+
 class FakeBatches:
     """What `fit` uses of `TrainingBatches`: batch `k` of epoch `e` depends on `e` and `k` alone."""
 
@@ -77,6 +81,20 @@ def fit_with(
         dataclasses.replace(execution, **how),
         **{"description": "student", "scoring": scoring, **changes},
     )
+
+
+def killed_at(step: int | None) -> Objective:
+    """Return cross-entropy that raises `KilledError` in the place of the loss of a step, counted from 0; None: of no step."""
+    steps = 0
+
+    def objective(network: nn.Module, batch: Batch) -> Tensor:
+        nonlocal steps
+        if steps == step:
+            raise KilledError
+        steps += 1
+        return nn.functional.cross_entropy(network(batch.images), batch.labels)
+
+    return objective
 
 
 def flat_weights(model: nn.Module) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from convnext_deploy.errors import OutputError
-from convnext_deploy.training.checkpoint_store import LAST, TrainingStore
+from convnext_deploy.training.checkpoint_store import BEST, LAST, TrainingStore
 from tests.training.fake_batches import flat_weights, run_fit, small_network
 
 
@@ -35,6 +36,33 @@ def test_a_state_is_that_of_its_step_though_the_weights_change_while_it_is_writt
     assert found is not None
     assert found["model"]["w"].tolist() == found["optimizer"]["state"][0][0].tolist() == [1.0, 1.0, 1.0]
     assert found["history"] == [{"loss": 0.5}]
+
+
+def test_the_best_weights_are_written_meanwhile_and_before_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, may_write, states = TrainingStore(tmp_path, "key"), threading.Event(), list[bool]()
+
+    def wait(*arguments: Any) -> None:
+        assert may_write.wait(30)
+        states.append((tmp_path / LAST).exists())
+        save_file(*arguments)
+
+    monkeypatch.setattr("convnext_deploy.training.checkpoint_store.save_file", wait)
+    weights = torch.ones(3)
+    store.save_meanwhile({"step": 1}, {"w": weights})
+    weights.fill_(7.0)
+    assert list(tmp_path.glob("*.safetensors")) == []
+    may_write.set()
+    store.finish()
+    assert load_file(tmp_path / BEST)["w"].tolist() == [1.0, 1.0, 1.0]
+    found = store.load()
+    assert found is not None
+    assert found["step"] == 1
+    store.save_meanwhile(None, {"w": weights})  # between two states
+    store.finish()
+    assert load_file(tmp_path / BEST)["w"].tolist() == [7.0, 7.0, 7.0]
+    assert states == [False, True]
 
 
 def test_a_state_that_cannot_be_written_ends_the_training_in_one_line(

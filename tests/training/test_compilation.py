@@ -13,23 +13,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
-from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.models import depthwise
 from convnext_deploy.stages import training_setup
 from convnext_deploy.training.checkpoint_store import BEST, LAST, TrainingStore
 from convnext_deploy.training.torch_compile import compile_network
-from tests.training.fake_batches import flat_weights, run_fit, small_network
+from tests.training.fake_batches import KilledError, flat_weights, killed_at, run_fit, small_network
 
 DROPPING = {"drop_path_rate": 0.3, "head_dropout": 0.2}
-
-
-class KilledError(Exception):
-    """What a test raises in the place of a signal."""
 
 
 @pytest.fixture(autouse=True)
@@ -72,17 +67,8 @@ def train(
     network = small_network(**(options or {}))
     if compiled:
         compile_network(network, "cpu")
-    steps = 0
-
-    def objective(called: nn.Module, batch: Batch) -> Tensor:
-        nonlocal steps
-        if steps == kill_at:
-            raise KilledError
-        steps += 1
-        return nn.functional.cross_entropy(called(batch.images), batch.labels)
-
     store = TrainingStore(folder, "key", 0.0)
-    history = run_fit(network, objective=objective, store=store, evaluate=evaluate, **fit)
+    history = run_fit(network, objective=killed_at(kill_at), store=store, evaluate=evaluate, **fit)
     return network, [{name: row[name] for name in row if name != "images_per_s"} for row in history]
 
 

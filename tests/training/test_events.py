@@ -11,27 +11,21 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-from torch import Tensor, nn
 
 import convnext_deploy as api
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
 from convnext_deploy.api.run_stages import create_settings
-from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.stages import distill, train
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.checkpoint_store import HISTORY, TrainingStore
 from convnext_deploy.training.tensorboard import TensorBoardEvents, check_tensorboard
-from tests.training.fake_batches import run_fit, small_network
+from tests.training.fake_batches import KilledError, killed_at, run_fit, small_network
 
 ROWS: list[dict[str, float]] = [
     {"epoch": epoch, "train_loss": 1 / epoch, "learning_rate": 1e-3 * epoch, "validation_top1": 0.1 * epoch}
     for epoch in (1, 2, 3, 4, 5)
 ]
-
-
-class KilledError(Exception):
-    """What a test raises in the place of a signal."""
 
 
 def read_events(folder: Path) -> list[dict[str, float]]:
@@ -97,18 +91,9 @@ def test_events_go_on_after_a_record_that_was_cut(folder: Path) -> None:
 
 def fit_with_events(tmp_path: Path, kill_at: int | None = None) -> None:
     """Train for three epochs of four steps; raise `KilledError` when a step computes its loss."""
-    steps = 0
-
-    def objective(network: nn.Module, batch: Batch) -> Tensor:
-        nonlocal steps
-        if steps == kill_at:
-            raise KilledError
-        steps += 1
-        return nn.functional.cross_entropy(network(batch.images), batch.labels)
-
     events = TensorBoardEvents(tmp_path / "tensorboard" / "student")
     store = TrainingStore(tmp_path, "key", 1e9, events)  # a state after each epoch only
-    run_fit(small_network(), objective=objective, store=store, evaluate=lambda _: {"validation_top1": 0.5})
+    run_fit(small_network(), objective=killed_at(kill_at), store=store, evaluate=lambda _: {"validation_top1": 0.5})
 
 
 @pytest.mark.parametrize("kills", [(), (2,), (5, 3), (4, 4)])
@@ -127,7 +112,7 @@ def test_events_are_the_history_of_a_training_that_was_killed(
 def test_events_are_the_history_when_killed_between_events_and_state(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(store: TrainingStore, state: object) -> None:
+    def fail(store: TrainingStore, *_: object) -> None:
         raise KilledError
 
     with monkeypatch.context() as patch:

@@ -12,20 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convnext_deploy.data.loaders import Batch
 from convnext_deploy.metrics.epochs import Figures, best_epoch, result_epoch, score_of
 from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.checkpoint_store import BEST, HISTORY, TrainingStore
 from convnext_deploy.training.scoring import EpochLines, epochs_between
 from tests.shared import heavy_except
-from tests.training.fake_batches import FakeBatches, flat_weights, run_fit, small_network
+from tests.training.fake_batches import FakeBatches, KilledError, flat_weights, killed_at, run_fit, small_network
 
 SCORES = (0.2, 0.6, 0.5, 0.6, 0.9, 0.9)
 """Of the averaged weights after each epoch: with a patience of two the fourth is the last, and the second the best."""
-
-
-class KilledError(Exception):
-    """What a test raises in the place of a signal."""
 
 
 class Said(SilentProgress):
@@ -43,14 +38,6 @@ def train(
 ) -> tuple[nn.Module, FakeBatches, list[dict[str, float]]]:
     """Train with averaged weights, of which the score depends on the epoch alone; be killed at the loss of a step."""
     model, batches = small_network(drop_path_rate=0.3), FakeBatches(2)
-    steps = 0
-
-    def objective(network: nn.Module, batch: Batch) -> Tensor:
-        nonlocal steps
-        if steps == kill_at:
-            raise KilledError
-        steps += 1
-        return nn.functional.cross_entropy(network(batch.images), batch.labels)
 
     def choose(network: nn.Module) -> dict[str, float]:
         averaged, epoch = network is not model, batches.given[-1][0]
@@ -59,7 +46,7 @@ def train(
     history = run_fit(
         model,
         batches,
-        objective=objective,
+        objective=killed_at(kill_at),
         choose=choose,
         evaluate=lambda network: {"validation_top1": 0.5, "validation_loss": 1.0},
         store=TrainingStore(folder, "key", 0.0),

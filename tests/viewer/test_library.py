@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.pipeline import run_folder
 from convnext_deploy.viewer import library
 from convnext_deploy.viewer.library import Library, best_artifact
 from convnext_deploy.viewer.pages import live_run
@@ -49,6 +50,31 @@ def test_a_run_whose_lock_is_held_is_running(runs: Path, tmp_path: Path, monkeyp
     assert states(runs)["bad"] == "complete"
     monkeypatch.setattr(library, "_LOCKS", tmp_path / "none")
     assert states(runs)["bad"] == "complete"
+
+
+def test_a_run_of_another_machine_goes_on_while_its_lock_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_LOCKS", tmp_path / "none")
+    monkeypatch.setattr(run_folder, "_BEAT_S", 0.01)
+    folder = write_run(tmp_path / "run", None)
+    write_history(folder, "long epochs")
+    lock = folder / ".lock"
+
+    def leave() -> None:
+        for path in (folder, *folder.rglob("*")):
+            os.utime(path, (1e9, 1e9))
+
+    leave()
+    assert states(tmp_path) == {"run": "stopped"}
+    with run_folder.claim(folder):
+        leave()
+        while lock.stat().st_mtime == 1e9:
+            time.sleep(0.01)
+        assert states(tmp_path) == {"run": "recent"}
+    leave()
+    time.sleep(0.05)
+    assert states(tmp_path) == {"run": "stopped"}
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="there is no /proc/locks")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 OLDEST = (10, 3)
+FIRST_WITH_FP8 = 89
 
 if not __package__:  # a program of a bundle, which loads what lies beside it, and leaves the folder as it was
     sys.dont_write_bytecode = True
@@ -56,6 +57,24 @@ def choose_models(record: dict[str, Any], name: str | None, precision: str | Non
             f"no model '{name or precision or ''}' of this bundle can be built with TensorRT; those that can: {names}."
         )
     return buildable if every else buildable[:1]
+
+
+def leave_out_fp8(models: list[dict[str, Any]], every: bool) -> list[dict[str, Any]]:
+    """Return the models without those of FP8 where the GPU computes none. Raises: BuildError: if one alone was asked for."""
+    if not any(model["precision"].startswith("fp8") for model in models):
+        return models
+    device = load_sibling("tensorrt_device")
+    capability = device.GPU(device.open_driver()).capability
+    if int(capability[2:]) >= FIRST_WITH_FP8:
+        return models
+    kept = [model for model in models if not model["precision"].startswith("fp8")]
+    why = f"this GPU is {capability}, and FP8 begins with SM{FIRST_WITH_FP8}"
+    for model in models:
+        if model not in kept:
+            if not every:
+                raise BuildError(f"{model['name']} is left out: {why}; take another model.")
+            say(f"note: {model['name']} is left out: {why}")
+    return kept
 
 
 def batch_sizes(model: dict[str, Any], optimal: int | None, maximum: int | None) -> tuple[int, int] | None:
@@ -173,6 +192,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_unaltered(bundle, ["bundle.json", *(model["file"] for model in chosen)])
     work = [(model, batch_sizes(model, arguments.batch, arguments.max_batch)) for model in chosen]
     trt = import_tensorrt()
+    able = leave_out_fp8(chosen, arguments.all)
+    work = [(model, batch) for model, batch in work if model in able]
     out = bundle / "built" if arguments.out is None else arguments.out
     out.mkdir(parents=True, exist_ok=True)
     for model, batch in work:

@@ -130,6 +130,22 @@ major=${version%%.*} minor=${version#*.}
 ((major <= 11)) || printf 'note: TensorRT %s is newer than this script; using the options of 11.\n' "$version" >&2
 ((weak == 0 || major == 10)) || fail "--weakly-typed: TensorRT $version has strongly typed networks only." 2
 
+# Prints the compute capability without its point, as 87, or nothing: what the driver says, and of a Jetson its board.
+find_capability() {
+    local text board
+    text=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n 1p || true)
+    if [[ $text =~ ^([0-9]+)\.([0-9])$ ]]; then
+        printf '%s%s\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
+        return
+    fi
+    board=$(cat -- "${DEVICE_TREE:-/proc/device-tree}/model" 2>/dev/null | tr -d '\0' || true)
+    case $board in
+        *Orin*) echo 87 ;;
+        *Xavier*) echo 72 ;;
+    esac
+}
+capability=$(find_capability)
+
 partial='' meter=''
 clean_up() {
     [[ -z $partial ]] || rm -f -- "$partial"
@@ -187,6 +203,12 @@ build() { # a line of the table
         types=(--stronglyTyped) # from 11 on there is nothing else
     fi
     check_unaltered "$onnx"
+    if [[ $precision == fp8* && -n $capability ]] && ((capability < 89)); then
+        rm -f -- "$plan" # of another device
+        ((all)) || fail "$name is left out: this GPU is SM$capability, and FP8 begins with SM89; take another model."
+        printf 'note: %s is left out: this GPU is SM%s, and FP8 begins with SM89\n' "$name" "$capability" >&2
+        return 0
+    fi
     partial=$out/.$name.plan.partial
     printf 'building %s with TensorRT %s; this takes minutes\n' "$name" "$version"
     run "$log" "$trtexec" "--onnx=$bundle/$onnx" "--saveEngine=$partial" "${shapes[@]}" "${types[@]}" \
@@ -251,8 +273,8 @@ while IFS=$'\t' read -r name precision onnx input item frozen optimal largest tr
     if [[ $name != "${model:-$name}" || $precision != "${type:-$precision}" ]]; then continue; fi
     found=1
     build "$name" "$precision" "$onnx" "$input" "$item" "$frozen" "$optimal" "$largest" "$triton"
-    if ((dry)) || [[ -s $out/$name.plan ]]; then names+=("$name"); fi
-    if ((bench && !choose)); then time_engine "$name" ''; fi
+    if [[ -n ${timed_shapes[$name]+built} ]]; then names+=("$name"); fi
+    if ((bench && !choose)) && [[ -n ${timed_shapes[$name]+built} ]]; then time_engine "$name" ''; fi
     if ((all == 0)); then break; fi
 done 3<"$table"
 ((found)) || fail "no model '$model$type' in this bundle that TensorRT can build; those that can: $(cut -f1 -- "$table" | tr '\n' ' ')" 2

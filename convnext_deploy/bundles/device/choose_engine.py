@@ -176,7 +176,7 @@ def gather(bundle: Path, built: Path, data: Path | None, limit: int | None) -> d
         raise ChoiceError(str(error)) from None
     found = {check.what: check for check in checks if check.kind == "engine"}
     failed = {check.what: check.detail for check in scored if check.status == verify.FAILED}
-    engines = []
+    engines, device = [], describe_device()
     for model in record["models"]:
         if not model["buildable"]:
             continue
@@ -191,7 +191,8 @@ def gather(bundle: Path, built: Path, data: Path | None, limit: int | None) -> d
                 "precision": model["precision"],
                 "size_bytes": plan.stat().st_size if plan.is_file() else None,
                 "answers": "not built" if check is None else check.status,
-                "obstacle": _obstacle(plan, check, times, model, failed.get(place)),
+                "obstacle": _without_fp8(model["precision"], device["capability"])
+                or _obstacle(plan, check, times, model, failed.get(place)),
                 "latency": times,
                 "power_w": total_power(power),
                 "rails_w": power,
@@ -203,9 +204,17 @@ def gather(bundle: Path, built: Path, data: Path | None, limit: int | None) -> d
         "bundle": record["name"],
         "sha256": verify.hash_file(bundle / verify.SUMS),
         "measured": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017  (Python 3.8)
-        "device": describe_device(),
+        "device": device,
         "engines": engines,
     }
+
+
+def _without_fp8(precision: str, capability: str | None) -> str | None:
+    """Return that a model is of FP8, where the GPU computes none."""
+    first = load_sibling("build_engine").FIRST_WITH_FP8
+    if not precision.startswith("fp8") or capability is None or int(capability[2:]) >= first:
+        return None
+    return f"this GPU is {capability}, and FP8 begins with SM{first}"
 
 
 def _obstacle(

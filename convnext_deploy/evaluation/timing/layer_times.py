@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
-from convnext_deploy.graphs.onnx_io import layer_of_node, load_onnx
+from convnext_deploy.graphs.names import layer_of_node
 from convnext_deploy.runners.profiling import Kernel
 
 BETWEEN = "between layers"
@@ -53,6 +53,8 @@ class LayerExcess:
 
 def read_nodes(artifact: Artifact) -> Nodes:
     """Return the nodes of an ONNX artifact, or of the one that an engine was built from; none where it is not there any more."""
+    from convnext_deploy.graphs.onnx_io import load_onnx
+
     path = artifact.main_file if artifact.format == "onnx" else _built_from(artifact)
     try:
         graph = load_onnx(path).graph if path is not None else None

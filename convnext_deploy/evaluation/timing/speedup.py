@@ -118,7 +118,7 @@ def measure_speed(
 
 
 def _time_both(ours: Contender, reference: Contender, size: int, device: str, progress: Progress) -> Speedup:
-    candidates = [Candidate(c.name, c.artifact, c.runner, device, size, _threads()) for c in (ours, reference)]
+    candidates = [Candidate(c.name, c.artifact, c.runner, device, size, usual_threads()) for c in (ours, reference)]
     int8, in_float = time_interleaved(candidates, rounds=ROUNDS, seconds=SECONDS, progress=progress)
     for timing in (int8, in_float):
         if timing.not_run is not None:
@@ -130,14 +130,16 @@ def _time_both(ours: Contender, reference: Contender, size: int, device: str, pr
     return Speedup(size, ratio.median, ratio.low, ratio.high, *times)
 
 
-def _threads() -> int | None:
+def usual_threads() -> int | None:
     """Return how many threads a runtime is given: None, as many as it likes, unless this process may not use all cores."""
     return None if usable_cores() == os.cpu_count() else usable_cores()
 
 
 def _layer_times(contender: Contender, batch_size: int, device: str) -> tuple[LayerTime, ...]:
     """Profile an artifact in a process of its own; nothing where its runtime has no profile."""
-    job = Job(contender.artifact, contender.runner, device, batch_size, _threads(), SECONDS, most=64, profiled=True)
+    job = Job(
+        contender.artifact, contender.runner, device, batch_size, usual_threads(), SECONDS, most=64, profiled=True
+    )
     try:
         found = run_job(job)["kernels"]
     except (BackendUnavailableError, ProcessFailedError):

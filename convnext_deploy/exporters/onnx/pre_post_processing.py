@@ -5,18 +5,10 @@ import onnx
 import onnx_ir as ir
 
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
-from convnext_deploy.errors import ExportError
+from convnext_deploy.config.onnx import check_top_k
 from convnext_deploy.exporters.onnx.graph_edits import add_constant, finish
-from convnext_deploy.graphs.onnx_io import OUTPUT_NAME, tensor_shape
-
-OUTPUT_NAMES = {
-    "logits": (OUTPUT_NAME,),
-    "probabilities": ("probabilities",),
-    "top-k": ("scores", "classes"),
-    "features": ("features",),
-    "feature-map": ("feature_map",),
-}
-"""`GraphIO.output` → names of the graph's outputs."""
+from convnext_deploy.graphs.names import OUTPUT_NAMES
+from convnext_deploy.graphs.onnx_io import tensor_shape
 
 ENDS = "graph_ends"
 """What the nodes made here carry as the name of their layer. They compute in float32 whatever the rest computes in."""
@@ -48,22 +40,6 @@ def add_ends(
     elif io.output != "logits":
         _give(graph, io, "Sigmoid" if multi_label else "Softmax")
     return finish(model)
-
-
-def check_top_k(count: int, classes: int, stage: str = "", *, multi_label: bool = False) -> None:
-    """Check how many classes are asked for; `stage` begins the error.
-
-    Raises: ExportError: if there are not as many, or each of them is an answer of its own.
-    """
-    if multi_label:
-        raise ExportError(
-            f"{stage}a multi-label network answers each label by itself, and its best classes alone would leave out the others; "
-            "export --output probabilities."
-        )
-    if count > classes:
-        raise ExportError(
-            f"{stage}the {count} largest of {classes} classes were asked for; choose --top-k 1 to {classes} (in a recipe top_k)."
-        )
 
 
 def _take_pixels(graph: ir.Graph, io: GraphIO, preprocess: Preprocess) -> None:

@@ -1,8 +1,11 @@
 """Trace a float PyTorch model into an ONNX graph: nodes and weights named after their layers, dynamic batch, no dead nodes."""
 
 import ast
+import contextlib
+import gc
 import logging
 import warnings
+from collections.abc import Iterator
 
 import onnx
 import torch
@@ -12,7 +15,8 @@ from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.errors import ExportError, first_line
 from convnext_deploy.exporters.onnx.cleanup import cancel_transposes, name_weights
 from convnext_deploy.exporters.onnx.graph_edits import finish
-from convnext_deploy.graphs.onnx_io import INPUT_NAME, OPSET, OUTPUT_NAME
+from convnext_deploy.graphs.names import INPUT_NAME, OUTPUT_NAME
+from convnext_deploy.graphs.onnx_io import OPSET
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -38,7 +42,7 @@ def export_float(
     level = exporter_logger.level
     exporter_logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_collections():
             # The exporter's own dependencies warn about their own deprecated calls.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -71,3 +75,15 @@ def export_float(
     cancel_transposes(exported.graph)
     name_weights(exported.graph)
     return finish(exported)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keep Python from looking for garbage: tracing makes millions of objects, hardly any of them garbage before it ends."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

@@ -20,6 +20,7 @@ from convnext_deploy.models.zoo.training_settings import (
     settings_for_size,
     size_of,
 )
+from convnext_deploy.system.progress import describe_time
 
 GIB = 2**30
 _BYTES_PER_PARAMETER = 16  # float32 weights, gradients and the two moments of AdamW
@@ -88,19 +89,13 @@ def order_for_cpu(
         replace(
             each,
             cpu_hours=(hours := training_hours(each, images, classes, image_size, cores)),
-            reasons=(*each.reasons, f"about {_duration(hours)} of training on {cores} cores"),
+            reasons=(*each.reasons, f"about {describe_time(3600 * hours)} of training on {cores} cores"),
         )
         for each in candidates
     ]
     quick = [each for each in timed if (each.cpu_hours or 0) <= _NIGHT_H]
     rest = sorted((each for each in timed if each not in quick), key=lambda each: each.cpu_hours or 0)
     return (*quick, *rest)
-
-
-def _duration(hours: float) -> str:
-    if hours < 1:
-        return f"{max(1, round(60 * hours))} minutes"
-    return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def rank(

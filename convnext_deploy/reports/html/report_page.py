@@ -8,6 +8,7 @@ from convnext_deploy.reports.commands import again_commands, recipe_command
 from convnext_deploy.reports.device_table import DEVICES_TITLE
 from convnext_deploy.reports.html import error_sections, sections
 from convnext_deploy.reports.html.device_section import devices
+from convnext_deploy.reports.html.front_section import front
 from convnext_deploy.reports.html.page import render_page
 from convnext_deploy.reports.html.tables import Cell, speed_table, stage_table, step_table
 from convnext_deploy.reports.html.tiles import create_tiles
@@ -21,6 +22,7 @@ from convnext_deploy.reports.stage_table import data_of, judged_on, outcome, rem
 _CONTENTS = {
     "stages": ("stages", "Stages"),
     "accuracy": ("latency", "Accuracy and latency"),
+    "front": ("front", "What to ship"),
     "speeds": ("speed", "INT8 against float"),
     "devices": ("devices", DEVICES_TITLE),
     "quality": ("quality", TITLE),
@@ -40,6 +42,7 @@ def render_html(report: Report) -> str:
     found: dict[str, Any] = {
         "stages": stage_table(report.rows) if report.rows else None,
         "accuracy": sections.accuracy(report),
+        "front": front(report),
         "speeds": [
             {
                 "title": row.name,

@@ -1,0 +1,52 @@
+"""Float32 that is float32, for whatever is compared with something else: baselines, judges, networks that train on a grid."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+_KINDS = ("cpu", "cuda", "mps")
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within the block PyTorch computes float32 in float32: without autocast, TensorFloat-32 or products in bfloat16.
+
+    On NVIDIA GPUs convolutions have the 10 bits of TensorFloat-32 where nobody says otherwise, and a program around this package
+    may have said so of products too, or bfloat16 on a CPU (`torch.set_float32_matmul_precision`). Rounding to a grid would then
+    begin from other values than on the device that the network is for.
+
+    PyTorch has two sets of switches for this, in each of 2.10 to 2.14, and reading an old one raises an error where the new ones
+    say something else; Inductor reads both. So both are set, and both are as they were behind the block.
+    """
+    import torch
+
+    backends: Any = torch.backends
+    operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    operations += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before = [operation.fp32_precision for operation in operations]
+    products, convolutions = _read_old(torch.get_float32_matmul_precision), _read_old(lambda: backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = False
+    for operation in operations:
+        operation.fp32_precision = "ieee"
+    try:
+        with ExitStack() as stack:
+            for kind in _KINDS:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            backends.cudnn.allow_tf32 = convolutions
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
+
+
+def _read_old(read: Any) -> Any:
+    """Return an old switch, or None where the new ones say what it cannot."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

@@ -1,0 +1,90 @@
+"""The search of widths, on losses and times that are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.compression.budget import Budget, parse_budget
+from convnext_deploy.compression.search import WidthSearch
+from convnext_deploy.compression.time_model import Curve, TimeModel
+from convnext_deploy.errors import RecipeError
+from convnext_deploy.models.block_shapes import block_shapes, candidate_widths
+
+SHAPES = block_shapes(ModelSpec("convnext_atto", 10, patch_size=2), 32)
+TIMES = TimeModel(0.2, tuple(Curve((32, 160 << stage), (0.02, 0.08)) for stage in range(4)))
+SENSITIVE = 1  # a block of which every unit counts
+
+
+def _losses() -> list[dict[int, float]]:
+    return [
+        {
+            width: (9.0 if block == SENSITIVE else 1.0) * (1 - width / shape.hidden) ** 2
+            for width in candidate_widths(shape.hidden)
+        }
+        for block, shape in enumerate(SHAPES)
+    ]
+
+
+def test_the_front_loses_more_the_faster_it_is_and_spares_what_is_sensitive() -> None:
+    search = WidthSearch(SHAPES, _losses(), TIMES)
+    assert search.dense_ms == pytest.approx(0.2 + 12 * 0.08)
+    assert search.least_ms == pytest.approx(0.2 + 0.02)  # one block has to be
+    budgets = np.linspace(1.0, 0.4, 7) * search.dense_ms
+    front = search.front(budgets.tolist())
+    assert front[0].widths == tuple(shape.hidden for shape in SHAPES)
+    assert front[0].loss == 0
+    losses = [each.loss for each in front]
+    assert losses == sorted(losses)
+    for each, budget in zip(front, budgets, strict=True):
+        assert each.predicted_ms <= budget + 1e-9
+    shares = [width / shape.hidden for width, shape in zip(front[3].widths, SHAPES, strict=True)]
+    assert shares[SENSITIVE] == max(shares)
+    assert search.choose(0.1) is None
+    assert [(price.saved_ms, price.loss) for price in search.prices(front[0])] == [(0.0, 0.0)] * len(SHAPES)
+    saved = sum(price.saved_ms for price in search.prices(front[3]))
+    assert saved == pytest.approx(search.dense_ms - front[3].predicted_ms)
+
+
+def test_measured_losses_decide_among_what_is_near_the_optimum() -> None:
+    """The network does not mind that its blocks 4 to 9 get narrow, whatever the sum of the losses says."""
+    losses = _losses()
+
+    def measure(widths: tuple[int, ...]) -> float:
+        return sum(
+            each[width] * (0.2 if 4 <= block < 10 else 1.0)
+            for block, (each, width) in enumerate(zip(losses, widths, strict=True))
+        )
+
+    search, budget = WidthSearch(SHAPES, losses, TIMES), 0.7
+    plain = search.choose(budget)
+    found = search.refine(budget, measure)
+    assert plain is not None
+    assert all(each.predicted_ms <= budget + 1e-9 for each in found)
+    assert [each.measured for each in found] == sorted(each.measured or math.inf for each in found)
+    assert found[0].measured is not None
+    assert found[0].measured < 0.95 * measure(plain.widths)
+    assert len({each.widths for each in found}) == len(found) > 5
+    assert found == WidthSearch(SHAPES, losses, TIMES).refine(budget, measure)
+    assert search.refine(0.1, measure) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("0.6x", Budget(ratio=0.6)), (" 3ms", Budget(ms=3.0)), (".5X", Budget(ratio=0.5)), ("2.5 ms", Budget(ms=2.5))],
+)
+def test_a_budget_is_a_share_or_a_time(text: str, found: Budget) -> None:
+    assert parse_budget(text) == found
+    assert found.within(10.0) == (found.ms if found.ratio is None else pytest.approx(10 * found.ratio))
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "fast", "0.6", "1x", "1.2x", "0x", "0ms", "-3ms", "3s", "nanms", "0.6xms", "", "1e3ms"]
+)
+def test_anything_else_is_refused_in_a_line(text: str) -> None:
+    with pytest.raises(RecipeError, match="latency_budget") as error:
+        parse_budget(text)
+    assert "\n" not in str(error.value)
