@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GRANULE = 32
-"""Widths are multiples of this many units: what tensor cores, VNNI and AMX take at once."""
+from convnext_deploy.models.block_shapes import WIDTH_STEP
+
 DAMPING = 1e-2
 """Share of each variance that is added to it. Relative to their mean, as in GPTQ, units that hardly ever work would count."""
 _LEAST_DAMPING = 1e-6  # of the mean variance: units may always be 0
@@ -32,18 +32,13 @@ class Elimination:
     errors: dict[int, float]
 
 
-def candidate_widths(units: int, granule: int = GRANULE) -> tuple[int, ...]:
-    """Return the widths that a layer of so many units can have, from 0 to all of them."""
-    return (*range(0, units, granule), units)
-
-
 def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
     """Return a covariance `(M, M)` that can be inverted, with variances raised by a share of themselves."""
     variances = covariance.diagonal().clamp(min=0)
     return covariance + torch.diag(damping * variances + _LEAST_DAMPING * variances.mean().clamp(min=1e-12))
 
 
-def eliminate(covariance: Tensor, weight: Tensor, granule: int = GRANULE, order: Tensor | None = None) -> Elimination:
+def eliminate(covariance: Tensor, weight: Tensor, granule: int = WIDTH_STEP, order: Tensor | None = None) -> Elimination:
     """Remove all inputs, a granule at a time, each time those that raise the error least.
 
     Args:

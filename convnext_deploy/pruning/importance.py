@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from convnext_deploy.config.choices import PruneMethod
+from convnext_deploy.models.block_shapes import WIDTH_STEP, candidate_widths
 from convnext_deploy.models.convnext import Block, ConvNeXt
-from convnext_deploy.pruning.elimination import DAMPING, GRANULE, Elimination, candidate_widths, eliminate
+from convnext_deploy.pruning.elimination import DAMPING, Elimination, eliminate
 from convnext_deploy.pruning.moments import Moments, gather, hidden_units, positions_of, selected, solve
 from convnext_deploy.pruning.slicing import blocks_of, outgoing, set_outgoing, sliced
 from convnext_deploy.quantization.sensitivity import kl_divergence
@@ -68,7 +69,7 @@ def measure_importance(
     advance: Callable[[], None] = lambda: None,
     *,
     multi_label: bool = False,
-    granule: int = GRANULE,
+    granule: int = WIDTH_STEP,
 ) -> Importance:
     """Measure every block, each with its inputs in the network as it is.
 

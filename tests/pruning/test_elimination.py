@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnext_deploy.pruning.elimination import candidate_widths, damped, eliminate
+from convnext_deploy.models.block_shapes import candidate_widths
+from convnext_deploy.pruning.elimination import damped, eliminate
 from convnext_deploy.pruning.moments import fit, gather, joined, selected, solve, squared_error
 
 
