@@ -71,7 +71,7 @@ def errors_of(
     """Return the relative errors of each model for the random networks."""
     shapes, unseen = block_shapes(spec, image_size), choices["random"]
     found = {}
-    for name in ("ours", "one stage at a time"):
+    for name in choices.keys() - {"random"}:
         model = fit_times(shapes, choices[name], times[name].tolist())
         found[name] = np.array([model.predict_ms(shapes, each) for each in unseen]) / times["random"] - 1
     macs = np.array([count_macs(with_widths(spec, each), image_size) for each in unseen])
@@ -85,14 +85,15 @@ def main(arguments: argparse.Namespace) -> int:
     shapes = block_shapes(spec, arguments.image_size)
     choices = {
         "ours": list(choose_probes(shapes, arguments.probes)),
-        "one stage at a time": one_stage_at_a_time(shapes),
+        **({} if arguments.ours_alone else {"one stage at a time": one_stage_at_a_time(shapes)}),
         "random": random_choices(shapes, arguments.choices, seed=1),
     }
     rows: list[dict[str, Any]] = []
     for target in arguments.targets:
         writer = ProbeWriter(ProbeForm(spec, default_preprocess(arguments.image_size), target))
         every = [each for group in choices.values() for each in group]
-        measured = time_widths(writer, every, create_display(), rounds=arguments.rounds, seconds=arguments.seconds)
+        rounds, seconds, threads = arguments.rounds, arguments.seconds, arguments.threads
+        measured = time_widths(writer, every, create_display(), rounds=rounds, seconds=seconds, threads=threads)
         own, times, place = np.array(measured.times_ms), {}, 0
         for name, group in choices.items():
             times[name], place = own[place : place + len(group)], place + len(group)
@@ -134,6 +135,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--choices", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--ours-alone", action="store_true", help="leave out what only the second model needs")
     parser.add_argument("--out", type=Path)
     found = parser.parse_args(words)
     found.targets = found.targets or ["onnxruntime", "openvino"]

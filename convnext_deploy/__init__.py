@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convnext_deploy.api.bundle import bundle
     from convnext_deploy.api.collect import collect
     from convnext_deploy.api.compare import compare
+    from convnext_deploy.api.compress import compress
     from convnext_deploy.api.convert import convert
     from convnext_deploy.api.distill import distill
     from convnext_deploy.api.doctor import doctor
@@ -44,6 +45,7 @@ __all__ = [
     "bundle",
     "collect",
     "compare",
+    "compress",
     "convert",
     "distill",
     "doctor",

@@ -121,7 +121,8 @@ def with_weights(graph: bytes, old: _Weights, new: _Weights) -> bytes | None:
         if len(places) != 1:
             return None
         found.add(names[0])
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(places[0](new[names[0]])), tensor.name))
+        tensor.ClearField("float_data")
+        tensor.raw_data = np.ascontiguousarray(places[0](new[names[0]])).tobytes()
     return proto.SerializeToString() if changed <= found else None
 
 

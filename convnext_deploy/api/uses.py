@@ -13,7 +13,8 @@ _FIT = (
     "epochs", "batch_size", "base_learning_rate", "flip_probability", "compile", "augmentation_epochs", "augmentation_seed",
     "patience",
 )  # fmt: skip
-_NETWORK = ("drop_path_rate", "head_dropout", "gradient_checkpointing", "patch_size", "head_hidden_size")
+_REGULARIZED = ("drop_path_rate", "head_dropout", "gradient_checkpointing")
+_NETWORK = (*_REGULARIZED, "patch_size", "head_hidden_size")
 _TRAINED = {
     "data": (*_IMAGES, *_INPUT),
     "training": (*_FIT, *_NETWORK),
@@ -28,6 +29,11 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
     "train": _TRAINED,
     "distill": {**_TRAINED, "data": (*_IMAGES, "unlabelled", *_INPUT)},
     "quantize": {**_TRAINED, "evaluation": _CHANGES, "training": _FIT},
+    "compress": {
+        **_TRAINED,
+        "evaluation": _CHANGES,
+        "training": (*_FIT, "drop_path_rate", "head_dropout", "gradient_checkpointing"),
+    },
     "export": {
         "data": (*_IMAGES, *_INPUT, *_GRAPH),
         "evaluation": (*_CHANGES, "min_speedup", "speed_check"),

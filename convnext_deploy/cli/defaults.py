@@ -19,13 +19,14 @@ _DEFAULTS: dict[str, dict[str, str]] = {
             _FRESH, "by the images, 64 for few to 224, at most their own; digits 32; given weights: theirs"
         ),
     },
-    "max_top1_drop_pp": {"quantize": "0.2", "export": "0.5", "validate": "not judged"},
+    "max_top1_drop_pp": {"quantize": "0.2", "compress": "0.3", "export": "0.5", "validate": "not judged"},
     "out": {
         "": "runs/NAME",
         "run": "runs/NAME, as the recipe is called",
         "train": "runs/train-MODEL",
         "distill": "runs/distill-TEACHER-STUDENT",
         "quantize": "runs/quantize-MODEL",
+        "compress": "runs/compress-MODEL",
         "export": "runs/FORMAT-MODEL",
         "validate": "no report is written",
     },
@@ -33,10 +34,12 @@ _DEFAULTS: dict[str, dict[str, str]] = {
         "": "64",
         **dict.fromkeys(_FRESH, "by the images, 8 to 128; digits 32 or 64"),
         "quantize": "by the images, 8 to 64; digits 64",
+        "compress": "by the images, 8 to 128, with quantizers 64; digits 64",
     },
     "epochs": {
         **dict.fromkeys(_FRESH, "by the images, 40 for few to 300 for many; digits 4 to 15"),
         "quantize": "by the images, 5 to 30; digits 5",
+        "compress": "by the images, as in fine-tuning; with quantizers 5 to 30; digits 15 and 5",
     },
     "base_learning_rate": {
         "": "by network, images and batch",

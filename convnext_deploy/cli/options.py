@@ -18,7 +18,7 @@ from convnext_deploy.system.distributed import launched
 Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = "convnext_deploy.yes"  # likewise, of --yes
 _QUIET = "convnext_deploy.quiet"  # where click keeps, for a whole command line, whether --quiet was given
-_TRAINS = ("run", "train", "distill", "quantize")
+_TRAINS = ("run", "train", "distill", "quantize", "compress")
 
 artifacts_argument = click.argument(
     "artifacts",

@@ -15,6 +15,7 @@ VERBS: dict[str, dict[str, str]] = {
         "train": "Train a network from scratch, or fine-tune one.",
         "distill": "Train a small network to answer as a larger one does.",
         "quantize": "Make INT8 by the cheapest way that keeps the accuracy.",
+        "compress": "Make a network that keeps a latency: prune, distill, quantize.",
         "export": "Write an ONNX file or TensorRT engines.",
         "convert": "Write the weights as timm, torchvision or others keep them.",
     },

@@ -136,12 +136,15 @@ def time_widths(
     machine: str = "",
     rounds: int = _ROUNDS,
     seconds: float = _SECONDS,
+    threads: int | None = None,
 ) -> ProbeTimes:
     """Write a file for each of several choices of widths, the first as the network is, and time all in interleaved processes.
 
+    `threads` None: as many as is usual here.
+
     Raises: BackendUnavailableError, ProcessFailedError: if a file cannot be run here.
     """
-    runner, threads = writer.form.target, usual_threads()
+    runner, threads = writer.form.target, usual_threads() if threads is None else threads
     with tempfile.TemporaryDirectory(prefix="convnext-deploy-") as name:
         candidates = []
         with progress.task("networks to time", len(widths), "files") as task:

@@ -60,6 +60,13 @@ class Columns:
                 return _map, (self.root, file, len(self), self.folder)
         return Columns, (self.root, self.names, self.starts, self.status, self.folder)
 
+    def take(self, rows: Rows) -> Columns:
+        """Return columns of some files alone, `(n,)`, in that order."""
+        sizes = self.starts[rows + 1] - self.starts[rows]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        places = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], sizes)
+        return Columns(self.root, self.names[places], starts, self.status[rows])
+
 
 def _map(root: str, file: Path, count: int, folder: Path) -> Columns:
     """Map columns that another process wrote just now; its memory and that of all others that do so is the same."""
@@ -128,6 +135,10 @@ class Files(Sequence[Path]):
         """What the system said of each, `(N,)` of `STATUS`; `IRREGULAR` for what is no file."""
         found: NDArray[np.void] = self.columns.status[_index(self.rows)]
         return found
+
+    def alone(self) -> Files:
+        """Return these files without the columns of all others."""
+        return Files(self.columns.take(np.asarray(self.rows, np.int64)))
 
     def take(self, places: Rows | range) -> Files:
         """Return the files that stand at these places, in that order."""

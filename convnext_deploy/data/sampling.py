@@ -176,6 +176,16 @@ def only(images: ImageSet, kept: Sequence[int]) -> ImageSet:
     return _Part(images, rows)
 
 
+def alone(images: ImageSet, kept: Sequence[int]) -> ImageSet:
+    """Return some images of a set with nothing that is known of the others, to send them to another process."""
+    part = only(images, kept)
+    if isinstance(part, FolderImages):
+        return dataclasses.replace(part, paths=part.files.alone())
+    if isinstance(part, ShardImages):
+        return dataclasses.replace(part, index=part.index.take(part.rows), rows=np.arange(len(part.rows)))
+    return part
+
+
 @dataclass(frozen=True)
 class _Part:
     """Some images of a set of any kind."""

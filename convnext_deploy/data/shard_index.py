@@ -45,6 +45,12 @@ class ShardIndex:
         start, size = int(self.samples["name"][sample]), int(self.samples["name_size"][sample])
         return self.names[start : start + size]
 
+    def take(self, rows: NDArray[np.int64]) -> ShardIndex:
+        """Return an index of some samples alone, `(n,)`, in that order."""
+        names, samples = [self.name(row) for row in rows.tolist()], self.samples[rows]
+        samples["name"] = np.cumsum([0, *map(len, names)])[:-1]
+        return replace(self, samples=samples, names=b"".join(names), defects=())
+
     def digests(self, contents: Contents, progress: Progress | None = None) -> NDArray[np.void]:
         """Return what the shards hold, as `Contents.read` does. Raises: DataError: if one cannot be read."""
         if all(shard.digest for shard in self.shards):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.data.datasets import ImageSet
-from convnext_deploy.data.sampling import only
+from convnext_deploy.data.sampling import alone
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.distributed import batches_of, cores_of_each
@@ -103,7 +103,7 @@ class _Answering(Generic[Part]):
     description: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = only(self.images, self.chosen), range(len(self.chosen))
+        own = alone(self.images, self.chosen), range(len(self.chosen))
         return _Answering, (self.opened, *own, self.keeping, self.description)
 
     def __call__(self, numbers: range) -> Iterator[Part]:

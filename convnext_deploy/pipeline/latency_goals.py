@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import Recipe
+from convnext_deploy.config.recipe import LatencyGoal, Recipe
 from convnext_deploy.errors import BackendUnavailableError, ProcessFailedError, first_line
 from convnext_deploy.pipeline.float_baseline import CPU_RUNTIMES
 from convnext_deploy.runners import default_runner
@@ -19,7 +19,7 @@ from convnext_deploy.system.environment import conditions_of
 from convnext_deploy.system.progress import Progress
 
 if TYPE_CHECKING:
-    from convnext_deploy.evaluation.timing.front import ExploredPoint, Front
+    from convnext_deploy.evaluation.timing.front import ExploredPoint, Front, TimedPoint
 
 _BATCH_SIZE = 1
 
@@ -50,7 +50,7 @@ def measure_goals(
     from convnext_deploy.evaluation.measure import read_kept, write_kept
     from convnext_deploy.evaluation.timing.front import Front, time_front
 
-    named = {name for goal in recipe.latency_goals for name in (goal.stage, goal.against)}
+    named = dict.fromkeys(name for goal in recipe.latency_goals for name in (goal.against, goal.stage))
     ways = {name: _way(artifacts[name]) for name in named}
     for name, way in ways.items():
         if isinstance(way, str):
@@ -65,8 +65,18 @@ def measure_goals(
         except (BackendUnavailableError, ProcessFailedError) as error:
             return first_line(error)
         write_kept(kept, key, front)
-    points = (dataclasses.replace(point, path=str(artifacts[point.name].place)) for point in front.points)
+    goals = {goal.stage: goal for goal in recipe.latency_goals}
+    points = (_asked(point, goals.get(point.name), artifacts[point.name]) for point in front.points)
     return dataclasses.replace(front, points=tuple(points), explored=explored)
+
+
+def _asked(point: TimedPoint, goal: LatencyGoal | None, artifact: Artifact) -> TimedPoint:
+    """Return what was timed, perhaps in an earlier run, with what is asked of it now, and where it lies."""
+    point = dataclasses.replace(point, path=str(artifact.place))
+    if goal is None or point.is_reference:
+        return point
+    asked = {name: getattr(goal, name) for name in ("predicted_ms", "max_ratio", "max_ms")}
+    return dataclasses.replace(point, **asked)
 
 
 def _way(artifact: Artifact) -> tuple[str, str] | str:
@@ -85,7 +95,7 @@ def _key(recipe: Recipe, timed: Mapping[str, tuple[Artifact, str, str]], environ
     from convnext_deploy.evaluation.timing.front import RESULT_VERSION
 
     content = [
-        [dataclasses.asdict(goal) for goal in recipe.latency_goals],
+        [(goal.stage, goal.against) for goal in recipe.latency_goals],
         [(name, artifact.sha256, runner, device) for name, (artifact, runner, device) in sorted(timed.items())],
         conditions_of(environment),
         RESULT_VERSION,

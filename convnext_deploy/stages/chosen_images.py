@@ -14,7 +14,7 @@ from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import ImageSet
 from convnext_deploy.data.loaders import EvaluationBatches
-from convnext_deploy.data.sampling import calibration_indices, divide_training_images, only
+from convnext_deploy.data.sampling import alone, calibration_indices, divide_training_images
 from convnext_deploy.errors import DataError
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.packing import Kept
@@ -46,7 +46,7 @@ class Images(Kept):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send these images alone, and no pixels."""
-        own = only(self.source, self.indices), self.preprocess, range(len(self))
+        own = alone(self.source, self.indices), self.preprocess, range(len(self))
         return Images, (*own, self.batch_size, self.workers, self.device)
 
     def __len__(self) -> int:

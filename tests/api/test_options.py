@@ -19,6 +19,7 @@ from convnext_deploy.api.uses import USES
 from convnext_deploy.artifacts.artifact import Artifact, ArtifactFile
 from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
+from convnext_deploy.compression.explore import Chosen, Exploration
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
@@ -137,6 +138,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.bundle", "find_fp32_answers", lambda *_: None),
         ("api.bundle", "assemble", stop),
         ("api.recommend", "_within_budget", stop),
+        ("api.compress", "_explore", lambda *_, **__: (EXPLORED, "known", True)),
     ):
         monkeypatch.setattr(importlib.import_module(f"convnext_deploy.{module}"), name, replacement)
     return found
@@ -144,11 +146,14 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
 
 DISTILLED = StageEntry("student", DistillConfig(ModelConfig("atto"), SOURCE), None)
 RECIPE = Recipe("r", (StageEntry("ptq", PTQConfig(), SOURCE), DISTILLED), data="photos", source="model")
+WIDTHS = Chosen("0.5x", 1.0, (32,) * 12, 0.9, 0.1, 0.9, 1, 0.1, ())
+EXPLORED = Exploration(2.0, 0.5, (), (WIDTHS,))
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"recipe": RECIPE},
     "train": {"model": "atto", "data": DataOptions("photos")},
     "distill": {"teacher": "tiny", "student": "atto", "data": DataOptions("photos")},
     "quantize": {"checkpoint": "model", "data": DataOptions("photos")},
+    "compress": {"checkpoint": "model", "latency_budget": "0.5x", "data": DataOptions("photos")},
     "export": {"artifact": "int8", "data": DataOptions("photos")},
     "validate": {"artifact": "model", "baseline": "other", "out": "out", "data": DataOptions("photos")},
     "predict": {"artifact": "model", "images": ["image.png"]},

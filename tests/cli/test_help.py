@@ -58,6 +58,9 @@ FLAGS = {
         "--max-batch-size",
         "--json",
     },
+    "compress": SHARED
+    | IMAGES
+    | {"--target", "--latency-budget", "--activation", "--model", "--epochs", "--max-drop", "--dry-run"},
     "verify-bundle": {"--require", "--built", "--json"},
     "collect": {"--json", "--quiet"},
     "validate": SHARED
@@ -97,6 +100,7 @@ FLAGS = {
 ARGUMENTS = {
     "run": "RECIPE",
     "quantize": "CHECKPOINT",
+    "compress": "CHECKPOINT",
     "export": "ARTIFACT",
     "validate": "ARTIFACT",
     "inspect": "FILE",

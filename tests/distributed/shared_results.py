@@ -15,7 +15,7 @@ from torch import nn
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import ArrayImages, Data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.loaders import Batch, BatchPlan, EvaluationBatches, TrainingBatches
 from convnext_deploy.evaluation.label_score import KeepingLabels
 from convnext_deploy.evaluation.run_images import Opened
 from convnext_deploy.evaluation.score import Guessing, count_guesses
@@ -35,6 +35,7 @@ from convnext_deploy.system.shared_work import from_first
 from convnext_deploy.training.evaluate_labels import evaluate_labels
 from convnext_deploy.training.scoring import evaluate_classifier, own_images
 from convnext_deploy.training.teacher import evaluate_features
+from convnext_deploy.training.teacher_cache import TeacherCache
 from tests.weights import fill, write_weights
 
 SIDE, CLASSES = 32, 3
@@ -44,6 +45,7 @@ TRAIN = ArrayImages(PIXELS[:26], np.arange(26) % CLASSES)
 VALIDATION = ArrayImages(PIXELS[26:], np.arange(14) % CLASSES)
 METHODS = ("minmax", "moving_average", "percentile")  # the others search by the counts, which are compared
 STEPS = PTQSteps("percentile", smoothing_alpha=0.5, gptq=False)
+CACHE = "teacher cache"
 GRID = TensorScheme(0, 255, symmetric=False, per_channel=False)
 SIZES = {"uneven": (11, 2), "more processes than images": (2, 1)}
 """Images that calibrate and judge, and how many are a batch: 6 batches with a short one, and 2."""
@@ -103,6 +105,28 @@ def found_together() -> dict[str, Any]:
     return found
 
 
+def found_in_cache(folder: Path) -> list[Any]:
+    """Return the teacher's predictions that all processes keep together, read back as one process reads them."""
+    teacher = one_block(seed=1)
+    options: dict[str, Any] = {"rows": 24, "classes": CLASSES, "temperature": 2.0, "top_k": 0}
+
+    @torch.no_grad()
+    def ask(batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = teacher(batch.images)
+        return logits
+
+    def forbid(batch: Batch) -> torch.Tensor:
+        raise AssertionError(f"nobody filled rows from {batch.first_row} on")
+
+    plan, cache = BatchPlan(6, CLASSES), TeacherCache(folder / "teachers", compute=ask, **options)
+    for batch in TrainingBatches(TRAIN, PREPROCESS, plan, world=distributed.world()).epoch(0):
+        cache(batch)
+    assert cache.computed == 24 // distributed.world().size  # each asks for its own rows
+    distributed.gather(None)
+    kept = TeacherCache(folder / "teachers", compute=forbid, **options)
+    return [kept(batch).tolist() for batch in TrainingBatches(TRAIN, PREPROCESS, plan).epoch(0)]
+
+
 def ranges_of(seen: Any) -> list[Any]:
     """Return all that is decided by what was seen of each site."""
     return [
@@ -131,7 +155,8 @@ def results(folder: Path) -> dict[str, Any]:
     """Return everything, in every process."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng([]):
-        return {**from_first(lambda: found_by_first(folder)), **found_together()}
+        found = {**from_first(lambda: found_by_first(folder)), **found_together()}
+        return {**found, CACHE: found_in_cache(folder)}
 
 
 def main() -> None:

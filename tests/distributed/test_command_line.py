@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from convnext_deploy.api.options import DataOptions
+from convnext_deploy.api.validate import validate
+from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.cli import main
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint
 from convnext_deploy.system import distributed
 from tests.distributed.launch import launched, run
+from tests.weights import write_weights
 
 RECIPE = """
 name = "joint"
@@ -107,6 +113,24 @@ def test_run_says_an_error_once(image_folder: Path, tmp_path: Path) -> None:
     assert lines == [
         "error: a batch of 11 images does not divide among 2 processes; use a batch_size that is a multiple of 2 and at most 36."
     ]
+
+
+@pytest.mark.slow
+def test_validate_scores_on_two_processes_as_on_one(image_folder: Path, small_data: Data, tmp_path: Path) -> None:
+    """And what is for one process waits for no other."""
+    spec, names = ModelSpec("test_convnext", len(small_data.class_names)), small_data.class_names
+    weights = write_weights(tmp_path / "weights.safetensors", spec, names, default_preprocess(32))
+    expected = validate(weights, data=DataOptions(data=image_folder)).rows[0].accuracy
+    arguments = ["-m", "convnext_deploy", "validate", str(weights), "--data", str(image_folder), "--json"]
+    code, output, errors = run([*arguments, "--device", "cpu", "--workers", "0"])
+    assert code == 0, errors
+    (found,) = json.loads(output)["rows"]
+    assert expected is not None
+    assert (found["accuracy"]["correct"], found["accuracy"]["total"]) == (expected.correct, expected.total)
+    image = next(image_folder.rglob("*.png"))
+    code, output, errors = run(["-m", "convnext_deploy", "predict", str(weights), str(image), "--quiet"])
+    assert code == 0, errors
+    assert output.count(image.name) == 1
 
 
 def test_other_processes_leave_what_one_can_do_to_the_first(

@@ -21,6 +21,7 @@ from convnext_deploy.pruning.choose import choose_widths
 from convnext_deploy.pruning.importance import BlockImportance, Importance, measure_importance, spread_losses
 from convnext_deploy.pruning.slicing import blocks_of
 from convnext_deploy.quantization.sensitivity import kl_divergence
+from tests.shared import heavy_except
 from tests.trained import CLASSES, trained_network, wave_images
 from tests.weights import fill
 
@@ -128,7 +129,7 @@ def test_uncorrected_weights_are_those_of_the_dense_network(version: int) -> Non
         assert (pruned.double()(x.double()) - expected).abs().max() < tolerance * expected.abs().max()
 
 
-@VERSIONS
+@pytest.mark.parametrize("version", heavy_except((1,), (1, 2)))
 def test_correction_and_second_order_are_worth_their_while(version: int) -> None:
     network, x, fresh = trained_network(version), images(128), images(128, seed=9)
     spec = spec_of(version)

@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
 from convnext_deploy.artifacts.artifact import read_artifact
+from convnext_deploy.artifacts.details import EngineDetails
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.recipe_toml import load_recipe
@@ -65,6 +67,28 @@ teacher = "source"
 {FIT}
 [[stages]]
 kind = "onnx"
+"""
+
+
+ENGINES = """
+[[stages]]
+kind = "onnx"
+name = "float"
+source = "prune"
+runtime = "openvino"
+[[stages]]
+kind = "ptq"
+source = "prune"
+calibration_images = 12
+[[stages]]
+kind = "onnx"
+name = "int8"
+precision = "fp16"
+runtime = "tensorrt-rtx"
+[[stages]]
+kind = "tensorrt"
+name = "engine"
+gpus = ["sm86", "sm89"]
 """
 
 
@@ -168,3 +192,32 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(source: Path, small_da
     with pytest.raises(DeployError, match="needs images"):
         foresee(opened, PruneConfig(macs_share=0.5), None)
     assert build_model(foresee(opened, PruneConfig(macs_share=0.5))) is not None
+
+
+@pytest.mark.slow
+def test_engines_and_graphs_of_a_pruned_network_compute_what_it_does(
+    source: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    text = PRUNE + ENGINES
+    recipe = write(tmp_path, source, text)
+    command = ("run", recipe, "--data", image_folder, "--out", tmp_path / "out", "--device", "cpu", "--workers", "0")
+    ran = call(*command)
+    assert ran.code == 0, ran.err
+    folder = tmp_path / "out" / "stages"
+    engine = read_artifact(folder / "engine")
+    assert engine.model.hidden_widths == WIDTHS
+    assert isinstance(engine.details, EngineDetails)
+    reports = engine.details.precisions
+    assert {*reports} == {"SM86", "SM89"}
+    assert all(report is not None and not report.fallbacks for report in reports.values())
+    network = load_network(read_artifact(folder / "prune"))
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    graph = onnxruntime.InferenceSession(
+        str(read_artifact(folder / "float").main_file), providers=["CPUExecutionProvider"]
+    )
+    (found,) = graph.run(None, {graph.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), network(images), atol=1e-4)
+    bundled = call("bundle", folder / "engine", folder / "int8", folder / "float", "--out", tmp_path / "bundle")
+    assert bundled.code == 0, bundled.err

@@ -1,0 +1,300 @@
+"""Look for the widths of a network under budgets: losses of blocks, the predicted front, choices near the optimum."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.compression.budget import Budget
+from convnext_deploy.compression.search import Widths, WidthSearch
+from convnext_deploy.compression.times import Times
+from convnext_deploy.config.choices import Activation
+from convnext_deploy.errors import RecipeError
+from convnext_deploy.evaluation.measure import read_kept, write_kept
+from convnext_deploy.evaluation.timing.front import ExploredPoint
+from convnext_deploy.models.block_shapes import block_shapes
+from convnext_deploy.models.checkpoints.load_network import load_network
+from convnext_deploy.models.zoo.cost import count_macs
+from convnext_deploy.pruning.build import prune_network
+from convnext_deploy.pruning.importance import Importance, measure_importance
+from convnext_deploy.quantization.sensitivity import kl_divergence
+from convnext_deploy.stages.answers import answers_of
+from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge
+from convnext_deploy.stages.context import StageContext
+
+_FRONT_STEPS = 8
+_MOST_IMAGES, _LEAST_IMAGES = 512, 16
+_MACS = 3e10  # of the images that a network is judged on: about a second of a core
+_PROPOSALS, _PROPOSALS_OF_LARGE = 8, 1  # a large network takes a minute to be fitted to other widths
+_BATCH_SIZE = 32
+_CHECKS, _ROOM = (
+    3,
+    0.985,
+)  # how often a choice is made at most, and the share of the budget that it is to take: times are noisy
+RESULT_VERSION = 1
+"""In the key of what is kept: raised when the same times and images give other widths."""
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """What a block becomes, and what that means: `saved_ms` of a call, and its `loss` alone, in nats an image."""
+
+    block: int
+    stage: int
+    channels: int
+    dense: int
+    width: int
+    saved_ms: float
+    loss: float
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        what = "goes" if self.width == 0 else f"{self.dense} → {self.width} hidden units"
+        return (
+            f"block {self.block + 1} (model stage {self.stage + 1}, {self.channels} channels): {what}, saves "
+            f"{self.saved_ms:.3f} ms, loses {self.loss:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The widths for a budget: what they take by the model of times, and lose on the selection images before any training.
+
+    `tried`: how many networks were judged; `first_kl`: the divergence of the one that the sum of the losses alone would choose.
+    `checked`: milliseconds, and the share of the dense network's time, of a file of these widths; None: none was timed.
+    """
+
+    budget: str
+    budget_ms: float
+    widths: tuple[int, ...]
+    predicted_ms: float
+    kl: float
+    agreement: float
+    tried: int
+    first_kl: float
+    blocks: tuple[BlockChoice, ...]
+    checked: tuple[float, float] | None = None
+
+    def describe(self, dense_ms: float) -> list[str]:
+        """Say what was chosen, and what that saves and loses, block by block."""
+        head = (
+            f"{self.predicted_ms:.3f} ms are predicted, {self.predicted_ms / dense_ms:.3f} of the dense network's "
+            f"{dense_ms:.3f} ms; before training KL {self.kl:.3g} and {100 * self.agreement:.1f} % equal answers, the best of "
+            f"{self.tried} choices near the optimum, of which the sum of the losses would take one with KL {self.first_kl:.3g}"
+        )
+        if self.checked is not None:
+            head += (
+                f"; a file of these widths took {self.checked[0]:.3f} ms, {self.checked[1]:.3f} of the dense one's time"
+            )
+        return [head, *(block.describe() for block in self.blocks if block.width != block.dense)]
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """The dense network's time, the least that any network takes, the front that is predicted, and the choice for each budget."""
+
+    dense_ms: float
+    least_ms: float
+    front: tuple[ExploredPoint, ...]
+    chosen: tuple[Chosen, ...]
+
+
+def explore(
+    source: Artifact,
+    budgets: Sequence[Budget],
+    times: Times,
+    context: StageContext,
+    activation: Activation | None = None,
+    check: Callable[[Sequence[int]], tuple[float, float]] | None = None,
+    *,
+    keep: bool = True,
+) -> Exploration:
+    """Return the front of a network, and the widths for each budget.
+
+    Args:
+        source: the dense network, in PyTorch and float.
+        budgets: of the time of a call.
+        times: of its widths, in the form in which it will run.
+        context: with the images, how work is done, and where results are kept.
+        activation: of the pruned networks; None: as it is.
+        check: times a file of some widths, see `check_widths`; a choice that turns out too slow is made again under a smaller
+            budget. None: the predictions are taken as they are.
+        keep: whether the result is kept.
+
+    Raises: RecipeError: if a budget is less than any network takes, or not less than the dense one takes.
+    """
+    key = _key(source, budgets, times, context, (activation, check is not None))
+    kept = context.cache_dir / "widths" / f"{key[:32]}.json"
+    known = read_kept(Exploration, kept, key)
+    if known is not None:
+        return known
+    check_budgets(source, budgets, times)
+    progress = context.execution.progress
+    judge = _Judge(source, context, activation)
+    with progress.task("losses of hidden units", len(judge.shapes), "blocks") as task:
+        importance = judge.measure_blocks(task.advance)
+    search = WidthSearch(judge.shapes, [each.losses for each in importance], times.model, context.execution.seed)
+    steps = np.linspace(times.dense_ms, search.least_ms, _FRONT_STEPS + 2)[1:-1].tolist()
+    front = search.front(steps)
+    proposals = _PROPOSALS if judge.is_small else _PROPOSALS_OF_LARGE
+    total = judge.is_small * len(front) + len(budgets) * (1 + 2 * proposals)
+    with progress.task("choices of widths", total, "networks") as task:
+
+        def measure(widths: tuple[int, ...]) -> float:
+            found = judge.kl(widths)
+            task.advance(note=f"KL {found:.3g}")
+            return found
+
+        points = tuple(
+            _explored(each, times, measure(each.widths) if judge.is_small else None, judge) for each in front
+        )
+        chosen = tuple(
+            _choose(each, times, search, judge, lambda ms: search.refine(ms, measure, proposals), check)
+            for each in budgets
+        )
+    result = Exploration(times.dense_ms, search.least_ms, points, chosen)
+    if keep:
+        write_kept(kept, key, result)
+    return result
+
+
+def check_budgets(source: Artifact, budgets: Sequence[Budget], times: Times) -> None:
+    """Check budgets before anything is measured on images.
+
+    Raises: RecipeError: if one is less than any network takes, or not less than the dense one takes, or in ms of another machine.
+    """
+    shapes = block_shapes(source.model, source.preprocess.image_size)
+    search = WidthSearch(
+        shapes, [{shape.hidden: 0.0, min(32, shape.hidden): 0.0, 0: 0.0} for shape in shapes], times.model
+    )
+    for budget in budgets:
+        if budget.ms is not None and not times.is_measured:
+            raise RecipeError(
+                f"latency_budget = '{budget}' is a time on the device, which is not known here: {times.origin}. Give a share such "
+                "as 0.6x; or bundle this run, let the device time it, bring that with 'convnext-deploy collect', and run again."
+            )
+        allowed = budget.within(times.dense_ms)
+        if allowed >= times.dense_ms:
+            raise RecipeError(
+                f"latency_budget = '{budget}' asks for nothing: the dense network takes {times.dense_ms:.3f} ms "
+                f"({times.origin}); quantize it alone."
+            )
+        if allowed < search.least_ms:
+            raise RecipeError(
+                f"latency_budget = '{budget}' is {allowed:.3f} ms, and all but the blocks takes {search.least_ms:.3f} ms of the "
+                f"dense network's {times.dense_ms:.3f} ms ({times.origin}); ask for "
+                f"{search.least_ms / times.dense_ms:.2f}x or more, or start from a smaller model."
+            )
+
+
+class _Judge:
+    """Builds pruned networks, and compares them with the dense one on the selection images."""
+
+    def __init__(self, source: Artifact, context: StageContext, activation: Activation | None) -> None:
+        self.spec, self.activation = source.model, activation
+        self.shapes = block_shapes(source.model, source.preprocess.image_size)
+        side = round(float(np.prod(source.preprocess.sides)) ** 0.5)
+        macs = count_macs(source.model, side)
+        count = int(np.clip(_MACS / macs, _LEAST_IMAGES, _MOST_IMAGES))
+        self.is_small = macs * _LEAST_IMAGES < _MACS
+        calibrating, judging = choose_images_to_judge((count, count), source.preprocess, context, _BATCH_SIZE)
+        self._images = judging if len(judging) else calibrating
+        self._fitting = calibrating.first(count)
+        self._network = load_network(source).to(context.execution.exact_device)
+        self._multi_label = context.need_data().multi_label
+        self._answers = answers_of(self._network, self._images.labels)
+        self._reference = self._answers(_outputs(self._network, self._images))
+        self._importance: Importance = ()
+        self._seen: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    def measure_blocks(self, advance: Callable[[], None]) -> Importance:
+        """Return what each block loses at each width, alone."""
+        self._importance = measure_importance(
+            self._network, self._fitting, advance=advance, multi_label=self._multi_label
+        )
+        return self._importance
+
+    def kl(self, widths: tuple[int, ...]) -> float:
+        """Return the divergence of a pruned network's answers from the dense one's, in nats an image."""
+        return self._judge(widths)[0]
+
+    def agreement(self, widths: tuple[int, ...]) -> float:
+        """Return the share of images with the same first guess; of several labels an image, of equal answers."""
+        return self._judge(widths)[1]
+
+    @torch.no_grad()
+    def _judge(self, widths: tuple[int, ...]) -> tuple[float, float]:
+        if widths not in self._seen:
+            pruned, _ = prune_network(
+                self._network, self.spec, self._importance, widths, self._fitting, activation=self.activation
+            )
+            logits = self._answers(_outputs(pruned, self._images))
+            equal = self._guesses(logits) == self._guesses(self._reference)
+            kl = kl_divergence(self._reference, logits, multi_label=self._multi_label)
+            self._seen[widths] = min(kl, 1e9), float(equal.double().mean())
+        return self._seen[widths]
+
+    def _guesses(self, logits: Tensor) -> Tensor:
+        return logits > 0 if self._multi_label else logits.argmax(1)
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, images: Images) -> Tensor:
+    """Return what a network gives for images, `(N, …)` on the CPU; the first process alone, as everything here."""
+    return torch.cat([network(batch).float().cpu() for batch in images.batches()])
+
+
+def _explored(choice: Widths, times: Times, kl: float | None, judge: _Judge) -> ExploredPoint:
+    ratio, agreement = choice.predicted_ms / times.dense_ms, None if kl is None else judge.agreement(choice.widths)
+    return ExploredPoint(choice.predicted_ms, ratio, choice.loss, kl, agreement, choice.widths)
+
+
+def _choose(
+    budget: Budget,
+    times: Times,
+    search: WidthSearch,
+    judge: _Judge,
+    refine: Callable[[float], list[Widths]],
+    check: Callable[[Sequence[int]], tuple[float, float]] | None,
+) -> Chosen:
+    """Return the choice for a budget; as far as files of it can be timed, one that keeps it."""
+    allowed = budget.within(times.dense_ms)
+    limit, tried, checked = allowed, 0, None
+    found: list[Widths] = []
+    for _ in range(_CHECKS):
+        found = refine(limit) or found
+        tried += len(found)
+        if check is None:
+            break
+        checked = check(found[0].widths)
+        over = checked[0] / budget.ms if budget.ms is not None else checked[1] / (budget.ratio or 1.0)
+        if over <= _ROOM:
+            break
+        limit = max(search.least_ms, min(limit, found[0].predicted_ms) / over * _ROOM)
+    best, first = found[0], search.choose(limit) or found[0]
+    blocks = tuple(
+        BlockChoice(
+            place, each.shape.stage, each.shape.channels, each.shape.hidden, each.width, each.saved_ms, each.loss
+        )
+        for place, each in enumerate(search.prices(best))
+    )
+    kl, agreement, own = judge.kl(best.widths), judge.agreement(best.widths), judge.kl(first.widths)
+    return Chosen(str(budget), allowed, best.widths, best.predicted_ms, kl, agreement, tried, own, blocks, checked)
+
+
+def _key(
+    source: Artifact, budgets: Sequence[Budget], times: Times, context: StageContext, how: tuple[object, ...]
+) -> str:
+    content = [
+        [source.sha256, source.model.settings(), source.preprocess.settings()],
+        context.need_data().fingerprint,
+        [str(budget) for budget in budgets],
+        asdict(times),
+        [*how, context.execution.seed, context.execution.exact_device, RESULT_VERSION],
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
