@@ -62,8 +62,8 @@ MUTANTS = (
     Mutant(
         "scale-gradient",
         "the gradient of a scale counts the values beyond the grid as if they were on it",
-        ".sub_(zero_point).sub_(ratio.mul_(inside))",
-        ".sub_(zero_point).sub_(ratio)",
+        ".sub_(zero).sub_(ratio.mul_(inside))",
+        ".sub_(zero).sub_(ratio)",
         ("test_fake_quantize.py",),
     ),
     Mutant(
@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "cost-of-blocks",
         "one of the two linear layers of every block is left out of the GMACs",
-        "depth * (kernel**2 * dim + 2 * MLP_RATIO * dim**2) * side**2",
-        "depth * (kernel**2 * dim + MLP_RATIO * dim**2) * side**2",
+        "(kernel**2 * dim + 2 * hidden * dim) * side**2",
+        "(kernel**2 * dim + hidden * dim) * side**2",
         ("test_complexity.py",),
     ),
     Mutant(
@@ -249,5 +249,19 @@ MUTANTS = (
         "if gpus[0].number < _TENSORRT_FROM:",
         "if gpus[0].number > _TENSORRT_FROM:",
         ("test_checkup.py",),
+    ),
+    Mutant(
+        "pruned-inputs",
+        "the inputs that stay do not take over what those that are removed did",
+        "weight = weight[:, stays] - weight[:, gone] @ shares",
+        "weight = weight[:, stays]",
+        ("test_elimination.py",),
+    ),
+    Mutant(
+        "fixed-time",
+        "the search of widths forgets the time of all but the blocks, and promises what no network keeps",
+        "choose(budget_ms - self._times.fixed_ms)",
+        "choose(budget_ms)",
+        ("test_search.py",),
     ),
 )

@@ -25,6 +25,7 @@ from convnext_deploy.stages.onnx import run as export
 from convnext_deploy.stages.ptq_steps import open_folded
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
+from convnext_deploy.system.files import write_bytes
 
 _IMAGES = 2  # of noise: the time depends on no value
 
@@ -68,7 +69,8 @@ class ProbeWriter:
         spec = with_widths(dense, widths)
         folder.mkdir()
         path = folder / "model.onnx"
-        onnx.save(cut_graph(model, complete_spec(dense).block_widths, complete_spec(spec).block_widths), path)
+        cut = cut_graph(model, complete_spec(dense).block_widths, complete_spec(spec).block_widths)
+        write_bytes(path, cut.SerializeToString(deterministic=True))
         return replace(whole, path=folder, model=spec, files=(describe_file(path),))
 
 

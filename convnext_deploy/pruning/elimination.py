@@ -38,7 +38,9 @@ def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
     return covariance + torch.diag(damping * variances + _LEAST_DAMPING * variances.mean().clamp(min=1e-12))
 
 
-def eliminate(covariance: Tensor, weight: Tensor, granule: int = WIDTH_STEP, order: Tensor | None = None) -> Elimination:
+def eliminate(
+    covariance: Tensor, weight: Tensor, granule: int = WIDTH_STEP, order: Tensor | None = None
+) -> Elimination:
     """Remove all inputs, a granule at a time, each time those that raise the error least.
 
     Args:

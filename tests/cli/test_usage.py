@@ -64,7 +64,7 @@ USAGE_CASES = [
     (("benchmark",), "No such command 'benchmark'; did you mean 'bench'?"),
     (("train", "--modle", "atto"), "No such option '--modle'; did you mean '--model'?"),
     (("quantize", "x", "--max-drops", "1"), "No such option '--max-drops'; did you mean '--max-drop'?"),
-    (("distill", "--max-drop", "1"), "No such option '--max-drop' here; quantize, export, validate have it."),
+    (("distill", "--max-drop", "1"), "No such option '--max-drop' here; quantize, compress, export, validate have it."),
     (("train", "--zip"), "No such option '--zip' here; bundle has it."),
     (("models", "--nosuch"), "No such option '--nosuch'; convnext-deploy models --help lists them."),
     (("train",), "give --model, or what to start from with --checkpoint or --weights"),

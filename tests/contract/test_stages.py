@@ -17,6 +17,7 @@ from convnext_deploy.artifacts.artifact import MANIFEST, Artifact, describe_file
 from convnext_deploy.artifacts.details import Details, TorchDetails
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.engine import TensorRTConfig
+from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
@@ -36,6 +37,8 @@ from convnext_deploy.system.progress import Progress, SilentProgress, Task
 KINDS = [kind for kind in STAGE_KINDS if kind != "torch-tensorrt"]
 NEEDS_SOURCE = [kind for kind in KINDS if stage_config(kind).needs_source]
 NEEDS_NO_DATA = ("onnx", "tensorrt")
+# Not in the small recipe, whose student is to keep its form.
+PRUNE = StageEntry("pruned", PruneConfig(macs_share=0.7, calibration_images=12), "student")
 
 
 @dataclass
@@ -112,10 +115,10 @@ def run_alone(
 
 
 def entry_of(recipe: Recipe, kind: str) -> StageEntry:
-    """Return the last stage of a kind in the small recipe; for ONNX that is the INT8 one."""
+    """Return the last stage of a kind in the small recipe, or `PRUNE`; for ONNX that is the INT8 one."""
     if kind == "tensorrt":
         pytest.importorskip("tensorrt_rtx")
-    return next(stage for stage in reversed(recipe.stages) if stage.config.kind == kind)
+    return next(stage for stage in reversed((*recipe.stages, PRUNE)) if stage.config.kind == kind)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,21 @@ def outcomes(
         return done[kind]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def firsts(
+    small_artifacts: dict[str, Artifact],
+    small_recipe: Recipe,
+    small_data: Data,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Artifact]:
+    """What the stages gave the first time."""
+    out = tmp_path_factory.mktemp("first")
+    return {
+        **small_artifacts,
+        PRUNE.name: run_alone(PRUNE, small_artifacts["student"], out, small_data, small_recipe.seed),
+    }
 
 
 @pytest.fixture(params=KINDS)
@@ -199,7 +217,8 @@ def test_stage_keeps_classes_and_preprocessing(outcome: Outcome, small_data: Dat
     if "source" in outcome.inputs:
         # also where mean and std went into the stem
         assert outcome.artifact.preprocess == outcome.inputs["source"].preprocess
-        assert outcome.artifact.model == outcome.inputs["source"].model
+        form = dataclasses.replace(outcome.artifact.model, hidden_widths=None)  # which pruning alone sets
+        assert form == outcome.inputs["source"].model
 
 
 def test_stage_reports_progress_to_the_end(outcome: Outcome) -> None:
@@ -218,20 +237,21 @@ def without_times(details: Details) -> Details:
     return dataclasses.replace(details, selection=dataclasses.replace(details.selection, steps=steps))
 
 
-def test_stage_repeats_its_description_of_the_artifact(outcome: Outcome, small_artifacts: dict[str, Artifact]) -> None:
-    first = small_artifacts[outcome.entry.name]
+def test_stage_repeats_its_description_of_the_artifact(outcome: Outcome, firsts: dict[str, Artifact]) -> None:
+    first = firsts[outcome.entry.name]
     assert without_times(outcome.artifact.details) == without_times(first.details)
     assert (outcome.artifact.format, outcome.artifact.precision) == (first.format, first.precision)
     assert [file.name for file in outcome.artifact.files] == [file.name for file in first.files]
 
 
-def test_stage_repeats_its_bytes(outcome: Outcome, small_artifacts: dict[str, Artifact]) -> None:
+def test_stage_repeats_its_bytes(outcome: Outcome, firsts: dict[str, Artifact]) -> None:
     if isinstance(outcome.entry.config, TensorRTConfig):
         pytest.skip("TensorRT-RTX numbers the temporaries in a plan anew in every build, so no two plans are equal")
-    assert outcome.artifact.files == small_artifacts[outcome.entry.name].files
+    assert outcome.artifact.files == firsts[outcome.entry.name].files
 
 
 WRONG_INPUT = {
+    "prune": "onnx-fp32",
     "train": "onnx-fp32",
     "ptq": "onnx-fp32",
     "qat": "onnx-int8",
@@ -285,4 +305,4 @@ def test_distill_raises_when_it_has_no_teacher(small_recipe: Recipe, small_data:
 
 
 def test_small_recipe_has_every_kind_of_stage(small_recipe: Recipe) -> None:
-    assert {stage.config.kind for stage in small_recipe.stages} == set(KINDS)
+    assert {stage.config.kind for stage in (*small_recipe.stages, PRUNE)} == set(KINDS)

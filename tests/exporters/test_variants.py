@@ -44,6 +44,7 @@ CASES = {
     "grey-patch-8": ModelSpec("test_convnext2", 5, in_channels=1, patch_size=8, activation="relu", norm_eps=1e-2),
     "v2-patch-2": ModelSpec("convnextv2_atto", 5, patch_size=2),
     "dilated": ModelSpec("test_convnext2", 5, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    "pruned": ModelSpec("test_convnext2", 5, hidden_widths=(96, 0, 128, 64)),
 }
 
 

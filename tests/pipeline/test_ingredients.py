@@ -33,6 +33,7 @@ from convnext_deploy.pipeline.open_foreign import open_references
 NEEDED: dict[str, dict[str, Any]] = {
     "train": {"model": ModelConfig("atto")},
     "distill": {"model": ModelConfig("atto"), "teacher": "teacher"},
+    "prune": {"macs_share": 0.5},
 }
 
 

@@ -216,7 +216,7 @@ def test_load_recipe_names_what_is_missing(tmp_path: Path, text: str, expected: 
     ("text", "expected"),
     [
         (START + '[[stages]]\nkind = "trian"\n', "stage kind 'trian' is unknown. Did you mean 'train'?"),
-        (START + '[[stages]]\nkind = "prune"\n', "Known: train, distill, ptq, qat, quantize, onnx, tensorrt"),
+        (START + '[[stages]]\nkind = "sparsify"\n', "Known: train, distill, prune, ptq, qat, quantize, onnx, tensorrt"),
         (PTQ + '[[stages]]\nkind = "ptq"\n', "the stage name 'ptq' is taken"),
         (PTQ + 'name = "source"\n', "the stage name 'source' is taken"),
         (PTQ + 'name = "baseline"\n', "the stage name 'baseline' is taken"),

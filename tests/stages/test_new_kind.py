@@ -65,7 +65,7 @@ def run(config: PruneConfig, source: Artifact | None, context: StageContext) -> 
     source = require_source(source, config.kind)
     network = load_network(source)
     layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
-    with context.execution.progress.task(f"{context.name}: prune", len(layers), "layers") as task, torch.no_grad():
+    with context.execution.progress.task(f"{context.name}: sparsify", len(layers), "layers") as task, torch.no_grad():
         for layer in layers:
             least = layer.weight.abs().flatten().kthvalue(max(1, round(config.share * layer.weight.numel()))).values
             layer.weight.mul_(layer.weight.abs() > least)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -90,3 +91,21 @@ def test_products_have_all_digits_in_the_block(switched: dict[str, Any], autocas
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() < 1e-5 * exact.abs().max()
     assert not autocast or (rough - exact).abs().max() > 1e-4 * exact.abs().max()
+
+
+def test_threads_that_overlap_leave_the_switches_as_they_were(switched: dict[str, Any]) -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    def stay_longer() -> None:
+        with full_float32():
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=stay_longer)
+    with full_float32():
+        thread.start()
+        assert entered.wait(10)
+    assert switches()["mkldnn.matmul"] == "ieee"
+    left.set()
+    thread.join()
+    assert switches() == switched
