@@ -92,3 +92,27 @@ def test_what_is_not_certain_is_traced(first: tuple[bytes, dict[str, Any]]) -> N
         with_weights(proto.SerializeToString(), {**old, "square.weight": ones}, new) is None
     )  # as it is, or transposed
     assert with_weights(graph_of(Doubled(0)), weights(Doubled(0)), new) is None
+
+
+class Twice(Small):
+    """A network of two weights that begin as equals, of which the exporter keeps one."""
+
+    def __init__(self, seed: int, *, equal: bool) -> None:
+        super().__init__(seed)
+        self.delta = nn.Parameter(self.gamma.detach().clone() if equal else torch.rand(6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.conv(images - self.mean).permute(0, 2, 3, 1))
+        logits: Tensor = self.out(self.gamma * x + self.delta * nn.functional.gelu(self.square(x))).mean((1, 2))
+        return logits
+
+
+def test_equal_weights_that_share_an_initializer_are_not_told_apart() -> None:
+    graph, old = graph_of(Twice(0, equal=True)), weights(Twice(0, equal=True))
+    kept = {tensor.name for tensor in onnx.ModelProto.FromString(graph).graph.initializer} & {"gamma", "delta"}
+    assert len(kept) == 1
+    assert with_weights(graph, old, weights(Twice(1, equal=False))) is None
+    equal = Twice(2, equal=True).eval()
+    with torch.inference_mode():
+        expected = equal(torch.from_numpy(images())).numpy()
+    np.testing.assert_allclose(outputs(with_weights(graph, old, weights(equal))), expected, rtol=1e-5)

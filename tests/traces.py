@@ -107,22 +107,26 @@ def shared_traces() -> Iterator[None]:
 def with_weights(graph: bytes, old: _Weights, new: _Weights) -> bytes | None:
     """Return a graph that was traced with some weights with others in their place; None: it is not certain where they are.
 
-    An initializer holds the weight of its name, or the one whose values it has, as they are or transposed. Single numbers and
-    integers that are no weight belong to the form of the network; arrays that are none may have been computed from weights.
+    An initializer holds the weight of its name, or the one whose values it has, as they are or transposed. Of weights that are
+    equal the exporter may have kept one for all: they must be there by their names, or equal now too. Single numbers and integers
+    that are no weight belong to the form of the network; arrays that are none may have been computed from weights.
     """
     changed = {name for name in old if old[name].tobytes() != new[name].tobytes()}
     proto, found = onnx.ModelProto.FromString(graph), set()
+    named = {tensor.name for tensor in proto.graph.initializer} & set(old)
     for tensor in proto.graph.initializer if changed else ():
         values = numpy_helper.to_array(tensor)
-        names = [tensor.name] if tensor.name in old else [name for name in old if _places(old[name], values)]
+        others = old.keys() - named if tensor.name in named else old.keys()
+        names = [name for name in old if name == tensor.name or (name in others and _places(old[name], values))]
         if not names and (values.size == 1 or values.dtype.kind in "iub"):
             continue
-        places = [place for name in names for place in _places(old[name], values)]
-        if len(places) != 1:
+        places = [(name, place) for name in names for place in _places(old[name], values)]
+        contents = {np.ascontiguousarray(place(new[name])).tobytes() for name, place in places}
+        if len(contents) != 1:
             return None
-        found.add(names[0])
+        found.update(names)
         tensor.ClearField("float_data")
-        tensor.raw_data = np.ascontiguousarray(places[0](new[names[0]])).tobytes()
+        tensor.raw_data = contents.pop()
     return proto.SerializeToString() if changed <= found else None
 
 

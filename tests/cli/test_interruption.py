@@ -193,8 +193,8 @@ def test_training_with_processes_that_load_goes_on_after_a_signal_to_all(tmp_pat
         os.killpg(process.pid, signum)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signum
-    *epochs, last = errors.splitlines()
-    assert all(line.startswith("teacher: epoch ") for line in epochs)
+    *epochs, last = errors.removeprefix("run: loading libraries\n").splitlines()
+    assert all(line.startswith(("teacher: ", "run: ")) for line in epochs), epochs  # a busy machine shows how far it is
     assert "teacher is saved at step" in last
     assert call(*command, "--out", tmp_path / "out").err.startswith("teacher: goes on at step")
     assert call(*command, "--out", tmp_path / "whole").code == 0

@@ -131,8 +131,9 @@ def python_m(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_process_exits_with_1_and_one_line_when_the_input_is_wrong(tmp_path: Path) -> None:
     done = python_m("run", tmp_path / "none.toml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: there is no recipe ")
-    assert done.stderr.count("\n") == 1
+    errors = done.stderr.removeprefix("run: loading libraries\n")  # which a busy machine takes long for
+    assert errors.startswith("error: there is no recipe ")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.heavy
