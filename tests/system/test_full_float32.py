@@ -53,16 +53,21 @@ def for_everything() -> None:
     BACKENDS.fp32_precision = "tf32"
 
 
-@pytest.fixture(params=[lambda: None, by_old_switches, by_new_switches, for_everything])
-def switched(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    before = switches()
-    request.param()
-    yield switches()
+def nothing_said() -> None:
     BACKENDS.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest")  # also says "ieee" to new switches
     BACKENDS.cudnn.allow_tf32 = True
     for operation in (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv, BACKENDS.mkldnn.rnn):
         operation.fp32_precision = "none"
+
+
+@pytest.fixture(params=[lambda: None, by_old_switches, by_new_switches, for_everything])
+def switched(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    nothing_said()
+    before = switches()
+    request.param()
+    yield switches()
+    nothing_said()
     assert switches() == before
 
 
