@@ -17,7 +17,7 @@ from convnext_deploy.config.choices import Activation
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.evaluation.measure import read_kept, write_kept
 from convnext_deploy.evaluation.timing.front import ExploredPoint
-from convnext_deploy.models.block_shapes import block_shapes
+from convnext_deploy.models.block_shapes import WIDTH_STEP, block_shapes
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.zoo.cost import count_macs
 from convnext_deploy.pruning.build import prune_network
@@ -32,10 +32,8 @@ _MOST_IMAGES, _LEAST_IMAGES = 512, 16
 _MACS = 3e10  # of the images that a network is judged on: about a second of a core
 _PROPOSALS, _PROPOSALS_OF_LARGE = 8, 1  # a large network takes a minute to be fitted to other widths
 _BATCH_SIZE = 32
-_CHECKS, _ROOM = (
-    3,
-    0.985,
-)  # how often a choice is made at most, and the share of the budget that it is to take: times are noisy
+_CHECKS = 3  # times that a choice is made at most
+_ROOM = 0.985  # share of the budget that it is to take: times are noisy
 RESULT_VERSION = 1
 """In the key of what is kept: raised when the same times and images give other widths."""
 
@@ -170,7 +168,7 @@ def check_budgets(source: Artifact, budgets: Sequence[Budget], times: Times) -> 
     """
     shapes = block_shapes(source.model, source.preprocess.image_size)
     search = WidthSearch(
-        shapes, [{shape.hidden: 0.0, min(32, shape.hidden): 0.0, 0: 0.0} for shape in shapes], times.model
+        shapes, [{shape.hidden: 0.0, min(WIDTH_STEP, shape.hidden): 0.0, 0: 0.0} for shape in shapes], times.model
     )
     for budget in budgets:
         if budget.ms is not None and not times.is_measured:

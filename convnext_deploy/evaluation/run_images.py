@@ -116,10 +116,8 @@ class _Answering(Generic[Part]):
         )
         runner = opened.runner
         if runner is None:
-            is_torch = opened.artifact.format in (
-                "torch",
-                "foreign",
-            )  # which computes with as many threads as in the first process
+            # PyTorch computes with as many threads as in the first process
+            is_torch = opened.artifact.format in ("torch", "foreign")
             threads = None if is_torch else cores_of_each()
             runner = open_runner(opened.artifact, opened.execution.device, threads=threads)
         try:
