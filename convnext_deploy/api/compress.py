@@ -11,7 +11,7 @@ from convnext_deploy.api.training_presets import choose, choose_qat, describe_qa
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.compression.budget import Budget, parse_budget
 from convnext_deploy.compression.device_times import times_on_devices
-from convnext_deploy.compression.explore import Exploration, check_budgets, explore
+from convnext_deploy.compression.explore import Exploration, explore
 from convnext_deploy.compression.probe_files import ProbeForm, ProbeWriter
 from convnext_deploy.compression.probes import check_widths
 from convnext_deploy.compression.times import MEASURED_TARGETS, check_runtime, times_for
@@ -147,7 +147,6 @@ def _explore(
     writer = ProbeWriter(ProbeForm(source.model, source.preprocess, target, other))
     kept, measured = how.cache_dir or user_cache(), times_on_devices(out, source.model)
     times = times_for(writer, how.progress, kept, None if plans else cache, measured)
-    check_budgets(source, budgets, times)
     context = StageContext("widths", out, images, how, cache)
     check = None
     if target in MEASURED_TARGETS and not plans:

@@ -126,12 +126,12 @@ def explore(
 
     Raises: RecipeError: if a budget is less than any network takes, or not less than the dense one takes.
     """
+    _check_budgets(source, budgets, times)
     key = _key(source, budgets, times, context, (activation, check is not None))
     kept = context.cache_dir / "widths" / f"{key[:32]}.json"
     known = read_kept(Exploration, kept, key)
     if known is not None:
         return known
-    check_budgets(source, budgets, times)
     progress = context.execution.progress
     judge = _Judge(source, context, activation)
     with progress.task("losses of hidden units", len(judge.shapes), "blocks") as task:
@@ -161,7 +161,7 @@ def explore(
     return result
 
 
-def check_budgets(source: Artifact, budgets: Sequence[Budget], times: Times) -> None:
+def _check_budgets(source: Artifact, budgets: Sequence[Budget], times: Times) -> None:
     """Check budgets before anything is measured on images.
 
     Raises: RecipeError: if one is less than any network takes, or not less than the dense one takes, or in ms of another machine.
