@@ -8,8 +8,7 @@ as ONNX, and this package trains a `femto` with a stem of 2. The student, an `at
 order. Each is scored on all test images. All rows of the first seed come before those of the next.
 
 It takes hours and may be ended at any time: a trained cell is written at once, and what was begun goes on from its last state when
-the same command is started again. Predictions of teachers are kept in `--work`, and shared by rows of one teacher, seed and
-temperature.
+the same command is started again. Predictions of teachers are kept in `--work`, and shared by rows of one teacher and seed.
 
 In one row every fifth image has a label and the teacher alone says what the others are, in as many steps as the other rows.
 

@@ -1,11 +1,12 @@
 """A teacher of another kind: a residual network for CIFAR-10 in plain PyTorch, saved as ONNX, which knows nothing of this package.
 
-    python benchmarks/foreign_teacher.py --data DIR --out teacher.onnx [--epochs 30 15] [--width 16] [--seed 0]
+    python benchmarks/foreign_teacher.py --data DIR --out teacher.onnx [--epochs 10] [--seed 0]
 
-ResNet-20 of He et al. 2016 (arXiv 1512.03385, section 4.2): three groups of three residual blocks of two 3x3 convolutions, 0.27
-million parameters at width 16. Crops after padding by 4 pixels, mirror images and a learning rate of 0.1 as in the paper; in place
-of 164 epochs one cycle of it (Smith and Topin 2018, arXiv 1708.07120), after which it is at 86.58 %, and a second that begins with
-what the first has learned (warm restart, Loshchilov and Hutter 2016, arXiv 1608.03983).
+A first convolution of 2x2 whose filters whiten patches and are not trained, then three groups of two 3x3 convolutions, the second of
+each with a shortcut: the kind of network that learns CIFAR-10 in the fewest operations (Jordan 2024, arXiv 2404.00498, with residuals
+as in its section 5; ResNet-9 of Page 2018 before it). 2.0 million parameters, 118 million multiplications an image. SGD with a
+learning rate that rises for a fifth of the steps and falls to zero, mirror images and shifts by up to 2 pixels. No label smoothing,
+which spoils teachers (Mueller et al. 2019, arXiv 1906.02629).
 The file takes RGB images in 0..1, `(N, 3, 32, 32)` float32, and normalizes them itself. After every epoch its state lies beside
 `--out`; started again it goes on from there.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,52 +26,57 @@ from PIL import Image
 from torch import Tensor, nn
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images of CIFAR-10
-PADDING = 4
+SHIFT = 2
 CLASSES = 10
+PATCH = 3 * 2 * 2
+WIDTHS = (64, 256, 256)
+LOGIT_SCALE = 0.125
 
 
-class Block(nn.Module):
-    """Two convolutions and a shortcut, which is a strided mean and zeros for new channels (option A of the paper)."""
+class Group(nn.Module):
+    """Two convolutions: the first halves the size, the second has a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.first = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.first_norm, self.second_norm = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        self.stride, self.new_channels = stride, outputs - inputs
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
-        residual = self.second_norm(self.second(F.relu(self.first_norm(self.first(features)))))
-        if self.new_channels:
-            features = F.pad(F.avg_pool2d(features, self.stride), (0, 0, 0, 0, 0, self.new_channels))
-        return F.relu(features + residual)
+        """Map `(N, inputs, H, W)` to `(N, outputs, H // 2, W // 2)`."""
+        features = F.gelu(self.first_norm(F.max_pool2d(self.first(features), 2)))
+        return features + F.gelu(self.second_norm(self.second(features)))
 
 
-class ResNet20(nn.Module):
+class ResidualNetwork(nn.Module):
     """Maps RGB images `(N, 3, 32, 32)` in 0..1 to logits `(N, 10)`."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        widths = [width, width, 2 * width, 4 * width]
-        blocks = [
-            Block(widths[group] if not place else widths[group + 1], widths[group + 1], 2 if group and not place else 1)
-            for group in range(3)
-            for place in range(3)
-        ]
-        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(widths[-1], CLASSES)
+        self.whiten = nn.Conv2d(3, 2 * PATCH, 2)
+        self.groups = nn.Sequential(*(Group(inputs, outputs) for inputs, outputs in pairwise((2 * PATCH, *WIDTHS))))
+        self.head = nn.Linear(WIDTHS[-1], CLASSES, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        features = self.blocks(self.stem((images - self.mean) / self.std))
-        logits: Tensor = self.head(features.mean((2, 3)))
+        features = self.groups(F.gelu(self.whiten((images - self.mean) / self.std)))
+        logits: Tensor = self.head(features.amax((2, 3))) * LOGIT_SCALE
         return logits
+
+    @torch.no_grad()
+    def set_whitening(self, images: Tensor) -> None:
+        """Take the filters from the 2x2 patches of images `(N, 3, 32, 32)` in 0..1: eigenvectors by deviation, and their negatives."""
+        patches = F.unfold((images - self.mean) / self.std, 2).transpose(1, 2).flatten(0, 1)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + 5e-4).sqrt()).T.reshape(PATCH, 3, 2, 2)
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+        self.whiten.bias.zero_()  # type: ignore[union-attr]  # it has one
+        self.whiten.weight.requires_grad_(False)
 
 
 def main() -> None:
@@ -78,15 +84,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train/CLASS/ and test/CLASS/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[30, 15], help="of each cycle of the learning rate")
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--learning-rate", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     images, labels = _read(arguments.data / "train")
-    network = ResNet20(arguments.width).to(memory_format=torch.channels_last)
+    network = ResidualNetwork().to(memory_format=torch.channels_last)
+    network.set_whitening(images[:: len(images) // 5000 or 1].float() / 255)
     _train(network, images, labels, arguments)
     print(f"top-1 {_score(network, *_read(arguments.data / 'test')):.2%} of the test images", flush=True)
     network.eval()
@@ -105,38 +111,28 @@ def main() -> None:
 
 
 def _train(network: nn.Module, images: Tensor, labels: Tensor, arguments: argparse.Namespace) -> None:
-    """Train for all cycles, from the stored state on."""
-    optimizer = torch.optim.SGD(
-        network.parameters(), arguments.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+    """Train for all epochs, from the stored state on."""
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learned, arguments.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = arguments.epochs * (len(labels) // arguments.batch_size)
+    rising = max(1, steps // 5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rising, (steps - step) / (steps - rising))
     )
     state_file = arguments.out.with_suffix(".state.pt")
-    done, state = 0, {}
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    done = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         done = state["epochs"]
-    for first, last in pairwise(accumulate(arguments.epochs, initial=0)):
-        if done >= last:
-            continue
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, arguments.learning_rate, epochs=last - first, steps_per_epoch=len(labels) // arguments.batch_size
-        )
-        if done > first:
-            schedule.load_state_dict(state["schedule"])
-        for epoch in range(done, last):
-            loss, seconds = _epoch(network, optimizer, schedule, images, labels, arguments, epoch)
-            done = epoch + 1
-            state = {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epochs": done,
-            }
-            partial = state_file.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(state_file)
-            print(f"epoch {done} of {sum(arguments.epochs)}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
+    for epoch in range(done, arguments.epochs):
+        loss, seconds = _epoch(network, optimizer, schedule, images, labels, arguments, epoch)
+        partial = state_file.with_suffix(".partial")
+        torch.save({"epochs": epoch + 1, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+        partial.replace(state_file)
+        print(f"epoch {epoch + 1} of {arguments.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
 
 
 def _read(folder: Path) -> tuple[Tensor, Tensor]:
@@ -168,8 +164,8 @@ def _epoch(
     steps = len(labels) // arguments.batch_size
     for step in range(steps):
         index = order[step * arguments.batch_size : (step + 1) * arguments.batch_size]
-        batch = _crop(images[index], generator).float().div_(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported()):
+        batch = _crop(images[index], generator).div_(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             loss = F.cross_entropy(network(batch).float(), labels[index])
         optimizer.zero_grad()
         loss.backward()
@@ -180,10 +176,10 @@ def _epoch(
 
 
 def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image `(N, 3, 32, 32)` by up to 4 pixels, with zeros beside it, and mirror every second one."""
+    """Shift each image `(N, 3, 32, 32)` by up to 2 pixels, with its reflection beside it, and mirror every second one."""
     count, size = len(images), images.shape[-1]
-    padded = F.pad(images, (PADDING,) * 4)
-    shift = torch.randint(2 * PADDING + 1, (count, 2), generator=generator)
+    padded = F.pad(images.float(), (SHIFT,) * 4, mode="reflect")
+    shift = torch.randint(2 * SHIFT + 1, (count, 2), generator=generator)
     columns = torch.arange(size).expand(count, size)
     mirrored = torch.rand(count, generator=generator) < 0.5
     columns = torch.where(mirrored[:, None], size - 1 - columns, columns) + shift[:, 1:]

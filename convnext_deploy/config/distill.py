@@ -36,6 +36,7 @@ class DistillConfig(StageConfig):
 
     `teacher_cache` keeps the teacher's predictions on disk, in half precision, of the `teacher_cache_top_k` most probable classes
     or of all (0): what was computed once is not computed again, by this run or by other students with the same crops.
+    All classes of one teacher serve at every temperature.
 
     `compare_alone`: the student is trained without its teachers too, with the same settings and seed, as the stage `NAME-alone`;
     the report says what the teachers gained.
@@ -43,7 +44,7 @@ class DistillConfig(StageConfig):
 
     kind: ClassVar[str] = "distill"
     done: ClassVar[str] = "distilled"
-    result_version: ClassVar[int] = 4  # depthwise convolutions train in FP32 on a CPU
+    result_version: ClassVar[int] = 5  # a teacher's predictions are rounded at temperature 1
     implementation: ClassVar[str | None] = "convnext_deploy.stages.distill"
     trains: ClassVar[bool] = True
     takes_less_memory: ClassVar[str] = TAKES_LESS_MEMORY

@@ -210,7 +210,18 @@ class Teachers:
         found = self.raw(batch)
         if found is None or self._data.multi_label:  # which no cache keeps
             return found
-        return rounded(found, self._config.temperature)
+        return rounded(found, kept_at(self._config, self._data, self._context))
+
+
+def kept_at(config: DistillConfig, data: Data, context: StageContext) -> float:
+    """Return the temperature of the predictions that are kept.
+
+    All log-probabilities of one network serve at every temperature, so that rows of an experiment which differ in it share them.
+    A mean over teachers, the tail beyond `top_k` and what a file says of mixed images hold at one temperature alone.
+    """
+    (first, *others) = context.teachers
+    keeps_all = not 0 < config.teacher_cache_top_k < len(data.class_names)
+    return 1.0 if keeps_all and not others and first.format != "predictions" else config.temperature
 
 
 def _cached(
@@ -234,7 +245,7 @@ def _cached(
         "images": [data.fingerprint, preprocess.settings()],
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
-        "temperature": config.temperature,
+        "temperature": kept_at(config, data, context),
         "top_k": config.teacher_cache_top_k,
         "arithmetic": [context.execution.device, str(autocast)],
         "version": RESULT_VERSION,
@@ -245,7 +256,7 @@ def _cached(
         context.cache_dir / "teachers" / key[:32],
         rows=len(data.train) // batch_size * batch_size,
         classes=len(data.class_names),
-        temperature=config.temperature,
+        temperature=kept_at(config, data, context),
         top_k=config.teacher_cache_top_k,
         compute=_all_of(teachers),
     )

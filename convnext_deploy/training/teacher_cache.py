@@ -28,7 +28,7 @@ from convnext_deploy.documents import open_file
 from convnext_deploy.system.disk_faults import CACHE_DIR, Target, cannot_write
 from convnext_deploy.system.posix import BINARY, read_at, write_at
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """In the name of a plan: raised when a teacher gives other predictions for the same crops, the plan has other crops, or the layout
 of the files changes."""
 _LOWEST = -65504.0  # of half precision; below it is minus infinity, which makes a loss NaN
@@ -84,7 +84,7 @@ class TeacherCache:
         folder: where the files are; it must be named after everything that decides the predictions.
         rows: images of an epoch.
         classes: of the teachers.
-        temperature: at which the predictions are kept and averaged.
+        temperature: at which the predictions are kept and averaged; all log-probabilities of one teacher serve at any other.
         top_k: how many classes of an image are kept; the rest of its probability is spread evenly over the others. 0: all classes.
         compute: the logits `(N, classes)` of a batch.
     """

@@ -116,6 +116,8 @@ def test_distill_asks_no_teacher_for_another_student_of_the_same_crops(train: Tr
     train(other, seed=9, method="dkd", distill_loss_weight=0.9)
     train(FIT, seed=9, start="large student", model=dataclasses.replace(MODEL, name="test_convnext"))
     train(dataclasses.replace(FIT, epochs=2, augmentation_epochs=1), seed=1)
+    train(temperature=4.0)
+    train(temperature=2.0, standardize_logits=True)
     assert asked == []
 
 
@@ -127,7 +129,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mirror images": {"fit": dataclasses.replace(FIT, flip_probability=0.0)},
     "mixing": {"fit": dataclasses.replace(FIT, mixup_alpha=0.1)},
     "arithmetic": {"fit": dataclasses.replace(FIT, autocast="bf16")},
-    "temperature": {"temperature": 2.0},
+    "temperature of the tail": {"temperature": 2.0, "teacher_cache_top_k": 1},
+    "temperature of a mean": {"temperature": 2.0, "teachers": ("teacher", "other")},
     "classes kept": {"teacher_cache_top_k": 1},
     "teacher": {"teachers": ("other",)},
     "teachers": {"teachers": ("teacher", "other")},
@@ -139,7 +142,7 @@ def plans(folder: Path) -> set[str]:
     return {path.name for path in (folder / "cache" / "teachers").iterdir()}
 
 
-_QUICK = ("seed of the crops", "temperature")
+_QUICK = ("seed of the crops", "temperature of the tail", "temperature of a mean")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +156,11 @@ def test_distill_keeps_predictions_of_other_crops_and_teachers_apart(
     change: dict[str, Any], train: Train, asked: list[int], tmp_path: Path
 ) -> None:
     quick = dataclasses.replace(FIT, epochs=1)
-    train(quick)
+    train(quick, **{**change, "temperature": 1.0} if "temperature" in change else {})
     before = plans(tmp_path)
     asked.clear()
-    train(dataclasses.replace(change.pop("fit", FIT), epochs=1), **change)
+    changed = {name: value for name, value in change.items() if name != "fit"}
+    train(dataclasses.replace(change.get("fit", FIT), epochs=1), **changed)
     assert sum(asked) == ROWS * len(change.get("teachers", "1"))
     assert len(plans(tmp_path) - before) == len(before) == 1
 

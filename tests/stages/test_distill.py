@@ -87,7 +87,7 @@ def test_distill_trains_with_the_loss_of_its_settings(
     config = DistillConfig(MODEL, "teacher", QUICK, method, 3.0, 0.4, dkd_alpha=0.5, dkd_beta=4.0)
     distill.run(config, None, create_context("student", teachers=(teacher,), weights=student))
     with torch.no_grad():
-        logits = random_network(STUDENT)(IMAGES), rounded(random_network(TEACHER, 1)(IMAGES), 3.0)
+        logits = random_network(STUDENT)(IMAGES), rounded(random_network(TEACHER, 1)(IMAGES), 1.0)
     options: dict[str, Any] = {"method": method, "temperature": 3.0, "distill_loss_weight": 0.4, "label_smoothing": 0.1}
     expected = distillation_loss(*logits, LABELS, Distillation(dkd_alpha=0.5, dkd_beta=4.0, **options))
     assert seen["loss"] == pytest.approx(expected.item(), rel=1e-4)
