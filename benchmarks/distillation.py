@@ -179,10 +179,11 @@ def train(row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def once(name: str, make: Callable[[], dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what is stored under a name, made if it is not there with these settings."""
     file = arguments.work / "results" / f"{name}.json"
-    settings = {key: getattr(arguments, key) for key in ("epochs", "teacher_epochs", "autocast")}
+    names = ("epochs", "autocast", *(["teacher_epochs"] if name.startswith("own") else []))
+    settings = {key: getattr(arguments, key) for key in names}
     if file.exists():
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if stored["settings"] == settings:
+        if {key: stored["settings"].get(key) for key in names} == settings:
             return stored
     found = {"settings": settings, **make()}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as train/CLASS/ and test/CLASS/")
     parser.add_argument("--foreign", type=Path, help="ONNX file of foreign_teacher.py; without it one is trained")
     parser.add_argument("--epochs", type=int, default=4, help="of the student")
-    parser.add_argument("--teacher-epochs", type=int, default=10, help="of our own teacher")
+    parser.add_argument("--teacher-epochs", type=int, default=8, help="of our own teacher")
     parser.add_argument("--autocast", default="auto")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
