@@ -2,11 +2,11 @@
 
     python benchmarks/foreign_teacher.py --data DIR --out teacher.onnx [--epochs 10] [--seed 0]
 
-A first convolution of 2x2 whose filters whiten patches and are not trained, then three groups of two 3x3 convolutions, the second of
-each with a shortcut: the kind of network that learns CIFAR-10 in the fewest operations (Jordan 2024, arXiv 2404.00498, with residuals
-as in its section 5; ResNet-9 of Page 2018 before it). 2.0 million parameters, 118 million multiplications an image. SGD with a
-learning rate that rises for a fifth of the steps and falls to zero, mirror images and shifts by up to 2 pixels. No label smoothing,
-which spoils teachers (Mueller et al. 2019, arXiv 1906.02629).
+A first convolution of 2x2 whose filters whiten patches and are not trained, then three groups of two 3x3 convolutions, the second
+of each with a shortcut: the kind of network that learns CIFAR-10 in the fewest operations (Jordan 2024, arXiv 2404.00498, with the
+residuals of its larger network; before it ResNet-9 of Page 2018). 2.0 million parameters, 118 million multiplications an image. SGD
+with a learning rate that rises for a fifth of the steps and then falls to zero, mirror images and shifts by up to 2 pixels. No label
+smoothing, which spoils teachers (Mueller et al. 2019, arXiv 1906.02629).
 The file takes RGB images in 0..1, `(N, 3, 32, 32)` float32, and normalizes them itself. After every epoch its state lies beside
 `--out`; started again it goes on from there.
 """
@@ -70,7 +70,7 @@ class ResidualNetwork(nn.Module):
 
     @torch.no_grad()
     def set_whitening(self, images: Tensor) -> None:
-        """Take the filters from the 2x2 patches of images `(N, 3, 32, 32)` in 0..1: eigenvectors by deviation, and their negatives."""
+        """Take the filters from the patches of images `(N, 3, 32, 32)` in 0..1: eigenvectors by deviation, and their negatives."""
         patches = F.unfold((images - self.mean) / self.std, 2).transpose(1, 2).flatten(0, 1)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + 5e-4).sqrt()).T.reshape(PATCH, 3, 2, 2)
