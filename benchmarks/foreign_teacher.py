@@ -4,9 +4,9 @@
 
 A first convolution of 2x2 whose filters whiten patches and are not trained, then three groups of two 3x3 convolutions, the second
 of each with a shortcut: the kind of network that learns CIFAR-10 in the fewest operations (Jordan 2024, arXiv 2404.00498, with the
-residuals of its larger network; before it ResNet-9 of Page 2018). 2.0 million parameters, 118 million multiplications an image. SGD
-with a learning rate that rises for a fifth of the steps and then falls to zero, mirror images and shifts by up to 2 pixels. No label
-smoothing, which spoils teachers (Mueller et al. 2019, arXiv 1906.02629).
+residuals of its larger network; before it ResNet-9 of Page 2018). 2.0 million parameters, 118 million multiplications an image.
+SGD with a learning rate that rises for a fifth of the steps and then falls to zero, mirror images and shifts by up to 2 pixels. No
+label smoothing, which spoils teachers (Mueller et al. 2019, arXiv 1906.02629).
 The file takes RGB images in 0..1, `(N, 3, 32, 32)` float32, and normalizes them itself. After every epoch its state lies beside
 `--out`; started again it goes on from there.
 """
@@ -17,6 +17,7 @@ import argparse
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def _train(network: nn.Module, images: Tensor, labels: Tensor, arguments: argpar
         optimizer, lambda step: min((step + 1) / rising, (steps - step) / (steps - rising))
     )
     state_file = arguments.out.with_suffix(".state.pt")
-    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     done = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
