@@ -32,6 +32,7 @@ from compression_peers import PRUNED, SCALED, WORDS, Size, build, quantized, siz
 from numpy.typing import NDArray
 from peers_inputs import write_inputs
 from quantization_measures import renormalize
+from timm.models.convnext import ConvNeXt as TimmConvNeXt
 
 from convnext_deploy import compress
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
@@ -111,14 +112,15 @@ def trained_peer(
 ) -> Artifact:
     """Train and quantize a peer's network."""
     folder = size.folder.with_name(f"{size.folder.name}-trained-{config.fit.epochs}")
-    network = build(size.way, size.amount, source, arguments.work)
-    if not (folder / "float.onnx").exists():
+
+    def make() -> TimmConvNeXt:
+        network = build(size, source, arguments.work)
         execution = Execution(progress=create_progress(), cache_dir=arguments.work / "cache")
-        context = StageContext(
-            f"{size.way} {size.amount:.2f}", folder, data, execution, arguments.work / "cache", teachers=(source,)
-        )
-        train(network, source, config, context)
-    return quantized(network, folder, arguments)
+        name, cache = f"{size.way} {size.amount:.2f}", arguments.work / "cache"
+        train(network, source, config, StageContext(name, folder, data, execution, cache, teachers=(source,)))
+        return network
+
+    return quantized(make, folder, arguments)
 
 
 def guesses(artifact: Artifact, source: Preprocess, target: str, work: Path) -> NDArray[np.int64]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +51,14 @@ def sizes(way: str, source: Artifact, work: Path, arguments: argparse.Namespace)
     """Write INT8 files of a peer's networks from the largest to the smallest, to be timed; untrained."""
     for amount in _GRID[way]:
         folder = work / f"{way}-{amount:.2f}"
-        yield Size(way, float(amount), folder), quantized(build(way, float(amount), source, work), folder, arguments)
+        size = Size(way, float(amount), folder)
+        yield size, quantized(functools.partial(build, size, source, work), folder, arguments)
 
 
-def build(way: str, amount: float, source: Artifact, work: Path) -> TimmConvNeXt:
-    """Return a peer's network for training: with the dense weights that are left, or fresh ones."""
+def build(size: Size, source: Artifact, work: Path) -> TimmConvNeXt:
+    """Return a peer's network before training: with the dense weights that are left, or fresh ones."""
     row, spec = complete_spec(source.model), source.model
-    share = amount if way == SCALED else 1.0
+    share = size.amount if size.way == SCALED else 1.0
     dims = tuple(max(_MULTIPLE, round(share * dim / _MULTIPLE) * _MULTIPLE) for dim in row.dims)
     torch.manual_seed(0)
     network = TimmConvNeXt(
@@ -68,13 +70,13 @@ def build(way: str, amount: float, source: Artifact, work: Path) -> TimmConvNeXt
     )
     # with a patch size of 2 timm would halve the map in the first model stage too
     network.stem[0] = nn.Conv2d(spec.in_channels, dims[0], spec.patch_size, spec.patch_size)
-    if way == PRUNED:
+    if size.way == PRUNED:
         renamed = from_native(load_network(source).state_dict(), dataclasses.replace(spec, patch_size=4), "timm")
         # linear layers also where timm's own network of that name has convolutions of 1x1: their INT8 form is faster
         network.load_state_dict(
             {key: w.flatten(1) if ".mlp.fc" in key and w.ndim == 4 else w for key, w in renamed.items()}
         )
-        prune(network, amount, torch.from_numpy(np.load(work / "calibration.npy")))
+        prune(network, size.amount, torch.from_numpy(np.load(work / "calibration.npy")))
     return network
 
 
@@ -115,15 +117,15 @@ def train(network: TimmConvNeXt, source: Artifact, config: DistillConfig, contex
     network.eval()
 
 
-def quantized(network: TimmConvNeXt, folder: Path, arguments: argparse.Namespace) -> Artifact:
-    """Export a network and quantize it by NNCF with the calibration images of the folder above; one that is there is taken.
+def quantized(make: Callable[[], TimmConvNeXt], folder: Path, arguments: argparse.Namespace) -> Artifact:
+    """Make a network, export it and quantize it by NNCF with the calibration images of the folder above; one that is there is taken.
 
     Raises: ProcessFailedError: if NNCF fails.
     """
     made = folder / "nncf-onnx" / "model.onnx"
     if not made.exists():
         folder.mkdir(exist_ok=True)
-        export_timm(network.eval(), arguments.image_size, folder / "float.onnx")
+        export_timm(make().eval(), arguments.image_size, folder / "float.onnx")
         images = folder / "calibration.npy"
         if not images.exists():
             images.symlink_to(folder.parent / "calibration.npy")
