@@ -118,7 +118,7 @@ def train(network: TimmConvNeXt, source: Artifact, config: DistillConfig, contex
 
 
 def quantized(make: Callable[[], TimmConvNeXt], folder: Path, arguments: argparse.Namespace) -> Artifact:
-    """Make a network, export it and quantize it by NNCF with the calibration images of the folder above; one that is there is taken.
+    """Make, export and quantize a network by NNCF with the calibration images of the folder above, unless its file is there.
 
     Raises: ProcessFailedError: if NNCF fails.
     """
