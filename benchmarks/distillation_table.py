@@ -24,18 +24,26 @@ _SEEDS = (0, 1, 2)
 
 def lines(found: Mapping[str, Any]) -> list[list[str]]:
     """Return the cells of the table, top-1 in percent; `–` is not measured yet."""
-    top1 = {(cell["row"], cell["seed"]): 100 * cell["top1"] for cell in found["cells"]}
+    top1 = _top1(found)
     table = []
     for name, words in _WORDS.items():
         own = [top1.get((name, seed)) for seed in _SEEDS]
         known = [value for value in own if value is not None]
-        gains = [
-            top1[name, seed] - top1["alone", seed] for seed in _SEEDS if {(name, seed), ("alone", seed)} <= {*top1}
-        ]
+        gains = _gains(top1, name, "alone")
         mean = f"{np.mean(known):.2f}" if known else "–"
         shown = ["–" if value is None else f"{value:.2f}" for value in own]
         table.append([words, *shown, mean, "" if name == "alone" else _gain(gains)])
     return table
+
+
+def _top1(found: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    """Return top-1 in percent by row and seed."""
+    return {(cell["row"], cell["seed"]): 100 * cell["top1"] for cell in found["cells"]}
+
+
+def _gains(top1: Mapping[tuple[str, int], float], name: str, over: str) -> list[float]:
+    """Return by how much a row is better than another one, of each seed that both have."""
+    return [top1[name, seed] - top1[over, seed] for seed in _SEEDS if {(name, seed), (over, seed)} <= {*top1}]
 
 
 def _gain(gains: Sequence[float]) -> str:
@@ -54,7 +62,15 @@ def facts(found: Mapping[str, Any]) -> str:
     called = {"foreign": "the residual network", "own": "the ConvNeXt"}
     teachers = [f"{called[name]} has {100 * teacher['top1']:.2f} %" for name, teacher in found["teachers"].items()]
     said = " and ".join(teachers) or "no teacher is trained yet"
-    return f"{len(found['cells'])} of {len(_WORDS) * len(_SEEDS)} cells are measured; {said}."
+    top1 = _top1(found)
+    pairs = {
+        "taught by the residual network over taught by the ConvNeXt": ("foreign", "own"),
+        "a fifth of the labels over all of them": ("foreign-fifth", "foreign"),
+    }
+    compared = [f"{words}: {_gain(gains)} pp" for words, pair in pairs.items() if (gains := _gains(top1, *pair))]
+    return (
+        "; ".join([f"{len(found['cells'])} of {len(_WORDS) * len(_SEEDS)} cells are measured", said, *compared]) + "."
+    )
 
 
 def render(found: Mapping[str, Any]) -> str:

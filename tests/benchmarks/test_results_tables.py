@@ -59,6 +59,18 @@ def test_gain_of_a_teacher_is_over_the_same_seed_alone() -> None:
     assert table["taught by the ConvNeXt"] == ["–", "–", "71.00", "71.00", "–"]
 
 
+def test_teachers_are_compared_over_the_same_seeds() -> None:
+    from distillation_table import facts
+
+    top1 = {("foreign", 0): 0.76, ("foreign", 1): 0.80, ("own", 0): 0.74, ("own", 1): 0.76, ("own", 2): 0.9}
+    cells = [{"row": row, "seed": seed, "top1": value} for (row, seed), value in top1.items()]
+    found = facts({"cells": cells, "teachers": {"foreign": {"top1": 0.8895}}})
+    assert found == (
+        "5 of 24 cells are measured; the residual network has 88.95 %; taught by the residual network over taught by the "
+        "ConvNeXt: +3.00 [-9.71, +15.71] pp."
+    )
+
+
 def test_missing_result_leaves_its_table(tmp_path: Path) -> None:
     from results_tables import TABLES, fill
 
