@@ -93,15 +93,15 @@ def times_beside(
 
 def choose_size(
     way: str, budget: float, dense: Artifact, source: Artifact, target: str, arguments: argparse.Namespace
-) -> tuple[Size, float]:
-    """Return the largest network of a peer whose INT8 file keeps the budget, and the share that it takes."""
+) -> Size:
+    """Return the largest network of a peer whose INT8 file keeps the budget."""
     kept = arguments.work / f"sizes-{way}-{target}.json"
     grid = list(sizes(way, source, arguments.work, arguments))
     if not kept.exists():
         found = times_beside(dense, [artifact for _, artifact in grid], target, 5, 0.3)
         write_text(kept, json.dumps([ratio for _, (ratio, *_) in found[1:]]))
     ratios = json.loads(kept.read_text(encoding="utf-8"))
-    within = [(size, ratio) for (size, _), ratio in zip(grid, ratios, strict=True) if ratio <= budget]
+    within = [size for (size, _), ratio in zip(grid, ratios, strict=True) if ratio <= budget]
     if not within:
         raise SystemExit(f"no network of {way} takes {budget:g} of the dense file's time on {target}")
     return within[0]
@@ -150,11 +150,11 @@ def measure(target: str, labels: NDArray[np.int64], data: Data, arguments: argpa
     ]
     for budget in arguments.budgets:
         for way in (PRUNED, SCALED):
-            size, _ = choose_size(way, budget, dense, source, target, arguments)
+            size = choose_size(way, budget, dense, source, target, arguments)
             artifact = trained_peer(size, source, config, data, arguments)
             files.append((way, f"{budget:g}x", artifact, size.amount))
     times = times_beside(dense, [artifact for _, _, artifact, _ in files], target, arguments.rounds, 0.5)
-    before = guesses(open_input(arguments.checkpoint), source.preprocess, "torch", arguments.work)
+    before = guesses(source, source.preprocess, "torch", arguments.work)
     rows = []
     for (way, budget, artifact, amount), (ms, ratio) in zip([(DENSE, "1x", dense, None), *files], times, strict=True):
         drop = compare_predictions(labels, before, guesses(artifact, source.preprocess, target, arguments.work))

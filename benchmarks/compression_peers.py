@@ -26,10 +26,9 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.distill import Teachers
+from convnext_deploy.stages.distill import Teachers, distillation_of
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.stages.training_setup import fit_network
-from convnext_deploy.training.student_loss import Distillation
 
 PRUNED, SCALED = "torch-pruning", "scaled"
 WORDS = {PRUNED: "Torch-Pruning and NNCF", SCALED: "all channels scaled alike, and NNCF"}
@@ -106,14 +105,9 @@ def prune(network: TimmConvNeXt, ratio: float, images: Tensor) -> None:
 
 def train(network: TimmConvNeXt, source: Artifact, config: DistillConfig, context: StageContext) -> None:
     """Let a network learn from the dense one exactly as ours does: the loop, the crops, their order and the loss are ours."""
-    by = Distillation(
-        temperature=config.temperature,
-        distill_loss_weight=config.distill_loss_weight,
-        label_smoothing=config.fit.label_smoothing,
-        standardize=config.standardize_logits,
-    )
     teachers = Teachers(config, source.preprocess, context.need_data(), context)
-    fit_network(network, source.preprocess, config.fit, context, distillation_objective(teachers, by))
+    objective = distillation_objective(teachers, distillation_of(config, context))
+    fit_network(network, source.preprocess, config.fit, context, objective)
     network.eval()
 
 

@@ -91,7 +91,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         logits = _cached(teachers, config, preprocess, data, context)
     with features as loss_of_features:
         objective = distillation_objective(
-            logits, _distillation(config, context), loss_of_features, config.feature_loss_weight
+            logits, distillation_of(config, context), loss_of_features, config.feature_loss_weight
         )
         history = fit_network(student, preprocess, config.fit, context, objective)
     return write_torch_artifact(
@@ -125,7 +125,8 @@ def _check_multi_label(config: DistillConfig, data: Data, context: StageContext)
         )
 
 
-def _distillation(config: DistillConfig, context: StageContext) -> Distillation:
+def distillation_of(config: DistillConfig, context: StageContext) -> Distillation:
+    """Return the loss that a stage's settings ask for."""
     return Distillation(
         method="kd" if config.method == "feature" else config.method,
         temperature=config.temperature,
@@ -151,6 +152,17 @@ class Teachers:
         self._config, self._preprocess, self._data, self._context = config, preprocess, data, context
         self.temperature = config.temperature
         self._of_features: list[FeatureSource] = []
+
+    @functools.cached_property
+    def kept_at(self) -> float:
+        """The temperature of the predictions that are kept.
+
+        All log-probabilities of one network serve at every temperature, so that rows of an experiment which differ in it share
+        them. A mean over teachers, the tail beyond `top_k` and what a file says of mixed images hold at one temperature alone.
+        """
+        (first, *others) = self._context.teachers
+        keeps_all = not 0 < self._config.teacher_cache_top_k < len(self._data.class_names)
+        return 1.0 if keeps_all and not others and first.format != "predictions" else self.temperature
 
     @functools.cached_property
     def _open(self) -> list[tuple[Taught, bool]]:
@@ -210,18 +222,7 @@ class Teachers:
         found = self.raw(batch)
         if found is None or self._data.multi_label:  # which no cache keeps
             return found
-        return rounded(found, kept_at(self._config, self._data, self._context))
-
-
-def kept_at(config: DistillConfig, data: Data, context: StageContext) -> float:
-    """Return the temperature of the predictions that are kept.
-
-    All log-probabilities of one network serve at every temperature, so that rows of an experiment which differ in it share them.
-    A mean over teachers, the tail beyond `top_k` and what a file says of mixed images hold at one temperature alone.
-    """
-    (first, *others) = context.teachers
-    keeps_all = not 0 < config.teacher_cache_top_k < len(data.class_names)
-    return 1.0 if keeps_all and not others and first.format != "predictions" else config.temperature
+        return rounded(found, self.kept_at)
 
 
 def _cached(
@@ -245,7 +246,7 @@ def _cached(
         "images": [data.fingerprint, preprocess.settings()],
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
-        "temperature": kept_at(config, data, context),
+        "temperature": teachers.kept_at,
         "top_k": config.teacher_cache_top_k,
         "arithmetic": [context.execution.device, str(autocast)],
         "version": RESULT_VERSION,
@@ -256,7 +257,7 @@ def _cached(
         context.cache_dir / "teachers" / key[:32],
         rows=len(data.train) // batch_size * batch_size,
         classes=len(data.class_names),
-        temperature=kept_at(config, data, context),
+        temperature=teachers.kept_at,
         top_k=config.teacher_cache_top_k,
         compute=_all_of(teachers),
     )
