@@ -10,11 +10,13 @@ order. Each is scored on all test images. All rows of the first seed come before
 It takes hours and may be ended at any time: a trained cell is written at once, and what was begun goes on from its last state when
 the same command is started again. Predictions of teachers are kept in `--work`, and shared by rows of one teacher and seed.
 
-In one row every fifth image has a label and the teacher alone says what the others are, in as many steps as the other rows.
+In one row every fifth image has a label and the teacher alone says what the others are, in as many steps as the other rows. The
+last rows train twice as long; their second half repeats the crops of the first, so that the teachers need not be asked again.
 
-Losses: knowledge distillation at temperature 4 with nine tenths of the weight (Tian et al. 2020, arXiv 1910.10699, section 4, for
-CIFAR); with logit standardization at temperature 2 and 9 to 0.1 (Sun et al. 2024, arXiv 2403.01427, official code); DIST at
-temperature 4 and 2 to 1 (Huang et al. 2022, arXiv 2205.10536, for CIFAR); and what `distill` does when nothing is said.
+Losses: what `distill` does when nothing is said, which is knowledge distillation at temperature 4 with nine tenths of the weight
+(Tian et al. 2020, arXiv 1910.10699, section 4, for CIFAR); at temperature 1 with equal weights (VanillaKD, arXiv 2305.15781); with
+logit standardization at temperature 2 and 9 to 0.1 (Sun et al. 2024, arXiv 2403.01427, official code); and DIST at temperature 4
+and 2 to 1 (Huang et al. 2022, arXiv 2205.10536, for CIFAR).
 """
 
 from __future__ import annotations
@@ -54,33 +56,40 @@ STUDENT, OWN_TEACHER = ModelConfig("atto", 32, 2), ModelConfig("femto", 32, 2)
 class Row:
     """A way to train the student.
 
-    By whom it is taught, `foreign`, `own` or nobody (None), the settings of `DistillConfig`, and whether of five images four have
-    no label, so that only the teacher says what they are.
+    By whom it is taught, `foreign`, `own` or nobody (None), the settings of `DistillConfig`, whether of five images four have no
+    label, so that only the teacher says what they are, and for how many times the epochs of other rows.
     """
 
     name: str
     teacher: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     mostly_unlabelled: bool = False
+    times_epochs: int = 1
 
 
-_KD = {"temperature": 4.0, "distill_loss_weight": 0.9}
+_VANILLA = {"temperature": 1.0, "distill_loss_weight": 0.5}
 _STANDARDIZED = {"temperature": 2.0, "distill_loss_weight": 0.989, "standardize_logits": True}
 _DIST = {"method": "dist", "temperature": 4.0, "distill_loss_weight": 0.667}
 ROWS = (
     Row("alone"),
-    Row("foreign", "foreign", _KD),
+    Row("foreign", "foreign"),
     Row("foreign-standardized", "foreign", _STANDARDIZED),
-    Row("own", "own", _KD),
+    Row("own", "own"),
     Row("own-standardized", "own", _STANDARDIZED),
     Row("foreign-dist", "foreign", _DIST),
-    Row("foreign-defaults", "foreign"),
-    Row("foreign-fifth", "foreign", _KD, mostly_unlabelled=True),
+    Row("foreign-vanilla", "foreign", _VANILLA),
+    Row("foreign-fifth", "foreign", mostly_unlabelled=True),
+    Row("alone-longer", times_epochs=2),
+    Row("foreign-longer", "foreign", times_epochs=2),
+    Row("own-longer", "own", times_epochs=2),
 )
 
 
-def fit(epochs: int, arguments: argparse.Namespace) -> FitConfig:
-    """Return the settings that all trainings share: 3e-3 at batch 128, crops of 40 % and more, mirrored."""
+def fit(epochs: int, arguments: argparse.Namespace, own_crops: int = 0) -> FitConfig:
+    """Return the settings that all trainings share: 3e-3 at batch 128, crops of 40 % and more, mirrored.
+
+    `own_crops`: so many epochs have crops of their own; 0: all.
+    """
     return FitConfig(
         epochs=epochs,
         batch_size=BATCH_SIZE,
@@ -89,6 +98,7 @@ def fit(epochs: int, arguments: argparse.Namespace) -> FitConfig:
         drop_path_rate=0.0,
         crop_scale_min=0.4,
         autocast=arguments.autocast,
+        augmentation_epochs=own_crops,
     )
 
 
@@ -165,7 +175,7 @@ def own_teacher(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def train(row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the student of a row."""
-    learn = fit(arguments.epochs, arguments)
+    learn = fit(row.times_epochs * arguments.epochs, arguments, arguments.epochs if row.times_epochs > 1 else 0)
     config: TrainConfig | DistillConfig = TrainConfig(STUDENT, learn)
     if row.teacher is not None:
         make = {"foreign": foreign_teacher, "own": own_teacher}[row.teacher]
@@ -206,7 +216,12 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
         "student": dataclasses.asdict(STUDENT),
         "own_teacher": dataclasses.asdict(OWN_TEACHER),
         "rows": {
-            row.name: {"teacher": row.teacher, "labels": 0.2 if row.mostly_unlabelled else 1.0, **row.settings}
+            row.name: {
+                "teacher": row.teacher,
+                "labels": 0.2 if row.mostly_unlabelled else 1.0,
+                "times_epochs": row.times_epochs,
+                **row.settings,
+            }
             for row in ROWS
         },
         "teachers": teachers,

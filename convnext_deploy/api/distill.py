@@ -50,9 +50,9 @@ def distill(
         distill_method: what is learned from the teacher: its probabilities (`kd`; without the labels: `teacher-only`; target and
             other classes apart: `dkd`), how it ranks classes and images (`dist`), its most probable class (`hard-label`), or
             probabilities and features (`feature`).
-        temperature: softens both logits, 0.01 to 100, but for `hard-label`; None: 1.
+        temperature: softens both logits, 0.01 to 100, but for `hard-label`; None: 4.
         distill_loss_weight: weight of the teacher's loss, 0 to 1; the labels, which `teacher-only` does without, get the rest.
-            None: 0.5.
+            None: 0.9.
         teacher_cache: keep the teacher's predictions on disk; what is there, for the same crops, is not computed again.
         teacher_cache_top_k: of so many classes; 0 and None: of all.
         compare_alone: train the student without its teacher too, with the same settings and seed, and report the gain.

@@ -51,12 +51,12 @@ from convnext_deploy.config.choices import DistillMethod
 @click.option(
     "--temperature",
     type=click.FloatRange(0.01, 100),
-    help="Softens the logits of teacher and student; not for hard-label.  [default: 1]",
+    help="Softens the logits of teacher and student; not for hard-label.  [default: 4]",
 )
 @click.option(
     "--distill-loss-weight",
     type=click.FloatRange(0, 1),
-    help="Weight of the teacher's loss, the labels get the rest; not for teacher-only.  [default: 0.5]",
+    help="Weight of the teacher's loss, the labels get the rest; not for teacher-only.  [default: 0.9]",
 )
 @click.option(
     "--teacher-cache",

@@ -229,7 +229,7 @@ def test_api_distill_takes_the_method(image_folder: Path, short_timing: None, tm
         execution=ExecutionOptions(device="cpu", workers=0),
     )
     config = read_artifact(tmp_path / "out" / "stages" / "student").lineage[-1].config
-    assert (config["method"], config["temperature"], config["distill_loss_weight"]) == ("dkd", 1.0, 0.5)
+    assert (config["method"], config["temperature"], config["distill_loss_weight"]) == ("dkd", 4.0, 0.9)
 
 
 @pytest.mark.parametrize(
