@@ -78,6 +78,11 @@ class ModelSpec:
         return found
 
     @property
+    def name(self) -> str:
+        """What reports call the network: its variant, and whether it was pruned."""
+        return self.variant if self.hidden_widths is None else f"pruned {self.variant}"
+
+    @property
     def output(self) -> NetworkOutput:
         """What the network gives.
 

@@ -74,7 +74,7 @@ def create_row(
             name=role.name,
             kind=role.kind,
             artifact=str(artifact.place),
-            variant=artifact.model.variant,
+            variant=artifact.model.name,
             format=artifact.format,
             precision=artifact.precision,
             size_bytes=artifact.size_bytes,

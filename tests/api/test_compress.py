@@ -164,6 +164,8 @@ def test_compress_prunes_distills_quantizes_and_says_what_to_ship(
     assert rows["onnx"].verdict.passed
     spec = read_artifact(out / "stages" / "onnx").model
     assert spec.hidden_widths is not None
+    names = {name: row.identity.variant for name, row in rows.items()}
+    assert names["onnx"] == names["pruned"] == f"pruned {names['dense-onnx']}"
     assert "hidden units, saves" in " ".join(rows["pruned"].notes)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "What to ship" in page

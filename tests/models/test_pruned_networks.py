@@ -59,6 +59,8 @@ def test_all_widths_of_the_table_are_no_pruning() -> None:
     dense = dense_widths(complete_spec(SPEC))
     assert dense == (96, 128, 128, 192, 192, 192, 192, 256, 256)
     assert with_widths(SPEC, dense).hidden_widths is None
+    # reports tell the networks apart, and compare times and sizes of files of one network only
+    assert (with_widths(SPEC, dense).name, SPEC.name) == ("test_convnext", "pruned test_convnext")
     assert with_widths(ModelSpec("test_convnext", 5), WIDTHS) == SPEC
     assert complete_spec(SPEC).block_widths == ((32,), (0, 128), (96, 64, 0, 192), (0, 256))
 
