@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,10 @@ def outputs_by_batch(network: nn.Module, images: Images, start: int = 0, at_once
     return share_out(_Outputs(network, images), range(start, len(images.lengths)), at_once)
 
 
-def outputs_of(network: nn.Module, images: Images) -> Tensor:
-    """Return what a network gives for images, `(N, …)` on the CPU."""
-    return torch.cat(list(outputs_by_batch(network, images)))
+def outputs_of(network: nn.Module, images: Images, advance: Callable[[int], None] = lambda count: None) -> Tensor:
+    """Return what a network gives for images, `(N, …)` on the CPU; `advance` is told of so many more images done."""
+    found = []
+    for outputs in outputs_by_batch(network, images):
+        found.append(outputs)
+        advance(len(outputs))
+    return torch.cat(found)

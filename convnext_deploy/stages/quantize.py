@@ -18,7 +18,7 @@ from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, quantized_layers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers
-from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge
+from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge, outputs_of
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.float_layers import float_modules, leave_in_float
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit, given_to
@@ -160,10 +160,14 @@ def _choose_judge(
         context.execution.progress.say(
             f"{context.name}: no training images are left to select by; those of calibration are used"
         )
-    unseen = ask_about_unseen(folding.network, data, selection)
+    judging = selection
     if config.method == "qat" and held_out:  # one judge for what is before training and after it
-        selection = dataclasses.replace(selection, indices=held_out)
-    judge = Judge(folding.network, selection, config.max_drop_pp, unseen, LOOKS[config.method])
+        judging = dataclasses.replace(selection, indices=held_out)
+    asked = min(len(selection), len(data.validation)) + len(judging)
+    with context.execution.progress.task(f"{context.name}: ask the float network", asked, "images") as task:
+        unseen = ask_about_unseen(folding.network, data, selection, task.advance)
+        outputs = outputs_of(folding.network, judging, task.advance)
+    judge = Judge(folding.network, judging, config.max_drop_pp, unseen, LOOKS[config.method], outputs)
     say_who_judges(judge, len(images), context)
     return images, judge, held_out
 

@@ -14,6 +14,7 @@ the same as if all images had been judged, and goes on from there if it is neede
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,20 +211,23 @@ class Judge:
         return bound_drop(self.reference, logits, self.unseen, self.sharpness, level)
 
 
-def ask_about_unseen(folded: ConvNeXt, data: Data, images: Images) -> UnseenImages | None:
+def ask_about_unseen(
+    folded: ConvNeXt, data: Data, images: Images, advance: Callable[[int], None] = lambda count: None
+) -> UnseenImages | None:
     """Return what the float network says to validation images, in their class mix; no quantized network sees them.
 
     Args:
         folded: the float network.
         data: with the validation images.
         images: those that judge; no more are drawn.
+        advance: is told of so many more images done.
 
     Returns: None if none has a class that the network knows.
     """
     count = len(data.validation)
     chosen = sample_in_proportion(data.validation.labels, np.arange(count), len(images), 0)
     unseen = dataclasses.replace(images, source=data.validation, indices=chosen)
-    outputs, labels = outputs_of(folded, unseen), unseen.labels
+    outputs, labels = outputs_of(folded, unseen, advance), unseen.labels
     gallery = outputs_of(folded, images) if extracts(folded) else outputs
     logits = answers_by(folded, gallery, images.labels)(outputs)
     known = logits.isfinite().all(1)

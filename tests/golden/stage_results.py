@@ -138,13 +138,7 @@ def _distill(shop: Workshop) -> Numbers:
     methods: tuple[DistillMethod, ...] = ("kd", "dkd", "hard-label", "feature")
     for method in methods:
         config = DistillConfig(
-            MODEL,
-            ("one", "two"),
-            FIT,
-            method,
-            temperature=2.0,
-            distill_loss_weight=0.5,
-            teacher_cache=method == "kd",
+            MODEL, ("one", "two"), FIT, method, temperature=2.0, distill_loss_weight=0.5, teacher_cache=method == "kd"
         )
         found[method] = shop.logits(shop.run(config, teachers=(shop.float, shop.other)))
     return found
