@@ -77,7 +77,7 @@ def tell_estimates(
     *,
     may_ask: bool = True,
 ) -> tuple[Estimate, ...]:
-    """Say how long the trainings take that would run, where it is a minute or more; beyond an hour, ask who sits at a terminal.
+    """Say how long the trainings take that would run, where it is a minute or more in all; beyond an hour, ask who sits at a terminal.
 
     Nothing of it changes a result.
 
@@ -96,12 +96,12 @@ def tell_estimates(
     found = tuple(
         _estimate(each, data, execution) for each in _trainings(with_comparisons(recipe).stages, there, data, brought)
     )
-    long = [each for each in found if each.seconds >= _WORTH_MEASURING_S]
-    for each in long:
-        execution.progress.say(each.describe())
     total = sum(each.seconds for each in found)
-    if len(long) > 1:
-        execution.progress.say(f"in all about {describe_time(total)}")
+    if total >= _WORTH_MEASURING_S:
+        for each in found:
+            execution.progress.say(each.describe())
+        if len(found) > 1:
+            execution.progress.say(f"in all about {describe_time(total)}")
     ask = getattr(execution.progress, "ask", None)
     if may_ask and total > LONG_S and ask is not None and not ask(f"Train for about {describe_time(total)}?"):
         raise StoppedError(

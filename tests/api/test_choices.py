@@ -111,6 +111,19 @@ def test_estimate_is_measured_on_steps_changes_nothing_and_asks_before_an_hour(
     assert not (tmp_path / "stages").exists()
 
 
+@pytest.mark.parametrize(("seconds", "lines"), [(45.0, 3), (25.0, 0)])
+def test_every_training_is_told_where_all_together_take_a_minute(
+    seconds: float, lines: int, small_recipe: Recipe, small_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Listener()
+    monkeypatch.setattr(
+        estimate, "_estimate", lambda each, data, execution: estimate.Estimate(each.stage, seconds, 1e9, False)
+    )
+    estimate.tell_estimates(small_recipe, (), small_data, {}, Execution(progress=heard))
+    assert len(heard.lines) == lines
+    assert heard.lines[-1:] == ["in all about 2 minutes"] * bool(lines)
+
+
 def test_estimate_counts_images_without_labels_where_they_teach(
     small_recipe: Recipe, small_data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
