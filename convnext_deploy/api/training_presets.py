@@ -51,7 +51,8 @@ _LEAST_LARGE = 20_000_000  # parameters
 DIGITS_QAT_FIT = dataclasses.replace(
     DIGITS_FIT, epochs=5, base_learning_rate=0.0016, warmup_epochs=0.5, label_smoothing=0.0
 )
-
+DIGITS_LOSS_WEIGHT = 0.5
+"""Of the teacher's loss: on the digits students become better than their teachers, and labels have more to say."""
 
 Role = Literal["model", "teacher", "student"]
 

@@ -56,7 +56,7 @@ from convnext_deploy.config.choices import DistillMethod
 @click.option(
     "--distill-loss-weight",
     type=click.FloatRange(0, 1),
-    help="Weight of the teacher's loss, the labels get the rest; not for teacher-only.  [default: 0.9]",
+    help="Weight of the teacher's loss, the labels get the rest; not for teacher-only.  [default: 0.9; digits: 0.5]",
 )
 @click.option(
     "--teacher-cache",

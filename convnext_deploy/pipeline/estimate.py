@@ -77,7 +77,7 @@ def tell_estimates(
     *,
     may_ask: bool = True,
 ) -> tuple[Estimate, ...]:
-    """Say how long the trainings take that would run, where it is a minute or more in all; beyond an hour, ask who sits at a terminal.
+    """Say how long the trainings take that would run, where it is a minute in all or more; beyond an hour, ask at a terminal.
 
     Nothing of it changes a result.
 

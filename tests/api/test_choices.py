@@ -156,3 +156,13 @@ def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_onc
     students = [plan[1][0].config for plan in (small, large, by_features)]
     assert [config.teacher_cache for config in students] == [False, True, False]  # type: ignore[attr-defined]
     assert students[1].fit.augmentation_epochs == 1  # type: ignore[attr-defined]
+
+
+def test_labels_have_as_much_to_say_on_the_digits_unless_told_otherwise(tmp_path: Path) -> None:
+    for asked, weight in ({}, 0.5), ({"distill_loss_weight": 0.9}, 0.9), ({"distill_method": "teacher-only"}, 0.9):
+        heard = Listener()
+        plan = distill("pico", "atto", **asked, out=tmp_path, execution=how(heard, dry_run=True)).planned  # type: ignore[arg-type]
+        config = plan[1][0].config
+        assert config.distill_loss_weight == weight  # type: ignore[attr-defined]
+        said = [line for line in heard.lines if "for the teacher's loss" in line]
+        assert said == ["student: weight 0.5 for the teacher's loss: measured on the digits"] * (weight == 0.5)
