@@ -161,7 +161,7 @@ def test_large_networks_learn_the_digits_in_few_epochs_and_ask_their_teacher_onc
 def test_labels_have_as_much_to_say_on_the_digits_unless_told_otherwise(tmp_path: Path) -> None:
     for asked, weight in ({}, 0.5), ({"distill_loss_weight": 0.9}, 0.9), ({"distill_method": "teacher-only"}, 0.9):
         heard = Listener()
-        plan = distill("pico", "atto", **asked, out=tmp_path, execution=how(heard, dry_run=True)).planned  # type: ignore[arg-type]
+        plan = distill("pico", "atto", **asked, out=tmp_path, execution=how(heard, dry_run=True)).planned
         config = plan[1][0].config
         assert config.distill_loss_weight == weight  # type: ignore[attr-defined]
         said = [line for line in heard.lines if "for the teacher's loss" in line]

@@ -82,8 +82,8 @@ def test_recipe_goes_the_whole_path_with_a_gate_on_everything_made_from_the_netw
     assert (network.stage, network.config.kind) == (("student", "distill") if first else ("model", "train"))
     if isinstance(network.config, DistillConfig):
         # VanillaKD's settings, which are for schedules as long as these
-        vanilla = {"temperature": 1.0, "distill_loss_weight": 0.5}
-        assert network.config == DistillConfig(network.config.model, "teacher", network.fit, **vanilla)
+        taught = DistillConfig(network.config.model, "teacher", network.fit, temperature=1.0, distill_loss_weight=0.5)
+        assert network.config == taught
     after = {name: (stage.config.kind, stage.source, stage.gate) for name, stage in stages.items()}
     assert {name: row for name, row in after.items() if row[0] not in ("train", "distill")} == {
         "quantize": ("quantize", network.stage, Gate(0.5)),
