@@ -49,6 +49,7 @@ def test_gain_of_a_teacher_is_over_the_same_seed_alone() -> None:
     from distillation_table import lines
 
     top1 = {("alone", 0): 0.70, ("alone", 1): 0.72, ("foreign", 0): 0.76, ("foreign", 1): 0.80, ("own", 2): 0.71}
+    top1 |= {("alone-longer", 0): 0.75, ("foreign-longer", 0): 0.82}
     cells = [{"row": row, "seed": seed, "top1": value} for (row, seed), value in top1.items()]
     found = lines({"cells": cells})
     assert len(found) == len(ROWS)
@@ -57,6 +58,9 @@ def test_gain_of_a_teacher_is_over_the_same_seed_alone() -> None:
     # gains 6 and 8: a standard error of 1, and 12.706 is the 97.5 % quantile of Student's t with one degree of freedom
     assert table["taught by the residual network"] == ["76.00", "80.00", "–", "78.00", "+7.00 [-5.71, +19.71]"]
     assert table["taught by the ConvNeXt"] == ["–", "–", "71.00", "71.00", "–"]
+    # over the student alone of as many epochs
+    assert table["twice as long: alone"] == ["75.00", "–", "–", "75.00", ""]
+    assert table["twice as long: taught by the residual network"][-1] == "+7.00 (one seed)"
 
 
 def test_teachers_are_compared_over_the_same_seeds() -> None:
@@ -66,7 +70,7 @@ def test_teachers_are_compared_over_the_same_seeds() -> None:
     cells = [{"row": row, "seed": seed, "top1": value} for (row, seed), value in top1.items()]
     found = facts({"cells": cells, "teachers": {"foreign": {"top1": 0.8895}}})
     assert found == (
-        "5 of 24 cells are measured; the residual network has 88.95 %; taught by the residual network over taught by the "
+        "5 of 33 cells are measured; the residual network has 88.95 %; taught by the residual network over taught by the "
         "ConvNeXt: +3.00 [-9.71, +15.71] pp."
     )
 
