@@ -83,7 +83,8 @@ def test_a_release_that_rewords_messages_goes_on_with_a_training_and_gives_the_s
     assert new.returncode == 0, new.stderr
     found = re.search(r"model: is continued at step (\d+) of 120", new.stderr)
     assert found is not None, new.stderr
-    assert 8 <= int(found[1]) < 120, "the history of an epoch is written just before the state"
+    # states are written in the background, after the history of their epoch, and not of every one where the disk is slow
+    assert 0 < int(found[1]) < 120
     whole = subprocess.run(
         command(recipe, image_folder, tmp_path / "whole"),
         env=environment(tmp_path / "old"),

@@ -30,6 +30,8 @@ pytestmark = pytest.mark.heavy
 
 _TYPES = {"float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 LEAST_EQUAL = 0.999
+# Of those that are not equal. The codes of FP8 lie the closer together the nearer to zero, where a step further back moves several.
+MOST_BY_MORE = {"int8": 0.2, "float8_e4m3fn": 0.3}
 IMAGES = 100
 
 Integers = dict[str, NDArray[np.int64]]
@@ -159,7 +161,8 @@ def test_integers_are_equal_at_the_quantized_sites(results: Results, one: str, o
     first = apart[next(iter(apart))]
     assert first.max() <= 1
     assert (first == 0).mean() >= 0.9999
-    assert (every > 1).sum() <= 0.2 * (every > 0).sum()
+    kind = next(iter(results.sites.values())).weight.dtype.name
+    assert (every > 1).sum() <= MOST_BY_MORE[kind] * (every > 0).sum()
 
 
 def test_answers_are_equal(results: Results) -> None:
