@@ -6,13 +6,12 @@ from pathlib import Path
 from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_teacher, open_training_data
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
-from convnext_deploy.api.training_presets import DIGITS_LOSS_WEIGHT, better_teacher, choose
+from convnext_deploy.api.training_presets import better_teacher, choose, choose_loss_weight
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
-from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.open_foreign import read_name
 from convnext_deploy.pipeline.run_result import RunResult
@@ -91,9 +90,9 @@ def distill(
     first = "teacher" if source is None else SOURCE
     chosen = choose(student, data, training, images, start, "student", student_weights)
     choices["student"] = chosen.words
-    if images.name == BUILT_IN and "distill_loss_weight" not in loss and distill_method != "teacher-only":
-        loss["distill_loss_weight"] = DIGITS_LOSS_WEIGHT
-        choices["student"] += (f"weight {DIGITS_LOSS_WEIGHT:g} for the teacher's loss: measured on the digits",)
+    if distill_loss_weight is None and distill_method != "teacher-only":
+        loss["distill_loss_weight"], words = choose_loss_weight(images)
+        choices["student"] += words
     saves_teacher = bool(chosen.fit.augmentation_epochs) and training.augmentation_epochs is None
     config = DistillConfig(
         model=chosen.model,

@@ -10,6 +10,7 @@ from typing import Literal
 from convnext_deploy.api.options import DataOptions, TrainingOptions, given
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import REFERENCE_BATCH_SIZE, FitConfig
 from convnext_deploy.config.image_size import show_size
 from convnext_deploy.config.quantize import QATConfig
@@ -51,8 +52,8 @@ _LEAST_LARGE = 20_000_000  # parameters
 DIGITS_QAT_FIT = dataclasses.replace(
     DIGITS_FIT, epochs=5, base_learning_rate=0.0016, warmup_epochs=0.5, label_smoothing=0.0
 )
-DIGITS_LOSS_WEIGHT = 0.5
-"""Of the teacher's loss: on the digits students become better than their teachers, and labels have more to say."""
+# on the digits students become better than their teachers, and labels have more to say
+_DIGITS_LOSS_WEIGHT = 0.5
 
 Role = Literal["model", "teacher", "student"]
 
@@ -106,6 +107,13 @@ def _digits_fit(name: str, role: Role) -> FitConfig:
         return _DIGITS_LARGE_TEACHER_FIT
     own_epochs = 1 if role == "student" else 0
     return dataclasses.replace(_DIGITS_LARGE_FIT, augmentation_epochs=own_epochs)
+
+
+def choose_loss_weight(images: Data) -> tuple[float, tuple[str, ...]]:
+    """Return what the teacher's loss weighs where nobody says it, and in words why it is not what is usual."""
+    if images.name != BUILT_IN:
+        return DistillConfig.distill_loss_weight, ()
+    return _DIGITS_LOSS_WEIGHT, (f"weight {_DIGITS_LOSS_WEIGHT:g} for the teacher's loss: measured on the digits",)
 
 
 def choose_qat(training: TrainingOptions, images: Data) -> FitConfig:
