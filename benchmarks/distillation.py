@@ -67,6 +67,11 @@ class Row:
     times_epochs: int = 1
 
 
+_USUAL: dict[str, Any] = {
+    "method": DistillConfig.method,
+    "temperature": DistillConfig.temperature,
+    "distill_loss_weight": DistillConfig.distill_loss_weight,
+}
 _VANILLA = {"temperature": 1.0, "distill_loss_weight": 0.5}
 _STANDARDIZED = {"temperature": 2.0, "distill_loss_weight": 0.989, "standardize_logits": True}
 _DIST = {"method": "dist", "temperature": 4.0, "distill_loss_weight": 0.667}
@@ -220,7 +225,7 @@ def collect(arguments: argparse.Namespace) -> dict[str, Any]:
                 "teacher": row.teacher,
                 "labels": 0.2 if row.mostly_unlabelled else 1.0,
                 "times_epochs": row.times_epochs,
-                **row.settings,
+                **({} if row.teacher is None else {**_USUAL, **row.settings}),
             }
             for row in ROWS
         },
