@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess, file_header
 from convnext_deploy.data.agreement import check_classes
 from convnext_deploy.data.datasets import Data, ImageSet, open_data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.sampling import calibration_indices
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.graphs.onnx_io import save_onnx

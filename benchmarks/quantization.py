@@ -33,7 +33,7 @@ from convnext_deploy.config.quantize import QATConfig, QuantizeConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.stage import StageConfig
 from convnext_deploy.data.datasets import Data, open_data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.pipeline.ingredients import ingredients_of
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.pipeline.stage import Settings, execute_stage, reusable, stage_folder

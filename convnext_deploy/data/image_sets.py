@@ -14,6 +14,7 @@ from PIL import Image
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import Encoded, decode_image, encoded_file
 from convnext_deploy.data.files import Files, as_files
+from convnext_deploy.data.kept_pixels import KeptPixels
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
@@ -52,6 +53,11 @@ class FolderImages:
     def files(self) -> Files:
         """The paths as columns."""
         return as_files(self.paths)
+
+    @cached_property
+    def kept(self) -> KeptPixels:
+        """What evaluation keeps of them."""
+        return KeptPixels()
 
     def __len__(self) -> int:
         return len(self.paths)

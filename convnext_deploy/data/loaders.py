@@ -1,8 +1,8 @@
-"""Batches: augmented for training, deterministic for calibration and validation."""
+"""Augmented batches for training; those for calibration and validation are `data.evaluation_batches`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,11 @@ from convnext_deploy.data.augmentation import (
 from convnext_deploy.data.batch_rows import EpochOrder, OwnBatches, OwnRows, generator, rows_before
 from convnext_deploy.data.crops import load_crop
 from convnext_deploy.data.datasets import ImageSet
-from convnext_deploy.data.items import EvaluationItems, name_image
+from convnext_deploy.data.evaluation_batches import load_chunks
+from convnext_deploy.data.items import name_image
 from convnext_deploy.data.mixup import mix
 from convnext_deploy.data.pixel_cache import PixelCache, decode_small
 from convnext_deploy.data.torchvision_functions import functions
-from convnext_deploy.data.worker_process import Chunk
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, RecipeError
 from convnext_deploy.system.distributed import World
@@ -73,48 +73,6 @@ class Batch:
             numbers, mixed_in = (None if of is None else of[rows] for of in (self.numbers, self.mixed_in))
             yield Batch(images, labels, self.epoch, self.first_row + first, numbers, mixed_in, self.weight)
             first += len(images)
-
-
-@dataclass(frozen=True)
-class EvaluationBatches:
-    """Images through the evaluation transform, each exactly once and in order.
-
-    `as_pixels`: as they are, for a runner, which knows what its artifact takes; otherwise normalized, for a network.
-    `keeps_workers`: the processes wait for the next pass, until `close`; otherwise each pass starts its own.
-    """
-
-    images: ImageSet
-    preprocess: Preprocess
-    batch_size: int
-    workers: int = 0
-    indices: Sequence[int] | None = None
-    as_pixels: bool = False
-    keeps_workers: bool = False
-    _loader: Loader = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Start nothing yet."""
-        loader = Loader(EvaluationItems(self.images, self.preprocess), self.batch_size, self.workers)
-        object.__setattr__(self, "_loader", loader)
-
-    def __len__(self) -> int:
-        return -(-len(self.images if self.indices is None else self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized images `(N, C, S, S)` float32, or pixels `(N, S, S, C)` uint8, and labels `(N,)` int64."""
-        order = np.asarray(range(len(self.images)) if self.indices is None else self.indices, np.int64)
-        chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        try:
-            for pixels, chunk in zip(_load(self._loader, chunks), chunks, strict=True):
-                images = pixels if self.as_pixels else transforms.normalize(pixels, self.preprocess)
-                yield images, torch.from_numpy(self.images.labels[chunk])
-        finally:
-            if not self.keeps_workers:
-                self.close()
-
-    def close(self) -> None:
-        """End the processes that load images."""
-        self._loader.close()
 
 
 @dataclass(frozen=True)
@@ -249,7 +207,7 @@ class TrainingBatches:
         size, wanted = self.preprocess.sides, self.plan.augmentation
         own = OwnBatches(chunks, numbers, self._own)
         if self._small is None:
-            yield from _load(self._loader, own, epoch)
+            yield from load_chunks(self._loader, own, epoch)
             return
         _, height, width, _ = self._small.shape
         for number, chunk in zip(numbers.tolist(), own, strict=True):
@@ -289,11 +247,3 @@ class _TrainingItems:
 
     def name(self, index: int) -> str:
         return name_image(self.images, index)
-
-
-def _load(loader: Loader, chunks: Sequence[Chunk], epoch: int = 0) -> Iterator[Tensor]:
-    """Yield `(N, S, S, C)` uint8 batches. Raises: DataError: of the first unreadable image in a batch."""
-    for pixels, errors in loader.load(chunks, epoch):
-        if errors:
-            raise errors[min(errors)]
-        yield torch.from_numpy(pixels)

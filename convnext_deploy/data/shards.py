@@ -15,6 +15,7 @@ from PIL import Image
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import Encoded, decode_image, find_damage, printable
+from convnext_deploy.data.kept_pixels import KeptPixels
 from convnext_deploy.data.remote_shards import RemoteFolder
 from convnext_deploy.data.shard_index import ShardIndex, read_index, read_sample
 from convnext_deploy.data.shard_parts import find_index_files
@@ -52,6 +53,11 @@ class ShardImages:
         """Class indices, `(N,)`."""
         labels: NDArray[np.int64] = self.index.samples["label"][self.rows]
         return labels if self.numbers is None else self.numbers[labels]
+
+    @cached_property
+    def kept(self) -> KeptPixels:
+        """What evaluation keeps of them."""
+        return KeptPixels()
 
     def load(self, index: int) -> Image.Image:
         return decode_image(self.encoded(index))

@@ -107,7 +107,7 @@ class _Answering(Generic[Part]):
         return _Answering, (self.opened, *own, self.keeping, self.description)
 
     def __call__(self, numbers: range) -> Iterator[Part]:
-        from convnext_deploy.data.loaders import EvaluationBatches
+        from convnext_deploy.data.evaluation_batches import EvaluationBatches
 
         opened, size = self.opened, self.opened.batch_size
         own = [self.chosen[place] for place in batches_of(numbers, len(self.chosen), size)]

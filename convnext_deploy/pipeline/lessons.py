@@ -18,7 +18,8 @@ from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry, report_name
 from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import Batch, EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DataError, first_line
 from convnext_deploy.evaluation.label_score import label_answers
 from convnext_deploy.evaluation.lesson import Taught, TeacherOutlook, create_lesson, early_remarks, early_signs

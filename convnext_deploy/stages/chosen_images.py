@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data import transforms
 from convnext_deploy.data.datasets import ImageSet
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.sampling import alone, calibration_indices, divide_training_images
 from convnext_deploy.errors import DataError
 from convnext_deploy.stages.context import StageContext

@@ -20,7 +20,8 @@ from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.data.agreement import is_in_order
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.data.pixel_cache import LARGEST_IN_MEMORY, RESULT_VERSION, PixelCache, decode_small
 from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.models.checkpoints.state_dict import load_checkpoint, load_into

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.metrics.multi_label import mean_average_precision
 from convnext_deploy.system.distributed import gather_in_order
 from convnext_deploy.system.full_float32 import full_float32

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convnext_deploy.data.ahead import upload
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.metrics.epochs import Images, best_epoch, score_of
 from convnext_deploy.system.distributed import batches_of, own_numbers
 from convnext_deploy.system.full_float32 import full_float32

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.data.ahead import upload
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.training.loss_meter import BatchSums, widest_dtype
 from convnext_deploy.training.losses import cosine_loss

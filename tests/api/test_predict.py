@@ -19,8 +19,8 @@ from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.api.predict import Prediction, find_images
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
-from convnext_deploy.data import loaders
 from convnext_deploy.data.datasets import Data, FolderImages
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, DataError, RecipeError
 from convnext_deploy.evaluation.probabilities import to_probabilities
 from convnext_deploy.runners import open_runner
@@ -44,7 +44,7 @@ def shares(prediction: Prediction) -> dict[str, float]:
 def test_predict_gives_the_softmax_of_the_logits(small_artifacts: dict[str, Artifact], files: list[Path]) -> None:
     artifact = small_artifacts["student"]
     found = predict(artifact.path, files, execution=HERE)
-    images = loaders.EvaluationBatches(FolderImages(tuple(files), np.zeros(18, np.int64)), artifact.preprocess, 18)
+    images = EvaluationBatches(FolderImages(tuple(files), np.zeros(18, np.int64)), artifact.preprocess, 18)
     runner = open_runner(artifact)
     logits = runner.logits(next(iter(images))[0].numpy()).astype(np.float64)
     runner.close()

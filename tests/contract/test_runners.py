@@ -14,7 +14,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import Format
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.runners import RUNNERS, Runner, open_runner
 from convnext_deploy.stages.context import StageContext

@@ -10,8 +10,8 @@ import torch
 
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.data.datasets import Data, FolderImages
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.image_folder import list_images
-from convnext_deploy.data.loaders import EvaluationBatches
 from convnext_deploy.data.prediction_batches import FileBatches
 from convnext_deploy.data.transforms import normalize
 

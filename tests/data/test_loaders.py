@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from convnext_deploy.artifacts.spec import Preprocess, default_preprocess
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages, open_data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.sampling import calibration_indices
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.errors import DataError
@@ -36,7 +37,9 @@ def numbered_images(count: int, side: int = 8) -> ArrayImages:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_batches_hold_each_image_once_and_in_order(small_data: Data, workers: int) -> None:
     preprocess = default_preprocess(24, 0.8)
-    batches = EvaluationBatches(small_data.validation, preprocess, 5, workers)
+    assert isinstance(small_data.validation, FolderImages)
+    fresh = dataclasses.replace(small_data.validation)  # of which no other test has kept pixels
+    batches = EvaluationBatches(fresh, preprocess, 5, workers)
     parts = list(batches)
     assert [len(labels) for _, labels in parts] == [5, 5, 5, 3]
     assert len(batches) == 4

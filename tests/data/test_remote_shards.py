@@ -20,7 +20,8 @@ from convnext_deploy.data import remote_blocks, remote_files, remote_shards, sha
 from convnext_deploy.data.batch_rows import EpochOrder
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data, open_data
-from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.data.shards import ShardImages
 from convnext_deploy.data.unlabelled import open_unlabelled
 from convnext_deploy.errors import DataError, RemoteError

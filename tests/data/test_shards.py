@@ -19,7 +19,7 @@ from PIL.ExifTags import Base as ExifTag
 
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.data.datasets import FolderImages, ImageSet, open_data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.sampling import calibration_indices
 from convnext_deploy.errors import DataError
 from tests.conftest import CLASSES, write_image_folder

@@ -15,7 +15,8 @@ from torch import Tensor
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, FolderImages, ImageSet, open_data
-from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
 from tests.data.test_loaders import PLAIN, noise_images, numbered_images

@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from convnext_deploy.data import workers as module
-from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, LoaderError
 from tests.data.test_loaders import PLAIN, noise_images

@@ -15,7 +15,8 @@ from torch import nn
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
 from convnext_deploy.config.ptq import PTQSteps
 from convnext_deploy.data.datasets import ArrayImages, Data
-from convnext_deploy.data.loaders import Batch, BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.evaluation.label_score import KeepingLabels
 from convnext_deploy.evaluation.run_images import Opened
 from convnext_deploy.evaluation.score import Guessing, count_guesses

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
-from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.system.distributed import gather, world
 from convnext_deploy.system.execution import Execution

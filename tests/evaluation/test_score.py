@@ -16,7 +16,7 @@ from torch import Tensor
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import ArtifactError
 from convnext_deploy.evaluation.run_images import run_batches
 from convnext_deploy.evaluation.score import Guessing, Score, count_guesses

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from convnext_deploy.artifacts.spec import default_preprocess
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import BatchPlan, EvaluationBatches, TrainingBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.errors import BackendUnavailableError, DeployError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.prepare import prepare

@@ -50,6 +50,25 @@ def to_codes(levels: NDArray[Any], like: NDArray[Any]) -> Integers:
     return found
 
 
+def from_codes(codes: Integers) -> Array:
+    """Return the numbers of FP8 whose places `to_codes` returns."""
+    magnitudes = np.abs(codes)
+    exponents = np.maximum(magnitudes // 8 - 7, -6)
+    values: Array = np.sign(codes) * (magnitudes - 8 * (exponents + 6)) * 2.0 ** (exponents - 3)
+    return values
+
+
+def even_places(codes: Integers, start: float) -> Array:
+    """Return places of FP8 codes of `to_codes` as they would be if the numbers below `start` were as far apart as those at it.
+
+    Nearer to zero the codes lie closer together, so that a difference which is one step at `start` is many there.
+    """
+    values, least = from_codes(codes), _steps_of_fp8(np.asarray(start))[0]
+    exponents = np.maximum(_steps_of_fp8(values)[0], least)
+    places: Array = np.sign(values) * (8 * (exponents - least) + np.abs(values) / 2.0 ** (exponents - 3))
+    return places
+
+
 def to_integers(x: Array, grid: ActivationGrid) -> Integers:
     """Return `x` on its grid, per tensor or, with scales `(C,)`, per last dimension; halves go to even."""
     if grid.shift is not None:

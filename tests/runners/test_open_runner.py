@@ -18,7 +18,7 @@ from convnext_deploy.artifacts.details import TorchDetails
 from convnext_deploy.config.engine import TensorRTConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, CheckpointError, DeployError
 from convnext_deploy.pipeline.run import run_recipe
 from convnext_deploy.pipeline.stage import Settings

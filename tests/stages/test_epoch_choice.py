@@ -13,7 +13,7 @@ from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, FolderImages
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.sampling import selection_indices
 from convnext_deploy.data.splits import Split
 from convnext_deploy.errors import RecipeError

@@ -20,7 +20,7 @@ from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import Data, open_data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.models.channel_scaling import scale_inputs, smoothable
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt

@@ -19,7 +19,7 @@ from convnext_deploy.config.choices import Target
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.data.datasets import Data
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.exporters.onnx.fp16 import LARGEST
 from convnext_deploy.graphs.onnx_io import read_metadata, tensor_shape

@@ -21,7 +21,7 @@ from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.train import ModelConfig, TrainConfig
 from convnext_deploy.data.datasets import ArrayImages, Data, ImageSet
-from convnext_deploy.data.loaders import EvaluationBatches
+from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, DeployError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
