@@ -18,6 +18,7 @@ from convnext_deploy.models.fold import Folding
 from convnext_deploy.quantization.prepare import fit_scheme, quantized_layers
 from convnext_deploy.quantization.scheme import QuantizationScheme, resolve_scheme
 from convnext_deploy.quantization.sensitivity import choose_float_layers
+from convnext_deploy.stages.answers import extracts
 from convnext_deploy.stages.chosen_images import Images, choose_images_to_judge, outputs_of
 from convnext_deploy.stages.context import StageContext, require_source
 from convnext_deploy.stages.float_layers import float_modules, leave_in_float
@@ -26,7 +27,7 @@ from convnext_deploy.stages.layer_effects import layer_effects
 from convnext_deploy.stages.ptq_steps import Calibrated, foresee_quantization, open_folded, quantize_network
 from convnext_deploy.stages.quantized_training import train_quantized, training_seconds
 from convnext_deploy.stages.search import Search, say_step, say_who_judges
-from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen
+from convnext_deploy.stages.selection import Enough, Judge, ask_about_unseen, choose_unseen
 from convnext_deploy.stages.teachers import check_quantized_teachers
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.full_float32 import full_float32
@@ -163,10 +164,14 @@ def _choose_judge(
     judging = selection
     if config.method == "qat" and held_out:  # one judge for what is before training and after it
         judging = dataclasses.replace(selection, indices=held_out)
-    asked = min(len(selection), len(data.validation)) + len(judging)
-    with context.execution.progress.task(f"{context.name}: ask the float network", asked, "images") as task:
-        unseen = ask_about_unseen(folding.network, data, selection, task.advance)
-        outputs = outputs_of(folding.network, judging, task.advance)
+    others = choose_unseen(data, selection)
+    gallery = selection if extracts(folding.network) else judging
+    with context.execution.progress.task(
+        f"{context.name}: ask the float network", len(gallery) + len(others), "images"
+    ) as task:
+        outputs = outputs_of(folding.network, gallery, task.advance)
+        unseen = ask_about_unseen(folding.network, others, outputs, gallery.labels, task.advance)
+    outputs = outputs[: len(judging)]  # the first of the selection, where these are fewer
     judge = Judge(folding.network, judging, config.max_drop_pp, unseen, LOOKS[config.method], outputs)
     say_who_judges(judge, len(images), context)
     return images, judge, held_out

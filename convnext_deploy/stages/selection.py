@@ -211,27 +211,34 @@ class Judge:
         return bound_drop(self.reference, logits, self.unseen, self.sharpness, level)
 
 
+def choose_unseen(data: Data, images: Images) -> Images:
+    """Return validation images, in their class mix, as many as `images`, which judge, or fewer where there are no more."""
+    chosen = sample_in_proportion(data.validation.labels, np.arange(len(data.validation)), len(images), 0)
+    return dataclasses.replace(images, source=data.validation, indices=chosen)
+
+
 def ask_about_unseen(
-    folded: ConvNeXt, data: Data, images: Images, advance: Callable[[int], None] = lambda count: None
+    folded: ConvNeXt,
+    unseen: Images,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> UnseenImages | None:
-    """Return what the float network says to validation images, in their class mix; no quantized network sees them.
+    """Return what the float network says to images that no quantized network sees.
 
     Args:
         folded: the float network.
-        data: with the validation images.
-        images: those that judge; no more are drawn.
+        unseen: of `choose_unseen`.
+        gallery: what it gives for the images that judge: among these are the neighbours, where it gives features.
+        gallery_labels: of them.
         advance: is told of so many more images done.
 
     Returns: None if none has a class that the network knows.
     """
-    count = len(data.validation)
-    chosen = sample_in_proportion(data.validation.labels, np.arange(count), len(images), 0)
-    unseen = dataclasses.replace(images, source=data.validation, indices=chosen)
-    outputs, labels = outputs_of(folded, unseen, advance), unseen.labels
-    gallery = outputs_of(folded, images) if extracts(folded) else outputs
-    logits = answers_by(folded, gallery, images.labels)(outputs)
+    labels = unseen.labels
+    logits = answers_by(folded, gallery, gallery_labels)(outputs_of(folded, unseen, advance))
     known = logits.isfinite().all(1)
-    if not data.multi_label:
+    if labels.ndim == 1:
         known &= labels < logits.shape[1]
     return UnseenImages(logits[known], labels[known]) if known.any() else None
 

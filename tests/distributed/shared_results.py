@@ -29,7 +29,7 @@ from convnext_deploy.stages.chosen_images import Images, outputs_of
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.layer_effects import layer_effects
 from convnext_deploy.stages.ptq_steps import observe_images, quantize_network
-from convnext_deploy.stages.selection import Judge, ask_about_unseen
+from convnext_deploy.stages.selection import Judge, ask_about_unseen, choose_unseen
 from convnext_deploy.system import distributed
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.shared_work import from_first
@@ -72,7 +72,9 @@ def found_by_first(folder: Path) -> dict[str, Any]:
         found[f"{name}: ranges"] = ranges_of(observe_images(prepare(one_block(), scheme), images, count))
         quantized, _ = quantize_network(network, scheme, STEPS, images, context)
         found[f"{name}: network"] = digest(quantized)
-        judge = Judge(network, others, 0.5, ask_about_unseen(network, data, others), 2)
+        outputs = outputs_of(network, others)
+        unseen = ask_about_unseen(network, choose_unseen(data, others), outputs, others.labels)
+        judge = Judge(network, others, 0.5, unseen, 2, outputs)
         steps = [judge.judge("some", quantized, limit_pp=limit) for limit in (judge.least_risk_pp / 2, 1e9)]
         found[f"{name}: steps"] = [repr(step) for step in steps]
         effects = layer_effects(quantized, network, images, outputs_of(network, images))

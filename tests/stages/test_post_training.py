@@ -310,15 +310,20 @@ def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_i
     source: Artifact, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step is tried, and then layers in float: none may look at what will judge the result. Only the float network may."""
-    compare, make, ask = Judge.compare, vars(quantize)["quantize_network"], vars(quantize)["ask_about_unseen"]
+    compare, make = Judge.compare, vars(quantize)["quantize_network"]
     judged: list[int] = []
     calibrated: list[list[int]] = []
 
-    def ask_and_hide(*arguments: Any) -> Any:
-        others.secret = False
-        found = ask(*arguments)
-        others.secret = True
-        return found
+    def may_look(name: str) -> None:
+        look = vars(quantize)[name]
+
+        def look_and_hide(*arguments: Any) -> Any:
+            others.secret = False
+            found = look(*arguments)
+            others.secret = True
+            return found
+
+        monkeypatch.setattr(quantize, name, look_and_hide)
 
     def fail(self: Judge, *arguments: Any) -> Any:
         if self.level is not None:  # no rehearsal
@@ -331,7 +336,8 @@ def test_sequence_calibrates_and_judges_on_other_images_and_sees_no_validation_i
 
     monkeypatch.setattr(Judge, "compare", fail)
     monkeypatch.setattr(quantize, "quantize_network", watch)
-    monkeypatch.setattr(quantize, "ask_about_unseen", ask_and_hide)
+    may_look("choose_unseen")
+    may_look("ask_about_unseen")
     monkeypatch.setattr(Enough, "__bool__", lambda _: True)
     train, others = Watched(TRAIN), Watched(OTHERS, secret=True)
     data = data_of(train, others)
