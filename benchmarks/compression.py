@@ -32,7 +32,7 @@ import numpy as np
 from compression_peers import PRUNED, SCALED, WORDS, Size, build, quantized, sizes, train
 from numpy.typing import NDArray
 from peers_inputs import write_inputs
-from quantization_measures import renormalize
+from quantization_measures import renormalize, taken_by
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 
 from convnext_deploy import compress
@@ -125,8 +125,7 @@ def trained_peer(
 def guesses(artifact: Artifact, source: Preprocess, target: str, work: Path) -> NDArray[np.int64]:
     """Return the first guess of a file for every validation image, by the runtime that it is for."""
     images = np.load(work / "validation.npy", mmap_mode="r")
-    # of a foreign file nothing says what it takes; it is what the dense network takes
-    taken = source if artifact.model.variant == "unknown" else artifact.preprocess
+    taken = taken_by(artifact, source)
     runner = open_runner(artifact, runner=target)
     found = [
         runner.logits(renormalize(images[start : start + _BATCH], source, taken)).argmax(1)

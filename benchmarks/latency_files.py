@@ -16,7 +16,7 @@ import torch
 from latency_candidates import Kind
 from numpy.typing import NDArray
 from quantization import execute
-from quantization_measures import renormalize
+from quantization_measures import renormalize, taken_by
 from quantization_peers import cpu_instructions, run_method
 from safetensors.torch import save_file
 
@@ -83,9 +83,8 @@ class Files:
         opened = open_runner(artifact, runner=runner)
         if artifact.main_file.suffix == ".xml":  # has a batch of its own and repeats images to fill it
             images, expected = images[:1], expected[:1]
-        # of a foreign file nothing says what it takes; it is what timm's network takes, as in the source
-        taken = self.source.preprocess if artifact.model.variant == "unknown" else artifact.preprocess
-        found = opened.logits(renormalize(images, self.source.preprocess, taken))
+        source = self.source.preprocess
+        found = opened.logits(renormalize(images, source, taken_by(artifact, source)))
         opened.close()
         return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
 

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import Preprocess
 from convnext_deploy.evaluation.gate import measure_drop
 from convnext_deploy.evaluation.score import Score
@@ -39,6 +40,11 @@ def onnx_logits(
     return np.concatenate(
         [session.run([output], {source: adapt(images[start : start + batch_size])})[0] for start in starts]
     )
+
+
+def taken_by(artifact: Artifact, source: Preprocess) -> Preprocess:
+    """Return what a file takes. Nothing says it of a foreign file: that takes what the network takes of which it was made."""
+    return source if artifact.model.variant == "unknown" else artifact.preprocess
 
 
 def renormalize(images: NDArray[np.float32], source: Preprocess, target: Preprocess) -> NDArray[np.float32]:
