@@ -56,6 +56,10 @@ class ArtifactError(DeployError):
     """An artifact folder or file is missing, incomplete, altered or of the wrong format."""
 
 
+class SizeUntoldError(ArtifactError):
+    """A graph takes images of any size, and none was named."""
+
+
 class ExportError(DeployError):
     """A model could not be exported, or an engine could not be built."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from convnext_deploy.api.options import DataOptions, refuse
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import ForeignDetails
-from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.config.choices import FeatureOutput
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.data.agreement import with_labels_for
@@ -20,8 +19,8 @@ from convnext_deploy.data.unreadable import Skipping
 from convnext_deploy.data.value_range import describe_dark
 from convnext_deploy.errors import DataError, RecipeError, printable
 from convnext_deploy.models.variants import resolve_variant, short_name
-from convnext_deploy.pipeline.open_artifact import ask_for, open_input, without_head
-from convnext_deploy.pipeline.open_foreign import open_teacher_input, read_name
+from convnext_deploy.pipeline.open_artifact import open_input, without_head
+from convnext_deploy.pipeline.open_foreign import open_told, read_name
 from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
@@ -189,21 +188,26 @@ def open_teacher(
 ) -> tuple[Artifact, PreprocessSettings]:
     """Open what teaches a student, and say what was found out about it.
 
-    The options are about the student. A teacher sees images as it was itself trained to, so they count for it only where its file
-    does not tell that.
+    The options are about the student; for the teacher they count where its file does not tell, see `open_told`.
 
     Returns: the teacher, and which of the options count for it.
     Raises: DeployError: as `open_artifact`.
     """
-    found = open_teacher_input(path, model)
-    untold = {
-        name: value for name, value in options.preprocess.asked().items() if name in assumed_fields(found.preprocess)
-    }
-    asked = PreprocessSettings(**untold)
-    found = ask_for(found, asked, Path(path))
+    found, asked = open_told(path, model, options.preprocess)
+    if model is not None and found.model.variant == "unknown":
+        raise RecipeError(
+            f"{path} does not tell which network it holds, so nothing can tell that it is a {model}; leave --teacher out."
+        )
     for note in found.notes:
         progress.say(note)
-    return found, asked
+    return name_teacher(found, options, progress), asked
+
+
+def name_teacher(teacher: Artifact, options: DataOptions, progress: Progress) -> Artifact:
+    """Return a teacher whose outputs have the names in `options.classes`, where no file of its own tells them."""
+    if options.classes is None or teacher.class_names is not None or not teacher.model.num_classes:
+        return teacher
+    return _with_classes(teacher, options, progress)
 
 
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import open_artifact, open_named_data, with_features
+from convnext_deploy.api.open_inputs import name_teacher, open_artifact, open_named_data, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.config.recipe import SOURCE, WEIGHTS_PREFIX, Recipe, StageEntry
+from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, WEIGHTS_PREFIX, Recipe, StageEntry
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.data.agreement import with_labels_for
 from convnext_deploy.data.datasets import Data
@@ -99,9 +99,11 @@ def _open(
         source = with_features(source, loaded.source_output, str(loaded.source), how.progress)
     downloads = weights_to_download(loaded) if plan else ()
     weights = open_references(loaded, but=downloads)
-    for artifact in weights.values():
+    for key, artifact in weights.items():
         for note in artifact.notes:
             how.progress.say(note)
+        if key.startswith(TEACHER_PREFIX):
+            weights[key] = name_teacher(artifact, asked, how.progress)
     images = open_named_data(name, replace(data, unlabelled=loaded.unlabelled), how, out)
     images = images if source is None else with_labels_for(source, images)
     check_gates(loaded, multi_label=images.multi_label)
@@ -116,5 +118,5 @@ def _open_source(recipe: Recipe, asked: DataOptions, progress: Progress) -> Arti
         source = open_teacher_input(recipe.source, None, asked.preprocess)
         for note in source.notes:
             progress.say(note)
-        return source
+        return name_teacher(source, asked, progress)
     return open_artifact(recipe.source, None, asked, progress)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
@@ -107,12 +108,21 @@ def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:
     return EvaluationOptions(**{name: getattr(evaluation, name) for name in CHANGE_LIMITS})
 
 
-def run_stages(recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None) -> RunResult:
-    """Run a recipe whose source and data are open, or say what would be done."""
+def run_stages(
+    recipe: Recipe,
+    settings: Settings,
+    source: Artifact | None,
+    data: Data | None,
+    teachers: Mapping[str, Artifact] = MappingProxyType({}),
+) -> RunResult:
+    """Run a recipe whose source and data are open, or say what would be done.
+
+    `teachers`: those beside the source that are open, by the names of `StageEntry.inputs`.
+    """
     check_names(recipe)
     check_gates(recipe, multi_label=data is not None and data.multi_label)
     perform = plan_run_of if settings.dry_run else run_recipe
-    return perform(recipe, settings, source, data, open_references(recipe))
+    return perform(recipe, settings, source, data, {**open_references(recipe, but=teachers), **teachers})
 
 
 def check_names(recipe: Recipe) -> None:

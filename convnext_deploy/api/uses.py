@@ -27,7 +27,7 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {
         "execution": ("device", "workers", "cache_dir", *_KEPT, *_REPORTED),
     },
     "train": _TRAINED,
-    "distill": {**_TRAINED, "data": (*_IMAGES, "unlabelled", *_INPUT)},
+    "distill": {**_TRAINED, "data": (*_IMAGES, "unlabelled", *_INPUT, *_GRAPH)},
     "quantize": {**_TRAINED, "evaluation": _CHANGES, "training": _FIT},
     "compress": {
         **_TRAINED,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.config.choices import InputRange
 from convnext_deploy.config.image_size import LARGEST_SIDE, ImageSize, plain_size, show_size, sides_of
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, SizeUntoldError
 from convnext_deploy.graphs.onnx_view import GraphView, Shape, array, attribute, inputs_of, shape_of, shape_words
 
 _CHANNELS = (1, 3)  # images of no other library have 1 or 3 rows
@@ -86,7 +86,7 @@ def find_image_input(
         fix = "give its fixed side and another, --image-size HEIGHTxWIDTH" if is_dynamic else "leave --image-size out"
         raise ArtifactError(f"takes images of {fixed} pixels, not of {show_size(image_size)}; {fix}.")
     if is_dynamic and not fitting:
-        raise ArtifactError(
+        raise SizeUntoldError(
             f"takes images of any size, {shape_words(shape)}; say with --image-size which to evaluate at, such as 224, or 32x48 "
             "for 32 rows of 48 pixels."
         )

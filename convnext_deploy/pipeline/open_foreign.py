@@ -11,11 +11,11 @@ from pathlib import Path
 from convnext_deploy.artifacts.artifact import Artifact, describe_file
 from convnext_deploy.artifacts.details import ForeignDetails, Library, PredictionsDetails
 from convnext_deploy.artifacts.places import check_place
-from convnext_deploy.artifacts.preprocessing import assume, tell
+from convnext_deploy.artifacts.preprocessing import assume, assumed_fields, tell
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, WEIGHTS_PREFIX, Recipe
-from convnext_deploy.errors import CheckpointError, OtherNetworkError
+from convnext_deploy.errors import CheckpointError, OtherNetworkError, SizeUntoldError
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_artifact import CHECKPOINT_SUFFIXES, ask_for, open_input
@@ -76,6 +76,32 @@ def open_teacher_input(
     return ask_for(_open_weights(named.weights, named.library, named.architecture), asked, named.weights)
 
 
+def open_told(place: Path | str, model: str | None, options: PreprocessSettings) -> tuple[Artifact, PreprocessSettings]:
+    """Open what teaches; what is said of images counts where its file does not tell it.
+
+    A teacher sees images as it was itself trained to, and `options` are those of a student. What only an ONNX file of another
+    origin has, its output and the range of its input, is about the teacher.
+
+    Returns: the teacher, and which of the options count for it.
+    Raises: DeployError: as `open_teacher_input`.
+    """
+    is_graph = str(place).lower().endswith(".onnx")
+    asked = PreprocessSettings(input_range=options.input_range, output_name=options.output_name)
+    asked = asked if is_graph else PreprocessSettings()
+    try:
+        found = open_teacher_input(place, model, asked)
+    except SizeUntoldError:
+        if options.image_size is None:
+            raise
+        asked = dataclasses.replace(asked, image_size=options.image_size)
+        found = open_teacher_input(place, model, asked)
+    if found.format == "predictions":  # what it was made of looked at the images
+        return found, asked
+    untold = {name: value for name, value in options.asked().items() if name in assumed_fields(found.preprocess)}
+    found = ask_for(found, PreprocessSettings(**untold), Path(place))
+    return found, PreprocessSettings(**asked.asked() | untold)
+
+
 def _open_own(path: Path, model: str | None, asked: PreprocessSettings) -> Artifact:
     try:
         return open_input(path, model=model, asked=asked)
@@ -101,7 +127,9 @@ def open_references(recipe: Recipe, *, but: Collection[str] = ()) -> dict[str, A
         name: open_input(Path(name.removeprefix(WEIGHTS_PREFIX))) for name in named if name.startswith(WEIGHTS_PREFIX)
     }
     teachers = (name for name in named if name.startswith(TEACHER_PREFIX))
-    return weights | {name: open_teacher_input(name.removeprefix(TEACHER_PREFIX)) for name in teachers}
+    # what is said of a source that only teaches counts for those beside it too
+    asked = recipe.source_preprocess if teaches_only(recipe) else PreprocessSettings()
+    return weights | {name: open_told(name.removeprefix(TEACHER_PREFIX), None, asked)[0] for name in teachers}
 
 
 def _open_foreign(path: Path) -> Artifact | None:

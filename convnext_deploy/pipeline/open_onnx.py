@@ -38,7 +38,7 @@ def open_foreign_onnx(path: Path, asked: PreprocessSettings) -> Artifact:
         of_file = read_told(path, properties, channels, given.classes)
         taken = find_image_input(view, asked.image_size, of_file.image_size)
     except ArtifactError as error:
-        raise ArtifactError(f"{path} {error}") from None
+        raise type(error)(f"{path} {error}") from None
     if taken.is_uint8 and asked.input_range not in (None, "0-255"):
         raise ArtifactError(f"{path} takes pixels as uint8, 0 to 255; leave --input-range out.")
     told = taken.normalization

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import TorchDetails
-from convnext_deploy.artifacts.spec import Preprocess
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.agreement import outputs_for, unless_in_order
@@ -239,6 +239,8 @@ def _cached(
                 teacher.sha256,
                 teacher.model.settings(),
                 teacher.preprocess.settings(),
+                # of one ONNX file other outputs may teach, or other values of the pixels
+                *([] if teacher.io == GraphIO() else [repr(teacher.io)]),
                 *(() if outputs is None else outputs.tolist()),
             ]
             for teacher, outputs in zip(context.teachers, picked, strict=True)
