@@ -240,6 +240,7 @@ def _cached(
                 teacher.model.settings(),
                 teacher.preprocess.settings(),
                 *(() if outputs is None else outputs.tolist()),
+                *(("probabilities",) if getattr(teacher.details, "by_numbers", False) else ()),
             ]
             for teacher, outputs in zip(context.teachers, picked, strict=True)
         ],
