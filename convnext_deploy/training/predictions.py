@@ -101,7 +101,7 @@ class NamedRows:
     def find_all(self, images: Sequence[Path], kind: str = "training") -> NDArray[np.int64]:
         """Return the row of each image, `(N,)`. Raises: DataError: if one has none, or two have the same."""
         found = np.array([self.find(image) for image in images], np.int64)
-        if missing := [images[place] for place in np.flatnonzero(found < 0)]:
+        if missing := [images[place] for place in np.flatnonzero(found < 0).tolist()]:
             raise DataError(
                 f"{self.path} has no vector for {len(missing)} of {len(images)} {kind} images, such as {missing[0]}; its names are "
                 f"like {self.names[0]!r}."
