@@ -279,10 +279,15 @@ class ForeignDetails(Details):
 
 @dataclass(frozen=True)
 class PredictionsDetails(Details):
-    """Of a file of vectors by the names of images: what they are, and how many numbers each has."""
+    """Of a file of vectors by the names of images: what they are, and how many numbers each has.
+
+    `by_numbers`: the file does not say what they are, and its numbers show that they are no logits, which is what they were taken
+    for before anybody looked.
+    """
 
     content: Literal["logits", "probabilities", "features"]
     width: Count
+    by_numbers: bool = False
 
 
 DETAILS: dict[Format, type[Details]] = {

@@ -20,8 +20,8 @@ FAR = 2.0
 class Taught:
     """What the teachers of a stage answer to the validation images as these come to them: through the student's transform.
 
-    `each`: the score of every teacher, None where it teaches no classes; `together`: of their mean, None where none does.
-    `unknown`: why nothing is known, in words.
+    `each`: the score of every teacher, None where it teaches no classes or cannot be asked; `together`: of their mean, None where
+    none has a score, or one that teaches cannot be asked. `unknown`: why their mean is not known, in words.
     """
 
     each: tuple[Score | None, ...] = ()
@@ -164,13 +164,23 @@ def early_signs(taught: Taught, teachers: Sequence[TeacherOutlook], class_names:
 
 def early_remarks(taught: Taught, teachers: Sequence[TeacherOutlook]) -> tuple[str, ...]:
     """Return what is good to know of teachers before a student learns, a sentence each."""
-    return tuple(
+    lossless = tuple(
         f"{_size(teacher)}, and loses nothing beyond chance by that"
         for teacher, score in zip(teachers, taught.each, strict=False)
         if score is not None
         and teacher.is_far
         and teacher.own is not None
         and change_of(score, teacher.own).interval_pp[0] <= 0
+    )
+    return (*scores_alone(taught, teachers), *lossless)
+
+
+def scores_alone(taught: Taught, teachers: Sequence[TeacherOutlook]) -> tuple[str, ...]:
+    """Return what is known of single teachers where their mean is not known, a sentence each."""
+    return tuple(
+        f"the {_called(teacher.name)} alone has {score.metric} {_percent(score.value)}, as the student's images come to it"
+        for teacher, score in zip(teachers, taught.each, strict=False)
+        if score is not None and taught.together is None
     )
 
 

@@ -186,6 +186,7 @@ def _reading(artifact: Artifact) -> dict[str, str]:
         "graph": _hash([artifact.format, _told(artifact.io), None if scheme is None else scheme.details()]),
         "license": _hash(artifact.license),
         **({"entry": _hash(entry)} if (entry := getattr(artifact.details, "entry", None)) is not None else {}),
+        **({"meaning": _hash("probabilities")} if getattr(artifact.details, "by_numbers", False) else {}),
     }
 
 

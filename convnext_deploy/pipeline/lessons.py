@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,19 @@ from convnext_deploy.config.recipe import Recipe, StageEntry, report_name
 from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.evaluation_batches import EvaluationBatches
+from convnext_deploy.data.image_sets import ImageSet
 from convnext_deploy.data.loaders import Batch
+from convnext_deploy.data.unlabelled import mix_in
 from convnext_deploy.errors import DataError, first_line
 from convnext_deploy.evaluation.label_score import label_answers
-from convnext_deploy.evaluation.lesson import Taught, TeacherOutlook, create_lesson, early_remarks, early_signs
+from convnext_deploy.evaluation.lesson import (
+    Taught,
+    TeacherOutlook,
+    create_lesson,
+    early_remarks,
+    early_signs,
+    scores_alone,
+)
 from convnext_deploy.evaluation.measure import BATCH_SIZE, RESULT_VERSION, read_kept, write_kept
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.pipeline.ledger import Ledger
@@ -37,7 +47,7 @@ from convnext_deploy.system.distributed import batches_of
 from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.shared_work import share_out
 from convnext_deploy.training.losses import average_teachers
-from convnext_deploy.training.predictions import find_rows, read_predictions
+from convnext_deploy.training.predictions import check_judged
 
 _FEATURES_ALONE = "it has other classes than the data, or none, so that its features teach alone"
 
@@ -68,22 +78,26 @@ def measure_teaching(
     kept = None if settings.measure_again else read_kept(Taught, path, key)
     if kept is not None:
         return kept
+    reasons = [_why_unknown(teacher, data, _trained_on(config, data)) for teacher in teachers]
     context = StageContext(
         stage.name,
         settings.out,
         dataclasses.replace(data, train=data.validation),  # whose predictions a file is asked for
         settings.execution,
         settings.out / "cache",
-        teachers=teachers,
+        teachers=tuple(teacher for teacher, reason in zip(teachers, reasons, strict=True) if reason is None),
         open_graph=_open_graph,
     )
-    try:
-        _check_names(teachers, data)
-        found = _score(_Asking(config, preprocess, context))
-    except DataError as error:
-        if all(teacher.format != "predictions" for teacher in teachers):
-            raise
-        found = Taught(unknown=first_line(error))
+    asked = _score(_Asking(config, preprocess, context)) if context.teachers else Taught(unknown=_FEATURES_ALONE)
+    scores = iter(asked.each)
+    each = tuple(None if reason else next(scores) for reason in reasons)
+    # features have no score, so that nothing lacks where they are not known
+    lacking = [
+        reason
+        for teacher, reason in zip(teachers, reasons, strict=True)
+        if reason is not None and outputs_for(teacher, data) is not None
+    ]
+    found = Taught(each, None if lacking else asked.together, "; ".join(lacking) or asked.unknown)
     write_kept(path, key, found)
     return found
 
@@ -97,21 +111,33 @@ def _key(
         data.validation_fingerprint,
         [config.temperature, settings.execution.device, RESULT_VERSION],
     ]
+    if any(teacher.format == "predictions" for teacher in teachers):
+        # whether a file's names mean validation images alone is a matter of all images, and of the folders that they lie in
+        more = data.unlabelled if config.reads_unlabelled else None
+        content += [
+            [data.fingerprint, str(Path(data.name).absolute())],
+            []
+            if more is None
+            else [data.unlabelled_fingerprint, str(Path(more.name).absolute()), config.unlabelled_share],
+        ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_names(teachers: tuple[Artifact, ...], data: Data) -> None:
-    """Check that files of predictions tell training from validation images. Raises: DataError: if names mean both."""
-    for teacher in teachers:
-        if teacher.format == "predictions":
-            file = teacher.main_file
-            names = read_predictions(file).names
-            try:
-                judged = find_rows(names, dataclasses.replace(data, train=data.validation), file)
-            except DataError as error:  # which takes them for those that are trained on
-                raise DataError(str(error).replace(" training images", " validation images")) from None
-            if set(judged.tolist()) & set(find_rows(names, data, file).tolist()):
-                raise DataError(f"the names in {file} do not tell validation images from training images")
+def _trained_on(config: DistillConfig, data: Data) -> ImageSet:
+    """Return the images that the student is trained on."""
+    if data.unlabelled is None or not config.reads_unlabelled:
+        return data.train
+    return mix_in(data.train, data.unlabelled, config.unlabelled_share)
+
+
+def _why_unknown(teacher: Artifact, data: Data, trained: ImageSet) -> str | None:
+    """Return why a teacher cannot be asked about the validation images; None: it can."""
+    if teacher.format == "predictions":
+        try:
+            check_judged(teacher.main_file, data, trained)
+        except DataError as error:
+            return first_line(error)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +240,8 @@ def tell_early(
         say(
             f"{stage.name}: taught by {who}, {score.metric} {100 * score.value:.2f} % as the student's images come to it"
         )
+    for text in scores_alone(taught, teachers):
+        say(f"{stage.name}: {text}")
     for text in early_signs(taught, teachers, names):
         say(f"WARNING: {stage.name}: {text}")
 

@@ -134,7 +134,7 @@ def open_references(recipe: Recipe, *, but: Collection[str] = ()) -> dict[str, A
 
 def _open_foreign(path: Path) -> Artifact | None:
     """Return what is no ConvNeXt of the kinds that are read here, and no ONNX file; None: it is one."""
-    from convnext_deploy.training.predictions import holds_predictions
+    from convnext_deploy.training.prediction_files import holds_predictions
 
     check_place(path, EXPECTED_OF_TEACHERS)
     if path.is_dir():
@@ -198,15 +198,12 @@ def _open_program(path: Path) -> Artifact:
 
 
 def _open_predictions(path: Path) -> Artifact:
-    from convnext_deploy.training.predictions import read_predictions
+    from convnext_deploy.training.prediction_files import read_predictions
 
     found = read_predictions(path)
     width = found.vectors.shape[1]
-    content = found.content or "logits"
-    details = PredictionsDetails(content, width)
-    note = f"{path.name}: {content} of {width:,} numbers for {len(found.names):,} images" + (
-        "" if found.content else ", which is assumed: the file does not say what they are"
-    )
-    spec = ModelSpec("unknown", 0 if content == "features" else width)
+    details = PredictionsDetails(found.content, width, by_numbers=found.told is None and found.content != "logits")
+    spec = ModelSpec("unknown", 0 if found.content == "features" else width)
     usual = assume(default_preprocess(224), "of no meaning: what was predicted is in the file")
-    return Artifact(path.parent, details, "fp32", spec, found.class_names, usual, (describe_file(path),), notes=(note,))
+    files, notes = (describe_file(path),), found.describe(path.name)
+    return Artifact(path.parent, details, "fp32", spec, found.class_names, usual, files, notes=notes)

@@ -242,6 +242,7 @@ def _cached(
                 # of one ONNX file other outputs may teach, or other values of the pixels
                 *([] if teacher.io == GraphIO() else [repr(teacher.io)]),
                 *(() if outputs is None else outputs.tolist()),
+                *(("probabilities",) if getattr(teacher.details, "by_numbers", False) else ()),
             ]
             for teacher, outputs in zip(context.teachers, picked, strict=True)
         ],

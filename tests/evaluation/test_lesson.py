@@ -56,6 +56,19 @@ def test_a_teacher_worse_than_its_student_and_a_gain_below_zero_are_signs() -> N
     )
 
 
+def test_teachers_that_can_be_asked_have_a_score_where_their_mean_is_not_known() -> None:
+    outlooks = [TeacherOutlook(name, None, (32, 32)) for name in ("few.parquet", "b.onnx")]
+    taught = Taught((None, score_of(0.95)), None, "few.parquet has no vector for 2 of 4 validation images")
+    assert early_remarks(taught, outlooks) == (
+        "the teacher b.onnx alone has top-1 95.00 %, as the student's images come to it",
+    )
+    (said,) = create_lesson(["few.parquet", "b.onnx"], score_of(0.8), taught).describe()
+    assert said.endswith(
+        "of the validation images is not measured: few.parquet has no vector for 2 of 4 validation images"
+    )
+    assert early_remarks(taught_by(score_of(0.95)), outlooks[:1]) == ()
+
+
 @pytest.mark.parametrize(
     ("right", "own", "sides", "sign"),
     [

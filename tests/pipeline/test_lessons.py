@@ -15,7 +15,12 @@ from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.recipe import Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig, TrainConfig
+from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import Data, FolderImages
+from convnext_deploy.data.unlabelled import mix_in, open_unlabelled
+from convnext_deploy.errors import DataError
+from convnext_deploy.evaluation.lesson import Taught
+from convnext_deploy.pipeline.lessons import measure_teaching
 from convnext_deploy.pipeline.open_foreign import open_references
 from convnext_deploy.pipeline.run import plan_recipe, run_recipe
 from convnext_deploy.pipeline.run_result import RunResult
@@ -27,6 +32,8 @@ from convnext_deploy.reports.record import read_report
 from convnext_deploy.stages.distill import Teachers
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import SilentProgress
+from convnext_deploy.training.predictions import find_rows
+from tests.conftest import draw_image
 from tests.shared import slow_except
 from tests.stages.foreign_teachers import NETWORKS, write_program, write_table
 
@@ -128,6 +135,92 @@ def test_names_that_mean_training_images_say_nothing_of_validation_images(
     assert row.lesson.taught is None
     assert "do not tell validation images from training images" in (row.lesson.unknown or "")
     assert any("is not measured: the names in" in note for note in row.notes)
+
+
+def ask(teachers: list[Path], out: Path, data: Data, **changes: Any) -> Taught:
+    """Return what a run keeps of teachers before anything is trained."""
+    config = DistillConfig(ModelConfig("test_convnext2", 32), tuple(map(str, teachers)), FIT, **changes)
+    stage = StageEntry("student", config, None)
+    artifacts = open_references(Recipe("taught", (stage,), data.name))
+    found = measure_teaching(stage, artifacts, data, Settings(out, Execution()))
+    assert found is not None
+    return found
+
+
+def test_a_file_without_validation_images_leaves_the_other_teachers_judged(small_data: Data, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    program, whole = write_program(tmp_path)[0], write_answers(tmp_path, small_data, wrong=2)
+    few = write_answers(tmp_path / "few", small_data, parts=2)
+    found = ask([few, program, whole], tmp_path / "out", small_data)
+    assert found.together is None
+    assert found.unknown == f"the names in {few} do not tell validation images from training images"
+    first, second, third = found.each
+    assert first is None
+    assert second is not None
+    assert third is not None
+    assert third.value == pytest.approx(16 / 18)
+    assert ask([few, program, whole], tmp_path / "out", small_data) == found
+    # features have no score, so that the mean of the others is that of all
+    assert isinstance(small_data.train, FolderImages)
+    names = ["/".join(path.parts[-3:]) for path in small_data.train.paths]
+    features = write_table(tmp_path, names, np.ones((len(names), 5), np.float32), "features")
+    found = ask([features, whole], tmp_path / "out", small_data, method="feature")
+    assert found.unknown is None
+    assert found.together is not None
+    assert found.together.value == pytest.approx(16 / 18)
+    alone = ask([features], tmp_path / "out", small_data, method="feature")
+    assert "its features teach alone" in (alone.unknown or "")
+
+
+def test_a_file_is_judged_by_the_images_that_are_trained_on(small_data: Data, tmp_path: Path) -> None:
+    """It needs no vector of another image; where labelled images train too, their names may mean validation images."""
+    root, rng = tmp_path / "more", np.random.default_rng(7)
+    root.mkdir()
+    for number in range(4):
+        draw_image(number % 3, rng).save(root / f"{number}.png")
+    more = open_unlabelled(str(root), small_data.train, [small_data.validation], Contents())
+    data = dataclasses.replace(small_data, unlabelled=more)
+    assert isinstance(more.images, FolderImages)
+    assert isinstance(data.validation, FolderImages)
+    judging = list(data.validation.paths)
+    answers = np.concatenate([np.ones((len(more.images), 3)), 6 * np.eye(3)[data.validation.labels]])
+    named = [f"more/{path.name}" for path in more.images.paths]
+    for parts, share, known in ((3, 1.0, True), (2, 1.0, True), (2, 0.5, False), (3, 0.5, True), (2, 0.0, False)):
+        names = [*named, *("/".join(path.parts[-parts:]) for path in judging)]
+        teacher = write_table(tmp_path, names, answers.astype(np.float32), "logits")
+        found = ask([teacher], tmp_path / "out", data, method="teacher-only", unlabelled_share=share)
+        assert (None if found.together is None else found.together.value) == (1.0 if known else None), (parts, share)
+        assert known == (found.unknown is None)
+        assert known or "do not tell validation images from training images" in (found.unknown or "")
+        mixed = data.train if share == 0 else mix_in(data.train, more, share)
+        if share == 1:
+            assert len(find_rows(names, dataclasses.replace(data, train=mixed), teacher)) == len(more.images)
+            continue
+        with pytest.raises(DataError, match="has no vector for"):  # the training itself needs one of each image
+            find_rows(names, dataclasses.replace(data, train=mixed), teacher)
+
+
+def test_a_judgement_is_kept_for_the_images_and_names_that_it_is_about(small_data: Data, tmp_path: Path) -> None:
+    """Labelled images that come later may have the names by which validation images were meant."""
+    validation, train = small_data.validation, small_data.train
+    assert isinstance(validation, FolderImages)
+    assert isinstance(train, FolderImages)
+    teacher = write_table(
+        tmp_path,
+        ["/".join(path.parts[-2:]) for path in validation.paths],
+        6 * np.eye(3, dtype=np.float32)[validation.labels],
+        "logits",
+    )
+    known = {"/".join(path.parts[-2:]) for path in validation.paths}
+    others = [place for place, path in enumerate(train.paths) if "/".join(path.parts[-2:]) not in known]
+    fewer = dataclasses.replace(
+        small_data, train=FolderImages([train.paths[place] for place in others], train.labels[others])
+    )
+    assert others
+    assert len(others) < len(train)
+    assert ask([teacher], tmp_path / "out", fewer).together is not None
+    assert ask([teacher], tmp_path / "out", small_data).together is None
+    assert ask([teacher], tmp_path / "out", fewer).together is not None
 
 
 @pytest.mark.heavy

@@ -34,7 +34,8 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.teachers import check_teacher, open_teacher
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.training.losses import average_teachers
-from convnext_deploy.training.predictions import PredictionTable, find_rows, read_predictions
+from convnext_deploy.training.prediction_files import read_predictions
+from convnext_deploy.training.predictions import PredictionTable, find_rows
 from tests.shared import slow_except
 from tests.stages.foreign_teachers import CLASSES, NETWORKS, SIDE, Kind, normalized, write_program, write_table
 from tests.weights import PREPROCESS

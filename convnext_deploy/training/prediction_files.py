@@ -1,0 +1,274 @@
+"""A file of predictions: a vector for each image by its name, written by any program, and what the vectors are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
+from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line
+
+Content = Literal["logits", "probabilities", "features"]
+_COLUMNS: dict[str, Content] = {"logits": "logits", "probabilities": "probabilities", "probs": "probabilities"}
+_COLUMNS |= dict.fromkeys(("features", "embedding", "embeddings", "feature"), "features")
+_NAME_COLUMNS = ("file", "filename", "file_name", "path", "image", "image_path", "name")
+_TOLD = (b"content", b"class_names")
+_ROUNDING = 1e-2  # by which a sum of probabilities may miss 1: bfloat16 rounds each by up to 0.4 %
+_SHOWN = 8  # names in a message
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """Vectors `(N, width)` float32 of the images `names`; `class_names` of the columns where the file tells them.
+
+    `told`: what the file says that they are, None: it does not. `unused`: columns of other vectors, which are not read.
+    """
+
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    told: Content | None
+    class_names: tuple[str, ...] | None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> Content:
+        """What the vectors are: what the file says, or else what the numbers show."""
+        return self.told or ("probabilities" if self.are_probable else "logits")
+
+    @cached_property
+    def are_probable(self) -> bool:
+        """Whether the numbers of every image are what probabilities of classes are: none below 0, and a sum of 1."""
+        return self.vectors.shape[1] > 1 and not self.improbable.any()
+
+    @property
+    def improbable(self) -> NDArray[np.bool_]:
+        """Whether the numbers of an image can be no probabilities, `(N,)`."""
+        found: NDArray[np.bool_] = (self.vectors.min(axis=1) < 0) | (abs(self.sums - 1) > _ROUNDING)
+        return found
+
+    @cached_property
+    def sums(self) -> NDArray[np.float64]:
+        """The sum of the numbers of each image, `(N,)`."""
+        found: NDArray[np.float64] = self.vectors.sum(axis=1, dtype=np.float64)
+        return found
+
+    def describe(self, file: str) -> tuple[str, ...]:
+        """Return what the user should know of a file of that name, a line each: what it holds, and what is doubtful in that."""
+        count, width = self.vectors.shape
+        text = f"{file}: {self.content} of {width:,} numbers for {count:,} images"
+        if self.told is None:
+            looks = "; they are at least 0, and those of each image sum to 1" if self.content == "probabilities" else ""
+            text += f", which is assumed: the file does not say what they are{looks}"
+        if self.unused:
+            text += f"; its {', '.join(self.unused)} are not used"
+        if self.told == "logits" and self.are_probable:
+            return (
+                text,
+                f"WARNING: {file} says that it holds logits, and all numbers are at least 0 and sum to 1 for each image, as "
+                "probabilities do; if they are, say content = 'probabilities' in its metadata.",
+            )
+        return (text,)
+
+
+def holds_predictions(path: Path) -> bool:
+    """Whether a file holds vectors by the names of images, and no weights; also where it lacks what is needed to read them."""
+    if path.suffix == ".parquet":
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    with contextlib.suppress(SafetensorError, OSError, MemoryError), safe_open(path, framework="numpy") as file:
+        keys, told = list(file.keys()), file.metadata() or {}
+        if "files" in told or (len(keys) == 1 and keys[0] in _COLUMNS):
+            return True
+        first = keys[:100]
+        if not first or all(map(_is_image, first)):
+            return bool(first)
+        # names without an ending: no network consists of vectors of one length alone, in folders
+        shapes = {tuple(file.get_slice(key).get_shape()) for key in first}
+        return all("/" in key for key in first) and len(shapes) == 1 and len(shapes.pop()) == 1
+    return False
+
+
+def read_predictions(path: Path) -> PredictionFile:
+    """Read a file of predictions.
+
+    safetensors: a tensor of one dimension for each image, called as its file; or one tensor `(N, width)` called `logits`,
+    `probabilities` or `features`, and in the metadata `files`, a JSON list of N names. The metadata may hold `content`, which of
+    the three it is, and `class_names`, a JSON list. Parquet: a column with the names (`file`, `path`, …) and a column of lists
+    called as above, or a column of numbers for each class, called as the class. Of several columns of lists that of `content`
+    counts, or else logits, probabilities and features in this order.
+
+    Raises:
+        BackendUnavailableError: if it is Parquet and pyarrow is missing.
+        CheckpointError: if it is none of these, has numbers that are not finite, or says that it holds probabilities, and they are
+            none.
+    """
+    found = _read_parquet(path) if path.suffix == ".parquet" else _read_safetensors(path)
+    if not found.names:
+        raise CheckpointError(f"{path} holds no predictions; expected a vector for each image.")
+    if not np.isfinite(found.vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(found.vectors).all(1))[0])
+        raise CheckpointError(f"{path} has a number that is not finite for {found.names[row]!r}.")
+    if found.class_names is not None and len(found.class_names) != found.vectors.shape[1]:
+        raise CheckpointError(
+            f"{path} names {len(found.class_names)} classes, and its vectors have {found.vectors.shape[1]} numbers."
+        )
+    if found.told == "probabilities" and found.improbable.any():
+        row = int(np.flatnonzero(found.improbable)[0])
+        least, sum_ = found.vectors[row].min(), found.sums[row]
+        raise CheckpointError(
+            f"{path} says that it holds probabilities, and those of {found.names[row]!r} "
+            + (f"have {least:.4g} among them" if least < 0 else f"sum to {sum_:.4g}")
+            + "; expected numbers of 0 to 1 that sum to 1 for each image. If they are logits, call them so."
+        )
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def _read_safetensors(path: Path) -> PredictionFile:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = file.metadata() or {}
+            class_names = _list(told.get("class_names"), path, "class_names")
+            names = _list(told.get("files"), path, "files")
+            keys = list(file.keys())
+            if names is None:
+                _check_keys(keys, path)
+                vectors = _stack([file.get_tensor(key) for key in keys], keys, path)
+                return PredictionFile(tuple(keys), vectors, _content(told.get("content"), path), class_names)
+            key = next((key for key in keys if key in _COLUMNS), None)
+            if key is None or len(keys) != 1:
+                raise CheckpointError(
+                    f"{path} holds {', '.join(keys[:5])}; expected one tensor called logits or features."
+                )
+            vectors = file.get_tensor(key).astype(np.float32)
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
+    if vectors.ndim != 2 or len(vectors) != len(names):
+        raise CheckpointError(f"{path} names {len(names)} files, and its {key} have shape {vectors.shape}.")
+    return PredictionFile(names, vectors, _content(told.get("content", key), path), class_names)
+
+
+def _check_keys(keys: Sequence[str], path: Path) -> None:
+    """Check that tensors are called as images, where no list of names is. Raises: CheckpointError: if not."""
+    other = next((key for key in keys if not _is_image(key)), None)
+    if other in _COLUMNS and len(keys) == 1:
+        raise CheckpointError(
+            f"{path} has a tensor {other!r} and does not say of which images; expected in its metadata 'files', a JSON list of "
+            "their names."
+        )
+    if other is not None:
+        raise CheckpointError(
+            f"{path} has a tensor {other!r}, which is no name of an image file; expected names with their ending, such as "
+            "'cat/001.jpg'."
+        )
+
+
+def _read_parquet(path: Path) -> PredictionFile:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise BackendUnavailableError(f"{path} is read by pyarrow: pip install 'convnext_deploy[teachers]'.") from None
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable Parquet file ({first_line(error)}).") from None
+    columns = list(table.column_names)
+    names = next((column for column in _NAME_COLUMNS if column in columns), None)
+    if names is None:
+        raise CheckpointError(
+            f"{path} has columns {', '.join(columns[:_SHOWN])}; expected one of {', '.join(_NAME_COLUMNS)}."
+        )
+    files = tuple(map(str, table[names].to_pylist()))
+    told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key in _TOLD}
+    content = _content(told.get("content"), path)
+    held = _order_columns(columns, content)
+    if held:
+        vectors = _stack(_rows_of(table[held[0]], held[0], files, path), files, path)
+        class_names = _list(told.get("class_names"), path, "class_names")
+        return PredictionFile(files, vectors, content or _COLUMNS[held[0].lower()], class_names, tuple(held[1:]))
+    classes = tuple(column for column in columns if column != names)
+    if not classes:
+        raise CheckpointError(
+            f"{path} has the column {names} alone; expected one of lists, called logits, or one for each class."
+        )
+    try:
+        stacked = np.stack([np.asarray(table[column].to_pylist(), np.float32) for column in classes], axis=1)
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path} has a column that does not hold numbers.") from None
+    return PredictionFile(files, stacked, content, classes)
+
+
+def _order_columns(columns: Sequence[str], told: Content | None) -> list[str]:
+    """Return the columns that are called as vectors are: that which the file means first, then logits before features."""
+    known = [column for column in columns if column.lower() in _COLUMNS]
+    order = list(_COLUMNS)
+    return sorted(known, key=lambda name: (told not in (None, _COLUMNS[name.lower()]), order.index(name.lower())))
+
+
+def _rows_of(column: Any, name: str, files: Sequence[str], path: Path) -> list[NDArray[np.float32]]:
+    """Return the lists of a column of Parquet. Raises: CheckpointError: if it holds something else, or one is missing."""
+    rows = []
+    for value, file in zip(column.to_pylist(), files, strict=True):
+        if value is None:
+            raise CheckpointError(f"{path} has no vector for {file!r}: its row of {name!r} is empty.")
+        # text is not parsed: a list that is one was written by a program that meant something else
+        if not isinstance(value, list) or any(isinstance(each, str | bytes) for each in value[:1]):
+            raise _no_lists(name, value, file, path)
+        try:
+            rows.append(np.asarray(value, np.float32))
+        except (ValueError, TypeError, OverflowError):
+            raise _no_lists(name, value, file, path) from None
+    return rows
+
+
+def _no_lists(name: str, value: object, file: str, path: Path) -> CheckpointError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
+    return CheckpointError(
+        f"{path}: its column {name!r} does not hold lists of numbers, but {type(value).__name__} such as {shown} for {file!r}; "
+        "write each row as a list of floats."
+    )
+
+
+def _stack(rows: list[Any], names: Sequence[str], path: Path) -> NDArray[np.float32]:
+    if not rows:
+        return np.zeros((0, 0), np.float32)
+    for row, name in zip(rows, names, strict=True):
+        if row.ndim != 1 or row.shape != rows[0].shape or not len(row):
+            raise CheckpointError(
+                f"{path} has shape {row.shape} for {name!r} and {rows[0].shape} for {names[0]!r}; expected vectors of one length."
+            )
+    return np.stack(rows).astype(np.float32)
+
+
+def _list(text: str | None, path: Path, what: str) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise CheckpointError(f"the metadata of {path} has {what} that are no JSON list of names.")
+    return tuple(found)
+
+
+def _content(name: str | None, path: Path) -> Content | None:
+    if name is None:
+        return None
+    if name.lower() not in _COLUMNS:
+        raise CheckpointError(f"{path} says that it holds {name[:40]!r}; expected logits, probabilities or features.")
+    return _COLUMNS[name.lower()]
