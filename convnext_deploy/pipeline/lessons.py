@@ -106,7 +106,10 @@ def _key(
     config: DistillConfig, teachers: tuple[Artifact, ...], preprocess: Preprocess, data: Data, settings: Settings
 ) -> str:
     content = [
-        [[each.sha256, each.model.settings(), each.preprocess.settings(), each.class_names] for each in teachers],
+        [
+            [each.sha256, each.model.settings(), each.preprocess.settings(), each.class_names, repr(each.io)]
+            for each in teachers
+        ],
         preprocess.settings(),
         data.validation_fingerprint,
         [config.temperature, settings.execution.device, RESULT_VERSION],

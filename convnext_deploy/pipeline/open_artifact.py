@@ -55,16 +55,16 @@ def open_input(
     check_place(path, EXPECTED)
     if path.is_dir():
         artifact = _open_folder(path)
-    elif path.suffix in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX):
+    elif path.suffix.lower() in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX):
         artifact = open_checkpoint(path, entry)
-    elif path.suffix == ".onnx":
+    elif path.suffix.lower() == ".onnx":
         artifact = _open_onnx(path, asked)
     else:
         raise ArtifactError(
             f"{path} is not an artifact: expected a folder with {MANIFEST}, or a file ending in "
             f"{', '.join(CHECKPOINT_SUFFIXES)} or .onnx."
         )
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         artifact = _with_parts(artifact)
     for file in artifact.files:
         check_recorded(artifact.path / file.name, file.sha256)

@@ -15,7 +15,7 @@ from convnext_deploy.artifacts.preprocessing import assume, assumed_fields, tell
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, WEIGHTS_PREFIX, Recipe
-from convnext_deploy.errors import CheckpointError, OtherNetworkError, SizeUntoldError
+from convnext_deploy.errors import ArtifactError, CheckpointError, OtherNetworkError, SizeUntoldError
 from convnext_deploy.models.checkpoints import INDEX
 from convnext_deploy.models.checkpoints.hub import is_weights_name
 from convnext_deploy.pipeline.open_artifact import CHECKPOINT_SUFFIXES, ask_for, open_input
@@ -28,7 +28,8 @@ from convnext_deploy.pipeline.open_foreign_folder import (
 
 LIBRARIES: tuple[Library, ...] = ("timm", "torchvision", "transformers")
 EXPECTED_OF_TEACHERS = (
-    "an artifact, checkpoint, ONNX file, .pt2 program, folder of timm or transformers, or file of predictions"
+    f"an artifact, a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}), an ONNX file (.onnx), a program of torch.export (.pt2), a "
+    "folder of timm or transformers, or predictions (.parquet or .safetensors)"
 )
 
 
@@ -139,16 +140,21 @@ def _open_foreign(path: Path) -> Artifact | None:
     check_place(path, EXPECTED_OF_TEACHERS)
     if path.is_dir():
         return open_foreign_folder(path)
-    if path.suffix == ".pt2":
+    suffix = path.suffix.lower()
+    if suffix == ".pt2":
         return _open_program(path)
-    return _open_predictions(path) if holds_predictions(path) else None
+    if holds_predictions(path):
+        return _open_predictions(path)
+    if suffix != ".onnx" and suffix not in CHECKPOINT_SUFFIXES and not path.name.endswith(INDEX):
+        raise ArtifactError(f"{path} cannot teach: it ends in '{path.suffix}'; expected {EXPECTED_OF_TEACHERS}.")
+    return None
 
 
 def _open_weights(path: Path, library: Library, architecture: str) -> Artifact:
     """Describe a file of weights of a network that the user names."""
     from convnext_deploy.training.foreign_libraries import check_timm, check_torchvision, count_classes, import_timm
 
-    if library == "transformers" or (path.suffix not in CHECKPOINT_SUFFIXES and not path.name.endswith(INDEX)):
+    if library == "transformers" or (path.suffix.lower() not in CHECKPOINT_SUFFIXES and not path.name.endswith(INDEX)):
         raise CheckpointError(
             f"{path} is no file of weights of {library}:{architecture}; expected {EXPECTED_OF_TEACHERS}."
         )
@@ -192,9 +198,11 @@ def _open_program(path: Path) -> Artifact:
     usual = default_preprocess(shape.height, None, shape.channels)
     preprocess = assume(usual, "usual, because a program does not tell")
     preprocess = tell(preprocess, {"image_size": shape.height}, "from its graph")
-    return describe_foreign(
+    found = describe_foreign(
         path, ForeignDetails("torch.export", path.stem), shape.outputs, shape.channels, preprocess, None
     )
+    told = () if shape.note is None else (f"{path.name}: {shape.note}",)
+    return dataclasses.replace(found, notes=(*told, *found.notes))
 
 
 def _open_predictions(path: Path) -> Artifact:

@@ -19,17 +19,21 @@ from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.agreement import outputs_for, unless_in_order
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.errors import ArtifactError, OutputError, RecipeError
+from convnext_deploy.errors import OutputError
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.epoch_choice import set_aside
-from convnext_deploy.stages.foresight import Given, Outlook, given_to
+from convnext_deploy.stages.foresight import Given, Outlook, given_to, outlook_of
 from convnext_deploy.stages.teachers import (
     Taught,
     TeacherLogits,
+    check_features,
+    check_multi_label,
+    check_rows,
     check_teachers,
     distillation_objective,
+    no_features,
     open_predictions,
     open_teacher,
 )
@@ -41,7 +45,7 @@ from convnext_deploy.stages.training_setup import (
     plan_seed,
     start_network,
 )
-from convnext_deploy.stages.unlabelled import check_unlabelled, labelled_share, with_unlabelled
+from convnext_deploy.stages.unlabelled import check_unlabelled, labelled_share, mixed, with_unlabelled
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.shared_work import from_first
 from convnext_deploy.training.feature_distillation import (
@@ -66,18 +70,28 @@ def check(config: DistillConfig) -> None:
 
 def foresee(config: DistillConfig, given: Given) -> Outlook:
     """Return what would be made. Raises: DeployError: if it could not be."""
+    student = _check(config, given)
+    check_rows(given, mixed(config, given.need_data()))
+    return student
+
+
+def _check(config: DistillConfig, given: Given) -> Outlook:
+    """Return what would be made, as far as what its teachers say is not looked up. Raises: DeployError: if it could not be."""
     student = foresee_training(config.model, config.fit, given)
     check_unlabelled(config, given)
-    check_teachers(given, student.model.in_channels, needed=True, features_alone=config.method == "feature")
+    with_features = config.method == "feature"
+    check_teachers(given, student.model.in_channels, needed=True, features_alone=with_features)
+    if with_features:
+        check_features(given)
+    check_multi_label(config, given)
     return student
 
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
-    foresee(config, given_to(context, source))
+    _check(config, given_to(context, source))  # the rows of a file of predictions are looked up where it is opened
     context = with_unlabelled(config, set_aside(config.fit, context))
     data = context.need_data()
-    _check_multi_label(config, data, context)
     start = source or context.weights
     spec, preprocess = model_of(config.model, data, start)
     with_features = config.method == "feature"
@@ -104,25 +118,6 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         details=TorchDetails(history=history),
         source=start,
     )
-
-
-def _check_multi_label(config: DistillConfig, data: Data, context: StageContext) -> None:
-    """Raises: RecipeError: if the data is multi-label, and a setting or teacher is about one class an image."""
-    for teacher in context.teachers:
-        if data.multi_label and teacher.format == "predictions":
-            raise RecipeError(
-                f"the predictions in {teacher.main_file} are probabilities of classes that sum to 1, and {data.name} is "
-                "multi-label; distill from the network that made them."
-            )
-    if data.multi_label and (config.method in ("dkd", "dist") or config.standardize_logits):
-        setting = "standardize_logits" if config.standardize_logits else f"method = '{config.method}'"
-        raise RecipeError(
-            f"{setting} is about the one class of an image, and {data.name} is multi-label; use method = 'kd' alone."
-        )
-    if data.multi_label and config.teacher_cache:
-        raise RecipeError(
-            f"teacher_cache keeps probabilities of classes that sum to 1, and {data.name} is multi-label; leave it out."
-        )
 
 
 def distillation_of(config: DistillConfig, context: StageContext) -> Distillation:
@@ -183,20 +178,15 @@ class Teachers:
 
         Raises: ArtifactError: if one of them gives none.
         """
-        for (teacher, _), artifact in zip(self._open, self._context.teachers, strict=True):
+        for (teacher, teaches), artifact in zip(self._open, self._context.teachers, strict=True):
             if isinstance(teacher, PredictionTable):
                 source: FeatureSource = FileFeatures(teacher)
             elif isinstance(teacher.network, ConvNeXt):
                 source = StageFeatures(teacher.network)
             elif isinstance(teacher.network, ForeignNetwork):
-                source = LastMap(teacher, channels)
+                source = LastMap(teacher, channels, teaches=teaches)
             else:
-                own = artifact.model
-                instead = "distill its predictions, or take" if own.num_classes else "take"
-                raise ArtifactError(
-                    f"the teacher {artifact.main_file} is {artifact.format}, which gives {own.output} alone; {instead} the network "
-                    "that it was made of."
-                )
+                raise no_features(f"the teacher {artifact.main_file}", outlook_of(artifact), fits=teaches)
             self._of_features.append(source)
         return self._of_features
 

@@ -10,19 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.details import PredictionsDetails
+from convnext_deploy.artifacts.details import ForeignDetails, Format, PredictionsDetails
 from convnext_deploy.artifacts.spec import ModelSpec, Preprocess
-from convnext_deploy.data.agreement import check_classes, check_labels, outputs_for, unless_in_order
+from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.data.agreement import check_classes, check_labels, check_takes_images, outputs_for, unless_in_order
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.errors import ArtifactError, DataError
+from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.variants import feature_width
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.foresight import Given
+from convnext_deploy.stages.foresight import Given, Outlook
 from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import cosine_loss
-from convnext_deploy.training.predictions import PredictionTable
+from convnext_deploy.training.prediction_files import read_predictions
+from convnext_deploy.training.predictions import PredictionTable, find_rows
 from convnext_deploy.training.step import Objective
 from convnext_deploy.training.student_loss import Distillation, distillation_loss
 from convnext_deploy.training.teacher import Teacher
@@ -101,21 +103,97 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_a
         )
     what = f"the teacher {teacher.main_file}"
     if not teacher.model.num_classes and not features_alone:
-        raise ArtifactError(f"{what} has no classes, and gives features alone: it teaches by the method 'feature'.")
+        raise ArtifactError(f"{what} has no classes, and gives features alone. {_by_features(teacher)}")
     if not features_alone and teacher.format != "predictions":
         check_labels(what, teacher, data)
-    if teacher.model.num_classes == len(data.class_names) or (
-        not features_alone and outputs_for(teacher, data) is None
-    ):
+    own, wanted = teacher.model.num_classes, len(data.class_names)
+    if own != wanted and not features_alone and outputs_for(teacher, data) is None:
+        check_takes_images(what, teacher)
+        raise DataError(f"{what} has {own} classes, {data.name} has {wanted}. {_by_features(teacher)}")
+    if own == wanted:
         try:
             check_classes(what, teacher, data)
         except DataError as error:
             if not features_alone:
-                raise DataError(
-                    f"{error} One of other classes can teach its features, by the method 'feature'."
-                ) from None
+                raise DataError(f"{error} {_by_features(teacher)}") from None
     if teacher.format != "predictions" and teacher.model.in_channels != in_channels:
         raise _other_channels(what, teacher.model, in_channels)
+
+
+def check_features(given: Given) -> None:
+    """Check that each teacher of a stage has features that can be had. Raises: ArtifactError: if one is a graph, or a program."""
+    for teacher in given.teachers:
+        if not _gives_features(teacher.format, teacher.artifact):
+            fits = teacher.artifact is None or outputs_for(teacher.artifact, given.need_data()) is not None
+            raise no_features(f"{given.of_stage(teacher)}the teacher {teacher.name}", teacher, fits=fits)
+
+
+def no_features(what: str, teacher: Outlook, *, fits: bool) -> ArtifactError:
+    """Return the error of a teacher whose features cannot be had; `fits`: its classes are those of the data."""
+    own = teacher.model
+    other = "leave the method 'feature' out, and its predictions teach, or " if own.num_classes and fits else ""
+    form = _form(teacher.format, teacher.artifact)
+    return ArtifactError(
+        f"{what} is {form}, which gives {own.output} alone; {other}take the network that it was made of."
+    )
+
+
+def check_multi_label(config: DistillConfig, given: Given) -> None:
+    """Check that no setting and no teacher is about one class an image if the data is multi-label. Raises: RecipeError."""
+    data = given.need_data()
+    for teacher in given.teachers:
+        if data.multi_label and teacher.format == "predictions":
+            raise RecipeError(
+                f"the predictions in {teacher.name} are probabilities of classes that sum to 1, and {data.name} is "
+                "multi-label; distill from the network that made them."
+            )
+    if data.multi_label and (config.method in ("dkd", "dist") or config.standardize_logits):
+        setting = "standardize_logits" if config.standardize_logits else f"method = '{config.method}'"
+        raise RecipeError(
+            f"{setting} is about the one class of an image, and {data.name} is multi-label; use method = 'kd' alone."
+        )
+    if data.multi_label and config.teacher_cache:
+        raise RecipeError(
+            f"teacher_cache keeps probabilities of classes that sum to 1, and {data.name} is multi-label; leave it out."
+        )
+
+
+def check_rows(given: Given, images: Data) -> None:
+    """Check that files of predictions among the teachers of a stage have a vector for each training image; none is opened.
+
+    Raises: DataError: see `PredictionTable`.
+    """
+    for teacher in given.teachers:
+        if teacher.artifact is not None and teacher.format == "predictions":
+            file = teacher.artifact.main_file
+            find_rows(read_predictions(file).names, images, file)
+
+
+def _by_features(teacher: Artifact) -> str:
+    """Return in words how a teacher of other classes, or of none, can teach."""
+    if _gives_features(teacher.format, teacher):
+        return "One of other classes, or of none, can teach its features, by the method 'feature'."
+    return (
+        f"The features in {_form(teacher.format, teacher)} do not teach; take the network that it was made of, which can teach its "
+        "features by the method 'feature'."
+    )
+
+
+def _gives_features(form: Format, teacher: Artifact | None) -> bool:
+    """Whether a teacher in a format has features besides its output, or none but features; the artifact may not be there yet."""
+    return form in ("torch", "predictions") or (form == "foreign" and not _is_program(teacher))
+
+
+def _is_program(teacher: Artifact | None) -> bool:
+    return (
+        teacher is not None
+        and teacher.format == "foreign"
+        and teacher.details_as(ForeignDetails).library == "torch.export"
+    )
+
+
+def _form(form: Format, teacher: Artifact | None) -> str:
+    return "a program of torch.export" if _is_program(teacher) else "an ONNX file" if form == "onnx" else form
 
 
 def _other_channels(teacher: str, model: ModelSpec, in_channels: int) -> ArtifactError:

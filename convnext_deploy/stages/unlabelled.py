@@ -3,6 +3,7 @@
 import dataclasses
 
 from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.image_sets import TaughtImages
 from convnext_deploy.data.unlabelled import mix_in
 from convnext_deploy.errors import RecipeError
@@ -21,12 +22,18 @@ def check_unlabelled(config: DistillConfig, given: Given) -> None:
 
 def with_unlabelled(config: DistillConfig, context: StageContext) -> StageContext:
     """Return the context with the images without labels among those to train on, if the stage wants any, and say how many."""
-    data = context.need_data()
-    if data.unlabelled is None or not config.reads_unlabelled:
+    data = mixed(config, context.need_data())
+    if not isinstance(data.train, TaughtImages):
         return context
-    images = mix_in(data.train, data.unlabelled, config.unlabelled_share)
-    context.execution.progress.say(f"{context.name}: {_describe(images, config.fit.batch_size)}")
-    return dataclasses.replace(context, data=dataclasses.replace(data, train=images))
+    context.execution.progress.say(f"{context.name}: {_describe(data.train, config.fit.batch_size)}")
+    return dataclasses.replace(context, data=data)
+
+
+def mixed(config: DistillConfig, data: Data) -> Data:
+    """Return the data with the images without labels among those to train on, if the stage wants any."""
+    if data.unlabelled is None or not config.reads_unlabelled:
+        return data
+    return dataclasses.replace(data, train=mix_in(data.train, data.unlabelled, config.unlabelled_share))
 
 
 def labelled_share(images: object, batch_size: int) -> float:

@@ -15,15 +15,17 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.models.checkpoints.file_checks import check_torchscript
 from convnext_deploy.training.foreign_network import ForeignNetwork
+from convnext_deploy.training.program_graph import ProgramShape, read_shape
 
 SUFFIX = ".pt2"
 _LARGEST_GRAPH = 200_000_000  # bytes of JSON; a vision transformer of a billion parameters has about 5 million
@@ -48,21 +50,11 @@ _FUNCTIONS = {
 _NUMBERS_AND_SIGNS = re.compile(r"[\d\s(),=+\-*/<>']*")
 
 
-@dataclass(frozen=True)
-class ProgramShape:
-    """What a program takes, `(batch, channels, height, width)`, and how many numbers it gives for an image; batch None: any."""
-
-    batch: int | None
-    channels: int
-    height: int
-    width: int
-    outputs: int
-
-
 def open_program(file: Path) -> tuple[ForeignNetwork, ProgramShape]:
     """Return the network in a program, and what it takes.
 
-    Raises: CheckpointError: if the file is no such program, would run code, or does not map one batch of images to one of logits.
+    Raises: CheckpointError: if the file is no such program, would run code, or does not map one batch of images to one of logits,
+        always to the same.
     """
     _check_archive(file)
     try:
@@ -73,12 +65,12 @@ def open_program(file: Path) -> tuple[ForeignNetwork, ProgramShape]:
         raise CheckpointError(
             f"PyTorch {torch.__version__} cannot open the program {file} ({first_line(error)}); it may be of another version."
         ) from None
-    shape = _shape_of(program, file)
+    shape = read_shape(program, file)
     module = program.module(check_guards=False)
 
     def compute(images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         parts = [images] if shape.batch is None else _of_size(images, shape.batch)
-        found = torch.cat([_first(module(part)) for part in parts])[: len(images)]
+        found = torch.cat([pytree.tree_leaves(module(part))[shape.place] for part in parts])[: len(images)]
         return found.flatten(1), None
 
     network = ForeignNetwork(module, compute, str(file))
@@ -92,6 +84,7 @@ def _check_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
+            check_torchscript(file, names)
             top = names[0].split("/")[0] if names else ""
             graphs = [name for name in names if name.startswith(f"{top}/models/")]
             if len(graphs) != 1 or not graphs[0].endswith(".json"):
@@ -182,39 +175,8 @@ def _is_code(file: Path, what: str) -> CheckpointError:
     )
 
 
-def _shape_of(program: torch.export.ExportedProgram, file: Path) -> ProgramShape:
-    names = set(program.graph_signature.user_inputs)
-    inputs = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
-    tensors = [getattr(node, "meta", {}).get("val") for node in outputs]
-    first = next((each for each in tensors if isinstance(each, Tensor)), None)
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4 or first is None or first.ndim < 2:
-        raise CheckpointError(f"{file} does not map one batch of images (N, C, H, W) to logits (N, classes).")
-    taken = inputs[0]
-    batch, channels, height, width = (side if isinstance(side, int) else None for side in taken.shape)
-    if channels not in (1, 3) or height is None or width is None:
-        raise CheckpointError(
-            f"{file} takes images of shape {tuple(map(str, taken.shape))}; expected (batch, 1 or 3 channels, height, width), with "
-            "sizes that are fixed."
-        )
-    if taken.dtype != torch.float32:
-        raise CheckpointError(f"{file} takes {taken.dtype}; expected float32.")
-    numbers = [side for side in first.shape[1:] if isinstance(side, int)]
-    count = 1
-    for side in numbers:
-        count *= side
-    return ProgramShape(batch, channels, height, width, count)
-
-
 def _of_size(images: Tensor, batch: int) -> Iterator[Tensor]:
     """Yield images in parts of a fixed size, the last one filled up with its last image."""
     for part in images.split(batch):
         missing = batch - len(part)
         yield torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-
-
-def _first(found: Any) -> Tensor:
-    """Return the first tensor of what a program gives."""
-    while not isinstance(found, Tensor):
-        found = next(iter(found.values() if isinstance(found, dict) else found))
-    return found

@@ -91,10 +91,12 @@ class StageFeatures:
 class LastMap:
     """The last feature map of a network of another kind, which is compared with that of the student's last model stage.
 
+    `teaches`: the logits of the network do so too, because its classes are those of the data.
+
     Raises: ArtifactError: if the network gives none.
     """
 
-    def __init__(self, teacher: Teacher, channels: int) -> None:
+    def __init__(self, teacher: Teacher, channels: int, *, teaches: bool = True) -> None:
         assert isinstance(teacher.network, ForeignNetwork)  # others tell more
         self._network: ForeignNetwork = teacher.network
         device = teacher.scale.device
@@ -102,9 +104,8 @@ class LastMap:
             self._network(torch.zeros(1, channels, *teacher.size, device=device))
         found = self._network.features
         if found is None:
-            raise ArtifactError(
-                f"{self._network.what} gives logits alone; distill its predictions, or take another teacher."
-            )
+            instead = "leave the method 'feature' out, and its predictions teach, or take" if teaches else "take"
+            raise ArtifactError(f"{self._network.what} gives logits alone; {instead} another teacher.")
         self._width = found.shape[-1]
 
     def widths(self, student: Sequence[int]) -> dict[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext_deploy.errors import CheckpointError
+from convnext_deploy.pipeline.open_foreign import open_teacher_input
 from convnext_deploy.training.exported_program import open_program
 from tests.stages.foreign_teachers import SIDE, normalized, write_program
 
@@ -191,3 +193,131 @@ def test_a_program_that_takes_no_images_is_refused(
     torch.export.save(torch.export.export(network.eval(), (example,)), tmp_path / "other.pt2")
     with pytest.raises(CheckpointError, match=message):
         open_program(tmp_path / "other.pt2")
+
+
+class Norm(nn.Module):
+    """What tells training from evaluation: batch norm, dropout, chance in the code itself, and a buffer that counts."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.stem, self.head = kind, nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+        self.norm = nn.BatchNorm2d(8, track_running_stats=kind != "batch statistics")
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.stem(images)
+        if "batch" in self.kind:
+            found = self.norm(found)
+        if self.kind == "attention":
+            tokens = found.flatten(2).transpose(1, 2)
+            found = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.5 * self.training)
+            found = found.transpose(1, 2)[..., None]
+        found = found.mean((2, 3))
+        if "dropout" in self.kind:
+            found = nn.functional.dropout(found, 0.0 if self.kind == "dropout of nothing" else 0.5, self.training)
+        if self.kind == "stochastic depth" and self.training:
+            found = found * torch.bernoulli(torch.full((found.shape[0], 1), 0.5))
+        if self.kind == "counter":
+            self.calls.add_(1.0)
+        return self.head(found)  # type: ignore[no-any-return]
+
+
+TRAINING = {
+    "batch norm": r"was exported in training mode \([a-z_]*batch_norm[a-z_]*\)",
+    "batch statistics": r"normalizes each image by the others of its batch \([a-z_]+ without running statistics\)",
+    "dropout": r"was exported in training mode \([a-z_]*dropout\)",
+    "attention": r"was exported in training mode \([a-z_]+\)",
+    "stochastic depth": r"draws random numbers \(bernoulli\)",
+    "counter": r"was exported in training mode \(it changes the buffer 'calls'\)",
+}
+
+
+def write_norm(kind: str, folder: Path, *, lowered: bool, training: bool) -> Path:
+    network = Norm(kind).train(training)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(network, (torch.zeros(2, 3, SIDE, SIDE),), dynamic_shapes=({0: batch},))
+    torch.export.save(program.run_decompositions() if lowered else program, folder / "train.pt2")
+    return folder / "train.pt2"
+
+
+@pytest.mark.parametrize("lowered", [False, True], ids=["as exported", "decomposed"])
+@pytest.mark.parametrize("kind", TRAINING)
+def test_a_program_that_was_exported_in_training_mode_is_refused(kind: str, lowered: bool, tmp_path: Path) -> None:
+    path = write_norm(kind, tmp_path, lowered=lowered, training=True)
+    with pytest.raises(CheckpointError) as caught:
+        open_program(path)
+    assert "\n" not in str(caught.value)
+    if lowered and kind == "attention":  # whose parts are a dropout of their own
+        assert re.search(r"train\.pt2 (was exported in training mode|draws random numbers)", str(caught.value))
+    else:
+        assert re.search(rf"train\.pt2 {TRAINING[kind]}", str(caught.value))
+    assert str(caught.value).endswith(("call .eval() on the network before torch.export.", "running statistics."))
+
+
+@pytest.mark.parametrize("lowered", [False, True], ids=["as exported", "decomposed"])
+@pytest.mark.parametrize("kind", ["batch norm", "dropout", "attention", "stochastic depth"])
+def test_the_same_networks_in_evaluation_mode_say_the_same_each_time(kind: str, lowered: bool, tmp_path: Path) -> None:
+    network, _ = open_program(write_norm(kind, tmp_path, lowered=lowered, training=False))
+    images = torch.rand(4, 3, SIDE, SIDE)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images)[:1], network(images[:1]))
+
+
+def test_a_dropout_of_nothing_is_no_training(tmp_path: Path) -> None:
+    open_program(write_norm("dropout of nothing", tmp_path, lowered=False, training=True))
+
+
+class Several(nn.Module):
+    """Gives several outputs, by their keys or as a tuple."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.stem, self.head = kind, nn.Conv2d(3, 3, 4, 4), nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Any:
+        found = torch.relu(self.stem(images))
+        pooled = found.mean((2, 3))
+        logits = self.head(pooled)
+        return {
+            "named": {"features": pooled, "logits": logits},
+            "map": (found, logits),
+            "unnamed": (pooled, logits),
+            "other names": {"features": pooled, "scores": logits},
+        }[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        ("named", "of its outputs 'features' (N, 3), 'logits' (N, 3) the output 'logits' is taken for the logits"),
+        ("map", "of its outputs '0' (N, 3, 8, 8), '1' (N, 3) the output '1' is taken for the logits"),
+    ],
+)
+def test_of_several_outputs_the_logits_are_taken_and_named(kind: str, note: str, tmp_path: Path) -> None:
+    path, reference = write_program(tmp_path, Several(kind).eval())
+    network, shape = open_program(path)
+    assert shape.note == note
+    assert any(text == f"{path.name}: {note}" for text in open_teacher_input(path).notes)
+    pixels = torch.rand(3, 3, SIDE, SIDE)
+    expected: Any = reference(pixels)
+    with torch.no_grad():
+        found = network(normalized(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(found, expected["logits"] if kind == "named" else expected[1])
+
+
+@pytest.mark.parametrize(("kind", "names"), [("unnamed", ("0", "1")), ("other names", ("features", "scores"))])
+def test_of_several_outputs_without_the_name_none_is_guessed(kind: str, names: tuple[str, str], tmp_path: Path) -> None:
+    path, _ = write_program(tmp_path, Several(kind).eval())
+    listed = ", ".join(f"'{name}' (N, 3)" for name in names)
+    with pytest.raises(CheckpointError, match=rf"gives 2 outputs, {re.escape(listed)}, and does not tell") as caught:
+        open_program(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["script.pt", "script.pt2"])
+def test_torchscript_is_called_by_its_name_and_not_run(name: str, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(tmp_path / name))
+    with pytest.raises(
+        CheckpointError, match=r"is a TorchScript program, which is not run because it is code\. .*ONNX\.$"
+    ):
+        open_teacher_input(tmp_path / name)

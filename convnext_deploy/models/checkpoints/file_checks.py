@@ -3,6 +3,7 @@
 import os
 import struct
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from convnext_deploy.documents import open_file, reason
@@ -31,10 +32,10 @@ def check_file(path: Path) -> None:
     if start.lstrip()[:9].lower() in (b"<!doctype", b"<html") or start.lstrip()[:5].lower() == b"<html":
         raise CheckpointError(f"{path} is a web page and not a checkpoint; download the file itself.")
     is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
-    if is_safetensors != (path.suffix == ".safetensors") and (is_safetensors or start.startswith(b"PK\3\4")):
+    if is_safetensors != (path.suffix.lower() == ".safetensors") and (is_safetensors or start.startswith(b"PK\3\4")):
         found, ending = ("safetensors file", ".safetensors") if is_safetensors else ("file of torch.save", ".pth")
         raise CheckpointError(f"{path} is a {found} by its content; give it a name that ends in {ending}.")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         header = int.from_bytes(start[:8], "little")
         if len(start) < 8 or header > min(size - 8, _LARGEST_HEADER):
             raise CheckpointError(
@@ -58,6 +59,7 @@ def check_archive(path: Path) -> None:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}).") from None
+    check_torchscript(path, [record.filename for record in records])
     unpacked = sum(record.file_size for record in records)
     if (
         any(record.compress_type != zipfile.ZIP_STORED for record in records)
@@ -67,7 +69,12 @@ def check_archive(path: Path) -> None:
             f"{path} is an archive whose {len(records)} records unpack to {unpacked} bytes; a checkpoint stores them "
             "uncompressed. It is not opened."
         )
-    if any(record.filename.endswith("/constants.pkl") for record in records):
+
+
+def check_torchscript(path: Path, names: Iterable[str]) -> None:
+    """Refuse an archive of `torch.jit.save` by the names of its records. Raises: CheckpointError."""
+    if any(name.endswith("/constants.pkl") or "/code/__torch__" in name for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript program, which is code. Save its weights instead: torch.save(model.state_dict(), FILE)."
+            f"{path} is a TorchScript program, which is not run because it is code. Save the network's weights instead, "
+            "torch.save(model.state_dict(), FILE), or for a teacher export it with torch.export (.pt2) or to ONNX."
         )

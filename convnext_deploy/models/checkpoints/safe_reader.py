@@ -53,7 +53,7 @@ def load_metadata(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError: if the file is missing or damaged.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return {}
     check_file(path)
     try:
@@ -79,7 +79,7 @@ def read_content(path: Path) -> tuple[Any, Beside]:
     properties: dict[str, str] = {}
     damaged: CheckpointError | None = None  # raised where the error that it was made of is no longer at hand
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
                 properties = file.metadata() or {}
