@@ -240,22 +240,21 @@ def write_norm(kind: str, folder: Path, *, lowered: bool, training: bool) -> Pat
     return folder / "train.pt2"
 
 
-@pytest.mark.parametrize("lowered", [False, True], ids=["as exported", "decomposed"])
-@pytest.mark.parametrize("kind", TRAINING)
+DECOMPOSED = [("batch norm", True), ("dropout", True)]
+
+
+@pytest.mark.parametrize(("kind", "lowered"), [*((kind, False) for kind in TRAINING), *DECOMPOSED])
 def test_a_program_that_was_exported_in_training_mode_is_refused(kind: str, lowered: bool, tmp_path: Path) -> None:
     path = write_norm(kind, tmp_path, lowered=lowered, training=True)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=rf"train\.pt2 {TRAINING[kind]}") as caught:
         open_program(path)
     assert "\n" not in str(caught.value)
-    if lowered and kind == "attention":  # whose parts are a dropout of their own
-        assert re.search(r"train\.pt2 (was exported in training mode|draws random numbers)", str(caught.value))
-    else:
-        assert re.search(rf"train\.pt2 {TRAINING[kind]}", str(caught.value))
     assert str(caught.value).endswith(("call .eval() on the network before torch.export.", "running statistics."))
 
 
-@pytest.mark.parametrize("lowered", [False, True], ids=["as exported", "decomposed"])
-@pytest.mark.parametrize("kind", ["batch norm", "dropout", "attention", "stochastic depth"])
+@pytest.mark.parametrize(
+    ("kind", "lowered"), [("batch norm", False), ("dropout", False), ("attention", False), *DECOMPOSED]
+)
 def test_the_same_networks_in_evaluation_mode_say_the_same_each_time(kind: str, lowered: bool, tmp_path: Path) -> None:
     network, _ = open_program(write_norm(kind, tmp_path, lowered=lowered, training=False))
     images = torch.rand(4, 3, SIDE, SIDE)
