@@ -22,6 +22,7 @@ from convnext_deploy.runners import open_runner
 from tests.bundles.gpu import Driver
 from tests.bundles.graphs import FP32, INT8
 from tests.bundles.test_build_engine import Device as Builder
+from tests.bundles.test_build_on_device import TEN, building
 from tests.bundles.test_verify import rewrite, seal
 from tests.bundles.trtexec_device import Device
 from tests.exporters.tensorrt_stand_in import RELEASES, Script
@@ -71,6 +72,17 @@ def test_trtexec_builds_fp8_only_where_the_gpu_computes_it(
     assert done.stderr == (f"note: {why}\n" if left_out else "")
     alone = machine.run("--precision", "fp8-fp16", DEVICE_TREE=str(tmp_path))
     assert (alone.returncode, alone.stderr) == ((1, f"error: {why}; take another model.\n") if left_out else (0, ""))
+
+
+@pytest.mark.parametrize("release", TEN)
+def test_ten_chooses_fp8_too_when_asked_to(place: Callable[..., Device], release: str) -> None:
+    machine = place(release)
+    assert machine.trtexec is not None
+    call_fp8(machine.bundle)
+    says(machine.trtexec.path.parent, "nvidia-smi", "8.9")
+    done = machine.run("--weakly-typed", "--model", FP32)
+    assert done.returncode == 0, done.stderr
+    assert machine.calls() == [building(machine.bundle, FP32, shapes=None, types=("--fp16", "--fp8"))]
 
 
 @pytest.mark.heavy
