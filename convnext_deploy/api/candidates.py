@@ -54,14 +54,9 @@ def forms_for(gpus: Iterable[str]) -> tuple[str, tuple[Form, ...], tuple[str, ..
     if number < _FIRST_WITH_FP8:
         without.append(f"no fp8: {found[0]} computes none, which begins with Ada (SM{_FIRST_WITH_FP8})")
     else:
-        forms.append(Form("fp8", "tensorrt-fp8", f"{found[0]} computes FP8, which TensorRT and TensorRT-RTX document"))
-    documented = "TensorRT documents it"
-    forms.append(
-        Form(
-            "int8",
-            "tensorrt",
-            f"{found[0]} computes INT8; {_INT8_IN_RTX if number in _OF_RTX and number > OLDEST else documented}",
-        )
-    )
+        documented = "TensorRT and TensorRT-RTX document" if number in _OF_RTX else "TensorRT documents"
+        forms.append(Form("fp8", "tensorrt-fp8", f"{found[0]} computes FP8, which {documented}"))
+    of_int8 = _INT8_IN_RTX if number in _OF_RTX and number > OLDEST else "TensorRT documents it"
+    forms.append(Form("int8", "tensorrt", f"{found[0]} computes INT8; {of_int8}"))
     forms.append(Form("fp16", None, "the measure of both: where it is as fast, nothing is to be lost"))
     return found[0], tuple(forms), tuple(without)

@@ -93,7 +93,7 @@ def compute_outputs(model: Model, path: Path, images: NDArray[np.generic]) -> Ou
     Raises: ArtifactError: if ONNX Runtime refuses, or an answer is not finite.
     """
     try:
-        outputs: Outputs = answers.open_onnx(path, model.frozen_batch)(images)
+        outputs: Outputs = answers.open_onnx(path, model.frozen_batch, model.artifact.precision)(images)
     except Exception as error:
         # ONNX Runtime raises classes of its C++ module that have no common public base
         raise ArtifactError(

@@ -170,7 +170,9 @@ def _usage(report: Report, shipped: StageRow | None) -> Iterator[str]:
     yield f"From the folder {where}:\n\n" + fenced("\n".join(commands), "sh")
     if own.format == "onnx" and own.file is not None and preprocess is not None:
         folder = _place(shipped).removesuffix(f"/{own.file}")  # of a bare file
-        usage = write_usage(folder, own.file, preprocess, shipped.provenance.graph, multi_label=own.multi_label)
+        usage = write_usage(
+            folder, own.file, preprocess, shipped.provenance.graph, precision=own.precision, multi_label=own.multi_label
+        )
         yield f"With ONNX Runtime alone:\n\n{fenced(usage, 'python')}"
 
 

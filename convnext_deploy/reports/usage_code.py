@@ -6,7 +6,13 @@ from convnext_deploy.reports.escaping import quoted
 
 
 def write_usage(
-    folder: str, file: str, preprocess: Preprocess, graph: GraphIO | None, *, multi_label: bool = False
+    folder: str,
+    file: str,
+    preprocess: Preprocess,
+    graph: GraphIO | None,
+    *,
+    precision: str = "fp32",
+    multi_label: bool = False,
 ) -> str:
     """Return the code, which prints the five most probable classes of `image.jpg`, or its labels.
 
@@ -15,6 +21,7 @@ def write_usage(
         file: the ONNX file in it.
         preprocess: what the network was trained to see.
         graph: what the file takes and gives; None: the usual.
+        precision: of the file, such as `fp32` or `fp8-fp16`.
         multi_label: the network answers each label by itself.
     """
     io = graph or GraphIO()
@@ -49,8 +56,16 @@ def write_usage(
     if io.input_layout == "nchw":
         lines.append("pixels = pixels.transpose(2, 0, 1)")
     batch = "pixels[None]" if io.batch_size in (None, 1) else f"np.stack([pixels] * {io.batch_size})"
+    given = ""
+    if precision.startswith("fp8"):
+        lines += [
+            "options = onnxruntime.SessionOptions()",
+            "# before 1.32 ONNX Runtime refuses FP8 without this",
+            'options.add_session_config_entry("session.disable_quant_qdq", "1")',
+        ]
+        given = "options, "
     lines += [
-        'session = onnxruntime.InferenceSession(f"{FOLDER}/{FILE}", providers=["CPUExecutionProvider"])',
+        f'session = onnxruntime.InferenceSession(f"{{FOLDER}}/{{FILE}}", {given}providers=["CPUExecutionProvider"])',
         f"outputs = session.run({list(io.output_names) or None}, {{session.get_inputs()[0].name: {batch}}})",
     ]
     if multi_label:

@@ -57,7 +57,7 @@ class ONNXRuntimeRunner:
         options.log_severity_level = 4  # what is an error is raised, and need not be printed as well
         if threads is not None:
             options.intra_op_num_threads = threads
-        for key, value in onnxruntime_entries(alone=alone).items():
+        for key, value in onnxruntime_entries(artifact.precision, alone=alone).items():
             options.add_session_config_entry(key, value)
         self._profile = tempfile.TemporaryDirectory() if profiled else None
         if self._profile is not None:

@@ -39,10 +39,11 @@ _THOR_IN_CUDA_12 = "101"  # CUDA 13 counts Jetson Thor as 11.0
 # What is part of a name and does not tell GPUs of different capabilities apart.
 _NOISE = (
     "nvidia geforce tesla jetson gpu graphics laptop mobile desktop notebook with max q design ti super d generation edition "
-    "workstation server blackwell sff pcie nvl developer kit devkit module"
+    "workstation server blackwell sff pcie nvl engineering reference developer kit devkit module"
 )
 _MEMORY = re.compile(r"\d+gb|hbm\d+e?|sxm\d*")
 _CAPABILITY = re.compile(r"(?:sm|cc|compute)?_?(\d{1,2})\.?(\d)[af]?")
+_BETWEEN_WORDS = re.compile(r"[^a-z0-9]+|(?<=geforce)(?=[a-z0-9])")
 _GLUED = re.compile(r"((?:rtx|gtx)\d{4})(?:ti|super|d|m)+")
 
 _HELP = (
@@ -98,7 +99,7 @@ def _capabilities() -> list[str]:
 
 
 def _words(lowered: str) -> list[str]:
-    words = [word for word in re.split(r"[^a-z0-9]+", lowered) if word]
+    words = [word for word in _BETWEEN_WORDS.split(lowered) if word]
     noise = _NOISE.split() if any(word.startswith("rtx") for word in words) else [*_NOISE.split(), "quadro"]
     return [word for word in words if word not in noise and not _MEMORY.fullmatch(word)]
 

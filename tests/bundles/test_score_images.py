@@ -126,7 +126,7 @@ def test_answers_that_are_not_finite_have_failed(
 ) -> None:
     from convnext_deploy.bundles.device import answers
 
-    def broken(path: Path, batch: int | None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    def broken(path: Path, batch: int | None, precision: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         return lambda images: {"logits": np.full((len(images), 3), np.nan, np.float32)}
 
     monkeypatch.setattr(answers, "open_onnx", broken)

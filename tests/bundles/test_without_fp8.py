@@ -1,18 +1,28 @@
-"""On a GPU without FP8, as Jetson Orin, its models are left out in a line, and the device chooses among the others."""
+"""On a GPU without FP8, as Jetson Orin, its models are left out in a line; an older ONNX Runtime opens their files all the same."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 
+from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.bundles.contents import collect
 from convnext_deploy.bundles.device import tensorrt_device
 from convnext_deploy.bundles.device.choose_engine import gather
+from convnext_deploy.bundles.device.verify import verify
+from convnext_deploy.bundles.golden import compute_outputs
+from convnext_deploy.runners import open_runner
 from tests.bundles.gpu import Driver
 from tests.bundles.graphs import FP32, INT8
 from tests.bundles.test_build_engine import Device as Builder
+from tests.bundles.test_build_on_device import TEN, building
 from tests.bundles.test_verify import rewrite, seal
 from tests.bundles.trtexec_device import Device
 from tests.exporters.tensorrt_stand_in import RELEASES, Script
@@ -64,6 +74,17 @@ def test_trtexec_builds_fp8_only_where_the_gpu_computes_it(
     assert (alone.returncode, alone.stderr) == ((1, f"error: {why}; take another model.\n") if left_out else (0, ""))
 
 
+@pytest.mark.parametrize("release", TEN)
+def test_ten_chooses_fp8_too_when_asked_to(place: Callable[..., Device], release: str) -> None:
+    machine = place(release)
+    assert machine.trtexec is not None
+    call_fp8(machine.bundle)
+    says(machine.trtexec.path.parent, "nvidia-smi", "8.9")
+    done = machine.run("--weakly-typed", "--model", FP32)
+    assert done.returncode == 0, done.stderr
+    assert machine.calls() == [building(machine.bundle, FP32, shapes=None, types=("--fp16", "--fp8"))]
+
+
 @pytest.mark.heavy
 def test_the_device_chooses_among_the_others(place: Callable[..., Device], tmp_path: Path) -> None:
     machine = place()
@@ -102,3 +123,36 @@ def test_bindings_build_fp8_only_where_the_gpu_computes_it(
     assert builder.run("--all") == 0
     assert (f"note: {FP32} is left out: {why}" in capsys.readouterr().out) != able
     assert (built / f"{INT8}.plan").exists()
+
+
+def test_fp8_files_open_on_onnxruntimes_that_move_fp8_values(
+    copied: Path, graphs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would move them through a Transpose, which takes none: ONNX Runtime 1.31 and before, which are not here."""
+    opened: list[tuple[str, bool]] = []
+    session = onnxruntime.InferenceSession
+
+    def record(path: str, options: onnxruntime.SessionOptions, **others: Any) -> onnxruntime.InferenceSession:
+        entry = "session.disable_quant_qdq"
+        opened.append((Path(path).name, "1" in str(try_entry(options, entry))))
+        return session(path, options, **others)
+
+    call_fp8(copied)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    assert all(check.status != "failed" for check in verify(copied))
+    assert opened == [(f"{INT8}.onnx", False), (f"{FP32}.onnx", True)]
+
+    opened.clear()
+    fp8 = dataclasses.replace(graphs["fp32"], precision="fp8-fp16")
+    (model,) = collect([(fp8.path, fp8)]).models
+    compute_outputs(model, fp8.main_file, np.ones((4, 3, 32, 32), np.float32))
+    open_runner(fp8, "cpu").close()
+    assert opened == 2 * [("model.onnx", True)]
+
+
+def try_entry(options: onnxruntime.SessionOptions, name: str) -> str | None:
+    """Return an entry of the session's configuration, None where it has none."""
+    try:
+        return str(options.get_session_config_entry(name))
+    except RuntimeError:
+        return None

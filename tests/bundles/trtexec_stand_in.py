@@ -14,7 +14,7 @@ _ALL = (
     "versionCompatible", "getPlanVersionOnly", "useCudaGraph", "useSpinWait", "noDataTransfers", "warmUp", "duration",
     "exportTimes", "dumpProfile", "exportProfile", "separateProfileRun", "help",
 )  # fmt: skip
-_TEN = ("fp16", "int8", "best", "calib", "layerPrecisions", "layerOutputTypes", "precisionConstraints")
+_TEN = ("fp16", "int8", "fp8", "best", "calib", "layerPrecisions", "layerOutputTypes", "precisionConstraints")
 _ELEVEN = ("tilingOptimizationLevel", "refitFromOnnx", "noCudaGraph", "noSpinWait", "includeDataTransfers")
 OPTIONS = {
     "10.3.0": [*_ALL, *_TEN],

@@ -62,6 +62,14 @@ def test_what_nvidia_documents_for_rtx_is_said_and_for_jetson_is_not() -> None:
         assert ("TensorRT-RTX documents FP8 and weight-only INT8 alone" in int8.reason) == of_rtx
 
 
+@pytest.mark.parametrize("gpu", ["h100", "b200", "b300", "thor", "rtx-4070", "rtx-5090", "gb10"])
+def test_fp8_is_said_to_be_documented_for_rtx_where_rtx_builds_for_the_gpu(gpu: str) -> None:
+    fp8 = forms_for((gpu,))[1][0]
+    of_rtx = gpu in ("rtx-4070", "rtx-5090", "gb10")
+    documented = "TensorRT and TensorRT-RTX document" if of_rtx else "TensorRT documents"
+    assert fp8.reason.endswith(f" computes FP8, which {documented}")
+
+
 @pytest.mark.parametrize(
     ("gpus", "message"),
     [

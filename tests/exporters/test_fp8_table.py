@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
 from convnext_deploy.artifacts.details import PrecisionReport, Profile
+from convnext_deploy.exporters.onnx.fp16 import find_islands
 from convnext_deploy.exporters.tensorrt.build import build_engine
 from convnext_deploy.exporters.tensorrt.build_options import BuildOptions
 from convnext_deploy.graphs.engine_precisions import read_plan_nodes, report_precisions
@@ -17,6 +19,7 @@ from convnext_deploy.graphs.onnx_view import open_view
 from convnext_deploy.graphs.precision import read_precision
 from convnext_deploy.models.variants import VARIANTS
 from convnext_deploy.system.progress import SilentProgress
+from tests.exporters.quantized_product import write_product
 from tests.exporters.test_fp16 import evaluate
 from tests.exporters.test_variants import logits_of
 from tests.exporters.test_whole_table import Exported, export_all, run
@@ -60,6 +63,18 @@ def test_file_is_strongly_typed_fp8_and_fp16(exported: Exported) -> None:
     weights = [constants[node.input[0]] for node in pairs if node.input[0] in constants]
     assert {weight.data_type for weight in weights} == {TensorProto.FLOAT8E4M3FN}
     assert sum(len(weight.raw_data) for weight in weights) == sum(np.prod(weight.dims) for weight in weights)
+
+
+@pytest.mark.parametrize(("levels", "kind"), [(np.int8, "int8"), (ml_dtypes.float8_e4m3fn, "fp8")])
+def test_products_stay_in_fp32_for_rtx_by_the_name_of_their_levels(
+    tmp_path: Path, levels: type[np.generic], kind: str
+) -> None:
+    graph = onnx.load(write_product(tmp_path, "MatMul", levels=levels))
+    for node in graph.graph.node:
+        node.doc_string = "layer"
+    islands = find_islands(graph, (), {}, int8_matmuls=True)
+    assert islands == dict.fromkeys(["q", "d", "w", "logits"], kind)
+    assert find_islands(graph, (), {}, int8_matmuls=False) == {}
 
 
 @pytest.mark.slow

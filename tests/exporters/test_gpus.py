@@ -17,6 +17,8 @@ from convnext_deploy.system.gpu_models import GPUS, resolve_gpu, resolve_gpus
         ("RTX4090D", "SM89"),
         ("rtx_3060", "SM86"),
         ("4070", "SM89"),
+        ("geforce4070", "SM89"),
+        ("GeForceRTX4070Ti", "SM89"),
         ("orin-nano", "SM87"),
         ("Jetson Orin Nano Super Developer Kit", "SM87"),
         ("jetson_agx_orin", "SM87"),
@@ -58,6 +60,8 @@ def test_resolve_gpu_reads_what_people_write(text: str, capability: str) -> None
         ("NVIDIA B200", "SM100"),
         ("NVIDIA GB10", "SM121"),
         ("Orin", "SM87"),
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", "SM87"),
+        ("NVIDIA Jetson AGX Thor Developer Kit", "SM110"),
     ],
 )
 def test_resolve_gpu_reads_what_drivers_say(name: str, capability: str) -> None:

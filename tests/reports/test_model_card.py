@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 from convnext_deploy.artifacts.artifact import Artifact
-from convnext_deploy.artifacts.spec import GraphIO, Preprocess
+from convnext_deploy.artifacts.spec import GraphIO, Preprocess, default_preprocess
 from convnext_deploy.data.transforms import evaluation_transform, normalize
 from convnext_deploy.pipeline.run import RunResult
 from convnext_deploy.reports.model_card import render_model_card, shipped_row
@@ -176,3 +176,14 @@ def test_code_says_what_a_graph_of_pixels_and_the_best_classes_takes() -> None:
     assert "/ 255" not in code
     assert "(32, 32)" in code
     assert Image.Resampling.BILINEAR.name in code
+
+
+def test_code_runs_fp8_on_older_releases_of_onnxruntime_too() -> None:
+    entry = 'options.add_session_config_entry("session.disable_quant_qdq", "1")'
+    fp8, int8 = (
+        write_usage("stages/x", "model.onnx", default_preprocess(32), None, precision=precision)
+        for precision in ("fp8-fp16", "int8-fp16")
+    )
+    compile(fp8, "card", "exec")
+    assert fp8.index(entry) < fp8.index('InferenceSession(f"{FOLDER}/{FILE}", options, providers=')
+    assert "options" not in int8

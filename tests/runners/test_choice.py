@@ -195,7 +195,13 @@ def test_openvino_tells_nobody_and_prints_nothing(small_artifacts: dict[str, Art
 
 def test_threads_spin_only_where_nothing_else_runs() -> None:
     key = "session.intra_op.allow_spinning"
-    assert (onnxruntime_entries(alone=False)[key], onnxruntime_entries(alone=True)[key]) == ("0", "1")
+    assert tuple(onnxruntime_entries("fp32", alone=alone)[key] for alone in (False, True)) == ("0", "1")
+
+
+def test_only_fp8_values_are_not_moved() -> None:
+    key = "session.disable_quant_qdq"  # which FP8 files need on ONNX Runtime 1.31 and before
+    assert [onnxruntime_entries(precision, alone=True).get(key) for precision in ("fp8", "fp8-fp16")] == ["1", "1"]
+    assert not any(key in onnxruntime_entries(precision, alone=True) for precision in ("fp32", "fp16", "int8-fp16"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ Usage: bash build_on_device.sh [--model NAME | --precision NAME | --all] [option
   --choose                build and time all, one after the other and back again, verify their answers, and write
                           measured.json with the one to use (needs python3, numpy and TensorRT's bindings)
   --data DIR              with --choose: score them on these images, too (needs Pillow)
-  --weakly-typed          TensorRT 10 only: let TensorRT choose FP16 and INT8 (if a strongly typed build fails)
+  --weakly-typed          TensorRT 10 only: let TensorRT choose FP16, INT8 and FP8 (if a strongly typed build fails)
   --dry-run               print the commands and run nothing
   --help
 Environment: TRTEXEC (the program), TENSORRT_VERSION (such as 10.3, where it cannot be found out)
@@ -199,6 +199,7 @@ build() { # a line of the table
     if ((weak)); then
         types=(--fp16)
         [[ $precision != *int8* ]] || types+=(--int8)
+        [[ $precision != *fp8* ]] || types+=(--fp8)
     elif ((major == 10)); then
         types=(--stronglyTyped) # from 11 on there is nothing else
     fi

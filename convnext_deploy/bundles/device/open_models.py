@@ -74,20 +74,20 @@ class Models:
 
     def _open_onnx(self, model: dict[str, Any]) -> Run:
         try:
-            import onnxruntime  # noqa: F401  (only whether it can be loaded)
+            import onnxruntime
         except ImportError as error:
             raise NotRunError(f"onnxruntime cannot be loaded ({error})") from None
         answers = self._load_sibling("answers")
         try:
-            run = answers.open_onnx(self._folder / model["file"], model["batch"]["frozen"])
+            run = answers.open_onnx(self._folder / model["file"], model["batch"]["frozen"], model["precision"])
         except Exception as error:
-            raise _refused(error) from None
+            raise _refused(error, onnxruntime.__version__) from None
 
         def call(images: np.ndarray) -> dict[str, np.ndarray]:
             try:
                 found: dict[str, np.ndarray] = run(images)
             except Exception as error:
-                raise _refused(error) from None
+                raise _refused(error, onnxruntime.__version__) from None
             return found
 
         return call
@@ -125,6 +125,6 @@ def _not_built() -> Run:
     raise NotRunError("not built yet: bash build_on_device.sh")
 
 
-def _refused(error: Exception) -> BrokenError:
+def _refused(error: Exception, version: str) -> BrokenError:
     # ONNX Runtime raises classes of its C++ module that have no common public base
-    return BrokenError(f"cannot be run ({' '.join(str(error).split())})")
+    return BrokenError(f"onnxruntime {version} cannot run it ({' '.join(str(error).split())})")

@@ -1,9 +1,9 @@
 """Convert a float32 graph to FP16, with FP32 islands where FP16 would overflow, as strongly typed TensorRT runs it.
 
 In FP32 stay: the norms, GRN and the pooling, which sum squares or many values; softmax and the normalization of pixels; what is
-too large or too small for FP16, by measured ranges and by the weights themselves; and for TensorRT-RTX the INT8 matrix products
-with a scale per channel, whose integer sums it would otherwise write as FP16 before it scales them. A large tensor costs nothing
-more for it: the casts are part of the kernels beside them.
+too large or too small for FP16, by measured ranges and by the weights themselves; and for TensorRT-RTX the INT8 and FP8 matrix
+products with a scale per channel, whose sums of levels it would otherwise write as FP16 before it scales them: two levels of FP8,
+up to 448 each, give more than FP16 holds. A large tensor costs nothing more for it: the casts are part of the kernels beside them.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -39,7 +39,8 @@ def find_islands(
         proto: its nodes carry the names of their layers in `doc_string`.
         wide_layers: names of the layers that sum squares.
         ranges: tensor → largest absolute value seen, from `measure_ranges`.
-        int8_matmuls: keep INT8 matrix products with weight scales by channel in FP32 as well, for TensorRT-RTX.
+        int8_matmuls: keep INT8 and FP8 matrix products with weight scales by channel in FP32 as well, for TensorRT-RTX; why is
+            then `int8` or `fp8`.
     """
     constants = {initializer.name: initializer for initializer in proto.graph.initializer}
     quantized = {node.doc_string for node in proto.graph.node if node.op_type == "DequantizeLinear"}
@@ -59,7 +60,7 @@ def find_islands(
             if node.doc_string in quantized:
                 whole_layers[node.doc_string] = reason
     if int8_matmuls:
-        whole_layers |= dict.fromkeys(_matmuls_by_channel(proto, constants), "int8")
+        whole_layers |= _matmuls_by_channel(proto, constants)
     for node in proto.graph.node:
         # a layer with its bias and its Q/DQ pairs computes in one type
         if node.doc_string in whole_layers:
@@ -83,14 +84,22 @@ def _fits(constant: onnx.TensorProto, is_quantized: bool) -> bool:
     return _in_range(largest)
 
 
-def _matmuls_by_channel(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> set[str]:
+def _matmuls_by_channel(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> dict[str, str]:
+    """Return the layers of matrix products with weight scales by channel → `int8` or `fp8`."""
     by_channel = {
-        node.output[0]
+        node.output[0]: "fp8" if constants[node.input[0]].data_type == TensorProto.FLOAT8E4M3FN else "int8"
         for node in proto.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[1] in constants and constants[node.input[1]].dims
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in constants
+        and node.input[1] in constants
+        and constants[node.input[1]].dims
     }
     return {
-        n.doc_string for n in proto.graph.node if n.op_type in ("MatMul", "Gemm") and by_channel.intersection(n.input)
+        node.doc_string: by_channel[name]
+        for node in proto.graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        for name in node.input
+        if name in by_channel
     }
 
 
