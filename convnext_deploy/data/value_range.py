@@ -28,7 +28,7 @@ class Encoded(Protocol):
 
 
 def describe_dark(images: Encoded) -> str | None:
-    """Say that the largest value is far below what the type can hold, and what is done then; None if it is not.
+    """Say that the largest value is far below what the type can hold, or 0, and what is done then; None if it is not.
 
     Looks at few images, and at one alone where that uses its range.
     """
@@ -36,6 +36,11 @@ def describe_dark(images: Encoded) -> str | None:
     if not found or any(value > _FAR_BELOW * top for value, top in found):
         return None
     value, top = max(found, key=lambda pair: pair[0] / pair[1])
+    if value == 0:
+        return (
+            f"all {len(found)} images that were looked at are black, and no network can tell them apart; if they should not be, "
+            "look at how they were written"
+        )
     white, grey = _white(value), round(255 * value / top)
     return (
         f"the largest value in {len(found)} images that were looked at is {value:,g} of {top:,g}: they are read as they are, "
@@ -58,6 +63,8 @@ def _largest_values(images: Encoded) -> Iterator[tuple[float, float]]:
                     return
                 found = _largest_value(image)
         except (DataError, OSError, ValueError, SyntaxError):  # what cannot be read is told elsewhere
+            continue
+        if not found[0] >= 0:  # NaN or negative, which is refused elsewhere
             continue
         yield found
         if found[0] > _FAR_BELOW * found[1]:

@@ -34,7 +34,7 @@ def device_cells(run: DeviceRun, rows: Sequence[StageRow]) -> list[tuple[str, ..
 
 
 def _cells(engine: DeviceEngine, row: StageRow | None) -> tuple[str, ...]:
-    score, latency = engine.score, engine.latency
+    score, latency = engine.score, engine.latency if engine.built else None
     drop = "–"
     if score is not None and score.drop_pp is not None and score.drop_interval_pp is not None:
         drop = f"{score.drop_pp:+.2f} [{score.drop_interval_pp[0]:+.2f}, {score.drop_interval_pp[1]:+.2f}]"
@@ -42,11 +42,11 @@ def _cells(engine: DeviceEngine, row: StageRow | None) -> tuple[str, ...]:
         one_line(engine.model),
         "–" if row is None else row.name,
         one_line(engine.precision),
-        "–" if engine.size_bytes is None else f"{engine.size_bytes / 1e6:.1f}",
+        "–" if engine.size_bytes is None or not engine.built else f"{engine.size_bytes / 1e6:.1f}",
         "–" if latency is None else str(latency.batch_size),
         "–" if latency is None else f"{latency.p50_ms:.3f}",
         "–" if latency is None else f"{latency.p90_ms:.3f}",
-        "–" if engine.power_w is None else f"{engine.power_w:.1f}",
+        "–" if engine.power_w is None or not engine.built else f"{engine.power_w:.1f}",
         "–" if score is None else f"{100 * score.top1:.2f}",
         drop,
         one_line(engine.answers),

@@ -14,6 +14,7 @@ import pytest
 from convnext_deploy import collect
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.errors import ArtifactError
+from convnext_deploy.reports.device_table import device_cells
 from convnext_deploy.reports.record import read_report
 from tests.cli.conftest import call
 
@@ -109,6 +110,64 @@ def test_the_command_prints_the_table(
     assert "1.500" in printed
     assert "other cannot be chosen: it was not built" in printed
     assert "Measured on Jetson AGX Orin" in call("report", run).out
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """Return what was measured, with another value at a path such as `engines.0.latency.count`."""
+    content: Any = measured(None)
+    place, *names = path.split(".")
+    inside = content
+    for name in names:
+        inside, place = inside[int(place) if isinstance(inside, list) else place], name
+    inside[place] = value
+    return dict(content)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("engines.0.latency.p50_ms", 0, "engines[0]: latency: p50_ms = 0 is out of range"),
+        ("engines.0.latency.p90_ms", 1.4, "p90_ms = 1.4 is out of range; expected at least p50_ms, 1.5"),
+        ("engines.0.latency.count", 0, "count = 0 is out of range; expected 1 to"),
+        ("engines.0.latency.rounds_ms", [1.5, 0.0], "rounds_ms[1] = 0.0 is out of range"),
+        ("engines.0.score.images", 0, "images = 0 is out of range; expected 1 to"),
+        ("engines.0.score.drop_pp", 1e300, "drop_pp = 1e+300 is out of range; expected -100 to 100"),
+        ("engines.0.score.drop_pp", 23.0, "drop_pp = 23.0 is out of range; expected within drop_interval_pp, -3 to 22"),
+        ("engines.0.score.drop_interval_pp", [5, -5], "drop_interval_pp = (5.0, -5.0) is out of range; expected its lower"),
+        ("engines.0.score.drop_interval_pp", [-5, 1e9], "drop_interval_pp = (-5.0, 1000000000.0) is out of range"),
+        ("engines.0.obstacle", "it was not built", "'int8' was chosen, and cannot be ('it was not built')"),
+        ("engines.0.answers", "failed", "'int8' was chosen, and its answers are 'failed'; expected"),
+        ("engines.1.model", "int8", "'int8' is there several times among the engines; expected each of them once"),
+        ("chosen", "int4", "chosen = 'int4' is none of the engines; expected one of them. Did you mean 'int8'?"),
+        ("measured", "2026-13-99T99:99:99+00:00", "is no time (month must be in 1..12); expected one in UTC"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_one_line(
+    run: Path, write: Callable[[object], Path], path: str, value: object, text: str
+) -> None:
+    before = {each.name: each.read_bytes() for each in run.iterdir()}
+    with pytest.raises(ArtifactError, match=re.escape(text)) as caught:
+        collect(run, write(changed(path, value)))
+    assert "\n" not in str(caught.value)
+    assert {each.name: each.read_bytes() for each in run.iterdir()} == before
+
+
+def test_times_of_an_engine_that_was_not_built_are_not_shown(
+    run: Path, write: Callable[[object], Path], small_artifacts: dict[str, Artifact]
+) -> None:
+    content = measured(small_artifacts["onnx-int8"].sha256)
+    old = {**content["engines"][0], "model": "other", "obstacle": "it was not built", "answers": "not run"}
+    old["latency"] = {**old["latency"], "p50_ms": 0.125}
+    content["engines"][1] = old
+    found = collect(run, write(content)).found
+    assert [engine.model for engine, _ in found.timed] == ["int8"]
+    own, other = device_cells(found, ())
+    assert (own[3], own[5], own[7]) == ("1.0", "1.500", "21.5")
+    assert other[3:8] == ("–",) * 5
+    content["engines"][1]["obstacle"] = "it failed its gates where the bundle was made"
+    again = collect(run, write(content)).found
+    assert device_cells(again, ())[1][5] == "0.125"
+    assert [engine.model for engine, _ in again.timed] == ["int8"]
 
 
 @pytest.mark.parametrize(

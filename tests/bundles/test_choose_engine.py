@@ -134,6 +134,26 @@ def test_an_engine_whose_model_failed_its_gates_is_not_chosen(timed: Path) -> No
     assert own["obstacle"] == "it failed its gates where the bundle was made"
 
 
+def test_times_of_an_engine_that_is_no_longer_there_are_not_told(timed: Path) -> None:
+    (timed / "built" / f"{INT8}.plan").unlink()
+    (own, _) = gather(timed, timed / "built", None, None)["engines"]
+    assert (own["latency"], own["power_w"], own["rails_w"], own["obstacle"]) == (None, None, None, "it was not built")
+
+
+def test_a_build_that_fails_leaves_no_times_of_an_earlier_one(place: Callable[..., Device]) -> None:
+    machine = place(fails=True)
+    built = machine.bundle / "built"
+    built.mkdir()
+    for name in (FP32, INT8):
+        for end in ("plan", "times.1.json", "times.2.json", "power.1.log", "bench.1.log"):
+            (built / f"{name}.{end}").write_text("of an earlier build")
+    assert machine.trtexec is not None
+    path = f"{machine.trtexec.path.parent}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = machine.run("--choose", PATH=path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert sorted(each.name for each in built.iterdir()) == [f"{name}.log" for name in sorted((FP32, INT8))]
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '[{"latencyMs": 1}]', '[{"computeMs": "fast"}]'])
 def test_times_that_are_none_are_one_line(timed: Path, content: str) -> None:
     (timed / "built" / f"{INT8}.times.1.json").write_text(content)

@@ -87,6 +87,30 @@ def test_other_images_are_scored_by_their_folders(real: Path, tmp_path: Path) ->
     assert all("drop_pp" not in each for each in found)
     assert "the bundle has no FP32 answers to them" in details(checks, "scored")[0]
     assert any("1 of 7 images cannot be read here: cut.png" in text for text in details(checks, "not run"))
+    assert "2 of 9 images are left out: no folder that they are in is called as a class; they lie in extra" in details(
+        checks, "not run"
+    )
+
+
+def test_images_without_answers_are_counted_among_those_that_have_some(
+    real: Path, photos: Path, image_folder: Path
+) -> None:
+    held_out = next(folder for folder in sorted(photos.iterdir()) if folder.name in score_images.VALIDATION_FOLDERS)
+    for name in ("zebra", "yak", "cat", "ant", "bee"):
+        (held_out / name).mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (90, 9, 0)).save(held_out / name / "new.png")
+    checks, found = score(real, None, photos)
+    assert {each["images"] for each in found} == {18}
+    text = "5 of 23 images are left out: the bundle has no FP32 answers to them; they lie in ant, bee, cat, ..."
+    assert text in details(checks, "not run")
+    assert not any("left out" in check.detail for check in score(real, None, image_folder)[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [(["a", "b", "a", "c"], "a, b, c"), (["a", "b", "c", "d"], "a, b, c, ..."), ([], "")]
+)
+def test_a_list_that_is_complete_ends_with_its_last_name(names: list[str], text: str) -> None:
+    assert score_images.first(names) == text
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,25 @@ def test_images_that_use_their_range_are_not(content: bytes) -> None:
     dark = encode("PNG", 4095, np.uint16)
     if content != b"no image" and not content.startswith(b"\xff\xd8"):
         assert describe_dark(Files((dark, content))) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [encode("PNG", 0, np.uint8), encode("PNG", 0, np.uint16), encode("TIFF", 0, np.float32), deep_colour(0)],
+    ids=["8 bits", "16 bits", "floats", "colours"],
+)
+def test_black_images_are_said(content: bytes) -> None:
+    found = describe_dark(Files((content,) * 3))
+    assert found is not None
+    assert found.startswith("all 3 images that were looked at are black")
+    assert describe_dark(Files((content, encode("PNG", 255, np.uint8)))) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, -np.inf])
+def test_values_that_no_image_may_have_are_told_elsewhere(value: float) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), value, np.float32)).save(buffer, "TIFF")
+    assert describe_dark(Files((buffer.getvalue(),))) is None
+    found = describe_dark(Files((buffer.getvalue(), encode("TIFF", 0.0625, np.float32))))
+    assert found is not None
+    assert found.startswith("the largest value in 1 images that were looked at is 0.0625 of 1")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from convnext_deploy.artifacts.details import Selection
 from convnext_deploy.artifacts.spec import GraphIO, Preprocess
 from convnext_deploy.config.recipe import Gate
-from convnext_deploy.errors import ArtifactError
+from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.evaluation.flips import ClassChange, Flip
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.latency import Latency
@@ -224,6 +224,32 @@ def test_write_report_writes_the_report_with_its_views_and_nothing_else(tmp_path
         "report.md",
     ]
     assert read_report(tmp_path) == report
+
+
+@pytest.mark.parametrize(
+    "view", ["markdown.render_markdown", "html.report_page.render_html", "model_card.render_model_card"]
+)
+def test_a_view_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str) -> None:
+    write_report(create_report(BASELINE_ROW), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(report: Report) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(f"convnext_deploy.reports.{view}", fail)
+    with pytest.raises(ZeroDivisionError):
+        write_report(create_report(BASELINE_ROW, INT8_ROW), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_view_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    write_report(create_report(BASELINE_ROW), tmp_path)
+    (tmp_path / "model_card.md").unlink()
+    (tmp_path / "model_card.md").mkdir()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(OutputError, match=r"model_card\.md is a folder"):
+        write_report(create_report(BASELINE_ROW, INT8_ROW), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

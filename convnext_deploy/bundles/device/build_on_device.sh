@@ -273,6 +273,8 @@ found=0 names=()
 while IFS=$'\t' read -r name precision onnx input item frozen optimal largest triton <&3; do
     if [[ $name != "${model:-$name}" || $precision != "${type:-$precision}" ]]; then continue; fi
     found=1
+    # what is told of an engine is of this build of it, and of one that cannot be built nothing is told
+    ((dry || !choose)) || rm -f -- "$out/$name".times*.json "$out/$name".power*.log "$out/$name".bench*.log
     build "$name" "$precision" "$onnx" "$input" "$item" "$frozen" "$optimal" "$largest" "$triton"
     if [[ -n ${timed_shapes[$name]+built} ]]; then names+=("$name"); fi
     if ((bench && !choose)) && [[ -n ${timed_shapes[$name]+built} ]]; then time_engine "$name" ''; fi
@@ -280,7 +282,6 @@ while IFS=$'\t' read -r name precision onnx input item frozen optimal largest tr
 done 3<"$table"
 ((found)) || fail "no model '$model$type' in this bundle that TensorRT can build; those that can: $(cut -f1 -- "$table" | tr '\n' ' ')" 2
 if ((choose)); then
-    for name in "${names[@]}"; do ((dry)) || rm -f -- "$out/$name".times*.json "$out/$name".power*.log; done
     # back again, so that a device that warms up favours none
     for ((place = 0; place < ${#names[@]}; place++)); do time_engine "${names[place]}" .1; done
     for ((place = ${#names[@]} - 1; place >= 0; place--)); do time_engine "${names[place]}" .2; done

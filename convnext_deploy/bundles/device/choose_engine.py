@@ -174,6 +174,9 @@ def gather(bundle: Path, built: Path, data: Path | None, limit: int | None) -> d
         scored, scores = ([], []) if data is None else verify.score(bundle, built, data, limit)
     except verify.BundleError as error:
         raise ChoiceError(str(error)) from None
+    for check in scored:
+        if check.kind == "images":
+            print(load_sibling("bundle_index").printable(f"{check.what}: {check.detail}"))
     found = {check.what: check for check in checks if check.kind == "engine"}
     failed = {check.what: check.detail for check in scored if check.status == verify.FAILED}
     engines, device = [], describe_device()
@@ -182,8 +185,12 @@ def gather(bundle: Path, built: Path, data: Path | None, limit: int | None) -> d
             continue
         plan = built / f"{model['name']}.plan"
         place = f"{built.name}/{plan.name}"
-        check, times = found.get(place), read_times(built, model["name"], model["batch"]["frozen"])
-        power = read_power(built, model["name"])
+        check, is_there = (
+            found.get(place),
+            plan.is_file(),
+        )  # times that are there without it are those of an earlier one
+        times = read_times(built, model["name"], model["batch"]["frozen"]) if is_there else None
+        power = read_power(built, model["name"]) if is_there else None
         engines.append(
             {
                 "model": model["name"],

@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
 
-VALIDATION_FOLDERS = (
-    "val",
-    "validation",
-    "valid",
-    "test",
-)  # the first that is there is scored, and not the training images
+VALIDATION_FOLDERS = ("val", "validation", "valid", "test")  # the first that is there, and no training images
 _CHUNK = 64  # images that are prepared at once
 _REPORT_EVERY_S = 10.0
 
@@ -38,6 +33,15 @@ class Item:
     fp32: int | None = None
 
 
+@dataclass(frozen=True)
+class Found:
+    """The images to score, those among them that are left out, and why these are."""
+
+    items: list[Item]
+    left_out: list[Path]
+    why: str
+
+
 @dataclass
 class Tally:
     """What a model, `what`, answered so far. `problem`: why it is not scored, and whether that is a `fault`."""
@@ -53,7 +57,7 @@ class Tally:
 
 def find_items(
     bundle: Path, record: dict[str, Any], data: Path, extensions: Sequence[str], hash_file: Callable[[Path], str]
-) -> list[Item]:
+) -> Found:
     """Return the images to score: those whose answers in FP32 the bundle has, by their contents, or else all in folders of classes.
 
     Raises: DataError: if there are none.
@@ -65,12 +69,18 @@ def find_items(
     if not paths:
         raise DataError(f"{data} holds no images; images end in {', '.join(extensions)}.")
     items: dict[str, Item] = {}
+    held_out = next((data / name for name in VALIDATION_FOLDERS if (data / name).is_dir()), data)
+    others = []
     for path in paths:
         candidates = known.get(path.stat().st_size, {})
         digest = hash_file(path) if candidates else ""
         if digest in candidates:
             items[digest] = Item(path, *candidates[digest])  # a second copy of an image is not counted
-    return list(items.values()) or _by_folders(record, data, extensions)
+        elif held_out in path.parents:
+            others.append(path)
+    if not items:
+        return _by_folders(record, held_out, extensions)
+    return Found(list(items.values()), others, "the bundle has no FP32 answers to them")
 
 
 def _read_answers(bundle: Path, record: dict[str, Any]) -> dict[int, dict[str, tuple[int, int]]]:
@@ -95,22 +105,29 @@ def _find_images(folder: Path, extensions: Sequence[str]) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _by_folders(record: dict[str, Any], data: Path, extensions: Sequence[str]) -> list[Item]:
+def _by_folders(record: dict[str, Any], held_out: Path, extensions: Sequence[str]) -> Found:
     """Return the images of folders that are called as the classes."""
     numbers = {_plain(name): number for number, name in enumerate(record["class_names"] or ())}
-    held_out = next((data / name for name in VALIDATION_FOLDERS if (data / name).is_dir()), data)
-    items = []
+    items, others = [], []
     for path in _find_images(held_out, extensions):
         names = (_plain(part) for part in reversed(path.relative_to(held_out).parts[:-1]))
         label = next((numbers[name] for name in names if name in numbers), None)
-        if label is not None:
+        if label is None:
+            others.append(path)
+        else:
             items.append(Item(path, label))
     if items:
-        return items
+        return Found(items, others, "no folder that they are in is called as a class")
     expected = "one of those whose FP32 answers the bundle has" if record.get("fp32") is not None else ""
-    named = f"in a folder called as a class ({', '.join(list(numbers)[:3])}, ...)" if numbers else ""
+    named = f"in a folder called as a class ({first(numbers)})" if numbers else ""
     wanted = " or ".join(text for text in (expected, named) if text) or "labelled: the bundle knows no names of classes"
     raise DataError(f"no image in {held_out} is {wanted}; give the folder of the validation images.")
+
+
+def first(names: Iterable[str]) -> str:
+    """Return the first three of the names, each once."""
+    found = list(dict.fromkeys(names))
+    return ", ".join([*found[:3], *(["..."] if len(found) > 3 else [])])
 
 
 def _plain(name: str) -> str:

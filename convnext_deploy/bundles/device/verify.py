@@ -218,7 +218,8 @@ def score(
             f"images are prepared by numpy and Pillow, of which one cannot be loaded ({error})."
         ) from None
     try:
-        items = scoring.limited(scoring.find_items(folder, record, data, pixels.IMAGE_EXTENSIONS, hash_file), limit)
+        images = scoring.find_items(folder, record, data, pixels.IMAGE_EXTENSIONS, hash_file)
+        items = scoring.limited(images.items, limit)
         openers = list(load_sibling("open_models").Models(folder, record, built or folder / BUILT, load_sibling).find())
         tallies, unreadable = scoring.tally(openers, record, items, load_sibling)
     except (scoring.DataError, OSError) as error:
@@ -228,6 +229,12 @@ def score(
         for opener, one in zip(openers, tallies)  # noqa: B905  (Python 3.8)
     ]
     checks = [Check(one.what, one.kind, status, text) for one, status, text, _ in judged]
+    if images.left_out:
+        text = (
+            f"{len(images.left_out)} of {len(images.left_out) + len(images.items)} images are left out: {images.why}; "
+        )
+        text += f"they lie in {scoring.first(path.parent.name for path in images.left_out)}"
+        checks.append(Check(str(data), "images", NOT_RUN, text))
     if unreadable:
         text = f"{len(unreadable)} of {len(items)} images cannot be read here: {'; '.join(unreadable[:3])}"
         checks.append(Check(str(data), "images", NOT_RUN, text))
