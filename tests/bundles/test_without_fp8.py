@@ -22,9 +22,9 @@ from convnext_deploy.runners import open_runner
 from tests.bundles.gpu import Driver
 from tests.bundles.graphs import FP32, INT8
 from tests.bundles.test_build_engine import Device as Builder
-from tests.bundles.test_build_on_device import TEN, building
+from tests.bundles.test_build_on_device import TEN
 from tests.bundles.test_verify import rewrite, seal
-from tests.bundles.trtexec_device import Device
+from tests.bundles.trtexec_device import Device, building
 from tests.exporters.tensorrt_stand_in import RELEASES, Script
 
 

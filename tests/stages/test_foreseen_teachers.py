@@ -10,6 +10,7 @@ import pytest
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.details import ForeignDetails
+from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.train import ModelConfig
@@ -27,13 +28,11 @@ from tests.stages.foreign_teachers import NETWORKS, SIDE, write_program, write_t
 BESIDE = "take the network that it was made of"
 
 
-def foreseen(teacher: Artifact | Outlook, data: Data, method: str = "kd", share: float | None = None) -> Outlook:
+def foreseen(
+    teacher: Artifact | Outlook, data: Data, method: DistillMethod = "kd", share: float | None = None
+) -> Outlook:
     config = DistillConfig(
-        ModelConfig("test_convnext2", SIDE),
-        "teacher",
-        FitConfig(epochs=1),
-        method=method,
-        unlabelled_share=share,  # type: ignore[arg-type]
+        ModelConfig("test_convnext2", SIDE), "teacher", FitConfig(epochs=1), method=method, unlabelled_share=share
     )
     given = outlook_of(teacher) if isinstance(teacher, Artifact) else teacher
     return foresee(config, Given("s", {"teacher": given}, data, "cpu"))

@@ -202,6 +202,7 @@ class Norm(nn.Module):
         super().__init__()
         self.kind, self.stem, self.head = kind, nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
         self.norm = nn.BatchNorm2d(8, track_running_stats=kind != "batch statistics")
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, images: Tensor) -> Tensor:
