@@ -38,9 +38,8 @@ from convnext_deploy.evaluation.score import Score
 from convnext_deploy.pipeline.ledger import Ledger
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.runners import open_runner
-from convnext_deploy.stages import foresee_stage
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.distill import Teachers
+from convnext_deploy.stages.distill import Teachers, foresee_student
 from convnext_deploy.stages.foresight import Given, outlook_of
 from convnext_deploy.stages.training_setup import model_of
 from convnext_deploy.system.distributed import batches_of
@@ -70,7 +69,7 @@ def measure_teaching(
         return None
     inputs = {role: artifacts[name] for role, name in stage.inputs.items()}
     given = {role: outlook_of(artifact) for role, artifact in inputs.items()}
-    foresee_stage(config, Given(stage.name, given, data, settings.execution.device))
+    foresee_student(config, Given(stage.name, given, data, settings.execution.device))
     teachers = tuple(artifact for role, artifact in inputs.items() if role.startswith("teacher"))
     _, preprocess = model_of(config.model, data, inputs.get("source") or inputs.get("weights"))
     path = settings.out / "scores" / f"{stage.name}.teaching.json"

@@ -70,13 +70,13 @@ def check(config: DistillConfig) -> None:
 
 def foresee(config: DistillConfig, given: Given) -> Outlook:
     """Return what would be made. Raises: DeployError: if it could not be."""
-    student = _check(config, given)
+    student = foresee_student(config, given)
     check_rows(given, mixed(config, given.need_data()))
     return student
 
 
-def _check(config: DistillConfig, given: Given) -> Outlook:
-    """Return what would be made, as far as what its teachers say is not looked up. Raises: DeployError: if it could not be."""
+def foresee_student(config: DistillConfig, given: Given) -> Outlook:
+    """Return what would be made, but look up no rows of files of predictions. Raises: DeployError: if it could not be."""
     student = foresee_training(config.model, config.fit, given)
     check_unlabelled(config, given)
     with_features = config.method == "feature"
@@ -89,7 +89,9 @@ def _check(config: DistillConfig, given: Given) -> Outlook:
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
-    _check(config, given_to(context, source))  # the rows of a file of predictions are looked up where it is opened
+    foresee_student(
+        config, given_to(context, source)
+    )  # the rows of a file of predictions are looked up where it is opened
     context = with_unlabelled(config, set_aside(config.fit, context))
     data = context.need_data()
     start = source or context.weights

@@ -314,6 +314,7 @@ def test_of_several_outputs_without_the_name_none_is_guessed(kind: str, names: t
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["script.pt", "script.pt2"])
 def test_torchscript_is_called_by_its_name_and_not_run(name: str, tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(tmp_path / name))
