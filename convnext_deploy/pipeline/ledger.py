@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from convnext_deploy.reports.record import REPORT_JSON, Report
 from convnext_deploy.reports.rows import Role, add_speed, create_row, keep_flips
 from convnext_deploy.reports.thumbnails import make_thumbnails
 from convnext_deploy.system.environment import describe_environment
-from convnext_deploy.system.files import whole_file
+from convnext_deploy.system.files import write_texts
 
 
 @dataclass
@@ -181,13 +180,10 @@ def write_report(report: Report, out: Path) -> None:
     from convnext_deploy.reports.markdown import render_markdown
     from convnext_deploy.reports.model_card import render_model_card
 
-    texts = {  # whole_file puts the last one into its place first, so that the report never tells what its views do not
+    texts = {  # the report comes to its place last, so that it never tells what its views do not
         REPORT_JSON: report.to_json(),
         "report.md": render_markdown(report),
         "report.html": render_html(report),
         "model_card.md": render_model_card(report),
     }
-    with ExitStack() as written:
-        for name, text in texts.items():
-            content = text.encode("utf-8")
-            written.enter_context(whole_file(out / name, needed=len(content))).write_bytes(content)
+    write_texts(out, texts)

@@ -29,7 +29,7 @@ from convnext_deploy.pipeline.open_foreign_folder import (
 LIBRARIES: tuple[Library, ...] = ("timm", "torchvision", "transformers")
 EXPECTED_OF_TEACHERS = (
     f"an artifact, a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}), an ONNX file (.onnx), a program of torch.export (.pt2), a "
-    "folder of timm or transformers, or predictions (.parquet or .safetensors)"
+    "folder of timm or transformers, or file of predictions (.parquet or .safetensors)"
 )
 
 

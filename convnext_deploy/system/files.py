@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,17 @@ def write_bytes(path: Path, *parts: bytes | memoryview, shared: bool = False) ->
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all. Raises: OutputError: if it cannot be written."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write text files into a folder, by their names: all of them completely, the last one first, or none.
+
+    Raises: OutputError: if one cannot be written.
+    """
+    with contextlib.ExitStack() as written:
+        for name, text in texts.items():
+            content = text.encode("utf-8")
+            written.enter_context(whole_file(folder / name, needed=len(content))).write_bytes(content)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

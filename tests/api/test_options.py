@@ -119,6 +119,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("training.mlflow_tracker", "check_mlflow", lambda: None),
         ("api.open_inputs", "open_input", open_input),
         ("api.open_inputs", "check_graph_options", lambda *_: None),
+        ("api.distill", "check_graph_options", lambda *_: None),
+        ("pipeline.open_foreign", "open_teacher_input", lambda place, _, asked: open_input(Path(place), asked=asked)),
         ("api.open_inputs", "open_data", keep),
         ("api.open_inputs", "open_unlabelled", keep),
         ("api.run", "run_recipe", stop),
@@ -151,7 +153,7 @@ EXPLORED = Exploration(2.0, 0.5, (), (WIDTHS,))
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "run": {"recipe": RECIPE},
     "train": {"model": "atto", "data": DataOptions("photos")},
-    "distill": {"teacher": "tiny", "student": "atto", "data": DataOptions("photos")},
+    "distill": {"teacher_checkpoint": "teacher.onnx", "student": "atto", "data": DataOptions("photos")},
     "quantize": {"checkpoint": "model", "data": DataOptions("photos")},
     "compress": {"checkpoint": "model", "latency_budget": "0.5x", "data": DataOptions("photos")},
     "export": {"artifact": "int8", "data": DataOptions("photos")},
