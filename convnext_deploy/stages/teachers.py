@@ -103,7 +103,11 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_a
         )
     what = f"the teacher {teacher.main_file}"
     if not teacher.model.num_classes and not features_alone:
-        raise ArtifactError(f"{what} has no classes, and gives features alone. {_by_features(teacher)}")
+        gives = f"{what} has no classes, and gives features alone"
+        able = _gives_features(teacher.format, teacher)
+        raise ArtifactError(
+            f"{gives}: it teaches by the method 'feature'." if able else f"{gives}. {_by_features(teacher)}"
+        )
     if not features_alone and teacher.format != "predictions":
         check_labels(what, teacher, data)
     own, wanted = teacher.model.num_classes, len(data.class_names)
@@ -170,9 +174,9 @@ def check_rows(given: Given, images: Data) -> None:
 
 
 def _by_features(teacher: Artifact) -> str:
-    """Return in words how a teacher of other classes, or of none, can teach."""
+    """Return in words how a teacher of other classes can teach."""
     if _gives_features(teacher.format, teacher):
-        return "One of other classes, or of none, can teach its features, by the method 'feature'."
+        return "One of other classes can teach its features, by the method 'feature'."
     return (
         f"The features in {_form(teacher.format, teacher)} do not teach; take the network that it was made of, which can teach its "
         "features by the method 'feature'."
