@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages
+from convnext_deploy.data.kept_pixels import LARGEST_SIDE
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
-from convnext_deploy.data.pixel_cache import LARGEST_SIDE
 from convnext_deploy.metrics.ratios import median_ratio
 from convnext_deploy.models.variants import build_model, resolve_variant
 from convnext_deploy.system.environment import describe_environment

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import Preprocess
 
-LARGEST_SIDE = 96  # pixels; larger images take too much memory
+LARGEST_SIDE = 96  # pixels; larger images take too much memory, and are decoded again in every pass and epoch
 MOST_BYTES = 256 << 20  # of one set
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from convnext_deploy.artifacts.hashes import hash_file
 from convnext_deploy.data.datasets import ImageSet
+from convnext_deploy.data.kept_pixels import LARGEST_SIDE
 from convnext_deploy.data.pixels import as_array, to_channels
 from convnext_deploy.system.disk_faults import CACHE_DIR
 from convnext_deploy.system.files import whole_file
 from convnext_deploy.system.posix import reserve
 
-LARGEST_SIDE = 96  # pixels; larger images are decoded again in every epoch
 LARGEST_IN_MEMORY = 2 << 30  # bytes
 _DAY_S = 86_400.0
 _CHECKSUM = 32  # bytes of SHA-256 after the array, of all before it

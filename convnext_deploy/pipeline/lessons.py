@@ -22,7 +22,6 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.image_sets import ImageSet
 from convnext_deploy.data.loaders import Batch
-from convnext_deploy.data.unlabelled import mix_in
 from convnext_deploy.errors import DataError, first_line
 from convnext_deploy.evaluation.label_score import label_answers
 from convnext_deploy.evaluation.lesson import (
@@ -42,6 +41,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.distill import Teachers, foresee_student
 from convnext_deploy.stages.foresight import Given, outlook_of
 from convnext_deploy.stages.training_setup import model_of
+from convnext_deploy.stages.unlabelled import mixed
 from convnext_deploy.system.distributed import batches_of
 from convnext_deploy.system.full_float32 import full_float32
 from convnext_deploy.system.shared_work import share_out
@@ -77,7 +77,8 @@ def measure_teaching(
     kept = None if settings.measure_again else read_kept(Taught, path, key)
     if kept is not None:
         return kept
-    reasons = [_why_unknown(teacher, data, _trained_on(config, data)) for teacher in teachers]
+    trained = mixed(config, data).train
+    reasons = [_why_unknown(teacher, data, trained) for teacher in teachers]
     context = StageContext(
         stage.name,
         settings.out,
@@ -123,13 +124,6 @@ def _key(
             else [data.unlabelled_fingerprint, str(Path(more.name).absolute()), config.unlabelled_share],
         ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _trained_on(config: DistillConfig, data: Data) -> ImageSet:
-    """Return the images that the student is trained on."""
-    if data.unlabelled is None or not config.reads_unlabelled:
-        return data.train
-    return mix_in(data.train, data.unlabelled, config.unlabelled_share)
 
 
 def _why_unknown(teacher: Artifact, data: Data, trained: ImageSet) -> str | None:

@@ -89,9 +89,8 @@ def foresee_student(config: DistillConfig, given: Given) -> Outlook:
 
 def run(config: DistillConfig, source: Artifact | None, context: StageContext) -> Artifact:
     """Train the student; `source` or `context.weights` holds its initial weights if it has any."""
-    foresee_student(
-        config, given_to(context, source)
-    )  # the rows of a file of predictions are looked up where it is opened
+    # the rows of a file of predictions are looked up where it is opened
+    foresee_student(config, given_to(context, source))
     context = with_unlabelled(config, set_aside(config.fit, context))
     data = context.need_data()
     start = source or context.weights

@@ -18,8 +18,9 @@ from PIL import Image
 
 from convnext_deploy.config.fit import Augmentation
 from convnext_deploy.data.datasets import ArrayImages, FolderImages
+from convnext_deploy.data.kept_pixels import LARGEST_SIDE
 from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
-from convnext_deploy.data.pixel_cache import LARGEST_SIDE, PixelCache, decode_small
+from convnext_deploy.data.pixel_cache import PixelCache, decode_small
 from convnext_deploy.errors import DataError, OutputError
 from tests.data.test_loaders import PLAIN, noise_images
 from tests.data.test_training_batches import EVERYTHING

@@ -185,10 +185,8 @@ def gather(bundle: Path, built: Path, data: Path | None, limit: int | None) -> d
             continue
         plan = built / f"{model['name']}.plan"
         place = f"{built.name}/{plan.name}"
-        check, is_there = (
-            found.get(place),
-            plan.is_file(),
-        )  # times that are there without it are those of an earlier one
+        # times that are there without the engine are those of an earlier one
+        check, is_there = found.get(place), plan.is_file()
         times = read_times(built, model["name"], model["batch"]["frozen"]) if is_there else None
         power = read_power(built, model["name"]) if is_there else None
         engines.append(
