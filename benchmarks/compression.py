@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compression_peers import PRUNED, SCALED, WORDS, Size, build, quantized, sizes, train
+from compression_peers import Size, build, quantized, sizes, train
+from compression_table import COMPRESSION_HEAD, DENSE, OURS, PRUNED, SCALED, compression_lines
+from markdown_cells import as_table
 from numpy.typing import NDArray
 from peers_inputs import write_inputs
 from quantization_measures import renormalize, taken_by
@@ -55,7 +57,6 @@ from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import write_text
 from convnext_deploy.system.progress_bars import create_progress
 
-DENSE, OURS = "dense", "ours"
 _BATCH = 64
 
 
@@ -139,7 +140,7 @@ def measure(target: str, labels: NDArray[np.int64], data: Data, arguments: argpa
     """Return the rows of a target."""
     source = open_input(arguments.checkpoint)
     training = TrainingOptions(epochs=arguments.epochs)
-    chosen = choose(source.model.variant, DataOptions(arguments.data), training, data, source, "student")
+    chosen = choose(source.model.variant, DataOptions(arguments.data), training, data, source, "pruned")
     config = DistillConfig(chosen.model, SOURCE, chosen.fit)
     ours = compress_dense(target, arguments)
     dense = ours.pop(DENSE)
@@ -178,27 +179,6 @@ def measure(target: str, labels: NDArray[np.int64], data: Data, arguments: argpa
     return [*rows, *too_slow]
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = [
-        "| target | budget | by | time of the dense INT8 file [95 %] | top-1 % | drop pp [95 %] |",
-        "|---" * 6 + "|",
-    ]
-    words = {DENSE: "our INT8 of the dense network", OURS: "`compress`", **WORDS}
-    for row in rows:
-        if "fastest_ratio" in row:
-            cells = [f"none; the fastest {row['fastest_ratio']:.2f}", "–", "–"]
-        else:
-            (median, low, high), (start, end) = row["ratio"], row["drop_interval_pp"]
-            cells = [
-                f"{median:.2f} [{low:.2f}, {high:.2f}]",
-                f"{100 * row['top1']:.2f}",
-                f"{row['drop_pp']:+.2f} [{start:+.2f}, {end:+.2f}]",
-            ]
-        lines.append(f"| {' | '.join([row['target'], row['budget'], words[row['way']], *cells])} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Compress, let the peers do it, time and score all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -224,7 +204,7 @@ def main() -> None:
     data, rows = open_data(arguments.data), []
     for target in arguments.targets:
         rows += measure(target, labels, data, arguments)
-        print(render(rows), flush=True)
+        print(as_table(COMPRESSION_HEAD, compression_lines(rows)), flush=True)
         if arguments.out is not None:
             record = {
                 "command": " ".join(["python", "benchmarks/compression.py", *sys.argv[1:]]),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compression_table import PRUNED, SCALED
 from latency_files import export_timm
 from quantization_peers import run_method
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
@@ -26,12 +27,10 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline.open_artifact import open_input
 from convnext_deploy.stages.context import StageContext
-from convnext_deploy.stages.distill import Teachers, distillation_of
+from convnext_deploy.stages.distill import Teachers, cached, distillation_of
 from convnext_deploy.stages.teachers import distillation_objective
 from convnext_deploy.stages.training_setup import fit_network
 
-PRUNED, SCALED = "torch-pruning", "scaled"
-WORDS = {PRUNED: "Torch-Pruning and NNCF", SCALED: "all channels scaled alike, and NNCF"}
 _MULTIPLE = 8  # of channels, as both libraries round
 _GRID = {PRUNED: np.linspace(0.1, 0.75, 14), SCALED: np.linspace(0.9, 0.35, 12)}
 _TAYLOR_BATCH = 64
@@ -105,8 +104,11 @@ def prune(network: TimmConvNeXt, ratio: float, images: Tensor) -> None:
 
 def train(network: TimmConvNeXt, source: Artifact, config: DistillConfig, context: StageContext) -> None:
     """Let a network learn from the dense one exactly as ours does: the loop, the crops, their order and the loss are ours."""
-    teachers = Teachers(config, source.preprocess, context.need_data(), context)
-    objective = distillation_objective(teachers, distillation_of(config, context))
+    data = context.need_data()
+    teachers = Teachers(config, source.preprocess, data, context)
+    # what the verb has computed of its teacher, which sees the same crops
+    logits = cached(teachers, config, source.preprocess, data, context)
+    objective = distillation_objective(logits, distillation_of(config, context))
     fit_network(network, source.preprocess, config.fit, context, objective)
     network.eval()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compression_table
 import distillation_table
 import faults_table
 import latency_table
@@ -70,6 +71,17 @@ def _distillation(results: Path) -> str:
     found = _read(results, "distillation")
     table = as_table(distillation_table.HEAD, distillation_table.lines(found)).replace("|  |", "| |")
     return f"{table}\n\n{distillation_table.facts(found)}"
+
+
+def _compression(results: Path) -> str:
+    found = _read(results, "compression")
+    return as_table(compression_table.COMPRESSION_HEAD, compression_table.compression_lines(found["rows"]))
+
+
+def _width_times(results: Path) -> str:
+    rows = _read(results, "width_times")["rows"]
+    lines = [compression_table.width_lines(row["target"], row["errors"], row["timed"]) for row in rows]
+    return as_table(compression_table.WIDTHS_HEAD, [line for each in lines for line in each])
 
 
 def _training(results: Path) -> str:
@@ -253,6 +265,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "evidence": _evidence,
     "evidence-facts": _evidence_facts,
     "distillation": _distillation,
+    "compression": _compression,
+    "width_times": _width_times,
     "quantization": _quantization,
     "quantization_peers": _quantization_peers,
     "export": _export,

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compression_table import WIDTHS_HEAD, width_lines
+from markdown_cells import as_table
 from numpy.typing import NDArray
 
 from convnext_deploy.artifacts.spec import ModelSpec, default_preprocess
@@ -104,21 +106,13 @@ def main(arguments: argparse.Namespace) -> int:
         print(
             f"dense {times['ours'][0]:.3f} ms; random networks {times['random'].min():.3f} to {times['random'].max():.3f} ms\n"
         )
-        print("| model | networks timed | median error | 90th percentile | largest |\n|---|---|---|---|---|")
-        for name, each in errors.items():
-            size = np.abs(each)
-            count = len(choices[name]) if name in choices else 1
-            print(f"| {name} | {count} | {np.median(size):.1%} | {np.percentile(size, 90):.1%} | {size.max():.1%} |")
-        kept = dataclasses.asdict(measured)
-        rows.append(
-            {"target": target, "errors": {name: each.tolist() for name, each in errors.items()}, "measured": kept}
-        )
+        kept = {name: each.tolist() for name, each in errors.items()}
+        timed = {name: len(choices[name]) for name in errors.keys() & choices.keys()}
+        print(as_table(WIDTHS_HEAD, width_lines(target, kept, timed)), flush=True)
+        rows.append({"target": target, "errors": kept, "timed": timed, "measured": dataclasses.asdict(measured)})
     if arguments.out is not None:
-        content = {
-            "environment": describe_environment(),
-            "arguments": {name: str(value) for name, value in vars(arguments).items()},
-            "rows": rows,
-        }
+        settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+        content = {"environment": describe_environment(), "arguments": settings, "rows": rows}
         write_text(arguments.out, json.dumps(content, indent=1))
     return int(any(np.median(np.abs(row["errors"]["ours"])) > ALLOWED for row in rows))
 

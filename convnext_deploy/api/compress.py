@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import name_variant, open_artifact, open_data_for
+from convnext_deploy.api.open_teachers import open_teachers, teacher_places
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import choose, choose_qat, describe_qat
@@ -17,10 +18,11 @@ from convnext_deploy.compression.probes import check_widths
 from convnext_deploy.compression.times import MEASURED_TARGETS, check_runtime, times_for
 from convnext_deploy.config.choices import Activation, Target
 from convnext_deploy.config.distill import DistillConfig
+from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.recipe import SOURCE, Gate, LatencyGoal, StageEntry
+from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, Gate, LatencyGoal, StageEntry
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.timing.front import Front
@@ -33,6 +35,7 @@ from convnext_deploy.system.shared_work import from_first
 
 MAX_DROP_PP = 0.3
 _DENSE = ("dense-int8", "dense-onnx")
+_KEPT_BYTES = 2**30
 
 
 @verb
@@ -42,6 +45,7 @@ def compress(
     latency_budget: str | Sequence[str],
     target: Target = "openvino",
     activation: Activation | None = None,
+    teacher_checkpoint: Path | str | Sequence[Path | str] | None = None,
     model: str | None = None,
     out: Path | str | None = None,
     data: DataOptions = DataOptions(),
@@ -61,6 +65,8 @@ def compress(
             of several each gets a network of its own.
         target: the runtime it is for.
         activation: of the pruned networks, such as `relu`, which some runtimes compute faster; None: as in the checkpoint.
+        teacher_checkpoint: what the pruned networks learn from in the place of the dense one, as for `distill`; several teach by
+            the mean of what they predict.
         model: variant that the checkpoint must hold.
         out: folder of the run; None: `runs/compress-VARIANT`.
         data: images; none named: the digits, for what was trained on them.
@@ -75,6 +81,9 @@ def compress(
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
     _check_source(source)
+    # what is said of images is said of the checkpoint; a teacher's own file tells it
+    of_teachers = DataOptions(data.data, classes=data.classes)
+    teachers, _ = open_teachers(teacher_places(teacher_checkpoint), None, of_teachers, how.progress)
     images = open_data_for(source, data, how, out)
     if images is None:
         raise DataError("compressing needs images: give the image folder with --data DIR.")
@@ -88,12 +97,18 @@ def compress(
     stages, goals = _dense(target), []
     choices: dict[str, tuple[str, ...]] = {}
     gate = dataclasses.replace(create_gate(evaluation, MAX_DROP_PP), against=SOURCE)
-    taught, qat = choose(variant, data, training, images, source, "student"), choose_qat(training, images)
+    taught, qat = choose(variant, data, training, images, source, "pruned"), choose_qat(training, images)
+    distill = DistillConfig(
+        taught.model,
+        tuple(teachers) or SOURCE,
+        taught.fit,
+        teacher_cache=len(budgets) > 1 and _is_little(taught.fit, images),
+    )
     for budget, chosen in zip(budgets, found.chosen, strict=True):
         pruned, distilled, quantized, graph = _names(budget, alone=len(budgets) == 1)
         stages += [
             StageEntry(pruned, PruneConfig(widths=chosen.widths, activation=activation), SOURCE),
-            StageEntry(distilled, DistillConfig(taught.model, SOURCE, taught.fit), pruned),
+            StageEntry(distilled, distill, pruned),
             StageEntry(quantized, QuantizeConfig(target=target, fit=qat), distilled),
             StageEntry(graph, _graph(target), quantized, gate),
         ]
@@ -104,7 +119,9 @@ def compress(
     recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, data.preprocess)
     recipe = dataclasses.replace(recipe, latency_goals=tuple(goals))
     settings = dataclasses.replace(settings, choices=choices, explored=found.front)
-    result = run_stages(recipe, settings, source, images)
+    result = run_stages(
+        recipe, settings, source, images, {TEACHER_PREFIX + place: other for place, other in teachers.items()}
+    )
     if plans:
         result = dataclasses.replace(result, report=dataclasses.replace(result.report, front=Front((), found.front)))
     return result
@@ -156,6 +173,12 @@ def _explore(
 
     found = explore(source, budgets, times, context, activation, check, keep=not plans)
     return found, times.origin, times.is_measured
+
+
+def _is_little(fit: FitConfig, images: Data) -> bool:
+    """Whether what a teacher says of all crops can be kept, so that the networks of several budgets ask it once."""
+    size = 2 * len(images.class_names) * len(images.train) * min(fit.augmentation_epochs or fit.epochs, fit.epochs)
+    return not images.multi_label and size <= _KEPT_BYTES
 
 
 def _dense(target: Target) -> list[StageEntry]:

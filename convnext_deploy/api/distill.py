@@ -1,31 +1,21 @@
 """`distill`: train a student with a teacher."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import (
-    check_graph_options,
-    name_variant,
-    one_start,
-    open_artifact,
-    open_teacher,
-    open_training_data,
-)
+from convnext_deploy.api.open_inputs import name_variant, one_start, open_artifact, open_training_data
+from convnext_deploy.api.open_teachers import open_teachers, teacher_places
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions, verb
 from convnext_deploy.api.run_stages import create_execution, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import better_teacher, choose, choose_loss_weight
-from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
-from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, StageEntry, is_place
+from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.open_foreign import read_name
 from convnext_deploy.pipeline.run_result import RunResult
-from convnext_deploy.system.progress import Progress
 
 
 @verb
@@ -84,7 +74,7 @@ def distill(
     how = create_execution(execution, data.data)
     images = open_training_data(data, how, out)
     places = _teachers(teacher, teacher_checkpoint, teacher_weights)
-    opened, asked = _open_teachers(places, teacher, data, how.progress)
+    opened, asked = open_teachers(places, teacher, data, how.progress)
     taught_by = next(iter(opened), None)
     source = None if taught_by is None else opened.pop(taught_by)
     of_student = replace(data, input_range=None, output_name=None)  # which are about a teacher's graph
@@ -125,37 +115,6 @@ def distill(
     )
 
 
-def _open_teachers(
-    places: Sequence[str], named: str | None, data: DataOptions, progress: Progress
-) -> tuple[dict[str, Artifact], PreprocessSettings]:
-    """Open the teachers that are there, and return them by their places, and which of the options about images count for them.
-
-    A recipe says that of its source, the first of them, and it counts for the others where they do not tell it; so the one that
-    tells least comes first.
-
-    Raises: DeployError: as `open_teacher`, and if no order of them says what was asked for.
-    """
-    own = None if named is None or read_name(named) is not None else named
-    found = {place: open_teacher(place, own, data, progress) for place in places}
-    if len(found) < len(places):
-        twice = next(place for place in places if list(places).count(place) > 1)
-        raise RecipeError(f"the teacher {twice} was given twice; name each once.")
-    order = sorted(found, key=lambda place: -len(found[place][1].asked()))
-    asked = found[order[0]][1] if order else PreprocessSettings()
-    for place in order[1:]:
-        if extra := found[place][1].asked().keys() - asked.asked().keys():
-            raise RecipeError(
-                f"{order[0]} and {place} do not tell the same of the images they take, and {', '.join(sorted(extra))} would "
-                "count for the latter alone; distill from one of them, or convert one to a file that tells."
-            )
-    check_graph_options(
-        data.preprocess,
-        [artifact for artifact, _ in found.values()],
-        " and ".join(places) or "the teacher that is trained first",
-    )
-    return {place: found[place][0] for place in order}, asked
-
-
 def _teachers(
     named: str | None, checkpoints: Path | str | Sequence[Path | str] | None, weights: str | None
 ) -> list[str]:
@@ -174,9 +133,7 @@ def _teachers(
             "libraries with their weights, such as timm:resnet50@best.pth."
         )
     if foreign is None:
-        # a folder beside others must not be taken for an earlier stage of its name
-        texts = [str(place) for place in given]
-        return [text if len(texts) == 1 or is_place(text) else f".{os.sep}{text}" for text in texts]
+        return [str(place) for place in given] if len(given) < 2 else teacher_places(given)
     if weights is not None:
         raise RecipeError(
             f"--teacher {named} has weights of its own; leave --teacher-weights {weights} or --teacher out."

@@ -20,7 +20,7 @@ from convnext_deploy.data.value_range import describe_dark
 from convnext_deploy.errors import DataError, RecipeError, printable
 from convnext_deploy.models.variants import resolve_variant, short_name
 from convnext_deploy.pipeline.open_artifact import open_input, without_head
-from convnext_deploy.pipeline.open_foreign import open_told, read_name
+from convnext_deploy.pipeline.open_foreign import read_name
 from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.progress import Progress
@@ -140,7 +140,7 @@ def open_artifacts(
         opened = open_input(Path(path), model=model, asked=options.preprocess, entry=entry)
         for note in opened.notes:
             progress.say(note)
-        found.append(opened if options.classes is None else _with_classes(opened, options, progress))
+        found.append(opened if options.classes is None else with_classes(opened, options, progress))
     check_graph_options(options.preprocess, found, " and ".join(map(str, paths)))
     return found
 
@@ -154,7 +154,7 @@ def with_features(artifact: Artifact, output: FeatureOutput, path: Path | str, p
     return found
 
 
-def _with_classes(artifact: Artifact, options: DataOptions, progress: Progress) -> Artifact:
+def with_classes(artifact: Artifact, options: DataOptions, progress: Progress) -> Artifact:
     """Return an artifact whose outputs have the names in a file.
 
     Raises: DataError: if it has another number of outputs. With data it stays as it is, and may get another head.
@@ -181,33 +181,6 @@ def check_graph_options(asked: PreprocessSettings, artifacts: Sequence[Artifact]
         raise RecipeError(
             f"--output-name and --input-range are for ONNX files of another origin, and {names} is none; leave them out."
         )
-
-
-def open_teacher(
-    path: Path | str, model: str | None, options: DataOptions, progress: Progress
-) -> tuple[Artifact, PreprocessSettings]:
-    """Open what teaches a student, and say what was found out about it.
-
-    The options are about the student; for the teacher they count where its file does not tell, see `open_told`.
-
-    Returns: the teacher, and which of the options count for it.
-    Raises: DeployError: as `open_artifact`.
-    """
-    found, asked = open_told(path, model, options.preprocess)
-    if model is not None and found.model.variant == "unknown":
-        raise RecipeError(
-            f"{path} does not tell which network it holds, so nothing can tell that it is a {model}; leave --teacher out."
-        )
-    for note in found.notes:
-        progress.say(note)
-    return name_teacher(found, options, progress), asked
-
-
-def name_teacher(teacher: Artifact, options: DataOptions, progress: Progress) -> Artifact:
-    """Return a teacher whose outputs have the names in `options.classes`, where no file of its own tells them."""
-    if options.classes is None or teacher.class_names is not None or not teacher.model.num_classes:
-        return teacher
-    return _with_classes(teacher, options, progress)
 
 
 def one_start(checkpoint: Path | str | None, weights: str | None) -> Path | str | None:

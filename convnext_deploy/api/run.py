@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_deploy.api.open_inputs import name_teacher, open_artifact, open_named_data, with_features
+from convnext_deploy.api.open_inputs import open_artifact, open_named_data, with_features
+from convnext_deploy.api.open_teachers import name_teacher
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import check_names, create_execution, create_settings
 from convnext_deploy.artifacts.artifact import Artifact

@@ -19,7 +19,15 @@ from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.data.survey import survey
 from convnext_deploy.models.variants import resolve_variant
 from convnext_deploy.models.zoo.cost import count_parameters
-from convnext_deploy.models.zoo.presets import SMALL_DATA, preset_fit, preset_qat, preset_size, preset_stem, with_batch
+from convnext_deploy.models.zoo.presets import (
+    SMALL_DATA,
+    preset_fit,
+    preset_qat,
+    preset_recovery,
+    preset_size,
+    preset_stem,
+    with_batch,
+)
 from convnext_deploy.models.zoo.published import PUBLISHED
 from convnext_deploy.models.zoo.training_settings import FEW_IMAGES, format_setting
 
@@ -55,7 +63,7 @@ DIGITS_QAT_FIT = dataclasses.replace(
 # on the digits students become better than their teachers, and labels have more to say
 _DIGITS_LOSS_WEIGHT = 0.5
 
-Role = Literal["model", "teacher", "student"]
+Role = Literal["model", "teacher", "student", "pruned"]
 
 
 @dataclass(frozen=True)
@@ -89,15 +97,18 @@ def choose(
     """
     resolve_variant(name)
     count = len(images.train)
-    fit = (
-        _digits_fit(name, role) if images.name == BUILT_IN else preset_fit(name, count, from_weights=start is not None)
-    )
+    if images.name == BUILT_IN:
+        fit = _digits_fit(name, role)
+    elif role == "pruned":
+        fit = preset_recovery(name, count)
+    else:
+        fit = preset_fit(name, count, from_weights=start is not None)
     if images.multi_label:
         # smoothing would teach that even the rarest label is likelier than it is
         fit = dataclasses.replace(fit, label_smoothing=0.0)
     fit = override_fit(fit, training)
     model = _model(name, data, training, images, start, weights)
-    return Chosen(model, fit, tuple(_words(name, model, fit, (data, training), images, start)))
+    return Chosen(model, fit, tuple(_words(name, model, fit, (data, training), images, start, role)))
 
 
 def _digits_fit(name: str, role: Role) -> FitConfig:
@@ -105,7 +116,7 @@ def _digits_fit(name: str, role: Role) -> FitConfig:
         return DIGITS_TEACHER_FIT if role == "teacher" else DIGITS_FIT
     if role == "teacher":
         return _DIGITS_LARGE_TEACHER_FIT
-    own_epochs = 1 if role == "student" else 0
+    own_epochs = 0 if role == "model" else 1
     return dataclasses.replace(_DIGITS_LARGE_FIT, augmentation_epochs=own_epochs)
 
 
@@ -166,6 +177,7 @@ def _words(
     options: Sequence[DataOptions | TrainingOptions],
     images: Data,
     start: Artifact | None,
+    role: Role,
 ) -> Iterator[str]:
     """Yield what is trained and how, with what was chosen for which reason and what was asked for."""
     count = len(images.train)
@@ -174,7 +186,7 @@ def _words(
         f"{name} {origin}, {count:,} images of {len(images.class_names)} classes at {show_size(model.image_size)} pixels, stem "
         f"{model.patch_size}"
     )
-    yield f"{_describe_steps(fit, count)}: {_reason(images, start)}"
+    yield f"{_describe_steps(fit, count)}: {_reason(images, start, role)}"
     yield from _asked(options)
 
 
@@ -193,9 +205,11 @@ def _asked(options: Sequence[DataOptions | TrainingOptions]) -> Iterator[str]:
 _SAID = {field.name for field in dataclasses.fields(TrainingOptions)} | {"image_size"}
 
 
-def _reason(images: Data, start: Artifact | None) -> str:
+def _reason(images: Data, start: Artifact | None, role: Role) -> str:
     if images.name == BUILT_IN:
         return "measured on the digits"
+    if role == "pruned":
+        return "a pruned network has little to learn again, from a network that knows it"
     count = len(images.train)
     if start is not None:
         return "fine-tuning, as in our recipes for so many images"

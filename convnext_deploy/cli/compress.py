@@ -34,15 +34,23 @@ from convnext_deploy.config.choices import Activation, Target
     type=click.Choice(get_args(Activation)),
     help="Of the pruned network; relu is computed faster by some runtimes, and has to be learned.  [default: the checkpoint's]",
 )
+@click.option(
+    "--teacher-checkpoint",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    shell_complete=artifacts,
+    help="What the pruned network learns from in the place of the dense one: whatever teaches in distill. Given several times, all "
+    "teach.",
+)
 @model_option("CHECKPOINT")
 @common_options("compress", "out")
 def command(as_json: bool, **values: Any) -> None:
     """Make a network from CHECKPOINT that keeps a latency, and measure what it cost.
 
     How long each width of each block takes is measured on this machine, once. Those widths are chosen that lose least under
-    --latency-budget; the network is pruned to them, learns from the dense one, and is quantized to INT8. It is timed beside the
-    dense network's INT8 file, and must keep the drop of top-1 against CHECKPOINT within --max-drop. --dry-run shows the
-    front that is predicted, and trains nothing.
+    --latency-budget; the network is pruned to them, learns from the dense one (or from --teacher-checkpoint), and is quantized to
+    INT8. It is timed beside the dense network's INT8 file, and must keep the drop of top-1 against CHECKPOINT within --max-drop.
+    --dry-run shows the front that is predicted, and trains nothing.
     """
     from convnext_deploy.api.compress import compress
     from convnext_deploy.cli.report_table import show_result

@@ -103,7 +103,7 @@ def run(config: DistillConfig, source: Artifact | None, context: StageContext) -
         features = feature_distillation(student, teachers.features(spec.in_channels), context.execution.seed)
     logits: TeacherLogits = teachers
     if config.teacher_cache:
-        logits = _cached(teachers, config, preprocess, data, context)
+        logits = cached(teachers, config, preprocess, data, context)
     with features as loss_of_features:
         objective = distillation_objective(
             logits, distillation_of(config, context), loss_of_features, config.feature_loss_weight
@@ -216,7 +216,7 @@ class Teachers:
         return rounded(found, self.kept_at)
 
 
-def _cached(
+def cached(
     teachers: Teachers, config: DistillConfig, preprocess: Preprocess, data: Data, context: StageContext
 ) -> TeacherLogits:
     """Return the teachers' predictions from the cache of the plan of crops, which is shared by all students of that plan."""

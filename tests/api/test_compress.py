@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline import run as pipeline
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import read_report
+from tests.api.test_distill_teachers import write_named
 from tests.cli.conftest import call
 
 MODEL = TimeModel(0.5, tuple(Curve((32, 128 * (stage + 1)), (0.1, 0.1 + 0.3 * (stage + 1))) for stage in range(4)))
@@ -128,6 +130,29 @@ def test_engines_have_no_milliseconds_before_a_device_has_timed_them(
         )
     with pytest.raises(RecipeError, match="names a budget twice"):
         compress(small_artifacts["student"].path, latency_budget=["0.5x", "0.50x"], data=data, execution=how)
+
+
+def test_other_teachers_take_the_place_of_the_dense_network(
+    small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_named(Path("other.onnx"))
+    # a folder that is called as a stage is
+    shutil.copytree(small_artifacts["teacher"].path, "pruned")
+    command = ("compress", small_artifacts["student"].path, "--data", image_folder, "--device", "cpu", "--workers", "0")
+    options = ("--target", "onnxruntime", "--latency-budget", "0.7x", "--dry-run", "--json")
+    for given, teaching in (
+        ((), "source"),
+        (("pruned",), ["./pruned"]),
+        (("other.onnx", "pruned"), ["other.onnx", "./pruned"]),
+    ):
+        ran = call(*command, *options, *(word for place in given for word in ("--teacher-checkpoint", place)))
+        assert ran.code == 0, ran.err
+        distilled = next(stage for stage in json.loads(ran.out)["stages"] if stage["kind"] == "distill")
+        assert distilled["settings"]["teacher"] == teaching
+    twice = call(*command, *options, "--teacher-checkpoint", "other.onnx", "--teacher-checkpoint", "other.onnx")
+    assert twice.code == 1
+    assert "the teacher other.onnx was given twice; name each once." in twice.err
 
 
 @pytest.mark.heavy

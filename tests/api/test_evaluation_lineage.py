@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convnext_deploy import DataOptions, EvaluationOptions, export, quantize, run, validate
-from convnext_deploy.api.open_inputs import open_teacher
+from convnext_deploy.api.open_teachers import open_teacher
 from convnext_deploy.artifacts.artifact import Artifact, read_artifact
 from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess

@@ -119,7 +119,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("training.mlflow_tracker", "check_mlflow", lambda: None),
         ("api.open_inputs", "open_input", open_input),
         ("api.open_inputs", "check_graph_options", lambda *_: None),
-        ("api.distill", "check_graph_options", lambda *_: None),
+        ("api.open_teachers", "check_graph_options", lambda *_: None),
         ("pipeline.open_foreign", "open_teacher_input", lambda place, _, asked: open_input(Path(place), asked=asked)),
         ("api.open_inputs", "open_data", keep),
         ("api.open_inputs", "open_unlabelled", keep),
