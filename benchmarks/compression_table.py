@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from markdown_cells import interval
 
+FASTEST = "none kept, the fastest"
+"""In the place of a budget that no network of a peer keeps."""
 DENSE, OURS, PRUNED, SCALED = "dense", "ours", "torch-pruning", "scaled"
 _WORDS = {
     DENSE: "our INT8 of the dense network",
@@ -21,15 +23,17 @@ WIDTHS_HEAD = ("target", "model", "networks timed", "median error", "90th percen
 
 def compression_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return a line for each network of `compression.py`, as `COMPRESSION_HEAD`."""
-    lines = []
-    for row in rows:
-        if "fastest_ratio" in row:
-            cells = [f"none; the fastest {row['fastest_ratio']:.2f}", "–", "–"]
-        else:
-            drop = interval(row["drop_pp"], *row["drop_interval_pp"], sign="+")
-            cells = [interval(*row["ratio"]), f"{100 * row['top1']:.2f}", drop]
-        lines.append([row["target"], row["budget"], _WORDS[row["way"]], *cells])
-    return lines
+    return [
+        [
+            row["target"],
+            row["budget"],
+            _WORDS[row["way"]],
+            interval(*row["ratio"]),
+            f"{100 * row['top1']:.2f}",
+            interval(row["drop_pp"], *row["drop_interval_pp"], sign="+"),
+        ]
+        for row in rows
+    ]
 
 
 def width_lines(target: str, errors: Mapping[str, Sequence[float]], timed: Mapping[str, int]) -> list[list[str]]:

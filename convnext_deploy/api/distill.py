@@ -88,7 +88,8 @@ def distill(
         stages.append(StageEntry("teacher", TrainConfig(chosen.model, chosen.fit), None))
         choices["teacher"] = chosen.words
     first = "teacher" if source is None else SOURCE
-    chosen = choose(student, data, training, images, start, "student", student_weights)
+    taught = images if unlabelled_share != 0 else replace(images, unlabelled=None)
+    chosen = choose(student, data, training, taught, start, "student", student_weights)
     choices["student"] = chosen.words
     if distill_loss_weight is None and distill_method != "teacher-only":
         loss["distill_loss_weight"], words = choose_loss_weight(images)

@@ -186,7 +186,9 @@ def _words(
         f"{name} {origin}, {count:,} images of {len(images.class_names)} classes at {show_size(model.image_size)} pixels, stem "
         f"{model.patch_size}"
     )
-    yield f"{_describe_steps(fit, count)}: {_reason(images, start, role)}"
+    taught = images.unlabelled if role in ("student", "pruned") else None
+    steps = _describe_steps(fit, count if taught is None else count + len(taught.images))
+    yield f"{steps}: {_reason(images, start, role)}"
     yield from _asked(options)
 
 

@@ -190,7 +190,7 @@ def report_name(name: str) -> str:
 
 def is_place(name: str) -> bool:
     """Whether the name of a teacher is that of a file or folder, or of a network of another library, and none of a stage."""
-    return not set(name) <= _NAME_CHARACTERS or name.endswith(TEACHER_SUFFIXES)
+    return not set(name) <= _NAME_CHARACTERS or name.lower().endswith(TEACHER_SUFFIXES)
 
 
 def _check_name(what: str, name: str) -> None:

@@ -81,9 +81,10 @@ class PredictionFile:
 
 def holds_predictions(path: Path) -> bool:
     """Whether a file holds vectors by the names of images, and no weights; also where it lacks what is needed to read them."""
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return True
-    if path.suffix != ".safetensors":
+    if suffix != ".safetensors":
         return False
     with contextlib.suppress(SafetensorError, OSError, MemoryError), safe_open(path, framework="numpy") as file:
         keys, told = list(file.keys()), file.metadata() or {}
@@ -104,15 +105,16 @@ def read_predictions(path: Path) -> PredictionFile:
     safetensors: a tensor of one dimension for each image, called as its file; or one tensor `(N, width)` called `logits`,
     `probabilities` or `features`, and in the metadata `files`, a JSON list of N names. The metadata may hold `content`, which of
     the three it is, and `class_names`, a JSON list. Parquet: a column with the names (`file`, `path`, …) and a column of lists
-    called as above, or a column of numbers for each class, called as the class. Of several columns of lists that of `content`
-    counts, or else logits, probabilities and features in this order.
+    called as above, or a column of numbers for each class, called as the class; beside floating numbers, integers are labels or
+    numbers of rows, and stand for no class. Of several columns of lists that of `content` counts, or else logits, probabilities
+    and features in this order.
 
     Raises:
         BackendUnavailableError: if it is Parquet and pyarrow is missing.
         CheckpointError: if it is none of these, has numbers that are not finite, or says that it holds probabilities, and they are
             none.
     """
-    found = _read_parquet(path) if path.suffix == ".parquet" else _read_safetensors(path)
+    found = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_safetensors(path)
     if not found.names:
         raise CheckpointError(f"{path} holds no predictions; expected a vector for each image.")
     if not np.isfinite(found.vectors).all():
@@ -178,7 +180,7 @@ def _check_keys(keys: Sequence[str], path: Path) -> None:
 
 def _read_parquet(path: Path) -> PredictionFile:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet, types
     except ImportError:
         raise BackendUnavailableError(f"{path} is read by pyarrow: pip install 'convnext_deploy[teachers]'.") from None
     try:
@@ -199,7 +201,10 @@ def _read_parquet(path: Path) -> PredictionFile:
         vectors = _stack(_rows_of(table[held[0]], held[0], files, path), files, path)
         class_names = _list(told.get("class_names"), path, "class_names")
         return PredictionFile(files, vectors, content or _COLUMNS[held[0].lower()], class_names, tuple(held[1:]))
-    classes = tuple(column for column in columns if column != names)
+    others = [column for column in columns if column != names]
+    whole = [types.is_integer(table.schema.field(column).type) for column in others]
+    unused = tuple(column for column, is_whole in zip(others, whole, strict=True) if is_whole and not all(whole))
+    classes = tuple(column for column in others if column not in unused)
     if not classes:
         raise CheckpointError(
             f"{path} has the column {names} alone; expected one of lists, called logits, or one for each class."
@@ -208,7 +213,7 @@ def _read_parquet(path: Path) -> PredictionFile:
         stacked = np.stack([np.asarray(table[column].to_pylist(), np.float32) for column in classes], axis=1)
     except (ValueError, TypeError):
         raise CheckpointError(f"{path} has a column that does not hold numbers.") from None
-    return PredictionFile(files, stacked, content, classes)
+    return PredictionFile(files, stacked, content, classes, unused)
 
 
 def _order_columns(columns: Sequence[str], told: Content | None) -> list[str]:

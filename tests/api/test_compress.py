@@ -80,8 +80,13 @@ def test_dry_run_prints_the_front_that_is_predicted_and_trains_nothing(
     assert "onnx-2ms: onnx from int8-2ms: would run" in ran.out + ran.err
     assert "block 4 (model stage 4, 128 channels): " in ran.err
     assert not out.exists()
+    both = json.loads(call(*command, *options, "--latency-budget", "0.7x", "--latency-budget", "2ms", "--json").out)
     told = call(*command, *options, "--latency-budget", "0.7x", "--json")
     found = json.loads(told.out)
+    # two networks see the same crops, of which the teacher is asked once
+    trained = [[each["settings"] for each in run["stages"] if each["kind"] == "distill"] for run in (both, found)]
+    assert [[each["teacher_cache"] for each in run] for run in trained] == [[True, True], [False]]
+    assert "a pruned network has little to learn again" in told.err
     assert [stage["name"] for stage in found["stages"]][2:] == ["pruned", "distilled", "int8", "onnx"]
     times = [point["predicted_ms"] for point in found["front"]]
     assert times == sorted(times, reverse=True)

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from convnext_deploy.config.fit import base_for
 from convnext_deploy.config.quantize import QATConfig
 from convnext_deploy.config.recipe_toml import load_recipe
-from convnext_deploy.models.zoo.presets import preset_batch, preset_fit, preset_qat, preset_size, preset_stem
+from convnext_deploy.models.zoo.presets import (
+    preset_batch,
+    preset_fit,
+    preset_qat,
+    preset_recovery,
+    preset_size,
+    preset_stem,
+)
 from convnext_deploy.training.optimizer import scaled_learning_rate
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +58,23 @@ def test_preset_of_few_images_from_weights_has_their_rate_for_its_batch() -> Non
     assert (few.layer_decay, few.batch_size, few.epochs) == (0.7, 16, 40)
     rates = [scaled_learning_rate(fit.linear_learning_rate, fit.batch_size) for fit in (few, many)]
     assert rates[0] == pytest.approx(rates[1] / 8**0.5, rel=1e-3)
+
+
+def test_preset_of_recovery_trains_all_weights_in_few_epochs_of_mild_crops() -> None:
+    for variant, images, epochs in (
+        ("atto", 50_000, 30),
+        ("base", 2_000_000, 30),
+        ("tiny", 180, 30),
+        ("tiny", 6000, 30),
+    ):
+        usual, fit = preset_fit(variant, images, from_weights=True), preset_recovery(variant, images)
+        assert (fit.epochs, fit.batch_size) == (epochs, usual.batch_size)
+        rates = [scaled_learning_rate(each.linear_learning_rate, each.batch_size) for each in (usual, fit)]
+        assert rates[1] == pytest.approx(4 * rates[0])
+        assert (fit.layer_decay, fit.drop_path_rate, fit.ema_decay, fit.head_only_epochs) == (1.0, 0.0, 0.0, 0.0)
+        assert (fit.crop_scale_min, fit.augmentation_policy, fit.random_erasing_probability) == (0.4, "none", 0.0)
+        assert fit.warmup_epochs < 1
+    assert preset_recovery("atto", 50_000).base_learning_rate == base_for(1e-3, 128, 128)
 
 
 def test_preset_batch_leaves_few_images_steps_enough() -> None:

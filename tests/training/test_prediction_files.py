@@ -175,6 +175,19 @@ def test_of_several_columns_that_which_teaches_classes_counts(
     assert np.array_equal(read_predictions(path).vectors, values[taken])
 
 
+def test_labels_and_row_numbers_beside_the_classes_are_none(tmp_path: Path) -> None:
+    classes = {name: LOGITS[:, place].astype(np.float64).tolist() for place, name in enumerate("abc")}
+    path = write_columns(tmp_path, {"label": [2, 0], **classes, "__index_level_0__": [0, 1]})
+    path = path.rename(tmp_path / "T.PARQUET")
+    artifact = open_file(path)[1]
+    assert (artifact.class_names, artifact.model.num_classes) == (("a", "b", "c"), 3)
+    assert artifact.notes[0].endswith("; its label, __index_level_0__ are not used")
+    assert np.array_equal(read_predictions(path).vectors, LOGITS)
+    # integers alone are classes: votes, or scores that were rounded
+    votes = read_predictions(write_columns(tmp_path, {"a": [3, 0], "label": [0, 3]}))
+    assert (votes.class_names, votes.unused) == (("a", "label"), ())
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
