@@ -114,7 +114,7 @@ def compress(
         ]
         choices |= {pruned: tuple(chosen.describe(found.dense_ms)), distilled: taught.words}
         choices[quantized] = describe_qat(qat, training, images)
-        predicted = chosen.predicted_ms if is_measured else None
+        predicted = chosen.predicted_ms / found.dense_ms if is_measured else None
         goals.append(LatencyGoal(graph, _DENSE[1], budget.ratio, budget.ms, predicted))
     recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, data.preprocess)
     recipe = dataclasses.replace(recipe, latency_goals=tuple(goals))

@@ -65,17 +65,17 @@ class LatencyGoal:
 
     All goals of a recipe are timed at its end, in interleaved, isolated processes on their runtimes. `max_ratio`: its
     time as a share of the other's, 0.001 to 100; `max_ms`: its time for a batch in milliseconds; None: not judged. The medians
-    count. `predicted_ms`: what was expected, for the report.
+    count. `predicted_ratio`: what was expected, for the report.
     """
 
     stage: str
     against: str
     max_ratio: float | None = None
     max_ms: float | None = None
-    predicted_ms: float | None = None
+    predicted_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (("max_ratio", 1e-3, 100.0), ("max_ms", 1e-6, 1e6), ("predicted_ms", 0.0, 1e9)):
+        for name, least, most in (("max_ratio", 1e-3, 100.0), ("max_ms", 1e-6, 1e6), ("predicted_ratio", 0.0, 100.0)):
             value = getattr(self, name)
             require(value is None or least <= value <= most, name, value, f"{least:g} to {most:g}")
 

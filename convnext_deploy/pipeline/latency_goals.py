@@ -75,7 +75,7 @@ def _asked(point: TimedPoint, goal: LatencyGoal | None, artifact: Artifact) -> T
     point = dataclasses.replace(point, path=str(artifact.place))
     if goal is None or point.is_reference:
         return point
-    asked = {name: getattr(goal, name) for name in ("predicted_ms", "max_ratio", "max_ms")}
+    asked = {name: getattr(goal, name) for name in ("predicted_ratio", "max_ratio", "max_ms")}
     return dataclasses.replace(point, **asked)
 
 

@@ -7,7 +7,7 @@ from convnext_deploy.evaluation.timing.front import ExploredPoint, Front, TimedP
 from convnext_deploy.reports.record import Report, StageRow
 
 FRONT_TITLE = "Accuracy against latency"
-FRONT_COLUMNS = ("stage", "ms [95 %]", "of the latency [95 %]", "predicted ms", "top-1 %", "drop pp [95 %]", "verdict")
+FRONT_COLUMNS = ("stage", "ms [95 %]", "of the latency [95 %]", "predicted", "top-1 %", "drop pp [95 %]", "verdict")
 FRONT_TEXTS = ("stage", "verdict")
 EXPLORED_TITLE = "What was explored before training"
 EXPLORED_COLUMNS = ("predicted ms", "of the latency", "sum of losses", "KL", "agree %", "hidden units")
@@ -37,7 +37,7 @@ def _prediction(point: TimedPoint) -> list[str]:
     if error is None:
         return []
     return [
-        f"{point.predicted_ms:.3f} ms was predicted, {abs(error):.1%} {'more' if error > 0 else 'less'} than measured"
+        f"{point.predicted_ratio:.3f} of it was predicted, {abs(error):.1%} {'more' if error > 0 else 'less'} than measured"
     ]
 
 
@@ -53,8 +53,8 @@ def _cells(point: TimedPoint, row: StageRow | None) -> tuple[str, ...]:
     (low, high), (least, most) = point.ms_interval, point.ratio_interval
     ratio = f"{point.ratio:.3f} [{least:.3f}, {most:.3f}]"
     predicted = _NONE
-    if point.predicted_ms is not None and point.prediction_error is not None:
-        predicted = f"{point.predicted_ms:.3f} ({point.prediction_error:+.1%})"
+    if point.predicted_ratio is not None and point.prediction_error is not None:
+        predicted = f"{point.predicted_ratio:.3f} ({point.prediction_error:+.1%})"
     drop = _NONE
     if change is not None:
         drop = f"{change.drop_pp:+.2f} [{change.interval_pp[0]:+.2f}, {change.interval_pp[1]:+.2f}]"

@@ -80,12 +80,12 @@ def test_goals_are_timed_once_and_graphs_for_engines_never(
     assert timed == [dict.fromkeys(("large", "small"), ("onnxruntime", "cpu"))]
     assert measure() == found
     assert len(timed) == 1
-    other = measure(recipe=recipe_of(LatencyGoal("small", "large", 0.5, None, 1.2)))
+    other = measure(recipe=recipe_of(LatencyGoal("small", "large", 0.5, None, 0.4)))
     assert len(timed) == 1
     assert isinstance(other, Front)
     point = other.of("small")
     assert point is not None
-    assert (point.max_ratio, point.predicted_ms) == (0.5, 1.2)
+    assert (point.max_ratio, point.predicted_ratio) == (0.5, 0.4)
     assert measure(again=True) == found
     assert len(timed) == 2
     said = measure(artifacts={**artifacts, "small": small_artifacts["onnx-int8"]})

@@ -15,7 +15,7 @@ from convnext_deploy.system.progress import Progress
 
 ROUNDS = 9  # whose interval leaves out the fastest and the slowest
 SECONDS = 0.5
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """In the key of what is kept: raised when it is timed or compared in another way."""
 
 
@@ -24,7 +24,7 @@ class TimedPoint:
     """An artifact of the stage `name` that was timed: `ms` for a batch, and its 95 % interval.
 
     `ratio` to the artifact of `against`, with its 95 % interval: the median of the rounds; of what is only compared with, 1.
-    `predicted_ms`: what the search of widths expected. `max_ratio`, `max_ms`: what is asked for.
+    `predicted_ratio`: what the search of widths expected. `max_ratio`, `max_ms`: what is asked for.
     """
 
     name: str
@@ -35,7 +35,7 @@ class TimedPoint:
     against: str
     ratio: float = 1.0
     ratio_interval: tuple[float, float] = (1.0, 1.0)
-    predicted_ms: float | None = None
+    predicted_ratio: float | None = None
     max_ratio: float | None = None
     max_ms: float | None = None
 
@@ -46,8 +46,11 @@ class TimedPoint:
 
     @property
     def prediction_error(self) -> float | None:
-        """By what share the prediction was too large; None: there was none."""
-        return None if self.predicted_ms is None else self.predicted_ms / self.ms - 1
+        """By what share the prediction was too large; None: there was none.
+
+        Of the ratio: a machine that is slower today than when widths were timed is so for both.
+        """
+        return None if self.predicted_ratio is None else self.predicted_ratio / self.ratio - 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _point(timing: Timing, reference: Timing, goal: LatencyGoal | None) -> Timed
         reference.candidate.name,
         ratio.median,
         (ratio.low, ratio.high),
-        None if goal is None else goal.predicted_ms,
+        None if goal is None else goal.predicted_ratio,
         None if goal is None else goal.max_ratio,
         None if goal is None else goal.max_ms,
     )
