@@ -203,7 +203,7 @@ def main() -> None:
         print(as_table(COMPRESSION_HEAD, compression_lines(rows)), flush=True)
         if arguments.out is not None:
             record = {
-                "command": " ".join(["python", "benchmarks/compression.py", *sys.argv[1:]]),
+                "command": f"python benchmarks/compression.py --checkpoint ATTO --data DIR --epochs {arguments.epochs}",
                 "checkpoint": dataclasses.asdict(source.model),
                 "epochs": arguments.epochs,
                 "environment": describe_environment(),
