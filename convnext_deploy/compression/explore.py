@@ -33,8 +33,8 @@ _MACS = 3e10  # of the images that a network is judged on: about a second of a c
 _PROPOSALS, _PROPOSALS_OF_LARGE = 8, 1  # a large network takes a minute to be fitted to other widths
 _BATCH_SIZE = 32
 _CHECKS = 4  # times that a choice is made at most
-# Shares of the budget: what a choice is to take, and what one may that was timed. One machine gave ratios of 0.69 and of 0.72 for the
-# same two files within the hour, by how fast its cores ran; what is trained must keep the budget on the slower day too.
+# Shares of the budget: what a choice is to take, and what one may that was timed. One machine gave ratios of 0.69 and of 0.72 for
+# the same two files within the hour, by how fast its cores ran; what is trained must keep the budget on the slower day too.
 _AIM, _ENOUGH = 0.94, 0.96
 RESULT_VERSION = 2
 """In the key of what is kept: raised when the same times and images give other widths."""
