@@ -154,7 +154,7 @@ def explore(
             _explored(each, times, measure(each.widths) if judge.is_small else None, judge) for each in front
         )
         chosen = tuple(
-            _choose(each, times, search, judge, lambda ms: search.refine(ms, measure, proposals), check)
+            choose_within(each, times, search, judge, lambda ms: search.refine(ms, measure, proposals), check)
             for each in budgets
         )
     result = Exploration(times.dense_ms, search.least_ms, points, chosen)
@@ -254,7 +254,7 @@ def _explored(choice: Widths, times: Times, kl: float | None, judge: _Judge) -> 
     return ExploredPoint(choice.predicted_ms, ratio, choice.loss, kl, agreement, choice.widths)
 
 
-def _choose(
+def choose_within(
     budget: Budget,
     times: Times,
     search: WidthSearch,

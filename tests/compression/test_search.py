@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.compression.budget import Budget, parse_budget
+from convnext_deploy.compression.explore import choose_within
 from convnext_deploy.compression.search import WidthSearch
 from convnext_deploy.compression.time_model import Curve, TimeModel
+from convnext_deploy.compression.times import Times
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.models.block_shapes import block_shapes, candidate_widths
 
@@ -70,6 +75,26 @@ def test_measured_losses_decide_among_what_is_near_the_optimum() -> None:
     assert len({each.widths for each in found}) == len(found) > 5
     assert found == WidthSearch(SHAPES, losses, TIMES).refine(budget, measure)
     assert search.refine(0.1, measure) == []
+
+
+@pytest.mark.parametrize(("slower", "checks"), [(0.9, 1), (1.0, 1), (1.04, 2), (1.3, 2)])
+@pytest.mark.parametrize("budget", [Budget(ratio=0.7), Budget(ms=0.8)])
+def test_a_choice_whose_file_was_timed_leaves_room_for_a_slower_day(slower: float, checks: int, budget: Budget) -> None:
+    search = WidthSearch(SHAPES, _losses(), TIMES)
+    times, timed = Times(TIMES, search.dense_ms, "known", is_measured=True), []
+
+    def check(widths: Sequence[int]) -> tuple[float, float]:
+        timed.append(slower * TIMES.predict_ms(SHAPES, widths))
+        return timed[-1], timed[-1] / search.dense_ms
+
+    judge: Any = SimpleNamespace(kl=lambda widths: 0.1, agreement=lambda widths: 0.9)
+    refine = lambda ms: [found] if (found := search.choose(ms)) else []  # noqa: E731  # of one line
+    chosen = choose_within(budget, times, search, judge, refine, check)
+    assert len(timed) == checks
+    assert 0.85 < timed[-1] / budget.within(search.dense_ms) <= 0.96
+    assert chosen.checked == (timed[-1], timed[-1] / search.dense_ms)
+    # a proxy is of no machine that has slower days
+    assert choose_within(budget, times, search, judge, refine, None).predicted_ms > 0.96 * chosen.budget_ms
 
 
 @pytest.mark.parametrize(
