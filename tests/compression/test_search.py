@@ -91,7 +91,7 @@ def test_a_choice_whose_file_was_timed_leaves_room_for_a_slower_day(slower: floa
     refine = lambda ms: [found] if (found := search.choose(ms)) else []  # noqa: E731  # of one line
     chosen = choose_within(budget, times, search, judge, refine, check)
     assert len(timed) == checks
-    assert 0.85 < timed[-1] / budget.within(search.dense_ms) <= 0.96
+    assert 0.8 < timed[-1] / budget.within(search.dense_ms) <= 0.96
     assert chosen.checked == (timed[-1], timed[-1] / search.dense_ms)
     # a proxy is of no machine that has slower days
     assert choose_within(budget, times, search, judge, refine, None).predicted_ms > 0.96 * chosen.budget_ms
