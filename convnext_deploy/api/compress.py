@@ -81,9 +81,10 @@ def compress(
     how = create_execution(execution, data.data)
     source = open_artifact(checkpoint, model, data, how.progress)
     _check_source(source)
-    # what is said of images is said of the checkpoint; a teacher's own file tells it
-    of_teachers = DataOptions(data.data, classes=data.classes)
-    teachers, _ = open_teachers(teacher_places(teacher_checkpoint), None, of_teachers, how.progress)
+    # what is said of images is said of the checkpoint; of a teacher for images of any size it says the size
+    of_teachers = DataOptions(data.data, classes=data.classes, image_size=source.preprocess.image_size)
+    teachers, asked = open_teachers(teacher_places(teacher_checkpoint), None, of_teachers, how.progress)
+    preprocess = dataclasses.replace(data.preprocess, **asked.asked())
     images = open_data_for(source, data, how, out)
     if images is None:
         raise DataError("compressing needs images: give the image folder with --data DIR.")
@@ -116,7 +117,7 @@ def compress(
         choices[quantized] = describe_qat(qat, training, images)
         predicted = chosen.predicted_ms / found.dense_ms if is_measured else None
         goals.append(LatencyGoal(graph, _DENSE[1], budget.ratio, budget.ms, predicted))
-    recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, data.preprocess)
+    recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, preprocess)
     recipe = dataclasses.replace(recipe, latency_goals=tuple(goals))
     settings = dataclasses.replace(settings, choices=choices, explored=found.front)
     result = run_stages(

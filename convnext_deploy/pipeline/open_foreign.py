@@ -128,8 +128,9 @@ def open_references(recipe: Recipe, *, but: Collection[str] = ()) -> dict[str, A
         name: open_input(Path(name.removeprefix(WEIGHTS_PREFIX))) for name in named if name.startswith(WEIGHTS_PREFIX)
     }
     teachers = (name for name in named if name.startswith(TEACHER_PREFIX))
-    # what is said of a source that only teaches counts for those beside it too
-    asked = recipe.source_preprocess if teaches_only(recipe) else PreprocessSettings()
+    # what is said of a source that only teaches counts for those beside it too; of any other, its size for those of any size
+    said = recipe.source_preprocess
+    asked = said if teaches_only(recipe) else PreprocessSettings(image_size=said.image_size)
     return weights | {name: open_told(name.removeprefix(TEACHER_PREFIX), None, asked)[0] for name in teachers}
 
 

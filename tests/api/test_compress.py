@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,6 +19,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.compression import explore
 from convnext_deploy.compression.time_model import Curve, TimeModel
 from convnext_deploy.compression.times import Times
+from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.evaluation.timing import front
@@ -26,10 +27,12 @@ from convnext_deploy.evaluation.timing.interleaved import Candidate, ProcessTime
 from convnext_deploy.models.block_shapes import block_shapes
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline import run as pipeline
+from convnext_deploy.pipeline.open_foreign import open_references
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import read_report
 from tests.api.test_distill_teachers import write_named
 from tests.cli.conftest import call
+from tests.pipeline.test_open_artifact import write_foreign_onnx
 
 MODEL = TimeModel(0.5, tuple(Curve((32, 128 * (stage + 1)), (0.1, 0.1 + 0.3 * (stage + 1))) for stage in range(4)))
 DENSE_MS = 0.5 + 4 * 0.1 + 0.3 * (1 + 2 + 3 + 4)
@@ -137,6 +140,18 @@ def test_engines_have_no_milliseconds_before_a_device_has_timed_them(
         compress(small_artifacts["student"].path, latency_budget=["0.5x", "0.50x"], data=data, execution=how)
 
 
+class EnoughError(Exception):
+    """Carries the recipe that a verb was about to run."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe.name)
+        self.recipe = recipe
+
+
+def stop(recipe: Recipe, *_: object) -> NoReturn:
+    raise EnoughError(recipe)
+
+
 def test_other_teachers_take_the_place_of_the_dense_network(
     small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +173,20 @@ def test_other_teachers_take_the_place_of_the_dense_network(
     twice = call(*command, *options, "--teacher-checkpoint", "other.onnx", "--teacher-checkpoint", "other.onnx")
     assert twice.code == 1
     assert "the teacher other.onnx was given twice; name each once." in twice.err
+    # images of any size are those of the network that learns
+    write_foreign_onnx(Path("any.onnx"), ("n", 3, "h", "w"))
+    monkeypatch.setattr(verb, "run_stages", stop)
+    with pytest.raises(EnoughError) as ended:
+        compress(
+            small_artifacts["student"].path,
+            latency_budget="0.7x",
+            target="onnxruntime",
+            teacher_checkpoint="any.onnx",
+            data=DataOptions(image_folder),
+            execution=ExecutionOptions(device="cpu", workers=0, progress="off", dry_run=True),
+        )
+    # also when the recipe is run again
+    assert [teacher.preprocess.image_size for teacher in open_references(ended.value.recipe).values()] == [32]
 
 
 @pytest.mark.heavy
