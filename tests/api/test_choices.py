@@ -12,7 +12,7 @@ import torch
 from convnext_deploy.api.distill import distill
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, TrainingOptions
 from convnext_deploy.api.train import train
-from convnext_deploy.api.training_presets import choose, override_fit, peak_rate
+from convnext_deploy.api.training_presets import Role, choose, override_fit, peak_rate
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.data.datasets import Data, FolderImages
@@ -138,12 +138,13 @@ def test_estimate_counts_images_without_labels_where_they_teach(
 def test_steps_of_an_epoch_count_images_without_labels_where_they_teach(small_data: Data) -> None:
     assert isinstance(small_data.train, FolderImages)
     more = dataclasses.replace(small_data, unlabelled=Unlabelled("more", small_data.train))
-    for role, data, steps in (
+    cases: tuple[tuple[Role, Data, int], ...] = (
         ("student", small_data, 4),
         ("student", more, 9),
         ("pruned", more, 9),
         ("model", more, 4),
-    ):
+    )
+    for role, data, steps in cases:
         chosen = choose("atto", DataOptions("photos"), TrainingOptions(), data, None, role)
         assert f" epochs of {steps} steps, batch 8," in " ".join(chosen.words), (role, chosen.words)
 

@@ -24,7 +24,7 @@ from convnext_deploy.config.distill import DistillConfig
 from convnext_deploy.config.ptq import PTQConfig
 from convnext_deploy.config.recipe import SOURCE, Recipe, StageEntry
 from convnext_deploy.config.train import ModelConfig
-from convnext_deploy.data.datasets import Data
+from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.data.unlabelled import Unlabelled
 from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.system.progress import SilentProgress
@@ -107,6 +107,11 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         found.append([args, named])
         return small_data
 
+    def unlabelled(*args: Any) -> Unlabelled:
+        images = keep(*args).train
+        assert isinstance(images, FolderImages)
+        return Unlabelled("more", images)
+
     def stop(*args: Any, **named: Any) -> NoReturn:
         keep(*args, **named)
         raise EnoughError("enough")
@@ -123,7 +128,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.open_teachers", "check_graph_options", lambda *_: None),
         ("pipeline.open_foreign", "open_teacher_input", lambda place, _, asked: open_input(Path(place), asked=asked)),
         ("api.open_inputs", "open_data", keep),
-        ("api.open_inputs", "open_unlabelled", lambda *args: Unlabelled("more", keep(*args).train)),
+        ("api.open_inputs", "open_unlabelled", unlabelled),
         ("api.run", "run_recipe", stop),
         ("api.run_stages", "run_recipe", stop),
         ("api.run_stages", "plan_run_of", stop),

@@ -15,6 +15,7 @@ VALUES = {  # option → its value here, wherever it is given
     "--augmentation-epochs": "1",
     "--image-size": "32",
     "--rounds": "1",
+    "--latency-budget": "0.8x",
 }
 ADDED = {  # option → its value here, for every verb that has the option
     "--epochs": "1",
@@ -30,7 +31,8 @@ WITHOUT = {  # option → beside which words a verb refuses it
     "--epochs": ("--calibration-method", "ptq"),
     "--selection-images": ("--calibration-method",),
 }
-WORDS = {("convert", "best.pth"): "atto.pth"}  # verb and argument → argument; no other library knows the small network
+# verb and argument → argument: no other library knows the small network, and in its time its blocks hardly count
+WORDS = {("convert", "best.pth"): "atto.pth", ("compress", "best.pth"): "atto.pth"}
 TEXTS = (  # in Python, files and scripts: pattern, what stands for it
     (r'"base", "tiny"', f'"{NETWORK}", "{NETWORK}"'),
     (

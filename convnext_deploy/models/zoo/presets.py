@@ -64,7 +64,7 @@ def preset_recovery(variant: str, images: int) -> FitConfig:
         usual,
         **dataclasses.asdict(_RECOVERY_AUGMENTATION),
         epochs=epochs,
-        base_learning_rate=_RECOVERY_RATES * usual.base_learning_rate,
+        base_learning_rate=_RECOVERY_RATES * usual.linear_learning_rate,
         warmup_epochs=_RECOVERY_WARMUP * epochs,
         drop_path_rate=0.0,
         layer_decay=1.0,
