@@ -178,7 +178,8 @@ def _explore(
 
 def _is_little(fit: FitConfig, images: Data) -> bool:
     """Whether what a teacher says of all crops can be kept, so that the networks of several budgets ask it once."""
-    size = 2 * len(images.class_names) * len(images.train) * min(fit.augmentation_epochs or fit.epochs, fit.epochs)
+    count = len(images.train) + (0 if images.unlabelled is None else len(images.unlabelled.images))
+    size = 2 * len(images.class_names) * count * min(fit.augmentation_epochs or fit.epochs, fit.epochs)
     return not images.multi_label and size <= _KEPT_BYTES
 
 
