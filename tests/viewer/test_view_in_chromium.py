@@ -118,7 +118,8 @@ def test_a_training_is_watched_and_ctrl_c_ends_the_server_in_one_line(browser: B
             url = viewer.stdout.readline().split(": ")[1].split(";")[0]
             page = browser.new_page()
             page.goto(url)
-            asked = ["train", "--model", "test_convnext", "--epochs", "2", "--out", str(root / "live"), "--quiet"]
+            # long enough that a browser on a busy machine asks while it runs
+            asked = ["train", "--model", "test_convnext", "--epochs", "10", "--out", str(root / "live"), "--quiet"]
             with subprocess.Popen([*command, *asked], env=environment, stdout=subprocess.DEVNULL) as training:
                 try:
                     wait_until(page, "document.querySelector('tbody').innerText.includes('running')", 60)
