@@ -95,7 +95,7 @@ BENCHMARKS = (
         "quantization_peers", "quantization_peers.py", ("--checkpoint", "{teacher}", "--data", "{data}", *_PEERS), 30
     ),
     Benchmark("quantization", "quantization.py", ("--checkpoint", "{students}", "--data", "{data}"), 60),
-    Benchmark("compression", "compression.py", ("--checkpoint", "{teacher}", "--data", "{data}"), 300),
+    Benchmark("compression", "compression.py", ("--checkpoint", "{teacher}", "--data", "{data}"), 90),
     Benchmark("distillation", "distillation.py", ("--data", "{data}"), 720),
     Benchmark("cifar10", None, ("recipes/cifar10.toml", "--data", "{data}"), 120),
 )
