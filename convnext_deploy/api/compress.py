@@ -22,7 +22,7 @@ from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, Gate, LatencyGoal, StageEntry
+from convnext_deploy.config.recipe import SOURCE, Gate, LatencyGoal, StageEntry
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.timing.front import Front
@@ -120,9 +120,7 @@ def compress(
     recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, preprocess)
     recipe = dataclasses.replace(recipe, latency_goals=tuple(goals))
     settings = dataclasses.replace(settings, choices=choices, explored=found.front)
-    result = run_stages(
-        recipe, settings, source, images, {TEACHER_PREFIX + place: other for place, other in teachers.items()}
-    )
+    result = run_stages(recipe, settings, source, images, teachers)
     if plans:
         result = dataclasses.replace(result, report=dataclasses.replace(result.report, front=Front((), found.front)))
     return result
@@ -179,7 +177,7 @@ def _explore(
 def _is_little(fit: FitConfig, images: Data) -> bool:
     """Whether what a teacher says of all crops can be kept, so that the networks of several budgets ask it once."""
     count = len(images.train) + (0 if images.unlabelled is None else len(images.unlabelled.images))
-    size = 2 * len(images.class_names) * count * min(fit.augmentation_epochs or fit.epochs, fit.epochs)
+    size = 2 * len(images.class_names) * count * fit.own_crop_epochs
     return not images.multi_label and size <= _KEPT_BYTES
 
 

@@ -11,7 +11,7 @@ from convnext_deploy.api.run_stages import create_execution, create_recipe, crea
 from convnext_deploy.api.training_presets import better_teacher, choose, choose_loss_weight
 from convnext_deploy.config.choices import DistillMethod
 from convnext_deploy.config.distill import DistillConfig
-from convnext_deploy.config.recipe import SOURCE, TEACHER_PREFIX, StageEntry
+from convnext_deploy.config.recipe import SOURCE, StageEntry
 from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.pipeline.open_foreign import read_name
@@ -111,9 +111,7 @@ def distill(
     stages.append(StageEntry("student", config, None))
     recipe = create_recipe(f"distill-{teacher}-{student}", stages, images, taught_by, how.seed, asked)
     settings = create_settings("distill", recipe.name, out, how, execution, choices=choices)
-    return run_stages(
-        recipe, settings, source, images, {TEACHER_PREFIX + place: other for place, other in opened.items()}
-    )
+    return run_stages(recipe, settings, source, images, opened)
 
 
 def _teachers(

@@ -8,7 +8,7 @@ from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.recipe import Gate, Recipe, StageEntry
+from convnext_deploy.config.recipe import TEACHER_PREFIX, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.evaluation.limits import check_gates
 from convnext_deploy.pipeline.open_foreign import open_references
@@ -117,12 +117,13 @@ def run_stages(
 ) -> RunResult:
     """Run a recipe whose source and data are open, or say what would be done.
 
-    `teachers`: those beside the source that are open, by the names of `StageEntry.inputs`.
+    `teachers`: those beside the source that are open, by their places.
     """
     check_names(recipe)
     check_gates(recipe, multi_label=data is not None and data.multi_label)
     perform = plan_run_of if settings.dry_run else run_recipe
-    return perform(recipe, settings, source, data, {**open_references(recipe, but=teachers), **teachers})
+    opened = {TEACHER_PREFIX + place: teacher for place, teacher in teachers.items()}
+    return perform(recipe, settings, source, data, {**open_references(recipe, but=opened), **opened})
 
 
 def check_names(recipe: Recipe) -> None:

@@ -171,6 +171,11 @@ class FitConfig(Augmentation):
         require(self.layer_scale_init > 0, "layer_scale_init", self.layer_scale_init, "> 0")
 
     @property
+    def own_crop_epochs(self) -> int:
+        """How many epochs have crops of their own."""
+        return min(self.augmentation_epochs or self.epochs, self.epochs)
+
+    @property
     def linear_learning_rate(self) -> float:
         """The learning rate at batch 4096 that the linear rule scales to `batch_size`: what was said, or what stands for it."""
         said = self.base_learning_rate

@@ -255,7 +255,7 @@ def cached(
         top_k=config.teacher_cache_top_k,
         compute=_all_of(teachers),
     )
-    epochs = min(fit.augmentation_epochs or fit.epochs, fit.epochs)
+    epochs = fit.own_crop_epochs
     size = _in_words(cache.size_bytes(epochs))
     context.execution.progress.say(
         f"{context.name}: the teacher's predictions are kept in {cache.folder}, {size} when complete"
