@@ -3,6 +3,7 @@
     python benchmarks/latency.py --threads 2 --python-nncf P/bin/python --python-modelopt Q/bin/python [--out FILE.json]
     python benchmarks/latency.py --models tiny --batch-sizes 1 --candidates "ours-*" "ort-*" --rounds 3
     python benchmarks/latency.py --ablation            # our two INT8 forms, each with one thing left out
+    python benchmarks/latency.py --ablation --models tiny --candidates "matrix*" "ReLU*" "NNCF*"     # the floor, and peers
     python benchmarks/latency.py --profile             # where the time goes in them
     python benchmarks/latency.py --own-call            # what we time, beside the runtime's own call in the same process
 
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from latency_ablation import ablate
+from latency_ablation import ablate, ablation_words
 from latency_candidates import KINDS, OURS
 from latency_files import Files, save
 from latency_own_call import own_call
@@ -123,8 +124,9 @@ def main() -> int:
     mode.add_argument("--profile", action="store_true", help="where the time goes in our forms")
     mode.add_argument("--own-call", action="store_true", help="our forms by our calls and by the runtime's own")
     arguments = parser.parse_args()
-    if not any(fnmatchcase(name, pattern) for pattern in arguments.candidates for name in KINDS):
-        parser.error(f"no candidate matches {' '.join(arguments.candidates)}; there are {', '.join(KINDS)}")
+    known = ablation_words() if arguments.ablation else tuple(KINDS)
+    if not any(fnmatchcase(name, pattern) for pattern in arguments.candidates for name in known):
+        parser.error(f"no candidate matches {' '.join(arguments.candidates)}; there are {', '.join(known)}")
     try:
         arguments.models = [resolve_variant(name) for name in arguments.models]
     except DeployError as error:

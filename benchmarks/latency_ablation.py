@@ -1,7 +1,8 @@
 """What each trait of our two INT8 forms is worth: `latency.py --ablation` times the whole form and each with one thing otherwise.
 
-Three of the variations look for what is left to gain: the network with another GELU, with ReLU instead (another network, which
-says what GELU costs), and with FP32 where OpenVINO computes in bf16 by itself.
+Some of the variations look for what is left to gain: the network with another GELU, with FP32 where OpenVINO computes in bf16
+by itself, and other networks that say what a part costs: with ReLU instead of GELU, and with nothing but matrix products and
+patches, the least that any graph of the runtime can take. The best peers of the runtime are timed beside them.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ import argparse
 import copy
 import functools
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from latency_candidates import FLOOR, KINDS, RELU, WHOLE
 from latency_files import Files, save
-from latency_table import render_ablation
+from latency_table import render_ablation, render_floor
 from latency_timing import Timer, run_artifact, run_child, time_in_turns
 from torch import nn
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import file_header
 from convnext_deploy.config.onnx import ONNXConfig
+from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.exporters.onnx.ort_fusion import fuse_int8_matmuls
 from convnext_deploy.exporters.onnx.runtime_rewrites import rewrite_for
@@ -73,6 +78,24 @@ def _with_activation(name: str, network: ConvNeXt, runtime: str, quantized: bool
 _TANH, _RELU = functools.partial(_with_activation, "gelu_tanh"), functools.partial(_with_activation, "relu")
 
 
+def _products_alone(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
+    """Leave the linear layers, the stem and the downsampling; ReLU, which costs next to nothing, keeps two layers apart."""
+    rewritten = _RELU(network, runtime, quantized)
+    for module in rewritten.modules():
+        if isinstance(module, Block):
+            module.dwconv, module.norm, module.grn = nn.Identity(), nn.Identity(), None  # type: ignore[assignment]
+            module.forward = functools.partial(_forward_without_input, module)  # type: ignore[method-assign]
+    return rewritten
+
+
+def _forward_without_input(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """Map `(N, H, W, C)` as a block does, without the sum with its input."""
+    if isinstance(block.pwconv1, nn.Linear):
+        return block.pwconv2(torch.relu(block.pwconv1(x)))  # type: ignore[no-any-return]  # modules return Any
+    x = block.pwconv2(torch.relu(block.pwconv1(x.permute(0, 3, 1, 2))))
+    return x.permute(0, 2, 3, 1)
+
+
 @dataclass(frozen=True)
 class Variation:
     """A graph: of which target, with which choices for layers, in which form, with ONNX Runtime's own operators or without."""
@@ -87,10 +110,12 @@ class Variation:
     """None: that of the runtime."""
 
 
+_PEERS = {"openvino": ("nncf", "nncf-transformer"), "onnxruntime": ("ort-u8s8-products", "ort-u8s8")}
+"""The candidates of others that run on a runtime and were the fastest there."""
 _ZERO_POINT = {"stages.*.pwconv?": "int8", "downsample_layers.[123].1": "int8"}
 VARIATIONS: dict[str, tuple[Variation, ...]] = {
     "openvino": (
-        Variation("all", "openvino"),
+        Variation(WHOLE, "openvino"),
         Variation("linear layers as matrix products", "openvino", form=_without_convolutions),
         Variation("LayerNorm of four dimensions", "openvino", form=_without_norms),
         Variation("a zero point instead of a shifted input", "openvino", sites=_ZERO_POINT),
@@ -99,16 +124,18 @@ VARIATIONS: dict[str, tuple[Variation, ...]] = {
         Variation("the file for TensorRT", "tensorrt", form=_keep),
         Variation("what stays in float in FP32, not bf16", "openvino", runner="openvino-fp32"),
         Variation("GELU by tanh", "openvino", form=_TANH),
-        Variation("ReLU instead of GELU", "openvino", form=_RELU),
+        Variation(RELU, "openvino", form=_RELU),
+        Variation(FLOOR, "openvino", form=_products_alone),
     ),
     "onnxruntime": (
-        Variation("all", "onnxruntime"),
+        Variation(WHOLE, "onnxruntime"),
         Variation("Q/DQ pairs instead of MatMulIntegerToFloat", "onnxruntime", fused=False),
         Variation("depthwise convolutions in INT8 too", "onnxruntime", sites={"stages.*.dwconv": "int8-output"}),
         Variation("patches by convolutions", "onnxruntime", sites={"downsample_layers.?.?": "int8-output"}),
         Variation("GRN by ReduceL2 (v2)", "onnxruntime", form=_keep),
         Variation("GELU by tanh", "onnxruntime", form=_TANH),
-        Variation("ReLU instead of GELU", "onnxruntime", form=_RELU),
+        Variation(RELU, "onnxruntime", form=_RELU),
+        Variation(FLOOR, "onnxruntime", form=_products_alone),
     ),
 }
 
@@ -138,18 +165,35 @@ def ablate(arguments: argparse.Namespace) -> int:
         for size in arguments.batch_sizes:
             for runtime, variations in VARIATIONS.items():
                 timers = {
-                    v.words: _timer(files, v, index, runtime, size, arguments) for index, v in enumerate(variations)
+                    v.words: _timer(files, v, index, runtime, size, arguments)
+                    for index, v in enumerate(variations)
+                    if v.words == WHOLE or _is_wanted(v.words, arguments)
                 }
+                timers |= _peers(files, runtime, size, arguments)
                 found, not_run = time_in_turns(timers, arguments.rounds, f"{files.variant}, batch {size}, {runtime}")
                 place = {"model": files.variant, "batch_size": size, "runner": runtime}
                 for words, times in found.items():
-                    ratio = median_ratio(times, found["all"]) if times and found["all"] else None
+                    ratio = median_ratio(times, found[WHOLE]) if times and found[WHOLE] else None
                     rows.append(
                         {**place, "words": words, "processes_ms": times, "ratio": ratio, "not_run": not_run.get(words)}
                     )
                 save(rows, arguments)  # an hour of work in all
-    print(render_ablation(rows))
+    print(render_ablation(rows), render_floor(rows), sep="\n\n")
     return 0
+
+
+def ablation_words() -> tuple[str, ...]:
+    """Return what `--candidates` may name: variations of both forms, and peers."""
+    own = [variation.words for variations in VARIATIONS.values() for variation in variations]
+    return (*dict.fromkeys(own), *(_peer_words(name) for names in _PEERS.values() for name in names))
+
+
+def _peer_words(name: str) -> str:
+    return f"{KINDS[name].group}: {KINDS[name].words}"
+
+
+def _is_wanted(words: str, arguments: argparse.Namespace) -> bool:
+    return any(fnmatchcase(words, pattern) for pattern in arguments.candidates)
 
 
 @functools.cache
@@ -166,3 +210,21 @@ def _timer(
     if variation.dynamic:
         return lambda: run_child(["openvino-dynamic", str(path)], batch_size, files.image_size, arguments)
     return lambda: run_artifact(artifact, variation.runner or runtime, batch_size, arguments)
+
+
+def _peers(files: Files, runtime: str, batch_size: int, arguments: argparse.Namespace) -> dict[str, Timer]:
+    """Return what times the files of others; what cannot be made here is left out and said so."""
+    timers: dict[str, Timer] = {}
+    for name in _PEERS[runtime]:
+        kind = KINDS[name]
+        words = _peer_words(name)
+        if not _is_wanted(words, arguments):
+            continue
+        try:
+            artifact = files.artifact(kind, batch_size)
+        except BackendUnavailableError as error:
+            print(f"{files.variant}, batch {batch_size}: {name} not run: {error}", file=sys.stderr)
+            continue
+        assert artifact is not None
+        timers[words] = functools.partial(run_artifact, artifact, kind.runner, batch_size, arguments)
+    return timers

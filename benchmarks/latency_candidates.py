@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OURS, STATIC = "ours", "quantize_static"
+WHOLE, RELU, FLOOR = "all", "ReLU instead of GELU", "matrix products and patches alone"
+"""Words of variations of our forms, see `latency_ablation.py`: nothing left out, … the least that a graph can be."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from latency_candidates import KINDS, OURS, STATIC
+from latency_candidates import FLOOR, KINDS, OURS, RELU, STATIC, WHOLE
 
 from convnext_deploy.metrics.ratios import median_ratio
 
@@ -106,6 +106,27 @@ def render_ablation(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def render_floor(rows: Sequence[Row]) -> str:
+    """Return a Markdown table of an ablation: the times of our form and of its floor over that of the runtime's best peer."""
+    shown = (WHOLE, RELU, FLOOR)
+    peers = tuple(f"{kind.group}: {kind.words}" for kind in KINDS.values() if kind.group != OURS)
+    lines = [
+        f"| network | batch | runs on | best of others | ms | {' | '.join(shown)} |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for place in dict.fromkeys((row["model"], row["batch_size"], row["runner"]) for row in rows):
+        group = [row for row in rows if (row["model"], row["batch_size"], row["runner"]) == place]
+        peer = best(group, lambda row: row["words"] in peers)
+        if peer is None:
+            continue
+        own = {row["words"]: row["processes_ms"] for row in group}
+        model, size, runner = place
+        line = f"| {model} | {size} | `{runner}` | {peer['words']} | {_p50(peer):.1f} |"
+        ratios = (median_ratio(own[w], peer["processes_ms"]) if own.get(w) else None for w in shown)
+        lines.append(line + "".join(f" {_ratio(ratio)} |" if ratio else " – |" for ratio in ratios))
+    return "\n".join(lines)
+
+
 def render_profile(rows: Sequence[Row]) -> str:
     """Return a Markdown table of the time in the kernels of our INT8 forms: milliseconds and share of each part."""
     parts = list(dict.fromkeys(part for row in rows for part in row["parts_ms"]))
@@ -139,7 +160,7 @@ def _p50(row: Row) -> float:
 def _variation(row: Row | None) -> str:
     if row is None or not row["processes_ms"]:
         return "–"
-    return f"{_p50(row):.1f} ms" if row["words"] == "all" else f"× {_ratio(row['ratio'])}"
+    return f"{_p50(row):.1f} ms" if row["words"] == WHOLE else f"× {_ratio(row['ratio'])}"
 
 
 def _cell(row: Row | None) -> str:

@@ -244,6 +244,10 @@ def _latency_ablation(results: Path) -> str:
     return latency_table.render_ablation(_read(results, "latency-ablation")["rows"])
 
 
+def _latency_floor(results: Path) -> str:
+    return latency_table.render_floor(_read(results, "latency-floor")["rows"])
+
+
 def _latency_profile(results: Path) -> str:
     return latency_table.render_profile(_read(results, "latency-profile")["rows"])
 
@@ -254,6 +258,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "latency": _latency,
     "latency-claims": _latency_claims,
     "latency-ablation": _latency_ablation,
+    "latency-floor": _latency_floor,
     "latency-profile": _latency_profile,
     "startup": _startup,
     "loading": _loading,

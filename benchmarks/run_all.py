@@ -56,6 +56,7 @@ class Benchmark:
 
 _PEERS = ("--python-ort", "{python_nncf}", "--python-nncf", "{python_nncf}", "--python-modelopt", "{python_modelopt}")
 _TINY = ("--model", "tiny", "--image-size", "224", "--batch-size", "8", "--steps", "1", "--rounds", "9")
+_FLOOR = ("matrix*", "ReLU*", "NNCF*", "quantize_static*")
 _BF16 = ("--autocast", "bf16")
 BENCHMARKS = (
     Benchmark("startup", "startup.py", (), 3),
@@ -77,6 +78,7 @@ BENCHMARKS = (
         "latency", "latency.py", ("--python-nncf", "{python_nncf}", "--python-modelopt", "{python_modelopt}"), 90
     ),
     Benchmark("latency-ablation", "latency.py", ("--ablation",), 60),
+    Benchmark("latency-floor", "latency.py", ("--ablation", "--models", "tiny", "--candidates", *_FLOOR), 10),
     Benchmark("latency-profile", "latency.py", ("--profile",), 5),
     Benchmark("width_times", "width_times.py", (), 25),
     Benchmark("evidence", "evidence.py", (), 10),

@@ -76,7 +76,7 @@ class Lesson:
             change = self.against_teachers
             found.append(
                 f"{who} has {self.metric} {_percent(self.taught)}, as the student's images come to it; the student agrees on "
-                f"{_percent(change.agreement)} of the {'answers' if self.metric == 'mAP' else 'images'} and is {_pp(change)} better"
+                f"{_percent(change.agreement)} of the {'answers' if self.metric == 'mAP' else 'images'} and is {_compared(change)}"
             )
         elif self.unknown is not None:
             found.append(f"what {who} knows of the validation images is not measured: {self.unknown}")
@@ -233,6 +233,12 @@ def _percent(fraction: float) -> str:
 def _gain_interval(change: Change) -> tuple[float, float]:
     low, high = change.interval_pp
     return -high, -low
+
+
+def _compared(change: Change) -> str:
+    """Say how much better or worse the student is, as a positive number."""
+    (low, high), word = (change.interval_pp, "worse") if change.drop_pp > 0 else (_gain_interval(change), "better")
+    return f"{abs(change.drop_pp):.2f} pp [{low:+.2f}, {high:+.2f}] {word}"
 
 
 def _pp(change: Change) -> str:

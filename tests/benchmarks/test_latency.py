@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def test_small_run_times_ours_and_others_and_says_what_is_missing(tmp_path: Path
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_every_variation_of_a_form_computes_the_network_it_says(runtime: str, tmp_path: Path) -> None:
     from latency_ablation import VARIATIONS, build
+    from latency_candidates import FLOOR, RELU
     from latency_files import Files
 
     if runtime == "openvino" and not openvino.is_installed():
@@ -154,5 +156,55 @@ def test_every_variation_of_a_form_computes_the_network_it_says(runtime: str, tm
         differs = not variation.dynamic and variation.runner is None and "v2" not in variation.words
         assert not differs or artifact.sha256 not in graphs, variation.words
         graphs.add(artifact.sha256)
-    other = errors.pop("ReLU instead of GELU")
-    assert max(errors.values()) < 0.05 < other
+    others = [errors.pop(RELU), errors.pop(FLOOR)]
+    assert max(errors.values()) < 0.05 < min(others)
+
+
+def test_the_floor_is_compared_with_the_fastest_of_others_round_by_round() -> None:
+    from latency_candidates import FLOOR, RELU, WHOLE
+    from latency_table import render_floor
+
+    times = {
+        WHOLE: [10.0, 20.0, 12.0],
+        FLOOR: [5.0, 10.0, 6.0],
+        "NNCF: INT8, defaults": [30.0, 60.0, 36.0],
+        "NNCF: INT8, TRANSFORMER": [20.0, 40.0, 24.0],
+    }
+    place = {"model": "convnext_tiny", "batch_size": 1, "runner": "openvino"}
+    rows = [{**place, "words": words, "processes_ms": found} for words, found in times.items()]
+    head, _, line = render_floor(rows).splitlines()
+    assert head.endswith(f"| {WHOLE} | {RELU} | {FLOOR} |")
+    assert "| `openvino` | NNCF: INT8, TRANSFORMER | 24.0 | 0.50 [0.50, 0.50] | – | 0.25 [0.25, 0.25] |" in line
+    assert len(render_floor([row for row in rows if "NNCF" not in row["words"]]).splitlines()) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_floor_of_a_form_has_its_integer_products_and_nothing_beside_them(runtime: str, tmp_path: Path) -> None:
+    from latency_ablation import VARIATIONS, build
+    from latency_candidates import FLOOR, WHOLE
+    from latency_files import Files
+
+    files = Files("convnext_atto", 32, argparse.Namespace(work=tmp_path))
+    whole, floor = (
+        onnx.load(
+            build(files, next(v for v in VARIATIONS[runtime] if v.words == words), tmp_path / f"{words}.onnx").main_file
+        )
+        for words in (WHOLE, FLOOR)
+    )
+    assert products(floor) == products(whole)
+    assert {"Gelu", "BiasGelu"}.isdisjoint(node.op_type for node in floor.graph.node)
+    norms = [node for node in floor.graph.node if node.op_type == "LayerNormalization"]
+    assert len(norms) == 5  # of the stem, of three downsampling layers, and of the head
+    stored = {t.name for t in floor.graph.initializer}
+    assert all(
+        node.op_type != "Add" or stored.intersection(node.input) for node in floor.graph.node
+    )  # no sum with an input
+
+
+def products(proto: onnx.ModelProto) -> Counter[tuple[int, ...]]:
+    """Count the weights of a graph's matrix products and ungrouped convolutions by shape."""
+    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    return Counter(
+        shape for shape in shapes.values() if len(shape) in (2, 4) and shape[1:2] != (1,) and min(shape[:2]) > 3
+    )

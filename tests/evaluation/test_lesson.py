@@ -36,7 +36,8 @@ def test_a_good_lesson_has_no_sign_and_its_gain_is_that_of_paired_images() -> No
     assert lesson.signs() == ()
     about_teacher, gain = lesson.describe()
     assert about_teacher.startswith("its teacher has top-1 95.00 %, as the student's images come to it; ")
-    assert "agrees on 90.00 % of the images and is -10.00 pp [-1" in about_teacher
+    assert "agrees on 90.00 % of the images and is 10.00 pp [+" in about_teacher
+    assert about_teacher.endswith("] worse")
     low, high = expected.interval_pp
     assert gain.endswith(
         f"(student-alone) gives top-1 70.00 %: the gain by its teacher is +15.00 pp [{-high:+.2f}, {-low:+.2f}]"
@@ -47,6 +48,8 @@ def test_a_teacher_worse_than_its_student_and_a_gain_below_zero_are_signs() -> N
     lesson = create_lesson(["resnet.onnx", "b"], score_of(0.80), taught_by(score_of(0.70)), "plain", score_of(0.90))
     worse, lost = lesson.signs()
     assert worse.startswith("the mean of its teachers resnet.onnx, b is worse than the student, by +10.00 pp [+8.")
+    assert lesson.describe()[0].endswith("] better")
+    assert "and is 10.00 pp [+8." in lesson.describe()[0]
     assert lost.startswith("the student is worse than without a teacher (plain), a gain of -10.00 pp [-1")
     unproven = create_lesson(["t"], score_of(0.80), taught_by(score_of(0.799)), "plain", score_of(0.799))
     assert unproven.signs() == ()
