@@ -56,7 +56,7 @@ class Benchmark:
 
 _PEERS = ("--python-ort", "{python_nncf}", "--python-nncf", "{python_nncf}", "--python-modelopt", "{python_modelopt}")
 _TINY = ("--model", "tiny", "--image-size", "224", "--batch-size", "8", "--steps", "1", "--rounds", "9")
-_FLOOR = ("matrix*", "ReLU*", "NNCF*", "quantize_static*")
+_FLOOR = ("matrix*", "ReLU*", "NNCF*")
 _BF16 = ("--autocast", "bf16")
 BENCHMARKS = (
     Benchmark("startup", "startup.py", (), 3),
