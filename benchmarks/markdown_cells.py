@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 
 def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rows = ["| " + " | ".join(cells) + " |" for cells in lines]
+    """Return a Markdown table; a bar in a cell is escaped, since it would begin the next one, in code as well."""
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]
     return "\n".join([("| " + " | ".join(head) + " |").replace("|  |", "| |"), "|" + "---|" * len(head), *rows])
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -225,11 +226,12 @@ def _mutants(results: Path) -> str:
 
 
 def _run(name: str) -> Callable[[Path], str]:
-    def stages(results: Path) -> str:
-        text = (results / f"{name}.md").read_text(encoding="utf-8")
-        return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    def tables(results: Path) -> str:
+        lines = (results / f"{name}.md").read_text(encoding="utf-8").splitlines()
+        groups = itertools.groupby(lines, key=lambda line: line.startswith("|"))
+        return "\n\n".join("\n".join(group) for is_table, group in groups if is_table)
 
-    return stages
+    return tables
 
 
 def _latency(results: Path) -> str:

@@ -150,9 +150,10 @@ def run(benchmark: Benchmark, arguments: argparse.Namespace) -> str | None:
 
 
 def anonymous(text: str, benchmark: Benchmark, arguments: argparse.Namespace) -> str:
-    """Return a result with the user's own paths as the names of the options, and the place of the result as `FILE.json`."""
+    """Return a result with the user's own paths as the names of options, its own place as `FILE.json`, and the sources as `.`."""
     out = (arguments.work / f"{benchmark.name}.json").resolve()
     names = {str(out): "FILE.json", str(out.with_suffix("")): f"runs/{benchmark.name}", sys.executable: "python"}
+    names[str(ROOT)] = "."
     for option in benchmark.needs:
         value = getattr(arguments, option)
         several = value if isinstance(value, list) else [value]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +21,16 @@ def test_tables_are_those_of_the_results() -> None:
     assert BENCHMARKS / "README.md" in texts
     old = [path.name for path, text in texts.items() if fill(text) != text]
     assert not old, "run: python benchmarks/run_all.py --tables"
+
+
+def test_lines_of_a_table_have_the_same_number_of_cells() -> None:
+    from run_all import documents
+
+    for path in documents():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for is_table, group in itertools.groupby(lines, key=lambda line: line.startswith("| ")):
+            rows = list(group)
+            assert not is_table or len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1, f"{path.name}: {rows[0]}"
 
 
 def test_folder_shows_every_table() -> None:

@@ -73,7 +73,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "import json, pathlib, sys\n"
         "code, data, out = int(sys.argv[1]), sys.argv[2], sys.argv[-1]\n"
         "with open(pathlib.Path(__file__).parents[1] / 'ran.txt', 'a') as ran: ran.write(f'{code}\\n')\n"
-        "if code != 2: pathlib.Path(out).write_text(json.dumps({'code': code, 'command': f'{data} {out}'}))\n"
+        "found = {'code': code, 'command': f'{data} {out}', 'started_in': str(pathlib.Path.cwd())}\n"
+        "if code != 2: pathlib.Path(out).write_text(json.dumps(found))\n"
         "sys.exit(code)\n"
     )
     path = "script.py"
@@ -112,6 +113,7 @@ def test_results_are_stored_and_failures_said(
     assert "not as they should be: broken-promise, fails" in said.err
     assert {path.name for path in (planted / "results").iterdir()} == {"good.json", "broken-promise.json"}
     assert json.loads((planted / "results" / "broken-promise.json").read_text())["command"] == "DATA FILE.json"
+    assert json.loads((planted / "results" / "good.json").read_text())["started_in"] == "."
 
 
 def test_what_was_finished_is_not_run_again(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
