@@ -1,4 +1,4 @@
-"""Do the tests notice an error? Thirty-one mutants of the package, each of which some test must kill.
+"""Do the tests notice an error? Mutants of the package, each of which some test must kill.
 
     python benchmarks/mutants.py [--tree DIR] [--only NAME …] [--label NAME] [--all] [--out benchmarks/results/mutants.json]
 
