@@ -1,7 +1,12 @@
-"""The arguments of verbs, checked before anything is opened: a wrong one is an error in one line, from wherever it is called."""
+"""The arguments of verbs, checked before anything is opened: a wrong one is an error in one line, from wherever it is called.
+
+What fits comes out in the plain form that the verbs work with: numbers of NumPy as those of Python, what can be gone through as a
+tuple, and what else stands for a path as `Path`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -11,8 +16,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, Union
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
+from convnext_deploy.config.checks import require_choice
 from convnext_deploy.errors import RecipeError, suggest
 
 _LONGEST = 60  # characters of a wrong value in a message
@@ -30,11 +36,13 @@ _KINDS: dict[object, tuple[type | tuple[type, ...], str]] = {
 class Record:
     """What records of options have in common: they show what was given alone, and refuse a name that is none of theirs in a line.
 
-    Raises: RecipeError: for such a name.
+    Raises: RecipeError: for such a name, or more values than fields.
     """
 
     def __new__(cls, *args: object, **fields: object) -> Self:
         known = [field.name for field in dataclasses.fields(cls)]
+        if len(args) > len(known):
+            raise CallError(f"{cls.__name__} has {len(known)} fields, {', '.join(known)}; found {len(args)} values.")
         for name in fields.keys() - {*known}:
             text = f"{cls.__name__} has no field {name}; its fields are {', '.join(known)}."
             raise RecipeError(text + suggest(name, known))
@@ -54,18 +62,26 @@ class CallError(RecipeError, TypeError):
     """Too many arguments by place, or one that has to be given is missing."""
 
 
-def check_type(name: str, value: object, hint: object) -> None:
-    """Check a value against an annotation of ours. Raises: RecipeError: naming it, what was found and what was expected."""
-    if not _fits(value, hint):
-        found = repr(value)
-        found = found if len(found) <= _LONGEST else f"{found[: _LONGEST - 1]}…"
-        raise RecipeError(f"{name} = {found} is of type {type(value).__name__}; expected {_describe(hint)}.")
+def plain(name: str, value: object, hint: object) -> Any:
+    """Return a value as an annotation of ours has it. Raises: RecipeError: naming it, what was found and what was expected."""
+    try:
+        return _plain(value, hint)
+    except _MisfitError:
+        pass
+    for entry in (value,) if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+        if isinstance(entry, str) and (choices := _choices(hint)):
+            require_choice(name, entry, choices)
+    found = repr(value)
+    if "\\x00" in found:
+        raise RecipeError(f"{name} = {_short(found)} holds a null character, which no path and no name has.")
+    found = _short(found)
+    raise RecipeError(f"{name} = {found} is of type {type(value).__name__}; expected {_describe(hint)}.")
 
 
-def check_arguments(
+def bind_arguments(
     function: Callable[..., Any], records: Mapping[str, Sequence[str]], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
-    """Check the arguments of a verb by its annotations.
+) -> inspect.BoundArguments:
+    """Return the arguments of a verb as its annotations have them.
 
     Args:
         function: the verb.
@@ -96,7 +112,8 @@ def check_arguments(
         raise CallError(f"{function.__name__}: {error}; it is {function.__name__}({shown}).") from None
     for name, value in bound.arguments.items():
         if name not in records:
-            check_type(f"{function.__name__}: {name}", value, hints[name])
+            bound.arguments[name] = plain(f"{function.__name__}: {name}", value, hints[name])
+    return bound
 
 
 def _show(parameter: inspect.Parameter) -> str:
@@ -110,31 +127,65 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(function)
 
 
-def _fits(value: object, hint: object) -> bool:
-    origin = typing.get_origin(hint)
+class _MisfitError(Exception):
+    """A value is not of a type."""
+
+
+def _plain(value: object, hint: object) -> Any:
+    """Return a value in the form of a type. Raises: _MisfitError: if it has none."""
+    origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is Literal:
-        return isinstance(value, str)  # whoever uses it says which there are
-    if origin in (Sequence, Iterable, tuple):
-        return _fits_list(value, hint)
-    if hint in _KINDS:
-        if isinstance(value, bool) and hint in (int, float):
-            return False
-        return isinstance(value, _KINDS[hint][0])
-    return not isinstance(hint, type) or isinstance(value, hint)
+        options = get_args(hint)
+        for option in (type(value),) if type(value) in options else options:
+            with contextlib.suppress(_MisfitError):
+                return _plain(value, option)
+    elif origin is Literal:
+        if isinstance(value, str) and value in get_args(hint):
+            return value
+    elif origin in (Sequence, Iterable, tuple):
+        return _plain_list(value, get_args(hint))
+    elif hint in _KINDS:
+        if isinstance(value, _KINDS[hint][0]) and not (isinstance(value, bool) and hint in (int, float)):
+            return _plain_value(value, hint)
+    elif not isinstance(hint, type) or isinstance(value, hint):
+        return value
+    raise _MisfitError
 
 
-def _fits_list(value: object, hint: object) -> bool:
+def _plain_list(value: object, inside: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        return False
-    inside = next(iter(typing.get_args(hint)), Any)
-    # what can be gone through only once is looked at where it is used
-    return not isinstance(value, Sequence) or all(_fits(entry, inside) for entry in value)
+        raise _MisfitError
+    entries = tuple(value)
+    if len(inside) > 1 and inside[-1] is not Ellipsis:
+        if len(entries) != len(inside):
+            raise _MisfitError
+        return tuple(map(_plain, entries, inside))
+    return tuple(_plain(entry, inside[0]) for entry in entries) if inside else entries
+
+
+def _plain_value(value: Any, hint: object) -> Any:
+    if hint is Path:
+        value = value if isinstance(value, Path) else Path(os.fsdecode(value))
+    if hint in (Path, str) and "\0" in str(value):
+        raise _MisfitError  # no system opens such a file, and each says so in words of its own
+    if hint in (int, float) and type(value) not in (int, float):  # of NumPy, or a fraction
+        return int(value) if hint is int else float(value)
+    return value
+
+
+def _choices(hint: object) -> tuple[str, ...]:
+    """Return the texts that are chosen from, alone or in a list."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for part in get_args(hint) for choice in _choices(part))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _describe(hint: object) -> str:
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if {*parts} >= {Path, str}:
             parts = tuple(part for part in parts if part is not str)  # a path may be a text
@@ -142,7 +193,8 @@ def _describe(hint: object) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"
     if origin in (Sequence, Iterable, tuple):
-        return f"a list, each {_describe(parts[0])}" if parts else "a list"
+        count = f" of {len(parts)}" if len(parts) > 1 and parts[-1] is not Ellipsis else ""
+        return f"a list{count}, each {_describe(parts[0])}" if parts else "a list"
     if hint in _KINDS:
         return _KINDS[hint][1]
     return f"a {getattr(hint, '__name__', hint)}"

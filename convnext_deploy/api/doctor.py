@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convnext_deploy.api.options import verb
+from convnext_deploy.config.checks import require
 from convnext_deploy.diagnosis.features import Feature, list_features
 from convnext_deploy.diagnosis.machine import Machine, examine_machine
 from convnext_deploy.diagnosis.packages import DRIVER, OWN, Package, chains, find_problems, judge_packages
@@ -50,6 +51,9 @@ class Diagnosis(Result):
         return json.dumps(record, indent=1)
 
 
+_LONGEST = 86400  # seconds
+
+
 @verb
 def doctor(*, timeout_s: float = 60.0) -> Diagnosis:
     """Examine this machine and what is installed on it. Packages are imported in processes of their own, for a few seconds.
@@ -58,7 +62,10 @@ def doctor(*, timeout_s: float = 60.0) -> Diagnosis:
         timeout_s: longest time for one of these processes, > 0; what is then still being imported counts as broken.
 
     Returns: the findings; whatever is broken is among them, and nothing of it raises.
+
+    Raises: RecipeError: if the time is out of range.
     """
+    require(0 < timeout_s <= _LONGEST, "timeout_s", timeout_s, f"above 0 and at most {_LONGEST}")
     probes = probe(chains(), timeout_s)
     driver = probes[DRIVER]
     machine = examine_machine(driver.facts if driver.works else {"error": f"no GPU known ({driver.error})"})

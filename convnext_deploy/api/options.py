@@ -5,11 +5,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
-from convnext_deploy.api.arguments import Record, check_arguments, check_type, given_fields
+from convnext_deploy.api.arguments import Record, bind_arguments, given_fields, plain
 from convnext_deploy.api.uses import USES
-from convnext_deploy.config.checks import require, require_choice
+from convnext_deploy.config.checks import require
 from convnext_deploy.config.choices import CropMode, Device, InputRange, Interpolation
 from convnext_deploy.config.image_size import ImageSize
 from convnext_deploy.config.preprocess import PreprocessSettings
@@ -17,6 +17,7 @@ from convnext_deploy.errors import RecipeError
 from convnext_deploy.system.disk_faults import naming_disk_faults
 from convnext_deploy.system.memory_faults import LESS_MEMORY, needing_memory
 from convnext_deploy.system.progress import Progress, SilentProgress, alive
+from convnext_deploy.system.torch_defaults import usual_torch
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -73,7 +74,7 @@ class DataOptions(Record):
     unlabelled: Path | str | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _make_plain(self)
         _ = self.preprocess  # which checks its values
 
     @property
@@ -107,7 +108,7 @@ class EvaluationOptions(Record):
     speed_check: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _make_plain(self)
         _at_least(self, 1, "batch_size")
 
 
@@ -147,7 +148,7 @@ class TrainingOptions(Record):
     head_hidden_size: int | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _make_plain(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,12 +186,8 @@ class ExecutionOptions(Record):
     command: str | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _make_plain(self)
         _at_least(self, 0, "workers")
-        if self.device is not None:
-            require_choice("device", self.device, get_args(Device))
-        if isinstance(self.progress, str):
-            require_choice("progress", self.progress, ("auto", "off"))
 
     @property
     def reporter(self) -> Progress:
@@ -229,11 +226,11 @@ def verb(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         for record in RECORDS.keys() & kwargs.keys():
             _check(name, record, kwargs[record])
-        check_arguments(function, {record: _fields(kind) for record, kind in RECORDS.items()}, args, kwargs)
+        bound = bind_arguments(function, {record: _fields(kind) for record, kind in RECORDS.items()}, args, kwargs)
         execution = kwargs.get("execution")
         shown = execution.progress if isinstance(execution, ExecutionOptions) else None
-        with needing_memory(name, LESS_MEMORY), naming_disk_faults(), alive(_given_display(shown), name):
-            return function(*args, **kwargs)
+        with needing_memory(name, LESS_MEMORY), naming_disk_faults(), alive(_given_display(shown), name), usual_torch():
+            return function(*bound.args, **bound.kwargs)
 
     return checked
 
@@ -247,10 +244,10 @@ def _fields(record: type[Options]) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(record))
 
 
-def _check_types(record: Options) -> None:
-    """Check every field by its annotation. Raises: RecipeError."""
+def _make_plain(record: Options) -> None:
+    """Give every field the form of its annotation. Raises: RecipeError: if one has none."""
     for name, hint in get_type_hints(type(record)).items():
-        check_type(name, getattr(record, name), hint)
+        object.__setattr__(record, name, plain(name, getattr(record, name), hint))
 
 
 def given(options: Options) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.artifacts.spec import ModelSpec
+from convnext_deploy.config.checks import require
 from convnext_deploy.config.image_size import ImageSize, plain_size, show_size, size_option
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.errors import OutputError, RecipeError
@@ -135,8 +137,8 @@ def recommend(
             f"image_size = {show_size(image_size)} is not square, and recommend counts the memory of square images; give "
             f"the larger side, {larger}, and train with --image-size {size_option(image_size)}."
         )
-    if latency_budget_ms is not None and latency_budget_ms <= 0:
-        raise RecipeError(f"latency_budget_ms = {latency_budget_ms} is out of range; expected > 0.")
+    in_range = latency_budget_ms is None or 0 < latency_budget_ms < math.inf
+    require(in_range, "latency_budget_ms", latency_budget_ms, "> 0")
     out = None if out is None else Path(out)
     if out is not None:
         _check_new_file(out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_deploy.api.options import verb
+from convnext_deploy.config.checks import require
 from convnext_deploy.system.results import Result
 from convnext_deploy.viewer.library import Library, best_artifact
 from convnext_deploy.viewer.server import PORT, RunServer
@@ -69,9 +70,11 @@ def view(runs: Path | str = "runs", *, port: int | None = None, browser: bool = 
     Returns: what serves them, in a thread; `Viewer.stop` ends it.
 
     Raises:
+        RecipeError: if the port is out of range.
         ArtifactError: if there is no such folder.
         OutputError: if the port cannot be used.
     """
+    require(port is None or 0 <= port <= 65535, "port", port, "0 to 65535, where 0 is any that is free")
     viewer = Viewer(RunServer(Library(Path(runs)), port))
     if browser and _has_screen():
         webbrowser.open(viewer.url)

@@ -14,7 +14,8 @@ from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.standard_error import tell
 
 if TYPE_CHECKING:
-    from convnext_deploy.reports.record import Report, StageRow
+    from convnext_deploy.reports.front_table import choose_to_ship
+from convnext_deploy.reports.record import Report, StageRow
 
 _PROGRAM = "convnext-deploy"
 _STAGES = "stages"
@@ -60,7 +61,9 @@ def conclude_run(report: Report, values: Mapping[str, Any]) -> None:
         tell_to_do("look at the warning first; what is made of these results means as little as they do")
     elif values.get("target") == "auto":
         _follow_candidates(report, values)
-    elif row.speed.ship is not None:
+    elif (choice := choose_to_ship(report)) is not None and choice.reached:
+        _follow(report, [choice.path], "onnx", "int8", values)
+    elif row.speed.ship is not None and choice is None:
         _follow(report, [row.speed.ship], "onnx", "fp32", values)
     elif row.verdict.passed is False:
         tell_to_do(f"the report says what failed and why; {_SLOW_OR_WORSE} says what helps")

@@ -11,6 +11,7 @@ from convnext_deploy.reports.commands import NO_DATA, data_words
 from convnext_deploy.reports.device_table import DEVICE_COLUMNS, DEVICES_TITLE, collected, describe_device, device_cells
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
+from convnext_deploy.reports.front_table import choose_to_ship
 from convnext_deploy.reports.label_table import LABEL_COLUMNS, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
@@ -59,8 +60,11 @@ def render_model_card(report: Report) -> str:
 def shipped_row(report: Report) -> StageRow | None:
     """Return the artifact that the card is about: the fastest ONNX file that failed no gate, otherwise the last artifact.
 
-    What was timed while the machine did other work is not the fastest.
+    What was timed while the machine did other work is not the fastest. Where something was to replace another artifact, it is what
+    the report says to ship.
     """
+    if (choice := choose_to_ship(report)) is not None:
+        return next((row for row in report.rows if row.name == choice.name), None)
     fine = [row for row in report.rows if row.verdict.passed is not False]
     graphs = [row for row in fine if row.identity.format == "onnx"]
     timed = [

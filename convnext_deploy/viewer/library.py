@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, DeployError
+from convnext_deploy.reports.front_table import choose_to_ship
 from convnext_deploy.reports.record import REPORT_JSON, Report, StageRow, read_report
 
 State = Literal["running", "recent", "complete", "stopped", "unreadable"]
@@ -128,8 +129,11 @@ class Library:
 def best_artifact(report: Report) -> StageRow | None:
     """Return what to ship: of the artifacts that failed no gate the fastest graph or engine; without times the smallest.
 
-    Of a run that made neither it is what was made in PyTorch, of what is simulated the last. What was brought is none of it.
+    Of a run that made neither it is what was made in PyTorch, of what is simulated the last. What was brought is none of it. Where
+    something was to replace another artifact, the report says which.
     """
+    if (choice := choose_to_ship(report)) is not None:
+        return next((row for row in report.rows if row.name == choice.name), None)
     fine = [row for row in report.rows if row.verdict.passed is not False and row.accuracy is not None]
     made = [row for row in fine if row.is_made_to_be_used]
     fine = (

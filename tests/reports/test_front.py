@@ -11,12 +11,16 @@ from convnext_deploy.config.recipe import LatencyGoal
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.timing.front import ExploredPoint, Front, TimedPoint, judge_latency
+from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.reports.front_table import add_latency, explored_cells, front_cells, what_to_ship
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.markdown import render_markdown
+from convnext_deploy.reports.model_card import shipped_row
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Report
+from convnext_deploy.reports.rows import add_speed
+from convnext_deploy.viewer.library import best_artifact
 
 DENSE = TimedPoint("student", "runs/x/stages/student", "onnxruntime", 2.0, (1.9, 2.1), "student")
 FAST = TimedPoint(
@@ -77,6 +81,30 @@ def test_where_nothing_keeps_its_goal_the_dense_one_is_shipped(small_run: RunRes
     assert what_to_ship(report) == "ship student, runs/x/stages/student: onnx-int8 did not reach what was asked for"
     assert what_to_ship(replace(small_run.report, front_not_timed="no GPU")) == "not timed: no GPU"
     assert what_to_ship(small_run.report) is None
+
+
+def test_what_is_slower_than_its_float_form_alone_leaves_that_to_ship_and_every_page_says_the_same(
+    small_run: RunResult,
+) -> None:
+    speedup = Speedup(1, 0.9, 0.85, 0.95, 1.1, 1.0)
+    slow = Speed("onnx-fp32", "runs/x/stages/onnx-fp32", "onnxruntime", "onnxruntime", "cpu", (speedup,))
+    rows = tuple(add_speed(row, slow) if row.name == "onnx-int8" else row for row in small_run.report.rows)
+    report = with_front(replace(small_run.report, rows=rows), DENSE, FAST)
+    path = next(row.identity.artifact for row in rows if row.name == "onnx-fp32")
+    ship = what_to_ship(report)
+    assert ship is not None
+    assert ship.startswith(
+        f"ship onnx-fp32, {path}: onnx-int8 takes 1.100 ms, 0.550 [0.520, 0.580] of the time of student"
+    )
+    assert ship.endswith("and in float the same widths take less time still")
+    for chosen in (shipped_row(report), best_artifact(report)):
+        assert chosen is not None
+        assert chosen.name == "onnx-fp32"
+    # of what fails for another reason as well, the float form has not been asked whether it keeps that
+    late = with_front(
+        replace(small_run.report, rows=rows), DENSE, replace(FAST, ratio=0.7, ratio_interval=(0.68, 0.72))
+    )
+    assert what_to_ship(late) == "ship student, runs/x/stages/student: onnx-int8 did not reach what was asked for"
 
 
 def test_the_recipe_of_the_report_has_the_goals(small_run: RunResult, tmp_path: Path) -> None:
