@@ -31,7 +31,29 @@ def usual_torch() -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
         if not torch.is_grad_enabled():
             stack.enter_context(torch.enable_grad())
-        for kind in _KINDS:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_no_autocast(torch))
         yield
+
+
+@contextmanager
+def _no_autocast(torch: Any) -> Iterator[None]:
+    """Leave every block of `torch.autocast`, and enter them again.
+
+    One that is only switched off would still count as the outermost: casts of weights are forgotten where that one ends, so that a
+    training within it would go on with those of its first step.
+    """
+    kinds = [kind for kind in _KINDS if torch.is_autocast_enabled(kind)]
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    for _ in range(depth):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    for kind in kinds:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, True)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
