@@ -2,12 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from convnext_deploy.api.open_inputs import name_variant, open_artifact, open_data_for
 from convnext_deploy.api.open_teachers import open_teachers, teacher_places
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, verb
-from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
+from convnext_deploy.api.run_stages import (
+    check_early,
+    create_execution,
+    create_gate,
+    create_recipe,
+    create_settings,
+    run_stages,
+)
 from convnext_deploy.api.training_presets import choose, choose_qat, describe_qat
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.compression.budget import Budget, parse_budget
@@ -22,11 +30,12 @@ from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.onnx import ONNXConfig
 from convnext_deploy.config.prune import PruneConfig
 from convnext_deploy.config.quantize import QuantizeConfig
-from convnext_deploy.config.recipe import SOURCE, Gate, LatencyGoal, StageEntry
+from convnext_deploy.config.recipe import SOURCE, Gate, LatencyGoal, Recipe, StageEntry
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import ArtifactError, DataError, RecipeError
 from convnext_deploy.evaluation.timing.front import Front
 from convnext_deploy.models.variants import complete_spec
+from convnext_deploy.pipeline.run_folder import claim
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.system.cache_folder import user_cache
@@ -91,12 +100,6 @@ def compress(
     variant = name_variant(None, source)
     settings = create_settings("compress", f"compress-{variant}", out, how, execution)
     plans = execution.dry_run or False
-    found, origin, is_measured = from_first(
-        lambda: _explore(source, budgets, target, activation, images, settings.out, how, plans=plans)
-    )
-    how.progress.say(f"times of hidden widths: {origin}")
-    stages, goals = _dense(target), []
-    choices: dict[str, tuple[str, ...]] = {}
     gate = dataclasses.replace(create_gate(evaluation, MAX_DROP_PP), against=SOURCE)
     taught, qat = choose(variant, data, training, images, source, "pruned"), choose_qat(training, images)
     distill = DistillConfig(
@@ -105,19 +108,37 @@ def compress(
         taught.fit,
         teacher_cache=len(budgets) > 1 and _is_little(taught.fit, images),
     )
+
+    def recipe_of(widths: Sequence[tuple[int, ...]]) -> Recipe:
+        stages = _dense(target)
+        for budget, each in zip(budgets, widths, strict=True):
+            pruned, distilled, quantized, graph = _names(budget, alone=len(budgets) == 1)
+            stages += [
+                StageEntry(pruned, PruneConfig(widths=each, activation=activation), SOURCE),
+                StageEntry(distilled, distill, pruned),
+                StageEntry(quantized, QuantizeConfig(target=target, fit=qat), distilled),
+                StageEntry(graph, _graph(target), quantized, gate),
+            ]
+        return create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, preprocess)
+
+    def search() -> tuple[Exploration, str, bool]:
+        # what is known to end the run does so before minutes of measuring, and nobody else works in the folder meanwhile
+        with nullcontext() if plans else claim(settings.out):
+            dense = sum(complete_spec(source.model).block_widths, ())
+            check_early(recipe_of([dense] * len(budgets)), settings, source, images, teachers)
+            return _explore(source, budgets, target, activation, images, settings.out, how, plans=plans)
+
+    found, origin, is_measured = from_first(search)
+    how.progress.say(f"times of hidden widths: {origin}")
+    choices: dict[str, tuple[str, ...]] = {}
+    goals = []
     for budget, chosen in zip(budgets, found.chosen, strict=True):
         pruned, distilled, quantized, graph = _names(budget, alone=len(budgets) == 1)
-        stages += [
-            StageEntry(pruned, PruneConfig(widths=chosen.widths, activation=activation), SOURCE),
-            StageEntry(distilled, distill, pruned),
-            StageEntry(quantized, QuantizeConfig(target=target, fit=qat), distilled),
-            StageEntry(graph, _graph(target), quantized, gate),
-        ]
         choices |= {pruned: tuple(chosen.describe(found.dense_ms)), distilled: taught.words}
         choices[quantized] = describe_qat(qat, training, images)
         predicted = chosen.predicted_ms / found.dense_ms if is_measured else None
         goals.append(LatencyGoal(graph, _DENSE[1], budget.ratio, budget.ms, predicted))
-    recipe = create_recipe(f"compress-{variant}", stages, images, checkpoint, how.seed, preprocess)
+    recipe = recipe_of([chosen.widths for chosen in found.chosen])
     recipe = dataclasses.replace(recipe, latency_goals=tuple(goals))
     settings = dataclasses.replace(settings, choices=choices, explored=found.front)
     result = run_stages(recipe, settings, source, images, teachers)
@@ -162,7 +183,7 @@ def _explore(
     other = None if activation in (None, complete_spec(source.model).activation) else activation
     writer = ProbeWriter(ProbeForm(source.model, source.preprocess, target, other))
     kept, measured = how.cache_dir or user_cache(), times_on_devices(out, source.model)
-    times = times_for(writer, how.progress, kept, None if plans else cache, measured)
+    times = times_for(writer, how.progress, kept, cache, measured, keep=not plans)
     context = StageContext("widths", out, images, how, cache)
     check = None
     if target in MEASURED_TARGETS and not plans:

@@ -11,9 +11,12 @@ from convnext_deploy.config.preprocess import PreprocessSettings
 from convnext_deploy.config.recipe import TEACHER_PREFIX, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.evaluation.limits import check_gates
+from convnext_deploy.pipeline.foresee import check_new_run
+from convnext_deploy.pipeline.kept import check_rows
 from convnext_deploy.pipeline.open_foreign import open_references
 from convnext_deploy.pipeline.plan import plan_run_of
 from convnext_deploy.pipeline.run import run_recipe
+from convnext_deploy.pipeline.run_folder import read_earlier
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.pipeline.stage import Settings
 from convnext_deploy.stages import check_stage
@@ -124,6 +127,21 @@ def run_stages(
     perform = plan_run_of if settings.dry_run else run_recipe
     opened = {TEACHER_PREFIX + place: teacher for place, teacher in teachers.items()}
     return perform(recipe, settings, source, data, {**open_references(recipe, but=opened), **opened})
+
+
+def check_early(
+    recipe: Recipe, settings: Settings, source: Artifact, data: Data, teachers: Mapping[str, Artifact]
+) -> None:
+    """Check what would end a run before the settings of its stages are searched for, with any that they may get.
+
+    A folder that holds a report is asked alone whether it is of the same run: what of it is up to date depends on the settings.
+
+    Raises: DeployError: the first that would end the run.
+    """
+    brought = {TEACHER_PREFIX + place: teacher for place, teacher in teachers.items()}
+    check_rows(recipe, settings, source, data, brought)
+    if read_earlier(settings.out) is None:
+        check_new_run(recipe, settings, source, data, {**open_references(recipe, but=brought), **brought})
 
 
 def check_names(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -177,7 +178,7 @@ def _check_budgets(source: Artifact, budgets: Sequence[Budget], times: Times) ->
             raise RecipeError(
                 f"latency_budget = '{budget}' is {allowed:.3f} ms, and all but the blocks takes {search.least_ms:.3f} ms of the "
                 f"dense network's {times.dense_ms:.3f} ms ({times.origin}); ask for "
-                f"{search.least_ms / times.dense_ms:.2f}x or more, or start from a smaller model."
+                f"{math.ceil(100 * search.least_ms / times.dense_ms) / 100:.2f}x or more, or start from a smaller model."
             )
 
 

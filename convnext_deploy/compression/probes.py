@@ -96,7 +96,13 @@ def choose_probes(shapes: Sequence[BlockShape], count: int = PROBES, seed: int =
 
 
 def measure_probes(
-    writer: ProbeWriter, progress: Progress, cache: Path | None, run: Path | None = None, count: int = PROBES
+    writer: ProbeWriter,
+    progress: Progress,
+    cache: Path | None,
+    run: Path | None = None,
+    count: int = PROBES,
+    *,
+    keep: bool = True,
 ) -> ProbeTimes:
     """Return the times of networks that tell what a block costs, kept or measured.
 
@@ -106,6 +112,7 @@ def measure_probes(
         cache: where times are kept for all runs, but for those of a machine that did other work; None: nowhere.
         run: where they are kept for one run, whose choice they decide, and are looked for first; None: there is none.
         count: of networks.
+        keep: whether they are kept for the run, too; a plan only looks there.
 
     Raises: BackendUnavailableError, ProcessFailedError: if the files cannot be run here.
     """
@@ -119,7 +126,7 @@ def measure_probes(
             widths = (widths[0], *widths)
         machine = f"{environment['cpu']}, {environment['cores']} cores"
         found = time_widths(writer, widths, progress, machine=machine)
-    for file in files if found.loaded is None else files[:1]:
+    for file in (files[0] if keep else None, files[1] if found.loaded is None else None):
         if file is not None and read_kept(ProbeTimes, file, key) is None:
             try:
                 write_kept(file, key, found)

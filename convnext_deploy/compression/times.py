@@ -49,6 +49,8 @@ def times_for(
     cache: Path | None,
     run: Path | None = None,
     measured: Sequence[tuple[Sequence[int], float]] = (),
+    *,
+    keep: bool = True,
 ) -> Times:
     """Return how long the widths of a network take.
 
@@ -58,6 +60,7 @@ def times_for(
         cache: where measured times are kept, as `run`: see `measure_probes`.
         run: likewise.
         measured: for engines, hidden widths and milliseconds of networks that were timed on a device.
+        keep: whether measured times are kept for the run.
 
     Raises: BackendUnavailableError, ProcessFailedError: if a file cannot be run here.
     """
@@ -65,7 +68,7 @@ def times_for(
     shapes = block_shapes(form.spec, form.preprocess.image_size)
     if form.target in MEASURED_TARGETS:
         check_runtime(form.target)
-        found = measure_probes(writer, progress, cache, run)
+        found = measure_probes(writer, progress, cache, run, keep=keep)
         threads = "as many threads as it likes" if found.threads is None else f"{found.threads} threads"
         origin = f"measured on {len(found.widths)} networks with {found.runner}, {threads}, on {found.machine}"
         if found.loaded is not None:

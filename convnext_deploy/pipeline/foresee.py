@@ -54,6 +54,18 @@ def check_run(
     return None if data is None else data.contents
 
 
+def check_new_run(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> None:
+    """Check as `check_run` what can be known without a look at the images, for a folder in which no stage was executed.
+
+    Raises: DeployError: the first that would end the run.
+    """
+    source, weights = name_brought(source, weights, data)
+    brought = weights if source is None else {**weights, SOURCE: source}
+    _check_stages(with_comparisons(recipe).stages, {}, settings, data, brought, ())
+
+
 def name_brought(
     source: Artifact | None, weights: Mapping[str, Artifact], data: Data | None
 ) -> tuple[Artifact | None, dict[str, Artifact]]:

@@ -39,11 +39,18 @@ def check_replacements(
         if any(stage.config.reads_images for stage in recipe.stages):
             read_contents(data, settings.execution.progress)
     there = check_kept(recipe, settings.out, artifacts, data, restart=settings.restart)
+    check_rows(recipe, settings, source, data, weights)
+    return there
+
+
+def check_rows(
+    recipe: Recipe, settings: Settings, source: Artifact | None, data: Data | None, weights: Mapping[str, Artifact]
+) -> None:
+    """Check that the report of a run would drop none of what a report in its folder says. Raises: OutputError: if it would."""
     brought = {} if source is None else {BASELINE: None, SOURCE: source.sha256}
     teaching = {report_name(name): each.sha256 for name, each in weights.items() if name.startswith(TEACHER_PREFIX)}
     rows = {**brought, **teaching, **{stage.name: None for stage in recipe.stages}}
     check_report(settings.out, recipe.name, rows, data, restart=settings.restart)
-    return there
 
 
 def check_kept(

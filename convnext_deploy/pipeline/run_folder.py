@@ -35,11 +35,12 @@ def claim(out: Path) -> Iterator[None]:
     """Make the folder of a run and keep other processes out of it; the lock goes with the process, however that ends.
 
     It is touched every minute: whoever looks at the folder from another machine cannot ask it who holds it, and a stage may write
-    nothing for hours.
+    nothing for hours. A new folder in which nothing was made goes again with the error that ended the work.
 
     Raises: OutputError: if another process works in it, it cannot be written, or holds what no run wrote.
     """
     _refuse_foreign(out)
+    is_new = not os.path.lexists(out)
     create_output_folder(out)
     _check_folders(out)
     try:
@@ -51,8 +52,21 @@ def claim(out: Path) -> Iterator[None]:
             lock(file)
         except OSError:
             raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
-        with _touched(out / _LOCK):
-            yield
+        try:
+            with _touched(out / _LOCK):
+                yield
+        except BaseException:
+            if is_new:
+                _remove_unused(out)
+            raise
+
+
+def _remove_unused(out: Path) -> None:
+    """Remove the folder of a run that holds the lock alone."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in out.iterdir()] == [_LOCK]:
+            (out / _LOCK).unlink()
+            out.rmdir()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from convnext_deploy.models.block_shapes import block_shapes
 from convnext_deploy.models.variants import complete_spec
 from convnext_deploy.pipeline import run as pipeline
 from convnext_deploy.pipeline.open_foreign import open_references
+from convnext_deploy.pipeline.run_folder import claim
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import read_report
 from tests.api.test_distill_teachers import write_named
@@ -104,7 +105,7 @@ def test_dry_run_prints_the_front_that_is_predicted_and_trains_nothing(
     [
         (
             "0.1x",
-            "and all but the blocks takes 0.600 ms of the dense network's 3.900 ms (known); ask for 0.15x or more",
+            "and all but the blocks takes 0.600 ms of the dense network's 3.900 ms (known); ask for 0.16x or more",
         ),
         ("4ms", "asks for nothing: the dense network takes 3.900 ms"),
         ("fast", "'fast' is no latency"),
@@ -150,6 +151,37 @@ class EnoughError(Exception):
 
 def stop(recipe: Recipe, *_: object) -> NoReturn:
     raise EnoughError(recipe)
+
+
+def test_what_ends_the_run_is_said_before_anything_is_measured(
+    small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("times are measured")
+
+    monkeypatch.setattr(verb, "times_for", refuse)
+    out, images = tmp_path / "out", tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    for side in images.iterdir():
+        shutil.copytree(next(path for path in side.iterdir() if path.is_dir()), side / "one class more")
+    command = ("compress", small_artifacts["student"].path, "--target", "onnxruntime", "--workers", "0", "--out", out)
+    options = ("--latency-budget", "0.7x")
+    ran = call(*command, *options, "--data", images)
+    assert ran.code == 1
+    assert "has 3 classes" in ran.err, ran.err
+    assert not out.exists()
+    # the folder of another run
+    shutil.copytree(small_artifacts["student"].path.parents[1], out)
+    before = sorted(path for path in out.rglob("*") if path.name != ".lock")
+    ran = call(*command, *options, "--data", image_folder)
+    assert ran.code == 1
+    assert "Nothing was changed" in ran.err, ran.err
+    assert sorted(path for path in out.rglob("*") if path.name != ".lock") == before
+    # somebody works in it
+    with claim(tmp_path / "busy"):
+        busy = [word if word != out else tmp_path / "busy" for word in command]
+        ran = call(*busy, *options, "--data", image_folder)
+    assert ran.code == 1
 
 
 def test_other_teachers_take_the_place_of_the_dense_network(
