@@ -49,7 +49,7 @@ _UPRIGHT = {
 }
 
 SWITCHING = threading.Lock()
-"""Held while `quiet` looks at the filters of warnings; who forks this process holds it meanwhile, or the fork could wait for ever."""
+"""Held while `quiet` changes the filters of warnings. Who forks this process holds it too: the fork could never get it else."""
 _SILENCE = contextlib.ExitStack()
 _inside: list[None] = []
 """One for each block of `quiet` that is open, in any thread."""

@@ -1,6 +1,7 @@
 """Files on other machines as files that can be read anywhere: blocks of them are kept on this machine, as far as there is room.
 
-Processes, their threads and runs share the blocks. Each is fetched when the first of them needs it, and the oldest go when the disk fills up.
+Processes, their threads and runs share the blocks. Each is fetched when the first of them needs it, and the oldest go when the
+disk fills up.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class _Stream(io.RawIOBase):
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes and threads from fetching the same; where the disk knows no locks, or one is held for minutes, do without."""
+    """Keep all others from fetching the same; where the disk knows no locks, or one is held for minutes, do without."""
     until = time.monotonic() + _LONGEST_WAIT_S
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

@@ -50,7 +50,9 @@ def claim(out: Path) -> Iterator[None]:
                 f"another process is working in {out}, or another thread of this one; wait for it, or choose another --out."
             ) from None
         except OSError as error:
-            raise OutputError(f"{out / _LOCK} cannot be written and locked ({error.strerror}); choose another --out.") from None
+            raise OutputError(
+                f"{out / _LOCK} cannot be written and locked ({error.strerror}); choose another --out."
+            ) from None
         stack.enter_context(_touched(out / _LOCK))
         yield
 
