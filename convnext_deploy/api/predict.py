@@ -1,16 +1,17 @@
 """`predict`: what an artifact takes images to be, with the name and the probability of each class."""
 
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.api.open_inputs import open_artifact
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, verb
+from convnext_deploy.api.predictions import Guess, Prediction, Predictions, PredictionStream
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.config.checks import require
@@ -25,68 +26,13 @@ from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.execution import decoding_processes, resolve_device
 from convnext_deploy.system.memory_faults import Halving
 from convnext_deploy.system.progress import Progress
-from convnext_deploy.system.results import Result
+
+if TYPE_CHECKING:
+    from convnext_deploy.data.prediction_batches import FileBatches
 
 DEFAULT_THRESHOLD = 0.5
 """The probability from which on a multi-label network is taken to say yes."""
 _WORTH_PROCESSES = 256  # images, for which starting processes that decode them takes less time than it saves
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class, by its index and its name (the index as text where the artifact has no names), and its probability, 0 to 1."""
-
-    class_name: str
-    index: int
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of an image, best first; for a file that cannot be read there are none, and `error` says why.
-
-    A feature extractor gives `features`, `(D,)` float32, in their place; the features of others are None.
-    """
-
-    path: Path
-    guesses: tuple[Guess, ...]
-    error: str | None = None
-    features: NDArray[np.float32] | None = field(default=None, compare=False)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return what `--json` prints: `path`, `predictions` or `features` and, only where there is one, `error`."""
-        if self.features is not None:
-            return {"path": str(self.path), "features": [float(str(value)) for value in self.features]}
-        guesses = [{"class": g.class_name, "index": g.index, "probability": g.probability} for g in self.guesses]
-        record: dict[str, Any] = {"path": str(self.path), "predictions": guesses}
-        return record if self.error is None else {**record, "error": self.error}
-
-
-class Predictions(Result, list[Prediction]):
-    """The predictions of images in their order, a list of `Prediction`."""
-
-    def headline(self) -> str:
-        """Say how many images there are."""
-        unread = sum(found.error is not None for found in self)
-        return f"{len(self):,} images" + (f", {unread:,} of which cannot be read" if unread else "")
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """Return a record for each image: its first guess, the probability, and the names of all guesses."""
-        return [
-            {
-                "path": str(found.path),
-                "class": found.guesses[0].class_name if found.guesses else None,
-                "index": found.guesses[0].index if found.guesses else None,
-                "probability": found.guesses[0].probability if found.guesses else None,
-                "guesses": ", ".join(guess.class_name for guess in found.guesses),
-                "error": found.error,
-            }
-            for found in self
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the records that `--json` prints, as `images`."""
-        return {"images": [found.to_record() for found in self]}
 
 
 @overload
@@ -116,7 +62,7 @@ def predict(
     data: DataOptions = DataOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
-) -> Iterator[Prediction]: ...
+) -> PredictionStream: ...
 
 
 @verb
@@ -131,7 +77,7 @@ def predict(
     data: DataOptions = DataOptions(),
     evaluation: EvaluationOptions = EvaluationOptions(),
     execution: ExecutionOptions = ExecutionOptions(),
-) -> Predictions | Iterator[Prediction]:
+) -> Predictions | PredictionStream:
     """Classify images with an artifact's own runner and preprocessing.
 
     Predictions come in the order of `images`, those of a folder sorted by path.
@@ -141,7 +87,8 @@ def predict(
         images: an image file, of any name; or a folder, of which all files below are taken that are images by their names; or
             several of these.
         stream: return an iterator and no list. Everything but the images themselves is checked and opened before this returns;
-            they are read while the predictions are taken, a few batches ahead, so that there may be any number of them.
+            they are read while the predictions are taken, a few batches ahead, so that there may be any number of them. Its
+            `close` ends it early; so does letting it go.
         top_k: classes per image, at least 1; fewer come where there are not so many. None: 5, or of a multi-label network all
             labels above the threshold.
         threshold: of a multi-label network, the probability from which on an image is said to have a label, 0 to 1; None: 0.5. A
@@ -158,6 +105,8 @@ def predict(
         ArtifactError: if the artifact cannot be opened, or computes values that are not finite.
         BackendUnavailableError: if this machine lacks what the runner needs.
     """
+    from convnext_deploy.data.prediction_batches import FileBatches
+
     if top_k is not None and top_k < 1:
         raise RecipeError(f"top_k = {top_k} is out of range; expected >= 1.")
     require(threshold is None or 0 <= threshold <= 1, "threshold", threshold, "0 to 1")
@@ -174,12 +123,12 @@ def predict(
     top_k = choice.most
     if io.gives_best_only and top_k > io.top_k:
         execution.reporter.say(f"{artifact} gives its {io.top_k} most probable classes only")
-    backend = open_runner(opened, resolve_device(execution.device or "auto"), runner=runner)
     workers = execution.workers
     if workers is None:
         workers = decoding_processes() if len(paths) >= _WORTH_PROCESSES else 0
-    size = evaluation.batch_size or BATCH_SIZE
-    found = _classify(opened, backend, paths, io, choice, size, workers, execution.reporter)
+    batches = FileBatches(paths, opened.preprocess, evaluation.batch_size or BATCH_SIZE, workers)
+    backend = open_runner(opened, resolve_device(execution.device or "auto"), runner=runner)
+    found = PredictionStream(_classify(opened, backend, batches, io, choice, execution.reporter), backend.close)
     return found if stream else Predictions(found)
 
 
@@ -235,53 +184,41 @@ def find_images(images: Iterable[Path | str]) -> list[Path]:
 
 
 def _classify(
-    artifact: Artifact,
-    runner: Runner,
-    paths: list[Path],
-    io: GraphIO,
-    choice: _Choice,
-    batch_size: int,
-    workers: int,
-    progress: Progress,
-) -> Iterator[Prediction]:
-    from convnext_deploy.data.prediction_batches import FileBatches
-
+    artifact: Artifact, runner: Runner, batches: "FileBatches", io: GraphIO, choice: _Choice, progress: Progress
+) -> Generator[Prediction, None, None]:
     names, foreign = artifact.class_names, artifact.model.variant == "unknown"
     labels = FolderLabels(names)
     compute = Halving(runner.logits, np.concatenate, "predict", progress)
-    try:
-        with progress.task("predict", len(paths), "images") as task:
-            for batch in FileBatches(paths, artifact.preprocess, batch_size, workers):
-                rows: Iterator[tuple[Guess, ...]] = iter(())
-                vectors: Iterator[NDArray[np.float32]] = iter(())
-                if len(batch.pixels):
-                    logits = compute(batch.pixels)
-                    if not np.isfinite(logits).all():
-                        raise ArtifactError(
-                            f"{artifact.main_file}: the {io.output} are not finite; the artifact is unusable."
-                        )
-                    count = min(choice.most, _given(io, logits.shape[1]))
-                    if io.gives_features:
-                        vectors = iter(logits)
-                    elif choice.multi_label:
-                        rows = _best(to_label_probabilities(logits, io), names, count, choice.threshold or 0.0)
-                    else:
-                        rows = _best(to_probabilities(logits, io, foreign), names, count)
-                for path, error in zip(batch.paths, batch.errors, strict=True):
-                    if error is not None:
-                        found = Prediction(path, (), str(error))
-                    elif io.gives_features:
-                        found = Prediction(path, (), features=next(vectors))
-                    else:
-                        found = Prediction(path, next(rows))
-                    if found.guesses and not choice.multi_label:
-                        labels.add(path, found.guesses[0].index)
-                    yield found
-                task.advance(len(batch.paths))
-        if (doubt := labels.doubt(artifact)) is not None:
-            progress.say(f"WARNING: going by the names of the folders, {doubt}")
-    finally:
-        runner.close()
+    with progress.task("predict", len(batches.paths), "images") as task:
+        for batch in batches:
+            rows: Iterator[tuple[Guess, ...]] = iter(())
+            vectors: Iterator[NDArray[np.float32]] = iter(())
+            if len(batch.pixels):
+                logits = compute(batch.pixels)
+                if not np.isfinite(logits).all():
+                    raise ArtifactError(
+                        f"{artifact.main_file}: the {io.output} are not finite; the artifact is unusable."
+                    )
+                count = min(choice.most, _given(io, logits.shape[1]))
+                if io.gives_features:
+                    vectors = iter(logits)
+                elif choice.multi_label:
+                    rows = _best(to_label_probabilities(logits, io), names, count, choice.threshold or 0.0)
+                else:
+                    rows = _best(to_probabilities(logits, io, foreign), names, count)
+            for path, error in zip(batch.paths, batch.errors, strict=True):
+                if error is not None:
+                    found = Prediction(path, (), str(error))
+                elif io.gives_features:
+                    found = Prediction(path, (), features=next(vectors))
+                else:
+                    found = Prediction(path, next(rows))
+                if found.guesses and not choice.multi_label:
+                    labels.add(path, found.guesses[0].index)
+                yield found
+            task.advance(len(batch.paths))
+    if (doubt := labels.doubt(artifact)) is not None:
+        progress.say(f"WARNING: going by the names of the folders, {doubt}")
 
 
 def _given(io: GraphIO, classes: int) -> int:

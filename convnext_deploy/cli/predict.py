@@ -19,7 +19,7 @@ from convnext_deploy.cli.verbs import Verb
 from convnext_deploy.system.standard_error import tell
 
 if TYPE_CHECKING:
-    from convnext_deploy.api.predict import Prediction
+    from convnext_deploy.api.predictions import Prediction
 
 _SMALLEST = 0.0005  # a probability that is shown as 0.0 %
 

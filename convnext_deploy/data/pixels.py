@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -47,6 +48,12 @@ _UPRIGHT = {
     8: _WAYS.ROTATE_90,
 }
 
+SWITCHING = threading.Lock()
+"""Held while `quiet` changes the filters of warnings. Who forks this process holds it too: the fork could never get it else."""
+_SILENCE = contextlib.ExitStack()
+_inside: list[None] = []
+"""One for each block of `quiet` that is open, in any thread."""
+
 
 def open_image(stream: BinaryIO) -> Image.Image:
     """Open an image by its header. To be called within `quiet`. Raises: Exception: of any kind, if it is none."""
@@ -65,10 +72,23 @@ def readable_formats() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings of odd metadata and of images of more than 89 megapixels; those of twice that are refused."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Silence Pillow's warnings of odd metadata and of images of more than 89 megapixels; those of twice that are refused.
+
+    All threads share the filters of warnings. So the first block silences them, and the last one that was open at the same time, in
+    whatever thread, puts back what was before.
+    """
+    with SWITCHING:
+        if not _inside:
+            _SILENCE.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _inside.append(None)
+    try:
         yield
+    finally:
+        with SWITCHING:
+            _inside.pop()
+            if not _inside:
+                _SILENCE.close()
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Files on other machines as files that can be read anywhere: blocks of them are kept on this machine, as far as there is room.
 
-Processes and runs share the blocks. Each is fetched when the first of them needs it, and the oldest go when the disk fills up.
+Processes, their threads and runs share the blocks. Each is fetched when the first of them needs it, and the oldest go when the
+disk fills up.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import BinaryIO
 from convnext_deploy.data.remote_files import RemoteFile, read_part
 from convnext_deploy.system.disk_faults import CACHE_DIR
 from convnext_deploy.system.files import whole_file
-from convnext_deploy.system.posix import lock
+from convnext_deploy.system.posix import locked
 
 BLOCK = 8 << 20
 """Bytes that are asked for at once: of some hundred images, and enough to make up for the time until an answer begins."""
@@ -64,9 +65,9 @@ class RemoteBlocks:
         path = self._path(number)
         if (content := self._kept(path, number, first, size)) is not None:
             return content
-        with _locked(self.folder / "lock"):
+        with _alone(self.folder / "lock"):
             if (content := self._kept(path, number, first, size)) is not None:
-                return content  # another process has fetched it
+                return content  # somebody else has fetched it
             found = self._fetch(number)
         return found[first : first + size]
 
@@ -143,16 +144,15 @@ class _Stream(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from fetching the same; where the disk knows no locks, or one is held for minutes, do without."""
+def _alone(path: Path) -> Iterator[None]:
+    """Keep all others from fetching the same; where the disk knows no locks, or one is held for minutes, do without."""
     until = time.monotonic() + _LONGEST_WAIT_S
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("ab"))
             while time.monotonic() < until:
                 try:
-                    lock(file)
+                    stack.enter_context(locked(path))
                     break
                 except BlockingIOError:
                     time.sleep(_WAIT_S)

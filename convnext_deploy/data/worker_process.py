@@ -11,7 +11,6 @@ import mmap
 import os
 import pickle
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -22,8 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convnext_deploy.data.pixels import SWITCHING, quiet
 from convnext_deploy.errors import DataError, first_line
 from convnext_deploy.system.interruption import blocked, ignore_from_now_on
+from convnext_deploy.system.posix import fork
 
 Chunk = Sequence[int] | NDArray[np.int64]
 """Numbers of the images of a batch."""
@@ -91,10 +92,11 @@ def start(items: Items, shared: Shared) -> Worker:
     """Fork a process; no signal reaches it before it ignores those that are meant for this one."""
     own, other = Pipe()
     parent = os.getpid()
-    with blocked(), warnings.catch_warnings():
-        # of threads that hold locks: the process uses none but those of the C library, which sees to them
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    with blocked(), quiet():
+        # the warning is of threads that hold locks: the process uses none but these two, and those of the C library, which sees
+        # to its own
+        with SWITCHING:
+            pid = fork()
         if pid == 0:
             try:
                 own.close()

@@ -19,7 +19,7 @@ from convnext_deploy.errors import ArtifactError, OutputError
 from convnext_deploy.reports.record import REPORT_JSON, SCHEMA, Report, read_report
 from convnext_deploy.system.distributed import world
 from convnext_deploy.system.files import create_output_folder, write_text
-from convnext_deploy.system.posix import lock
+from convnext_deploy.system.posix import locked
 from convnext_deploy.system.sealed_json import unseal
 
 VIEWS = ("report.md", "report.html", "model_card.md", UNREADABLE)
@@ -32,29 +32,31 @@ _BEAT_S = 60.0
 
 @contextlib.contextmanager
 def claim(out: Path) -> Iterator[None]:
-    """Make the folder of a run and keep other processes out of it; the lock goes with the process, however that ends.
+    """Make the folder of a run and keep others out of it, processes and threads; the lock goes with the process, however that ends.
 
     It is touched every minute: whoever looks at the folder from another machine cannot ask it who holds it, and a stage may write
     nothing for hours. A new folder in which nothing was made goes again with the error that ended the work.
 
-    Raises: OutputError: if another process works in it, it cannot be written, or holds what no run wrote.
+    Raises: OutputError: if somebody else works in it, it cannot be written, or holds what no run wrote.
     """
     _refuse_foreign(out)
     is_new = not os.path.lexists(out)
     create_output_folder(out)
     _check_folders(out)
-    try:
-        file = (out / _LOCK).open("a")
-    except OSError as error:
-        raise OutputError(f"{out / _LOCK} cannot be written ({error.strerror}); choose another --out.") from None
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            lock(file)
-        except OSError:
-            raise OutputError(f"another process is working in {out}; wait for it, or choose another --out.") from None
+            stack.enter_context(locked(out / _LOCK))
+        except BlockingIOError:
+            raise OutputError(
+                f"another process is working in {out}, or another thread of this one; wait for it, or choose another --out."
+            ) from None
+        except OSError as error:
+            raise OutputError(
+                f"{out / _LOCK} cannot be written and locked ({error.strerror}); choose another --out."
+            ) from None
+        stack.enter_context(_touched(out / _LOCK))
         try:
-            with _touched(out / _LOCK):
-                yield
+            yield
         except BaseException:
             if is_new:
                 _remove_unused(out)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
 BINARY = getattr(os, "O_BINARY", 0)
 """For `os.open`: without it Windows changes the ends of lines."""
 _BLOCK = 1 << 20
+_HOLDING = threading.Lock()
+_held: set[tuple[int, int, int]] = set()
+"""Process, device and number of each file that is locked: a fork, whose process is another one, holds none of its parent's."""
 
 
 def read_at(descriptor: int, size: int, start: int) -> bytes:
@@ -51,20 +58,60 @@ def reserve(descriptor: int, size: int) -> None:
             content, start = content[written:], start + written
 
 
-def lock(file: IO[Any]) -> None:
-    """Lock an open file until it is closed, or this process ends, however it does.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file, which is made where there is none, until the block or this process ends, however it does.
 
-    Raises: OSError: if another process has locked it.
+    To the system a lock is the process's own: it would grant it again to another thread, and drop it for all when any one of the
+    handles on the file is closed. So a file that this process has locked is refused here, before it is opened again.
+
+    Raises:
+        BlockingIOError: if another process, or this one, has locked it.
+        OSError: if it cannot be opened or locked.
     """
+    with _HOLDING:
+        if path.exists() and _key(path.stat()) in _held:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+        file = path.open("ab")
+        try:
+            _lock(file)
+            key = _key(os.fstat(file.fileno()))
+        except BaseException:
+            file.close()
+            raise
+        _held.add(key)
     try:
-        import fcntl
-    except ImportError:
-        windows: Any = importlib.import_module("msvcrt")
-        file.seek(0)
-        windows.locking(file.fileno(), windows.LK_NBLCK, 1)
-        return
-    # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        with _HOLDING:
+            file.close()
+            _held.discard(key)
+
+
+def _key(status: os.stat_result) -> tuple[int, int, int]:
+    return os.getpid(), status.st_dev, status.st_ino
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file until it is closed. Raises: BlockingIOError: if another process has locked it; OSError."""
+    try:
+        try:
+            import fcntl
+        except ImportError:
+            windows: Any = importlib.import_module("msvcrt")
+            file.seek(0)
+            windows.locking(file.fileno(), windows.LK_NBLCK, 1)
+            return
+        # lockf and not flock: processes that decode images must not inherit the lock and outlive a killed parent with it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # what Windows says of a locked file, and POSIX lets systems say
+        raise BlockingIOError(error.errno, error.strerror) from None
+
+
+def fork() -> int:
+    """Call `os.fork` while no other thread is about to lock a file: the new process could never lock one."""
+    with _HOLDING:
+        return os.fork()
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +12,21 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_deploy import predict
 from convnext_deploy.api.export import export
 from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
-from convnext_deploy.api.predict import Prediction, find_images
+from convnext_deploy.api.predict import find_images
+from convnext_deploy.api.predictions import Prediction
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.artifacts.spec import GraphIO
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.errors import ArtifactError, BackendUnavailableError, DataError, RecipeError
 from convnext_deploy.evaluation.probabilities import to_probabilities
-from convnext_deploy.runners import open_runner
+from convnext_deploy.runners import Runner, open_runner
 from convnext_deploy.system.progress_bars import PlainProgress
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 
@@ -147,6 +150,64 @@ def test_images_are_read_as_predictions_are_taken(small_artifacts: dict[str, Art
         assert read == []
         next(found)
         assert read == files[:4]
+
+
+def test_a_stream_reads_what_its_paths_meant_and_tells_them_as_they_were_given(
+    small_artifacts: dict[str, Artifact], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    shutil.copy(files[0], tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "b.png").write_text("this is no image")
+    monkeypatch.chdir(tmp_path)
+    found = predict(small_artifacts["student"].path.absolute(), "photos", execution=HERE, stream=True)
+    monkeypatch.chdir("/")
+    read, broken = found
+    assert (str(read.path), read.error) == ("photos/a.png", None)
+    assert str(broken.path) == "photos/b.png"
+    assert str(broken.error).startswith("photos/b.png cannot be read as an image (not an image)")
+
+
+@pytest.mark.parametrize("end", ["never begun", "begun", "closed", "taken", "failed"])
+def test_a_stream_closes_its_runner_once_however_it_ends(
+    small_artifacts: dict[str, Artifact], files: list[Path], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    closed: list[str] = []
+
+    class Watched:
+        """A runner that notes when it is closed."""
+
+        def __init__(self, runner: Runner) -> None:
+            self.runner = runner
+
+        def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            if end == "failed":
+                raise DataError("of the test")
+            return self.runner.logits(pixels)
+
+        def close(self) -> None:
+            closed.append(end)
+            self.runner.close()
+
+    monkeypatch.setattr(
+        "convnext_deploy.api.predict.open_runner", lambda *args, **named: Watched(open_runner(*args, **named))
+    )
+    stream = predict(
+        small_artifacts["student"].path, files, evaluation=EvaluationOptions(4), execution=HERE, stream=True
+    )
+    assert closed == []
+    if end == "begun":
+        next(stream)
+    elif end == "closed":
+        stream.close()
+    elif end == "taken":
+        assert len(list(stream)) == len(files)
+    elif end == "failed":
+        with pytest.raises(DataError, match="of the test"):
+            next(stream)
+    assert closed == ([] if end in ("never begun", "begun") else [end])
+    del stream
+    gc.collect()
+    assert closed == [end]
 
 
 def test_predict_checks_everything_before_it_returns(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import convnext_deploy as api
-from convnext_deploy.api.predict import Guess, Prediction, Predictions
+from convnext_deploy.api.predictions import Guess, Prediction, Predictions
 from convnext_deploy.errors import BackendUnavailableError
 from convnext_deploy.pipeline.run_result import RunResult
 from convnext_deploy.reports.comparison import Run, compare_runs

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import convnext_deploy.cli
-from convnext_deploy.api.predict import Guess, Prediction
+from convnext_deploy.api.predictions import Guess, Prediction
 from convnext_deploy.cli import main
 from convnext_deploy.cli.report_table import show_report
 from convnext_deploy.errors import DeployError, printable

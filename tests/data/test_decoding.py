@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image, ImageCms
 from torchvision.io import ImageReadMode, decode_image
 
 from convnext_deploy.data.decoding import read_image
+from convnext_deploy.data.pixels import quiet
 from convnext_deploy.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
@@ -239,3 +242,22 @@ def test_icc_profile_changes_nothing(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     Image.fromarray(COLOURS).save(tmp_path / "x.png", icc_profile=profile)
     assert np.array_equal(pixels(tmp_path / "x.png"), COLOURS)
+
+
+def test_threads_that_overlap_leave_the_filters_of_warnings_as_they_were() -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    def stay_longer() -> None:
+        with quiet():
+            entered.set()
+            left.wait(30)
+
+    before = warnings.filters[:]
+    thread = threading.Thread(target=stay_longer)
+    with quiet():
+        thread.start()
+        assert entered.wait(30)
+    warnings.warn("of an image that the thread is decoding", RuntimeWarning, stacklevel=1)  # an error where it is heard
+    left.set()
+    thread.join()
+    assert warnings.filters == before

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from convnext_deploy.data import pixels
 from convnext_deploy.data import workers as module
 from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.loaders import BatchPlan, TrainingBatches
 from convnext_deploy.data.workers import Loader
 from convnext_deploy.errors import DataError, LoaderError
+from convnext_deploy.system import posix
 from tests.data.test_loaders import PLAIN, noise_images
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes load on Linux alone")
@@ -59,11 +61,29 @@ class Numbered:
 
 
 def numbers(loader: Loader, epoch: int = 0) -> list[list[int]]:
-    return [pixels[:, 0, 0, 0].tolist() for pixels, _ in loader.load(CHUNKS, epoch)]
+    return [batch[:, 0, 0, 0].tolist() for batch, _ in loader.load(CHUNKS, epoch)]
 
 
 def pids(loader: Loader) -> list[int]:
     return [] if loader._pool is None else [worker.pid for worker in loader._pool.workers]
+
+
+def test_no_lock_that_a_process_needs_is_held_by_another_thread_when_it_is_forked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, found = os.fork, list[tuple[bool, bool]]()
+
+    def watched() -> int:
+        found.append((pixels.SWITCHING.locked(), posix._HOLDING.locked()))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", watched)
+    loader = Loader(Numbered(), 3, 2)
+    assert numbers(loader) == CHUNKS
+    loader.close()
+    assert found == [(True, True)] * 2
+    assert not pixels.SWITCHING.locked()
+    assert not posix._HOLDING.locked()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 9])

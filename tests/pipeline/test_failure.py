@@ -1,4 +1,4 @@
-"""A stage that fails, a process that died and a second process leave nothing half done."""
+"""A stage that fails, a process that died and a second process or thread leave nothing half done."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from convnext_deploy.config.train import TrainConfig
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import DataError, DeployError, OutputError
 from convnext_deploy.pipeline.run import RunResult, run_recipe
+from convnext_deploy.pipeline.run_folder import claim
 from convnext_deploy.reports.record import read_report
 from convnext_deploy.stages.context import StageContext
 from tests.pipeline.conftest import STAGES, Rerun, change_stage, hashes, settings_for
@@ -124,12 +126,31 @@ def test_run_recipe_raises_when_another_process_works_in_the_folder(
     before = {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*")}
     other = hold_lock(copied)
     with pytest.raises(
-        OutputError, match=rf"another process is working in {copied}; wait for it, or choose another --out"
+        OutputError,
+        match=rf"another process is working in {copied}, or another thread of this one; wait for it, or choose another --out",
     ):
         rerun()
     assert {path: path.stat().st_mtime_ns for path in (copied / "stages").rglob("*")} == before
     other.kill()
     other.wait()
+    assert rerun().executed == ()
+
+
+def test_run_recipe_raises_when_another_thread_works_in_the_folder(rerun: Rerun, copied: Path) -> None:
+    entered, left = Event(), Event()
+
+    def work() -> None:
+        with claim(copied):
+            entered.set()
+            left.wait(60)
+
+    thread = Thread(target=work)
+    thread.start()
+    assert entered.wait(60)
+    with pytest.raises(OutputError, match="or another thread of this one"):
+        rerun()
+    left.set()
+    thread.join()
     assert rerun().executed == ()
 
 

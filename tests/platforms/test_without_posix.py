@@ -149,6 +149,7 @@ def test_windows_would_not_change_the_ends_of_lines() -> None:
 
 def test_folder_of_a_run_is_locked_by_windows_call(bare: Patch, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
+    run, other = tmp_path / "run", tmp_path / "other"
     windows: Any = types.ModuleType("msvcrt")
     windows.LK_NBLCK = 2
 
@@ -159,12 +160,10 @@ def test_folder_of_a_run_is_locked_by_windows_call(bare: Patch, tmp_path: Path) 
 
     windows.locking = locking
     bare.setitem(sys.modules, "msvcrt", windows)
-    with (
-        claim(tmp_path / "run"),
-        pytest.raises(OutputError, match=r"^another process is working in "),
-        claim(tmp_path / "run"),
-    ):
-        pass
+    with claim(run):
+        for folder in (other, run):  # one that another process has locked, and one that this process has
+            with pytest.raises(OutputError, match=r"^another process is working in "), claim(folder):
+                pass
     assert calls == [(2, 1), (2, 1)]
 
 

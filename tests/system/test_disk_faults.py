@@ -193,9 +193,10 @@ _WRITES = re.compile(
 _WRITERS = {
     # file → why it may write by itself
     "system/files.py": "the mechanism",
+    "system/posix.py": "a lock, which is empty",
     "bundles/device": "runs alone, without the package",
     "data/files.py": "within whole_file",
-    "data/remote_blocks.py": "within whole_file; and an empty file that is locked",
+    "data/remote_blocks.py": "within whole_file",
     "data/pixel_cache.py": "within whole_file",
     "evaluation/measure.py": "within whole_file",
     "data/shard_parts.py": "within whole_file",
@@ -206,7 +207,6 @@ _WRITERS = {
     "bundles/archive.py": "within whole_file, and what is unpacked into TMPDIR",
     "bundles/triton.py": "a second name of a file, or whole_file",
     "api/convert.py": "within whole_file",
-    "pipeline/run_folder.py": "a lock, which is empty",
     "reports/thumbnails.py": "a picture in memory",
 }
 
