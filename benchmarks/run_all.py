@@ -29,6 +29,7 @@ from pathlib import Path
 from results_tables import RESULTS, fill
 
 from convnext_deploy.system.files import write_text
+from convnext_deploy.system.sealed_json import SEAL, seal, unseal
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("*.md", "benchmarks/*.md", "docs/*.md", "recipes/*.md", "recipes/*/*.md")  # patterns from the root
@@ -144,6 +145,9 @@ def run(benchmark: Benchmark, arguments: argparse.Namespace) -> str | None:
     if code and (benchmark.script is None or code != 1 or not out.exists()):
         return f"failed with code {code}"
     text = anonymous(out.read_text(encoding="utf-8"), benchmark, arguments)
+    if SEAL in (record := json.loads(text)):  # of what the run wrote, before its paths were replaced
+        unseal(json.loads(out.read_text(encoding="utf-8")))
+        text = json.dumps(seal(record), indent=1) + "\n"
     write_text(arguments.out / f"{benchmark.name}.json", text)
     write_text(arguments.work / f"{benchmark.name}.finished", json.dumps(_words(benchmark, arguments)))
     return "finds a promise that does not hold" if code else None

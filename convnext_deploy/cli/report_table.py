@@ -31,7 +31,6 @@ from convnext_deploy.reports.front_table import (
     FRONT_TITLE,
     explored_cells,
     front_cells,
-    what_to_ship,
 )
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report
@@ -46,6 +45,7 @@ from convnext_deploy.reports.stage_table import (
     summary,
     warnings,
 )
+from convnext_deploy.reports.to_ship import what_to_ship
 from convnext_deploy.system.distributed import launched
 
 _WORDS = ("stage", "artifact", "verdict")

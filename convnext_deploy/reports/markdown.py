@@ -18,7 +18,6 @@ from convnext_deploy.reports.front_table import (
     FRONT_TITLE,
     explored_cells,
     front_cells,
-    what_to_ship,
 )
 from convnext_deploy.reports.label_table import LABEL_COLUMNS, LABELS_TITLE, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import explain
@@ -34,6 +33,7 @@ from convnext_deploy.reports.stage_table import (
     summary,
     warnings,
 )
+from convnext_deploy.reports.to_ship import what_to_ship
 
 
 def render_markdown(report: Report) -> str:

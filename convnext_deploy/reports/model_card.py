@@ -11,12 +11,12 @@ from convnext_deploy.reports.commands import NO_DATA, data_words
 from convnext_deploy.reports.device_table import DEVICE_COLUMNS, DEVICES_TITLE, collected, describe_device, device_cells
 from convnext_deploy.reports.escaping import clean, code, fenced, markdown
 from convnext_deploy.reports.front_matter import base_model, known_license, write_front_matter
-from convnext_deploy.reports.front_table import choose_to_ship
 from convnext_deploy.reports.label_table import LABEL_COLUMNS, describe_labels, label_cells, labelled_rows
 from convnext_deploy.reports.phrases import describe_step, preprocessing_steps
 from convnext_deploy.reports.quality_table import QUALITY_COLUMNS, quality_rows
 from convnext_deploy.reports.record import Report, StageRow
 from convnext_deploy.reports.stage_table import SCORE, describe_test, drop_text, metric_name, verdict, warnings
+from convnext_deploy.reports.to_ship import choose_to_ship, offered
 from convnext_deploy.reports.usage_code import write_usage
 from convnext_deploy.system.load import unreliable
 
@@ -65,7 +65,7 @@ def shipped_row(report: Report) -> StageRow | None:
     """
     if (choice := choose_to_ship(report)) is not None:
         return next((row for row in report.rows if row.name == choice.name), None)
-    fine = [row for row in report.rows if row.verdict.passed is not False]
+    fine = offered(report)
     graphs = [row for row in fine if row.identity.format == "onnx"]
     timed = [
         (latency.p50_ms, place)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from convnext_deploy.documents import read_json
 from convnext_deploy.errors import ArtifactError, DeployError
-from convnext_deploy.reports.front_table import choose_to_ship
 from convnext_deploy.reports.record import REPORT_JSON, Report, StageRow, read_report
+from convnext_deploy.reports.to_ship import choose_to_ship, offered
 
 State = Literal["running", "recent", "complete", "stopped", "unreadable"]
 
@@ -134,7 +134,7 @@ def best_artifact(report: Report) -> StageRow | None:
     """
     if (choice := choose_to_ship(report)) is not None:
         return next((row for row in report.rows if row.name == choice.name), None)
-    fine = [row for row in report.rows if row.verdict.passed is not False and row.accuracy is not None]
+    fine = [row for row in offered(report) if row.accuracy is not None]
     made = [row for row in fine if row.is_made_to_be_used]
     fine = (
         [row for row in made if row.identity.format != "torch"]

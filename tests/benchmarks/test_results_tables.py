@@ -30,7 +30,9 @@ def test_lines_of_a_table_have_the_same_number_of_cells() -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         for is_table, group in itertools.groupby(lines, key=lambda line: line.startswith("| ")):
             rows = list(group)
-            assert not is_table or len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1, f"{path.name}: {rows[0]}"
+            assert not is_table or len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1, (
+                f"{path.name}: {rows[0]}"
+            )
 
 
 def test_folder_shows_every_table() -> None:

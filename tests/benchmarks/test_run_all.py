@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from convnext_deploy.system.sealed_json import unseal
 from tests.benchmarks.conftest import BENCHMARKS
 
 # started by others, with arguments of their own, or makes what they need
@@ -73,8 +74,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "import json, pathlib, sys\n"
         "code, data, out = int(sys.argv[1]), sys.argv[2], sys.argv[-1]\n"
         "with open(pathlib.Path(__file__).parents[1] / 'ran.txt', 'a') as ran: ran.write(f'{code}\\n')\n"
+        "from convnext_deploy.system.sealed_json import seal\n"
         "found = {'code': code, 'command': f'{data} {out}', 'started_in': str(pathlib.Path.cwd())}\n"
-        "if code != 2: pathlib.Path(out).write_text(json.dumps(found))\n"
+        "if code != 2: pathlib.Path(out).write_text(json.dumps(seal(found)))\n"
         "sys.exit(code)\n"
     )
     path = "script.py"
@@ -113,7 +115,8 @@ def test_results_are_stored_and_failures_said(
     assert "not as they should be: broken-promise, fails" in said.err
     assert {path.name for path in (planted / "results").iterdir()} == {"good.json", "broken-promise.json"}
     assert json.loads((planted / "results" / "broken-promise.json").read_text())["command"] == "DATA FILE.json"
-    assert json.loads((planted / "results" / "good.json").read_text())["started_in"] == "."
+    good = unseal(json.loads((planted / "results" / "good.json").read_text()))
+    assert good["started_in"] == "."
 
 
 def test_what_was_finished_is_not_run_again(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

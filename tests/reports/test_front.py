@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from convnext_deploy.config.recipe import LatencyGoal
+from convnext_deploy.config.recipe import Gate, LatencyGoal
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.evaluation.gate import Verdict
 from convnext_deploy.evaluation.timing.front import ExploredPoint, Front, TimedPoint, judge_latency
 from convnext_deploy.evaluation.timing.speedup import Speed, Speedup
 from convnext_deploy.pipeline.run_result import RunResult
-from convnext_deploy.reports.front_table import add_latency, explored_cells, front_cells, what_to_ship
+from convnext_deploy.reports.front_table import add_latency, explored_cells, front_cells
 from convnext_deploy.reports.html.report_page import render_html
 from convnext_deploy.reports.markdown import render_markdown
 from convnext_deploy.reports.model_card import shipped_row
 from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import Report
 from convnext_deploy.reports.rows import add_speed
+from convnext_deploy.reports.to_ship import what_to_ship
 from convnext_deploy.viewer.library import best_artifact
 
 DENSE = TimedPoint("student", "runs/x/stages/student", "onnxruntime", 2.0, (1.9, 2.1), "student")
@@ -88,7 +89,12 @@ def test_what_is_slower_than_its_float_form_alone_leaves_that_to_ship_and_every_
 ) -> None:
     speedup = Speedup(1, 0.9, 0.85, 0.95, 1.1, 1.0)
     slow = Speed("onnx-fp32", "runs/x/stages/onnx-fp32", "onnxruntime", "onnxruntime", "cpu", (speedup,))
-    rows = tuple(add_speed(row, slow) if row.name == "onnx-int8" else row for row in small_run.report.rows)
+    rows = tuple(
+        add_speed(replace(row, provenance=replace(row.provenance, gate=Gate(0.3))), slow)
+        if row.name == "onnx-int8"
+        else row
+        for row in small_run.report.rows
+    )
     report = with_front(replace(small_run.report, rows=rows), DENSE, FAST)
     path = next(row.identity.artifact for row in rows if row.name == "onnx-fp32")
     ship = what_to_ship(report)
@@ -96,10 +102,20 @@ def test_what_is_slower_than_its_float_form_alone_leaves_that_to_ship_and_every_
     assert ship.startswith(
         f"ship onnx-fp32, {path}: onnx-int8 takes 1.100 ms, 0.550 [0.520, 0.580] of the time of student"
     )
-    assert ship.endswith("and in float the same widths take less time still")
+    assert ship.endswith("and in float the same network takes less time still")
     for chosen in (shipped_row(report), best_artifact(report)):
         assert chosen is not None
         assert chosen.name == "onnx-fp32"
+    # nor is the float form taken where it loses more than the INT8 file may
+    worse = tuple(
+        replace(row, accuracy=replace(row.accuracy, correct=0))
+        if row.name == "onnx-fp32" and row.accuracy is not None
+        else row
+        for row in rows
+    )
+    dense = what_to_ship(with_front(replace(small_run.report, rows=worse), DENSE, FAST))
+    assert dense is not None
+    assert dense.startswith("ship student, ")
     # of what fails for another reason as well, the float form has not been asked whether it keeps that
     late = with_front(
         replace(small_run.report, rows=rows), DENSE, replace(FAST, ratio=0.7, ratio_interval=(0.68, 0.72))

@@ -14,13 +14,13 @@ from convnext_deploy.reports.front_table import (
     FRONT_TEXTS,
     explored_cells,
     front_cells,
-    what_to_ship,
 )
 from convnext_deploy.reports.html import svg
 from convnext_deploy.reports.html.accuracy_plot import interval_of
 from convnext_deploy.reports.html.axes import linear_axis, percent_axis, positive_axis
 from convnext_deploy.reports.html.tables import create_table
 from convnext_deploy.reports.record import Accuracy, Report
+from convnext_deploy.reports.to_ship import what_to_ship
 
 _HEIGHT = 320
 
