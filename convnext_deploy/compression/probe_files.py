@@ -26,6 +26,7 @@ from convnext_deploy.stages.ptq_steps import open_folded
 from convnext_deploy.stages.write_artifact import write_torch_artifact
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.files import write_bytes
+from convnext_deploy.system.random_state import forked_random
 
 _IMAGES = 2  # of noise: the time depends on no value
 
@@ -114,8 +115,7 @@ def write_probe(form: ProbeForm, spec: ModelSpec, folder: Path) -> Artifact:
 
 def _fresh_network(spec: ModelSpec) -> nn.Module:
     """Return a network in which everything is computed: nothing is 0 that a runtime could leave out."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+    with forked_random(seed=0):
         network = build_model(spec, layer_scale_init=1.0).eval()
         for layer in network.modules():
             if isinstance(layer, GRN):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.runners import Runner
 from convnext_deploy.system.load import watch_load
+from convnext_deploy.system.random_state import forked_random
 
 _WARM_UP = 10
 _LEAST_RUNS, _MOST_RUNS = 20, 200
@@ -72,7 +73,9 @@ def measure_fresh_latency(spec: ModelSpec, image_size: int, device: str) -> floa
     from convnext_deploy.models.variants import build_model
     from convnext_deploy.runners.torch import TorchRunner
 
-    runner = TorchRunner(build_model(spec).eval(), device)
+    with forked_random():  # a training in another thread draws from the same generator
+        network = build_model(spec).eval()
+    runner = TorchRunner(network, device)
     try:
         return measure_latency(runner, (spec.in_channels, image_size, image_size)).p50_ms
     finally:

@@ -12,6 +12,7 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.config.fit import FitConfig
 from convnext_deploy.config.image_size import ImageSize, sides_of
 from convnext_deploy.models.variants import build_model
+from convnext_deploy.system.random_state import forked_random
 from convnext_deploy.training.schedule import autocast_dtype
 
 _ADAMW_TO_LERP = 7 / 3
@@ -32,7 +33,7 @@ def rehearse(spec: ModelSpec, image_size: ImageSize, fit: FitConfig, device: str
 
     Raises: DeployError: if this machine cannot train as asked.
     """
-    with torch.random.fork_rng([device] if device == "cuda" else []):
+    with forked_random(device):
         network = build_model(spec, gradient_checkpointing=fit.gradient_checkpointing).to(device)
         batch, dtype = _noise(spec, image_size, device, images), autocast_dtype(fit.autocast, device)
         labels = torch.zeros(images, dtype=torch.long, device=device)
@@ -50,7 +51,7 @@ def rehearse(spec: ModelSpec, image_size: ImageSize, fit: FitConfig, device: str
 
 def rehearse_teacher(spec: ModelSpec, image_size: ImageSize, fit: FitConfig, device: str, images: int) -> float:
     """Return the seconds that an image takes without gradients in the training that `fit` describes; otherwise as `rehearse`."""
-    with torch.random.fork_rng([device] if device == "cuda" else []):
+    with forked_random(device):
         batch = _noise(spec, image_size, device, images)
         return _forward_seconds(build_model(spec).to(device), batch, autocast_dtype(fit.autocast, device))
 

@@ -31,6 +31,7 @@ from convnext_deploy.quantization.prepare import quantized_layers
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook, check_fit
 from convnext_deploy.system.distributed import world
+from convnext_deploy.system.random_state import forked_random
 from convnext_deploy.system.shared_work import from_first
 from convnext_deploy.training.evaluate_labels import evaluate_labels
 from convnext_deploy.training.fit import fit
@@ -139,8 +140,7 @@ def start_network(spec: ModelSpec, config: FitConfig, start: Artifact | None, co
 
     A head of another size, or for other classes, stays fresh; the user is told.
     """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(context.execution.seed)
+    with forked_random(seed=context.execution.seed, say=context.execution.progress.say):
         network = build_model(spec, layer_scale_init=config.layer_scale_init, **training_options(config))
     if start is not None:
         state = load_checkpoint(start.main_file).state

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import ArtifactError, RecipeError
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.system.random_state import forked_random
 from convnext_deploy.training.foreign_network import ForeignNetwork
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.teacher import Teacher
@@ -164,8 +165,7 @@ def feature_distillation(
         raise RecipeError("features cannot be distilled with gradient_checkpointing, which drops them; turn it off.")
     own_widths = _widths(student)
     compared = [teacher.widths(own_widths) for teacher in teachers]
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with forked_random(seed=seed):
         projections = nn.ModuleList(_projections(own_widths, widths) for widths in compared)
     student.add_module(PROJECTIONS, projections.to(next(student.parameters()).device))
     own = StageFeatures(student, in_training=True)

@@ -14,6 +14,7 @@ from convnext_deploy.system.distributed import losing_others, total, world
 from convnext_deploy.system.execution import Execution
 from convnext_deploy.system.interruption import Interrupted, postponed
 from convnext_deploy.system.progress import Task
+from convnext_deploy.system.random_state import forked_random
 from convnext_deploy.training.checkpoint_store import LAST, TrainingStore
 from convnext_deploy.training.feature_distillation import PROJECTIONS
 from convnext_deploy.training.optimizer import MovingAverage, create_optimizer, scaled_learning_rate
@@ -52,7 +53,8 @@ def fit(
         batches: of all epochs.
         objective: the loss; it runs under autocast.
         schedule: how the network learns.
-        execution: its seed is that of stochastic depth and dropout; the global random state is left as it was.
+        execution: its seed is that of stochastic depth and dropout; the global random state is left as it was. Of several
+            threads one trains, and the others wait.
         description: what the progress display shows.
         scoring: by what the network is scored after an epoch, and its average too, in all processes.
         store: where the state is kept; a training that it holds goes on where it was.
@@ -67,13 +69,7 @@ def fit(
     body = [parameter for name, parameter in trained.items() if not name.startswith(_HEAD)]
     state, progress = _first_state(model, batches, schedule), execution.progress
     total_steps = schedule.epochs * len(batches)
-    is_cuda = torch.device(batches.device).type == "cuda"
-    with (
-        torch.random.fork_rng([batches.device] if is_cuda else []),
-        _trainable(body),
-        losing_others(),
-        postponed() as signals,
-    ):
+    with forked_random(batches.device, say=progress.say), _trainable(body), losing_others(), postponed() as signals:
         parts = body, list(trained.values())
         loop = Loop(batches, objective, schedule, description, scoring, store, state, *parts, signals)
         state.seed(execution.seed)

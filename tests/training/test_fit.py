@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.loaders import Batch, BatchPlan, TrainingBatches
 from convnext_deploy.errors import DeployError
 from convnext_deploy.models.convnext import ConvNeXt
+from convnext_deploy.system import random_state
+from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training.optimizer import learning_rate_at
 from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.step import Objective
@@ -100,6 +104,40 @@ def test_fit_leaves_the_global_random_state_alone_when_it_fails(small_data: Data
     with pytest.raises(DeployError):
         train(network(), small_data, lambda network, batch: network(batch.images).sum() * torch.nan)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_trainings_in_threads_give_what_each_gives_alone(small_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [network(), network()]
+    for seed, model in enumerate(alone):
+        train(model, small_data, seed=seed)
+    monkeypatch.setattr(random_state, "PATIENCE_S", 0.01)
+    begun, second_came, said = Event(), Event(), list[str]()
+    together = [network(), network()]
+
+    class Told(SilentProgress):
+        """Notes what is said."""
+
+        def say(self, message: str) -> None:
+            said.append(message)
+            second_came.set()
+
+    def first(network: nn.Module, batch: Batch) -> Tensor:
+        begun.set()
+        assert second_came.wait(60)
+        return F.cross_entropy(network(batch.images), batch.labels)
+
+    def second(network: nn.Module, batch: Batch) -> Tensor:
+        second_came.set()
+        return F.cross_entropy(network(batch.images), batch.labels)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(train, together[0], small_data, first, seed=0)
+        assert begun.wait(60)
+        other = pool.submit(train, together[1], small_data, second, seed=1, progress=Told())
+        one.result(), other.result()
+    assert "another thread of this process is training; this one waits" in said[0]
+    for model, expected in zip(together, alone, strict=True):
+        assert torch.equal(weights(model), weights(expected))
 
 
 def test_fit_follows_the_learning_rate_schedule(small_data: Data) -> None:
